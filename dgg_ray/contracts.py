@@ -1,0 +1,280 @@
+"""All that can be added: a task's reader, a scorer, a model, a strategy; and what they exchange.
+
+A plug-in is one file in the folder of its kind; the file's name is the name in the study.
+
+    folder       what the file defines                                     study
+    tasks/       a subclass of Reader                                      tasks: - reader: NAME
+    scorers/     score(predictions, examples) -> Score                     tasks: - scorer: NAME
+    models/      a subclass of Model                                       model: name: NAME
+    strategies/  a subclass of Strategy                                    strategy: name: NAME
+    metrics/     a function ScoreMatrix -> float, named as its file        search: objective: NAME
+    plots/       draw(results) -> Figure                                   -
+
+Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from dgg_ray import draws
+
+STRICT = {"extra": "forbid"}  # read by pydantic: an unknown setting is a fault
+SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A question about a picture and its answer.
+
+    question: as the model sees it, without an image token.
+    image: a file, pixels (H, W, 3) uint8, or None for text only.
+    references: all accepted answers where there are several (captions); else empty.
+    choices: the options offered, in their order (A, B, …); else empty.
+    """
+
+    id: str
+    question: str
+    answer: str
+    image: Path | np.ndarray | None = None
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A named dataset with `train`, `validation`, `test` examples and a scorer.
+
+    digests: for each split a hash of its content (questions, answers, pictures), 64 hex digits.
+    scorer: the name of the file in scorers/ that judges its answers.
+    """
+
+    name: str
+    examples: Mapping[str, Sequence[Example]]
+    digests: Mapping[str, str]
+    scorer: str = "exact_match"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMatrix:
+    """One run's scores on one split, tasks in the order in which the run learned them.
+
+    R: (T, T), R[t, i] is the score on task i after stage t, in [0, 1], nan where not examined.
+    sizes: (T,), examples behind column i.
+    base: (T,), the untouched model's score on task i, nan where not examined.
+    """
+
+    R: np.ndarray
+    sizes: np.ndarray
+    base: np.ndarray
+
+
+class Score(NamedTuple):
+    """value: of the whole set, in [0, 1]; each: per example, in [0, 1], for resampling."""
+
+    value: float
+    each: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Reader(ABC):
+    """Where a task's examples come from. Subclasses add their settings as fields."""
+
+    __pydantic_config__ = STRICT
+
+    @abstractmethod
+    def read(self, name: str) -> Task:
+        """The task called `name`.
+
+        Raises StudyError with every fault found, each with its file, for data that break a rule.
+        """
+
+
+# -- what a stage is learned with ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model(ABC):
+    """A vision-language model in the Hugging Face form. Subclasses add their settings as fields."""
+
+    __pydantic_config__ = STRICT
+
+    @abstractmethod
+    def load(self) -> tuple[Any, Any]:
+        """(model, processor): a `*ForConditionalGeneration` in evaluation mode and its processor."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the weights and the processor, 64 hex digits; it enters every stage key."""
+
+    def faults(self) -> list[tuple[str, str, str]]:
+        """What is wrong with the files it needs, as (setting, rule, found); nothing is loaded."""
+        return []
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA (Hu et al., ICLR 2022, arXiv:2106.09685): W + alpha/rank · B·A on linear layers.
+
+    alpha: numerator of the scale; None is 2 · rank, as LLaVA and MCITlib set it.
+    targets: names of linear layers of the language model, or `all` of them; the vision tower,
+        the projector and the output head stay frozen.
+    """
+
+    __pydantic_config__ = STRICT
+
+    rank: Annotated[int, Ge(1), Le(1024)] = 8
+    alpha: Annotated[float, Gt(0)] | None = None
+    dropout: Annotated[float, Ge(0), Le(0.9)] = 0.0
+    targets: Literal["all"] | tuple[str, ...] = "all"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one stage is optimised.
+
+    batch_size: examples behind one optimizer step, over all workers and micro-batches.
+    micro_batch_size: examples per forward pass on one worker; None is as many as there are.
+        Gradients accumulate up to batch_size.
+    warmup: share of the steps over which the rate rises from 0.
+    precision: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
+    """
+
+    __pydantic_config__ = STRICT
+
+    epochs: Annotated[int, Ge(1)] = 1
+    batch_size: Annotated[int, Ge(1)] = 64
+    micro_batch_size: Annotated[int, Ge(1)] | None = None
+    learning_rate: Annotated[float, Gt(0)] = 2e-4
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.03
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    betas: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.9, 0.999)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Learner(Protocol):
+    """One model being trained: what the loop and the strategies may ask of it."""
+
+    def begin(
+        self, adapter: Adapter, training: Training, steps: int, seed: int, task: str, parent: Path | None
+    ) -> None:
+        """Fresh optimizer, and weights from a finished stage's adapter or, without one, from the seed."""
+        ...
+
+    def weights(self) -> list[Tensor]:
+        """The trainable tensors, the values that the optimizer updates; always in the same order."""
+        ...
+
+    def step(self, batch: Sequence[Example], step: int, edit: GradientEdit) -> float:
+        """One optimizer step on the mean loss over the batch's answer tokens; returns that loss.
+
+        `edit` sees the gradient of the whole batch, after accumulation and reduction over workers.
+        """
+        ...
+
+    def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+        """Greedy answers, in order."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """A PEFT checkpoint."""
+        ...
+
+
+GradientEdit = Callable[[Sequence[Tensor], Sequence[Tensor], int], None]  # (weights, gradients, step)
+
+
+# -- strategies ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """What is done against forgetting. Settings are fields; every hook is a no-op by default.
+
+    A new instance (`dataclasses.replace(self)`) is used for each stage, so that what a strategy
+    remembers between `begin_task` and the last step lives in `self.memory` and nowhere else.
+    """
+
+    __pydantic_config__ = STRICT
+    simultaneous: ClassVar[bool] = False
+    """All tasks of an order are learned at once, in one stage: an upper reference, not a sequence."""
+
+    @cached_property
+    def memory(self) -> dict[str, Any]:
+        return {}
+
+    def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
+        """What this does beyond plain fine-tuning when `task` is learned after `earlier`, as JSON.
+
+        It enters the stage key: settings with an equal effect share the stage, so two that would
+        train differently must differ here. {} is plain fine-tuning.
+        """
+        return {"strategy": type(self).__name__, **asdict(self)} if earlier else {}
+
+    def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
+        """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
+        return list(fresh)
+
+    def begin_task(self, weights: Sequence[Tensor], task: str, earlier: Sequence[str], seed: int) -> None:
+        """Called once the weights are in place, before the first step."""
+
+    def edit_gradient(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], step: int) -> None:
+        """Change `gradients` in place, right before the optimizer's step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next stage needs beside the weights; kept as safetensors with the stage."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what the parent stage's `state` gave."""
+
+
+@dataclass(frozen=True)
+class Rehearsal(Strategy):
+    """A strategy with a replay buffer beside it.
+
+    buffer: examples kept of each finished task; 0 is none.
+    """
+
+    buffer: Annotated[int, Ge(0)] = 0
+
+    def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
+        return {"buffer": self.buffer} if earlier and self.buffer else {}
+
+    def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
+        """The union T_t ∪ M, as DGG's loss has it: concatenated here, shuffled by the loop."""
+        kept = [example for task in earlier for example in replay_sample(task, self.buffer, seed)]
+        return [*fresh, *kept]
+
+
+def replay_sample(task: Task, size: int, seed: int) -> list[Example]:
+    """`size` training examples of a finished task, uniform without replacement.
+
+    The first `size` of one fixed permutation: a larger buffer holds every smaller one, so that
+    buffers of different sizes are compared on nested samples.
+    """
+    train = task.examples["train"]
+    order = draws.generator(seed, task.name, "replay").permutation(len(train))
+    return [train[i] for i in order[:size]]
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, 64 hex digits."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
