@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from dgg_ray import judge, plugins, studyfile
+from dgg_ray.errors import ResultsError
+from dgg_ray.search import space
+from dgg_ray.stages import Run, Stage, StageStore, Work, distinct
+from dgg_ray.study import Study
 
 CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
     "setting",  # id of the setting, 8 hex digits
@@ -47,3 +56,220 @@ class Results:
     failures: list[dict[str, Any]]
     costs: pd.DataFrame
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def table(out: str | Path) -> pd.DataFrame:
+    """The long table of the study in a folder: one row per cell, columns CELL and the searched settings."""
+    return load(Path(out)).table
+
+
+def load(out: Path) -> Results:
+    """All results of the study that was run into a folder, as far as it got; its data are not needed."""
+    study = studyfile.the_kept(out)
+    store = StageStore(study.store_folder(out))
+    knobs = tuple(space(study, study.search)) if study.search else ()
+    candidates, winner = settings(study, store)
+    asked = Asked()
+    for at in candidates:
+        for run in at.runs():
+            asked.add(at, run, judge.works(at, run))
+    rivals: dict[str, str] = {}
+    if winner is not None:
+        for label, at in judge.contenders(winner).items():
+            rivals[label] = at.id
+            for run in at.runs():
+                asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
+        rivals.pop(plugins.name_of(winner.strategy))
+    untouched = judge.base_work(winner) if winner is not None else None
+    stages = distinct(work.stage for works in asked.works.values() for work in works)
+    return Results(
+        name=study.name,
+        question=study.question,
+        table=cells(store, asked, knobs, untouched),
+        knobs=knobs,
+        objective=study.search.objective if study.search else ("faa",),
+        recommended=winner.id if winner else None,
+        rivals=rivals,
+        failures=failures(store, stages),
+        costs=costs(store, asked, stages),
+        facts=facts(study, store, asked, stages),
+    )
+
+
+class Asked:
+    """What a study asks for: (setting id, order, seed) → its study, run, and works by stage."""
+
+    def __init__(self) -> None:
+        self.runs: dict[tuple[str, tuple[str, ...], int], tuple[Study, Run]] = {}
+        self.works: dict[tuple[str, tuple[str, ...], int], list[Work]] = {}
+
+    def add(self, at: Study, run: Run, works: Sequence[Work]) -> None:
+        """Works asked for twice, by the search and by the comparison, are one with the exams of both."""
+        name = (at.id, run.order, run.seed)
+        before = self.works.get(name, [Work(work.stage) for work in works])
+        self.runs[name] = (at, run)
+        self.works[name] = [
+            Work(old.stage, tuple(dict.fromkeys((*old.exams, *new.exams))))
+            for old, new in zip(before, works, strict=True)
+        ]
+
+
+def settings(study: Study, store: StageStore) -> tuple[list[Study], Study | None]:
+    """(The study at every setting proposed so far, at the recommended one); one setting without a search."""
+    if study.search is None:
+        return [], study
+    proposals = judge.searched(study, store)
+    candidates = [study.at(setting) for setting in proposals.proposed]
+    best = proposals.best()
+    return candidates, None if best is None else candidates[best]
+
+
+def cells(store: StageStore, asked: Asked, knobs: Sequence[str], untouched: Work | None) -> pd.DataFrame:
+    rows = []
+    for name, (at, run) in asked.runs.items():
+        works = asked.works[name]
+        shared = {
+            "setting": at.id,
+            "strategy": plugins.name_of(at.strategy),
+            "order": " > ".join(run.order),
+            "seed": run.seed,
+        }
+        searched = {knob: value_at(at, knob) for knob in knobs}
+        # A simultaneous run has one stage, its last.
+        sat = list(enumerate(works, start=len(run.order) - len(works)))
+        if untouched and any(exam.split == "test" for work in works for exam in work.exams):
+            sat.insert(0, (-1, untouched))
+        for t, work in sat:
+            found = store.cells(work.stage)
+            record = store.record(work.stage) or {"cost": {}}
+            for exam in work.exams:
+                if exam.key in found:
+                    cell = {k: found[exam.key][k] for k in ("score", "n")}
+                    place = {"stage": t, "learned": work.stage.task, "exam": exam.task, "split": exam.split}
+                    seconds = {"seconds": record["cost"].get("seconds", 0.0)}
+                    rows.append(shared | place | cell | seconds | searched)
+    return pd.DataFrame(rows, columns=[*CELL, *knobs])
+
+
+def value_at(study: Study, dotted: str) -> Any:
+    """The value of a setting; None where the strategy has no such setting."""
+    thing: Any = study
+    for step in dotted.split("."):
+        if isinstance(thing, Mapping):
+            thing = thing.get(step)
+        elif not isinstance(thing, float | int | str):  # one value for all tasks stands for each
+            thing = getattr(thing, step, None)
+    return thing
+
+
+def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
+    found = []
+    for stage in stages.values():
+        if error := store.failure(stage):
+            kept = {k: error[k] for k in ("error", "message", "traceback")}
+            found.append(
+                {"stage": stage.key[:8], "learned": " > ".join((*stage.earlier, stage.task)), **kept}
+            )
+    return found
+
+
+def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.DataFrame:
+    runs = pd.Series([w.stage.key for works in asked.works.values() for w in works], dtype=str).value_counts()
+    rows = []
+    for stage in stages.values():
+        if record := store.record(stage):
+            cost, where = record["cost"], record["environment"]
+            rows.append(
+                {
+                    "key": stage.key[:8],
+                    "learned": stage.task,
+                    "depth": len(stage.earlier),
+                    "runs": int(runs[stage.key]),
+                    "steps": cost["steps"],
+                    "examples": cost["examples"],
+                    "learn_seconds": cost["seconds"],
+                    "exam_seconds": sum(c["seconds"] for c in store.cells(stage).values()),
+                    "peak_memory_mb": cost["peak_memory_mb"],
+                    "device": where["device"],
+                    "host": where["host"],
+                }
+            )
+    columns = ["key", "learned", "depth", "runs", "steps", "examples", "learn_seconds", "exam_seconds"]
+    return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host"])
+
+
+def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    return {
+        "stages asked for": sum(map(len, asked.works.values())),
+        "distinct stages": len(stages),
+        "finished stages": sum(store.record(stage) is not None for stage in stages.values()),
+        "runs": len(asked.runs),
+        "orders": [" > ".join(order) for order in study.all_orders],
+        "seeds of the search": list(study.seeds),
+        "seeds of the comparison": list(study.protocol.final_seeds or study.seeds),
+        "model": f"{plugins.name_of(study.model)} ({study.fingerprint[:12]})",
+        "tasks": {name: dict(data.sizes) for name, data in study.tasks.items()},
+        "versions": {p: version(p) for p in ("dgg_ray", "torch", "transformers", "peft", "ray", "optuna")},
+    }
+
+
+# -- the outcome -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `Study.run` gives back.
+
+    tally: of this run: stages asked for, there (in the store already), trained, failed; seconds.
+    """
+
+    results: Results
+    out: Path
+    tally: dict[str, Any]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.results.table
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The recommendation and what it was compared with, as JSON."""
+        return recommendation(self.results)
+
+    def __str__(self) -> str:
+        """The answer in words, what it cost, and where the report is."""
+        from dgg_ray.report import answer
+
+        t = self.tally
+        work = (
+            f"{t['trained']} stages trained"
+            if t["trained"]
+            else "nothing trained, all answered from the store"
+        )
+        cost = f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
+        return "\n".join([*answer(self.results), cost, f"report: {self.out / 'report.html'}"])
+
+    def report(self) -> Path:
+        """Write the report anew; the path of its page."""
+        from dgg_ray import report
+
+        return report.write(self.results, self.out)
+
+
+def recommendation(results: Results) -> dict[str, Any]:
+    """The recommended setting, its score with its 95 % interval, and the comparison with its rivals."""
+    from dgg_ray.outcomes import compare, final_split  # they read Results, so Results meets them late
+
+    if results.recommended is None:
+        raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
+    mine = results.table[results.table["setting"] == results.recommended]
+    split = final_split(results)
+    compared = compare(results, split)
+    return {
+        "study": results.name,
+        "setting": results.recommended,
+        "recommended": {knob: mine[knob].iloc[0] for knob in results.knobs} if len(mine) else {},
+        "split": split,
+        "comparison": compared.astype(object).where(compared.notna(), None).to_dict("records"),
+        "failed_stages": len(results.failures),
+    }

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all check format benchmark clean
+
+quickstart: .venv/ready
+	$(BIN)/dgg-ray run studies/quickstart.yaml
+
+test: .venv/ready
+	$(BIN)/pytest -m "not slow and not browser and not gpu"
+
+test-all: .venv/ready
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: .venv/ready
+	$(BIN)/python benchmarks/quickstart.py
+
+# torch comes first and alone, at its pinned version: a looser demand from another package may bring
+# gigabytes of CUDA libraries that this set is not tested with.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,caption]"
+	touch $@
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,133 @@
+"""What a study found, in sentences: what to use, how sure that is, and what is not known."""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray.outcomes import (
+    chosen,
+    compare,
+    compared,
+    final_split,
+    headline,
+    name_of,
+    order_spread,
+    runs,
+    settings,
+    text_of,
+)
+from dgg_ray.results import Results
+
+SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
+IN_WORDS = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}
+
+
+def answer(results: Results) -> list[str]:
+    """The report's opening: what to use, how it scores, what it was compared with, and what is uncertain."""
+    split = final_split(results)
+    table = runs(results, split)  # raises for an empty study
+    setting = chosen(results)
+    known = settings(results)
+    if setting is None or setting not in known.index:
+        sentences = ["No setting has been judged on all its orders and seeds yet, so none is recommended."]
+        return sentences + failures(results)
+    ours = table[table["setting"] == setting]
+    return [
+        recommendation(results, known.loc[setting]),
+        *score_sentences(results, split),
+        *order_sentences(results, split, ours),
+        *failures(results),
+    ]
+
+
+def recommendation(results: Results, values: pd.Series) -> str:
+    """What to use, every searched value by its name."""
+    parts = [f"{name_of(knob)} = {text_of(values[knob])}" for knob in results.knobs]
+    verb = "Use" if results.knobs else "One setting was run, nothing was searched:"
+    return f"{verb} {values['strategy']}" + (f" with {', '.join(parts)}." if parts else ".")
+
+
+def score_sentences(results: Results, split: str) -> list[str]:
+    """Its score with its interval, and the paired difference to each rival."""
+    metric = headline(results)
+    rows = compare(results, split)
+    rows = rows[rows["metric"] == metric].set_index("label")
+    own = rows[rows["setting"] == chosen(results)].iloc[0]
+    if np.isnan(own["score"]):
+        return [f"No run of it has been finished on the {split} split, so it has no score yet."]
+    name = SHOWN.get(metric, metric)
+    text = f"On the {split} split its {name} is {percent(own['score'])} %"
+    if own["n"] < 2:
+        sentences = [f"{text}, from one order and one seed: no interval can be given. Add orders or seeds."]
+    else:
+        interval = f"{percent(own['low'])} to {percent(own['high'])}"
+        sentences = [f"{text} (95 % interval {interval}, over {own['n']} blocks of order and seed)."]
+    if split != "test":
+        warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
+        sentences.append(f"The test split has not been examined{warning}.")
+    gaps = [against(label, row, name) for label, row in rows.drop(index=own.name).iterrows()]
+    return sentences + (gaps or ["It was compared with no other strategy: this study has no rivals."])
+
+
+def against(label: object, row: pd.Series, metric: str) -> str:
+    """One rival: the paired difference, and whether the study can tell the two apart."""
+    rival = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}.get(
+        str(label), label
+    )
+    if not row["pairs"]:
+        return f"Against {rival}: not compared, the two share no finished block."
+    gap = row["difference"]
+    text = f"Against {rival} ({percent(row['score'])} %) it is {percent(abs(gap))} points "
+    text += f"{'higher' if gap >= 0 else 'lower'} in {metric}"
+    if row["pairs"] < 2:
+        return f"{text}, on one block: no interval can be given."
+    text += f" (95 % interval {signed(row['difference_low'])} to {signed(row['difference_high'])}, "
+    if np.isnan(row["p"]):
+        return f"{text}{row['pairs']} pairs, all with the same difference: no test is possible)."
+    p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
+    text += f"paired over {row['pairs']} blocks, {p})"
+    if row["difference_low"] <= 0 <= row["difference_high"]:
+        return f"{text}. The interval includes 0: this study cannot tell the two apart."
+    return f"{text}."
+
+
+def order_sentences(results: Results, split: str, ours: pd.DataFrame) -> list[str]:
+    """How much the order of the tasks matters; a reminder where only one was tried."""
+    orders = ours["order"].nunique()
+    if orders < 2:
+        return ["Only one order of the tasks was run: how much the result depends on it is not known."]
+    spread = order_spread(results, split)
+    spread = spread[spread["label"] == next(iter(compared(results)))]
+    if spread.empty:
+        return []
+    worst = spread.loc[spread["opd"].idxmax()]
+    return [
+        f"Over {orders} orders a task's final score moves by {percent(spread['opd'].mean())} points on "
+        f"average (AOPD) and by {percent(worst['opd'])} at most (MOPD, {worst['task']}), seed noise included."
+    ]
+
+
+def failures(results: Results) -> list[str]:
+    """That stages are missing, where some are."""
+    count = len(results.failures)
+    if not count:
+        return []
+    which = ", ".join(sorted({f"{f['error']} while learning {f['learned']}" for f in results.failures}))
+    many = count > 1
+    which = f"{count} stage{'s' if many else ''} failed ({which})"
+    return [f"{which}; runs that needed {'them' if many else 'it'} are not counted."]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
+    return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference of scores in points, with its sign."""
+    return ("+" if round(100 * value, 1) > 0 else "") + percent(value)

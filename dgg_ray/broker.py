@@ -1,0 +1,219 @@
+"""Who trains what. Trials ask, fleets take; a stage asked for by ten trials is trained once.
+
+    need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued
+    take(fleet) →  the work that waits longest
+    done(fleet) →  whoever needs it is answered
+
+`Desk` is the book-keeping, in plain Python; `Broker` is the Ray actor around it. What the desk knows
+can be lost: the store is the truth, and whoever needs a stage asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from dgg_ray.stages import Exam, Stage, StageStore, Work
+
+Answer = dict[str, Any]  # {"ok": bool, "error": …}
+
+
+@dataclass
+class Order:
+    """Work that somebody waits for. exams: all that were asked for; losses: fleets lost over it."""
+
+    stage: Stage
+    exams: dict[str, Exam] = field(default_factory=dict)
+    fleet: str | None = None
+    losses: int = 0
+    started: float = 0.0
+    steps: tuple[int, int] = (0, 0)
+
+    @property
+    def work(self) -> Work:
+        return Work(self.stage, tuple(self.exams.values()))
+
+
+class Desk:
+    """The queue's book-keeping: no Ray, no waiting, no clock but for what it shows."""
+
+    def __init__(self, store: StageStore, retries: int = 2) -> None:
+        self.store = store
+        self.retries = retries
+        self.orders: dict[str, Order] = {}  # by stage key; dicts keep the order of asking
+        self.later: dict[str, dict[str, Exam]] = {}  # exams asked for while their stage was out
+        self.counts: Counter[str] = Counter()
+
+    def need(self, work: Work) -> str:
+        """`ready`, `joined` or `queued`."""
+        self.counts["asked"] += 1
+        key = work.stage.key
+        order = self.orders.get(key)
+        wanted = {exam.key: exam for exam in work.exams}
+        if order is None:
+            if self.store.has(work):
+                return "ready"
+            self.orders[key] = Order(work.stage, wanted)
+            return "queued"
+        if order.fleet is None:
+            order.exams |= wanted
+        elif not wanted.keys() <= order.exams.keys():
+            self.later.setdefault(key, {}).update(wanted)
+        return "joined"
+
+    def take(self, fleet: str) -> Work | None:
+        """The work that waits longest; None when none waits."""
+        for order in self.orders.values():
+            if order.fleet is None:
+                order.fleet, order.started, order.steps = fleet, time.time(), (0, 0)
+                return order.work
+        return None
+
+    def done(self, fleet: str, key: str, learned: bool, failed: bool) -> bool:
+        """Close the order; False when exams asked for meanwhile put it back into the queue."""
+        order = self.orders.get(key)
+        if order is None or order.fleet != fleet:
+            return True  # it was taken from a fleet believed lost; the store holds the result all the same
+        del self.orders[key]
+        self.counts["trained"] += learned
+        self.counts["failed"] += failed
+        self.counts["taken"] += 1
+        later = self.later.pop(key, None)
+        if later and not failed:
+            self.orders[key] = Order(order.stage, later)
+            return False
+        return True
+
+    def lost(self, fleet: str) -> list[Stage]:
+        """Put the fleet's work back; what was lost too often is given up and returned."""
+        given_up = []
+        for key, order in list(self.orders.items()):
+            if order.fleet == fleet:
+                order.fleet = None
+                order.losses += 1
+                self.counts["lost"] += 1
+                if order.losses > self.retries:
+                    given_up.append(order.stage)
+                    del self.orders[key]
+        return given_up
+
+    @property
+    def waiting(self) -> int:
+        return sum(order.fleet is None for order in self.orders.values())
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Broker:
+    """The desk, as an actor that can be waited for."""
+
+    def __init__(self, store: StageStore, retries: int) -> None:
+        self.desk = Desk(store, retries)
+        self.answers: dict[str, asyncio.Future[Answer]] = {}
+        self.news = asyncio.Condition()
+        self.closed = False
+        self.lives: Counter[str] = Counter()  # how often a fleet's workers began
+
+    async def need(self, work: Work) -> Answer:
+        """Wait until the store has it, or until it failed."""
+        while True:
+            if self.desk.need(work) == "ready":
+                return {"ok": True}
+            key = work.stage.key
+            answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
+            async with self.news:
+                self.news.notify_all()
+            # Shielded: one asker that is cancelled must not cancel the others' answer.
+            result = await asyncio.shield(answer)
+            if not result["ok"] or self.desk.store.has(work):
+                return result
+
+    async def take(self, fleet: str, patience_s: float) -> Work | None:
+        """Work for the fleet; None when none came for that long, or when the study is over."""
+        deadline, life = time.monotonic() + patience_s, self.lives[fleet]
+        # A worker killed while it waits here must not be handed work that nobody then does.
+        while not self.closed and self.lives[fleet] == life:
+            if work := self.desk.take(fleet):
+                return work
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            async with self.news:
+                try:
+                    await asyncio.wait_for(self.news.wait(), left)
+                except TimeoutError:
+                    return None
+        return None
+
+    async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
+        if self.desk.done(fleet, key, learned, error is not None):
+            self._answer(key, {"ok": error is None, "error": error})
+        else:
+            async with self.news:
+                self.news.notify_all()
+
+    async def lost(self, fleet: str) -> None:
+        """The fleet's workers began anew, or are gone: what they had is to be taken again."""
+        self.lives[fleet] += 1
+        for stage in self.desk.lost(fleet):
+            error = {
+                "error": "WorkerLost",
+                "message": f"the worker died {self.desk.retries + 1} times while learning {stage}; "
+                "see the workers' logs, often memory ran out",
+                "traceback": "",
+            }
+            self.desk.store.fail(stage, error)
+            self._answer(stage.key, {"ok": False, "error": error})
+        async with self.news:
+            self.news.notify_all()
+
+    async def tick(self, key: str, steps: tuple[int, int]) -> None:
+        if order := self.desk.orders.get(key):
+            order.steps = steps
+
+    async def close(self, reason: str = "") -> None:
+        """End the fleets; whoever still waits is told why."""
+        self.closed = True
+        async with self.news:
+            self.news.notify_all()
+        for key in list(self.answers):
+            self._answer(key, {"ok": False, "error": {"error": "Closed", "message": reason, "traceback": ""}})
+
+    async def status(self) -> dict[str, Any]:
+        """Counts, and what is in training."""
+        out = [o for o in self.desk.orders.values() if o.fleet]
+        shown = [{"stage": str(o.stage), "fleet": o.fleet, "steps": o.steps} for o in out]
+        return {**self.desk.counts, "waiting": self.desk.waiting, "running": shown}
+
+    def _answer(self, key: str, answer: Answer) -> None:
+        if (future := self.answers.pop(key, None)) and not future.done():
+            future.set_result(answer)
+
+
+def walk(
+    chains: Sequence[Sequence[Work]],
+    need: Callable[[Work], ray.ObjectRef],
+    finished: Callable[[Work], None] = lambda work: None,
+) -> list[dict[str, str]]:
+    """Ask for every chain's works, each chain one after another, all chains at once.
+
+    Returns the errors of chains that ended early; the other chains go on.
+    """
+    places = {need(chain[0]): (chain, 0) for chain in chains if chain}
+    errors = []
+    while places:
+        (ref,), _ = ray.wait(list(places), num_returns=1)
+        chain, i = places.pop(ref)
+        answer = ray.get(ref)
+        if not answer["ok"]:
+            errors.append(answer["error"])
+            continue
+        finished(chain[i])
+        if i + 1 < len(chain):
+            places[need(chain[i + 1])] = (chain, i + 1)
+    return errors

@@ -1,0 +1,127 @@
+"""dgg-ray plan | run | status | best | report | schema: arguments → functions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgg_ray.errors import DggError, StudyError
+
+STUDY_IS_WRONG, STOPPED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; 1 where a stage failed or the cluster or the results did; 2 where the study is wrong; 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.do(options) or 0
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return STUDY_IS_WRONG
+    except DggError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
+        return STOPPED
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="dgg-ray", description=__import__("dgg_ray").__doc__.splitlines()[0])
+    commands = p.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:
+        c = commands.add_parser(name, help=text, description=text)
+        c.set_defaults(do=do)
+        return c
+
+    def takes_study(c: argparse.ArgumentParser) -> None:
+        c.add_argument("study", type=Path, help="a study's YAML file")
+        c.add_argument(
+            "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, else the study's)"
+        )
+        c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
+
+    c = command("plan", plan, "check a study and its data, count its stages, start nothing")
+    takes_study(c)
+    c.add_argument("--json", action="store_true", help="counts as JSON")
+    c = command("run", run, "run a study, or continue it")
+    takes_study(c)
+    c.add_argument("--local", action="store_true", help="in this process, without Ray")
+    c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
+    c.add_argument("--quiet", action="store_true", help="no progress display")
+    c = command("status", status, "how far a study is")
+    c.add_argument("out", type=Path, help="folder of the results")
+    c.add_argument("--json", action="store_true", help="counts as JSON")
+    c = command("best", best, "the recommended setting and what it was compared with")
+    c.add_argument("out", type=Path, help="folder of the results")
+    c.add_argument("--json", action="store_true", help="as JSON")
+    c = command("report", report, "write the report of what is finished")
+    c.add_argument("out", type=Path, help="folder of the results")
+    command("schema", schema, "JSON Schema of a study file, for editors")
+    return p
+
+
+def load(options: argparse.Namespace) -> tuple[Any, Path]:
+    from dgg_ray.study import Study
+
+    study = Study.load(options.study, options.data)
+    for note in study.warnings:
+        print(f"warning: {note}", file=sys.stderr)
+    return study, (options.out or Path("out") / study.name).absolute()
+
+
+def plan(options: argparse.Namespace) -> None:
+    from dgg_ray.plan import plan
+    from dgg_ray.stages import StageStore
+
+    study, out = load(options)
+    found = plan(study, StageStore(study.store_folder(out)))
+    print(json.dumps(found.as_json(), indent=1) if options.json else found)
+
+
+def run(options: argparse.Namespace) -> int:
+    study, out = load(options)
+    from dgg_ray import tune
+
+    outcome = tune.run(study, out, options.local, options.address, options.quiet)
+    print(outcome)
+    return 1 if outcome.results.failures else 0
+
+
+def status(options: argparse.Namespace) -> None:
+    from dgg_ray.plan import plan
+    from dgg_ray.stages import StageStore
+    from dgg_ray.studyfile import the_kept
+
+    study = the_kept(options.out)
+    found = plan(study, StageStore(study.store_folder(options.out)))
+    print(json.dumps(found.as_json(), indent=1) if options.json else found)
+
+
+def best(options: argparse.Namespace) -> None:
+    from dgg_ray import results
+
+    loaded = results.load(options.out)
+    if options.json:
+        print(json.dumps(results.recommendation(loaded), indent=1))
+    else:
+        from dgg_ray.report import answer
+
+        print("\n".join(answer(loaded)))
+
+
+def report(options: argparse.Namespace) -> None:
+    from dgg_ray import report, results
+
+    print(report.write(results.load(options.out), options.out))
+
+
+def schema(options: argparse.Namespace) -> None:
+    from dgg_ray.studyfile import schema
+
+    print(json.dumps(schema(), indent=1))

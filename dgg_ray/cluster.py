@@ -1,0 +1,77 @@
+"""Ray, found or started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+import ray
+
+from dgg_ray.errors import ClusterError
+from dgg_ray.study import Study
+
+# Read by Ray when it starts and by its workers.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default, 2, delays every start and end by it
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the fleets must end too
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshot is never read: the store is the truth
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextlib.contextmanager
+def connected(study: Study, address: str | None = None) -> Iterator[None]:
+    """Ray for the length of the block; a cluster on this machine unless an address is given.
+
+    Raises ClusterError at once for a demand that the cluster as it is can never meet.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    w = study.workers
+    started = not ray.is_initialized()
+    # A short path: Ray's sockets live below it, and their names have at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="dgg-")) if started and not address else None
+    if started and address:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    elif started:
+        cores = max(os.cpu_count() or 1, ceil(w.fleets * w.per_fleet * w.cpus))
+        ray.init(
+            address="local",
+            num_cpus=cores,  # logical: a study that asks for more workers than cores still runs
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(folder),
+        )
+    try:
+        if started and not address:  # an autoscaling cluster may be small now and grow
+            demand(study)
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def demand(study: Study) -> None:
+    """ClusterError where one fleet would wait for ever."""
+    w, have = study.workers, ray.cluster_resources()
+    for name, each in (("GPU", w.gpus), ("CPU", w.cpus)):
+        if each * w.per_fleet > have.get(name, 0):
+            raise ClusterError(
+                f"a fleet wants {each * w.per_fleet:g} {name}s, this machine has {have.get(name, 0):g}; "
+                f"lower workers.per_fleet or workers.{name.lower()}s, or name a cluster with --address"
+            )

@@ -1,0 +1,185 @@
+"""Learn a stage, sit the exams: the algorithm on one page.
+
+    obtain(work)     the store has it, or: obtain the parent → learn → publish → examine → publish
+
+It knows a learner, tasks and a store, and neither Ray nor a cluster: a worker of a fleet calls it,
+and so does a single process.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from safetensors.torch import load_file, save_file
+
+from dgg_ray import draws, plugins
+from dgg_ray.contracts import Example, Learner, Task
+from dgg_ray.errors import NoParent, NotFinite
+from dgg_ray.stages import Exam, Stage, StageStore, Work
+
+Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
+
+
+@dataclass
+class Workshop:
+    """All that work needs: who learns, from what, and where it is kept.
+
+    lead: computes something in the process that leads and gives the result, or the error, to all
+        that learn together; where one process learns it just calls.
+    tick: called after every step.
+    """
+
+    learner: Learner
+    tasks: Mapping[str, Task]
+    store: StageStore
+    max_new_tokens: int
+    lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
+    tick: Tick = lambda stage, done, steps: None
+
+    def obtain(self, work: Work) -> None:
+        """Leave the store with the stage and all the exams in it."""
+        missing = self.lead(lambda: self.store.missing(work))
+        if missing is None:
+            self.learn(work.stage)
+            missing = work.exams
+        elif missing:
+            self.take_up(work.stage)
+        if missing:
+            self.examine(work.stage, missing)
+
+    def learn(self, stage: Stage) -> None:
+        """Train the stage from its parent's end and publish it."""
+        if not stage.learns:
+            self.take_up(stage)
+            return self.publish(stage, stage.strategy, {}, {"steps": 0, "examples": 0})
+        parent = self.parent(stage)
+        strategy = replace(stage.strategy)  # an own instance: what it remembers ends with the stage
+        if parent and (state := parent / "strategy.safetensors").exists():
+            strategy.load_state(load_file(state))
+
+        fresh = [example for name in stage.learns for example in self.tasks[name].examples["train"]]
+        earlier = [self.tasks[name] for name in stage.earlier]
+        examples = strategy.examples(fresh, earlier, stage.seed)
+        batches = list(shuffled(examples, stage))
+
+        start = time.perf_counter()
+        learner = self.learner
+        learner.begin(stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
+        strategy.begin_task(learner.weights(), stage.task, stage.earlier, stage.seed)
+        losses = []
+        for step, batch in enumerate(batches):
+            losses.append(learner.step(batch, step, strategy.edit_gradient))
+            if not math.isfinite(losses[-1]):
+                raise NotFinite(
+                    f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while learning "
+                    f"{stage.task}; lower training.learning_rate or raise training.warmup"
+                )
+            self.tick(stage, step + 1, len(batches))
+        seconds = time.perf_counter() - start
+        loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
+        cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
+        self.publish(stage, strategy, loss, cost)
+
+    def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
+        """Answer and score the exams' examples with the learner as it is; publish one sitting."""
+        cells, rows = [], []
+        start = time.perf_counter()
+        for exam in exams:
+            task = self.tasks[exam.task]
+            examples = task.examples[exam.split]
+            answers = self.learner.answer(examples, self.max_new_tokens)
+            score = plugins.find("scorers", task.scorer)(answers, examples)
+            cells.append({"exam": exam.key, "task": exam.task, "split": exam.split})
+            cells[-1] |= {"score": score.value, "n": len(examples)}
+            rows += [
+                {
+                    "task": exam.task,
+                    "split": exam.split,
+                    "id": e.id,
+                    "answer": e.answer,
+                    "prediction": p,
+                    "score": s,
+                }
+                for e, p, s in zip(examples, answers, score.each, strict=True)
+            ]
+        seconds = time.perf_counter() - start
+        for cell in cells:
+            cell["seconds"] = seconds * cell["n"] / sum(c["n"] for c in cells)
+        table = pyarrow.Table.from_pylist(rows)
+        write = lambda folder: pyarrow.parquet.write_table(table, folder / "predictions.parquet")  # noqa: E731
+        self.lead(lambda: self.store.sit(stage, cells, write))
+
+    def parent(self, stage: Stage) -> Path | None:
+        """The verified folder of the stage's parent, learned first where it is not there."""
+        if stage.parent is None:
+            return None
+        parent = stage.parent
+        folder = self.lead(lambda: self.store.open(parent))
+        if folder is None:  # never learned, or damaged and set aside
+            self.learn(parent)
+            folder = self.lead(lambda: self.store.open(parent))
+        if folder is None:
+            raise NoParent(f"{stage} starts from {parent}, which was learned and is not in the store")
+        return folder
+
+    def take_up(self, stage: Stage) -> None:
+        """Put the learner where a finished stage left it."""
+        folder = self.lead(lambda: self.store.open(stage)) if stage.learns else None
+        if stage.learns and folder is None:
+            return self.learn(stage)
+        self.learner.begin(stage.adapter, stage.training, 0, stage.seed, stage.task, folder)
+
+    def publish(self, stage: Stage, strategy: Any, loss: dict[str, float], cost: dict[str, Any]) -> None:
+        def fill(folder: Path) -> None:
+            if stage.learns:
+                self.learner.save(folder / "adapter")
+            if state := strategy.state():
+                save_file(state, folder / "strategy.safetensors")
+
+        record = {
+            "learned": stage.task,
+            "earlier": list(stage.earlier),
+            "loss": loss,
+            "cost": cost | {"peak_memory_mb": peak_memory_mb()},
+            "environment": environment(),
+        }
+        self.lead(lambda: self.store.publish(stage, record, fill))
+
+
+def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example]]:
+    """The stage's batches, one per optimizer step; each epoch a permutation of its own."""
+    size = stage.training.batch_size
+    for epoch in range(stage.training.epochs):
+        order = draws.generator(stage.seed, stage.task, "shuffle", epoch).permutation(len(examples))
+        for first in range(0, len(examples), size):
+            yield [examples[i] for i in order[first : first + size]]
+
+
+def peak_memory_mb() -> float:
+    """Of the accelerator where there is one, else of this process since it began."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def environment() -> dict[str, str]:
+    """Where a stage was learned: numbers differ between devices and versions, so they are kept."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "host": socket.gethostname(),
+        "threads": str(torch.get_num_threads()),
+    }

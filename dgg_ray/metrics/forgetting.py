@@ -1,0 +1,31 @@
+"""What was lost since each task's best time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dgg_ray.contracts import ScoreMatrix
+
+
+def forgetting(scores: ScoreMatrix) -> float:
+    """Mean fall from each earlier task's best score so far; in [-1, 1], negative where the end is the best.
+
+        F = 1/(T-1) · Σ_{i < T-1} ( max_{i ≤ t < T-1} R[t, i] - R[T-1, i] )
+
+    Chaudhry et al., ECCV 2018, arXiv:1801.10112, eq. 3; VQACL and CL-MoE report it as AF.
+    Not clipped at 0: a task that ends above its best earlier score counts as a gain. The maximum
+    starts where the task was learned, so the number does not depend on whether tasks were examined
+    before their turn.
+    nan for a single task, a joint run, and where a cell it needs was not examined.
+
+    >>> import numpy as np
+    >>> R = np.array([[0.7, np.nan, np.nan], [0.8, 0.5, np.nan], [0.6, 0.6, 0.9]])
+    >>> matrix = ScoreMatrix(R, sizes=np.array([100, 50, 10]), base=np.zeros(3))
+    >>> round(forgetting(matrix), 6)  # ((0.8 - 0.6) + (0.5 - 0.6)) / 2
+    0.05
+    """
+    R = scores.R
+    if len(R) < 2:
+        return float("nan")
+    falls = [R[i:-1, i].max() - R[-1, i] for i in range(len(R) - 1)]
+    return float(np.mean(falls))

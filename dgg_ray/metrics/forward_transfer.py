@@ -1,0 +1,27 @@
+"""What earlier tasks gave to a task before its turn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dgg_ray.contracts import ScoreMatrix
+
+
+def forward_transfer(scores: ScoreMatrix) -> float:
+    """Mean gain over the untouched model on each task right before it is learned; in [-1, 1].
+
+        FWT = 1/(T-1) · Σ_{i ≥ 1} ( R[i-1, i] - base[i] )
+
+    Lopez-Paz & Ranzato, NeurIPS 2017, arXiv:1706.08840, eq. 4, with the untouched model where they
+    have a random one. nan for a single task, a joint run, and where tasks were not examined before
+    their turn or the untouched model was not examined.
+
+    >>> import numpy as np
+    >>> R = np.array([[0.8, 0.25], [0.6, 0.9]])
+    >>> round(forward_transfer(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)
+    0.05
+    """
+    R = scores.R
+    if len(R) < 2:
+        return float("nan")
+    return float(np.mean(R.diagonal(offset=1) - scores.base[1:]))

@@ -1,0 +1,23 @@
+"""Mean score on the tasks seen so far, averaged over the stages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dgg_ray.contracts import ScoreMatrix
+
+
+def maa(scores: ScoreMatrix) -> float:
+    """Mean over the stages of the mean score on the tasks learned up to then; in [0, 1].
+
+        MAA = 1/T · Σ_t ( 1/(t+1) · Σ_{j ≤ t} R[t, j] )
+
+    MCITlib, arXiv:2508.07307. Early tasks weigh more, because they are examined more often.
+    nan where a cell on or below the diagonal was not examined, so for a joint run of two tasks or more.
+
+    >>> import numpy as np
+    >>> R = np.array([[0.8, np.nan], [0.6, 0.9]])
+    >>> round(maa(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)
+    0.775
+    """
+    return float(np.mean([row[: t + 1].mean() for t, row in enumerate(scores.R)]))

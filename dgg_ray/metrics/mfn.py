@@ -1,0 +1,21 @@
+"""Mean final accuracy: the name of average accuracy in MCITlib's tables."""
+
+from __future__ import annotations
+
+from dgg_ray.contracts import ScoreMatrix
+
+
+def mfn(scores: ScoreMatrix) -> float:
+    """Mean over the tasks of the score after the last stage, unweighted; in [0, 1].
+
+        MFN = 1/T · Σ_i R[T-1, i]
+
+    MCITlib, arXiv:2508.07307. `average_accuracy` under the name that the published UCIT tables use, so that a
+    study can be read beside them. nan where a task was not examined after the last stage.
+
+    >>> import numpy as np
+    >>> R = np.array([[0.8, np.nan], [0.5, 0.9]])
+    >>> round(mfn(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)  # (0.5 + 0.9) / 2
+    0.7
+    """
+    return float(scores.R[-1].mean())

@@ -1,0 +1,21 @@
+"""Mean score on each task right after learning it."""
+
+from __future__ import annotations
+
+from dgg_ray.contracts import ScoreMatrix
+
+
+def mft(scores: ScoreMatrix) -> float:
+    """Mean of the diagonal: how well each task was learned when its turn came; in [0, 1].
+
+        MFT = 1/T · Σ_t R[t, t]
+
+    MCITlib, arXiv:2508.07307. The first task counts here and not in `plasticity`. nan where a task was not
+    examined right after its stage, so for a joint run of two tasks or more.
+
+    >>> import numpy as np
+    >>> R = np.array([[0.8, np.nan], [0.6, 0.9]])
+    >>> round(mft(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)  # (0.8 + 0.9) / 2
+    0.85
+    """
+    return float(scores.R.diagonal().mean())

@@ -1,0 +1,31 @@
+"""How well a new task is taken up after others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dgg_ray.contracts import ScoreMatrix
+
+
+def plasticity(scores: ScoreMatrix) -> float:
+    """Mean score on each task right after learning it, but for the first; in [0, 1].
+
+        plasticity = 1/(T-1) · Σ_{t ≥ 1} R[t, t]
+
+    The learning half of the stability-plasticity dilemma (Mermillod, Bugaiska & Bonin, Frontiers in
+    Psychology 4:504, 2013), read as DGG reads it: the new task's score against the old tasks'.
+    The first task is left out because nothing holds it back, whatever the strategy. An absolute
+    score, as `stability` is: in a ratio to R[i, i] this one would be 1 whatever was learned.
+    nan for a single task, for a joint run (no task came after another), and where a task was not
+    examined right after its stage.
+
+    >>> import numpy as np
+    >>> R = np.array([[0.7, np.nan, np.nan], [0.8, 0.5, np.nan], [0.6, 0.4, 0.9]])
+    >>> matrix = ScoreMatrix(R, sizes=np.array([100, 50, 10]), base=np.zeros(3))
+    >>> round(plasticity(matrix), 6)  # (0.5 + 0.9) / 2
+    0.7
+    """
+    R = scores.R
+    if np.isnan(R[:-1]).all():  # a single task, or all tasks at once
+        return float("nan")
+    return float(R.diagonal()[1:].mean())

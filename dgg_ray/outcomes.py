@@ -1,0 +1,244 @@
+"""What a study's table says: each run's score matrix, its metrics, and settings compared on equal blocks.
+
+A block is one order of the tasks with one seed. All comparisons are within blocks.
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray import metrics as metrics_folder
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.errors import ResultsError
+from dgg_ray.intervals import mean_interval, paired_difference
+from dgg_ray.results import Results
+
+BLOCK = ["order", "seed"]
+ALPHA = "strategy.alpha"
+
+
+class Run(NamedTuple):
+    """One setting on one order with one seed, as examined on one split.
+
+    together: all tasks were learned in one stage (joint), so only R's last row is filled.
+    """
+
+    setting: str
+    strategy: str
+    order: str
+    seed: int
+    tasks: tuple[str, ...]
+    together: bool
+    scores: ScoreMatrix
+
+
+def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
+    """Name → function, for every file in metrics/."""
+    names = sorted(module.name for module in pkgutil.iter_modules(metrics_folder.__path__))
+    return {
+        name: getattr(importlib.import_module(f"{metrics_folder.__name__}.{name}"), name) for name in names
+    }
+
+
+def walk(results: Results, split: str) -> Iterator[Run]:
+    """Every run examined on `split`, in a fixed order; cells that were not examined are nan."""
+    if results.table.empty:
+        raise ResultsError(
+            f"study {results.name!r} has no finished stage, so there is nothing to report; "
+            "run the study first, or give the folder in which it was run"
+        )
+    cells = results.table[results.table["split"] == split]
+    untouched = cells[cells["stage"] < 0].groupby("exam")["score"].mean()
+    learned = cells[cells["stage"] >= 0].sort_values(["setting", "order", "seed"], kind="stable")
+    for key, group in learned.groupby(["setting", "strategy", "order", "seed"], sort=True):
+        yield run_of(key, group, untouched)  # pyright: ignore[reportArgumentType] - four columns, four parts
+
+
+def run_of(key: tuple[str, str, str, int], cells: pd.DataFrame, untouched: pd.Series) -> Run:
+    """The run whose cells these are."""
+    setting, strategy, order, seed = key
+    tasks = tuple(order.split(" > "))
+    place = {task: i for i, task in enumerate(tasks)}
+    R = np.full((len(tasks), len(tasks)), np.nan)
+    sizes = np.full(len(tasks), np.nan)
+    for stage, exam, score, n in zip(cells["stage"], cells["exam"], cells["score"], cells["n"], strict=True):
+        if exam in place:
+            R[int(stage), place[exam]] = score
+            sizes[place[exam]] = n
+    base = untouched.reindex(list(tasks)).to_numpy(dtype=float)
+    together = len(tasks) > 1 and not set(cells["learned"]) & set(tasks)
+    return Run(setting, strategy, order, int(seed), tasks, together, ScoreMatrix(R, sizes, base))
+
+
+def runs(results: Results, split: str) -> pd.DataFrame:
+    """One row per (setting, strategy, order, seed) examined on `split`, with every metric in metrics/.
+
+    A metric is nan where the run is not far enough, or where it has no meaning (`together`: joint).
+    Raises ResultsError for a study without a finished stage; no rows where only this split is missing.
+    """
+    functions = metrics()
+    rows = [
+        {
+            **{name: getattr(run, name) for name in ("setting", "strategy", *BLOCK, "together")},
+            **{name: function(run.scores) for name, function in functions.items()},
+        }
+        for run in walk(results, split)
+    ]
+    return pd.DataFrame(rows, columns=["setting", "strategy", *BLOCK, "together", *functions])
+
+
+def chosen(results: Results) -> str | None:
+    """The setting that the report speaks of: the recommended one, or the only one there is."""
+    if results.recommended is not None:
+        return results.recommended
+    others = set(settings(results).index) - set(results.rivals.values())
+    return others.pop() if len(others) == 1 else None
+
+
+def compared(results: Results) -> dict[str, str]:
+    """Label → setting: the chosen one first, under its strategy's name, then the rivals."""
+    setting = chosen(results)
+    if setting is None or setting not in (known := settings(results)).index:
+        return dict(results.rivals)
+    label = str(known.loc[setting, "strategy"])
+    rivals = {name: rival for name, rival in results.rivals.items() if rival != setting}
+    return {f"{label} (recommended)" if label in rivals else label: setting, **rivals}
+
+
+def settings(results: Results) -> pd.DataFrame:
+    """Setting id → strategy and searched values."""
+    learned = results.table[results.table["stage"] >= 0]
+    return learned.drop_duplicates("setting").set_index("setting").sort_index()[["strategy", *results.knobs]]
+
+
+def final_split(results: Results) -> str:
+    """`test` where the chosen setting was examined on it, else `validation`."""
+    table = results.table[(results.table["split"] == "test") & (results.table["stage"] >= 0)]
+    return "test" if chosen(results) in set(table["setting"]) else "validation"
+
+
+def headline(results: Results) -> str:
+    """The metric in which settings are compared: the search's where it had one, else FAA."""
+    return results.objective[0] if len(results.objective) == 1 else "faa"
+
+
+def alphas(results: Results) -> dict[str, str]:
+    """Task → the column that holds its α, for every task whose α was searched."""
+    tasks = sorted(set(results.table["exam"]))
+    own = {k.removeprefix(f"{ALPHA}."): k for k in results.knobs if k.startswith(f"{ALPHA}.")}
+    shared = dict.fromkeys(tasks, ALPHA) if ALPHA in results.knobs else {}
+    return {**shared, **own}
+
+
+def searched(results: Results) -> pd.DataFrame:
+    """The settings that were searched, with the chosen one's strategy; rivals with another are left out."""
+    known = settings(results)
+    setting = chosen(results)
+    if setting in known.index:
+        return known[known["strategy"] == known.loc[setting, "strategy"]]
+    return known[~known.index.isin(list(results.rivals.values()))]
+
+
+def name_of(knob: str) -> str:
+    """A searched setting as the report prints it: `strategy.alpha.clevr` → `α for clevr`."""
+    if knob == ALPHA:
+        return "α"
+    if knob.startswith(f"{ALPHA}."):
+        return f"α for {knob.removeprefix(f'{ALPHA}.')}"
+    return {"strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}.get(knob, knob)
+
+
+def text_of(value: object) -> str:
+    """A setting's value in four digits, whole numbers whole; a dash where there is none."""
+    if isinstance(value, bool | np.bool_ | str):
+        return str(value)
+    if not isinstance(value, int | float | np.number):
+        return "–" if value is None or value is pd.NA else str(value)
+    if np.isnan(value):
+        return "–"
+    return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+
+
+def compare(results: Results, split: str) -> pd.DataFrame:
+    """The chosen setting against each rival: one row per label and metric.
+
+    score, low, high, n: mean over blocks and its 95 % interval; for a joint run over seeds, as
+        one run serves every order.
+    difference, difference_low, difference_high, p, pairs: chosen minus rival, paired over the blocks that
+        both have; nan in the chosen setting's own rows.
+    """
+    table = runs(results, split)
+    labels = compared(results)
+    ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
+    rows = []
+    for label, setting in labels.items():
+        theirs = table[table["setting"] == setting].set_index(BLOCK)
+        for metric in metrics():
+            once = theirs.groupby("seed") if theirs["together"].any() else theirs.groupby(BLOCK)
+            score = mean_interval(once[metric].mean() if len(theirs) else [])
+            pairs = pd.concat([ours[metric], theirs[metric]], axis=1, join="inner").to_numpy()
+            gap = (
+                paired_difference(pairs[:, 0], pairs[:, 1])
+                if setting != chosen(results)
+                else [np.nan] * 4 + [0]
+            )
+            rows.append([label, setting, metric, *score, *gap])
+    difference = ["difference", "difference_low", "difference_high", "p", "pairs"]
+    return pd.DataFrame(
+        rows, columns=["label", "setting", "metric", "score", "low", "high", "n", *difference]
+    )
+
+
+def order_spread(results: Results, split: str) -> pd.DataFrame:
+    """How far each task's final score moves with the order: one row per label and task.
+
+        OPD_i = max over orders - min over orders of R[T-1, i]
+
+    Yoon et al., ICLR 2020, arXiv:1902.09432; their AOPD is its mean over tasks and MOPD its maximum.
+    Scores are averaged over seeds first; what is left of the noise makes OPD too large, never too small.
+    No rows where a setting was judged on a single order; joint runs have no order.
+    """
+    last = [
+        {"setting": run.setting, "order": run.order, "task": task, "score": score}
+        for run in walk(results, split)
+        if not run.together
+        for task, score in zip(run.tasks, run.scores.R[-1], strict=True)
+    ]
+    table = pd.DataFrame(last, columns=["setting", "order", "task", "score"]).dropna()
+    means = table.groupby(["setting", "task", "order"])["score"].mean().reset_index()
+    rows = []
+    for label, setting in compared(results).items():
+        for task, group in means[means["setting"] == setting].groupby("task"):
+            if len(group) > 1:
+                low, high = group["score"].min(), group["score"].max()
+                rows.append([label, task, low, high, high - low, len(group)])
+    return pd.DataFrame(rows, columns=["label", "task", "lowest", "highest", "opd", "orders"])
+
+
+def judged(results: Results) -> pd.DataFrame:
+    """Every setting on the validation split, best first: its values, and each metric with its interval."""
+    table = runs(results, "validation")
+    known = settings(results)
+    label = {setting: name for name, setting in compared(results).items()}
+    rows = []
+    for setting, group in table.groupby("setting", sort=True):
+        row = {"setting": setting, "role": label.get(str(setting), ""), **known.loc[str(setting)].to_dict()}
+        for metric in metrics():
+            once = group.groupby("seed")[metric].mean() if group["together"].any() else group[metric]
+            mean, low, high, n = mean_interval(once)
+            row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+            if metric == "faa":
+                row["blocks"] = n
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    return frame.sort_values([headline(results), "setting"], ascending=[False, True], ignore_index=True)

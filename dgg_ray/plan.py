@@ -1,0 +1,110 @@
+"""What a study will do, before it does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dgg_ray import judge
+from dgg_ray.search import Proposals
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.study import Study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of a study, as far as they are known before it has run.
+
+    settings: to be judged; orders, seeds: the blocks of the search.
+    runs: setting × order × seed, those of the final comparison among them.
+    asked: stages of all runs; distinct: after sharing; stored: of these, finished already.
+    examples: training examples that the distinct stages which are not stored will see.
+    exact: False while what the sampler proposes later, or who wins, may still change the counts.
+    """
+
+    study: str
+    settings: int
+    orders: int
+    seeds: int
+    runs: int
+    asked: int
+    distinct: int
+    stored: int
+    examples: int
+    exact: bool
+
+    @property
+    def shared(self) -> int:
+        """Stages that need no training because another run has the same."""
+        return self.asked - self.distinct
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"shared": self.shared, "to_train": self.distinct - self.stored}
+
+    def __str__(self) -> str:
+        about = "" if self.exact else "about "
+        return "\n".join(
+            [
+                f"{self.study}: {self.settings} settings × {self.orders} orders × {self.seeds} seeds, then the comparison",
+                f"  runs              {about}{self.runs}",
+                f"  stages asked for  {about}{self.asked}",
+                f"  shared            {about}{self.shared}",
+                f"  in the store      {self.stored}",
+                f"  to be trained     {about}{self.distinct - self.stored}, on {about}{self.examples} examples in all",
+            ]
+        )
+
+
+def plan(study: Study, store: StageStore) -> Plan:
+    """Counts of the study against what a store holds already. Nothing is started or written.
+
+    What a sampler proposes depends on results that are not there yet; its proposals without them
+    stand in, so that the counts of stages are an estimate unless the search is over.
+    """
+    settings, final, over = foresee(study, store)
+    works = [work for at in settings for run in at.runs() for work in judge.works(at, run)]
+    works += final
+    runs = sum(len(at.runs()) for at in settings)
+    runs += sum(len(at.runs()) for at in judge.contenders(settings[-1] if settings else study).values())
+    stages = {work.stage.key: work.stage for work in works if work.stage.learns}
+    stored = {key for key, stage in stages.items() if store.record(stage) is not None}
+    sizes = {name: data.sizes["train"] for name, data in study.tasks.items()}
+    examples = 0
+    for key, stage in stages.items():
+        if key not in stored:
+            buffer = stage.strategy.effect(stage.task, stage.earlier).get("buffer", 0)
+            kept = sum(min(buffer, sizes[name]) for name in stage.earlier)
+            examples += stage.training.epochs * (sum(sizes[name] for name in stage.learns) + kept)
+    return Plan(
+        study=study.name,
+        settings=len(settings) or 1,
+        orders=len(study.all_orders),
+        seeds=len(study.seeds),
+        runs=runs,
+        asked=sum(bool(work.stage.learns) for work in works),
+        distinct=len(stages),
+        stored=len(stored),
+        examples=examples,
+        exact=over,
+    )
+
+
+def foresee(study: Study, store: StageStore) -> tuple[list[Study], list[Work], bool]:
+    """(The study at each setting, works of the final comparison, whether nothing of it is a guess)."""
+    if study.search is None:
+        return [], list(flat(study)), True
+    proposals = Proposals(study)
+    blocked = judge.replay(study, store, proposals, lambda number, setting: None)
+    over = blocked is None
+    while blocked is not None:
+        proposals.tell(blocked[0], None)
+        blocked = proposals.ask()
+    settings = [study.at(setting) for setting in proposals.proposed]
+    best = proposals.best()
+    return settings, list(flat(settings[best if best is not None else 0])), over
+
+
+def flat(winner: Study) -> Iterator[Work]:
+    for chain in judge.final_works(winner):
+        yield from chain

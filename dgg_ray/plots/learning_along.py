@@ -1,0 +1,88 @@
+"""How the mean score over the tasks seen so far goes along the sequence."""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dgg_ray import plots
+from dgg_ray.intervals import mean_interval
+from dgg_ray.outcomes import compared, final_split, walk
+from dgg_ray.results import Results
+
+READING = (
+    "A line that stays level forgets nothing; bars are 95 % intervals over blocks, and the dashed level "
+    "is a model that learned all tasks at once."
+)
+
+
+def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
+    """Mean score over the tasks learned so far, after each stage, with 95 % t intervals over blocks.
+
+    The recommended setting and its rivals, on the test split where there is one. A joint run has no
+    stages: it is a level, at its mean over all tasks. None where no run has two stages.
+    """
+    data = stages(results, final_split(results))
+    if data.empty or data["stage"].max() < 1:
+        return None
+    figure, axes = plots.sheet(7.6, 4.4)
+    ax = axes[0, 0]
+    plots.quiet(ax, "tasks learned", "mean score over the tasks learned so far, %")
+    plots.percent(ax.yaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = data[~data["together"]]["label"].nunique()
+    for place, label in enumerate(compared(results)):
+        rows = data[data["label"] == label]
+        if len(rows):
+            draw_line(ax, rows, label, place, lines)
+    ax.margins(x=0.06)
+    ax.legend(fontsize=9.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=plots.INK)
+    return figure, data.drop(columns="together")
+
+
+def stages(results: Results, split: str) -> pd.DataFrame:
+    """One row per label and stage: mean over blocks of the mean score so far, and its interval."""
+    labels = {setting: label for label, setting in compared(results).items()}
+    rows = []
+    for run in walk(results, split):
+        if run.setting in labels:
+            for t, scores in enumerate(run.scores.R):
+                block = ("", run.seed) if run.together else (run.order, run.seed)
+                rows.append([labels[run.setting], run.together, t, block, scores[: t + 1].mean()])
+    table = pd.DataFrame(rows, columns=["label", "together", "stage", "block", "score"]).dropna()
+    data = []
+    for (label, together, stage), group in table.groupby(["label", "together", "stage"], sort=True):
+        interval = mean_interval(group.groupby("block")["score"].mean())
+        data.append([label, together, stage, *interval])
+    return pd.DataFrame(data, columns=["label", "together", "stage", "score", "low", "high", "blocks"])
+
+
+def draw_line(ax: Axes, rows: pd.DataFrame, label: str, place: int, lines: int) -> None:
+    """One setting: a line with its bars, a little aside so that none covers another; or a level."""
+    colour, marker = plots.look(label, place)
+    y, low, high = (rows[name].to_numpy() for name in ("score", "low", "high"))
+    if rows["together"].all():
+        ax.axhline(y[-1], color=colour, lw=1.4, ls=(0, (5, 3)), label=f"{label} (all at once)", zorder=2)
+        if not np.isnan(low[-1]):
+            ax.axhspan(low[-1], high[-1], color=colour, alpha=0.08, lw=0, zorder=0)
+        return
+    x = rows["stage"].to_numpy() + 1 + 0.04 * (place - (lines - 1) / 2)
+    ax.plot(
+        x,
+        y,
+        color=colour,
+        marker=marker,
+        ms=11 if marker == "*" else 6,
+        mec="white",
+        lw=1.8,
+        label=label,
+        zorder=4,
+    )
+    ax.vlines(x, low, high, color=colour, lw=1.3, alpha=0.7, zorder=3)

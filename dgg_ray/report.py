@@ -1,0 +1,249 @@
+"""A study's results → a page that opens with the answer, its figures, and every number as a file."""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dgg_ray import plots
+from dgg_ray.answer import SHOWN, answer, percent, signed
+from dgg_ray.outcomes import chosen, compare, final_split, judged, name_of, order_spread, runs, text_of
+from dgg_ray.results import CELL, Results
+
+__all__ = ["answer", "compare", "runs", "write"]
+
+FIGURES = (
+    "stability_plasticity",
+    "alpha_effect",
+    "learning_along",
+    "score_matrix",
+)  # the page's order; others follow
+MANY = 60  # rows of the settings table on the page; settings.csv has all
+
+
+class Drawn(NamedTuple):
+    """name: file in plots/; caption: its docstring's first line; reading: its READING, how to read it.
+
+    width: natural, in CSS pixels; png: as base64.
+    """
+
+    name: str
+    caption: str
+    reading: str
+    width: int
+    png: str
+
+
+def write(results: Results, folder: Path) -> Path:
+    """Writes report.html and its files into `folder`, and returns the page's path.
+
+        report.html                     opens without a network
+        figures/NAME.png .pdf .csv      each figure and its numbers
+        table.parquet  table.csv        every cell, without times: the same results give the same bytes
+        settings.csv  comparison.csv    settings judged; the recommended one against its rivals
+        costs.csv     table.tex         costs of every stage; the comparison for LaTeX (booktabs)
+
+    Raises ResultsError for a study without a finished stage.
+    """
+    sentences = answer(results)  # raises before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir(exist_ok=True)
+    split = final_split(results)
+    comparison, best = compare(results, split), judged(results)
+    figures = [drawn for name in figure_names() if (drawn := draw(name, results, folder / "figures"))]
+
+    table = results.table.drop(columns="seconds")
+    table = table.sort_values([c for c in CELL if c in table], kind="stable", ignore_index=True)
+    table.to_parquet(folder / "table.parquet", index=False)
+    for name, frame in {
+        "table": table,
+        "settings": best,
+        "comparison": comparison,
+        "costs": results.costs,
+    }.items():
+        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        results=results,
+        answer=sentences,
+        figures=figures,
+        split=split,
+        comparison=comparison_rows(comparison),
+        shown=SHOWN,
+        spread=spread_rows(order_spread(results, split)),
+        best=judged_rows(results, best),
+        all_judged=len(best),
+        knobs=[name_of(knob) for knob in results.knobs],
+        costs=cost_rows(results.costs),
+        facts=flat(results.facts),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+# -- figures -----------------------------------------------------------------------------------------
+
+
+def figure_names() -> list[str]:
+    """Every file in plots/, the known ones in the page's order."""
+    found = sorted(module.name for module in pkgutil.iter_modules(plots.__path__))
+    return [name for name in FIGURES if name in found] + [name for name in found if name not in FIGURES]
+
+
+def draw(name: str, results: Results, folder: Path) -> Drawn | None:
+    """Draws plots/NAME.py, writes its PNG, PDF and CSV; None where the study has nothing for it."""
+    module = importlib.import_module(f"{plots.__name__}.{name}")
+    made: tuple[Figure, pd.DataFrame] | None = module.draw(results)
+    if made is None:
+        return None
+    figure, data = made
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=160)
+    (folder / f"{name}.png").write_bytes(image.getvalue())
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})  # or no two files would be equal
+    data.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    caption = (module.__doc__ or name).strip().splitlines()[0]
+    reading = getattr(module, "READING", "")
+    width = round(96 * figure.get_figwidth())  # CSS has 96 pixels an inch
+    return Drawn(name, caption, reading, width, base64.b64encode(image.getvalue()).decode())
+
+
+# -- tables ------------------------------------------------------------------------------------------
+
+
+def with_interval(row: Mapping[str, Any], name: str = "score", low: str = "low", high: str = "high") -> str:
+    """`71.2 ± 1.4`, or the bare number where there is no interval."""
+    half = (row[high] - row[low]) / 2
+    return percent(row[name]) + ("" if np.isnan(half) else f" ± {percent(half)}")
+
+
+def comparison_rows(comparison: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row per label: every shown metric with its interval, and the paired difference in each."""
+    rows = []
+    for label, group in comparison.groupby("label", sort=False):
+        cells = {row["metric"]: row for row in group.to_dict("records")}
+        rows.append(
+            {
+                "label": label,
+                "cells": {metric: with_interval(row) for metric, row in cells.items()},
+                "gaps": {metric: gap(row) for metric, row in cells.items()},
+            }
+        )
+    return rows
+
+
+def gap(row: Mapping[str, Any]) -> str:
+    """`+2.1 [0.4, 3.8]`, without the interval where there is none; empty for the chosen setting itself."""
+    if np.isnan(row["difference"]):
+        return ""
+    low, high = row["difference_low"], row["difference_high"]
+    return signed(row["difference"]) + ("" if np.isnan(low) else f" [{signed(low)}, {signed(high)}]")
+
+
+def judged_rows(results: Results, best: pd.DataFrame) -> list[dict[str, Any]]:
+    """The settings table as the page prints it: the first ones, and whatever is compared."""
+    shown = best[(best.index < MANY) | (best["role"] != "")]
+    return [
+        {
+            "setting": row["setting"],
+            "role": row["role"],
+            "strategy": row["strategy"],
+            "best": row["setting"] == chosen(results),
+            "values": [text_of(row[knob]) for knob in results.knobs],
+            "blocks": row["blocks"],
+            "cells": [with_interval(row, name, f"{name}_low", f"{name}_high") for name in SHOWN],
+        }
+        for row in shown.to_dict("records")
+    ]
+
+
+def spread_rows(spread: pd.DataFrame) -> dict[str, list[Any]]:
+    """The order table: a row per task, a column per label, and the mean disparity below."""
+    labels = list(dict.fromkeys(spread["label"]))
+    cells = {(row["label"], row["task"]): row for row in spread.to_dict("records")}
+
+    def cell(label: str, task: str) -> tuple[str, str]:
+        row = cells.get((label, task))
+        if row is None:
+            return "–", ""
+        return f"{percent(row['lowest'])} to {percent(row['highest'])}", f"OPD {percent(row['opd'])}"
+
+    return {
+        "labels": labels,
+        "rows": [(task, [cell(label, task) for label in labels]) for task in dict.fromkeys(spread["task"])],
+        "means": [percent(spread[spread["label"] == label]["opd"].mean()) for label in labels],
+    }
+
+
+def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
+    """Per task and in all: stages asked for, trained, shared; seconds of training and exams; peak memory."""
+    if costs.empty:
+        return []
+    groups = [*costs.groupby("learned", sort=True), ("all", costs)]
+    return [
+        [
+            str(task),
+            str(int(group["runs"].sum())),
+            str(len(group)),
+            str(int(group["runs"].sum()) - len(group)),
+            f"{group['learn_seconds'].sum():,.1f}",
+            f"{group['exam_seconds'].sum():,.1f}",
+            "–" if group["peak_memory_mb"].isna().all() else f"{group['peak_memory_mb'].max():,.0f}",
+        ]
+        for task, group in groups
+    ]
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, text), in their order."""
+    rows: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        nested = isinstance(value, Mapping)
+        rows += flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", str(value))]
+    return rows
+
+
+def latex(comparison: pd.DataFrame, split: str) -> str:
+    """The comparison as a booktabs table, in percent, with half widths of the 95 % intervals."""
+
+    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "–": "--"}
+
+    def safe(text: object) -> str:
+        return "".join(signs.get(c, c) for c in str(text))
+
+    lines = [
+        rf"% {split} split, in percent; mean $\pm$ half width of the 95\,\% interval.",
+        r"% Needs \usepackage{booktabs}.",
+        rf"\begin{{tabular}}{{l{'r' * len(SHOWN)}}}",
+        r"\toprule",
+        " & ".join(["strategy", *(rf"{name} $\uparrow$" for name in SHOWN.values())]) + r" \\",
+        r"\midrule",
+    ]
+    for row in comparison_rows(comparison):
+        cells = [
+            row["cells"][name].replace("±", r"$\pm$").replace("−", "$-$").replace("–", "--") for name in SHOWN
+        ]
+        lines.append(" & ".join([safe(row["label"]), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

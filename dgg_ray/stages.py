@@ -1,0 +1,314 @@
+"""Stages: the unit of all work, its key, its tree, and the store that keeps it.
+
+    Run    a setting × an order × a seed          →  a path of stages
+    Stage  one task of a run, on its parent's end  →  a node of the tree; equal keys are one node
+    Exam   one task's split, sat after a stage     →  a cell of a score matrix
+
+A stage's key is a hash of everything that bears on its outcome and of nothing else, so "is it
+there already?" answers resuming, sharing between runs, extending and repeating a study alike.
+Workers, micro-batches and threads are not in it: they change who computes, not what.
+
+On disk, under the store's folder:
+
+    ab/abcdef…/                    one stage, published by a rename, never changed afterwards
+        adapter/                   a PEFT checkpoint
+        strategy.safetensors       what the strategy hands to the next stage, if anything
+        record.json                what was learned, cost, environment
+        manifest.json              SHA-256 of each file above, checked on read
+        exams/0123…/               one sitting: some exams sat together, published the same way
+            record.json            a score per (task, split)
+            predictions.parquet    every answer
+            manifest.json
+    damaged/   failed/             what was set aside, with the reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dgg_ray.contracts import Adapter, Strategy, Training, digest
+from dgg_ray.errors import StoreError
+
+FORMAT = 1  # raised when the same settings would be learned differently than before
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task as a key sees it: its name, and per split the content's digest and size."""
+
+    name: str
+    digests: dict[str, str]
+    sizes: dict[str, int]
+    scorer: str
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One task's split, answered by the model as a stage left it.
+
+    key: of the split's content, the scorer and the answers' longest length; not of the stage.
+    """
+
+    task: str
+    split: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One task learned from the state that the parent left.
+
+    model: fingerprint of the base model.
+    learns: names of the tasks learned: one; several at once (joint); none, the untouched model.
+    data: digests of their training splits, in the same order.
+    parent: None where the stage starts from a fresh adapter.
+    """
+
+    model: str
+    adapter: Adapter
+    training: Training
+    strategy: Strategy
+    seed: int
+    learns: tuple[str, ...]
+    data: tuple[str, ...]
+    parent: Stage | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """64 hex digits."""
+        return digest(self.meaning)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """All that bears on the outcome, as JSON."""
+        if not self.learns:
+            return {"format": FORMAT, "model": self.model, "learns": []}
+        adapter = replace(self.adapter, alpha=self.adapter.alpha or 2.0 * self.adapter.rank)
+        training = {k: v for k, v in asdict(self.training).items() if k != "micro_batch_size"}
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "adapter": asdict(adapter),
+            "training": training,
+            "effect": self.strategy.effect(self.task, self.earlier),
+            "seed": self.seed,
+            "learns": list(zip(self.learns, self.data, strict=True)),
+            "parent": self.parent.key if self.parent else None,
+        }
+
+    @property
+    def task(self) -> str:
+        """What is learned, as one name: draws and the table use it."""
+        return " + ".join(self.learns)
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Tasks learned before this stage, in their order."""
+        return (*self.parent.earlier, *self.parent.learns) if self.parent else ()
+
+    def __str__(self) -> str:
+        return f"{self.key[:8]} ({' > '.join((*self.earlier, self.task)) or 'untouched model'})"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What can be asked for: a stage, and exams to be sat after it."""
+
+    stage: Stage
+    exams: tuple[Exam, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A setting × an order × a seed. `setting` is its id, 8 hex digits."""
+
+    setting: str
+    order: tuple[str, ...]
+    seed: int
+    stages: tuple[Stage, ...]
+
+
+def untouched(model: str) -> Stage:
+    """The base model as it is: nothing learned, only exams sat."""
+    return Stage(model, Adapter(), Training(), Strategy(), 0, (), ())
+
+
+def path(
+    model: str,
+    adapter: Adapter,
+    training: Training,
+    strategy: Strategy,
+    seed: int,
+    order: Sequence[Data],
+) -> tuple[Stage, ...]:
+    """The stages of one run, first to last; one stage of all tasks for a simultaneous strategy."""
+    if strategy.simultaneous:
+        # By name, not by order: every order asks for the same stage.
+        tasks = sorted(order, key=lambda data: data.name)
+        names, digests = zip(*((d.name, d.digests["train"]) for d in tasks), strict=True)
+        return (Stage(model, adapter, training, strategy, seed, names, digests),)
+    stages: list[Stage] = []
+    for data in order:
+        parent = stages[-1] if stages else None
+        train = (data.digests["train"],)
+        stages.append(Stage(model, adapter, training, strategy, seed, (data.name,), train, parent))
+    return tuple(stages)
+
+
+def distinct(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """The tree's nodes: one stage per key, in order of first appearance."""
+    return {stage.key: stage for stage in stages}
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StageStore:
+    """Finished stages by key, in a local folder. Every method is safe with many processes at work.
+
+    Object stores come behind the same six verbs: record, cells, open, publish, sit, fail.
+    """
+
+    folder: Path
+
+    def place(self, stage: Stage) -> Path:
+        return self.folder / stage.key[:2] / stage.key
+
+    def record(self, stage: Stage) -> dict[str, Any] | None:
+        """The stage's record; None where it is not finished."""
+        return self._read(self.place(stage))
+
+    def cells(self, stage: Stage) -> dict[str, dict[str, Any]]:
+        """What was examined after the stage: exam key → {task, split, score, n, folder}."""
+        found: dict[str, dict[str, Any]] = {}
+        for sitting in sorted((self.place(stage) / "exams").glob("[0-9a-f]*")):
+            for cell in (self._read(sitting) or {"cells": []})["cells"]:
+                found[cell["exam"]] = cell | {"folder": str(sitting)}
+        return found
+
+    def missing(self, work: Work) -> tuple[Exam, ...] | None:
+        """The exams still to be sat; None where the stage itself is still to be learned."""
+        if self.record(work.stage) is None:
+            return None
+        if not work.exams:
+            return ()
+        sat = self.cells(work.stage)
+        return tuple(exam for exam in work.exams if exam.key not in sat)
+
+    def has(self, work: Work) -> bool:
+        """Whether nothing is left to do."""
+        return self.missing(work) == ()
+
+    def open(self, stage: Stage) -> Path | None:
+        """The stage's folder with every file verified; None where it is not there (any more)."""
+        place = self.place(stage)
+        return place if self._read(place, everything=True) is not None else None
+
+    def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
+        """Write a finished stage; `fill` writes its files into the folder it is given."""
+        self._publish(self.place(stage), {"key": stage.key, "meaning": stage.meaning} | record, fill)
+
+    def sit(self, stage: Stage, cells: list[dict[str, Any]], fill: Callable[[Path], None]) -> None:
+        """Write a sitting of a finished stage; each cell needs exam, task, split, score, n."""
+        name = digest(sorted(cell["exam"] for cell in cells))[:16]
+        self._publish(self.place(stage) / "exams" / name, {"cells": cells}, fill)
+
+    def fail(self, stage: Stage, error: dict[str, str]) -> None:
+        """Keep why a stage ended early: {error, message, traceback}. Undone by a later publication."""
+        self._replace(self.folder / "failed" / f"{stage.key}.json", {"meaning": stage.meaning} | error)
+
+    def failure(self, stage: Stage) -> dict[str, str] | None:
+        """What `fail` kept; None where the stage did not fail, or was finished since."""
+        kept = self.folder / "failed" / f"{stage.key}.json"
+        if not kept.exists() or self.record(stage) is not None:
+            return None
+        return json.loads(kept.read_text())
+
+    def forgive(self, stage: Stage) -> None:
+        """Forget a failure, so that the stage is tried again."""
+        (self.folder / "failed" / f"{stage.key}.json").unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Records of all finished stages, by key."""
+        for place in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*")):
+            if (record := self._read(place)) is not None:
+                yield record
+
+    # -- how a folder is read and written ----------------------------------------------------------
+
+    def _read(self, place: Path, everything: bool = False) -> dict[str, Any] | None:
+        """A published folder's record, with the checksum of the record, or of every file, verified."""
+        try:
+            manifest = json.loads((place / "manifest.json").read_bytes())
+            for name in manifest if everything else ("record.json",):
+                if hashlib.sha256((place / name).read_bytes()).hexdigest() != manifest[name]:
+                    raise ValueError(f"{name} is not what was written")
+            return json.loads((place / "record.json").read_bytes())
+        except FileNotFoundError as error:
+            if not place.exists():
+                return None
+            reason = f"{Path(error.filename).name} is missing"
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error) or type(error).__name__
+        self._set_aside(place, reason)
+        return None
+
+    def _set_aside(self, place: Path, reason: str) -> None:
+        aside = self.folder / "damaged" / f"{place.name}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.rename(aside)
+        except FileNotFoundError:
+            return  # another process was first
+        warnings.warn(f"{place} is damaged ({reason}); kept as {aside}, done again", stacklevel=2)
+
+    def _publish(self, place: Path, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
+        """All or nothing: write beside, fsync, rename. The first of two equal publications stays."""
+        draft = self.folder / "drafts" / uuid.uuid4().hex
+        try:
+            draft.mkdir(parents=True)
+            fill(draft)
+            (draft / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False))
+            files = sorted(f for f in draft.rglob("*") if f.is_file())
+            sums = {str(f.relative_to(draft)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+            (draft / "manifest.json").write_text(json.dumps(sums, indent=1))
+            for file in (*files, draft / "manifest.json", *{f.parent for f in files}):
+                _fsync(file)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                draft.rename(place)
+            except OSError:
+                if not place.exists():
+                    raise
+            _fsync(place.parent)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {place}: {error}. Free some space or name another folder"
+            ) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _replace(self, file: Path, content: dict[str, Any]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+        draft.write_text(json.dumps(content, indent=1, sort_keys=True))
+        draft.replace(file)
+
+
+def _fsync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

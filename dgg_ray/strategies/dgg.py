@@ -1,0 +1,115 @@
+"""Dynamic Gradient Guidance.
+
+    d = θ - θ*                                     from the old optimum to the present weights
+    ĝ = d · min(1, ‖g‖ / ‖d‖)                      capped by the present gradient; 0 where d = 0
+    g ← g + ĝ   if u < α,   u = U(seed, task, step)     once per optimizer step
+
+Descent on +ĝ moves the weights back towards θ*: a stand-in for the gradient of the old tasks,
+whose data are gone. Beside it a replay buffer: g is the gradient of L(θ; T_t ∪ M).
+
+    symbol  here        shape            unit
+    θ       weights     each tensor's    -
+    θ*      anchor      same as θ        -
+    g       gradients   same as θ        loss per unit of θ
+    α       alpha       scalar           probability per step
+    u       -           scalar           uniform in [0, 1)
+
+Source: Li et al., Dynamic Gradient Guidance for multimodal continual instruction tuning; we
+implement the published formula and claim no parity with any code. What it leaves open, and our
+choice:
+
+- θ* is where the stage starts, which is the optimum after tasks 1..t-1. No averaging over tasks.
+- ‖·‖ runs over all trainable tensors as one vector (`norm: global`); `tensor` caps each by itself.
+- g in ‖g‖ is the gradient of this step, new task and replay together; isolating the new task's
+  part would cost a second backward pass.
+- θ are the LoRA factors A and B, not their product.
+- ĝ enters after accumulation and reduction, and goes through AdamW's moments like g.
+- u is drawn from a counter, so it is equal on all ranks, the same after a resume, and shared by
+  all α: a larger α injects on a superset of the steps.
+- The first task of an order has no guidance: there is no old optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from dgg_ray import draws
+from dgg_ray.contracts import Rehearsal
+
+Probability = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class DGG(Rehearsal):
+    """Guide the gradient back towards the old optimum on a share α of the steps.
+
+    alpha: α, one for all tasks or one per task name (it follows the task, not its place).
+        0 is replay with the same buffer.
+    norm: what the cap compares: all trainable tensors as one vector, or each tensor by itself.
+    scale: False leaves out the cap, ĝ = d.
+    gate: `bernoulli` as published; `periodic` injects evenly, ⌊n·α⌋ times in n steps; `always`
+        injects on every step, whatever α.
+    """
+
+    alpha: Probability | Mapping[str, Probability] = 0.1
+    norm: Literal["global", "tensor"] = "global"
+    scale: bool = True
+    gate: Literal["bernoulli", "periodic", "always"] = "bernoulli"
+
+    def alpha_for(self, task: str) -> float:
+        """α for the task; 0 for one that a per-task map leaves out."""
+        if self.gate == "always":
+            return 1.0
+        return self.alpha.get(task, 0.0) if isinstance(self.alpha, Mapping) else self.alpha
+
+    def effect(self, task, earlier):
+        alpha = float(self.alpha_for(task))
+        guidance = {"alpha": alpha, "norm": self.norm, "scale": self.scale}
+        if 0 < alpha < 1:  # at α = 1 every gate is open on every step
+            guidance["gate"] = self.gate
+        return super().effect(task, earlier) | ({"dgg": guidance} if earlier and alpha else {})
+
+    def begin_task(self, weights, task, earlier, seed):
+        if "dgg" in self.effect(task, earlier):
+            self.memory.update(task=task, seed=seed)
+            self.memory["anchor"] = [theta.detach().clone() for theta in weights]  # θ*
+
+    def edit_gradient(self, weights, gradients, step):
+        if "anchor" in self.memory and self.opens(step):
+            add_guidance(weights, self.memory["anchor"], gradients, self.norm, self.scale)
+
+    def opens(self, step: int) -> bool:
+        """Whether guidance is added in this step of the task begun last."""
+        alpha = self.alpha_for(self.memory["task"])
+        if self.gate == "periodic":
+            return floor((step + 1) * alpha) > floor(step * alpha)
+        return draws.uniform(self.memory["seed"], self.memory["task"], "gate", step) < alpha
+
+
+def add_guidance(weights, anchor, gradients, norm: str = "global", scale: bool = True) -> None:
+    """g ← g + ĝ, in place. All arguments are equally long lists of equally shaped tensors."""
+    d = torch._foreach_sub(list(weights), list(anchor))
+    if scale:
+        g_norms, d_norms = torch._foreach_norm(list(gradients)), torch._foreach_norm(d)
+        if norm == "global":
+            torch._foreach_mul_(d, cap(whole(g_norms), whole(d_norms)))
+        else:
+            torch._foreach_mul_(d, [cap(g, n) for g, n in zip(g_norms, d_norms, strict=True)])
+    torch._foreach_add_(list(gradients), d)
+
+
+def whole(norms) -> Tensor:
+    """The norm of the concatenation, from the norms of the parts."""
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+
+def cap(g_norm: Tensor, d_norm: Tensor) -> Tensor:
+    """min(1, ‖g‖/‖d‖); 1 where d = 0, so that 0/0 never arises."""
+    return torch.where(d_norm > g_norm, g_norm / d_norm, torch.ones_like(g_norm))

@@ -1,0 +1,18 @@
+"""Sequential fine-tuning: nothing is done against forgetting.
+
+The lower reference. Every other strategy at strength 0 without a buffer must equal it bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgg_ray.contracts import Strategy
+
+
+@dataclass(frozen=True)
+class Finetune(Strategy):
+    """Learn each task from where the last one ended."""
+
+    def effect(self, task, earlier):
+        return {}

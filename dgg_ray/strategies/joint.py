@@ -1,0 +1,21 @@
+"""Joint training: all tasks at once, from the untouched model, for the same number of epochs.
+
+An upper reference, not a ceiling: single tasks are known to end above it. It depends on the seed
+and on no order, so it is one stage however many orders a study has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgg_ray.contracts import Strategy
+
+
+@dataclass(frozen=True)
+class Joint(Strategy):
+    """Learn the union of all tasks."""
+
+    simultaneous = True
+
+    def effect(self, task, earlier):
+        return {}

@@ -1,0 +1,30 @@
+"""Experience replay: keep a few examples of each finished task and train on the union.
+
+    L(θ) = L(θ; T_t ∪ M),   M = ∪_{i<t} M_i,   |M_i| = buffer
+
+Each M_i is a uniform sample without replacement of task i's training examples, drawn once from
+the seed and nested in its size (`contracts.replay_sample`). The union is shuffled as a whole, so
+the share of old examples in a batch falls as the new task grows [1, eq. of the DGG loss].
+
+DGG with α = 0 and the same buffer is this strategy: the control that any claim for α needs.
+
+[1] Li et al., Dynamic Gradient Guidance for multimodal continual instruction tuning.
+    A uniform sample per task is the simplest of the ways reviewed by Chaudhry et al. 2019,
+    arXiv:1902.10486.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from dgg_ray.contracts import Rehearsal
+
+
+@dataclass(frozen=True)
+class Replay(Rehearsal):
+    """Mix `buffer` examples of each finished task into the new one."""
+
+    buffer: Annotated[int, Ge(0)] = 100

@@ -1,0 +1,524 @@
+"""YAML → Study, with every fault at once; Study → JSON Schema for editors.
+
+The border: pydantic and YAML are known here and nowhere else. Faults carry the line and the dotted
+path in the file, the rule, the value found and the nearest legal name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dgg_ray import plugins
+from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Task, Training
+from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
+from dgg_ray.stages import Data
+from dgg_ray.study import Knob, Orders, Output, Protocol, Search, Study, Workers
+
+SECTIONS: dict[str, type] = {
+    "adapter": Adapter,
+    "training": Training,
+    "orders": Orders,
+    "search": Search,
+    "protocol": Protocol,
+    "workers": Workers,
+    "output": Output,
+}
+PLUGGED = {"model": "models", "strategy": "strategies"}
+KEYS = ("name", "question", "model", "tasks", "strategy", "adapter", "training", "orders", "seeds")
+KEYS = (*KEYS, "search", "protocol", "workers", "output")
+SEARCHABLE = ("strategy", "adapter", "training")
+REQUIRED = ("name", "model", "tasks", "strategy")
+PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
+BROKEN = object()  # stands for a section with faults
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def load(path: Path, data: str | Path | None = None) -> Study:
+    """See Study.load."""
+    raw, lines, faults = parse(path)
+    root = Path(data or os.environ.get("DGG_RAY_DATA") or path.parent).expanduser().absolute()
+    study, found = build(raw, str(root)) if isinstance(raw, Mapping) else (None, [])
+    faults += found
+    if study is not None:
+        study, found = read_data(study)
+        faults += found
+    if faults or study is None:
+        raise StudyError([locate(fault, lines) for fault in faults], str(path))
+    return study
+
+
+def parse(path: Path) -> tuple[Any, dict[str, int], list[Fault]]:
+    """(content, line of each dotted path, faults) of a YAML file."""
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader)
+        loader = Loader(text)
+        raw = loader.get_single_data()
+    except FileNotFoundError:
+        near = nearest(
+            path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        )
+        raise StudyError([Fault("study", "no such file", repr(str(path)), near)], str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError([Fault("study", f"must be a readable text file: {error}")], str(path)) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise StudyError([Fault("study", f"must be YAML: {error.problem}", line=line)], str(path)) from None
+    lines: dict[str, int] = {}
+    faults = list(walk(node, "", lines)) if node else []
+    if not isinstance(raw, Mapping):
+        faults.append(Fault("study", "must be a mapping of settings", type(raw).__name__))
+    return raw, lines, faults
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; a learning rate is a number."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def walk(node: yaml.Node, at: str, lines: dict[str, int]) -> Iterator[Fault]:
+    """Note the line of every path below a node; keys written twice are faults."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            inner = f"{at}.{key.value}" if at else key.value
+            if key.value in seen:
+                yield Fault(inner, "stands twice", line=key.start_mark.line + 1)
+            seen.add(key.value)
+            lines[inner] = key.start_mark.line + 1
+            yield from walk(value, inner, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            lines[f"{at}[{i}]"] = value.start_mark.line + 1
+            yield from walk(value, f"{at}[{i}]", lines)
+
+
+def locate(fault: Fault, lines: dict[str, int]) -> Fault:
+    """The fault with the line of its path, or of the nearest path above it."""
+    at = fault.path
+    while at and at not in lines and not fault.line and not fault.file:
+        at = re.sub(r"(\.[^.\[]*|\[\d+\]|^[^.\[]+)$", "", at)
+    return fault if fault.line or fault.file else replace(fault, line=lines.get(at, 0))
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+def build(raw: Mapping[str, Any], root: str) -> tuple[Study | None, list[Fault]]:
+    """The study that a mapping describes, data unread.
+
+    Where a section is broken its default stands in, so that the other sections' faults are found
+    too; None where there are no tasks to go on with.
+    """
+    faults = [Fault(str(k), "no such setting", near=nearest(str(k), KEYS)) for k in raw if k not in KEYS]
+    faults += [Fault(key, "is required") for key in REQUIRED if raw.get(key) is None]
+    parts: dict[str, Any] = {}
+    for key, kind in PLUGGED.items():
+        if raw.get(key) is not None:
+            parts[key] = plugged(kind, raw[key], key, root, faults)
+    for key, cls in SECTIONS.items():
+        if raw.get(key) is not None:
+            parts[key] = checked(cls, normal(key, raw[key]), key, faults)
+    for key, kind in PLAIN.items():
+        if raw.get(key) is not None:
+            parts[key] = checked(kind, raw[key], key, faults)
+    if raw.get("tasks") is not None:
+        parts["readers"] = readers(raw["tasks"], root, faults)
+    broken = {key for key in (*KEYS, "readers") if parts.get(key) is BROKEN}
+    broken |= {key for key in REQUIRED if raw.get(key) is None}
+    whole = {key: part for key, part in parts.items() if part is not BROKEN}
+    if "readers" not in whole:
+        return None, faults
+    study = Study(**{"name": "", "model": NoModel(), "strategy": Strategy(), **whole}, raw=raw, root=root)
+    faults += [fault for fault in rules(study, broken) if fault.path not in {f.path for f in faults}]
+    return study, faults
+
+
+@dataclass(frozen=True)
+class NoModel(Model):
+    """Stands in for a model section with faults."""
+
+    def load(self):
+        raise StudyError([Fault("model", "is required")])
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def normal(key: str, raw: Any) -> Any:
+    """Short forms in full: a list of orders, one objective, a list of values to search."""
+    if key == "orders" and isinstance(raw, list):
+        return {"design": "given", "given": raw}
+    if key == "output" and isinstance(raw, Mapping) and isinstance(raw.get("store"), str):
+        return {**raw, "store": str(Path(raw["store"]).expanduser().absolute())}
+    if key != "search" or not isinstance(raw, Mapping):
+        return raw
+    raw = dict(raw)
+    if isinstance(raw.get("objective"), str):
+        raw["objective"] = [raw["objective"]]
+    if isinstance(raw.get("space"), Mapping):
+        raw["space"] = {path: knob(value) for path, value in raw["space"].items()}
+    return raw
+
+
+def knob(raw: Any) -> Any:
+    if isinstance(raw, Mapping) and "per_task" in raw and not isinstance(raw["per_task"], bool):
+        inner = knob(raw["per_task"])
+        return {**inner, "per_task": True} if isinstance(inner, Mapping) and len(raw) == 1 else raw
+    return {"values": raw} if isinstance(raw, list) else raw
+
+
+def plugged(kind: str, raw: Any, at: str, root: str, faults: list[Fault], key: str = "name") -> Any:
+    """A plug-in with its settings: `{name: …, setting: …}`, or its bare name."""
+    raw = {key: raw} if isinstance(raw, str) else raw
+    if not isinstance(raw, Mapping):
+        faults.append(Fault(at, "must be a mapping with a name", show(raw)))
+        return BROKEN
+    if key not in raw:
+        faults.append(Fault(f"{at}.{key}", f"is required: one of {', '.join(plugins.names(kind))}"))
+        return BROKEN
+    try:
+        cls = plugins.find(kind, raw[key])
+    except StudyError as error:
+        faults += [replace(fault, path=f"{at}.{key}") for fault in error.faults]
+        return BROKEN
+    plugin = checked(cls, {k: v for k, v in raw.items() if k != key}, at, faults)
+    return plugin if plugin is BROKEN else rooted(plugin, Path(root))
+
+
+def rooted(plugin: Any, root: Path) -> Any:
+    """Relative paths among the settings, made to start from the study's root."""
+    paths = {f.name: getattr(plugin, f.name) for f in fields(plugin)}
+    found = {name: root / p.expanduser() for name, p in paths.items() if isinstance(p, Path)}
+    return replace(plugin, **found)
+
+
+def readers(raw: Any, root: str, faults: list[Fault]) -> Any:
+    """Task name → its reader."""
+    if not isinstance(raw, list):
+        faults.append(Fault("tasks", "must be a list of tasks", show(raw)))
+        return BROKEN
+    found: dict[str, Any] = {}
+    for i, entry in enumerate(raw):
+        at = f"tasks[{i}]"
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            faults.append(Fault(at, "must be a mapping with a name and a reader", show(entry)))
+            continue
+        name = entry["name"]
+        if name in found:
+            faults.append(Fault(f"{at}.name", "two tasks have this name", repr(name)))
+        if not re.fullmatch(r"[\w-]+", name):
+            faults.append(Fault(f"{at}.name", "must be letters, digits, _ and -", repr(name)))
+        settings = {k: v for k, v in entry.items() if k != "name"}
+        found[name] = plugged("tasks", settings, at, root, faults, key="reader")
+    if len(raw) < 2:
+        faults.append(Fault("tasks", f"needs at least 2 tasks, has {len(raw)}"))
+    return found
+
+
+def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
+    """`raw` as an instance of a dataclass or type; BROKEN, with faults noted, where it breaks a rule."""
+    if is_dataclass(kind) and not isinstance(raw, Mapping):
+        faults.append(Fault(at, "must be a mapping of settings", show(raw)))
+        return BROKEN
+    try:
+        # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        faults += translated(error, raw, at, kind)
+        return BROKEN
+
+
+def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:
+    """Pydantic's errors in our words; of a union's branches, only the one that fits best speaks."""
+    found: dict[str, list[tuple[bool, Fault]]] = {}
+    for item in error.errors(include_url=False):
+        path, inner = at, raw
+        for step in item["loc"]:
+            if isinstance(inner, Mapping) and step in inner:
+                path, inner = f"{path}.{step}", inner[step]
+            elif isinstance(inner, list) and isinstance(step, int) and step < len(inner):
+                path, inner = f"{path}[{step}]", inner[step]
+            elif item["type"] == "missing":
+                path = f"{path}.{step}"
+        wrong_type = item["type"].endswith("_type")
+        rule = wording(item["type"], item.get("ctx", {}), item["msg"])
+        legal = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+        near = nearest(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
+        expected = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+        near = near or (nearest(str(inner), expected) if expected else "")
+        value = "" if item["type"] in ("missing", "unexpected_keyword_argument") else show(inner)
+        found.setdefault(path, []).append((wrong_type, Fault(path, rule, value, near)))
+    faults = []
+    for path, spoken in found.items():
+        deeper = any(other.startswith((path + ".", path + "[")) for other in found)
+        exact = [fault for wrong_type, fault in spoken if not wrong_type]
+        if exact:
+            faults.append(exact[0])
+        elif not deeper:
+            rules = " or ".join(dict.fromkeys(f.rule.removeprefix("must be ") for _, f in spoken))
+            faults.append(replace(spoken[0][1], rule=f"must be {rules}"))
+    return faults
+
+
+def wording(kind: str, context: Mapping[str, Any], message: str) -> str:
+    """A pydantic error type as a clause that starts with what was wanted."""
+    words = {
+        "missing": "is required",
+        "missing_argument": "is required",
+        "unexpected_keyword_argument": "no such setting",
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be greater than {gt}",
+        "less_than_equal": "must be at most {le}",
+        "less_than": "must be less than {lt}",
+        "literal_error": "must be one of {expected}",
+        "too_short": "needs at least {min_length}, has {actual_length}",
+        "too_long": "takes at most {max_length}, has {actual_length}",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "string_type": "must be text",
+        "bool_type": "must be true or false",
+        "tuple_type": "must be a list",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "mapping_type": "must be a mapping",
+        "path_type": "must be a path",
+        "none_required": "must be empty",
+    }
+    if kind not in words:
+        return message[0].lower() + message[1:]
+    return words[kind].format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
+
+
+def show(value: Any, width: int = 60) -> str:
+    text = repr(value) if not isinstance(value, Mapping) else "a mapping"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# -- rules between sections ------------------------------------------------------------------------
+
+
+def rules(study: Study, broken: set[str]) -> list[Fault]:
+    """What no single section can know; nothing is said of what rests on a broken section."""
+    faults = [Fault(f"model.{setting}", rule, found) for setting, rule, found in study.model.faults()]
+    for i, order in enumerate(study.orders.given):
+        if "readers" not in broken and sorted(order) != sorted(study.names):
+            at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
+            rule = f"must name each of {', '.join(study.names)} once"
+            wrong = next((name for name in order if name not in study.names), "")
+            faults.append(Fault(at, rule, show(list(order)), nearest(wrong, study.names)))
+    if study.orders.design == "given" and study.orders.count != 1:
+        faults.append(Fault("orders.count", "bears on the design `random` alone", str(study.orders.count)))
+    if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
+        faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
+    alpha = getattr(study.strategy, "alpha", None)
+    for name in alpha if isinstance(alpha, Mapping) else ():
+        if name not in study.names:
+            faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
+    legal = plugins.names("strategies")
+    for i, rival in enumerate(study.protocol.rivals):
+        if rival not in legal:
+            rule = f"must be one of {', '.join(legal)}"
+            faults.append(Fault(f"protocol.rivals[{i}]", rule, repr(rival), nearest(rival, legal)))
+    return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
+    faults = []
+    metrics = plugins.names("metrics")
+    for name in search.objective:
+        if name not in metrics:
+            rule = f"must be one of {', '.join(metrics)}"
+            faults.append(Fault("search.objective", rule, repr(name), nearest(name, metrics)))
+        elif name == "forgetting":
+            faults.append(
+                Fault("search.objective", "is maximised; backward_transfer is what rises", repr(name))
+            )
+    if not search.space:
+        faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
+    for path, knob in search.space.items():
+        if path.partition(".")[0] in broken:
+            continue
+        faults += knob_rules(study, search, path, knob)
+    return faults
+
+
+def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[Fault]:
+    at = f"search.space.{path}"
+    if (knob.values is None) == (knob.low is None and knob.high is None):
+        yield Fault(at, "needs either a list of values, or low and high")
+        return
+    if knob.values is None and (knob.low is None or knob.high is None or knob.low >= knob.high):
+        yield Fault(at, "needs low < high", f"low {knob.low}, high {knob.high}")
+        return
+    if knob.log and (knob.low is None or knob.low <= 0):
+        yield Fault(at, "log needs low > 0", f"low {knob.low}")
+    if search.sampler == "grid" and knob.values is None:
+        yield Fault(at, "the grid sampler needs a list of values")
+    values = knob.values or (knob.low, knob.high)
+    dotted = f"{path}.{study.names[0]}" if knob.per_task else path
+    head = path.partition(".")[0]
+    if head not in SEARCHABLE:
+        rule = f"no such path; a path starts with one of {', '.join(SEARCHABLE)}"
+        yield Fault(at, rule, near=nearest(head, SEARCHABLE))
+        return
+    for value in values:
+        assert value is not None
+        try:
+            changed = study.at({dotted: value})
+        except KeyError as error:
+            section = getattr(study, head)
+            legal = [f"{head}.{f.name}" for f in fields(section)] + [
+                f"{path.rpartition('.')[0]}.{n}" for n in study.names
+            ]
+            yield Fault(at, f"no such path: {error.args[0]!r} is not there", near=nearest(path, legal))
+            return
+        section = getattr(changed, head)
+        inner: list[Fault] = []
+        content = {f.name: getattr(section, f.name) for f in fields(section)}
+        checked(type(section), content, head, inner)
+        for fault in inner:
+            yield replace(fault, path=at, found=f"{value!r}", rule=f"{fault.rule} ({fault.path})")
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def read_data(study: Study) -> tuple[Study, list[Fault]]:
+    """The study with what its keys need of the tasks' content and of the model."""
+    faults: list[Fault] = []
+    facts: dict[str, Data] = {}
+    notes: list[str] = []
+    for i, (name, reader) in enumerate(study.readers.items()):
+        if reader is BROKEN:
+            continue
+        try:
+            task = reader.read(name)
+        except StudyError as error:
+            faults += [replace(f, path=f"tasks[{i}] {name}: {f.path}") for f in error.faults]
+            continue
+        faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in task_rules(task)]
+        notes += [f"{name}: {note}" for note in getattr(task, "warnings", ())]
+        sizes = {split: len(task.examples[split]) for split in SPLITS}
+        facts[name] = Data(name, dict(task.digests), sizes, task.scorer)
+    if faults or study.model.faults() or isinstance(study.model, NoModel):
+        return study, faults
+    fingerprint = study.model.fingerprint()
+    return replace(study, tasks=facts, fingerprint=fingerprint, warnings=tuple(notes)), faults
+
+
+def task_rules(task: Task) -> Iterator[Fault]:
+    for split in SPLITS:
+        if not task.examples.get(split):
+            yield Fault(split, "must hold at least 1 example, holds 0")
+    legal = plugins.names("scorers")
+    if task.scorer not in legal:
+        rule = f"must be one of {', '.join(legal)}"
+        yield Fault("scorer", rule, repr(task.scorer), nearest(task.scorer, legal))
+        return
+    ready = getattr(plugins.module("scorers", task.scorer), "ready", None)
+    if ready and (why := ready()):
+        yield Fault("scorer", why, repr(task.scorer))
+
+
+# -- keeping ---------------------------------------------------------------------------------------
+
+
+def keep(study: Study, out: Path) -> None:
+    """Write the study as it was checked, so that its results can be read without its data."""
+    facts = {name: asdict(data) for name, data in study.tasks.items()}
+    content = {"raw": study.raw, "root": study.root, "tasks": facts, "fingerprint": study.fingerprint}
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / ".study.json"
+    draft.write_text(json.dumps(content, indent=1, default=str))
+    draft.replace(out / "study.json")
+
+
+def kept(out: Path) -> Study | None:
+    """The study that was run into a folder; None where there is none."""
+    try:
+        content = json.loads((out / "study.json").read_text())
+    except FileNotFoundError:
+        return None
+    study, faults = build(content["raw"], content["root"])
+    if study is None or faults:
+        raise StudyError(faults, str(out / "study.json"))
+    facts = {name: Data(**data) for name, data in content["tasks"].items()}
+    return replace(study, tasks=facts, fingerprint=content["fingerprint"])
+
+
+def the_kept(out: Path) -> Study:
+    """The study that was run into a folder; ResultsError where there is none."""
+    if (study := kept(out)) is None:
+        raise ResultsError(f"{out} holds no study; `dgg-ray run STUDY --out {out}` makes one there")
+    return study
+
+
+# -- schema ----------------------------------------------------------------------------------------
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """JSON Schema of a study file, for editors: `# yaml-language-server: $schema=…`."""
+    definitions: dict[str, Any] = {}
+
+    def of(kind: Any) -> dict[str, Any]:
+        found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+        definitions.update(found.pop("$defs", {}))
+        return found
+
+    def choice(kind: str, key: str) -> list[dict[str, Any]]:
+        forms = []
+        for name in plugins.names(kind):
+            form = of(plugins.find(kind, name))
+            form["properties"] = {key: {"const": name}, **form.get("properties", {})}
+            form["required"] = [key, *form.get("required", [])]
+            forms.append(form)
+        return forms
+
+    properties: dict[str, Any] = {key: of(cls) for key, cls in SECTIONS.items()}
+    for key, kind in PLUGGED.items():
+        properties[key] = {"anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name")]}
+    tasks = choice("tasks", "reader")
+    for form in tasks:
+        form["properties"]["name"] = {"type": "string"}
+        form["required"].append("name")
+    properties["tasks"] = {"type": "array", "minItems": 2, "items": {"anyOf": tasks}}
+    order = {"type": "array", "items": {"type": "string"}}
+    properties["orders"] = {"anyOf": [properties["orders"], {"type": "array", "items": order}]}
+    short = {"anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]}
+    space = {"type": "object", "additionalProperties": short, "minProperties": 1}
+    properties["search"]["properties"]["space"] = space
+    objective = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    properties["search"]["properties"]["objective"] = objective
+    properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
+    properties["seeds"] = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A dgg_ray study",
+        "type": "object",
+        "required": ["name", "model", "tasks", "strategy"],
+        "additionalProperties": False,
+        "properties": {key: properties[key] for key in KEYS},
+        "$defs": definitions,
+    }

@@ -1,0 +1,307 @@
+"""Six small tasks that come with the package: a study runs with no download and no data folder.
+
+    name        picture                                    answer
+    digits      a handwritten digit, recoloured [1]        a figure, 0 … 9
+    shapes      three coloured shapes on light ground      a colour
+    counting    one to five of a shape, others among them  one … five
+    relations   two shapes on grey ground                  left, right, above, below
+    words       a sign with one of 16 words                the word
+    charts      three to five coloured bars                a colour
+
+They differ in looks and in language, so that what is learned last hurts what was learned before;
+shapes and charts answer in the same colours to different questions. Pictures are 32 × 32 pixels.
+All but the digits are drawn from counters (draws.generator), one example at a time: a task with
+more examples holds every smaller one, and no split moves when the size of another does.
+
+[1] Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, doi:10.24432/C50P49;
+    the 1,797 pictures of 8 × 8 that scikit-learn bundles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Le
+from PIL import Image, ImageDraw, ImageFont
+
+from dgg_ray import draws
+from dgg_ray.contracts import SPLITS, Example, Reader, Split, Task
+from dgg_ray.errors import Fault, StudyError, nearest
+
+SIDE = 32  # pixels
+MOST = {"train": 400, "validation": 300, "test": 300}  # together under the 1,797 digits
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (45, 80, 220),
+    "yellow": (240, 215, 40),
+    "purple": (145, 50, 175),
+    "orange": (245, 135, 25),
+}
+FIGURES = tuple("0123456789")
+NUMBERS = ("one", "two", "three", "four", "five")
+SIDES = ("left", "right", "above", "below")
+WORDS = (
+    *("bus", "cafe", "door", "exit", "fish", "hotel", "key", "lamp"),
+    *("milk", "open", "park", "shop", "stop", "taxi", "yard", "zoo"),
+)
+
+Drawn = tuple[np.ndarray, str, str]  # pixels, question, answer
+
+
+@dataclass(frozen=True)
+class Embedded(Reader):
+    """The embedded task that the task's name chooses.
+
+    train, validation, test: examples of each split; the first n of one fixed sequence.
+    seed: another seed draws other pictures of the same kind.
+    """
+
+    train: Annotated[int, Ge(10), Le(MOST["train"])] = 300
+    validation: Annotated[int, Ge(10), Le(MOST["validation"])] = 100
+    test: Annotated[int, Ge(10), Le(MOST["test"])] = 100
+    seed: Annotated[int, Ge(0)] = 0
+
+    def read(self, name: str) -> Task:
+        if name not in TASKS:
+            rule = f"the embedded tasks are {', '.join(TASKS)}"
+            raise StudyError([Fault(f"tasks.{name}", rule, repr(name), nearest(name, TASKS))])
+        seen: set[bytes] = set()
+        examples = {split: self.draw(name, split, seen) for split in SPLITS}
+        return Task(name, examples, {split: content_digest(examples[split]) for split in SPLITS})
+
+    def draw(self, name: str, split: Split, seen: set[bytes]) -> list[Example]:
+        """The split's examples; none with a picture and question that are in `seen`, which grows."""
+        drawn = []
+        for i in range(getattr(self, split)):
+            rng = draws.generator(self.seed, f"embedded/{name}", split, i)
+            while True:
+                if name == "digits":
+                    pixels, question, answer = digits(rng, source(self.seed, split, i))
+                else:
+                    pixels, question, answer = TASKS[name](rng)
+                if (mark := pixels.tobytes() + question.encode()) not in seen:
+                    break
+            seen.add(mark)
+            drawn.append(Example(f"{name}-{split}-{i}", question, answer, pixels))
+        return drawn
+
+
+def content_digest(examples: list[Example]) -> str:
+    """SHA-256 over ids, questions, answers and pixels, 64 hex digits."""
+    content = hashlib.sha256()
+    for example in examples:
+        content.update(f"{example.id}\0{example.question}\0{example.answer}\0".encode())
+        content.update(np.asarray(example.image).tobytes())
+    return content.hexdigest()
+
+
+# -- drawing ---------------------------------------------------------------------------------------
+# Only +, -, ·, /, √, min and max, which IEEE 754 rounds alike everywhere: the same pixels, and with
+# them the same stage keys, on every machine.
+
+Y, X = np.mgrid[0:SIDE, 0:SIDE] + 0.5  # pixel centres, (32, 32) each
+
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    # (x, y, r) -> signed distance to the edge in pixels, roughly; negative inside
+    "circle": lambda x, y, r: np.sqrt(x * x + y * y) - r,
+    "square": lambda x, y, r: np.maximum(abs(x), abs(y)) - 0.85 * r,
+    "triangle": lambda x, y, r: np.maximum(y - 0.75 * r, 0.9 * abs(x) - 0.45 * y - 0.45 * r),
+    "star": lambda x, y, r: (np.sqrt(abs(x)) + np.sqrt(abs(y)) - np.sqrt(1.35 * r)) * 0.7 * np.sqrt(r),
+    "cross": lambda x, y, r: np.maximum(np.maximum(abs(x), abs(y)) - r, np.minimum(abs(x), abs(y)) - 0.3 * r),
+}
+
+
+def ground(rng: np.random.Generator, low: int, high: int, noise: float = 6) -> np.ndarray:
+    """A canvas (32, 32, 3) of one greyish colour between `low` and `high`, in float, with grain."""
+    canvas = np.zeros((SIDE, SIDE, 3)) + rng.integers(low, high + 1, 3)
+    return canvas + noise * (rng.random((SIDE, SIDE, 1)) - 0.5)
+
+
+def ink(rng: np.random.Generator, colour: str) -> np.ndarray:
+    """The colour as someone would mix it today, (3,)."""
+    return np.array(COLOURS[colour]) + rng.integers(-14, 15, 3)
+
+
+def paint(canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> None:
+    """Lay the colour over the canvas where `cover` (32, 32), clipped to [0, 1], says so."""
+    cover = np.clip(cover, 0, 1)[..., None]
+    canvas += cover * (colour - canvas)
+
+
+def place(canvas: np.ndarray, shape: str, colour: np.ndarray, x: float, y: float, r: float) -> None:
+    """A shape of radius r with its centre at (x, y), in pixels, edges smoothed."""
+    paint(canvas, 0.5 - SHAPES[shape](X - x, Y - y, r), colour)
+
+
+def pixels(canvas: np.ndarray) -> np.ndarray:
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
+def choose(rng: np.random.Generator, options, count: int) -> list:
+    """`count` different ones in a random order."""
+    options = list(options)
+    return [options[i] for i in rng.permutation(len(options))[:count]]
+
+
+def spots(rng: np.random.Generator, count: int, cells: int) -> list[tuple[float, float]]:
+    """Different cells of a cells × cells grid, each centre moved by up to a sixth of a cell."""
+    width = SIDE / cells
+    taken = rng.permutation(cells * cells)[:count]
+    moved = (rng.random((count, 2)) - 0.5) / 3
+    return [
+        ((cell % cells + 0.5 + dx) * width, (cell // cells + 0.5 + dy) * width)
+        for cell, (dx, dy) in zip(taken, moved, strict=True)
+    ]
+
+
+def ask(rng: np.random.Generator, task: str, **words: str) -> str:
+    """One of the task's phrasings."""
+    forms = PHRASINGS[task]
+    return forms[rng.integers(len(forms))].format(**words)
+
+
+# -- the tasks -------------------------------------------------------------------------------------
+
+PHRASINGS = {
+    "digits": ("Which digit is written here?", "What digit is this?", "Name the handwritten digit."),
+    "shapes": ("What colour is the {shape}?", "The {shape} has which colour?", "Name the {shape}'s colour."),
+    "counting": ("How many {shape}s are there?", "Count the {shape}s.", "What is the number of {shape}s?"),
+    "relations": (
+        "Where is the {one}, seen from the {other}?",
+        "From the {other}, where is the {one}?",
+        "On which side of the {other} is the {one}?",
+    ),
+    "words": ("What does the sign say?", "Which word is on the sign?", "Read the sign."),
+    "charts": (
+        "Which bar is the {most}est?",
+        "What is the colour of the {most}est bar?",
+        "Find the {most}est bar.",
+    ),
+}
+
+
+@cache
+def handwriting() -> tuple[np.ndarray, np.ndarray]:
+    """(1797, 8, 8) in 0 … 16, and the digit of each."""
+    from sklearn.datasets import load_digits  # half a second that only this task should cost
+
+    data = load_digits()
+    return data.images, data.target
+
+
+@cache
+def shuffled(seed: int) -> np.ndarray:
+    return draws.generator(seed, "embedded/digits", "sources").permutation(len(handwriting()[1]))
+
+
+def source(seed: int, split: Split, i: int) -> int:
+    """The handwritten digit behind example i: no two examples of any split share one."""
+    start = sum(MOST[earlier] for earlier in SPLITS[: SPLITS.index(split)])
+    return int(shuffled(seed)[start + i])
+
+
+def digits(rng: np.random.Generator, which: int) -> Drawn:
+    images, targets = handwriting()
+    side = int(rng.integers(26, 33))
+    small = Image.fromarray((images[which] * 255 / 16).astype(np.uint8))
+    cover = np.zeros((SIDE, SIDE))
+    x, y = rng.integers(0, SIDE - side + 1, 2)
+    cover[y : y + side, x : x + side] = np.asarray(small.resize((side, side), Image.Resampling.BILINEAR))
+    canvas = ground(rng, 0, 50)
+    paint(canvas, cover / 255, rng.integers(150, 256, 3))
+    return pixels(canvas), ask(rng, "digits"), FIGURES[targets[which]]
+
+
+def shapes(rng: np.random.Generator) -> Drawn:
+    canvas, names, colours = ground(rng, 190, 245), choose(rng, SHAPES, 3), choose(rng, COLOURS, 3)
+    for name, colour, (x, y) in zip(names, colours, spots(rng, 3, 2), strict=True):
+        place(canvas, name, ink(rng, colour), x, y, 4.5 + 2.5 * rng.random())
+    return pixels(canvas), ask(rng, "shapes", shape=names[0]), colours[0]
+
+
+def counting(rng: np.random.Generator) -> Drawn:
+    count, others = int(rng.integers(1, 6)), int(rng.integers(0, 3))
+    wanted, other = choose(rng, ("circle", "square", "triangle"), 2)
+    canvas, colour = ground(rng, 20, 70), rng.integers(170, 256, 3)
+    for i, (x, y) in enumerate(spots(rng, count + others, 3)):
+        place(canvas, wanted if i < count else other, colour, x, y, 3.3 + 1.2 * rng.random())
+    return pixels(canvas), ask(rng, "counting", shape=wanted), NUMBERS[count - 1]
+
+
+def relations(rng: np.random.Generator) -> Drawn:
+    one, other = choose(rng, SHAPES, 2)
+    first, second = choose(rng, COLOURS, 2)
+    side = SIDES[rng.integers(4)]
+    near, far, across = 6 + 4 * rng.random(), 22 + 4 * rng.random(), 10 + 12 * rng.random(2)
+    if side in ("right", "below"):
+        near, far = far, near
+    along = side in ("left", "right")
+    canvas = ground(rng, 100, 150)
+    for name, colour, at, level in ((one, first, near, across[0]), (other, second, far, across[1])):
+        x, y = (at, level) if along else (level, at)
+        place(canvas, name, ink(rng, colour), x, y, 4.5 + 1.5 * rng.random())
+    return pixels(canvas), ask(rng, "relations", one=one, other=other), side
+
+
+def lettering(text: str) -> np.ndarray:
+    """The text in Pillow's own bitmap font, which no FreeType version changes; (h, w) of 0 and 1."""
+    font = ImageFont.load_default_imagefont()
+    left, _, right, bottom = font.getbbox(text)
+    picture = Image.new("L", (int(right - left), int(bottom)))
+    ImageDraw.Draw(picture).text((0, 0), text, fill=1, font=font)
+    letters = np.asarray(picture)
+    rows, columns = np.flatnonzero(letters.any(1)), np.flatnonzero(letters.any(0))
+    return letters[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def words(rng: np.random.Generator) -> Drawn:
+    word = WORDS[rng.integers(len(WORDS))]
+    letters = np.repeat(lettering(word), rng.integers(1, 3), axis=0)  # as wide, once or twice as high
+    height, width = letters.shape
+    cover = np.zeros((SIDE, SIDE))
+    x, y = rng.integers(1, SIDE - width), rng.integers(2, SIDE - height - 1)
+    cover[y : y + height, x : x + width] = letters
+    canvas = ground(rng, 20, 110)
+    paint(canvas, 0.5 - (abs(Y - y - height / 2) - height / 2 - 2.5), rng.integers(0, 90, 3))  # the board
+    paint(canvas, cover, rng.integers(190, 256, 3))
+    return pixels(canvas), ask(rng, "words"), word
+
+
+def charts(rng: np.random.Generator) -> Drawn:
+    count = int(rng.integers(3, 6))
+    colours = choose(rng, COLOURS, count)
+    heights = rng.permutation(9)[:count] * 2.6 + 4  # pixels; two bars differ by at least 2.6
+    most = ("high", "low")[rng.integers(2)]
+    canvas, step = ground(rng, 235, 255, noise=3), (SIDE - 4) / count
+    for i, (colour, height) in enumerate(zip(colours, heights, strict=True)):
+        middle, half = 4 + (i + 0.5) * step, 0.38 * step
+        cover = np.minimum(0.5 - abs(X - middle) + half, 0.5 + Y - (SIDE - 2 - height))
+        paint(canvas, np.minimum(cover, SIDE - 1.5 - Y), ink(rng, colour))
+    canvas[SIDE - 2 :, 2:] = canvas[:, 2:3] = 60  # the axes
+    best = int(np.argmax(heights) if most == "high" else np.argmin(heights))
+    return pixels(canvas), ask(rng, "charts", most=most), colours[best]
+
+
+TASKS: dict[str, Callable[..., Drawn]] = {
+    "digits": digits,
+    "shapes": shapes,
+    "counting": counting,
+    "relations": relations,
+    "words": words,
+    "charts": charts,
+}
+ANSWERS = {
+    "digits": FIGURES,
+    "shapes": tuple(COLOURS),
+    "counting": NUMBERS,
+    "relations": SIDES,
+    "words": WORDS,
+    "charts": tuple(COLOURS),
+}

@@ -1,0 +1,309 @@
+"""A study is run: searched with Ray Tune and Optuna, its winner compared, its report written.
+
+    propose → judge on every block (validation) → … → recommend → compare with the rivals (test) → report
+
+Everything is asked of the store first. Ray is started when the first stage is missing, so a study
+that is finished answers without it, and one that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import ray
+import ray.tune
+from ray.tune.search import Searcher
+
+from dgg_ray import broker as brokers
+from dgg_ray import cluster, judge, report, results, studyfile
+from dgg_ray.errors import ClusterError
+from dgg_ray.fleet import Fleets, describe
+from dgg_ray.progress import Display
+from dgg_ray.results import Outcome
+from dgg_ray.search import Proposals, Setting
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.study import Study
+
+ON_HEAD = ray.tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])  # a trial only waits
+
+
+def run(
+    study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
+) -> Outcome:
+    """Run or continue a study into a folder; see Study.run.
+
+    address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
+    """
+    out = out.absolute()
+    store = StageStore(study.store_folder(out))
+    studyfile.keep(study, out)
+    began = time.perf_counter()
+    with (
+        Display(study.name, quiet=quiet) as display,
+        Crew(study, store, out, display, local, address) as crew,
+    ):
+        winner = search(study, store, crew)
+        if winner is not None:
+            crew.obtain(judge.final_works(winner))
+    outcome = Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
+    report.write(outcome.results, out)
+    return outcome
+
+
+# -- who does the work -----------------------------------------------------------------------------
+
+
+@dataclass
+class Crew:
+    """Gets work done: from the store, in this process, or by fleets that are started when needed.
+
+    tally: of this run: stages asked for, there (in the store already), trained, failed.
+    """
+
+    study: Study
+    store: StageStore
+    out: Path
+    display: Display
+    local: bool = False
+    address: str | None = None
+    tally: dict[str, Any] = field(
+        default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0)
+    )
+    broker: Any = None
+    shop: Any = None
+
+    def __enter__(self) -> Self:
+        self.stack = ExitStack()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.broker and kind is None:
+            self.count()
+        self.stack.close()
+
+    def obtain(self, chains: Sequence[Sequence[Work]]) -> None:
+        """Leave the store with every work of every chain; a failed stage ends its chain."""
+        left = []
+        for chain in chains:
+            self.expect(len(chain))
+            missing = [work for work in chain if not self.store.has(work)]
+            self.answered(len(chain) - len(missing))
+            left += [missing] if missing else []
+        for chain in left:
+            for work in chain:
+                self.store.forgive(work.stage)  # what failed in an earlier run gets another chance
+        if self.local:
+            self.work_here(left)
+        elif left:
+            brokers.walk(left, self.start().need.remote, lambda work: self.display.finished())
+            self.check()
+
+    def expect(self, count: int) -> None:
+        self.tally["asked"] += count
+        self.display.total += count
+
+    def answered(self, count: int) -> None:
+        """The store had these."""
+        self.tally["there"] += count
+        for _ in range(count):
+            self.display.finished(was_there=True)
+
+    def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
+        if self.shop is None and chains:
+            self.shop = workshop(self.study, self.store)
+        for chain in chains:
+            for work in chain:
+                fresh = self.store.record(work.stage) is None
+                try:
+                    self.shop.obtain(work)
+                except Exception as problem:
+                    self.store.fail(work.stage, describe(problem))
+                    self.tally["failed"] += 1
+                    break
+                self.tally["trained"] += fresh and bool(work.stage.learns)
+                self.display.finished()
+
+    def start(self) -> Any:
+        """The broker, with Ray and fleets behind it."""
+        if self.broker is None:
+            self.display.say("starting Ray …")
+            self.stack.enter_context(cluster.connected(self.study, self.address))
+            retries = self.study.workers.retries
+            self.broker = brokers.Broker.remote(self.store, retries)  # type: ignore[attr-defined]
+            folder = self.out / "ray"
+            self.fleets = self.stack.enter_context(
+                Fleets(self.study, self.store, self.broker, folder, self.display.update)
+            )
+        return self.broker
+
+    def count(self) -> None:
+        status = ray.get(self.broker.status.remote())
+        self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
+
+    def check(self) -> None:
+        if self.broker and self.fleets.failure:
+            raise ClusterError(self.fleets.failure)
+
+
+def workshop(study: Study, store: StageStore) -> Any:
+    """A workshop in this process."""
+    import torch
+
+    from dgg_ray.learner import PeftLearner, quieten
+    from dgg_ray.loop import Workshop
+
+    quieten()
+    if study.workers.threads:
+        torch.set_num_threads(study.workers.threads)
+    torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
+    learner = PeftLearner(study.model, "cuda" if study.workers.gpus else "cpu")
+    return Workshop(learner, study.read_tasks(), store, study.protocol.max_new_tokens)
+
+
+# -- the search ------------------------------------------------------------------------------------
+
+
+def search(study: Study, store: StageStore, crew: Crew) -> Study | None:
+    """Judge settings until all are; the study at the recommended one, None where none could be judged."""
+    if study.search is None:
+        return study
+    proposals = Proposals(study, crew.out / "search.db")
+
+    def answered(number: int, setting: Setting) -> None:
+        crew.expect(count := stages_of(study.at(setting)))
+        crew.answered(count)
+
+    blocked = judge.replay(study, store, proposals, answered)
+    if blocked is not None:
+        proposals.put_back(blocked)
+        if crew.local:
+            search_here(study, store, proposals, crew)
+        else:
+            search_with_tune(study, store, proposals, crew)
+    best = proposals.best()
+    return None if best is None else study.at(proposals.proposed[best])
+
+
+def stages_of(study: Study) -> int:
+    return sum(len(run.stages) for run in study.runs())
+
+
+def search_here(study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
+    while (proposal := proposals.ask()) is not None:
+        number, setting = proposal
+        at = study.at(setting)
+        crew.obtain([judge.works(at, run) for run in at.runs()])
+        proposals.tell(number, judge.judge(at, store))
+        crew.display.best = best_so_far(proposals)
+
+
+def search_with_tune(study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
+    """Ray Tune runs the trials; each asks the broker for its stages and reports after every one."""
+    assert study.search is not None
+    broker = crew.start()
+    trial = ray.tune.with_parameters(judge_setting, study=study, store=store, broker=broker)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trial, ON_HEAD),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=Steady(study, store, proposals, crew),
+            num_samples=proposals.count,
+            max_concurrent_trials=None,  # the searcher holds back what must wait
+            reuse_actors=True,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="tune",
+            storage_path=str(crew.out / "ray"),
+            failure_config=ray.tune.FailureConfig(max_failures=3),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    crew.check()
+
+
+def judge_setting(config: dict[str, Any], study: Study, store: StageStore, broker: Any) -> None:
+    """A trial: walk the setting's runs, stage by stage, all at once. It trains nothing itself."""
+    at = study.at(config["setting"])
+    learned = 0
+
+    def finished(work: Work) -> None:
+        nonlocal learned
+        learned += 1
+        ray.tune.report({"stages": learned, "score": so_far(at, store)})
+
+    runs = [judge.works(at, run) for run in at.runs()]
+    errors = brokers.walk(runs, broker.need.remote, finished)
+    ray.tune.report({"stages": learned, "score": so_far(at, store), "failed": len(errors)})
+
+
+def so_far(study: Study, store: StageStore) -> float:
+    """Mean score on the tasks learned, after each run's last finished stage, over the runs begun."""
+    scores = []
+    for run in study.runs():
+        R = judge.matrix(study, store, run, *judge.SELECTION).R
+        begun = np.flatnonzero(~np.isnan(R).all(axis=1))
+        scores += [np.nanmean(R[begun[-1]])] if len(begun) else []
+    return float(np.mean(scores)) if scores else 0.0
+
+
+class Steady(Searcher):
+    """Proposals as Ray Tune asks for them; those that the store answers never become trials."""
+
+    def __init__(self, study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
+        super().__init__(metric="score", mode="max")  # Tune wants one; the proposals judge
+        self.study, self.store, self.proposals, self.crew = study, store, proposals, crew
+        self.numbers: dict[str, int] = {}
+        self.stages: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        while (proposal := self.proposals.ask()) is not None:
+            number, setting = proposal
+            at = self.study.at(setting)
+            self.crew.expect(stages_of(at))
+            if not judge.complete(at, self.store):
+                for run in at.runs():
+                    for stage in run.stages:
+                        self.store.forgive(stage)
+                self.numbers[trial_id] = number
+                return {"setting": dict(setting)}
+            self.crew.answered(stages_of(at))
+            self.proposals.tell(number, judge.judge(at, self.store))
+        return Searcher.FINISHED if len(self.proposals.proposed) >= self.proposals.count else None
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        for _ in range(result["stages"] - self.stages.get(trial_id, 0)):
+            self.crew.display.finished()
+        self.stages[trial_id] = result["stages"]
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if trial_id not in self.numbers:
+            return
+        if result and not error:
+            self.on_trial_result(trial_id, result)
+        number = self.numbers[trial_id]
+        at = self.study.at(self.proposals.proposed[number])
+        self.proposals.tell(number, judge.judge(at, self.store))
+        self.crew.display.best = best_so_far(self.proposals)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store and the seed say where the search is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("run the study again: it goes on from the store")
+
+
+def best_so_far(proposals: Proposals) -> str:
+    number = proposals.best()
+    if number is None:
+        return ""
+    values = proposals.told[number] or []
+    scores = ", ".join(f"{n} {v:.3f}" for n, v in zip(proposals.search.objective, values, strict=True))
+    return f"{scores} with " + ", ".join(f"{k}={v}" for k, v in proposals.proposed[number].items())

@@ -1,0 +1,99 @@
+"""The tasks and the model that come with the package."""
+
+from __future__ import annotations
+
+import pytest
+
+from dgg_ray.contracts import SPLITS
+from dgg_ray.errors import StudyError
+from dgg_ray.models import embedded as model_file
+from dgg_ray.tasks import embedded as task_file
+from dgg_ray.tasks.embedded import ANSWERS, PHRASINGS, TASKS, Embedded
+
+TEST_DIGESTS = {  # of the default's test split, first 12 hex digits
+}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return {name: Embedded().read(name) for name in TASKS}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return model_file.Embedded().load()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_the_same_everywhere(name, tasks):
+    assert tasks[name].digests["test"][:12] == TEST_DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_as_many_examples_as_it_was_asked_for(name, tasks):
+    assert [len(tasks[name].examples[split]) for split in SPLITS] == [300, 100, 100]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_picture_with_its_question_is_in_a_task_twice(name, tasks):
+    every = [example for split in SPLITS for example in tasks[name].examples[split]]
+    assert len({(example.image.tobytes(), example.question) for example in every}) == 500
+    assert len({example.id for example in every}) == 500
+
+
+def test_no_two_splits_share_a_handwritten_digit():
+    used = [task_file.source(0, split, i) for split in SPLITS for i in range(task_file.MOST[split])]
+    assert len(set(used)) == len(used) == 1000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_are_from_a_closed_set_and_each_is_given(name, tasks):
+    assert {example.answer for example in tasks[name].examples["train"]} == set(ANSWERS[name])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_answer_is_given_so_often_that_guessing_pays(name, tasks):
+    answers = [example.answer for example in tasks[name].examples["test"]]
+    assert max(answers.count(answer) for answer in set(answers)) <= 35
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_asks_in_three_ways_and_uses_them_all(name, tasks):
+    starts = {form.split("{")[0] for form in PHRASINGS[name]}
+    asked = [example.question for example in tasks[name].examples["test"]]
+    assert len(starts) >= 3
+    assert all(any(question.startswith(start) for question in asked) for start in starts)
+
+
+def test_a_larger_task_holds_the_smaller_one_and_leaves_the_exam_alone():
+    small, large = (Embedded(train=train).read("shapes") for train in (50, 60))
+    ours, theirs = small.examples["train"], large.examples["train"][:50]
+    assert [example.answer for example in ours] == [example.answer for example in theirs]
+    assert all((a.image == b.image).all() for a, b in zip(ours, theirs, strict=True))
+    assert small.digests["test"] == large.digests["test"]
+
+
+def test_another_seed_draws_other_pictures():
+    assert Embedded(seed=1, train=10).read("words").digests != Embedded(train=10).read("words").digests
+
+
+def test_the_tallest_bar_has_the_colour_of_the_answer(tasks):
+    for example in tasks["charts"].examples["test"]:
+        if "highest" in example.question:
+            # the first row from above, below the free margin, with ink strong enough to be a bar
+            strong = example.image.max(2).astype(int) - example.image.min(2) > 110
+            row = int(strong[:, 4:].any(1).argmax()) + 1
+            seen = example.image[row][strong[row]].mean(0)
+            near = min(task_file.COLOURS, key=lambda c: abs(seen - task_file.COLOURS[c]).sum())
+            assert near == example.answer, example.id
+
+
+def test_an_unknown_task_is_named_with_its_nearest():
+    with pytest.raises(StudyError, match="'digit'.*Did you mean 'digits'"):
+        Embedded().read("digit")
+
+
+def test_the_weights_are_small_enough_to_ship():
+    assert (model_file.FOLDER / "model.safetensors").stat().st_size <= 5 * 2**20
+    assert model_file.Embedded().faults() == []
+    assert len(model_file.Embedded().fingerprint()) == 64

@@ -1,0 +1,86 @@
+"""Every metric on a run whose numbers can be worked out by eye, and on runs for which it has no meaning."""
+
+import numpy as np
+import pytest
+
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.outcomes import metrics
+
+NAN = np.nan
+
+# Three tasks of unequal size; the second gains after it was learned, the first loses, gains, loses.
+RUN = ScoreMatrix(
+    R=np.array([[0.80, 0.30, 0.10], [0.60, 0.50, 0.25], [0.40, 0.70, 0.90]]),
+    sizes=np.array([10, 20, 30]),
+    base=np.array([0.05, 0.10, 0.20]),
+)
+JOINT = ScoreMatrix(np.array([[NAN] * 3, [NAN] * 3, [0.4, 0.7, 0.9]]), RUN.sizes, RUN.base)
+SINGLE = ScoreMatrix(np.array([[0.8]]), np.array([10]), np.array([0.1]))
+
+EXPECTED = {
+    "faa": (0.4 * 10 + 0.7 * 20 + 0.9 * 30) / 60,
+    "average_accuracy": (0.4 + 0.7 + 0.9) / 3,
+    "mfn": (0.4 + 0.7 + 0.9) / 3,
+    "mft": (0.8 + 0.5 + 0.9) / 3,
+    "maa": (0.8 + (0.6 + 0.5) / 2 + (0.4 + 0.7 + 0.9) / 3) / 3,
+    "backward_transfer": ((0.4 - 0.8) + (0.7 - 0.5)) / 2,
+    "forgetting": ((0.8 - 0.4) + (0.5 - 0.7)) / 2,
+    "forward_transfer": ((0.3 - 0.1) + (0.25 - 0.2)) / 2,
+    "stability": (0.4 + 0.7) / 2,
+    "plasticity": (0.5 + 0.9) / 2,
+}
+LAST_ROW_ONLY = {"faa", "average_accuracy", "mfn"}
+
+
+def test_every_metric_has_a_number_worked_out_here():
+    assert set(metrics()) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_metric_gives_the_number_worked_out_by_hand(name):
+    assert metrics()[name](RUN) == pytest.approx(EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_joint_run_has_a_final_score_and_nothing_that_needs_a_sequence(name):
+    value = metrics()[name](JOINT)
+    assert value == pytest.approx(EXPECTED[name]) if name in LAST_ROW_ONLY else np.isnan(value)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_single_task_has_scores_but_no_transfer(name):
+    value = metrics()[name](SINGLE)
+    assert value == pytest.approx(0.8) if name in LAST_ROW_ONLY | {"mft", "maa"} else np.isnan(value)
+
+
+@pytest.mark.parametrize("name", ["stability", "plasticity", "forgetting", "backward_transfer"])
+def test_a_joint_run_of_two_tasks_is_no_sequence_either(name):
+    two = ScoreMatrix(np.array([[NAN, NAN], [0.4, 0.7]]), np.array([10, 20]), np.array([0.1, 0.2]))
+    assert np.isnan(metrics()[name](two))
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"forward_transfer"}))
+def test_only_forward_transfer_looks_at_tasks_before_their_turn(name):
+    lower = ScoreMatrix(np.where(np.tri(3), RUN.R, NAN), RUN.sizes, np.full(3, NAN))
+    assert metrics()[name](lower) == pytest.approx(EXPECTED[name])
+    assert np.isnan(metrics()["forward_transfer"](lower))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_unfinished_run_has_no_score_that_needs_its_end(name):
+    R = RUN.R.copy()
+    R[2] = NAN
+    value = metrics()[name](ScoreMatrix(R, RUN.sizes, RUN.base))
+    assert np.isnan(value) or name == "forward_transfer"  # it needs no more than the stage before last
+
+
+def test_forgetting_counts_from_the_best_score_and_backward_transfer_from_the_first():
+    R = np.array([[0.5, NAN, NAN], [0.8, 0.6, NAN], [0.7, 0.6, 0.9]])
+    scores = ScoreMatrix(R, RUN.sizes, RUN.base)
+    assert metrics()["forgetting"](scores) == pytest.approx((0.8 - 0.7) / 2)
+    assert metrics()["backward_transfer"](scores) == pytest.approx((0.7 - 0.5) / 2)
+
+
+def test_a_task_that_was_never_learned_is_not_stable():
+    R = np.array([[0.1, NAN, NAN], [0.1, 0.6, NAN], [0.1, 0.5, 0.9]])
+    assert metrics()["stability"](ScoreMatrix(R, RUN.sizes, RUN.base)) == pytest.approx((0.1 + 0.5) / 2)

@@ -1,0 +1,118 @@
+"""Figures: what they show, as numbers; and what they do without."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dgg_ray import plots, report
+from dgg_ray.plots import alpha_effect, learning_along, score_matrix, stability_plasticity
+from dgg_ray.plots.stability_plasticity import not_dominated
+from dgg_ray.results import CELL, Results
+
+KNOBS = ("strategy.alpha.b", "strategy.alpha.c")
+ALPHAS = {"d1": (0.1, 0.3), "d2": (0.5, 0.3), "ft": (np.nan, np.nan), "jt": (np.nan, np.nan)}
+SCORES = {  # setting → R in the order a, b, c; seed 1 scores 0.1 less everywhere
+    "d1": [[0.8], [0.7, 0.6], [0.6, 0.5, 0.9]],
+    "d2": [[0.8], [0.9, 0.4], [0.8, 0.3, 0.9]],
+    "ft": [[0.8], [0.3, 0.7], [0.2, 0.3, 1.0]],
+    "jt": [[], [], [0.8, 0.7, 0.9]],
+}
+
+
+def small_study(settings=tuple(SCORES), seeds=(0, 1), knobs=KNOBS, recommended="d1") -> Results:
+    strategy = {"f": "finetune", "j": "joint", "d": "dgg"}
+    rows = [
+        {
+            **dict(zip(CELL[:5], [setting, strategy[setting[0]], "a > b > c", seed, t], strict=True)),
+
+                "learned": "a + b + c" if setting == "jt" else "abc"[t],
+                "exam": "abc"[i],
+                "split": "validation"
+            ,
+            "score": score - 0.1 * seed, "n": 10, "seconds": 0.0,
+            **dict(zip(KNOBS, ALPHAS[setting], strict=True)),
+        }
+        for setting in settings
+        for seed in seeds
+        for t, scores in enumerate(SCORES[setting])
+        for i, score in enumerate(scores)
+    ]
+    table = pd.DataFrame(rows)[[*CELL, *KNOBS]]
+    rivals = {"finetune": "ft", "joint": "jt"}
+    return Results("small", "", table, knobs, ("faa",), recommended, rivals, [], pd.DataFrame())
+
+
+def drawn(module, results: Results) -> pd.DataFrame:
+    made = module.draw(results)
+    assert made is not None
+    return made[1]
+
+
+def test_a_setting_is_a_point_of_its_stability_and_plasticity():
+    points = drawn(stability_plasticity, small_study()).set_index("setting")
+    assert points.loc["d1", ["stability", "plasticity"]].tolist() == pytest.approx([0.55 - 0.05, 0.75 - 0.05])
+    assert points.loc["d1", ["stability_low", "stability_high"]].tolist() == pytest.approx([0.45, 0.55])
+    assert points.loc["d1", "alpha"] == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_joint_is_a_reference_placed_by_the_same_tasks():
+    joint = drawn(stability_plasticity, small_study()).set_index("setting").loc["jt"]
+    assert (joint["kind"], joint["pareto"]) == ("reference", False)
+    assert joint[["stability", "plasticity"]].tolist() == pytest.approx([0.75 - 0.05, 0.8 - 0.05])
+
+
+def test_the_curve_goes_along_alpha():
+    data = drawn(stability_plasticity, small_study())
+    curve = data[data["kind"] == "curve"]
+    assert curve["alpha"].tolist() == pytest.approx([0.2, 0.4])
+    assert curve["stability"].tolist() == pytest.approx([0.50, 0.50])
+    assert curve["plasticity"].tolist() == pytest.approx([0.70, 0.60])
+
+
+def test_a_point_is_on_the_front_unless_another_is_nowhere_worse_and_somewhere_better():
+    points = np.array([[0.2, 0.9], [0.5, 0.7], [0.4, 0.7], [0.8, 0.1], [0.5, 0.7]])
+    assert not_dominated(points).tolist() == [True, True, False, True, True]
+
+
+def test_the_effect_of_alpha_is_read_right_after_the_tasks_own_stage():
+    data = drawn(alpha_effect, small_study())
+    assert set(data["task"][data["kind"] == "curve"]) == {"b"}  # c was learned with one α only
+    curve = data[(data["kind"] == "curve")]
+    assert curve["alpha"].tolist() == pytest.approx([0.1, 0.5])
+    assert curve["new"].tolist() == pytest.approx([0.6 - 0.05, 0.4 - 0.05])
+    assert curve["old"].tolist() == pytest.approx([0.7 - 0.05, 0.9 - 0.05])
+    assert curve["old_low"].tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_without_a_searched_alpha_its_effect_is_not_drawn():
+    assert alpha_effect.draw(small_study(knobs=())) is None
+
+
+def test_the_line_along_the_sequence_is_the_mean_over_the_tasks_so_far():
+    data = drawn(learning_along, small_study()).set_index(["label", "stage"])["score"]
+    assert data["dgg"].tolist() == pytest.approx([0.8 - 0.05, 0.65 - 0.05, 2.0 / 3 - 0.05])
+    assert data["joint"].to_dict() == pytest.approx({2: 0.8 - 0.05})
+
+
+def test_the_score_matrix_is_averaged_over_seeds_and_leaves_out_what_was_not_examined():
+    cells = drawn(score_matrix, small_study()).set_index(["label", "stage", "exam"])
+    assert cells.loc[("finetune", 2, "c"), "score"] == pytest.approx(1.0 - 0.05)
+    assert ("finetune", 0, "b") not in cells.index
+    assert len(cells.loc["joint"]) == 3
+
+
+@pytest.mark.parametrize("name", report.figure_names())
+@pytest.mark.parametrize("settings", [("d1",), ("jt",), tuple(SCORES)], ids="+".join)
+def test_a_figure_is_drawn_or_has_nothing_to_show(name, settings):
+    results = small_study(settings, seeds=(0,), recommended="d1" if "d1" in settings else None)
+    made = importlib.import_module(f"dgg_ray.plots.{name}").draw(results)
+    assert made is None or len(made[1])
+
+
+def test_no_figure_uses_pyplot_and_its_global_state():
+    files = sorted(Path(plots.__file__).parent.glob("*.py"))
+    assert len(files) > 4
+    assert not [file.name for file in files if "matplotlib.pyplot" in file.read_text(encoding="utf-8")]

@@ -1,0 +1,222 @@
+"""The report of a small study whose numbers can be worked out on paper."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dgg_ray import report
+from dgg_ray.errors import ResultsError
+from dgg_ray.outcomes import compare, judged, order_spread, runs
+from dgg_ray.results import CELL, Results
+
+SIZES = {"a": 10, "b": 20, "c": 30}
+ORDERS = ("a > b > c", "c > a > b")
+SCORES = {  # setting → for each order the rows of R
+    "d1": ([[0.8], [0.7, 0.6], [0.6, 0.5, 0.9]], [[0.9], [0.8, 0.7], [0.7, 0.6, 0.5]]),
+    "d2": ([[0.8], [0.4, 0.7], [0.2, 0.5, 0.9]], [[0.9], [0.5, 0.8], [0.3, 0.4, 0.6]]),
+    "ft": ([[0.8], [0.3, 0.8], [0.3, 0.4, 0.9]], [[0.9], [0.4, 0.8], [0.4, 0.3, 0.6]]),
+    "jt": ([[], [], [0.8, 0.7, 0.9]], [[], [], [0.9, 0.8, 0.7]]),
+}
+STRATEGY = {"d1": "dgg", "d2": "dgg", "ft": "finetune", "jt": "joint"}
+KNOBS = ("strategy.alpha", "strategy.buffer")
+VALUES = {"d1": (0.25, 50), "d2": (0.125, 50), "ft": (np.nan, np.nan), "jt": (np.nan, np.nan)}
+
+
+def small_study(splits=("validation", "test"), orders=ORDERS, settings=tuple(SCORES), **changes) -> Results:
+    rows = [
+        {
+            "setting": setting, "strategy": STRATEGY[setting], "order": order, "seed": 0, "stage": t,
+            "learned": "a + b + c" if setting == "jt" else tasks[t], "exam": exam, "split": split,
+            "score": score, "n": SIZES[exam], "seconds": 1.5,
+            **dict(zip(KNOBS, VALUES[setting], strict=True)),
+        }
+        for setting in settings
+        for order, R in zip(ORDERS, SCORES[setting], strict=True)
+        if order in orders
+        for tasks in [order.split(" > ")]
+        for t, scores in enumerate(R)
+        for exam, score in zip(tasks, scores, strict=False)
+        for split in splits
+        if split == "validation" or setting != "d2"
+    ]
+    costs = pd.DataFrame(
+        [["k1", "a", 0, 6, 3.0, 1.0, 100.0], ["k2", "b", 1, 2, 4.0, 2.0, 300.0]],
+        columns=["key", "learned", "depth", "runs", "learn_seconds", "exam_seconds", "peak_memory_mb"],
+    )
+    results = Results(
+        name="small",
+        question="Which α?",
+        table=pd.DataFrame(rows)[[*CELL, *KNOBS]],
+        knobs=KNOBS,
+        objective=("faa",),
+        recommended="d1",
+        rivals={"finetune": "ft", "joint": "jt"},
+        failures=[],
+        costs=costs,
+        facts={"versions": {"torch": "2.9"}},
+    )
+    return dataclasses.replace(results, **changes)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The whole report, written once: figures take their time."""
+    return report.write(small_study(), tmp_path_factory.mktemp("report")).parent
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    monkeypatch.setattr(report, "figure_names", list)
+
+
+def words(results: Results) -> str:
+    return "\n".join(report.answer(results))
+
+
+def test_a_run_is_scored_over_its_examples_in_its_own_order():
+    table = runs(small_study(), "test").set_index(["setting", "order"])
+    assert table.loc[("d1", "a > b > c"), "faa"] == pytest.approx((6 + 10 + 27) / 60)
+    assert table.loc[("d1", "c > a > b"), "faa"] == pytest.approx((21 + 6 + 10) / 60)
+    assert table.loc[("d1", "c > a > b"), "stability"] == pytest.approx((0.7 + 0.6) / 2)
+    assert table.loc[("jt", "a > b > c"), "faa"] == pytest.approx((8 + 14 + 27) / 60)
+    assert math.isnan(table.loc[("jt", "a > b > c"), "plasticity"])
+
+
+def test_a_split_that_was_not_examined_has_no_runs():
+    assert runs(small_study(splits=("validation",)), "test").empty
+
+
+def test_a_rival_is_compared_within_blocks():
+    row = compare(small_study(), "test").set_index(["label", "metric"]).loc[("finetune", "faa")]
+    # finetune: 38/60 and 27/60, so d1 is 5/60 and 10/60 higher; t = 3 with one degree of freedom
+    assert row["score"] == pytest.approx(65 / 120)
+    assert row["difference"] == pytest.approx(0.125)
+    assert row["p"] == pytest.approx(1 - 2 * math.atan(3) / math.pi)
+    assert row["difference_high"] - row["difference"] == pytest.approx(12.7062 / 24, rel=1e-5)
+    assert row["pairs"] == 2
+
+
+def test_a_joint_run_counts_once_a_seed_however_many_orders_it_serves():
+    row = compare(small_study(), "test").set_index(["label", "metric"]).loc[("joint", "faa")]
+    assert row["n"] == 1
+    assert math.isnan(row["low"])
+    assert row["pairs"] == 2
+
+
+def test_order_disparity_is_the_distance_of_the_extremes():
+    spread = order_spread(small_study(), "test").set_index(["label", "task"])["opd"]
+    assert spread["dgg"].to_dict() == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.2})
+    assert spread["finetune"].to_dict() == pytest.approx({"a": 0.0, "b": 0.2, "c": 0.5})
+
+
+def test_settings_are_listed_best_first():
+    best = judged(small_study())
+    assert best["setting"].tolist() == ["jt", "d1", "ft", "d2"]  # 49, 40, 32.5, 32 sixtieths
+    assert best["faa"].tolist() == pytest.approx([98.0 / 120, 80 / 120, 65 / 120, 64 / 120])
+
+
+def test_the_answer_names_what_to_use_and_how_it_scores():
+    text = words(small_study())
+    assert "Use dgg with α = 0.25, buffer = 50." in text
+    assert "On the test split its FAA is 66.7 % (95 % interval 3.1 to 130.2, over 2 blocks" in text
+    assert "Against finetune (54.2 %) it is 12.5 points higher in FAA" in text
+    assert "6.7 points on average (AOPD) and by 20.0 at most (MOPD, c)" in text
+
+
+def test_the_answer_says_when_an_interval_includes_0():
+    assert "The interval includes 0: this study cannot tell the two apart." in words(small_study())
+
+
+def test_the_answer_says_when_one_block_gives_no_interval():
+    text = words(small_study(orders=ORDERS[:1]))
+    assert "one order and one seed: no interval can be given" in text
+    assert "on one block: no interval can be given" in text
+    assert "Only one order of the tasks was run" in text
+
+
+def test_the_answer_says_when_the_score_is_from_the_split_that_settings_were_chosen_on():
+    assert "so the score is optimistic" in words(small_study(splits=("validation",)))
+
+
+def test_a_study_without_a_winner_recommends_nothing():
+    assert "none is recommended" in words(small_study(recommended=None))
+
+
+def test_the_only_setting_is_the_chosen_one_where_nothing_was_searched():
+    only = small_study(settings=("d1",), recommended=None, rivals={}, knobs=())
+    assert words(only).startswith("One setting was run, nothing was searched: dgg.")
+    assert "this study has no rivals" in words(only)
+
+
+def test_a_study_without_a_stage_says_what_to_do(tmp_path):
+    empty = small_study()
+    empty = dataclasses.replace(empty, table=empty.table[:0])
+    with pytest.raises(ResultsError, match="run the study first"):
+        report.write(empty, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_opens_without_a_network_and_holds_the_answer(written):
+    page = (written / "report.html").read_text(encoding="utf-8")
+    targets = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)|url\(([^)]*)\)|@import\s+(\S+)", page)
+    assert all("".join(target).startswith("data:") for target in targets)
+    assert "<link" not in page
+    assert "<script" not in page
+    assert "Use dgg with α = 0.25, buffer = 50." in page
+    assert "+12.5 [−40.4, +65.4]" in page
+    assert page.index("Use dgg") < page.index("<table")
+
+
+def test_failed_stages_are_shown_with_their_error(tmp_path, without_figures):
+    failure = {
+        "stage": "ab12",
+        "learned": "b",
+        "error": "NotFinite",
+        "message": "loss <nan>",
+        "traceback": "line 7",
+    }
+    page = report.write(small_study(failures=[failure]), tmp_path).read_text(encoding="utf-8")
+    assert "1 stage failed (NotFinite while learning b); runs that needed it are not counted." in page
+    assert all(text in page for text in ["ab12", "loss &lt;nan&gt;", "line 7"])
+
+
+def test_costs_are_summed_and_shared_stages_counted():
+    assert report.cost_rows(small_study().costs)[-1] == ["all", "8", "2", "6", "7.0", "3.0", "300"]
+
+
+def test_the_latex_table_escapes_what_latex_would_read():
+    table = compare(small_study(rivals={"fine_tune": "ft"}), "test")
+    text = report.latex(table, "test")
+    assert r"fine\_tune & 54.2 $\pm$" in text
+    assert r"$-$" in text
+    assert text.count(r"\\") == 3
+
+
+def test_the_same_results_give_the_same_bytes_whatever_the_row_order_and_the_time(written, tmp_path):
+    results = small_study()
+    shuffled = results.table.sample(frac=1, random_state=1).assign(seconds=99.0)
+    report.write(dataclasses.replace(results, table=shuffled), tmp_path)
+    files = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
+    assert {path.suffix for path in files} == {".html", ".png", ".pdf", ".csv", ".parquet", ".tex"}
+    assert not [path for path in files if (written / path).read_bytes() != (tmp_path / path).read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"orders": ORDERS[:1]},
+        {"splits": ("validation",)},
+        {"settings": ("d1",), "rivals": {}},
+        {"settings": ("jt",), "recommended": None},
+        {"recommended": None},
+        {"knobs": ("strategy.buffer",)},
+        {"costs": small_study().costs[:0]},
+    ],
+    ids=str,
+)
+def test_a_report_is_written_for_a_study_that_lacks_something(tmp_path, without_figures, changes):
+    assert report.write(small_study(**changes), tmp_path).exists()

@@ -1,0 +1,208 @@
+"""Scorers: numbers that can be checked on paper, and what every file in scorers/ promises."""
+
+import importlib
+import pkgutil
+import random
+import shutil
+import sys
+
+import pytest
+
+import dgg_ray.scorers
+from dgg_ray.contracts import Example
+from dgg_ray.errors import DggError
+from dgg_ray.scorers import caption, caption_light, contains_choice, exact_match
+
+# Java takes ten seconds to read METEOR's tables, each time.
+NAMES = [
+    pytest.param(module.name, marks=[pytest.mark.slow] * (module.name == "caption"))
+    for module in pkgutil.iter_modules(dgg_ray.scorers.__path__)
+]
+LETTERED = "Which is a fruit?\nA. stone\nB. plum\nC. dark plum\nAnswer with the letter."
+
+
+def scorer(name):
+    module = importlib.import_module(f"dgg_ray.scorers.{name}")
+    if hasattr(module, "ready") and module.ready():
+        pytest.skip(module.ready())
+    return module.score
+
+
+def asked(*answers, question="What is it?", **more):
+    return [Example(str(i), question, answer, **more) for i, answer in enumerate(answers)]
+
+
+# -- every scorer ----------------------------------------------------------------------------------
+
+CAPTIONS = ["a plum on a plate", "two dogs run in the deep snow", "the café is open", "a red bus and a tree"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryScorer:
+    def test_right_predictions_score_highest(self, name):
+        score, examples = scorer(name), asked(*CAPTIONS)
+        best = score(CAPTIONS, examples)
+        worse = score([CAPTIONS[0], "a cat", "", "a red bus"], examples)
+        assert 0 <= worse.value < best.value <= 1
+        assert all(a <= b for a, b in zip(worse.each, best.each, strict=True))
+        assert all(0 <= value <= 1 for value in (*worse.each, *best.each))
+
+    def test_absent_predictions_are_wrong_and_stay_in_the_denominator(self, name):
+        score = scorer(name)
+        nothing = score([None, "", None, "  "], asked(*CAPTIONS))
+        assert nothing.value == pytest.approx(0, abs=1e-6)
+        assert nothing.each == pytest.approx((0, 0, 0, 0), abs=1e-6)
+        assert score([CAPTIONS[0], None], asked(*CAPTIONS[:2])).each[1] == pytest.approx(0, abs=1e-6)
+
+    def test_the_order_of_the_examples_does_not_matter(self, name):
+        score, examples = scorer(name), asked(*CAPTIONS)
+        said = [CAPTIONS[0], "two dogs", None, "a tree"]
+        order = random.Random(3).sample(range(4), 4)
+        mixed = score([said[i] for i in order], [examples[i] for i in order])
+        straight = score(said, examples)
+        assert mixed.value == pytest.approx(straight.value, rel=1e-9)
+        assert mixed.each == pytest.approx([straight.each[i] for i in order], rel=1e-9)
+
+    def test_no_examples_score_zero(self, name):
+        assert scorer(name)([], []) == (0.0, ())
+
+    def test_unequal_lengths_are_refused(self, name):
+        with pytest.raises(ValueError, match=r"."):
+            scorer(name)(["a"], asked("a", "b"))
+
+
+# -- exact match -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["plum tree", "Plum  Tree", " plum\ntree. ", "PLUM TREE ."])
+def test_case_white_space_and_a_final_full_stop_do_not_count(said):
+    assert exact_match.score([said], asked("plum tree")).value == 1
+
+
+@pytest.mark.parametrize("said", ["plum", "a plum tree", "plum tree..", "plumtree", "plum tree!", None, "."])
+def test_anything_else_counts(said):
+    assert exact_match.score([said], asked("plum tree")).value == 0
+
+
+def test_one_right_of_three_is_a_third():
+    assert exact_match.score(["1", "7", None], asked("1", "2", "3")) == (1 / 3, (1.0, 0.0, 0.0))
+
+
+def test_a_full_stop_can_be_the_answer_and_decimals_keep_theirs():
+    assert exact_match.score([".", "3.5", "35"], asked(".", "3.5.", "3.5")).each == (1, 1, 0)
+
+
+def test_any_reference_is_right():
+    examples = asked("sofa", references=("couch", "settee")) * 3
+    assert exact_match.score(["Couch.", "sofa", "chair"], examples).each == (1, 1, 0)
+
+
+# -- lettered options ------------------------------------------------------------------------------
+
+NAMING_B = ["B", "b", "(B)", "B.", "B)", "(b).", "B) plum", "B. Plum.", "b) plum", "answer: B", "Answer: (B)"]
+NAMING_B += ["The answer is B.", "The answer is B because it grows", "option B", "plum", "It is a Plum."]
+NAMING_NOT_ONLY_B = ["A", "C", "D", "B. stone", "B or (C) and (B)", "A. or (B)", "plum or stone", "dark plum"]
+NAMING_NOT_ONLY_B += ["", None, "Bob", "plumage", "it grows", "a-plum-b"]
+
+
+@pytest.mark.parametrize("answer", ["B", "(B)", "plum", "B. plum"])
+@pytest.mark.parametrize("said", NAMING_B)
+def test_an_option_is_named_by_letter_or_text(said, answer):
+    assert contains_choice.score([said], asked(answer, question=LETTERED)).value == 1
+
+
+@pytest.mark.parametrize("said", NAMING_NOT_ONLY_B)
+def test_no_option_another_or_two_are_wrong(said):
+    assert contains_choice.score([said], asked("B", question=LETTERED)).value == 0
+
+
+@pytest.mark.parametrize("form", ["A. {}\nB. {}", "(A) {}\n(B) {}", "A) {}\nB) {}", "  A: {}\n  B: {}"])
+def test_options_are_read_off_the_question(form):
+    question = "Where?\n" + form.format("in Rome", "in Oslo") + "\nS. Holm took it."
+    assert contains_choice.options(asked("B", question=question)[0]) == ["in rome", "in oslo"]
+
+
+def test_choices_of_the_record_come_before_the_question():
+    examples = asked("dragon", question=LETTERED, choices=("helmet", "dragon"))
+    assert contains_choice.score(["It shows a dragon"], examples).value == 1
+    assert contains_choice.score(["B"], examples).value == 1
+    assert contains_choice.score(["C"], examples).value == 0
+
+
+def test_choices_may_bring_their_letters():
+    examples = asked("B", choices=("A. helmet", "B. dragon"))
+    assert contains_choice.score(["dragon"], examples).value == 1
+
+
+def test_numbers_are_named_whole():
+    examples = asked("2", choices=("1", "2", "2.5")) * 5
+    assert contains_choice.score(["2", "2.", "It is 2.", "2.5", "12"], examples).each == (1, 1, 1, 0, 0)
+
+
+def test_an_article_is_no_letter():
+    examples = asked("dog", choices=("cat", "dog"))
+    assert contains_choice.score(["Answer: A dog"], examples).value == 1
+
+
+def test_without_options_the_text_must_be_equal():
+    assert contains_choice.score(["Oslo.", "in Oslo", None], asked("Oslo") * 3).each == (1, 0, 0)
+
+
+# -- captions --------------------------------------------------------------------------------------
+
+
+def test_light_captions_of_one_picture_can_be_computed_by_hand():
+    # said: 3 words, wanted: 6, of which "a red plum" begins: all 3 unigrams, 2 bigrams, 1 trigram are there
+    # and there is no 4-gram. BLEU-1..3 = exp(1 - 6/3); BLEU-4 has 0 of 0, (1e-15/1e-9)^(1/4) of that.
+    # ROUGE-L: precision 1, recall 1/2, β = 1.2. CIDEr: log(1 picture / 1 picture) = 0.
+    pytest.importorskip("pycocoevalcap")
+    brevity = 2.718281828459045 ** (1 - 6 / 3)
+    rouge = (1 + 1.44) * 1 * 0.5 / (0.5 + 1.44 * 1)
+    expected = (3 * brevity + brevity * 1e-6 ** (1 / 4) + rouge + 0) / 6
+    score = caption_light.score(["A red plum."], asked("a red plum on a plate"))
+    assert score.value == pytest.approx(expected, rel=1e-6)
+    assert score.each == pytest.approx((expected,), rel=1e-6)
+
+
+def test_a_perfect_caption_of_several_is_cut_to_one():
+    pytest.importorskip("pycocoevalcap")
+    assert caption_light.score(CAPTIONS, asked(*CAPTIONS)) == (1.0, (1.0, 1.0, 1.0, 1.0))
+
+
+def test_captions_are_held_against_all_references():
+    pytest.importorskip("pycocoevalcap")
+    examples = asked("not used", references=("a plum on a plate", "fruit lies on a dish"))
+    one_of_two = caption_light.score(["fruit lies on a dish"], examples)
+    assert one_of_two.value == pytest.approx((4 + 1 + 0) / 6, rel=1e-6)  # BLEU 1, ROUGE-L 1, CIDEr 0
+
+
+def test_an_absent_caption_does_not_match_a_reference_without_words():
+    pytest.importorskip("pycocoevalcap")
+    assert caption_light.score([None], asked("…")).value == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+def test_full_captions_add_meteor():
+    # One picture said word for word: BLEU-1..4 = ROUGE-L = 1, CIDEr = 0, and METEOR = 1: it has no
+    # penalty for order where the whole caption is one chunk.
+    pytest.importorskip("pycocoevalcap")
+    score = caption.score(["A plum on a plate."], asked("a plum on a plate"))
+    assert score.value == pytest.approx((4 + 1 + 1 + 0) / 7, abs=1e-6)
+
+
+@pytest.mark.parametrize("module", [caption, caption_light])
+def test_a_missing_package_is_said_before_anything_starts(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert "pip install 'dgg_ray[caption]'" in module.ready()
+    with pytest.raises(DggError, match="pycocoevalcap"):
+        module.score(["a"], asked("a"))
+
+
+def test_a_missing_java_names_the_scorer_without_it(monkeypatch):
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    assert "caption_light" in caption.ready()
+    assert caption_light.ready() == ""
+    with pytest.raises(DggError, match="Java"):
+        caption.score(["a"], asked("a"))
