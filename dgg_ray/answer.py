@@ -24,6 +24,7 @@ from dgg_ray.outcomes import (
 from dgg_ray.results import Results
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
+FEW = 3  # blocks; t(0.975) is 12.7 for two of them, 4.3 for three, and below 3.2 from then on
 IN_WORDS = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}
 
 
@@ -67,6 +68,8 @@ def score_sentences(results: Results, split: str) -> list[str]:
     else:
         interval = f"{percent(own['low'])} to {percent(own['high'])}"
         sentences = [f"{text} (95 % interval {interval}, over {own['n']} blocks of order and seed)."]
+    if 2 <= own["n"] <= FEW:
+        sentences.append(f"{own['n']} blocks make wide intervals: add orders or seeds to narrow them.")
     if split != "test":
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
         sentences.append(f"The test split has not been examined{warning}.")

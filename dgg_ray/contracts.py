@@ -62,12 +62,14 @@ class Task:
 
     digests: for each split a hash of its content (questions, answers, pictures), 64 hex digits.
     scorer: the name of the file in scorers/ that judges its answers.
+    warnings: what is allowed and yet should be known, such as examples in both train and test.
     """
 
     name: str
     examples: Mapping[str, Sequence[Example]]
     digests: Mapping[str, str]
     scorer: str = "exact_match"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,15 +9,13 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from dgg_ray import metrics as metrics_folder
+from dgg_ray import plugins
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import ResultsError
 from dgg_ray.intervals import mean_interval, paired_difference
@@ -44,10 +42,7 @@ class Run(NamedTuple):
 
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
     """Name → function, for every file in metrics/."""
-    names = sorted(module.name for module in pkgutil.iter_modules(metrics_folder.__path__))
-    return {
-        name: getattr(importlib.import_module(f"{metrics_folder.__name__}.{name}"), name) for name in names
-    }
+    return {name: plugins.find("metrics", name) for name in plugins.names("metrics")}
 
 
 def walk(results: Results, split: str) -> Iterator[Run]:
@@ -80,19 +75,38 @@ def run_of(key: tuple[str, str, str, int], cells: pd.DataFrame, untouched: pd.Se
     return Run(setting, strategy, order, int(seed), tasks, together, ScoreMatrix(R, sizes, base))
 
 
+def selection(results: Results) -> Iterator[Run]:
+    """The runs on the validation split by which settings were chosen.
+
+    Without the chosen setting's runs on further blocks (seeds of the final comparison), where no other
+    searched setting was tried: there it would be compared on easier or harder ground.
+    """
+    found, ours = list(walk(results, "validation")), set(searched(results).index)
+    blocks = {(run.order, run.seed) for run in found if run.setting in ours - {chosen(results)}}
+    shared = any((run.order, run.seed) in blocks for run in found if run.setting == chosen(results))
+    for run in found:
+        if run.setting != chosen(results) or not shared or (run.order, run.seed) in blocks:
+            yield run
+
+
 def runs(results: Results, split: str) -> pd.DataFrame:
     """One row per (setting, strategy, order, seed) examined on `split`, with every metric in metrics/.
 
     A metric is nan where the run is not far enough, or where it has no meaning (`together`: joint).
     Raises ResultsError for a study without a finished stage; no rows where only this split is missing.
     """
+    return tabulate(walk(results, split))
+
+
+def tabulate(found: Iterable[Run]) -> pd.DataFrame:
+    """One row per run, with every metric."""
     functions = metrics()
     rows = [
         {
             **{name: getattr(run, name) for name in ("setting", "strategy", *BLOCK, "together")},
             **{name: function(run.scores) for name, function in functions.items()},
         }
-        for run in walk(results, split)
+        for run in found
     ]
     return pd.DataFrame(rows, columns=["setting", "strategy", *BLOCK, "together", *functions])
 
@@ -227,7 +241,7 @@ def order_spread(results: Results, split: str) -> pd.DataFrame:
 
 def judged(results: Results) -> pd.DataFrame:
     """Every setting on the validation split, best first: its values, and each metric with its interval."""
-    table = runs(results, "validation")
+    table = tabulate(selection(results))
     known = settings(results)
     label = {setting: name for name, setting in compared(results).items()}
     rows = []

@@ -45,7 +45,7 @@ class Faults:
         """`near` is called only for a fault that is shown: looking for a name may be slow."""
         kind = (rule, place.file)
         self.count[kind] += 1
-        if True:
+        if self.count[kind] <= SHOWN:
             name = near() if near else ""
             self.kept.append(Fault(place.path, rule, shortened(found), name, place.file, place.line))
         else:

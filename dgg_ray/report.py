@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
-import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dgg_ray import plots
+from dgg_ray import plugins
 from dgg_ray.answer import SHOWN, answer, percent, signed
 from dgg_ray.outcomes import chosen, compare, final_split, judged, name_of, order_spread, runs, text_of
 from dgg_ray.results import CELL, Results
@@ -108,13 +106,13 @@ def write(results: Results, folder: Path) -> Path:
 
 def figure_names() -> list[str]:
     """Every file in plots/, the known ones in the page's order."""
-    found = sorted(module.name for module in pkgutil.iter_modules(plots.__path__))
+    found = plugins.names("plots")
     return [name for name in FIGURES if name in found] + [name for name in found if name not in FIGURES]
 
 
 def draw(name: str, results: Results, folder: Path) -> Drawn | None:
     """Draws plots/NAME.py, writes its PNG, PDF and CSV; None where the study has nothing for it."""
-    module = importlib.import_module(f"{plots.__name__}.{name}")
+    module = plugins.module("plots", name)
     made: tuple[Figure, pd.DataFrame] | None = module.draw(results)
     if made is None:
         return None
@@ -217,11 +215,16 @@ def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
 
 
 def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as (dotted name, text), in their order."""
+    """Facts as (dotted name, text), in their order; a mapping of plain values is one line."""
     rows: list[tuple[str, str]] = []
     for name, value in facts.items():
-        nested = isinstance(value, Mapping)
-        rows += flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", str(value))]
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            rows += flat(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            rows.append((f"{prefix}{name}", ", ".join(f"{k} {v}" for k, v in value.items())))
+        else:
+            text = "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            rows.append((f"{prefix}{name}", text))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -268,8 +269,8 @@ def recommendation(results: Results) -> dict[str, Any]:
     return {
         "study": results.name,
         "setting": results.recommended,
-        "recommended": {knob: mine[knob].iloc[0] for knob in results.knobs} if len(mine) else {},
+        "recommended": json.loads(mine.iloc[0][list(results.knobs)].to_json()) if len(mine) else {},
         "split": split,
-        "comparison": compared.astype(object).where(compared.notna(), None).to_dict("records"),
+        "comparison": json.loads(compared.to_json(orient="records")),  # as numbers, nan as null
         "failed_stages": len(results.failures),
     }

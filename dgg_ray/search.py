@@ -12,8 +12,8 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -24,6 +24,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from dgg_ray import draws
 from dgg_ray.study import Knob, Search, Study, Value
 
 Setting = Mapping[str, Value]
@@ -50,9 +51,12 @@ class Proposals:
         self.optuna = optuna.create_study(
             study_name=study.name,
             storage=f"sqlite:///{database}" if database else None,
-            sampler=sampler(self.search, self.space),
+            sampler=sampler(self.search),
             directions=["maximize"] * len(self.search.objective),
         )
+        if self.search.sampler == "grid":
+            for setting in grid(self.space, self.search.seed):
+                self.optuna.enqueue_trial(setting)
         if database:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -61,13 +65,7 @@ class Proposals:
     @property
     def count(self) -> int:
         """Settings that there will be in all."""
-        if self.search.sampler != "grid":
-            return self.search.trials
-        sizes = [len(d.choices) for d in self.space.values() if isinstance(d, CategoricalDistribution)]
-        product = 1
-        for size in sizes:
-            product *= size
-        return product
+        return self.search.trials if self.search.sampler != "grid" else len(grid(self.space, 0))
 
     @property
     def finished(self) -> bool:
@@ -137,15 +135,17 @@ def distribution(knob: Knob) -> BaseDistribution:
     return FloatDistribution(knob.low, knob.high, log=knob.log)
 
 
-def sampler(search: Search, space: Mapping[str, BaseDistribution]) -> optuna.samplers.BaseSampler:
-    if search.sampler == "random":
+def grid(space: Mapping[str, BaseDistribution], seed: int) -> list[Setting]:
+    """Every combination of listed values, shuffled, so that the first part of them is a fair sample."""
+    choices = [d.choices for d in space.values() if isinstance(d, CategoricalDistribution)]
+    combinations = [dict(zip(space, values, strict=True)) for values in product(*choices)]
+    return [combinations[i] for i in draws.generator(seed, "", "grid").permutation(len(combinations))]
+
+
+def sampler(search: Search) -> optuna.samplers.BaseSampler:
+    if search.sampler in ("random", "grid"):  # a grid's settings are queued, nothing is sampled
         return optuna.samplers.RandomSampler(seed=search.seed)
     if search.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=max(4, search.trials // 4), seed=search.seed)
-    if search.sampler == "grid":
-        grid: dict[str, Any] = {
-            p: d.choices for p, d in space.items() if isinstance(d, CategoricalDistribution)
-        }
-        return optuna.samplers.GridSampler(grid, seed=search.seed)
     startup = max(4, search.trials // 3)  # Optuna's default, 10, is all of a small study
     return optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup)

@@ -114,8 +114,8 @@ def walk(node: yaml.Node, at: str, lines: dict[str, int]) -> Iterator[Fault]:
 def locate(fault: Fault, lines: dict[str, int]) -> Fault:
     """The fault with the line of its path, or of the nearest path above it."""
     at = fault.path
-    while at and at not in lines and not fault.line and not fault.file:
-        at = re.sub(r"(\.[^.\[]*|\[\d+\]|^[^.\[]+)$", "", at)
+    while at and at not in lines:
+        at = at[: max(at.rfind("."), at.rfind("["), 0)]
     return fault if fault.line or fault.file else replace(fault, line=lines.get(at, 0))
 
 
@@ -373,6 +373,7 @@ def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[
         return
     if knob.log and (knob.low is None or knob.low <= 0):
         yield Fault(at, "log needs low > 0", f"low {knob.low}")
+        return
     if search.sampler == "grid" and knob.values is None:
         yield Fault(at, "the grid sampler needs a list of values")
     values = knob.values or (knob.low, knob.high)
@@ -415,10 +416,10 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
         try:
             task = reader.read(name)
         except StudyError as error:
-            faults += [replace(f, path=f"tasks[{i}] {name}: {f.path}") for f in error.faults]
+            faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in error.faults]
             continue
         faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in task_rules(task)]
-        notes += [f"{name}: {note}" for note in getattr(task, "warnings", ())]
+        notes += [f"{name}: {note}" for note in task.warnings]
         sizes = {split: len(task.examples[split]) for split in SPLITS}
         facts[name] = Data(name, dict(task.digests), sizes, task.scorer)
     if faults or study.model.faults() or isinstance(study.model, NoModel):

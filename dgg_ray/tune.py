@@ -63,7 +63,8 @@ def run(
 class Crew:
     """Gets work done: from the store, in this process, or by fleets that are started when needed.
 
-    tally: of this run: stages asked for, there (in the store already), trained, failed.
+    tally: of this run: stages asked for, there (in the store already), trained, failed; `fleet_up`,
+        seconds until the first stage began, where a fleet was started.
     """
 
     study: Study
@@ -80,6 +81,7 @@ class Crew:
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
+        self.began = time.perf_counter()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -138,9 +140,15 @@ class Crew:
             self.broker = brokers.Broker.remote(self.store, retries)  # type: ignore[attr-defined]
             folder = self.out / "ray"
             self.fleets = self.stack.enter_context(
-                Fleets(self.study, self.store, self.broker, folder, self.display.update)
+                Fleets(self.study, self.store, self.broker, folder, self.heard)
             )
         return self.broker
+
+    def heard(self, status: dict[str, Any]) -> None:
+        """The broker's status, a few times a second."""
+        self.display.update(status)
+        if status["running"]:
+            self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
 
     def count(self) -> None:
         status = ray.get(self.broker.status.remote())
@@ -295,6 +303,13 @@ class Steady(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store and the seed say where the search is."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its tuner before it begins; what is unpickled from that is never used."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("run the study again: it goes on from the store")

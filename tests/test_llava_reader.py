@@ -227,13 +227,15 @@ def test_a_changed_picture_changes_the_digest_though_it_was_seen_before(folder):
 def test_examples_in_train_and_test_are_told_by_the_content_of_their_pictures(folder):
     (folder / "copy.png").write_bytes((folder / "3.png").read_bytes())
     edit(folder / "test.json", lambda test: test.append(question("q", "copy.png", "answer 3")))
-    with pytest.warns(UserWarning, match="toy: 1 of 4 examples in test are in train too"):
-        read(folder, validation=write_validation(folder))
+    assert read(folder, validation=write_validation(folder)).warnings == (
+        "1 of 4 examples in test are in train too (same question, same picture)",
+    )
 
 
 def test_another_question_about_the_same_picture_is_no_warning(folder):
     edit(folder / "test.json", lambda test: test.append(question("q", "3.png", "yes", "Is it 3?")))
-    assert len(read(folder).examples["test"]) == 4
+    task = read(folder)
+    assert (len(task.examples["test"]), task.warnings) == (4, ())
 
 
 def write_validation(folder):

@@ -27,12 +27,12 @@ def small_study(settings=tuple(SCORES), seeds=(0, 1), knobs=KNOBS, recommended="
     rows = [
         {
             **dict(zip(CELL[:5], [setting, strategy[setting[0]], "a > b > c", seed, t], strict=True)),
-
-                "learned": "a + b + c" if setting == "jt" else "abc"[t],
-                "exam": "abc"[i],
-                "split": "validation"
-            ,
-            "score": score - 0.1 * seed, "n": 10, "seconds": 0.0,
+            "learned": "a + b + c" if setting == "jt" else "abc"[t],
+            "exam": "abc"[i],
+            "split": "validation",
+            "score": score - 0.1 * seed,
+            "n": 10,
+            "seconds": 0.0,
             **dict(zip(KNOBS, ALPHAS[setting], strict=True)),
         }
         for setting in settings

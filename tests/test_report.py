@@ -29,9 +29,17 @@ VALUES = {"d1": (0.25, 50), "d2": (0.125, 50), "ft": (np.nan, np.nan), "jt": (np
 def small_study(splits=("validation", "test"), orders=ORDERS, settings=tuple(SCORES), **changes) -> Results:
     rows = [
         {
-            "setting": setting, "strategy": STRATEGY[setting], "order": order, "seed": 0, "stage": t,
-            "learned": "a + b + c" if setting == "jt" else tasks[t], "exam": exam, "split": split,
-            "score": score, "n": SIZES[exam], "seconds": 1.5,
+            "setting": setting,
+            "strategy": STRATEGY[setting],
+            "order": order,
+            "seed": 0,
+            "stage": t,
+            "learned": "a + b + c" if setting == "jt" else tasks[t],
+            "exam": exam,
+            "split": split,
+            "score": score,
+            "n": SIZES[exam],
+            "seconds": 1.5,
             **dict(zip(KNOBS, VALUES[setting], strict=True)),
         }
         for setting in settings
@@ -119,6 +127,15 @@ def test_settings_are_listed_best_first():
     assert best["faa"].tolist() == pytest.approx([98.0 / 120, 80 / 120, 65 / 120, 64 / 120])
 
 
+def test_the_winner_is_judged_on_the_blocks_that_the_other_settings_were_judged_on():
+    results = small_study()
+    table = results.table
+    further = table[(table["setting"] != "d2") | (table["order"] == ORDERS[0])]  # the winner went on alone
+    best = judged(dataclasses.replace(results, table=further)).set_index("setting")
+    assert best.loc["d1", ["faa", "blocks"]].tolist() == pytest.approx([43 / 60, 1])
+    assert best.loc["ft", "blocks"] == 2
+
+
 def test_the_answer_names_what_to_use_and_how_it_scores():
     text = words(small_study())
     assert "Use dgg with α = 0.25, buffer = 50." in text
@@ -186,6 +203,15 @@ def test_failed_stages_are_shown_with_their_error(tmp_path, without_figures):
 
 def test_costs_are_summed_and_shared_stages_counted():
     assert report.cost_rows(small_study().costs)[-1] == ["all", "8", "2", "6", "7.0", "3.0", "300"]
+
+
+def test_facts_are_one_line_for_each_task():
+    facts = {"seeds": [0, 1], "tasks": {"a": {"train": 3, "test": 2}}, "versions": {"torch": "2.9"}}
+    assert report.flat(facts) == [
+        ("seeds", "0; 1"),
+        ("tasks.a", "train 3, test 2"),
+        ("versions", "torch 2.9"),
+    ]
 
 
 def test_the_latex_table_escapes_what_latex_would_read():

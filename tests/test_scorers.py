@@ -92,6 +92,10 @@ def test_a_full_stop_can_be_the_answer_and_decimals_keep_theirs():
     assert exact_match.score([".", "3.5", "35"], asked(".", "3.5.", "3.5")).each == (1, 1, 0)
 
 
+def test_nothing_is_not_right_even_where_nothing_is_the_answer():
+    assert exact_match.score([None, "", " "], asked("", "", "")).value == 0
+
+
 def test_any_reference_is_right():
     examples = asked("sofa", references=("couch", "settee")) * 3
     assert exact_match.score(["Couch.", "sofa", "chair"], examples).each == (1, 1, 0)
@@ -135,8 +139,14 @@ def test_choices_may_bring_their_letters():
 
 
 def test_numbers_are_named_whole():
-    examples = asked("2", choices=("1", "2", "2.5")) * 5
-    assert contains_choice.score(["2", "2.", "It is 2.", "2.5", "12"], examples).each == (1, 1, 1, 0, 0)
+    examples = asked("2", choices=("1", "2", "2.5")) * 7
+    said = ["2", "2.", "It is 2.", "It is 2.5", "It is 12", "It is 0.2", "It is 2.7"]
+    assert contains_choice.score(said, examples).each == (1, 1, 1, 0, 0, 0, 0)
+
+
+def test_of_two_texts_of_which_one_holds_the_other_the_longer_is_named():
+    examples = asked("C", question=LETTERED) * 2
+    assert contains_choice.score(["It is a dark plum", "It is a plum"], examples).each == (1, 0)
 
 
 def test_an_article_is_no_letter():

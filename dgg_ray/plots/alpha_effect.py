@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 
 from dgg_ray import plots
 from dgg_ray.intervals import bootstrap_band
-from dgg_ray.outcomes import alphas, searched, walk
+from dgg_ray.outcomes import alphas, searched, selection
 from dgg_ray.results import Results
 
 EXACT = 8  # more values of α than this are averaged …
 BINS = 6  # … in as many neighbouring groups of equal size
 TICKS = [0, 0.02, 0.1, 0.25, 0.5, 1]
 READING = (
-    "The rising line is what α keeps of the old tasks, the falling one what it costs the new task; "
-    "the bands are 95 % bootstrap bands over blocks, faint dots are single settings."
+    "Where the blue line rises, α keeps the old tasks; where the orange line falls, it costs the new one. "
+    "Bands are 95 % bootstrap bands over blocks, faint dots are single settings."
 )
 SERIES = {"new": (plots.ORANGE, "o", "the new task"), "old": (plots.BLUE, "s", "the old tasks, mean")}
 
@@ -58,7 +58,7 @@ def observed(results: Results) -> pd.DataFrame:
     """One row per setting, block and task that came after another: its α, and both scores after its stage."""
     known, columns = searched(results), alphas(results)
     rows = []
-    for run in walk(results, "validation"):
+    for run in selection(results):
         if run.setting in known.index and not run.together:
             for t, task in enumerate(run.tasks):
                 if t and task in columns:

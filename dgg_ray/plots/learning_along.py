@@ -43,6 +43,8 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         if len(rows):
             draw_line(ax, rows, label, place, lines)
     ax.margins(x=0.06)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, -0.02), min(top, 1.02))  # t intervals of few blocks reach beyond any score
     ax.legend(fontsize=9.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=plots.INK)
     return figure, data.drop(columns="together")
 

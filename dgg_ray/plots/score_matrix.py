@@ -19,8 +19,8 @@ from dgg_ray.outcomes import Run, compared, final_split, walk
 from dgg_ray.results import Results
 
 READING = (
-    "Row by row the sequence goes on; read down a column to see what becomes of one task. "
-    "The diagonal is a task just learned, the last row is the end."
+    "Row by row the sequence goes on; read down a column to see what becomes of one task. The diagonal is a "
+    "task just learned, the last row is the end; what is right of the diagonal was examined before its turn."
 )
 ORDERS_APART = 3  # more orders than this are averaged by place in the order
 

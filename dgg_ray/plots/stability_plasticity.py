@@ -13,10 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.intervals import bootstrap_band
-from dgg_ray.outcomes import BLOCK, alphas, compared, name_of, runs, searched, text_of, walk
+from dgg_ray.outcomes import BLOCK, alphas, compared, name_of, searched, selection, tabulate, text_of
 from dgg_ray.results import Results
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
@@ -61,7 +62,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 def settings_as_points(results: Results) -> pd.DataFrame:
     """One row per setting with both metrics, its mean α, its other searched values and its bands."""
     table = (
-        runs(results, "validation").dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
+        tabulate(selection(results)).dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
     )
     known, labels = searched(results), {setting: label for label, setting in compared(results).items()}
     columns = sorted(set(alphas(results).values()))
@@ -98,7 +99,7 @@ def joint_points(results: Results, missing: set[str], labels: dict[str, str]) ->
     """Joint runs have neither metric; they are placed by the same tasks' scores, as a reference."""
     rows = []
     for setting in sorted(missing):
-        together = [run for run in walk(results, "validation") if run.setting == setting and run.together]
+        together = [run for run in selection(results) if run.setting == setting and run.together]
         last = [(run.scores.R[-1, :-1].mean(), run.scores.R[-1, 1:].mean()) for run in together]
         group = pd.DataFrame(last, columns=list(AXES)).dropna()
         if len(group):
@@ -112,7 +113,7 @@ def joint_points(results: Results, missing: set[str], labels: dict[str, str]) ->
 
 def along_alpha(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     """The curves: means over the blocks, and over settings of nearly the same α, with their bands."""
-    table = runs(results, "validation").dropna(subset=list(AXES))
+    table = tabulate(selection(results)).dropna(subset=list(AXES))
     rows: list[dict[str, Any]] = []
     for others, group in points[points["searched"]].groupby("others", sort=True):
         values = sorted(group["alpha"].dropna().unique())
@@ -162,7 +163,7 @@ def draw_searched(figure: Figure, ax: Axes, points: pd.DataFrame, curve: pd.Data
             linewidth=0.6,
             zorder=4,
         )
-        bar = figure.colorbar(dots, ax=ax, shrink=0.75, pad=0.02, aspect=28)
+        bar = figure.colorbar(dots, ax=ax, ticks=MaxNLocator(5), shrink=0.75, pad=0.02, aspect=28)
         bar.set_label("α (mean over tasks)", fontsize=10, color=plots.INK)
         bar.ax.tick_params(labelsize=9, colors=plots.QUIET, labelcolor=plots.INK)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

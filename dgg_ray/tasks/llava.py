@@ -22,7 +22,6 @@ Formats: https://github.com/haotian-liu/LLaVA (docs/Finetune_Custom_Data.md), ar
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +58,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Llava(Reader):
-    """A task from files in LLaVA's format. Paths are relative to the working folder.
+    """A task from files in LLaVA's format. A study's relative paths start at the study.
 
     validation: without it a share of `train` is set apart, by picture: all examples that name one
         picture are on one side.
@@ -105,12 +104,12 @@ class Llava(Reader):
         faults.raise_any(f"task {name}")
 
         contents = {split: [content(item.example, hashes) for item in items[split]] for split in SPLITS}
-        warn_of_shared(name, contents)
         return Task(
             name,
             {split: tuple(item.example for item in items[split]) for split in SPLITS},
             {split: digest(contents[split]) for split in SPLITS},
             self.scorer,
+            shared(contents),
         )
 
     def divided(self, items: Sequence[Item], name: str, faults: Faults) -> dict[str, list[Item]]:
@@ -312,11 +311,13 @@ def content(example: Example, hashes: Mapping[Path, str]) -> list[Any]:
     return [*words, picture]
 
 
-def warn_of_shared(name: str, contents: Mapping[str, Sequence[Sequence[Any]]]) -> None:
-    """A UserWarning for each pair of splits in which the same question is asked about the same picture."""
+def shared(contents: Mapping[str, Sequence[Sequence[Any]]]) -> tuple[str, ...]:
+    """A sentence for each pair of splits in which the same question is asked about the same picture."""
+    notes = []
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
         known = {(question, picture) for _, question, *_, picture in contents[one]}
-        shared = sum((question, picture) in known for _, question, *_, picture in contents[other])
-        if shared:
-            text = f"{name}: {shared} of {len(contents[other])} examples in {other} are in {one} too"
-            warnings.warn(f"{text} (same question, same picture)", UserWarning, stacklevel=3)
+        count = sum((question, picture) in known for _, question, *_, picture in contents[other])
+        if count:
+            text = f"{count} of {len(contents[other])} examples in {other} are in {one} too"
+            notes.append(f"{text} (same question, same picture)")
+    return tuple(notes)

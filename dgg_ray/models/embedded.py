@@ -1,0 +1,80 @@
+"""A LLaVA small enough for any laptop, with its weights in the package: studies run offline.
+
+CLIP vision tower → projector → Llama, in the same transformers classes as LLaVA 1.5, so that all
+that is done to it is done to the real one by the same code. Pictures of 32 × 32 pixels become 16
+tokens; a byte-level vocabulary reads any text. The weights come from scripts/pretrain_embedded.py;
+what they were trained on, and what they can do, is in embedded/PRETRAINING.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dgg_ray.contracts import Model
+
+FOLDER = Path(__file__).with_suffix("")
+
+
+@dataclass(frozen=True)
+class Embedded(Model):
+    """The model in the package; it has no settings."""
+
+    def load(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import (
+            CLIPImageProcessorPil,
+            LlavaForConditionalGeneration,
+            LlavaProcessor,
+            PreTrainedTokenizerFast,
+        )
+
+        # Part by part: AutoProcessor would look for torchvision first and log that it is not there.
+        processor = LlavaProcessor.from_pretrained(
+            FOLDER,
+            image_processor=CLIPImageProcessorPil.from_pretrained(FOLDER, local_files_only=True),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(FOLDER, local_files_only=True),
+            local_files_only=True,
+        )
+        with quiet():
+            model = LlavaForConditionalGeneration.from_pretrained(
+                FOLDER, dtype=torch.float32, local_files_only=True
+            )
+        return model.eval(), processor
+
+    def fingerprint(self) -> str:
+        return folder_hash()
+
+    def faults(self) -> list[tuple[str, str, str]]:
+        if (FOLDER / "model.safetensors").is_file():
+            return []
+        return [("name", "the embedded weights must be in the package: install it again", str(FOLDER))]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar: four megabytes need none, and a study loads them in every process."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@cache
+def folder_hash() -> str:
+    """SHA-256 over the names and contents of the files that bear on an answer, 64 hex digits."""
+    content = hashlib.sha256()
+    for file in sorted(FOLDER.iterdir()):
+        if file.suffix != ".md":
+            content.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return content.hexdigest()

@@ -1,0 +1,119 @@
+"""The rules of the house, each failing when it is broken."""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dgg_ray import plugins
+from dgg_ray.errors import StudyError
+
+ROOT = Path(__file__).parent.parent / "dgg_ray"
+FILES = sorted(ROOT.rglob("*.py"))
+# File formats are not vendors: safetensors and Parquet are what a stage is made of.
+CORE = {"torch", "numpy", "annotated_types", "safetensors", "pyarrow", "dgg_ray", *sys.stdlib_module_names}
+CORE_FILES = ("loop", "contracts", "draws", "stages", "orders", "errors")
+CORE_FOLDERS = ("strategies", "metrics")
+DOORS = {
+    "ray": {"fleet", "broker", "tune", "cluster"},
+    "optuna": {"search"},
+    "deepspeed": {"learner"},
+    "peft": {"learner"},
+    "transformers": {"learner", "embedded", "llava_1_5"},
+    "pydantic": {"studyfile"},
+    "yaml": {"studyfile"},
+    "matplotlib": {"report", "stability_plasticity", "score_matrix", "alpha_effect", "learning_along", "drawing"},
+    "rich": {"progress"},
+    "jinja2": {"report"},
+    "pycocoevalcap": {"captions"},
+}
+
+
+@cache
+def imports(file: Path, late: bool = True) -> frozenset[str]:
+    """Dotted names that a file imports; without `late`, only those at the top and outside TYPE_CHECKING."""
+    tree = ast.parse(file.read_text())
+    nodes = ast.walk(tree) if late else iter(tree.body)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def roots(file: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(file)}
+
+
+def own(file: Path) -> set[Path]:
+    """Files of this package that a file imports at its top."""
+    found = set()
+    for name in imports(file, late=False):
+        if name.startswith("dgg_ray."):
+            place = ROOT.parent / Path(*name.split("."))
+            found |= {p for p in (place.with_suffix(".py"),) if p.exists()}
+    return found
+
+
+def test_the_core_knows_no_vendor():
+    core = [f for f in FILES if f.stem in CORE_FILES or f.parent.name in CORE_FOLDERS]
+    assert len(core) > 15
+    assert {f.stem: alien for f in core if (alien := roots(f) - CORE)} == {}
+
+
+@pytest.mark.parametrize("vendor", DOORS)
+def test_a_vendor_has_one_door(vendor):
+    users = {f.stem for f in FILES if vendor in roots(f)}
+    assert users <= DOORS[vendor]
+
+
+def test_plugins_import_no_other_plugin():
+    folders = [ROOT / kind for kind in plugins.KINDS]
+    for file in FILES:
+        if file.parent in folders:
+            others = {f for f in own(file) if f.parent in folders and f.stem != "__init__"}
+            assert others == set(), f"{file.stem} imports {others}"
+
+
+def test_imports_go_one_way():
+    def chain(file: Path, above: tuple[Path, ...]) -> int:
+        assert file not in above, " → ".join(f.stem for f in (*above, file))
+        return 1 + max((chain(f, (*above, file)) for f in own(file)), default=0)
+
+    longest = {file.stem: chain(file, ()) for file in FILES}
+    assert max(longest.values()) <= LONGEST, longest
+
+
+LONGEST = 9
+
+
+def test_files_and_functions_stay_small():
+    long_files = {f.stem: n for f in FILES if (n := len(f.read_text().splitlines())) > 330}
+    assert set(long_files) <= {"studyfile"}, long_files  # the border: one list of rules
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno <= 55, f"{file.stem}.{node.name}"
+
+
+def test_every_plugin_is_found_by_its_file_name():
+    for kind in plugins.KINDS:
+        found = [plugins.find(kind, name) for name in plugins.names(kind)]
+        assert found
+        assert all(callable(plugin) for plugin in found)
+
+
+def test_a_misspelt_plugin_names_the_nearest():
+    with pytest.raises(StudyError, match="Did you mean 'dgg'"):
+        plugins.find("strategies", "dggg")
+
+
+def test_no_pickle_is_read():
+    for file in FILES:
+        text = file.read_text()
+        assert "pickle.load" not in text, file
+        assert "torch.load" not in text, file

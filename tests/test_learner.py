@@ -1,0 +1,213 @@
+"""The learner on the embedded model: gradients, determinism, checkpoints that PEFT reads."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from dgg_ray.contracts import Adapter, Training
+from dgg_ray.errors import StageError
+from dgg_ray.learner import PeftLearner
+from dgg_ray.models import embedded
+from dgg_ray.models.llava_1_5 import Llava15
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.tasks.embedded import Embedded
+
+ADAPTER, TRAINING = Adapter(rank=2), Training(batch_size=8, learning_rate=1e-2, schedule="constant", warmup=0.0)
+
+
+def nothing(weights, gradients, step):
+    """No edit."""
+
+
+@pytest.fixture(scope="module")
+def learner():
+    torch.set_num_threads(1)
+    return PeftLearner(embedded.Embedded())
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return Embedded(train=32, validation=10, test=10).read("words").examples["train"]
+
+
+def begin(learner, adapter=ADAPTER, parent=None, seed=0, **training):
+    learner.begin(adapter, replace(TRAINING, **training), 4, seed, "words", parent)
+    return [w.detach().clone() for w in learner.weights()]
+
+
+def trained(learner, examples, edit=nothing, steps=4, **begun):
+    begin(learner, **begun)
+    losses = [learner.step(examples[8 * i : 8 * i + 8], i, edit) for i in range(steps)]
+    return [w.detach().clone() for w in learner.weights()], losses
+
+
+def gradient(learner, examples, **training):
+    """The gradient that an edit sees in the first step."""
+    seen = []
+    begin(learner, **training)
+    learner.step(examples, 0, lambda weights, gradients, step: seen.extend(g.clone() for g in gradients))
+    return torch.cat([g.flatten() for g in seen])
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_only_the_language_model_is_adapted(learner):
+    begin(learner)
+    names = [n for n, p in learner.peft.named_parameters() if p.requires_grad]
+    assert len(names) == 3 * 7 * 2  # layers × linears × (A, B)
+    assert all("language_model" in n and "lora_" in n for n in names)
+
+
+def test_the_loss_is_the_mean_over_answer_tokens(learner, examples):
+    begin(learner)
+    batch = examples[:5]
+    encoded = [learner.encode(e) for e in batch]
+    with torch.no_grad():
+        inputs = learner.collate(encoded)
+        logits = learner.peft(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+    logp, nats, tokens = torch.log_softmax(logits.float(), -1), 0.0, 0
+    for row, e in enumerate(encoded):
+        for j, token in enumerate(e.answer):
+            nats -= logp[row, len(e.prompt) + j - 1, token].item()
+            tokens += 1
+    assert learner.step(batch, 0, nothing) == pytest.approx(nats / tokens, rel=1e-4)
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(learner, examples):
+    whole = gradient(learner, examples[:8])
+    parts = gradient(learner, examples[:8], micro_batch_size=3)
+    assert (whole - parts).norm() <= 1e-5 * whole.norm()
+
+
+def test_the_same_run_gives_the_same_bytes(learner, examples):
+    first, losses = trained(learner, examples, adapter=Adapter(rank=2, dropout=0.3))
+    trained(learner, examples, adapter=Adapter(rank=4))  # another shape in between
+    again, losses_again = trained(learner, examples, adapter=Adapter(rank=2, dropout=0.3))
+    assert equal(first, again)
+    assert losses == losses_again
+
+
+def test_another_seed_begins_elsewhere(learner):
+    a, b = begin(learner, seed=1), begin(learner, seed=2)
+    assert not equal(a, b)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if not x.any())  # B is zero for both
+
+
+def test_alpha_zero_without_a_buffer_is_fine_tuning_bit_for_bit(learner, examples):
+    dgg = DGG(alpha=0.0)
+    dgg.begin_task(begin(learner), "words", ("digits",), 0)
+    assert equal(trained(learner, examples, dgg.edit_gradient)[0], trained(learner, examples)[0])
+
+
+def test_guidance_keeps_the_weights_nearer_to_where_they_began(learner, examples):
+    start = begin(learner)
+
+    def distance(alpha):
+        dgg = DGG(alpha=alpha)
+        dgg.begin_task(start, "words", ("digits",), 0)
+        end, _ = trained(learner, examples, dgg.edit_gradient)
+        return sum((e - s).square().sum() for e, s in zip(end, start, strict=True)).sqrt().item()
+
+    assert distance(1.0) < distance(0.0)
+
+
+def test_the_edit_sees_the_gradient_that_the_optimizer_takes(learner, examples):
+    def stop(weights, gradients, step):
+        for g in gradients:
+            g.zero_()
+
+    start = begin(learner)
+    end, _ = trained(learner, examples, stop)
+    assert equal(start, end)
+
+
+def test_a_checkpoint_is_one_that_peft_loads_as_it_is(learner, examples, tmp_path):
+    trained(learner, examples)
+    answers = learner.answer(examples[:10], 4)
+    learner.save(tmp_path / "adapter")
+
+    model, _ = embedded.Embedded().load()
+    loaded = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    inputs = learner.collate([learner.encode(e) for e in examples[:10]], ask=True)
+    ids = loaded.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=learner.tokenizer.pad_token_id)
+    new = learner.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [a.strip() for a in new] == answers
+
+
+def test_a_stage_goes_on_from_a_checkpoint_exactly(learner, examples, tmp_path):
+    end, _ = trained(learner, examples)
+    learner.save(tmp_path / "adapter")
+    begin(learner, adapter=Adapter(rank=4))  # something else in between
+    assert equal(begin(learner, parent=tmp_path), end)
+
+
+def test_answers_do_not_depend_on_what_they_are_batched_with(learner, examples):
+    trained(learner, examples)
+    together = learner.answer(examples[:6], 4)
+    alone = [learner.answer([e], 4)[0] for e in examples[:6]]
+    assert together == alone
+
+
+def test_text_only_examples_learn_and_answer(learner, examples):
+    text = [replace(e, image=None) for e in examples[:4]]
+    begin(learner)
+    assert np.isfinite(learner.step([*text, *examples[4:8]], 0, nothing))
+    assert np.isfinite(learner.step(text, 1, nothing))
+    assert len(learner.answer(text, 4)) == 4
+
+
+def test_an_unknown_target_names_those_that_there_are(learner):
+    with pytest.raises(StageError, match=r"qproj not found.*q_proj"):
+        begin(learner, adapter=Adapter(targets=("qproj",)))
+
+
+def test_chosen_targets_are_the_only_ones_adapted(learner):
+    begin(learner, adapter=Adapter(targets=("q_proj", "v_proj")))
+    names = [n for n, p in learner.peft.named_parameters() if p.requires_grad]
+    assert len(names) == 3 * 2 * 2
+    begin(learner)
+
+
+def test_bf16_keeps_the_lora_weights_in_fp32(learner, examples):
+    weights, losses = trained(learner, examples, precision="bf16")
+    assert {w.dtype for w in weights} == {torch.float32}
+    assert np.isfinite(losses).all()
+
+
+def test_a_llava_in_a_folder_is_loaded_like_the_embedded_one(examples, tmp_path, learner):
+    folder = tmp_path / "llava"
+    shutil.copytree(embedded.FOLDER, folder)
+    model = Llava15(str(folder), dtype="float32")
+    assert model.faults() == []
+    other = PeftLearner(model)
+    begin(other)
+    begin(learner)
+    assert other.answer(examples[:5], 4) == learner.answer(examples[:5], 4)
+
+
+def test_a_model_folder_without_its_parts_is_a_fault(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").touch()
+    said = " | ".join(rule for _, rule, _ in Llava15(str(tmp_path)).faults())
+    assert "pickles, which are never read" in said
+    assert "tokenizer_config.json" in said
+    assert Llava15(str(tmp_path / "none")).faults()[0][1] == "no such folder"
+    assert "is required for a hub name" in Llava15("llava-hf/llava-1.5-7b-hf").faults()[0][1]
+    assert Llava15("llava-hf/llava-1.5-7b-hf", revision="abc").faults() == []
+
+
+def test_the_fingerprint_follows_the_weights(tmp_path):
+    folder = tmp_path / "llava"
+    shutil.copytree(embedded.FOLDER, folder)
+    before = Llava15(str(folder)).fingerprint()
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "model.safetensors").write_bytes(b"other weights")
+    assert Llava15(str(other)).fingerprint() != before
+    assert Llava15(str(folder), dtype="float32").fingerprint() != before

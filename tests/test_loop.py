@@ -1,0 +1,153 @@
+"""Learn a stage, sit the exams: on a learner of one weight, every number by hand."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dgg_ray.contracts import Strategy, replay_sample
+from dgg_ray.errors import NotFinite
+from dgg_ray.loop import shuffled
+from dgg_ray.stages import Work, untouched
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.strategies.joint import Joint
+from dgg_ray.strategies.replay import Replay
+
+
+def theta(world, stage):
+    world.shop.take_up(stage)
+    return world.learner.theta.item()
+
+
+def test_a_stage_starts_where_its_parent_ended(world):
+    # rate 0.5, one step each: 0 → 0.5·1 = 0.5 → 0.5 + 0.5·(4 - 0.5) = 2.25
+    first, second = world.path("ones", "fours", learning_rate=0.5)
+    world.shop.obtain(Work(first))
+    world.shop.obtain(Work(second))
+    assert theta(world, first) == 0.5
+    assert theta(world, second) == 2.25
+
+
+def test_parents_that_are_missing_are_learned_first(world):
+    stages = world.path("ones", "fours", "nines", learning_rate=0.5)
+    world.shop.obtain(Work(stages[-1]))
+    assert world.learner.begun == ["ones", "fours", "nines"] or set(world.learner.begun) == {"ones", "fours", "nines"}
+    assert theta(world, stages[-1]) == pytest.approx(2.25 + 0.5 * (9 - 2.25))
+    assert all(world.store.record(stage) for stage in stages)
+
+
+def test_what_is_in_the_store_is_not_learned_again(world):
+    work = Work(world.path("ones")[0], (world.exam("ones"),))
+    world.shop.obtain(work)
+    taught = len(world.learner.taught)
+    world.shop.obtain(work)
+    assert len(world.learner.taught) == taught
+
+
+def test_exams_asked_for_later_are_sat_without_learning(world):
+    (stage,) = world.path("ones")  # rate 1: θ = 1 after one step
+    world.shop.obtain(Work(stage, (world.exam("ones"),)))
+    taught = len(world.learner.taught)
+    world.shop.obtain(Work(stage, (world.exam("ones"), world.exam("fours"), world.exam("ones", "validation"))))
+
+    scores = {(c["task"], c["split"]): c["score"] for c in world.store.cells(stage).values()}
+    assert scores == {("ones", "test"): 1.0, ("fours", "test"): 0.0, ("ones", "validation"): 1.0}
+    assert len(world.learner.taught) == taught
+
+
+def test_the_untouched_model_sits_exams_and_learns_nothing(world):
+    base = untouched("model")
+    world.shop.obtain(Work(base, (world.exam("ones"),)))
+    assert [c["score"] for c in world.store.cells(base).values()] == [0.0]
+    assert world.learner.taught == []
+
+
+def test_guidance_pulls_halfway_back(world):
+    # second stage from θ* = 1, rate 0.5, two epochs of one batch, answers 4:
+    #   step 0: d = 0                            θ = 1 + 0.5·3 = 2.5
+    #   step 1: g = -1.5, d = 1.5, ĝ = 1.5      θ stays 2.5
+    first, second = world.path("ones", "fours", strategy=DGG(alpha=1.0), learning_rate=0.5, epochs=2)
+    world.shop.obtain(Work(first))
+    start = theta(world, first)
+    assert start == 0.75
+    world.shop.obtain(Work(second))
+    after_one = start + 0.5 * (4 - start)
+    d, g = after_one - start, after_one - 4
+    assert theta(world, second) == pytest.approx(after_one - 0.5 * (g + min(1, abs(g) / d) * d))
+
+
+def test_replay_shows_the_old_examples_beside_the_new(world):
+    first, second = world.path("fours", "ones", strategy=Replay(buffer=2))
+    world.shop.obtain(Work(first))
+    world.learner.taught.clear()
+    world.shop.obtain(Work(second))
+    shown = sorted(world.learner.taught)
+    assert len(shown) == 2 + 2
+    assert [name for name in shown if name.startswith("ones")] == ["ones-train-0", "ones-train-1"]
+
+
+def test_a_larger_buffer_holds_every_smaller_one(world):
+    ids = [[e.id for e in replay_sample(world.tasks["fours"], m, seed=5)] for m in (0, 1, 2, 3, 99)]
+    assert [len(i) for i in ids] == [0, 1, 2, 3, 3]
+    assert all(large[: len(small)] == small for small, large in zip(ids, ids[1:], strict=False))
+
+
+def test_joint_learns_all_tasks_in_one_stage(world):
+    (stage,) = world.path("ones", "fours", "nines", strategy=Joint(), learning_rate=1.0)
+    world.shop.obtain(Work(stage))
+    assert theta(world, stage) == pytest.approx((1 + 1 + 4 + 4 + 4 + 9) / 6)
+
+
+def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(world):
+    (stage,) = world.path("fours", epochs=4, batch_size=2)
+    batches = list(shuffled(world.tasks["fours"].examples["train"], stage))
+    assert [len(batch) for batch in batches] == [2, 1] * 4
+    epochs = [[e.id for b in batches[i : i + 2] for e in b] for i in range(0, 8, 2)]
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_loss_that_is_no_number_ends_the_stage_and_says_where(world):
+    # rate 1e30: θ overflows float32 in the second step
+    (stage,) = world.path("nines", learning_rate=1e30, epochs=3)
+    with pytest.raises(NotFinite, match=r"step \d of 3 while learning nines; lower training.learning_rate"):
+        world.shop.obtain(Work(stage))
+    assert world.store.record(stage) is None
+
+
+def test_a_damaged_parent_is_learned_again_on_the_way(world):
+    first, second = world.path("ones", "fours", learning_rate=0.5)
+    world.shop.obtain(Work(first))
+    (world.store.place(first) / "adapter" / "theta.safetensors").write_bytes(b"noise")
+    with pytest.warns(UserWarning, match="is damaged"):
+        world.shop.obtain(Work(second))
+    assert theta(world, second) == 2.25
+
+
+@dataclass(frozen=True)
+class Remembering(Strategy):
+    """Hands the number of tasks seen from stage to stage."""
+
+    def load_state(self, state):
+        self.memory.update(state)
+
+    def state(self):
+        return {"seen": self.memory.get("seen", torch.zeros(1)) + 1}
+
+
+def test_what_a_strategy_hands_on_reaches_the_next_stage_through_the_store(world):
+    stages = world.path("ones", "fours", "nines", strategy=Remembering())
+    for stage in stages:
+        world.shop.obtain(Work(stage))
+    from safetensors.torch import load_file
+
+    states = [load_file(world.store.open(s) / "strategy.safetensors")["seen"].item() for s in stages]
+    assert states == [1.0, 2.0, 3.0]
+
+
+def test_progress_is_told_after_every_step(world):
+    told = []
+    world.shop.tick = lambda stage, done, steps: told.append((stage.task, done, steps))
+    (stage,) = world.path("fours", batch_size=2, epochs=2)
+    world.shop.obtain(Work(stage))
+    assert told == [("fours", i, 4) for i in (1, 2, 3, 4)]

@@ -1,0 +1,257 @@
+"""A study run from start to end: in one process, on Ray, killed and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from dgg_ray import Study, cli
+from dgg_ray.results import table
+
+STUDY = """\
+name: tiny
+question: Is it the same however it is run?
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 24, validation: 10, test: 12}
+  - {name: words, reader: embedded, train: 24, validation: 12, test: 10}
+  - {name: charts, reader: embedded, train: 32, validation: 10, test: 10}
+strategy: {name: dgg, alpha: 0.2, buffer: 4}
+adapter: {rank: 2}
+training: {epochs: 2, batch_size: 8, learning_rate: 5e-3}
+orders: {design: random, count: 2}
+search:
+  space:
+    strategy.alpha: {per_task: [0, 0.3, 1.0]}
+    strategy.buffer: [0, 4]
+  trials: 4
+protocol: {max_new_tokens: 4}
+workers: {fleets: 2, idle_s: 10}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    file.write_text(STUDY)
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study, tmp_path_factory) -> Path:
+    """The results of a run in one process."""
+    out = tmp_path_factory.mktemp("out") / "undisturbed"
+    assert cli.main(["run", str(study), "--out", str(out), "--local", "--quiet"]) == 0
+    return out
+
+
+def same_table(a: Path, b: Path) -> bool:
+    return (a / "table.parquet").read_bytes() == (b / "table.parquet").read_bytes()
+
+
+def published(out: Path) -> dict[str, int]:
+    """stage → when it was published, in ns"""
+    return {m.parent.name: m.stat().st_mtime_ns for m in (out / "stages").glob("??/*/manifest.json")}
+
+
+def test_a_run_in_one_process_answers_the_study(undisturbed):
+    cells = table(undisturbed)
+    assert cells["score"].between(0, 1).all()
+    finals = cells[(cells["split"] == "test") & (cells["stage"] == 2)]
+    assert set(finals["strategy"]) == {"dgg", "finetune", "replay", "joint"}
+    assert finals.groupby("strategy").size().to_dict() == {"dgg": 6, "finetune": 6, "replay": 6, "joint": 6}
+    assert (undisturbed / "report.html").stat().st_size > 10_000
+
+
+def test_joint_is_trained_once_for_all_orders(undisturbed):
+    joint = table(undisturbed).query("strategy == 'joint' and split == 'test' and stage == 2")
+    assert joint["order"].nunique() == 2
+    assert joint.groupby("exam")["score"].nunique().max() == 1
+
+
+def test_a_second_run_trains_nothing_and_starts_no_ray(study, undisturbed, monkeypatch, capsys):
+    monkeypatch.setattr("dgg_ray.cluster.connected", lambda *_: pytest.fail("Ray was started"))
+    before, table_before = published(undisturbed), (undisturbed / "table.parquet").read_bytes()
+    assert cli.main(["run", str(study), "--out", str(undisturbed), "--quiet"]) == 0
+    assert "nothing trained, all answered from the store" in capsys.readouterr().out
+    assert published(undisturbed) == before
+    assert (undisturbed / "table.parquet").read_bytes() == table_before
+
+
+def test_plan_knows_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
+    assert cli.main(["plan", str(study), "--out", str(tmp_path / "new"), "--json"]) == 0
+    new = json.loads(capsys.readouterr().out)
+    assert (new["settings"], new["orders"], new["stored"], new["exact"]) == (4, 2, 0, False)
+    assert not (tmp_path / "new").exists()
+    assert cli.main(["plan", str(study), "--out", str(undisturbed), "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["exact"]
+    assert done["to_train"] == 0
+    assert done["stored"] == done["distinct"] == len(published(undisturbed)) - 1  # and the untouched model
+    # 4 settings and 3 rivals over 2 orders of 3 tasks, the winner once more, joint one stage an order
+    assert done["asked"] == (4 + 1 + 2) * 2 * 3 + 2
+
+
+def test_best_is_json_that_names_the_setting_and_its_rivals(undisturbed, capsys):
+    assert cli.main(["best", str(undisturbed), "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert set(best["recommended"]) == {
+        "strategy.alpha.digits",
+        "strategy.alpha.words",
+        "strategy.alpha.charts",
+        "strategy.buffer",
+    }
+    assert best["split"] == "test"
+    assert {row["label"] for row in best["comparison"]} >= {"finetune", "replay", "joint"}
+
+
+def test_the_faces_in_python_and_on_the_command_line_agree(study, undisturbed):
+    result = Study.load(study).run(out=undisturbed, local=True)
+    pd.testing.assert_frame_equal(result.table, table(undisturbed))
+    assert result.report() == undisturbed / "report.html"
+    assert result.best["study"] == "tiny"
+
+
+def test_a_wrong_study_exits_with_2_and_starts_nothing(tmp_path, capsys):
+    file = tmp_path / "bad.yaml"
+    file.write_text(STUDY.replace("alpha: 0.2", "alpha: 2"))
+    assert cli.main(["run", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "strategy.alpha: must be at most 1, got 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_results_is_an_error_that_says_what_to_do(tmp_path, capsys):
+    assert cli.main(["status", str(tmp_path)]) == 1
+    assert "dgg-ray run" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, capsys):
+    text = STUDY.replace("strategy.buffer: [0, 4]", "training.learning_rate: [5e-3, 1e+30]")
+    file = tmp_path / "diverges.yaml"
+    file.write_text(text.replace("sampler: tpe", "sampler: random"))
+    out = tmp_path / "out"
+    assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
+    assert "NotFinite" in (out / "report.html").read_text()
+    judged = table(out)["training.learning_rate"].unique()
+    assert 5e-3 in judged
+    failed = [json.loads(f.read_text()) for f in (out / "stages" / "failed").iterdir()]
+    assert failed
+    assert all(f["error"] == "NotFinite" and "learning_rate" in f["message"] for f in failed)
+
+
+# -- on Ray ----------------------------------------------------------------------------------------
+
+
+def launch(study: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dgg_ray", "run", str(study), "--out", str(out)]
+    log = (out.parent / f"{out.name}.log").open("a")
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 180):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None, "the run ended first"
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a run and all that it started, by its process group's and its children's ids."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    for member in (*family, process):
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            pass
+    process.wait()
+
+
+@pytest.mark.ray
+def test_on_ray_with_two_fleets_the_table_is_the_same_to_the_byte(study, undisturbed, tmp_path):
+    out = tmp_path / "ray"
+    run = launch(study, out)
+    try:
+        assert run.wait(timeout=240) == 0, (tmp_path / "ray.log").read_text()[-3000:]
+    finally:
+        end(run)
+    assert same_table(out, undisturbed)
+    assert published(out).keys() == published(undisturbed).keys()
+
+
+@pytest.mark.ray
+def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(study, undisturbed, tmp_path):
+    out = tmp_path / "killed"
+    run = launch(study, out)
+    try:
+        wait_for(lambda: len(published(out)) >= 4, run)
+        finished = published(out)
+        os.kill(run.pid, signal.SIGKILL)
+    finally:
+        end(run)
+
+    run = launch(study, out)
+    try:
+        wait_for(lambda: len(published(out)) >= len(finished) + 3, run)
+        workers = [
+            p for p in psutil.Process(run.pid).children(recursive=True) if "TrainWorker" in " ".join(p.cmdline())
+        ]
+        assert workers
+        workers[0].kill()
+        assert run.wait(timeout=240) == 0, (tmp_path / "killed.log").read_text()[-3000:]
+    finally:
+        end(run)
+    assert same_table(out, undisturbed)
+    now = published(out)
+    assert {key: now[key] for key in finished} == finished  # not one was written again
+    assert now.keys() == published(undisturbed).keys()
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(study, undisturbed, tmp_path):
+    out = tmp_path / "stopped"
+    run = launch(study, out)
+    try:
+        wait_for(lambda: len(published(out)) >= 3, run)
+        family = psutil.Process(run.pid).children(recursive=True)
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(timeout=60) == 130
+        assert psutil.wait_procs(family, timeout=30)[1] == []  # nothing is left behind
+    finally:
+        end(run)
+    log = (tmp_path / "stopped.log").read_text()
+    assert "the same command goes on" in log
+    assert "Traceback" not in log
+    assert cli.main(["run", str(study), "--out", str(out), "--local", "--quiet"]) == 0
+    assert same_table(out, undisturbed)
+
+
+@pytest.mark.ray
+def test_two_workers_learn_a_stage_together_as_one_does(study, undisturbed, tmp_path):
+    text = STUDY[: STUDY.index("search:")] + "protocol: {max_new_tokens: 4, rivals: []}\n"
+    outs = {}
+    for count, how in ((1, ["--local"]), (2, [])):
+        file = tmp_path / f"{count}.yaml"
+        file.write_text(text.replace("count: 2", "count: 1") + f"workers: {{per_fleet: {count}}}\n")
+        outs[count] = tmp_path / str(count)
+        command = [sys.executable, "-m", "dgg_ray", "run", str(file), "--out", str(outs[count]), *how]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    from safetensors.torch import load_file
+
+    assert published(outs[1]).keys() == published(outs[2]).keys()
+    for one in outs[1].glob("stages/??/*/adapter/adapter_model.safetensors"):
+        two = outs[2] / one.relative_to(outs[1])
+        a, b = load_file(one), load_file(two)
+        moved = sum(w.square().sum() for w in a.values()).sqrt()
+        apart = sum((a[name] - b[name]).square().sum() for name in a).sqrt()
+        assert apart <= 1e-3 * moved  # AdamW divides by √v: rounding in a small gradient is magnified

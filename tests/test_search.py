@@ -1,0 +1,123 @@
+"""The search proposes the same settings, however fast or in whatever order results come."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from dgg_ray.models.embedded import Embedded as Model
+from dgg_ray.search import Proposals, dominates
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.study import Knob, Search, Study
+from dgg_ray.tasks.embedded import Embedded
+
+
+def study(**search):
+    space = {
+        "strategy.alpha": Knob(values=(0.0, 0.1, 0.5, 1.0), per_task=True),
+        "strategy.buffer": Knob(low=4, high=64, log=True),
+        "adapter.rank": Knob(values=(2, 4, 8)),
+    }
+    readers = {"digits": Embedded(), "words": Embedded()}
+    return Study("toy", Model(), readers, DGG(), search=Search(**{"space": space, "trials": 18, **search}))
+
+
+def value(setting, names):
+    alpha = setting["strategy.alpha.digits"] + 2 * setting["strategy.alpha.words"]
+    return [-((alpha - 1) ** 2) - setting.get("strategy.buffer", 0) / 100, float(setting["adapter.rank"])][: len(names)]
+
+
+def finish(proposals, seed):
+    """Judge everything, in an order and with pauses that the seed shuffles; setting 5 fails."""
+    shuffle, open_ = random.Random(seed), []
+    while not proposals.finished:
+        if (proposal := proposals.ask()) and shuffle.random() < 0.9:
+            open_.append(proposal)
+            continue
+        if proposal:
+            proposals.put_back(proposal)
+        number, setting = open_.pop(shuffle.randrange(len(open_))) if open_ else proposals.ask()
+        failed = number == 5
+        proposals.tell(number, None if failed else value(setting, proposals.search.objective))
+    return proposals.proposed
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+@pytest.mark.parametrize("objective", [("faa",), ("stability", "plasticity")])
+def test_proposals_do_not_depend_on_the_order_of_results(sampler, objective):
+    sequences = [
+        finish(Proposals(study(sampler=sampler, objective=objective, parallel=4)), seed) for seed in range(6)
+    ]
+    assert all(sequence == sequences[0] for sequence in sequences)
+    assert len(sequences[0]) == 18
+
+
+def test_proposals_are_the_same_with_a_database_that_optuna_opens(tmp_path: Path):
+    database = tmp_path / "search.db"
+    with_database = Proposals(study(), database)
+    assert finish(with_database, 1) == finish(Proposals(study()), 2)
+
+    opened = optuna.load_study(study_name="toy", storage=f"sqlite:///{database}")
+    states = [trial.state.name for trial in opened.trials]
+    assert (states.count("COMPLETE"), states.count("FAIL")) == (17, 1)
+    assert opened.best_trial.number == with_database.best()
+
+
+def test_more_parallel_settings_wait_for_older_results():
+    proposals = Proposals(study(parallel=3))
+    asked = [proposals.ask() for _ in range(5)]
+    assert [a and a[0] for a in asked] == [0, 1, 2, None, None]
+    proposals.tell(1, [0.0])
+    assert proposals.ask() is None  # 3 must know 0
+    proposals.tell(0, [0.0])
+    number, _ = proposals.ask()
+    assert number == 3
+
+
+def test_the_grid_proposes_every_combination_once():
+    space = {"adapter.rank": Knob(values=(2, 4, 8)), "strategy.alpha": Knob(values=(0.0, 0.5), per_task=True)}
+    proposals = Proposals(study(sampler="grid", space=space))
+    settings = {tuple(sorted(s.items())) for s in finish(proposals, 0)}
+    assert proposals.count == len(settings) == 3 * 2 * 2
+
+
+def test_a_log_range_between_whole_numbers_gives_whole_numbers():
+    buffers = {s["strategy.buffer"] for s in finish(Proposals(study(sampler="random")), 0)}
+    assert all(isinstance(b, int) and 4 <= b <= 64 for b in buffers)
+
+
+def test_of_a_pareto_front_the_highest_mean_is_recommended():
+    proposals = Proposals(study(objective=("stability", "plasticity"), trials=4, parallel=4))
+    for values in ([0.2, 0.9], [0.6, 0.6], [0.5, 0.6], [0.8, 0.3]):
+        proposals.tell(proposals.ask()[0], values)
+    assert proposals.best() == 1  # 2 is dominated; 1.2 beats 1.1 and 1.1
+
+
+def test_equal_settings_recommend_the_one_proposed_first():
+    proposals = Proposals(study(trials=3, parallel=3))
+    for values in ([0.4], [0.7], [0.7]):
+        proposals.tell(proposals.ask()[0], values)
+    assert proposals.best() == 1
+
+
+def test_a_point_does_not_dominate_itself():
+    assert dominates([0.5, 0.6], [0.5, 0.5])
+    assert not dominates([0.5, 0.5], [0.5, 0.5])
+    assert not dominates([0.6, 0.4], [0.5, 0.5])
+
+
+def test_a_setting_reaches_the_field_that_its_path_names():
+    at = study().at({"strategy.alpha.words": 0.5, "adapter.rank": 4})
+    assert at.strategy.alpha == {"digits": 0.1, "words": 0.5}
+    assert at.adapter.rank == 4
+    with pytest.raises(KeyError, match="alhpa"):
+        study().at({"strategy.alhpa": 0.5})
+
+
+def test_a_rival_takes_over_the_settings_that_it_shares():
+    dgg = replace(study(), strategy=DGG(alpha=0.3, buffer=17))
+    assert dgg.beside("replay").strategy.buffer == 17
+    assert dgg.beside("l2sp").strategy.buffer == 17
+    assert dgg.beside("finetune").strategy.effect("words", ("digits",)) == {}

@@ -1,0 +1,188 @@
+"""Keys, the tree, and the store."""
+
+import json
+import os
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from dgg_ray.contracts import Adapter
+from dgg_ray.errors import StoreError
+from dgg_ray.stages import StageStore, Work, distinct, untouched
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.strategies.finetune import Finetune
+from dgg_ray.strategies.joint import Joint
+from dgg_ray.strategies.replay import Replay
+
+
+def keys(stages):
+    return [stage.key for stage in stages]
+
+
+def test_runs_that_begin_alike_share_their_beginnings(world):
+    a = world.path("ones", "fours", "nines")
+    b = world.path("ones", "fours")
+    c = world.path("fours", "ones")
+    assert keys(a)[:2] == keys(b)
+    assert not set(keys(b)) & set(keys(c))
+    assert len(distinct([*a, *b, *c])) == 5
+
+
+def test_the_first_stage_is_the_same_for_every_sequential_strategy(world):
+    strategies = (Finetune(), Replay(buffer=2), DGG(alpha=0.5, buffer=2), DGG(alpha=1.0))
+    paths = [world.path("ones", "fours", strategy=s) for s in strategies]
+    assert len({p[0].key for p in paths}) == 1
+    assert len({p[1].key for p in paths}) == 4
+
+
+def test_alpha_of_a_later_task_leaves_earlier_stages_alone(world):
+    low = world.path("ones", "fours", "nines", strategy=DGG(alpha={"fours": 0.1, "nines": 0.1}))
+    high = world.path("ones", "fours", "nines", strategy=DGG(alpha={"fours": 0.1, "nines": 0.9}))
+    assert keys(low)[:2] == keys(high)[:2]
+    assert keys(low)[2] != keys(high)[2]
+
+
+def test_everything_that_bears_on_the_outcome_is_in_the_key(world):
+    (stage,) = world.path("ones")
+    changed = (
+        replace(stage, model="other"),
+        replace(stage, seed=1),
+        replace(stage, adapter=Adapter(rank=4)),
+        replace(stage, training=replace(stage.training, learning_rate=0.5)),
+        replace(stage, data=("other data",)),
+        replace(stage, parent=world.path("fours")[0]),
+    )
+    assert len({stage.key, *keys(changed)}) == 7
+
+
+def test_nothing_else_is_in_the_key(world):
+    (stage,) = world.path("ones")
+    # alpha = 2 · rank is what leaving it out means; micro-batches change who computes, not what
+    same = replace(stage, adapter=Adapter(rank=8, alpha=16.0))
+    assert same.key == stage.key
+    assert replace(stage, training=replace(stage.training, micro_batch_size=1)).key == stage.key
+
+
+def test_keys_do_not_change_between_versions(world):
+    # A store is kept for months: a change here needs a new stages.FORMAT.
+    assert world.path("ones", "fours", strategy=DGG(alpha=0.25, buffer=3))[1].key[:16] == "8c88c93b35b4bf48"
+
+
+def test_joint_is_one_stage_whatever_the_order(world):
+    one = world.path("ones", "fours", "nines", strategy=Joint())
+    other = world.path("nines", "ones", "fours", strategy=Joint())
+    assert keys(one) == keys(other)
+    assert len(one) == 1
+
+
+def test_a_published_stage_is_there_with_its_record_and_files(world):
+    (stage,) = world.path("ones")
+    assert world.store.record(stage) is None
+    assert world.store.open(stage) is None
+
+    world.store.publish(stage, {"cost": {"steps": 3}}, lambda f: (f / "weights").write_text("w"))
+
+    assert world.store.record(stage)["cost"] == {"steps": 3}
+    assert (world.store.open(stage) / "weights").read_text() == "w"
+    assert [record["key"] for record in world.store] == [stage.key]
+    assert not list((world.store.folder / "drafts").iterdir())
+
+
+def test_the_first_of_two_publications_stays(world):
+    (stage,) = world.path("ones")
+    for text in ("first", "second"):
+        world.store.publish(stage, {}, lambda f, t=text: (f / "weights").write_text(t))
+    assert (world.store.open(stage) / "weights").read_text() == "first"
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "cut", "no manifest"])
+def test_a_damaged_stage_is_set_aside_with_a_warning(world, harm):
+    (stage,) = world.path("ones")
+    world.store.publish(stage, {}, lambda f: (f / "weights").write_text("weights"))
+    file = world.store.place(stage) / ("manifest.json" if harm == "no manifest" else "weights")
+    if harm == "change":
+        file.write_text("weightz")
+    elif harm == "cut":
+        os.truncate(file, 3)
+    else:
+        file.unlink()
+
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert world.store.open(stage) is None
+
+    assert world.store.record(stage) is None
+    assert len(list((world.store.folder / "damaged").iterdir())) == 1
+
+
+def test_a_damaged_record_is_noticed_without_reading_the_weights(world):
+    (stage,) = world.path("ones")
+    world.store.publish(stage, {"loss": 1.25}, lambda f: None)
+    record = world.store.place(stage) / "record.json"
+    record.write_text(record.read_text().replace("1.25", "1.26"))
+    with pytest.warns(UserWarning, match=r"record.json is not what was written"):
+        assert world.store.record(stage) is None
+
+
+def test_a_writer_that_dies_leaves_nothing_that_can_be_read(world):
+    (stage,) = world.path("ones")
+
+    def dies(folder):
+        (folder / "weights").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StoreError, match="No space left"):
+        world.store.publish(stage, {}, dies)
+    assert world.store.record(stage) is None
+    assert not list((world.store.folder / "drafts").iterdir())
+
+
+def test_only_exams_that_were_not_sat_are_missing(world):
+    (stage,) = world.path("ones")
+    ones, fours = world.exam("ones"), world.exam("fours")
+    assert world.store.missing(Work(stage, (ones,))) is None
+    world.store.publish(stage, {}, lambda f: None)
+    cell = {"exam": ones.key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    world.store.sit(stage, [cell], lambda f: None)
+
+    assert world.store.missing(Work(stage, (ones, fours))) == (fours,)
+    assert not world.store.has(Work(stage, (ones, fours)))
+    assert world.store.has(Work(stage, (ones,)))
+    assert world.store.cells(stage)[ones.key]["score"] == 0.5
+
+
+def test_a_failure_is_kept_until_the_stage_is_finished(world):
+    (stage,) = world.path("ones")
+    world.store.fail(stage, {"error": "NotFinite", "message": "the loss is nan", "traceback": "…"})
+    assert world.store.failure(stage)["error"] == "NotFinite"
+    world.store.publish(stage, {}, lambda f: None)
+    assert world.store.failure(stage) is None
+
+
+def test_a_forgiven_failure_is_gone(world):
+    (stage,) = world.path("ones")
+    world.store.fail(stage, {"error": "NotFinite", "message": "", "traceback": ""})
+    world.store.forgive(stage)
+    world.store.forgive(stage)
+    assert world.store.failure(stage) is None
+
+
+def test_the_untouched_model_is_one_stage_per_model():
+    assert untouched("a").key == untouched("a").key != untouched("b").key
+    assert untouched("a").earlier == ()
+
+
+def test_two_stores_on_one_folder_see_the_same(world):
+    (stage,) = world.path("ones")
+    world.store.publish(stage, {}, lambda f: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert StageStore(world.store.folder).record(stage)["key"] == stage.key
+
+
+def test_a_record_says_in_words_what_was_learned(world):
+    stage = world.path("ones", "fours", strategy=DGG(alpha=0.5))[1]
+    world.store.publish(stage, {}, lambda f: None)
+    kept = json.loads((world.store.place(stage) / "record.json").read_text())
+    assert kept["meaning"]["effect"]["dgg"]["alpha"] == 0.5
+    assert kept["meaning"]["learns"][0][0] == "fours"

@@ -1,0 +1,199 @@
+"""A study file: what is accepted, and that every fault is said at once."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from dgg_ray import Study, studyfile
+from dgg_ray.errors import StudyError
+from dgg_ray.strategies.dgg import DGG
+
+GOOD = """\
+name: small
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}
+  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
+  - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}
+strategy: {name: dgg, alpha: 0.2, buffer: 5}
+orders: {design: random, count: 2}
+seeds: [0, 3]
+search:
+  space:
+    strategy.alpha: {per_task: [0, 0.5]}
+    training.learning_rate: {low: 1e-4, high: 1e-2, log: true}
+  trials: 4
+"""
+
+
+@pytest.fixture()
+def load(tmp_path: Path):
+    def load(text: str) -> Study:
+        (tmp_path / "study.yaml").write_text(text)
+        return Study.load(tmp_path / "study.yaml")
+
+    return load
+
+
+def faults(load, text: str) -> dict[str, str]:
+    """path → the whole sentence"""
+    with pytest.raises(StudyError) as caught:
+        load(text)
+    return {fault.path: str(fault) for fault in caught.value.faults}
+
+
+def test_a_good_study_is_frozen_with_all_that_its_keys_need(load):
+    study = load(GOOD)
+    assert study.strategy == DGG(alpha=0.2, buffer=5)
+    assert study.tasks["words"].sizes == {"train": 12, "validation": 10, "test": 10}
+    assert len(study.fingerprint) == 64
+    assert study.search.space["training.learning_rate"].low == 1e-4  # YAML 1.1 alone reads 1e-4 as text
+    assert len(study.runs()) == 2 * 2
+    with pytest.raises(AttributeError):
+        study.name = "other"  # type: ignore[misc]
+
+
+def test_the_studies_in_the_repository_follow_the_schema():
+    schema = studyfile.schema()
+    for file in Path("studies").glob("*.yaml"):
+        text = file.read_text()
+        jsonschema.validate(yaml.load(text, studyfile.Loader), schema)  # noqa: S506
+        assert [word for word in ("Question", "Cost", "Found") if f"# {word}" not in text] == []
+
+
+def test_the_schema_refuses_what_the_reader_refuses():
+    schema = studyfile.schema()
+    bad = yaml.safe_load(GOOD) | {"strategy": {"name": "dgg", "alhpa": 0.2}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(bad, schema)
+
+
+def test_every_fault_is_told_at_once_with_line_rule_value_and_nearest_name(load):
+    text = """\
+name: small
+model: embeded
+tasks:
+  - {name: digits, reader: embedded, trian: 12}
+  - {name: wrods, reader: embedded}
+  - {name: charts, reader: embedded}
+strategy: {name: dgg, alpha: {charts: 1.5, chart: 0.1}, buffer: -2}
+adapter: {rank: 0}
+training: {epochs: many, warmup: 2}
+orders: [[digits, wrods], [digits, wrods, charts]]
+seeds: [1, 1]
+sarch: {}
+"""
+    assert faults(load, text) == {
+        "sarch": "line 12  sarch: no such setting. Did you mean 'search'?",
+        "model.name": "line 2  model.name: must be one of embedded, llava_1_5, got 'embeded'. Did you mean 'embedded'?",
+        "tasks[0].trian": "line 4  tasks[0].trian: no such setting. Did you mean 'train'?",
+        "tasks[1].name": "line 5  tasks[1].name: the embedded tasks are digits, shapes, counting, relations, words, "
+        "charts, got 'wrods'. Did you mean 'words'?",
+        "strategy.alpha.charts": "line 7  strategy.alpha.charts: must be at most 1, got 1.5",
+        "strategy.buffer": "line 7  strategy.buffer: must be at least 0, got -2",
+        "adapter.rank": "line 8  adapter.rank: must be at least 1, got 0",
+        "training.epochs": "line 9  training.epochs: must be a whole number, got 'many'",
+        "training.warmup": "line 9  training.warmup: must be at most 1, got 2",
+        "orders[0]": "line 10  orders[0]: must name each of digits, wrods, charts once, got ['digits', 'wrods']",
+        "seeds": "line 11  seeds: must be different numbers, at least one, got [1, 1]",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "said"),
+    [
+        ("name: small\n", "", "name", "is required"),
+        ("model: embedded\n", "", "model", "is required"),
+        ("alpha: 0.2", "alpha: -0.1", "strategy.alpha", "must be at least 0, got -0.1"),
+        ("alpha: 0.2", "alpha: [0.1]", "strategy.alpha", "must be a number or a mapping"),
+        ("alpha: 0.2", "alpha: {digit: 0.1}", "strategy.alpha.digit", "Did you mean 'digits'?"),
+        ("name: words", "name: digits", "tasks[1].name", "two tasks have this name"),
+        ("name: dgg", "name: dg", "strategy.name", "Did you mean 'dgg'?"),
+        ("reader: embedded", "reader: lava", "tasks[0].reader", "Did you mean 'llava'?"),
+        ("count: 2", "count: 0", "orders.count", "must be at least 1, got 0"),
+        ("design: random", "design: randon", "orders.design", "Did you mean 'random'?"),
+        ("strategy.alpha: {p", "strategy.alhpa: {p", "search.space.strategy.alhpa", "Did you mean 'strategy.alpha'?"),
+        ("training.learning_rate", "trainig.epochs", "search.space.trainig.epochs", "Did you mean 'training'?"),
+        ("[0, 0.5]", "[0, 1.5]", "search.space.strategy.alpha", "must be at most 1 (strategy.alpha.digits), got 1.5"),
+        ("low: 1e-4", "low: 1e-1", "search.space.training.learning_rate", "needs low < high"),
+        ("low: 1e-4", "low: 0", "search.space.training.learning_rate", "log needs low > 0"),
+        ("trials: 4", "trials: 4\n  sampler: grid", "search.space.training.learning_rate", "grid sampler needs a list"),
+        ("trials: 4", "objective: fa", "search.objective", "Did you mean 'faa'?"),
+        ("trials: 4", "objective: forgetting", "search.objective", "backward_transfer is what rises"),
+        ("seeds: [0, 3]", "seeds: [0, x]", "seeds[1]", "must be a whole number, got 'x'"),
+        ("seeds: [0, 3]", "seeds: [0]\nseeds: [1]", "seeds", "stands twice"),
+        ("train: 12", "train: 3", "tasks[0].train", "must be at least"),
+        ("seeds: [0, 3]", "protocol: {rivals: [replya]}", "protocol.rivals[0]", "Did you mean 'replay'?"),
+    ],
+)
+def test_a_fault_names_its_path_its_rule_and_its_value(load, old, new, path, said):
+    assert old in GOOD
+    found = faults(load, GOOD.replace(old, new, 1))
+    assert list(found) == [path]
+    assert said in found[path]
+
+
+def test_one_task_is_too_few(load):
+    text = "\n".join(line for line in GOOD.splitlines() if "words" not in line and "charts" not in line)
+    assert "needs at least 2 tasks, has 1" in faults(load, text)["tasks"]
+
+
+def test_a_file_that_is_no_yaml_says_where(load):
+    assert "line 3" in faults(load, "name: x\ntasks: [a,\nb: }\n")["study"]
+
+
+def test_a_missing_study_names_the_nearest_file(tmp_path):
+    (tmp_path / "quickstart.yaml").touch()
+    with pytest.raises(StudyError, match=r"Did you mean 'quickstart.yaml'"):
+        Study.load(tmp_path / "quikstart.yaml")
+
+
+def test_faults_of_data_are_told_beside_those_of_the_file(load, tmp_path):
+    (tmp_path / "train.json").write_text('[{"id": "1", "conversations"')
+    (tmp_path / "test.json").write_text("[]")
+    entry = "{name: own, reader: llava, train: train.json, test: test.json}"
+    found = faults(load, GOOD.replace("  - {name: digits", f"  - {entry}\n  - {{name: digits").replace("count: 2", "count: 0"))
+    assert "orders.count" in found
+    own = {path: said for path, said in found.items() if path.startswith("tasks[0].")}
+    assert any("train.json" in said and "line 1" in said for said in own.values())
+    assert any("test.json" in said for said in own.values())
+
+
+def test_relative_paths_start_from_the_data_folder(tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(
+        "name: x\nmodel: embedded\nstrategy: finetune\ntasks:\n"
+        "  - {name: a, reader: llava, train: a.json, test: t.json}\n"
+        "  - {name: b, reader: llava, train: /abs/b.json, test: t.json}\n"
+    )
+    raw = studyfile.parse(tmp_path / "study.yaml")[0]
+    study, _ = studyfile.build(raw, "/data")
+    assert study.readers["a"].train == Path("/data/a.json")
+    assert study.readers["b"].train == Path("/abs/b.json")
+    monkeypatch.setenv("DGG_RAY_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(StudyError, match="elsewhere"):
+        Study.load(tmp_path / "study.yaml")
+
+
+def test_a_study_can_be_read_back_without_its_data(load, tmp_path, monkeypatch):
+    study = load(GOOD)
+    studyfile.keep(study, tmp_path / "out")
+    monkeypatch.setattr(type(study.readers["words"]), "read", lambda *_: pytest.fail("the data were read"))
+    again = studyfile.kept(tmp_path / "out")
+    assert [stage.key for run in again.runs() for stage in run.stages] == [
+        stage.key for run in study.runs() for stage in run.stages
+    ]
+    assert studyfile.kept(tmp_path / "nothing") is None
+
+
+def test_a_task_counts_under_its_name_wherever_it_stands(load):
+    study = load(GOOD)
+    at = study.at({"strategy.alpha.words": 0.5})
+    alphas = {stage.task: stage.strategy.alpha_for(stage.task) for run in at.runs() for stage in run.stages}
+    assert alphas == {"digits": 0.2, "charts": 0.2, "words": 0.5}
+
+
+def test_the_schema_is_json():
+    assert json.loads(json.dumps(studyfile.schema()))["required"] == ["name", "model", "tasks", "strategy"]
