@@ -46,7 +46,9 @@ def trial(config: dict[str, Any]) -> None:
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         torch_config=TorchConfig(backend="gloo"),
-        run_config=ray.train.RunConfig(name=f"{config['study'].id}-{os.getpid()}", storage_path=config["folder"]),
+        run_config=ray.train.RunConfig(
+            name=f"{config['study'].id}-{os.getpid()}", storage_path=config["folder"]
+        ),
     ).fit()
     ray.tune.report({"learned": sum(len(run.stages) for run in config["study"].runs())})
 
@@ -69,7 +71,9 @@ def main() -> None:
                     "study": ray.tune.grid_search([study.at(setting) for setting in settings]),
                     "folder": folder,
                 },
-                tune_config=ray.tune.TuneConfig(max_concurrent_trials=study.workers.fleets, reuse_actors=True),
+                tune_config=ray.tune.TuneConfig(
+                    max_concurrent_trials=study.workers.fleets, reuse_actors=True
+                ),
                 run_config=ray.tune.RunConfig(name="naive", storage_path=folder, verbose=0),
             ).fit()
         naive = time.perf_counter() - began

@@ -1,10 +1,10 @@
 """Study how a vision-language model learns one dataset after another without forgetting.
 
-    from dgg_ray import Study
+from dgg_ray import Study
 
-    study = Study.load("studies/quickstart.yaml")
-    result = study.run(out="out/quickstart")
-    result.table, result.best, result.report()
+study = Study.load("studies/quickstart.yaml")
+result = study.run(out="out/quickstart")
+result.table, result.best, result.report()
 """
 
 from dgg_ray.study import Study

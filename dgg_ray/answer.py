@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.outcomes import (
+    Results,
     chosen,
     compare,
     compared,
@@ -21,7 +22,6 @@ from dgg_ray.outcomes import (
     settings,
     text_of,
 )
-from dgg_ray.results import Results
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
 FEW = 3  # blocks; t(0.975) is 12.7 for two of them, 4.3 for three, and below 3.2 from then on

@@ -15,7 +15,7 @@ STUDY_IS_WRONG, STOPPED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 where a stage failed or the cluster or the results did; 2 where the study is wrong; 130 after Ctrl-C."""
+    """0; 1 where a stage or the cluster failed; 2 where the study is wrong; 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         return options.do(options) or 0

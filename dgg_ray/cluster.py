@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -43,7 +44,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     # A short path: Ray's sockets live below it, and their names have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="dgg-")) if started and not address else None
     if started and address:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     elif started:
         cores = max(os.cpu_count() or 1, ceil(w.fleets * w.per_fleet * w.cpus))
         ray.init(
@@ -52,7 +53,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             include_dashboard=False,
             object_store_memory=200_000_000,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
     try:

@@ -206,7 +206,7 @@ GradientEdit = Callable[[Sequence[Tensor], Sequence[Tensor], int], None]  # (wei
 
 
 @dataclass(frozen=True)
-class Strategy(ABC):
+class Strategy:
     """What is done against forgetting. Settings are fields; every hook is a no-op by default.
 
     A new instance (`dataclasses.replace(self)`) is used for each stage, so that what a strategy

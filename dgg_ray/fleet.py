@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgg_ray.errors import DggError, StageError, StoreError
@@ -164,13 +165,13 @@ class Fleets:
         while not self.over.wait(POLL_S):
             try:
                 self._reap()
-                status = ray.get(self.broker.status.remote())
+                status: dict[str, Any] = ray.get(self.broker.status.remote())
                 self.heard(status)
                 wanted = min(self.study.workers.fleets, status["waiting"] + len(status["running"]))
                 # All at once: asking one by one makes an autoscaler grow one by one.
                 for _ in range(wanted - len(self.running)):
                     self._start()
-            except ray.exceptions.RayError:
+            except RayError:
                 if not ray.is_initialized():
                     return
 

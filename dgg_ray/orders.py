@@ -1,8 +1,8 @@
 """Designs: which orders of the tasks a study looks at.
 
-    given     the orders as listed
-    all       every permutation
-    random    `count` different permutations, drawn without replacement from the seed
+given     the orders as listed
+all       every permutation
+random    `count` different permutations, drawn without replacement from the seed
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dgg_ray import draws
 Order = tuple[str, ...]
 
 
-def design(name: str, tasks: Sequence[str], count: int = 1, seed: int = 0, given: Sequence[Order] = ()) -> list[Order]:
+def design(
+    name: str, tasks: Sequence[str], count: int = 1, seed: int = 0, given: Sequence[Order] = ()
+) -> list[Order]:
     """The orders of a design, the same on every call; `count` and `seed` bear on `random` alone.
 
     Growing `count` keeps the orders that were there, so a study can be extended.
@@ -30,5 +32,5 @@ def design(name: str, tasks: Sequence[str], count: int = 1, seed: int = 0, given
         if len(found) == min(count, factorial(len(tasks))):
             break
         order = draws.generator(seed, "", "order", draw).permutation(len(tasks))
-        found[tuple(tasks[i] for i in order)] = None
+        found[tuple(str(tasks[i]) for i in order)] = None
     return list(found)

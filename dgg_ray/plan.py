@@ -44,14 +44,16 @@ class Plan:
 
     def __str__(self) -> str:
         about = "" if self.exact else "about "
+        blocks = f"{self.settings} settings × {self.orders} orders × {self.seeds} seeds"
+        left = f"{about}{self.distinct - self.stored}"
         return "\n".join(
             [
-                f"{self.study}: {self.settings} settings × {self.orders} orders × {self.seeds} seeds, then the comparison",
+                f"{self.study}: {blocks}, then the comparison",
                 f"  runs              {about}{self.runs}",
                 f"  stages asked for  {about}{self.asked}",
                 f"  shared            {about}{self.shared}",
                 f"  in the store      {self.stored}",
-                f"  to be trained     {about}{self.distinct - self.stored}, on {about}{self.examples} examples in all",
+                f"  to be trained     {left}, on {about}{self.examples} examples in all",
             ]
         )
 

@@ -38,10 +38,14 @@ class Display:
         self.began = self.spoke = time.monotonic()
         self.live = None
         if self.console.is_terminal and not self.quiet:
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.completed}/{task.total} stages"),
-                TimeElapsedColumn(), TextColumn("{task.fields[left]}"), expand=True,
-            )  # fmt: skip
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                TextColumn("{task.completed}/{task.total} stages"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self.bar = Progress(*columns, expand=True)
             self.task = self.bar.add_task(self.title, total=None, left="")
             self.live = Live(self, console=self.console, refresh_per_second=4, transient=False)
             self.live.start()

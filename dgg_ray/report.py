@@ -19,8 +19,18 @@ from matplotlib.figure import Figure
 
 from dgg_ray import plugins
 from dgg_ray.answer import SHOWN, answer, percent, signed
-from dgg_ray.outcomes import chosen, compare, final_split, judged, name_of, order_spread, runs, text_of
-from dgg_ray.results import CELL, Results
+from dgg_ray.outcomes import (
+    CELL,
+    Results,
+    chosen,
+    compare,
+    final_split,
+    judged,
+    name_of,
+    order_spread,
+    runs,
+    text_of,
+)
 
 __all__ = ["answer", "compare", "runs", "write"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,50 +13,10 @@ import pandas as pd
 
 from dgg_ray import judge, plugins, studyfile
 from dgg_ray.errors import ResultsError
+from dgg_ray.outcomes import CELL, Results, compare, final_split
 from dgg_ray.search import space
 from dgg_ray.stages import Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
-
-CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
-    "setting",  # id of the setting, 8 hex digits
-    "strategy",  # name of its strategy
-    "order",  # task names joined by " > "
-    "seed",
-    "stage",  # t, 0-based; -1 is the untouched model
-    "learned",  # task learned in stage t; for joint all of them joined by " + "; "" at stage -1
-    "exam",  # task examined
-    "split",
-    "score",  # in [0, 1]
-    "n",  # examples behind the score
-    "seconds",  # spent learning this stage, once, whoever shares it
-]
-
-
-@dataclass(frozen=True)
-class Results:
-    """A study's results, all that a report needs.
-
-    table: one row per cell, columns CELL and one per searched setting (dotted path).
-    knobs: the searched settings' dotted paths, as columns of the table.
-    objective: names of the metrics that the search maximised, on the validation split.
-    recommended: setting id of the winner; None while no setting has been judged.
-    rivals: label ("finetune", "replay", "joint") → setting id of the run it is compared with.
-    failures: stages that ended early: {"stage", "learned", "error", "message", "traceback"}.
-    costs: one row per distinct stage: key, learned, depth, runs (how many share it), steps,
-        examples, learn_seconds, exam_seconds, peak_memory_mb, device, host.
-    facts: what else the report prints: counts of stages asked for, trained, shared; versions.
-    """
-
-    name: str
-    question: str
-    table: pd.DataFrame
-    knobs: tuple[str, ...]
-    objective: tuple[str, ...]
-    recommended: str | None
-    rivals: dict[str, str]
-    failures: list[dict[str, Any]]
-    costs: pd.DataFrame
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def table(out: str | Path) -> pd.DataFrame:
@@ -185,7 +145,7 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
                     "key": stage.key[:8],
                     "learned": stage.task,
                     "depth": len(stage.earlier),
-                    "runs": int(runs[stage.key]),
+                    "runs": int(runs.loc[stage.key]),
                     "steps": cost["steps"],
                     "examples": cost["examples"],
                     "learn_seconds": cost["seconds"],
@@ -259,8 +219,6 @@ class Outcome:
 
 def recommendation(results: Results) -> dict[str, Any]:
     """The recommended setting, its score with its 95 % interval, and the comparison with its rivals."""
-    from dgg_ray.outcomes import compare, final_split  # they read Results, so Results meets them late
-
     if results.recommended is None:
         raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
     mine = results.table[results.table["setting"] == results.recommended]
@@ -271,6 +229,6 @@ def recommendation(results: Results) -> dict[str, Any]:
         "setting": results.recommended,
         "recommended": json.loads(mine.iloc[0][list(results.knobs)].to_json()) if len(mine) else {},
         "split": split,
-        "comparison": json.loads(compared.to_json(orient="records")),  # as numbers, nan as null
+        "comparison": json.loads(str(compared.to_json(orient="records"))),  # as numbers, nan as null
         "failed_stages": len(results.failures),
     }

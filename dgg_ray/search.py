@@ -22,6 +22,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from dgg_ray import draws
@@ -52,11 +53,11 @@ class Proposals:
             study_name=study.name,
             storage=f"sqlite:///{database}" if database else None,
             sampler=sampler(self.search),
-            directions=["maximize"] * len(self.search.objective),
+            directions=[StudyDirection.MAXIMIZE] * len(self.search.objective),
         )
         if self.search.sampler == "grid":
             for setting in grid(self.space, self.search.seed):
-                self.optuna.enqueue_trial(setting)
+                self.optuna.enqueue_trial(dict(setting))
         if database:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -129,7 +130,8 @@ def space(study: Study, search: Search) -> dict[str, BaseDistribution]:
 def distribution(knob: Knob) -> BaseDistribution:
     if knob.values is not None:
         return CategoricalDistribution(knob.values)
-    assert knob.low is not None and knob.high is not None
+    assert knob.low is not None
+    assert knob.high is not None
     if isinstance(knob.low, int) and isinstance(knob.high, int):
         return IntDistribution(knob.low, knob.high, log=knob.log)
     return FloatDistribution(knob.low, knob.high, log=knob.log)

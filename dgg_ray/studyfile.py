@@ -1,7 +1,7 @@
 """YAML → Study, with every fault at once; Study → JSON Schema for editors.
 
-The border: pydantic and YAML are known here and nowhere else. Faults carry the line and the dotted
-path in the file, the rule, the value found and the nearest legal name.
+YAML is known here and nowhere else. Faults carry the line and the dotted path in the file, the rule, the
+value found and the nearest legal name.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from dgg_ray import plugins
-from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Task, Training
+from dgg_ray.border import BROKEN, checked, json_schema, show
+from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
+from dgg_ray.rules import rules, task_rules
 from dgg_ray.stages import Data
-from dgg_ray.study import Knob, Orders, Output, Protocol, Search, Study, Workers
+from dgg_ray.study import Orders, Output, Protocol, Search, Study, Workers
 
 SECTIONS: dict[str, type] = {
     "adapter": Adapter,
@@ -36,10 +37,8 @@ SECTIONS: dict[str, type] = {
 PLUGGED = {"model": "models", "strategy": "strategies"}
 KEYS = ("name", "question", "model", "tasks", "strategy", "adapter", "training", "orders", "seeds")
 KEYS = (*KEYS, "search", "protocol", "workers", "output")
-SEARCHABLE = ("strategy", "adapter", "training")
 REQUIRED = ("name", "model", "tasks", "strategy")
 PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
-BROKEN = object()  # stands for a section with faults
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -234,174 +233,6 @@ def readers(raw: Any, root: str, faults: list[Fault]) -> Any:
     return found
 
 
-def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
-    """`raw` as an instance of a dataclass or type; BROKEN, with faults noted, where it breaks a rule."""
-    if is_dataclass(kind) and not isinstance(raw, Mapping):
-        faults.append(Fault(at, "must be a mapping of settings", show(raw)))
-        return BROKEN
-    try:
-        # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
-    except ValidationError as error:
-        faults += translated(error, raw, at, kind)
-        return BROKEN
-
-
-def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:
-    """Pydantic's errors in our words; of a union's branches, only the one that fits best speaks."""
-    found: dict[str, list[tuple[bool, Fault]]] = {}
-    for item in error.errors(include_url=False):
-        path, inner = at, raw
-        for step in item["loc"]:
-            if isinstance(inner, Mapping) and step in inner:
-                path, inner = f"{path}.{step}", inner[step]
-            elif isinstance(inner, list) and isinstance(step, int) and step < len(inner):
-                path, inner = f"{path}[{step}]", inner[step]
-            elif item["type"] == "missing":
-                path = f"{path}.{step}"
-        wrong_type = item["type"].endswith("_type")
-        rule = wording(item["type"], item.get("ctx", {}), item["msg"])
-        legal = [f.name for f in fields(kind)] if is_dataclass(kind) else []
-        near = nearest(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
-        expected = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
-        near = near or (nearest(str(inner), expected) if expected else "")
-        value = "" if item["type"] in ("missing", "unexpected_keyword_argument") else show(inner)
-        found.setdefault(path, []).append((wrong_type, Fault(path, rule, value, near)))
-    faults = []
-    for path, spoken in found.items():
-        deeper = any(other.startswith((path + ".", path + "[")) for other in found)
-        exact = [fault for wrong_type, fault in spoken if not wrong_type]
-        if exact:
-            faults.append(exact[0])
-        elif not deeper:
-            rules = " or ".join(dict.fromkeys(f.rule.removeprefix("must be ") for _, f in spoken))
-            faults.append(replace(spoken[0][1], rule=f"must be {rules}"))
-    return faults
-
-
-def wording(kind: str, context: Mapping[str, Any], message: str) -> str:
-    """A pydantic error type as a clause that starts with what was wanted."""
-    words = {
-        "missing": "is required",
-        "missing_argument": "is required",
-        "unexpected_keyword_argument": "no such setting",
-        "greater_than_equal": "must be at least {ge}",
-        "greater_than": "must be greater than {gt}",
-        "less_than_equal": "must be at most {le}",
-        "less_than": "must be less than {lt}",
-        "literal_error": "must be one of {expected}",
-        "too_short": "needs at least {min_length}, has {actual_length}",
-        "too_long": "takes at most {max_length}, has {actual_length}",
-        "int_type": "must be a whole number",
-        "int_from_float": "must be a whole number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "string_type": "must be text",
-        "bool_type": "must be true or false",
-        "tuple_type": "must be a list",
-        "list_type": "must be a list",
-        "dict_type": "must be a mapping",
-        "mapping_type": "must be a mapping",
-        "path_type": "must be a path",
-        "none_required": "must be empty",
-    }
-    if kind not in words:
-        return message[0].lower() + message[1:]
-    return words[kind].format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
-
-
-def show(value: Any, width: int = 60) -> str:
-    text = repr(value) if not isinstance(value, Mapping) else "a mapping"
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-# -- rules between sections ------------------------------------------------------------------------
-
-
-def rules(study: Study, broken: set[str]) -> list[Fault]:
-    """What no single section can know; nothing is said of what rests on a broken section."""
-    faults = [Fault(f"model.{setting}", rule, found) for setting, rule, found in study.model.faults()]
-    for i, order in enumerate(study.orders.given):
-        if "readers" not in broken and sorted(order) != sorted(study.names):
-            at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
-            rule = f"must name each of {', '.join(study.names)} once"
-            wrong = next((name for name in order if name not in study.names), "")
-            faults.append(Fault(at, rule, show(list(order)), nearest(wrong, study.names)))
-    if study.orders.design == "given" and study.orders.count != 1:
-        faults.append(Fault("orders.count", "bears on the design `random` alone", str(study.orders.count)))
-    if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
-        faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
-    alpha = getattr(study.strategy, "alpha", None)
-    for name in alpha if isinstance(alpha, Mapping) else ():
-        if name not in study.names:
-            faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
-    legal = plugins.names("strategies")
-    for i, rival in enumerate(study.protocol.rivals):
-        if rival not in legal:
-            rule = f"must be one of {', '.join(legal)}"
-            faults.append(Fault(f"protocol.rivals[{i}]", rule, repr(rival), nearest(rival, legal)))
-    return faults + (search_rules(study, study.search, broken) if study.search else [])
-
-
-def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
-    faults = []
-    metrics = plugins.names("metrics")
-    for name in search.objective:
-        if name not in metrics:
-            rule = f"must be one of {', '.join(metrics)}"
-            faults.append(Fault("search.objective", rule, repr(name), nearest(name, metrics)))
-        elif name == "forgetting":
-            faults.append(
-                Fault("search.objective", "is maximised; backward_transfer is what rises", repr(name))
-            )
-    if not search.space:
-        faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
-    for path, knob in search.space.items():
-        if path.partition(".")[0] in broken:
-            continue
-        faults += knob_rules(study, search, path, knob)
-    return faults
-
-
-def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[Fault]:
-    at = f"search.space.{path}"
-    if (knob.values is None) == (knob.low is None and knob.high is None):
-        yield Fault(at, "needs either a list of values, or low and high")
-        return
-    if knob.values is None and (knob.low is None or knob.high is None or knob.low >= knob.high):
-        yield Fault(at, "needs low < high", f"low {knob.low}, high {knob.high}")
-        return
-    if knob.log and (knob.low is None or knob.low <= 0):
-        yield Fault(at, "log needs low > 0", f"low {knob.low}")
-        return
-    if search.sampler == "grid" and knob.values is None:
-        yield Fault(at, "the grid sampler needs a list of values")
-    values = knob.values or (knob.low, knob.high)
-    dotted = f"{path}.{study.names[0]}" if knob.per_task else path
-    head = path.partition(".")[0]
-    if head not in SEARCHABLE:
-        rule = f"no such path; a path starts with one of {', '.join(SEARCHABLE)}"
-        yield Fault(at, rule, near=nearest(head, SEARCHABLE))
-        return
-    for value in values:
-        assert value is not None
-        try:
-            changed = study.at({dotted: value})
-        except KeyError as error:
-            section = getattr(study, head)
-            legal = [f"{head}.{f.name}" for f in fields(section)] + [
-                f"{path.rpartition('.')[0]}.{n}" for n in study.names
-            ]
-            yield Fault(at, f"no such path: {error.args[0]!r} is not there", near=nearest(path, legal))
-            return
-        section = getattr(changed, head)
-        inner: list[Fault] = []
-        content = {f.name: getattr(section, f.name) for f in fields(section)}
-        checked(type(section), content, head, inner)
-        for fault in inner:
-            yield replace(fault, path=at, found=f"{value!r}", rule=f"{fault.rule} ({fault.path})")
-
-
 # -- data ------------------------------------------------------------------------------------------
 
 
@@ -426,20 +257,6 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
         return study, faults
     fingerprint = study.model.fingerprint()
     return replace(study, tasks=facts, fingerprint=fingerprint, warnings=tuple(notes)), faults
-
-
-def task_rules(task: Task) -> Iterator[Fault]:
-    for split in SPLITS:
-        if not task.examples.get(split):
-            yield Fault(split, "must hold at least 1 example, holds 0")
-    legal = plugins.names("scorers")
-    if task.scorer not in legal:
-        rule = f"must be one of {', '.join(legal)}"
-        yield Fault("scorer", rule, repr(task.scorer), nearest(task.scorer, legal))
-        return
-    ready = getattr(plugins.module("scorers", task.scorer), "ready", None)
-    if ready and (why := ready()):
-        yield Fault("scorer", why, repr(task.scorer))
 
 
 # -- keeping ---------------------------------------------------------------------------------------
@@ -483,21 +300,16 @@ def schema() -> dict[str, Any]:
     """JSON Schema of a study file, for editors: `# yaml-language-server: $schema=…`."""
     definitions: dict[str, Any] = {}
 
-    def of(kind: Any) -> dict[str, Any]:
-        found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
-        definitions.update(found.pop("$defs", {}))
-        return found
-
     def choice(kind: str, key: str) -> list[dict[str, Any]]:
         forms = []
         for name in plugins.names(kind):
-            form = of(plugins.find(kind, name))
+            form = json_schema(plugins.find(kind, name), definitions)
             form["properties"] = {key: {"const": name}, **form.get("properties", {})}
             form["required"] = [key, *form.get("required", [])]
             forms.append(form)
         return forms
 
-    properties: dict[str, Any] = {key: of(cls) for key, cls in SECTIONS.items()}
+    properties: dict[str, Any] = {key: json_schema(cls, definitions) for key, cls in SECTIONS.items()}
     for key, kind in PLUGGED.items():
         properties[key] = {"anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name")]}
     tasks = choice("tasks", "reader")

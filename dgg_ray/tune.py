@@ -77,7 +77,7 @@ class Crew:
         default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0)
     )
     broker: Any = None
-    shop: Any = None
+    shop: Any = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
@@ -117,8 +117,9 @@ class Crew:
             self.display.finished(was_there=True)
 
     def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
-        if self.shop is None and chains:
-            self.shop = workshop(self.study, self.store)
+        if not chains:
+            return
+        self.shop = self.shop or workshop(self.study, self.store)
         for chain in chains:
             for work in chain:
                 fresh = self.store.record(work.stage) is None
@@ -151,7 +152,7 @@ class Crew:
             self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
 
     def count(self) -> None:
-        status = ray.get(self.broker.status.remote())
+        status: dict[str, Any] = ray.get(self.broker.status.remote())
         self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
 
     def check(self) -> None:

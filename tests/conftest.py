@@ -31,7 +31,9 @@ class OneWeight:
 
     def begin(self, adapter: Adapter, training: Training, steps, seed, task, parent: Path | None) -> None:
         self.rate = training.learning_rate
-        self.theta = load_file(parent / "adapter" / "theta.safetensors")["theta"] if parent else torch.zeros(1)
+        self.theta = (
+            load_file(parent / "adapter" / "theta.safetensors")["theta"] if parent else torch.zeros(1)
+        )
         self.begun.append(task)
 
     def weights(self):
@@ -76,7 +78,9 @@ class World:
         task = self.tasks[name]
         return Data(name, dict(task.digests), {s: len(e) for s, e in task.examples.items()}, task.scorer)
 
-    def path(self, *order: str, strategy: Strategy | None = None, seed: int = 0, **training) -> tuple[Stage, ...]:
+    def path(
+        self, *order: str, strategy: Strategy | None = None, seed: int = 0, **training
+    ) -> tuple[Stage, ...]:
         settings = replace(Training(epochs=1, batch_size=8, learning_rate=1.0), **training)
         data = [self.data(name) for name in order]
         return path("model", Adapter(), settings, strategy or Strategy(), seed, data)

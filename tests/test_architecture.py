@@ -22,9 +22,9 @@ DOORS = {
     "deepspeed": {"learner"},
     "peft": {"learner"},
     "transformers": {"learner", "embedded", "llava_1_5"},
-    "pydantic": {"studyfile"},
+    "pydantic": {"border"},
     "yaml": {"studyfile"},
-    "matplotlib": {"report", "stability_plasticity", "score_matrix", "alpha_effect", "learning_along", "drawing"},
+    "matplotlib": {"report", "__init__", *plugins.names("plots")},
     "rich": {"progress"},
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
@@ -88,12 +88,12 @@ def test_imports_go_one_way():
     assert max(longest.values()) <= LONGEST, longest
 
 
-LONGEST = 9
+LONGEST = 8
 
 
 def test_files_and_functions_stay_small():
-    long_files = {f.stem: n for f in FILES if (n := len(f.read_text().splitlines())) > 330}
-    assert set(long_files) <= {"studyfile"}, long_files  # the border: one list of rules
+    long_files = {f.stem: n for f in FILES if (n := len(f.read_text().splitlines())) > 340}
+    assert long_files == {}
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,5 +1,7 @@
 """The DGG update against a float64 reference written from the formula alone, in NumPy."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,14 @@ STEPS = 10_000
 def reference(theta, anchor, g, norm, scale):
     """g + d · min(1, ‖g‖/‖d‖) in float64, over the concatenation or tensor by tensor."""
     if norm == "tensor":
-        return [r for t, a, x in zip(theta, anchor, g, strict=True) for r in reference([t], [a], [x], "global", scale)]
-    d = np.concatenate([(t.astype(np.float64) - a.astype(np.float64)).ravel() for t, a in zip(theta, anchor, strict=True)])
+        return [
+            r
+            for t, a, x in zip(theta, anchor, g, strict=True)
+            for r in reference([t], [a], [x], "global", scale)
+        ]
+    d = np.concatenate(
+        [(t.astype(np.float64) - a.astype(np.float64)).ravel() for t, a in zip(theta, anchor, strict=True)]
+    )
     flat = np.concatenate([x.astype(np.float64).ravel() for x in g])
     size = np.sqrt((d**2).sum())
     factor = min(1.0, np.sqrt((flat**2).sum()) / size) if scale and size > 0 else 1.0
@@ -33,7 +41,9 @@ def reference(theta, anchor, g, norm, scale):
 def test_guidance_equals_the_formula_in_float64(norm, scale, distance):
     for seed in range(25):
         random = np.random.default_rng(seed)
-        shapes = [tuple(random.integers(1, 9, size=random.integers(1, 4))) for _ in range(random.integers(1, 7))]
+        shapes = [
+            tuple(random.integers(1, 9, size=random.integers(1, 4))) for _ in range(random.integers(1, 7))
+        ]
         anchor = [random.normal(size=s).astype(np.float32) for s in shapes]
         theta = [a + np.float32(distance) * random.normal(size=a.shape).astype(np.float32) for a in anchor]
         g = [random.normal(size=s).astype(np.float32) for s in shapes]
@@ -41,7 +51,11 @@ def test_guidance_equals_the_formula_in_float64(norm, scale, distance):
 
         gradients = [torch.from_numpy(x.copy()) for x in g]
         add_guidance(
-            [torch.from_numpy(t) for t in theta], [torch.from_numpy(a) for a in anchor], gradients, norm, scale
+            [torch.from_numpy(t) for t in theta],
+            [torch.from_numpy(a) for a in anchor],
+            gradients,
+            norm,
+            scale,
         )
 
         for mine, right in zip(gradients, expected, strict=True):
@@ -95,7 +109,7 @@ def test_the_gate_opens_on_a_share_alpha_of_the_steps():
 
 def test_a_larger_alpha_opens_on_a_superset_of_the_steps():
     steps = [opened(alpha) for alpha in (0.05, 0.2, 0.7, 1.0)]
-    assert all(small < large for small, large in zip(steps, steps[1:], strict=False))
+    assert all(small < large for small, large in pairwise(steps))
     assert len(steps[-1]) == STEPS
 
 
@@ -150,5 +164,3 @@ def test_unscaled_guidance_on_every_step_is_l2sp_with_strength_one():
         strategy.begin_task(anchor, "words", ("digits",), 0)
         strategy.edit_gradient(theta, gradients, 0)
     assert torch.equal(by_dgg[0], by_l2sp[0])
-
-

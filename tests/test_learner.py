@@ -16,7 +16,10 @@ from dgg_ray.models.llava_1_5 import Llava15
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.tasks.embedded import Embedded
 
-ADAPTER, TRAINING = Adapter(rank=2), Training(batch_size=8, learning_rate=1e-2, schedule="constant", warmup=0.0)
+ADAPTER, TRAINING = (
+    Adapter(rank=2),
+    Training(batch_size=8, learning_rate=1e-2, schedule="constant", warmup=0.0),
+)
 
 
 def nothing(weights, gradients, step):
@@ -135,7 +138,9 @@ def test_a_checkpoint_is_one_that_peft_loads_as_it_is(learner, examples, tmp_pat
     model, _ = embedded.Embedded().load()
     loaded = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     inputs = learner.collate([learner.encode(e) for e in examples[:10]], ask=True)
-    ids = loaded.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=learner.tokenizer.pad_token_id)
+    ids = loaded.generate(
+        **inputs, max_new_tokens=4, do_sample=False, pad_token_id=learner.tokenizer.pad_token_id
+    )
     new = learner.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert [a.strip() for a in new] == answers
 

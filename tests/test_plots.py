@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from dgg_ray import plots, report
+from dgg_ray.outcomes import CELL, Results
 from dgg_ray.plots import alpha_effect, learning_along, score_matrix, stability_plasticity
 from dgg_ray.plots.stability_plasticity import not_dominated
-from dgg_ray.results import CELL, Results
 
 KNOBS = ("strategy.alpha.b", "strategy.alpha.c")
 ALPHAS = {"d1": (0.1, 0.3), "d2": (0.5, 0.3), "ft": (np.nan, np.nan), "jt": (np.nan, np.nan)}

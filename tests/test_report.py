@@ -10,8 +10,7 @@ import pytest
 
 from dgg_ray import report
 from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import compare, judged, order_spread, runs
-from dgg_ray.results import CELL, Results
+from dgg_ray.outcomes import CELL, Results, compare, judged, order_spread, runs
 
 SIZES = {"a": 10, "b": 20, "c": 30}
 ORDERS = ("a > b > c", "c > a > b")

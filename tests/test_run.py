@@ -1,5 +1,6 @@
 """A study run from start to end: in one process, on Ray, killed and continued."""
 
+import contextlib
 import json
 import os
 import signal
@@ -168,10 +169,8 @@ def end(process: subprocess.Popen) -> None:
     """Kill a run and all that it started, by its process group's and its children's ids."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for member in (*family, process):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-        except psutil.NoSuchProcess:
-            pass
     process.wait()
 
 
@@ -202,7 +201,9 @@ def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(
     try:
         wait_for(lambda: len(published(out)) >= len(finished) + 3, run)
         workers = [
-            p for p in psutil.Process(run.pid).children(recursive=True) if "TrainWorker" in " ".join(p.cmdline())
+            p
+            for p in psutil.Process(run.pid).children(recursive=True)
+            if "TrainWorker" in " ".join(p.cmdline())
         ]
         assert workers
         workers[0].kill()

@@ -26,7 +26,9 @@ def study(**search):
 
 def value(setting, names):
     alpha = setting["strategy.alpha.digits"] + 2 * setting["strategy.alpha.words"]
-    return [-((alpha - 1) ** 2) - setting.get("strategy.buffer", 0) / 100, float(setting["adapter.rank"])][: len(names)]
+    return [-((alpha - 1) ** 2) - setting.get("strategy.buffer", 0) / 100, float(setting["adapter.rank"])][
+        : len(names)
+    ]
 
 
 def finish(proposals, seed):

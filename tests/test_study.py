@@ -60,7 +60,7 @@ def test_the_studies_in_the_repository_follow_the_schema():
     schema = studyfile.schema()
     for file in Path("studies").glob("*.yaml"):
         text = file.read_text()
-        jsonschema.validate(yaml.load(text, studyfile.Loader), schema)  # noqa: S506
+        jsonschema.validate(yaml.load(text, studyfile.Loader), schema)
         assert [word for word in ("Question", "Cost", "Found") if f"# {word}" not in text] == []
 
 
@@ -88,16 +88,18 @@ sarch: {}
 """
     assert faults(load, text) == {
         "sarch": "line 12  sarch: no such setting. Did you mean 'search'?",
-        "model.name": "line 2  model.name: must be one of embedded, llava_1_5, got 'embeded'. Did you mean 'embedded'?",
+        "model.name": "line 2  model.name: must be one of embedded, llava_1_5, got 'embeded'. "
+        "Did you mean 'embedded'?",
         "tasks[0].trian": "line 4  tasks[0].trian: no such setting. Did you mean 'train'?",
-        "tasks[1].name": "line 5  tasks[1].name: the embedded tasks are digits, shapes, counting, relations, words, "
-        "charts, got 'wrods'. Did you mean 'words'?",
+        "tasks[1].name": "line 5  tasks[1].name: the embedded tasks are digits, shapes, counting, "
+        "relations, words, charts, got 'wrods'. Did you mean 'words'?",
         "strategy.alpha.charts": "line 7  strategy.alpha.charts: must be at most 1, got 1.5",
         "strategy.buffer": "line 7  strategy.buffer: must be at least 0, got -2",
         "adapter.rank": "line 8  adapter.rank: must be at least 1, got 0",
         "training.epochs": "line 9  training.epochs: must be a whole number, got 'many'",
         "training.warmup": "line 9  training.warmup: must be at most 1, got 2",
-        "orders[0]": "line 10  orders[0]: must name each of digits, wrods, charts once, got ['digits', 'wrods']",
+        "orders[0]": "line 10  orders[0]: must name each of digits, wrods, charts once, "
+        "got ['digits', 'wrods']",
         "seeds": "line 11  seeds: must be different numbers, at least one, got [1, 1]",
     }
 
@@ -115,12 +117,32 @@ sarch: {}
         ("reader: embedded", "reader: lava", "tasks[0].reader", "Did you mean 'llava'?"),
         ("count: 2", "count: 0", "orders.count", "must be at least 1, got 0"),
         ("design: random", "design: randon", "orders.design", "Did you mean 'random'?"),
-        ("strategy.alpha: {p", "strategy.alhpa: {p", "search.space.strategy.alhpa", "Did you mean 'strategy.alpha'?"),
-        ("training.learning_rate", "trainig.epochs", "search.space.trainig.epochs", "Did you mean 'training'?"),
-        ("[0, 0.5]", "[0, 1.5]", "search.space.strategy.alpha", "must be at most 1 (strategy.alpha.digits), got 1.5"),
+        (
+            "strategy.alpha: {p",
+            "strategy.alhpa: {p",
+            "search.space.strategy.alhpa",
+            "Did you mean 'strategy.alpha'?",
+        ),
+        (
+            "training.learning_rate",
+            "trainig.epochs",
+            "search.space.trainig.epochs",
+            "Did you mean 'training'?",
+        ),
+        (
+            "[0, 0.5]",
+            "[0, 1.5]",
+            "search.space.strategy.alpha",
+            "must be at most 1 (strategy.alpha.digits), got 1.5",
+        ),
         ("low: 1e-4", "low: 1e-1", "search.space.training.learning_rate", "needs low < high"),
         ("low: 1e-4", "low: 0", "search.space.training.learning_rate", "log needs low > 0"),
-        ("trials: 4", "trials: 4\n  sampler: grid", "search.space.training.learning_rate", "grid sampler needs a list"),
+        (
+            "trials: 4",
+            "trials: 4\n  sampler: grid",
+            "search.space.training.learning_rate",
+            "grid sampler needs a list",
+        ),
         ("trials: 4", "objective: fa", "search.objective", "Did you mean 'faa'?"),
         ("trials: 4", "objective: forgetting", "search.objective", "backward_transfer is what rises"),
         ("seeds: [0, 3]", "seeds: [0, x]", "seeds[1]", "must be a whole number, got 'x'"),
@@ -155,7 +177,10 @@ def test_faults_of_data_are_told_beside_those_of_the_file(load, tmp_path):
     (tmp_path / "train.json").write_text('[{"id": "1", "conversations"')
     (tmp_path / "test.json").write_text("[]")
     entry = "{name: own, reader: llava, train: train.json, test: test.json}"
-    found = faults(load, GOOD.replace("  - {name: digits", f"  - {entry}\n  - {{name: digits").replace("count: 2", "count: 0"))
+    found = faults(
+        load,
+        GOOD.replace("  - {name: digits", f"  - {entry}\n  - {{name: digits").replace("count: 2", "count: 0"),
+    )
     assert "orders.count" in found
     own = {path: said for path, said in found.items() if path.startswith("tasks[0].")}
     assert any("train.json" in said and "line 1" in said for said in own.values())

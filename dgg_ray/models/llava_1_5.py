@@ -34,7 +34,10 @@ class Llava15(Model):
         import torch
         from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
 
-        place: dict[str, Any] = {"revision": self.revision or "main", "local_files_only": self.folder is not None}
+        place: dict[str, Any] = {
+            "revision": self.revision or "main",
+            "local_files_only": self.folder is not None,
+        }
         # Pictures through Pillow, not torchvision: one preprocessing wherever a study runs.
         images = CLIPImageProcessorPil.from_pretrained(self.path, **place)
         processor = LlavaProcessor.from_pretrained(self.path, image_processor=images, **place)

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from dgg_ray import plots
 from dgg_ray.intervals import bootstrap_band
-from dgg_ray.outcomes import alphas, searched, selection
-from dgg_ray.results import Results
+from dgg_ray.outcomes import Results, alphas, searched, selection
 
 EXACT = 8  # more values of α than this are averaged …
 BINS = 6  # … in as many neighbouring groups of equal size

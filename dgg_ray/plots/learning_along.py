@@ -14,8 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.intervals import mean_interval
-from dgg_ray.outcomes import compared, final_split, walk
-from dgg_ray.results import Results
+from dgg_ray.outcomes import Results, compared, final_split, walk
 
 READING = (
     "A line that stays level forgets nothing; bars are 95 % intervals over blocks, and the dashed level "

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray import plots
-from dgg_ray.outcomes import Run, compared, final_split, walk
-from dgg_ray.results import Results
+from dgg_ray.outcomes import Results, Run, compared, final_split, walk
 
 READING = (
     "Row by row the sequence goes on; read down a column to see what becomes of one task. The diagonal is a "

@@ -17,8 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.intervals import bootstrap_band
-from dgg_ray.outcomes import BLOCK, alphas, compared, name_of, searched, selection, tabulate, text_of
-from dgg_ray.results import Results
+from dgg_ray.outcomes import BLOCK, Results, alphas, compared, name_of, searched, selection, tabulate, text_of
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag

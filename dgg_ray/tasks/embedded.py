@@ -74,7 +74,7 @@ class Embedded(Reader):
     def read(self, name: str) -> Task:
         if name not in TASKS:
             rule = f"the embedded tasks are {', '.join(TASKS)}"
-            raise StudyError([Fault(f"tasks.{name}", rule, repr(name), nearest(name, TASKS))])
+            raise StudyError([Fault("name", rule, repr(name), nearest(name, TASKS))])
         seen: set[bytes] = set()
         examples = {split: self.draw(name, split, seen) for split in SPLITS}
         return Task(name, examples, {split: content_digest(examples[split]) for split in SPLITS})
@@ -200,7 +200,7 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
     # The file itself: sklearn.datasets.load_digits would give the same after a second of imports.
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise StudyError([Fault("tasks.digits", "needs scikit-learn, which bundles the handwritten digits")])
+        raise StudyError([Fault("name", "needs scikit-learn, which bundles the handwritten digits")])
     with gzip.open(Path(package.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=int)
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]

@@ -1,0 +1,112 @@
+"""What has to hold between the sections of a study, and of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+
+from dgg_ray import plugins
+from dgg_ray.border import checked, show
+from dgg_ray.contracts import SPLITS, Task
+from dgg_ray.errors import Fault, nearest
+from dgg_ray.study import Knob, Search, Study
+
+SEARCHABLE = ("strategy", "adapter", "training")
+
+
+def rules(study: Study, broken: set[str]) -> list[Fault]:
+    """What no single section can know; nothing is said of what rests on a broken section."""
+    faults = [Fault(f"model.{setting}", rule, found) for setting, rule, found in study.model.faults()]
+    for i, order in enumerate(study.orders.given):
+        if "readers" not in broken and sorted(order) != sorted(study.names):
+            at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
+            rule = f"must name each of {', '.join(study.names)} once"
+            wrong = next((name for name in order if name not in study.names), "")
+            faults.append(Fault(at, rule, show(list(order)), nearest(wrong, study.names)))
+    if study.orders.design == "given" and study.orders.count != 1:
+        faults.append(Fault("orders.count", "bears on the design `random` alone", str(study.orders.count)))
+    if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
+        faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
+    alpha = getattr(study.strategy, "alpha", None)
+    for name in alpha if isinstance(alpha, Mapping) else ():
+        if name not in study.names:
+            faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
+    legal = plugins.names("strategies")
+    for i, rival in enumerate(study.protocol.rivals):
+        if rival not in legal:
+            rule = f"must be one of {', '.join(legal)}"
+            faults.append(Fault(f"protocol.rivals[{i}]", rule, repr(rival), nearest(rival, legal)))
+    return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
+    faults = []
+    metrics = plugins.names("metrics")
+    for name in search.objective:
+        if name not in metrics:
+            rule = f"must be one of {', '.join(metrics)}"
+            faults.append(Fault("search.objective", rule, repr(name), nearest(name, metrics)))
+        elif name == "forgetting":
+            faults.append(
+                Fault("search.objective", "is maximised; backward_transfer is what rises", repr(name))
+            )
+    if not search.space:
+        faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
+    for path, knob in search.space.items():
+        if path.partition(".")[0] in broken:
+            continue
+        faults += knob_rules(study, search, path, knob)
+    return faults
+
+
+def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[Fault]:
+    at = f"search.space.{path}"
+    if (knob.values is None) == (knob.low is None and knob.high is None):
+        yield Fault(at, "needs either a list of values, or low and high")
+        return
+    if knob.values is None and (knob.low is None or knob.high is None or knob.low >= knob.high):
+        yield Fault(at, "needs low < high", f"low {knob.low}, high {knob.high}")
+        return
+    if knob.log and (knob.low is None or knob.low <= 0):
+        yield Fault(at, "log needs low > 0", f"low {knob.low}")
+        return
+    if search.sampler == "grid" and knob.values is None:
+        yield Fault(at, "the grid sampler needs a list of values")
+    values = knob.values or (knob.low, knob.high)
+    dotted = f"{path}.{study.names[0]}" if knob.per_task else path
+    head = path.partition(".")[0]
+    if head not in SEARCHABLE:
+        rule = f"no such path; a path starts with one of {', '.join(SEARCHABLE)}"
+        yield Fault(at, rule, near=nearest(head, SEARCHABLE))
+        return
+    for value in values:
+        assert value is not None
+        try:
+            changed = study.at({dotted: value})
+        except KeyError as error:
+            section = getattr(study, head)
+            legal = [f"{head}.{f.name}" for f in fields(section)] + [
+                f"{path.rpartition('.')[0]}.{n}" for n in study.names
+            ]
+            yield Fault(at, f"no such path: {error.args[0]!r} is not there", near=nearest(path, legal))
+            return
+        section = getattr(changed, head)
+        inner: list[Fault] = []
+        content = {f.name: getattr(section, f.name) for f in fields(section)}
+        checked(type(section), content, head, inner)
+        for fault in inner:
+            yield replace(fault, path=at, found=f"{value!r}", rule=f"{fault.rule} ({fault.path})")
+
+
+def task_rules(task: Task) -> Iterator[Fault]:
+    for split in SPLITS:
+        if not task.examples.get(split):
+            yield Fault(split, "must hold at least 1 example, holds 0")
+    legal = plugins.names("scorers")
+    if task.scorer not in legal:
+        rule = f"must be one of {', '.join(legal)}"
+        yield Fault("scorer", rule, repr(task.scorer), nearest(task.scorer, legal))
+        return
+    ready = getattr(plugins.module("scorers", task.scorer), "ready", None)
+    if ready and (why := ready()):
+        yield Fault("scorer", why, repr(task.scorer))
