@@ -48,12 +48,15 @@ class Desk:
         self.retries = retries
         self.orders: dict[str, Order] = {}  # by stage key; dicts keep the order of asking
         self.later: dict[str, dict[str, Exam]] = {}  # exams asked for while their stage was out
+        self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
         self.counts: Counter[str] = Counter()
 
     def need(self, work: Work) -> str:
-        """`ready`, `joined` or `queued`."""
+        """`ready`, `failed`, `joined` or `queued`."""
         self.counts["asked"] += 1
         key = work.stage.key
+        if key in self.failed:
+            return "failed"
         order = self.orders.get(key)
         wanted = {exam.key: exam for exam in work.exams}
         if order is None:
@@ -75,20 +78,24 @@ class Desk:
                 return order.work
         return None
 
-    def done(self, fleet: str, key: str, learned: bool, failed: bool) -> bool:
+    def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> bool:
         """Close the order; False when exams asked for meanwhile put it back into the queue."""
         order = self.orders.get(key)
         if order is None or order.fleet != fleet:
             return True  # it was taken from a fleet believed lost; the store holds the result all the same
         del self.orders[key]
         self.counts["trained"] += learned
-        self.counts["failed"] += failed
-        self.counts["taken"] += 1
         later = self.later.pop(key, None)
-        if later and not failed:
+        if error:
+            self.fail(key, error)
+        elif later:
             self.orders[key] = Order(order.stage, later)
             return False
         return True
+
+    def fail(self, key: str, error: dict[str, str]) -> None:
+        self.failed[key] = error
+        self.counts["failed"] += 1
 
     def lost(self, fleet: str) -> list[Stage]:
         """Put the fleet's work back; what was lost too often is given up and returned."""
@@ -122,9 +129,11 @@ class Broker:
     async def need(self, work: Work) -> Answer:
         """Wait until the store has it, or until it failed."""
         while True:
-            if self.desk.need(work) == "ready":
+            key, found = work.stage.key, self.desk.need(work)
+            if found == "ready":
                 return {"ok": True}
-            key = work.stage.key
+            if found == "failed":
+                return {"ok": False, "error": self.desk.failed[key]}
             answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
             async with self.news:
                 self.news.notify_all()
@@ -151,7 +160,7 @@ class Broker:
         return None
 
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
-        if self.desk.done(fleet, key, learned, error is not None):
+        if self.desk.done(fleet, key, learned, error):
             self._answer(key, {"ok": error is None, "error": error})
         else:
             async with self.news:
@@ -168,6 +177,7 @@ class Broker:
                 "traceback": "",
             }
             self.desk.store.fail(stage, error)
+            self.desk.fail(stage.key, error)
             self._answer(stage.key, {"ok": False, "error": error})
         async with self.news:
             self.news.notify_all()

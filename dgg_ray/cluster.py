@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
@@ -56,6 +58,9 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own answer to SIGTERM is a stack trace; ours ends the fleets as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if started and not address:  # an autoscaling cluster may be small now and grow
             demand(study)

@@ -17,10 +17,12 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgg_ray.errors import DggError, StageError, StoreError
+from dgg_ray.loop import Workshop
 from dgg_ray.stages import Stage, StageStore
 from dgg_ray.study import Study
 
@@ -30,25 +32,14 @@ TICK_S = 0.5
 
 def work_loop(config: dict[str, Any]) -> None:
     """What every worker of a fleet does until no work comes."""
-    import torch  # here: the driver and the trials do without
-
-    from dgg_ray.learner import PeftLearner, quieten
-    from dgg_ray.loop import Workshop
-
     study, store, broker, fleet = (config[k] for k in ("study", "store", "broker", "fleet"))
     lead = leading()
     lead(lambda: ray.get(broker.lost.remote(fleet)))  # what the group had before it was replaced
-    quieten()
-    if study.workers.threads:
-        torch.set_num_threads(study.workers.threads)
-    torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
-    device = "cuda" if study.workers.gpus else "cpu"
-    tick = Ticker(broker)
-    learner = PeftLearner(study.model, device)
-    shop = Workshop(learner, study.read_tasks(), store, study.protocol.max_new_tokens, lead, tick)
+    shop = workshop(study, store)
+    shop.lead, shop.tick = lead, Ticker(broker)
     # With several workers, only errors that all of them see leave the group in step; any other ends
     # the group, and Ray Train starts it anew.
-    caught = Exception if learner.world == 1 else (StageError, StoreError)
+    caught = Exception if study.workers.per_fleet == 1 else (StageError, StoreError)
     while work := lead(lambda: ray.get(broker.take.remote(fleet, study.workers.idle_s))):
         stage, error = work.stage, None
         fresh = lead(lambda s=stage: store.record(s)) is None
@@ -60,6 +51,18 @@ def work_loop(config: dict[str, Any]) -> None:
                 lead(lambda s=stage, e=error: store.fail(s, e))
         learned = fresh and error is None and bool(stage.learns)
         lead(lambda k=stage.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
+
+
+def workshop(study: Study, store: StageStore) -> Workshop:
+    """All that a process needs to do a study's work, set up so that it gives the same bytes again."""
+    from dgg_ray.learner import PeftLearner, quieten  # late: trials and the driver need no transformers
+
+    quieten()
+    if study.workers.threads:
+        torch.set_num_threads(study.workers.threads)
+    torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
+    learner = PeftLearner(study.model, "cuda" if study.workers.gpus else "cpu")
+    return Workshop(learner, study.read_tasks(), store, study.protocol.max_new_tokens)
 
 
 def leading() -> Callable[[Callable[[], Any]], Any]:

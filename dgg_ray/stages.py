@@ -225,7 +225,7 @@ class StageStore:
         self._publish(self.place(stage) / "exams" / name, {"cells": cells}, fill)
 
     def fail(self, stage: Stage, error: dict[str, str]) -> None:
-        """Keep why a stage ended early: {error, message, traceback}. Undone by a later publication."""
+        """Keep why a stage ended early, {error, message, traceback}, until it is published after all."""
         self._replace(self.folder / "failed" / f"{stage.key}.json", {"meaning": stage.meaning} | error)
 
     def failure(self, stage: Stage) -> dict[str, str] | None:
@@ -234,10 +234,6 @@ class StageStore:
         if not kept.exists() or self.record(stage) is not None:
             return None
         return json.loads(kept.read_text())
-
-    def forgive(self, stage: Stage) -> None:
-        """Forget a failure, so that the stage is tried again."""
-        (self.folder / "failed" / f"{stage.key}.json").unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""

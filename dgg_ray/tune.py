@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from dgg_ray import broker as brokers
 from dgg_ray import cluster, judge, report, results, studyfile
 from dgg_ray.errors import ClusterError
-from dgg_ray.fleet import Fleets, describe
+from dgg_ray.fleet import Fleets, describe, workshop
 from dgg_ray.progress import Display
 from dgg_ray.results import Outcome
 from dgg_ray.search import Proposals, Setting
@@ -78,6 +78,7 @@ class Crew:
     )
     broker: Any = None
     shop: Any = field(default=None, init=False)
+    failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
@@ -97,9 +98,6 @@ class Crew:
             missing = [work for work in chain if not self.store.has(work)]
             self.answered(len(chain) - len(missing))
             left += [missing] if missing else []
-        for chain in left:
-            for work in chain:
-                self.store.forgive(work.stage)  # what failed in an earlier run gets another chance
         if self.local:
             self.work_here(left)
         elif left:
@@ -122,11 +120,14 @@ class Crew:
         self.shop = self.shop or workshop(self.study, self.store)
         for chain in chains:
             for work in chain:
+                if work.stage.key in self.failed:
+                    break
                 fresh = self.store.record(work.stage) is None
                 try:
                     self.shop.obtain(work)
                 except Exception as problem:
                     self.store.fail(work.stage, describe(problem))
+                    self.failed.add(work.stage.key)
                     self.tally["failed"] += 1
                     break
                 self.tally["trained"] += fresh and bool(work.stage.learns)
@@ -158,21 +159,6 @@ class Crew:
     def check(self) -> None:
         if self.broker and self.fleets.failure:
             raise ClusterError(self.fleets.failure)
-
-
-def workshop(study: Study, store: StageStore) -> Any:
-    """A workshop in this process."""
-    import torch
-
-    from dgg_ray.learner import PeftLearner, quieten
-    from dgg_ray.loop import Workshop
-
-    quieten()
-    if study.workers.threads:
-        torch.set_num_threads(study.workers.threads)
-    torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
-    learner = PeftLearner(study.model, "cuda" if study.workers.gpus else "cpu")
-    return Workshop(learner, study.read_tasks(), store, study.protocol.max_new_tokens)
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -276,9 +262,6 @@ class Steady(Searcher):
             at = self.study.at(setting)
             self.crew.expect(stages_of(at))
             if not judge.complete(at, self.store):
-                for run in at.runs():
-                    for stage in run.stages:
-                        self.store.forgive(stage)
                 self.numbers[trial_id] = number
                 return {"setting": dict(setting)}
             self.crew.answered(stages_of(at))

@@ -17,7 +17,7 @@ def works(world, *orders):
 
 def finish(world, desk, fleet, work):
     world.shop.obtain(work)
-    return desk.done(fleet, work.stage.key, learned=True, failed=False)
+    return desk.done(fleet, work.stage.key, learned=True, error=None)
 
 
 def test_a_stage_asked_for_by_ten_is_handed_out_once(world, desk):
@@ -98,6 +98,7 @@ def test_a_failure_answers_all_who_wait_and_is_counted(world, desk):
     (work,) = works(world, ["ones"])
     desk.need(work)
     desk.take("a")
-    assert desk.done("a", work.stage.key, learned=False, failed=True)
+    assert desk.done("a", work.stage.key, learned=False, error={"error": "NotFinite"})
     assert desk.waiting == 0
+    assert desk.need(work) == "failed"  # not tried again in this run
     assert (desk.counts["failed"], desk.counts["trained"]) == (1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from dgg_ray.contracts import SPLITS
 from dgg_ray.errors import StudyError
@@ -11,6 +12,7 @@ from dgg_ray.models import embedded as model_file
 from dgg_ray.tasks import embedded as task_file
 from dgg_ray.tasks.embedded import ANSWERS, PHRASINGS, TASKS, Embedded
 
+UNTOUCHED = 0.0  # share of the first 50 test answers of each task that are right before any training
 TEST_DIGESTS = {  # of the default's test split, first 12 hex digits
     "digits": "50ade0e5f94e",
     "shapes": "a47050319a5a",
@@ -95,7 +97,7 @@ def test_the_tallest_bar_has_the_colour_of_the_answer(tasks):
 
 
 def test_an_unknown_task_is_named_with_its_nearest():
-    with pytest.raises(StudyError, match="'digit'.*Did you mean 'digits'"):
+    with pytest.raises(StudyError, match=r"'digit'.*Did you mean 'digits'"):
         Embedded().read("digit")
 
 
@@ -103,3 +105,61 @@ def test_the_weights_are_small_enough_to_ship():
     assert (model_file.FOLDER / "model.safetensors").stat().st_size <= 5 * 2**20
     assert model_file.Embedded().faults() == []
     assert len(model_file.Embedded().fingerprint()) == 64
+
+
+def test_the_auto_classes_load_the_same_model(loaded):
+    # what PEFT, a notebook or another project would do
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_file.FOLDER, local_files_only=True)
+    text = "Ünusual 漢字 and 7 words"
+    assert tokenizer(text)["input_ids"] == loaded[1].tokenizer(text)["input_ids"]
+
+
+def test_any_text_can_be_written_and_read_back(loaded):
+    tokenizer = loaded[1].tokenizer
+    for text in ("Ünusual 漢字 🙂", "Answer the question using a single word or phrase."):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_answer_is_one_token_and_a_sequence_is_short(name, tasks, loaded):
+    _, processor = loaded
+    assert all(len(processor.tokenizer(f" {answer}")["input_ids"]) == 1 for answer in ANSWERS[name])
+    assert max(len(row) for row in prompts(processor, tasks[name].examples["test"])) <= 32
+
+
+def test_the_untouched_model_scores_as_recorded(tasks, loaded):
+    model, processor = loaded
+    right = 0
+    for name in TASKS:
+        examples = tasks[name].examples["test"][:50]
+        right += sum(
+            a == e.answer for a, e in zip(answers(model, processor, examples), examples, strict=True)
+        )
+    assert right / 300 == pytest.approx(UNTOUCHED, abs=0.02)
+
+
+def prompts(processor, examples) -> list[list[int]]:
+    return processor(images=[e.image for e in examples], text=[chat(processor, e) for e in examples])[
+        "input_ids"
+    ]
+
+
+def chat(processor, example) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": example.question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def answers(model, processor, examples) -> list[str]:
+    batch = processor(
+        images=[example.image for example in examples],
+        text=[chat(processor, example) for example in examples],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        written = model.generate(**batch, max_new_tokens=2, do_sample=False)
+    new = written[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

@@ -152,8 +152,8 @@ def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, c
 
 def launch(study: Path, out: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "dgg_ray", "run", str(study), "--out", str(out)]
-    log = (out.parent / f"{out.name}.log").open("a")
-    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with (out.parent / f"{out.name}.log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 180):

@@ -159,14 +159,6 @@ def test_a_failure_is_kept_until_the_stage_is_finished(world):
     assert world.store.failure(stage) is None
 
 
-def test_a_forgiven_failure_is_gone(world):
-    (stage,) = world.path("ones")
-    world.store.fail(stage, {"error": "NotFinite", "message": "", "traceback": ""})
-    world.store.forgive(stage)
-    world.store.forgive(stage)
-    assert world.store.failure(stage) is None
-
-
 def test_the_untouched_model_is_one_stage_per_model():
     assert untouched("a").key == untouched("a").key != untouched("b").key
     assert untouched("a").earlier == ()
