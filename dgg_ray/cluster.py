@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the fleets must end too
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshot is never read: the store is the truth
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",  # on few cores the default, their number, delays a start
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -46,7 +47,8 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     # A short path: Ray's sockets live below it, and their names have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="dgg-")) if started and not address else None
     if started and address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        environment = {"env_vars": ENVIRONMENT}
+        ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     elif started:
         cores = max(os.cpu_count() or 1, ceil(w.fleets * w.per_fleet * w.cpus))
         ray.init(

@@ -19,7 +19,7 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dgg_ray.errors import DggError, StageError, StoreError
 from dgg_ray.loop import Workshop
@@ -33,6 +33,8 @@ TICK_S = 0.5
 def work_loop(config: dict[str, Any]) -> None:
     """What every worker of a fleet does until no work comes."""
     study, store, broker, fleet = (config[k] for k in ("study", "store", "broker", "fleet"))
+    if study.workers.gpus:  # Ray shows every worker all GPUs of the group on its machine
+        torch.cuda.set_device(get_device())
     lead = leading()
     lead(lambda: ray.get(broker.lost.remote(fleet)))  # what the group had before it was replaced
     shop = workshop(study, store)

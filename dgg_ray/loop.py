@@ -15,6 +15,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +175,13 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
+@cache
 def environment() -> dict[str, str]:
     """Where a stage was learned: numbers differ between devices and versions, so they are kept."""
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{package: version(package) for package in ("dgg_ray", "torch", "transformers", "peft")},
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "host": socket.gethostname(),
         "threads": str(torch.get_num_threads()),

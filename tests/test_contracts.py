@@ -84,7 +84,12 @@ def test_edits_are_in_place_and_finite_at_the_anchor(strategy):
 def test_draws_are_a_function_of_seed_task_purpose_and_step():
     base = draws.uniform(0, "words", "gate", 3)
     assert base == draws.uniform(0, "words", "gate", 3)
-    others = [(1, "words", "gate", 3), (0, "digits", "gate", 3), (0, "words", "replay", 3), (0, "words", "gate", 4)]
+    others = [
+        (1, "words", "gate", 3),
+        (0, "digits", "gate", 3),
+        (0, "words", "replay", 3),
+        (0, "words", "gate", 4),
+    ]
     assert len({base, *(draws.uniform(*other) for other in others)}) == 5
 
 

@@ -14,9 +14,9 @@ whose data are gone. Beside it a replay buffer: g is the gradient of L(θ; T_t �
     α       alpha       scalar           probability per step
     u       -           scalar           uniform in [0, 1)
 
-Source: Li et al., Dynamic Gradient Guidance for multimodal continual instruction tuning; we
-implement the published formula and claim no parity with any code. What it leaves open, and our
-choice:
+Source: Li, Gao, Su, Zhang & Wang 2026, on Dynamic Gradient Guidance for multimodal continual
+instruction tuning. We implement the published formula and claim no parity with any code. What it
+leaves open, and our choice:
 
 - θ* is where the stage starts, which is the optimum after tasks 1..t-1. No averaging over tasks.
 - ‖·‖ runs over all trainable tensors as one vector (`norm: global`); `tensor` caps each by itself.

@@ -4,13 +4,12 @@
 
 Each M_i is a uniform sample without replacement of task i's training examples, drawn once from
 the seed and nested in its size (`contracts.replay_sample`). The union is shuffled as a whole, so
-the share of old examples in a batch falls as the new task grows [1, eq. of the DGG loss].
+the share of old examples in a batch falls as the new task grows; this is the loss that DGG states [1].
 
 DGG with α = 0 and the same buffer is this strategy: the control that any claim for α needs.
 
-[1] Li et al., Dynamic Gradient Guidance for multimodal continual instruction tuning.
-    A uniform sample per task is the simplest of the ways reviewed by Chaudhry et al. 2019,
-    arXiv:1902.10486.
+[1] Li, Gao, Su, Zhang & Wang 2026, on Dynamic Gradient Guidance. A uniform sample per task is the
+    simplest of the ways that Chaudhry et al. 2019 compare, arXiv:1902.10486.
 """
 
 from __future__ import annotations

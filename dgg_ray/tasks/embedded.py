@@ -264,10 +264,10 @@ def letter(character: str) -> np.ndarray:
     return np.asarray(picture)
 
 
-def sign(rng: np.random.Generator, text: str) -> np.ndarray:
-    """A canvas with the text in light letters on a dark board, a cell wide and two cells high each."""
+def sign(rng: np.random.Generator, text: str, column: int, row: int) -> np.ndarray:
+    """A canvas with light letters on a dark board, each a cell wide and two high, from that cell on."""
     letters = np.concatenate([letter(character) for character in text], axis=1)
-    x, y = rng.integers(0, CELLS - len(text) + 1) * CELL, rng.integers(0, CELLS - 1) * CELL
+    x, y = column * CELL, row * CELL
     cover = np.zeros((SIDE, SIDE))
     cover[y : y + 2 * CELL, x : x + letters.shape[1]] = letters
     canvas = ground(rng, 20, 110)
@@ -276,9 +276,14 @@ def sign(rng: np.random.Generator, text: str) -> np.ndarray:
     return canvas
 
 
+def berth(rng: np.random.Generator, text: str) -> tuple[int, int]:
+    """A column and a row from which the text fits."""
+    return int(rng.integers(0, CELLS - len(text) + 1)), int(rng.integers(0, CELLS - 1))
+
+
 def words(rng: np.random.Generator) -> Drawn:
     word = WORDS[rng.integers(len(WORDS))]
-    return pixels(sign(rng, word)), ask(rng, "words"), word
+    return pixels(sign(rng, word, *berth(rng, word))), ask(rng, "words"), word
 
 
 def charts(rng: np.random.Generator) -> Drawn:
