@@ -21,6 +21,8 @@ import ray
 
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
+ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays
+
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
 
@@ -115,7 +117,13 @@ class Desk:
         return sum(order.fleet is None for order in self.orders.values())
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@ray.remote(  # pyright: ignore
+    num_cpus=0,
+    resources=ON_HEAD,
+    max_restarts=-1,
+    max_task_retries=-1,
+    max_concurrency=100_000,  # every open `need` holds a place; Ray's default, 1000, could shut out `done`
+)
 class Broker:
     """The desk, as an actor that can be waited for."""
 
@@ -124,6 +132,7 @@ class Broker:
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
         self.closed = False
+        self.reason = ""  # why it was closed
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
 
     async def need(self, work: Work) -> Answer:
@@ -132,6 +141,8 @@ class Broker:
             key, found = work.stage.key, self.desk.need(work)
             if found == "ready":
                 return {"ok": True}
+            if self.closed:
+                return {"ok": False, "error": closing(self.reason)}
             if found == "failed":
                 return {"ok": False, "error": self.desk.failed[key]}
             answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
@@ -176,9 +187,9 @@ class Broker:
                 "see the workers' logs, often memory ran out",
                 "traceback": "",
             }
-            self.desk.store.fail(stage, error)
             self.desk.fail(stage.key, error)
             self._answer(stage.key, {"ok": False, "error": error})
+            self.desk.store.fail(stage, error)
         async with self.news:
             self.news.notify_all()
 
@@ -188,21 +199,25 @@ class Broker:
 
     async def close(self, reason: str = "") -> None:
         """End the fleets; whoever still waits is told why."""
-        self.closed = True
+        self.closed, self.reason = True, self.reason or reason
         async with self.news:
             self.news.notify_all()
         for key in list(self.answers):
-            self._answer(key, {"ok": False, "error": {"error": "Closed", "message": reason, "traceback": ""}})
+            self._answer(key, {"ok": False, "error": closing(self.reason)})
 
     async def status(self) -> dict[str, Any]:
         """Counts, and what is in training."""
         out = [o for o in self.desk.orders.values() if o.fleet]
         shown = [{"stage": str(o.stage), "fleet": o.fleet, "steps": o.steps} for o in out]
-        return {**self.desk.counts, "waiting": self.desk.waiting, "running": shown}
+        return {**self.desk.counts, "waiting": self.desk.waiting, "running": shown, "closed": self.reason}
 
     def _answer(self, key: str, answer: Answer) -> None:
         if (future := self.answers.pop(key, None)) and not future.done():
             future.set_result(answer)
+
+
+def closing(reason: str) -> dict[str, str]:
+    return {"error": "Closed", "message": reason, "traceback": ""}
 
 
 def walk(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.errors import DggError, StudyError
+from dgg_ray.errors import DggError, Fault, StudyError
 
 STUDY_IS_WRONG, STOPPED = 2, 130
 
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(error, file=sys.stderr)
         return STUDY_IS_WRONG
-    except DggError as error:
+    except (DggError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -72,7 +73,13 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
     study = Study.load(options.study, options.data)
     for note in study.warnings:
         print(f"warning: {note}", file=sys.stderr)
-    return study, (options.out or Path("out") / study.name).absolute()
+    out = (options.out or Path("out") / study.name).absolute()
+    above = next(place for place in (out, *out.parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise StudyError(
+            [Fault("--out", "must be a folder that can be written", repr(str(out)))], "arguments"
+        )
+    return study, out
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -90,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
     outcome = tune.run(study, out, options.local, options.address, options.quiet)
     print(outcome)
-    return 1 if outcome.results.failures else 0
+    return 1 if outcome.results.failures or outcome.tally["failed"] else 0
 
 
 def status(options: argparse.Namespace) -> None:
@@ -122,6 +129,6 @@ def report(options: argparse.Namespace) -> None:
 
 
 def schema(options: argparse.Namespace) -> None:
-    from dgg_ray.studyfile import schema
+    from dgg_ray.schema import schema
 
     print(json.dumps(schema(), indent=1))

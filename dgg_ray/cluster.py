@@ -60,14 +60,16 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own answer to SIGTERM is a stack trace; ours ends the fleets as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ray's own answer to SIGTERM is a stack trace; ours ends the fleets as Ctrl-C does.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         if started and not address:  # an autoscaling cluster may be small now and grow
             demand(study)
         yield
     finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
         if started:
             ray.shutdown()
         if folder:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dgg_ray import draws
 
-STRICT = {"extra": "forbid"}  # read by pydantic: an unknown setting is a fault
+STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic: an unknown setting is a fault
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
 
@@ -277,6 +277,17 @@ def replay_sample(task: Task, size: int, seed: int) -> list[Example]:
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of a JSON value in canonical form, 64 hex digits."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """SHA-256 of a JSON value in canonical form, 64 hex digits; 1 and 1.0 are one number."""
+    text = json.dumps(
+        canonical(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical(content: Any) -> Any:
+    """The value with whole floats as integers, so that a setting's spelling does not matter."""
+    if isinstance(content, Mapping):
+        return {key: canonical(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [canonical(value) for value in content]
+    return int(content) if isinstance(content, float) and content.is_integer() else content

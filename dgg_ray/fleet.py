@@ -18,16 +18,18 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from dgg_ray.errors import DggError, StageError, StoreError
+from dgg_ray.broker import ON_HEAD
+from dgg_ray.errors import Fault, StageError, StoreError, StudyError
 from dgg_ray.loop import Workshop
 from dgg_ray.stages import Stage, StageStore
 from dgg_ray.study import Study
 
 POLL_S = 0.2
 TICK_S = 0.5
+RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
+PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
 
 
 def work_loop(config: dict[str, Any]) -> None:
@@ -37,7 +39,12 @@ def work_loop(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     lead = leading()
     lead(lambda: ray.get(broker.lost.remote(fleet)))  # what the group had before it was replaced
-    shop = workshop(study, store)
+    try:
+        shop = workshop(study, store)
+    except Exception as problem:  # it would happen again: say why, rather than start again for ever
+        why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
+        ray.get(broker.close.remote(why))
+        return
     shop.lead, shop.tick = lead, Ticker(broker)
     # With several workers, only errors that all of them see leave the group in step; any other ends
     # the group, and Ray Train starts it anew.
@@ -49,8 +56,7 @@ def work_loop(config: dict[str, Any]) -> None:
             shop.obtain(work)
         except caught as problem:
             error = describe(problem)
-            with contextlib.suppress(DggError, OSError):  # the disk may be what failed
-                lead(lambda s=stage, e=error: store.fail(s, e))
+            lead(lambda s=stage, e=error: store.fail(s, e))
         learned = fresh and error is None and bool(stage.learns)
         lead(lambda k=stage.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
 
@@ -63,8 +69,14 @@ def workshop(study: Study, store: StageStore) -> Workshop:
     if study.workers.threads:
         torch.set_num_threads(study.workers.threads)
     torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
+    tasks = study.read_tasks()
+    for name, task in tasks.items():
+        # Keys promise what was learned from: another copy of the data would be kept under a false name.
+        if dict(task.digests) != study.tasks[name].digests:
+            rule = "has other content here than when the study was checked; run the study again"
+            raise StudyError([Fault(f"tasks.{name}", rule)], study.name)
     learner = PeftLearner(study.model, "cuda" if study.workers.gpus else "cpu")
-    return Workshop(learner, study.read_tasks(), store, study.protocol.max_new_tokens)
+    return Workshop(learner, tasks, store, study.protocol.max_new_tokens)
 
 
 def leading() -> Callable[[Callable[[], Any]], Any]:
@@ -111,7 +123,7 @@ class Ticker:
             self.broker.tick.remote(stage.key, (done, steps))
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, resources=ON_HEAD, max_retries=0)
 def run_fleet(study: Study, store: StageStore, broker: Any, fleet: str, folder: str) -> None:
     """One fleet, from start to end. In a task of its own: `fit` wants a main thread."""
     w = study.workers
@@ -127,7 +139,7 @@ def run_fleet(study: Study, store: StageStore, broker: Any, fleet: str, folder: 
         run_config=ray.train.RunConfig(
             name=fleet,
             storage_path=folder,
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the broker counts losses
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     ).fit()
 
@@ -135,7 +147,8 @@ def run_fleet(study: Study, store: StageStore, broker: Any, fleet: str, folder: 
 class Fleets:
     """Starts fleets while stages wait, from a thread of the driver.
 
-    failure: why no fleet can be started, once three in a row ended with an error.
+    failure: why no fleet can be had: its workers cannot begin, or three fleets in a row ended with an
+        error and no stage was finished between.
     """
 
     def __init__(
@@ -150,7 +163,7 @@ class Fleets:
         self.heard = heard  # told the broker's status, a few times a second
         self.running: dict[ray.ObjectRef, str] = {}
         self.started = 0
-        self.crashes = 0
+        self.crashes, self.done_at_crash = 0, -1
         self.failure = ""
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._supervise, name="fleets", daemon=True)
@@ -162,23 +175,29 @@ class Fleets:
     def __exit__(self, *_: object) -> None:
         """End the fleets; a stage in training is left, to be trained again."""
         self.over.set()
-        self.thread.join()
+        self.thread.join(timeout=10)
+        for ref in self.running:
+            with contextlib.suppress(Exception):
+                ray.cancel(ref)
         with contextlib.suppress(Exception):
             ray.get(self.broker.close.remote("the study was stopped"), timeout=5)
 
     def _supervise(self) -> None:
         while not self.over.wait(POLL_S):
             try:
-                self._reap()
-                status: dict[str, Any] = ray.get(self.broker.status.remote())
+                status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=PATIENCE_S)
+                self._reap(status)
                 self.heard(status)
                 wanted = min(self.study.workers.fleets, status["waiting"] + len(status["running"]))
                 # All at once: asking one by one makes an autoscaler grow one by one.
                 for _ in range(wanted - len(self.running)):
                     self._start()
-            except RayError:
-                if not ray.is_initialized():
-                    return
+                if status["closed"]:
+                    return self._give_up(status["closed"])
+            except Exception as problem:  # nobody else would notice that no fleets come any more
+                if not self.over.is_set():
+                    self._give_up(f"fleets cannot be looked after: {type(problem).__name__}: {problem}")
+                return
 
     def _start(self) -> None:
         self.started += 1
@@ -186,7 +205,13 @@ class Fleets:
         ref = run_fleet.remote(self.study, self.store, self.broker, fleet, str(self.folder))
         self.running[ref] = fleet
 
-    def _reap(self) -> None:
+    def _give_up(self, reason: str) -> None:
+        self.failure = reason
+        self.over.set()
+        with contextlib.suppress(Exception):
+            ray.get(self.broker.close.remote(reason), timeout=PATIENCE_S)
+
+    def _reap(self, status: dict[str, Any]) -> None:
         ended, _ = (
             ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             if self.running
@@ -198,9 +223,9 @@ class Fleets:
                 ray.get(ref)
                 self.crashes = 0
             except Exception as problem:
-                self.crashes += 1
+                done = status.get("trained", 0)
+                self.crashes = 1 + (self.crashes if done == self.done_at_crash else 0)
+                self.done_at_crash = done
                 if self.crashes == 3:
-                    self.failure = f"three fleets in a row ended with an error; the last: {problem}"
-                    self.broker.close.remote(self.failure)
-                    self.over.set()
-            ray.get(self.broker.lost.remote(fleet))
+                    self._give_up(f"three fleets in a row ended with an error; the last: {problem}")
+            ray.get(self.broker.lost.remote(fleet), timeout=PATIENCE_S)

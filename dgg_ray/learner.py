@@ -70,6 +70,8 @@ class PeftLearner:
     def begin(
         self, adapter: Adapter, training: Training, steps: int, seed: int, task: str, parent: Path | None
     ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         self.mount(adapter)
         if parent is None:
             self.draw_weights(seed)
@@ -86,7 +88,8 @@ class PeftLearner:
             foreach=True,
         )
         warmup = round(training.warmup * steps)
-        self.schedule = get_scheduler(training.schedule, self.optimizer, warmup, steps)
+        schedule = "constant_with_warmup" if training.schedule == "constant" else training.schedule
+        self.schedule = get_scheduler(schedule, self.optimizer, warmup, steps)
         self.edit: GradientEdit = lambda weights, gradients, step: None
         self.steps_done = 0
         self.optimizer.register_step_pre_hook(self.apply_edit)

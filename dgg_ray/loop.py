@@ -88,6 +88,8 @@ class Workshop:
                     f"{stage.task}; lower training.learning_rate or raise training.warmup"
                 )
             self.tick(stage, step + 1, len(batches))
+        if not all(bool(theta.isfinite().all()) for theta in learner.weights()):
+            raise NotFinite(f"weights became infinite in the last step of {stage.task}; lower the rate")
         seconds = time.perf_counter() - start
         loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}

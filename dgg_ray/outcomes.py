@@ -296,5 +296,7 @@ def judged(results: Results) -> pd.DataFrame:
             if metric == "faa":
                 row["blocks"] = n
         rows.append(row)
+    if not rows:  # no stage was finished
+        return pd.DataFrame(columns=["setting", "role", *results.knobs, *metrics()])
     frame = pd.DataFrame(rows)
     return frame.sort_values([headline(results), "setting"], ascending=[False, True], ignore_index=True)

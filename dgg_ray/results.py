@@ -136,6 +136,7 @@ def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, A
 
 def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.DataFrame:
     runs = pd.Series([w.stage.key for works in asked.works.values() for w in works], dtype=str).value_counts()
+    exams = {exam.key for works in asked.works.values() for work in works for exam in work.exams}
     rows = []
     for stage in stages.values():
         if record := store.record(stage):
@@ -149,7 +150,7 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
                     "steps": cost["steps"],
                     "examples": cost["examples"],
                     "learn_seconds": cost["seconds"],
-                    "exam_seconds": sum(c["seconds"] for c in store.cells(stage).values()),
+                    "exam_seconds": sum(c["seconds"] for e, c in store.cells(stage).items() if e in exams),
                     "peak_memory_mb": cost["peak_memory_mb"],
                     "device": where["device"],
                     "host": where["host"],

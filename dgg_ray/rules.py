@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 
+import numpy as np
+
 from dgg_ray import plugins
 from dgg_ray.border import checked, show
-from dgg_ray.contracts import SPLITS, Task
+from dgg_ray.contracts import SPLITS, ScoreMatrix, Task
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.study import Knob, Search, Study
 
@@ -16,13 +19,28 @@ SEARCHABLE = ("strategy", "adapter", "training")
 
 def rules(study: Study, broken: set[str]) -> list[Fault]:
     """What no single section can know; nothing is said of what rests on a broken section."""
-    faults = [Fault(f"model.{setting}", rule, found) for setting, rule, found in study.model.faults()]
+    faults = []
+    if "name" not in broken and not re.fullmatch(r"\w[\w. -]*", study.name):
+        rule = "must be letters, digits, spaces, dots, _ and -: it names a folder"
+        faults.append(Fault("name", rule, repr(study.name)))
     for i, order in enumerate(study.orders.given):
         if "readers" not in broken and sorted(order) != sorted(study.names):
             at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
             rule = f"must name each of {', '.join(study.names)} once"
             wrong = next((name for name in order if name not in study.names), "")
             faults.append(Fault(at, rule, show(list(order)), nearest(wrong, study.names)))
+    given = study.orders.given
+    if len(set(given)) != len(given):
+        faults.append(Fault("orders", "must be different orders", f"{len(given) - len(set(given))} twice"))
+    if study.orders.design != "given" and given:
+        faults.append(Fault("orders.given", "bears on the design `given` alone", f"{len(given)} orders"))
+    if study.raw.get("orders") == []:
+        faults.append(Fault("orders", "needs at least 1 order, has 0"))
+    final = study.protocol.final_seeds
+    if final is not None and (not final or len(set(final)) != len(final)):
+        faults.append(
+            Fault("protocol.final_seeds", "must be different numbers, at least one", show(list(final)))
+        )
     if study.orders.design == "given" and study.orders.count != 1:
         faults.append(Fault("orders.count", "bears on the design `random` alone", str(study.orders.count)))
     if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
@@ -46,10 +64,8 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
         if name not in metrics:
             rule = f"must be one of {', '.join(metrics)}"
             faults.append(Fault("search.objective", rule, repr(name), nearest(name, metrics)))
-        elif name == "forgetting":
-            faults.append(
-                Fault("search.objective", "is maximised; backward_transfer is what rises", repr(name))
-            )
+        elif rule := unfit(name, len(study.names), study.strategy.simultaneous):
+            faults.append(Fault("search.objective", rule, repr(name)))
     if not search.space:
         faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
     for path, knob in search.space.items():
@@ -57,6 +73,25 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
             continue
         faults += knob_rules(study, search, path, knob)
     return faults
+
+
+def unfit(name: str, tasks: int, simultaneous: bool) -> str:
+    """Why a metric cannot be an objective; empty where it can. Asked of the metric itself.
+
+    The search examines the tasks seen, and maximises: a metric must have a value there, and must
+    not fall when the final scores rise.
+    """
+    R = np.where(np.tri(tasks, dtype=bool), 0.5, np.nan)
+    if simultaneous:
+        R[:-1] = np.nan
+    better = R.copy()
+    better[-1] = 0.75
+    sizes, base = np.ones(tasks), np.full(tasks, np.nan)
+    metric = plugins.find("metrics", name)
+    before, after = metric(ScoreMatrix(R, sizes, base)), metric(ScoreMatrix(better, sizes, base))
+    if np.isnan(before):
+        return "cannot be had from exams on the tasks that were learned"
+    return "falls as final scores rise, and objectives are maximised" if after < before else ""
 
 
 def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[Fault]:

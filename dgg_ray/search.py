@@ -42,6 +42,7 @@ class Proposals:
         assert study.search is not None
         self.search = study.search
         self.space = space(study, study.search)
+        self.grid = grid(self.space, self.search.seed) if self.search.sampler == "grid" else []
         self.proposed: list[Setting] = []
         self.told: dict[int, list[float] | None] = {}
         self.returned: deque[Proposal] = deque()
@@ -55,9 +56,8 @@ class Proposals:
             sampler=sampler(self.search),
             directions=[StudyDirection.MAXIMIZE] * len(self.search.objective),
         )
-        if self.search.sampler == "grid":
-            for setting in grid(self.space, self.search.seed):
-                self.optuna.enqueue_trial(dict(setting))
+        for setting in self.grid:
+            self.optuna.enqueue_trial(dict(setting))
         if database:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -66,7 +66,7 @@ class Proposals:
     @property
     def count(self) -> int:
         """Settings that there will be in all."""
-        return self.search.trials if self.search.sampler != "grid" else len(grid(self.space, 0))
+        return len(self.grid) or self.search.trials
 
     @property
     def finished(self) -> bool:

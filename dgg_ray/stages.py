@@ -6,7 +6,8 @@
 
 A stage's key is a hash of everything that bears on its outcome and of nothing else, so "is it
 there already?" answers resuming, sharing between runs, extending and repeating a study alike.
-Workers, micro-batches and threads are not in it: they change who computes, not what.
+Workers, micro-batches and threads are not in it: they change who computes, not what. (With LoRA
+dropout the masks follow how a batch is cut, so there the outcome is equal in distribution only.)
 
 On disk, under the store's folder:
 
@@ -24,10 +25,12 @@ On disk, under the store's folder:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +42,7 @@ from typing import Any
 from dgg_ray.contracts import Adapter, Strategy, Training, digest
 from dgg_ray.errors import StoreError
 
+DRAFT_S = 86_400.0
 FORMAT = 1  # raised when the same settings would be learned differently than before
 
 
@@ -218,22 +222,41 @@ class StageStore:
     def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
         """Write a finished stage; `fill` writes its files into the folder it is given."""
         self._publish(self.place(stage), {"key": stage.key, "meaning": stage.meaning} | record, fill)
+        self._failed(stage).unlink(missing_ok=True)
+        # Sittings of a copy that was set aside: learning is repeatable, so they are of this one too.
+        for sitting in self.folder.glob(f"damaged/{stage.key}-*/exams/[0-9a-f]*"):
+            if self._read(sitting, everything=True) is not None:
+                (self.place(stage) / "exams").mkdir(exist_ok=True)
+                with contextlib.suppress(OSError):
+                    sitting.rename(self.place(stage) / "exams" / sitting.name)
 
     def sit(self, stage: Stage, cells: list[dict[str, Any]], fill: Callable[[Path], None]) -> None:
         """Write a sitting of a finished stage; each cell needs exam, task, split, score, n."""
         name = digest(sorted(cell["exam"] for cell in cells))[:16]
         self._publish(self.place(stage) / "exams" / name, {"cells": cells}, fill)
+        self._failed(stage).unlink(missing_ok=True)
 
     def fail(self, stage: Stage, error: dict[str, str]) -> None:
-        """Keep why a stage ended early, {error, message, traceback}, until it is published after all."""
-        self._replace(self.folder / "failed" / f"{stage.key}.json", {"meaning": stage.meaning} | error)
+        """Keep why a stage or its exams ended early: {error, message, traceback}.
+
+        Undone by the next publication. Never raises: a full disk may be what is to be told.
+        """
+        with contextlib.suppress(OSError):
+            self._replace(self._failed(stage), {"meaning": stage.meaning} | error)
 
     def failure(self, stage: Stage) -> dict[str, str] | None:
-        """What `fail` kept; None where the stage did not fail, or was finished since."""
-        kept = self.folder / "failed" / f"{stage.key}.json"
-        if not kept.exists() or self.record(stage) is not None:
+        """What `fail` kept; None where the stage did not fail, or was done since."""
+        try:
+            return json.loads(self._failed(stage).read_text())
+        except (FileNotFoundError, ValueError):
             return None
-        return json.loads(kept.read_text())
+
+    def sweep(self) -> None:
+        """Remove drafts that writers which died left behind a day ago or earlier."""
+        for draft in self.folder.glob("drafts/*"):
+            with contextlib.suppress(OSError):
+                if time.time() - draft.stat().st_mtime > DRAFT_S:
+                    shutil.rmtree(draft)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
@@ -243,7 +266,10 @@ class StageStore:
 
     # -- how a folder is read and written ----------------------------------------------------------
 
-    def _read(self, place: Path, everything: bool = False) -> dict[str, Any] | None:
+    def _failed(self, stage: Stage) -> Path:
+        return self.folder / "failed" / f"{stage.key}.json"
+
+    def _read(self, place: Path, everything: bool = False, again: bool = True) -> dict[str, Any] | None:
         """A published folder's record, with the checksum of the record, or of every file, verified."""
         try:
             manifest = json.loads((place / "manifest.json").read_bytes())
@@ -254,6 +280,8 @@ class StageStore:
         except FileNotFoundError as error:
             if not place.exists():
                 return None
+            if again:  # it may have been published between the two looks
+                return self._read(place, everything, again=False)
             reason = f"{Path(error.filename).name} is missing"
         except (ValueError, KeyError, TypeError) as error:
             reason = str(error) or type(error).__name__
@@ -287,6 +315,8 @@ class StageStore:
             except OSError:
                 if not place.exists():
                     raise
+                if self._read(place) is None:  # damaged, and set aside by this look
+                    draft.rename(place)
             _fsync(place.parent)
         except OSError as error:
             raise StoreError(

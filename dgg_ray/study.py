@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from dgg_ray import orders as designs
 from dgg_ray import plugins
@@ -42,7 +42,7 @@ class Orders:
 
 @dataclass(frozen=True)
 class Knob:
-    """One searched setting: a list of values, or a range.
+    """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
 
     per_task: one value for each task, by name, instead of one for all.
     """
@@ -50,8 +50,8 @@ class Knob:
     __pydantic_config__ = STRICT
 
     values: Annotated[tuple[Value, ...], MinLen(1)] | None = None
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
     log: bool = False
     per_task: bool = False
 
@@ -73,7 +73,7 @@ class Search:
     trials: Annotated[int, Ge(1)] = 20
     objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
     sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     parallel: Annotated[int, Ge(1)] = 2
 
 

@@ -1,4 +1,4 @@
-"""YAML → Study, with every fault at once; Study → JSON Schema for editors.
+"""YAML → Study, with every fault at once; and back from what a run kept.
 
 YAML is known here and nowhere else. Faults carry the line and the dotted path in the file, the rule, the
 value found and the nearest legal name.
@@ -11,14 +11,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dgg_ray import plugins
-from dgg_ray.border import BROKEN, checked, json_schema, show
+from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.rules import rules, task_rules
@@ -72,13 +71,16 @@ def parse(path: Path) -> tuple[Any, dict[str, int], list[Fault]]:
         raise StudyError([Fault("study", "no such file", repr(str(path)), near)], str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError([Fault("study", f"must be a readable text file: {error}")], str(path)) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise StudyError([Fault("study", f"must be YAML: {error.problem}", line=line)], str(path)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        line = mark.line + 1 if mark else 0
+        raise StudyError([Fault("study", f"must be YAML: {problem}", line=line)], str(path)) from None
     lines: dict[str, int] = {}
     faults = list(walk(node, "", lines)) if node else []
     if not isinstance(raw, Mapping):
-        faults.append(Fault("study", "must be a mapping of settings", type(raw).__name__))
+        found = "an empty file" if raw is None else show(raw)
+        faults.append(Fault("study", "must be a mapping of settings", found))
     return raw, lines, faults
 
 
@@ -121,8 +123,8 @@ def locate(fault: Fault, lines: dict[str, int]) -> Fault:
 # -- building --------------------------------------------------------------------------------------
 
 
-def build(raw: Mapping[str, Any], root: str) -> tuple[Study | None, list[Fault]]:
-    """The study that a mapping describes, data unread.
+def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study | None, list[Fault]]:
+    """The study that a mapping describes, data unread; without `files` the model's are not looked at.
 
     Where a section is broken its default stands in, so that the other sections' faults are found
     too; None where there are no tasks to go on with.
@@ -147,6 +149,9 @@ def build(raw: Mapping[str, Any], root: str) -> tuple[Study | None, list[Fault]]
     if "readers" not in whole:
         return None, faults
     study = Study(**{"name": "", "model": NoModel(), "strategy": Strategy(), **whole}, raw=raw, root=root)
+    if files:
+        for setting, rule, found in study.model.faults():
+            faults.append(Fault(f"model.{setting}", rule, found))
     faults += [fault for fault in rules(study, broken) if fault.path not in {f.path for f in faults}]
     return study, faults
 
@@ -227,7 +232,8 @@ def readers(raw: Any, root: str, faults: list[Fault]) -> Any:
         if not re.fullmatch(r"[\w-]+", name):
             faults.append(Fault(f"{at}.name", "must be letters, digits, _ and -", repr(name)))
         settings = {k: v for k, v in entry.items() if k != "name"}
-        found[name] = plugged("tasks", settings, at, root, faults, key="reader")
+        reader = plugged("tasks", settings, at, root, faults, key="reader")
+        found.setdefault(name, reader)
     if len(raw) < 2:
         faults.append(Fault("tasks", f"needs at least 2 tasks, has {len(raw)}"))
     return found
@@ -241,7 +247,9 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
     faults: list[Fault] = []
     facts: dict[str, Data] = {}
     notes: list[str] = []
-    for i, (name, reader) in enumerate(study.readers.items()):
+    places = [entry.get("name") if isinstance(entry, Mapping) else None for entry in study.raw["tasks"]]
+    for name, reader in study.readers.items():
+        i = places.index(name)
         if reader is BROKEN:
             continue
         try:
@@ -266,6 +274,7 @@ def keep(study: Study, out: Path) -> None:
     """Write the study as it was checked, so that its results can be read without its data."""
     facts = {name: asdict(data) for name, data in study.tasks.items()}
     content = {"raw": study.raw, "root": study.root, "tasks": facts, "fingerprint": study.fingerprint}
+    content["store"] = study.output.store  # a relative one starts where the study was run
     out.mkdir(parents=True, exist_ok=True)
     draft = out / ".study.json"
     draft.write_text(json.dumps(content, indent=1, default=str))
@@ -276,13 +285,16 @@ def kept(out: Path) -> Study | None:
     """The study that was run into a folder; None where there is none."""
     try:
         content = json.loads((out / "study.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    study, faults = build(content["raw"], content["root"])
+    except ValueError as error:
+        raise ResultsError(f"{out / 'study.json'} is damaged ({error}); run the study again") from error
+    study, faults = build(content["raw"], content["root"], files=False)
     if study is None or faults:
         raise StudyError(faults, str(out / "study.json"))
     facts = {name: Data(**data) for name, data in content["tasks"].items()}
-    return replace(study, tasks=facts, fingerprint=content["fingerprint"])
+    output = Output(Path(content["store"]) if content["store"] else None)
+    return replace(study, tasks=facts, fingerprint=content["fingerprint"], output=output)
 
 
 def the_kept(out: Path) -> Study:
@@ -290,48 +302,3 @@ def the_kept(out: Path) -> Study:
     if (study := kept(out)) is None:
         raise ResultsError(f"{out} holds no study; `dgg-ray run STUDY --out {out}` makes one there")
     return study
-
-
-# -- schema ----------------------------------------------------------------------------------------
-
-
-@cache
-def schema() -> dict[str, Any]:
-    """JSON Schema of a study file, for editors: `# yaml-language-server: $schema=…`."""
-    definitions: dict[str, Any] = {}
-
-    def choice(kind: str, key: str) -> list[dict[str, Any]]:
-        forms = []
-        for name in plugins.names(kind):
-            form = json_schema(plugins.find(kind, name), definitions)
-            form["properties"] = {key: {"const": name}, **form.get("properties", {})}
-            form["required"] = [key, *form.get("required", [])]
-            forms.append(form)
-        return forms
-
-    properties: dict[str, Any] = {key: json_schema(cls, definitions) for key, cls in SECTIONS.items()}
-    for key, kind in PLUGGED.items():
-        properties[key] = {"anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name")]}
-    tasks = choice("tasks", "reader")
-    for form in tasks:
-        form["properties"]["name"] = {"type": "string"}
-        form["required"].append("name")
-    properties["tasks"] = {"type": "array", "minItems": 2, "items": {"anyOf": tasks}}
-    order = {"type": "array", "items": {"type": "string"}}
-    properties["orders"] = {"anyOf": [properties["orders"], {"type": "array", "items": order}]}
-    short = {"anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]}
-    space = {"type": "object", "additionalProperties": short, "minProperties": 1}
-    properties["search"]["properties"]["space"] = space
-    objective = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    properties["search"]["properties"]["objective"] = objective
-    properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
-    properties["seeds"] = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A dgg_ray study",
-        "type": "object",
-        "required": ["name", "model", "tasks", "strategy"],
-        "additionalProperties": False,
-        "properties": {key: properties[key] for key in KEYS},
-        "$defs": definitions,
-    }

@@ -30,7 +30,7 @@ from dgg_ray.search import Proposals, Setting
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
 
-ON_HEAD = ray.tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])  # a trial only waits
+ON_HEAD = ray.tune.PlacementGroupFactory([brokers.ON_HEAD])
 
 
 def run(
@@ -42,6 +42,7 @@ def run(
     """
     out = out.absolute()
     store = StageStore(study.store_folder(out))
+    store.sweep()
     studyfile.keep(study, out)
     began = time.perf_counter()
     with (
@@ -157,6 +158,7 @@ class Crew:
         self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
 
     def check(self) -> None:
+        """ClusterError where no fleet can be had."""
         if self.broker and self.fleets.failure:
             raise ClusterError(self.fleets.failure)
 

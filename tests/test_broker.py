@@ -1,8 +1,10 @@
 """The desk: a stage asked for by ten is trained once, and none is forgotten."""
 
+import asyncio
+
 import pytest
 
-from dgg_ray.broker import Desk
+from dgg_ray.broker import Broker, Desk
 from dgg_ray.stages import Work
 
 
@@ -92,6 +94,57 @@ def test_a_fleet_believed_lost_that_finishes_does_no_harm(world, desk):
     assert desk.need(work) == "joined"  # b still has it
     assert finish(world, desk, "b", work)
     assert desk.need(work) == "ready"
+
+
+@pytest.fixture
+def broker(world):
+    """The actor's class without Ray around it."""
+    return Broker.__ray_metadata__.modified_class(world.store, retries=1)
+
+
+def test_a_closed_broker_lets_nobody_wait(world, broker):
+    one, four = works(world, ["ones"], ["fours"])
+
+    async def scene():
+        waiting = asyncio.create_task(broker.need(one))
+        await asyncio.sleep(0)
+        await broker.close("no workers")
+        return await waiting, await broker.need(four), await broker.take("a", patience_s=60)
+
+    first, later, work = asyncio.run(scene())
+    assert first == later
+    assert later["error"]["message"] == "no workers"
+    assert work is None
+
+
+def test_a_worker_killed_while_it_waits_is_handed_nothing(world, broker):
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        ghost = asyncio.create_task(broker.take("a", patience_s=60))
+        await asyncio.sleep(0)
+        await broker.lost("a")  # its workers began anew
+        assert await ghost is None
+        asker = asyncio.create_task(broker.need(work))
+        assert await broker.take("a", patience_s=60) == work
+        world.shop.obtain(work)
+        await broker.done("a", work.stage.key, learned=True, error=None)
+        return await asker
+
+    assert asyncio.run(scene())["ok"]
+
+
+def test_everybody_who_asked_is_answered(world, broker):
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        askers = [asyncio.create_task(broker.need(work)) for _ in range(5)]
+        assert await broker.take("a", patience_s=60) == work
+        askers[0].cancel()  # one that gives up takes the others' answer away from nobody
+        await broker.done("a", work.stage.key, learned=False, error={"error": "NotFinite"})
+        return [await asker for asker in askers[1:]]
+
+    assert [answer["error"]["error"] for answer in asyncio.run(scene())] == ["NotFinite"] * 4
 
 
 def test_a_failure_answers_all_who_wait_and_is_counted(world, desk):

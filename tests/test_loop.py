@@ -119,6 +119,14 @@ def test_a_loss_that_is_no_number_ends_the_stage_and_says_where(world):
     assert world.store.record(stage) is None
 
 
+def test_weights_that_overflow_in_the_last_step_are_not_published(world):
+    (stage,) = world.path("nines", learning_rate=1e38)  # one step; the loss before it is finite
+    world.learner.step = lambda batch, step, edit: world.learner.theta.fill_(float("inf")) and 1.0
+    with pytest.raises(NotFinite, match="last step of nines"):
+        world.shop.obtain(Work(stage))
+    assert world.store.record(stage) is None
+
+
 def test_a_damaged_parent_is_learned_again_on_the_way(world):
     first, second = world.path("ones", "fours", learning_rate=0.5)
     world.shop.obtain(Work(first))

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from dgg_ray import Study, cli
+from dgg_ray.errors import StudyError
 from dgg_ray.results import table
 
 STUDY = """\
@@ -128,6 +131,14 @@ def test_a_wrong_study_exits_with_2_and_starts_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_results_cannot_go_where_a_file_stands(study, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for command in ("plan", "run"):
+        assert cli.main([command, str(study), "--out", str(tmp_path / "file" / "deeper")]) == 2
+        assert "--out: must be a folder that can be written" in capsys.readouterr().err
+    assert cli.main(["status", str(tmp_path / "file")]) == 1
+
+
 def test_a_folder_without_results_is_an_error_that_says_what_to_do(tmp_path, capsys):
     assert cli.main(["status", str(tmp_path)]) == 1
     assert "dgg-ray run" in capsys.readouterr().err
@@ -136,7 +147,7 @@ def test_a_folder_without_results_is_an_error_that_says_what_to_do(tmp_path, cap
 def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, capsys):
     text = STUDY.replace("strategy.buffer: [0, 4]", "training.learning_rate: [5e-3, 1e+30]")
     file = tmp_path / "diverges.yaml"
-    file.write_text(text.replace("sampler: tpe", "sampler: random"))
+    file.write_text(text)
     out = tmp_path / "out"
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
     assert "NotFinite" in (out / "report.html").read_text()
@@ -145,6 +156,25 @@ def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, c
     failed = [json.loads(f.read_text()) for f in (out / "stages" / "failed").iterdir()]
     assert failed
     assert all(f["error"] == "NotFinite" and "learning_rate" in f["message"] for f in failed)
+
+
+def test_a_study_whose_every_stage_fails_still_ends_with_a_report(tmp_path, capsys):
+    file, out = tmp_path / "fails.yaml", tmp_path / "out"
+    head = STUDY[: STUDY.index("search:")]
+    file.write_text(head.replace("learning_rate: 5e-3", "learning_rate: 1e+30"))
+    assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
+    said = capsys.readouterr().out
+    assert "none is recommended" in said
+    assert "all answered from the store" not in said
+    assert "NotFinite" in (out / "report.html").read_text()
+
+
+def test_data_that_changed_since_the_study_was_checked_are_not_learned_from(study, tmp_path):
+    loaded = Study.load(study)
+    words = replace(loaded.tasks["words"], digests=loaded.tasks["words"].digests | {"train": "0" * 64})
+    changed = replace(loaded, tasks={**loaded.tasks, "words": words})
+    with pytest.raises(StudyError, match=r"tasks.words: has other content here"):
+        changed.run(out=tmp_path / "out", local=True)
 
 
 # -- on Ray ----------------------------------------------------------------------------------------
@@ -212,8 +242,11 @@ def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(
         end(run)
     assert same_table(out, undisturbed)
     now = published(out)
-    assert {key: now[key] for key in finished} == finished  # not one was written again
     assert now.keys() == published(undisturbed).keys()
+    assert {key: now[key] for key in finished} == finished
+    log = (tmp_path / "killed.log").read_text()
+    trained = int(re.search(r"(\d+) stages trained", log)[1])  # by the second run, as it counted itself
+    assert trained + len(finished) == len(now) - 1  # and the untouched model, which is not trained
 
 
 @pytest.mark.ray

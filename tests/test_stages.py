@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import warnings
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 
 from dgg_ray.contracts import Adapter
 from dgg_ray.errors import StoreError
-from dgg_ray.stages import StageStore, Work, distinct, untouched
+from dgg_ray.stages import DRAFT_S, StageStore, Work, distinct, untouched
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.joint import Joint
@@ -66,7 +67,7 @@ def test_nothing_else_is_in_the_key(world):
 
 def test_keys_do_not_change_between_versions(world):
     # A store is kept for months: a change here needs a new stages.FORMAT.
-    assert world.path("ones", "fours", strategy=DGG(alpha=0.25, buffer=3))[1].key[:16] == "8c88c93b35b4bf48"
+    assert world.path("ones", "fours", strategy=DGG(alpha=0.25, buffer=3))[1].key[:16] == "3c16e74f482da966"
 
 
 def test_joint_is_one_stage_whatever_the_order(world):
@@ -149,6 +150,36 @@ def test_only_exams_that_were_not_sat_are_missing(world):
     assert not world.store.has(Work(stage, (ones, fours)))
     assert world.store.has(Work(stage, (ones,)))
     assert world.store.cells(stage)[ones.key]["score"] == 0.5
+
+
+def test_relearning_a_damaged_stage_takes_up_the_exams_that_were_sat(world):
+    (stage,) = world.path("ones")
+    work = Work(stage, (world.exam("ones"), world.exam("fours")))
+    world.shop.obtain(work)
+    cells = world.store.cells(stage)
+    (world.store.place(stage) / "adapter" / "theta.safetensors").write_bytes(b"noise")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert world.store.open(stage) is None
+    world.shop.learn(stage)
+    assert world.store.has(work)
+    assert {k: c["score"] for k, c in world.store.cells(stage).items()} == {
+        k: c["score"] for k, c in cells.items()
+    }
+
+
+def test_spelling_a_number_differently_changes_no_key(world):
+    (stage,) = world.path("ones")
+    whole = replace(stage.training, weight_decay=0, learning_rate=1)
+    assert replace(stage, training=whole).key == stage.key
+
+
+def test_old_drafts_are_swept_and_young_ones_are_left(world):
+    for name, age in (("old", 2 * DRAFT_S), ("young", 0)):
+        draft = world.store.folder / "drafts" / name
+        draft.mkdir(parents=True)
+        os.utime(draft, (time.time() - age,) * 2)
+    world.store.sweep()
+    assert [d.name for d in (world.store.folder / "drafts").iterdir()] == ["young"]
 
 
 def test_a_failure_is_kept_until_the_stage_is_finished(world):

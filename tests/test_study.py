@@ -9,6 +9,7 @@ import yaml
 
 from dgg_ray import Study, studyfile
 from dgg_ray.errors import StudyError
+from dgg_ray.schema import schema
 from dgg_ray.strategies.dgg import DGG
 
 GOOD = """\
@@ -57,18 +58,18 @@ def test_a_good_study_is_frozen_with_all_that_its_keys_need(load):
 
 
 def test_the_studies_in_the_repository_follow_the_schema():
-    schema = studyfile.schema()
+    form = schema()
     for file in Path("studies").glob("*.yaml"):
         text = file.read_text()
-        jsonschema.validate(yaml.load(text, studyfile.Loader), schema)
+        jsonschema.validate(yaml.load(text, studyfile.Loader), form)
         assert [word for word in ("Question", "Cost", "Found") if f"# {word}" not in text] == []
 
 
 def test_the_schema_refuses_what_the_reader_refuses():
-    schema = studyfile.schema()
+    form = schema()
     bad = yaml.safe_load(GOOD) | {"strategy": {"name": "dgg", "alhpa": 0.2}}
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(bad, schema)
+        jsonschema.validate(bad, form)
 
 
 def test_every_fault_is_told_at_once_with_line_rule_value_and_nearest_name(load):
@@ -104,10 +105,14 @@ sarch: {}
     }
 
 
+TWICE = "[words, charts, digits]"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "path", "said"),
     [
         ("name: small\n", "", "name", "is required"),
+        ("name: small\n", "name: a/b\n", "name", "it names a folder, got 'a/b'"),
         ("model: embedded\n", "", "model", "is required"),
         ("alpha: 0.2", "alpha: -0.1", "strategy.alpha", "must be at least 0, got -0.1"),
         ("alpha: 0.2", "alpha: [0.1]", "strategy.alpha", "must be a number or a mapping"),
@@ -144,7 +149,28 @@ sarch: {}
             "grid sampler needs a list",
         ),
         ("trials: 4", "objective: fa", "search.objective", "Did you mean 'faa'?"),
-        ("trials: 4", "objective: forgetting", "search.objective", "backward_transfer is what rises"),
+        ("trials: 4", "objective: forgetting", "search.objective", "falls as final scores rise"),
+        ("trials: 4", "objective: forward_transfer", "search.objective", "cannot be had from exams"),
+        ("trials: 4", "seed: -1", "search.seed", "must be at least 0, got -1"),
+        (
+            "design: random, count: 2",
+            "given: [[words, charts, digits], [words, charts, digits]]",
+            "orders",
+            "different",
+        ),
+        ("orders: {design: random, count: 2}", "orders: []", "orders", "needs at least 1 order"),
+        (
+            "seeds: [0, 3]",
+            "training: {learning_rate: .inf}",
+            "training.learning_rate",
+            "must be a finite number",
+        ),
+        (
+            "seeds: [0, 3]",
+            "protocol: {final_seeds: [2, 2]}",
+            "protocol.final_seeds",
+            "must be different numbers",
+        ),
         ("seeds: [0, 3]", "seeds: [0, x]", "seeds[1]", "must be a whole number, got 'x'"),
         ("seeds: [0, 3]", "seeds: [0]\nseeds: [1]", "seeds", "stands twice"),
         ("train: 12", "train: 3", "tasks[0].train", "must be at least"),
@@ -165,6 +191,20 @@ def test_one_task_is_too_few(load):
 
 def test_a_file_that_is_no_yaml_says_where(load):
     assert "line 3" in faults(load, "name: x\ntasks: [a,\nb: }\n")["study"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "an empty file"),
+        ("- 1", "[1]"),
+        ("a: 1\n\tb: 2", "line 2"),
+        ("a: 2024-13-45", "month"),
+        ("a: \x07", "YAML"),
+    ],
+)
+def test_a_file_that_is_no_study_is_one_fault(load, text, said):
+    assert said in faults(load, text)["study"]
 
 
 def test_a_missing_study_names_the_nearest_file(tmp_path):
@@ -221,4 +261,4 @@ def test_a_task_counts_under_its_name_wherever_it_stands(load):
 
 
 def test_the_schema_is_json():
-    assert json.loads(json.dumps(studyfile.schema()))["required"] == ["name", "model", "tasks", "strategy"]
+    assert json.loads(json.dumps(schema()))["required"] == ["name", "model", "tasks", "strategy"]

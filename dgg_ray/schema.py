@@ -1,0 +1,52 @@
+"""Study → JSON Schema, for editors: `# yaml-language-server: $schema=…`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from dgg_ray import plugins
+from dgg_ray.border import json_schema
+from dgg_ray.studyfile import KEYS, PLUGGED, SECTIONS
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """What a study file may hold, plug-ins and their settings as they are found."""
+    definitions: dict[str, Any] = {}
+
+    def choice(kind: str, key: str) -> list[dict[str, Any]]:
+        forms = []
+        for name in plugins.names(kind):
+            form = json_schema(plugins.find(kind, name), definitions)
+            form["properties"] = {key: {"const": name}, **form.get("properties", {})}
+            form["required"] = [key, *form.get("required", [])]
+            forms.append(form)
+        return forms
+
+    properties: dict[str, Any] = {key: json_schema(cls, definitions) for key, cls in SECTIONS.items()}
+    for key, kind in PLUGGED.items():
+        properties[key] = {"anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name")]}
+    tasks = choice("tasks", "reader")
+    for form in tasks:
+        form["properties"]["name"] = {"type": "string"}
+        form["required"].append("name")
+    properties["tasks"] = {"type": "array", "minItems": 2, "items": {"anyOf": tasks}}
+    order = {"type": "array", "items": {"type": "string"}}
+    properties["orders"] = {"anyOf": [properties["orders"], {"type": "array", "items": order}]}
+    short = {"anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]}
+    space = {"type": "object", "additionalProperties": short, "minProperties": 1}
+    properties["search"]["properties"]["space"] = space
+    objective = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    properties["search"]["properties"]["objective"] = objective
+    properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
+    properties["seeds"] = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A dgg_ray study",
+        "type": "object",
+        "required": ["name", "model", "tasks", "strategy"],
+        "additionalProperties": False,
+        "properties": {key: properties[key] for key in KEYS},
+        "$defs": definitions,
+    }
