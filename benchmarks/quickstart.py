@@ -26,7 +26,7 @@ class Memory(threading.Thread):
     peak_gb = 0.0
 
     def run(self) -> None:
-        while not over.wait(0.5):
+        while not over.wait(4):  # each look walks the page tables of twenty processes
             now = 0
             for process in (me := psutil.Process(), *me.children(recursive=True)):
                 try:

@@ -203,11 +203,8 @@ class Outcome:
         from dgg_ray.report import answer
 
         t = self.tally
-        work = (
-            f"{t['trained']} stages trained"
-            if t["trained"]
-            else "nothing trained, all answered from the store"
-        )
+        work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
+        work += ", all answered from the store" if t["there"] == t["asked"] else ""
         cost = f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
         return "\n".join([*answer(self.results), cost, f"report: {self.out / 'report.html'}"])
 

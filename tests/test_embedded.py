@@ -12,14 +12,14 @@ from dgg_ray.models import embedded as model_file
 from dgg_ray.tasks import embedded as task_file
 from dgg_ray.tasks.embedded import ANSWERS, PHRASINGS, TASKS, Embedded
 
-UNTOUCHED = 0.0  # share of the first 50 test answers of each task that are right before any training
+UNTOUCHED = 0.31  # share of the digits' test answers that are right before any training, PRETRAINING.md
 TEST_DIGESTS = {  # of the default's test split, first 12 hex digits
     "digits": "50ade0e5f94e",
     "shapes": "a47050319a5a",
     "counting": "e91ef61d2887",
-    "relations": "e3a06d82efab",
+    "relations": "cb2052ede678",
     "words": "9c58f3ba8d73",
-    "charts": "a4e6e688315e",
+    "charts": "f547ca15a394",
 }
 
 
@@ -108,12 +108,14 @@ def test_the_weights_are_small_enough_to_ship():
 
 
 def test_the_auto_classes_load_the_same_model(loaded):
-    # what PEFT, a notebook or another project would do
-    from transformers import AutoTokenizer
+    # what a notebook or another project would do
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+    model = AutoModelForImageTextToText.from_pretrained(model_file.FOLDER, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(model_file.FOLDER, local_files_only=True)
-    text = "Ünusual 漢字 and 7 words"
-    assert tokenizer(text)["input_ids"] == loaded[1].tokenizer(text)["input_ids"]
+    assert type(model) is type(loaded[0])
+    assert torch.equal(model.lm_head.weight, loaded[0].lm_head.weight)
+    assert tokenizer("Ünusual 漢字")["input_ids"] == loaded[1].tokenizer("Ünusual 漢字")["input_ids"]
 
 
 def test_any_text_can_be_written_and_read_back(loaded):
@@ -129,15 +131,10 @@ def test_every_answer_is_one_token_and_a_sequence_is_short(name, tasks, loaded):
     assert max(len(row) for row in prompts(processor, tasks[name].examples["test"])) <= 32
 
 
-def test_the_untouched_model_scores_as_recorded(tasks, loaded):
-    model, processor = loaded
-    right = 0
-    for name in TASKS:
-        examples = tasks[name].examples["test"][:50]
-        right += sum(
-            a == e.answer for a, e in zip(answers(model, processor, examples), examples, strict=True)
-        )
-    assert right / 300 == pytest.approx(UNTOUCHED, abs=0.02)
+def test_the_untouched_model_reads_as_many_digits_as_recorded(tasks, loaded):
+    examples = tasks["digits"].examples["test"]
+    right = [a == e.answer for a, e in zip(answers(*loaded, examples), examples, strict=True)]
+    assert sum(right) / 100 == pytest.approx(UNTOUCHED, abs=0.02)
 
 
 def prompts(processor, examples) -> list[list[int]]:

@@ -4,7 +4,7 @@
     digits      a handwritten digit, recoloured [1]        a figure, 0 … 9
     shapes      three coloured shapes on light ground      a colour
     counting    one to five of a shape, others among them  one … five
-    relations   two shapes on grey ground                  left, right, above, below
+    relations   a square and a shape beside it             left, right, above, below
     words       a sign with one of 16 words                the word
     charts      three or four coloured bars                a colour
 
@@ -243,16 +243,16 @@ def counting(rng: np.random.Generator) -> Drawn:
 
 
 def relations(rng: np.random.Generator) -> Drawn:
-    names, colours, side = choose(rng, SHAPES, 2), choose(rng, COLOURS, 2), SIDES[rng.integers(4)]
-    near, far = sorted(choose(rng, range(CELLS), 2))
-    level = rng.integers(CELLS)
-    if side in ("right", "below"):
-        near, far = far, near
+    """A square in the middle, and one thing at the edge on one of its sides."""
+    one, other = choose(rng, [shape for shape in SHAPES if shape != "square"], 1)[0], "square"
+    colours, side = choose(rng, COLOURS, 2), SIDES[rng.integers(4)]
+    edge = 0 if side in ("left", "above") else CELLS - 1
+    inner, level = rng.integers(1, CELLS - 1, 2)
     canvas = ground(rng, 100, 150)
-    for name, colour, at in zip(names, colours, (near, far), strict=True):
+    for name, colour, at in zip((one, other), colours, (edge, inner), strict=True):
         x, y = (at, level) if side in ("left", "right") else (level, at)
         place(canvas, name, ink(rng, colour), middle(x), middle(y), 3.3 + 0.8 * rng.random())
-    return pixels(canvas), ask(rng, "relations", one=names[0], other=names[1]), side
+    return pixels(canvas), ask(rng, "relations", one=one, other=other), side
 
 
 @cache
@@ -289,7 +289,7 @@ def words(rng: np.random.Generator) -> Drawn:
 def charts(rng: np.random.Generator) -> Drawn:
     count, most = int(rng.integers(3, 5)), ("high", "low")[rng.integers(2)]
     colours = choose(rng, COLOURS, count)
-    heights = rng.permutation(6)[:count] * 4 + 6  # pixels
+    heights = rng.permutation(CELLS)[:count] * 7 + 5 + rng.integers(0, 3)  # pixels
     canvas = ground(rng, 235, 255, noise=3)
     for i, (colour, height) in enumerate(zip(colours, heights, strict=True)):
         cover = np.minimum(3.5 - abs(X - middle(i)), 0.5 + Y - (SIDE - height))
