@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from dgg_ray import draws
+
+if TYPE_CHECKING:  # a driver, a broker and a waiting trial know strategies, and need no torch to do so
+    from torch import Tensor
 
 STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic: an unknown setting is a fault
 SPLITS = ("train", "validation", "test")
@@ -199,7 +201,8 @@ class Learner(Protocol):
         ...
 
 
-GradientEdit = Callable[[Sequence[Tensor], Sequence[Tensor], int], None]  # (weights, gradients, step)
+GradientEdit: TypeAlias = "Callable[[Sequence[Tensor], Sequence[Tensor], int], None]"
+"""(weights, gradients, step) → None: changes the gradients in place."""
 
 
 # -- strategies ------------------------------------------------------------------------------------

@@ -13,18 +13,18 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-import torch
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dgg_ray.broker import ON_HEAD
 from dgg_ray.errors import Fault, StageError, StoreError, StudyError
-from dgg_ray.loop import Workshop
 from dgg_ray.stages import Stage, StageStore
 from dgg_ray.study import Study
+
+if TYPE_CHECKING:
+    from dgg_ray.loop import Workshop
 
 POLL_S = 0.2
 TICK_S = 0.5
@@ -34,6 +34,9 @@ PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being re
 
 def work_loop(config: dict[str, Any]) -> None:
     """What every worker of a fleet does until no work comes."""
+    import torch  # here and below: only what trains waits for torch and transformers to be imported
+    from ray.train.torch import get_device
+
     study, store, broker, fleet = (config[k] for k in ("study", "store", "broker", "fleet"))
     if study.workers.gpus:  # Ray shows every worker all GPUs of the group on its machine
         torch.cuda.set_device(get_device())
@@ -63,7 +66,10 @@ def work_loop(config: dict[str, Any]) -> None:
 
 def workshop(study: Study, store: StageStore) -> Workshop:
     """All that a process needs to do a study's work, set up so that it gives the same bytes again."""
-    from dgg_ray.learner import PeftLearner, quieten  # late: trials and the driver need no transformers
+    import torch
+
+    from dgg_ray.learner import PeftLearner, quieten
+    from dgg_ray.loop import Workshop
 
     quieten()
     if study.workers.threads:
@@ -126,6 +132,8 @@ class Ticker:
 @ray.remote(num_cpus=0, resources=ON_HEAD, max_retries=0)
 def run_fleet(study: Study, store: StageStore, broker: Any, fleet: str, folder: str) -> None:
     """One fleet, from start to end. In a task of its own: `fit` wants a main thread."""
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     w = study.workers
     resources = {"CPU": w.cpus} | ({"GPU": w.gpus} if w.gpus else {})
     config = {"study": study, "store": store, "broker": broker, "fleet": fleet}

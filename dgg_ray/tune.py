@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import ray
@@ -21,14 +21,16 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster, judge, report, results, studyfile
+from dgg_ray import cluster, judge, studyfile
 from dgg_ray.errors import ClusterError
 from dgg_ray.fleet import Fleets, describe, workshop
 from dgg_ray.progress import Display
-from dgg_ray.results import Outcome
 from dgg_ray.search import Proposals, Setting
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
+
+if TYPE_CHECKING:
+    from dgg_ray.results import Outcome
 
 ON_HEAD = ray.tune.PlacementGroupFactory([brokers.ON_HEAD])
 
@@ -40,6 +42,8 @@ def run(
 
     address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
     """
+    from dgg_ray import report, results  # here: trials import this file, and need no plots
+
     out = out.absolute()
     store = StageStore(study.store_folder(out))
     store.sweep()
@@ -52,7 +56,7 @@ def run(
         winner = search(study, store, crew)
         if winner is not None:
             crew.obtain(judge.final_works(winner))
-    outcome = Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
+    outcome = results.Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
     report.write(outcome.results, out)
     return outcome
 

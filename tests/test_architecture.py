@@ -1,6 +1,7 @@
 """The rules of the house, each failing when it is broken."""
 
 import ast
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -117,3 +118,11 @@ def test_no_pickle_is_read():
         text = file.read_text()
         assert "pickle.load" not in text, file
         assert "torch.load" not in text, file
+
+
+def test_who_only_waits_imports_nothing_heavy():
+    # Drivers, brokers, controllers and trials are a dozen processes that start at the same moment.
+    heavy = "torch transformers peft matplotlib scipy sklearn"
+    code = f"import sys, dgg_ray.tune; print([m for m in {heavy.split()} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -34,14 +34,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from annotated_types import Ge, Le
-from torch import Tensor
 
 from dgg_ray import draws
 from dgg_ray.contracts import Rehearsal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Probability = Annotated[float, Ge(0), Le(1)]
 
@@ -95,6 +96,8 @@ class DGG(Rehearsal):
 
 def add_guidance(weights, anchor, gradients, norm: str = "global", scale: bool = True) -> None:
     """g ← g + ĝ, in place. All arguments are equally long lists of equally shaped tensors."""
+    import torch  # where it is used: who only plans with a strategy does not wait for it
+
     d = torch._foreach_sub(list(weights), list(anchor))
     if scale:
         g_norms, d_norms = torch._foreach_norm(list(gradients)), torch._foreach_norm(d)
@@ -107,9 +110,13 @@ def add_guidance(weights, anchor, gradients, norm: str = "global", scale: bool =
 
 def whole(norms) -> Tensor:
     """The norm of the concatenation, from the norms of the parts."""
+    import torch
+
     return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
 def cap(g_norm: Tensor, d_norm: Tensor) -> Tensor:
     """min(1, ‖g‖/‖d‖); 1 where d = 0, so that 0/0 never arises."""
+    import torch
+
     return torch.where(d_norm > g_norm, g_norm / d_norm, torch.ones_like(g_norm))

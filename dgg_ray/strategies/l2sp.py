@@ -23,7 +23,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 
 from dgg_ray.contracts import Rehearsal
@@ -47,6 +46,8 @@ class L2SP(Rehearsal):
             self.memory["anchor"] = [theta.detach().clone() for theta in weights]  # θ*
 
     def edit_gradient(self, weights, gradients, step):
+        import torch  # where it is used: who only plans with a strategy does not wait for it
+
         if anchor := self.memory.get("anchor"):
             d = torch._foreach_sub(list(weights), anchor)  # θ - θ*
             torch._foreach_add_(list(gradients), d, alpha=self.strength)
