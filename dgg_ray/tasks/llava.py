@@ -58,7 +58,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Llava(Reader):
-    """A task from files in LLaVA's format. A study's relative paths start at the study.
+    """A task from files in LLaVA's format. Relative paths start at the study's data folder.
 
     validation: without it a share of `train` is set apart, by picture: all examples that name one
         picture are on one side.
