@@ -190,6 +190,16 @@ def test_a_failure_is_kept_until_the_stage_is_finished(world):
     assert world.store.failure(stage) is None
 
 
+def test_an_exam_that_failed_is_told_although_its_stage_is_finished(world):
+    (stage,) = world.path("ones")
+    world.store.publish(stage, {}, lambda f: None)
+    world.store.fail(stage, {"error": "OSError", "message": "no space", "traceback": ""})
+    assert world.store.failure(stage)["error"] == "OSError"
+    cell = {"exam": world.exam("ones").key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    world.store.sit(stage, [cell], lambda f: None)
+    assert world.store.failure(stage) is None
+
+
 def test_the_untouched_model_is_one_stage_per_model():
     assert untouched("a").key == untouched("a").key != untouched("b").key
     assert untouched("a").earlier == ()

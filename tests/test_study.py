@@ -10,6 +10,7 @@ import yaml
 from dgg_ray import Study, studyfile
 from dgg_ray.errors import StudyError
 from dgg_ray.schema import schema
+from dgg_ray.search import Proposals
 from dgg_ray.strategies.dgg import DGG
 
 GOOD = """\
@@ -251,6 +252,14 @@ def test_a_study_can_be_read_back_without_its_data(load, tmp_path, monkeypatch):
         stage.key for run in study.runs() for stage in run.stages
     ]
     assert studyfile.kept(tmp_path / "nothing") is None
+
+
+def test_a_range_between_whole_numbers_is_searched_in_whole_numbers(load):
+    study = load(
+        GOOD.replace("strategy.alpha: {per_task: [0, 0.5]}", "adapter.rank: {low: 2, high: 32, log: true}")
+    )
+    ranks = {Proposals(study).ask()[1]["adapter.rank"] for _ in range(3)}
+    assert all(type(rank) is int and 2 <= rank <= 32 for rank in ranks)
 
 
 def test_a_task_counts_under_its_name_wherever_it_stands(load):
