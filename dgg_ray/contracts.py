@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,6 +157,11 @@ class Training:
         Gradients accumulate up to batch_size.
     warmup: share of the steps over which the rate rises from 0.
     precision: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
+    clip_norm: largest L2 norm of the gradient over all trainable tensors; it is scaled down to that
+        after the strategy's edit, right before AdamW. None, the default, is no clipping.
+    projector_learning_rate: train the projector between vision tower and language model too, at this
+        rate (MCITlib: 2e-5); None leaves it frozen.
+    gradient_checkpointing: compute activations twice, to keep fewer of them.
     """
 
     __pydantic_config__ = STRICT
@@ -170,18 +175,33 @@ class Training:
     weight_decay: Annotated[float, Ge(0)] = 0.0
     betas: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.9, 0.999)
     precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: Annotated[float, Gt(0)] | None = None
+    projector_learning_rate: Annotated[float, Gt(0)] | None = None
+    gradient_checkpointing: bool = False
 
 
 class Learner(Protocol):
     """One model being trained: what the loop and the strategies may ask of it."""
 
     def begin(
-        self, adapter: Adapter, training: Training, steps: int, seed: int, task: str, parent: Path | None
-    ) -> None:
-        """Fresh optimizer, and weights from a finished stage's adapter or, without one, from the seed."""
+        self,
+        adapter: Adapter,
+        training: Training,
+        steps: int,
+        seed: int,
+        task: str,
+        parent: Path | None,
+        done: int = 0,
+        snapshot: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Fresh optimizer, and weights from a finished stage's adapter or, without one, from the seed.
+
+        With a `snapshot`, go on from it instead, `done` of the `steps` behind; returns the strategy's
+        memory that was in it.
+        """
         ...
 
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> Pieces:
         """The trainable tensors, the values that the optimizer updates; always in the same order."""
         ...
 
@@ -196,12 +216,34 @@ class Learner(Protocol):
         """Greedy answers, in order."""
         ...
 
+    def gather(self) -> None:
+        """Make ready what `save` writes; every process that learns together calls it."""
+        ...
+
     def save(self, folder: Path) -> None:
-        """A PEFT checkpoint."""
+        """A PEFT checkpoint. One process calls it, after all called `gather`."""
+        ...
+
+    def snapshot(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights, optimizer and a strategy's memory, whole, by name. Every process calls it."""
         ...
 
 
-GradientEdit: TypeAlias = "Callable[[Sequence[Tensor], Sequence[Tensor], int], None]"
+class Pieces(list["Tensor"]):
+    """The trainable tensors, or this process's piece of each where several share them.
+
+    total: adds a tensor up over those that hold the pieces; the identity where one holds all. Norms
+        need it, what is done element by element does not.
+    """
+
+    def __init__(
+        self, tensors: Iterable[Tensor] = (), total: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> None:
+        super().__init__(tensors)
+        self.total = total
+
+
+GradientEdit: TypeAlias = "Callable[[Pieces, Pieces, int], None]"
 """(weights, gradients, step) → None: changes the gradients in place."""
 
 
@@ -212,8 +254,9 @@ GradientEdit: TypeAlias = "Callable[[Sequence[Tensor], Sequence[Tensor], int], N
 class Strategy:
     """What is done against forgetting. Settings are fields; every hook is a no-op by default.
 
-    A new instance (`dataclasses.replace(self)`) is used for each stage, so that what a strategy
-    remembers between `begin_task` and the last step lives in `self.memory` and nowhere else.
+    Each stage has a new instance. What it remembers between `begin_task` and the last step lives in
+    `self.memory` alone: JSON values, tensors, and lists of tensors that run along the weights. A
+    stage that goes on in its middle gets its memory back, and no `begin_task`.
     """
 
     __pydantic_config__ = STRICT
@@ -236,10 +279,10 @@ class Strategy:
         """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
         return list(fresh)
 
-    def begin_task(self, weights: Sequence[Tensor], task: str, earlier: Sequence[str], seed: int) -> None:
+    def begin_task(self, weights: Pieces, task: str, earlier: Sequence[str], seed: int) -> None:
         """Called once the weights are in place, before the first step."""
 
-    def edit_gradient(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], step: int) -> None:
+    def edit_gradient(self, weights: Pieces, gradients: Pieces, step: int) -> None:
         """Change `gradients` in place, right before the optimizer's step."""
 
     def state(self) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ DggError
 │   ├── NotFinite       loss or gradient became NaN or infinite
 │   └── NoParent        the state that the stage starts from is not to be had
 ├── StoreError      a stage cannot be written or read
+│   └── OtherVersion    a snapshot was written by a version with another layout
 ├── ClusterError    the cluster cannot give what was asked for
 └── ResultsError    a folder holds no results that answer the question
 """
@@ -79,6 +80,10 @@ class NoParent(StageError):
 
 class StoreError(DggError):
     """A stage cannot be written or read."""
+
+
+class OtherVersion(StoreError):
+    """What another version wrote in the middle of a stage cannot be gone on with."""
 
 
 class ClusterError(DggError):

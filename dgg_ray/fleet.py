@@ -43,12 +43,13 @@ def work_loop(config: dict[str, Any]) -> None:
     lead = leading()
     lead(lambda: ray.get(broker.lost.remote(fleet)))  # what the group had before it was replaced
     try:
-        shop = workshop(study, store)
+        shop = workshop(study, store, study.workers.zero)
     except Exception as problem:  # it would happen again: say why, rather than start again for ever
         why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
         ray.get(broker.close.remote(why))
         return
     shop.lead, shop.tick = lead, Ticker(broker)
+    shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
     # With several workers, only errors that all of them see leave the group in step; any other ends
     # the group, and Ray Train starts it anew.
     caught = Exception if study.workers.per_fleet == 1 else (StageError, StoreError)
@@ -64,12 +65,13 @@ def work_loop(config: dict[str, Any]) -> None:
         lead(lambda k=stage.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
 
 
-def workshop(study: Study, store: StageStore) -> Workshop:
+def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop:
     """All that a process needs to do a study's work, set up so that it gives the same bytes again."""
     import torch
 
     from dgg_ray.learner import PeftLearner, quieten
     from dgg_ray.loop import Workshop
+    from dgg_ray.snapshots import Rhythm
 
     quieten()
     if study.workers.threads:
@@ -81,8 +83,10 @@ def workshop(study: Study, store: StageStore) -> Workshop:
         if dict(task.digests) != study.tasks[name].digests:
             rule = "has other content here than when the study was checked; run the study again"
             raise StudyError([Fault(f"tasks.{name}", rule)], study.name)
-    learner = PeftLearner(study.model, "cuda" if study.workers.gpus else "cpu")
-    return Workshop(learner, tasks, store, study.protocol.max_new_tokens)
+    w = study.workers
+    learner = PeftLearner(study.model, "cuda" if w.gpus else "cpu", zero, w.offload)
+    rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)
+    return Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
 
 
 def leading() -> Callable[[Callable[[], Any]], Any]:

@@ -1,58 +1,48 @@
-"""A model, its LoRA adapter and its optimizer, on one engine.
+"""A model, its LoRA adapter and its optimizer.
 
-Engines here: `plain`, one process; and `ddp`, the same code where torch.distributed is running.
-Both compute the same step: the gradient of the mean loss over all answer tokens of the *global*
-batch, however it is cut into micro-batches and workers.
+Whatever the engine (engines.py), a step is the same: the gradient of the mean loss over all answer
+tokens of the *global* batch, however it is cut into micro-batches and workers,
 
     L = Σ_n Σ_j -log p(y_nj | x_n, y_n<j)  /  Σ_n |y_n|        in nats per answer token
 
-Strategies' gradient edits come through one door, a hook right before the optimizer's update: they
-see the gradient after accumulation and reduction.
+then the strategy's edit, then clipping where it was asked for, then AdamW.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from PIL import Image
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from dgg_ray import draws
-from dgg_ray.contracts import Adapter, Example, GradientEdit, Model, Training
+from dgg_ray.contracts import Adapter, Example, GradientEdit, Model, Pieces, Training
+from dgg_ray.encoding import IGNORE, Encoded, Encoder
+from dgg_ray.engines import MOMENTS, Engine, Whole, Zero
 from dgg_ray.errors import StageError
 
-IGNORE = -100
 ANSWERS_PER_BATCH = 128  # examples behind one call of generate
-KEPT_PIXELS_BYTES = 2 << 30  # prepared pictures kept by a worker between stages
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """An example as the model takes it. prompt, answer: token ids; inputs: pixel values and the like."""
-
-    prompt: list[int]
-    answer: list[int]
-    inputs: dict[str, Tensor]
 
 
 class PeftLearner:
-    """The `Learner` of real models; the base model stays loaded from stage to stage."""
+    """The `Learner` of real models; the base model stays loaded from stage to stage.
 
-    def __init__(self, model: Model, device: str = "cpu") -> None:
+    zero: stage of DeepSpeed's ZeRO, 1 to 3; 0 is none.
+    offload: with ZeRO, keep the optimizer's memory on the CPU.
+    """
+
+    def __init__(self, model: Model, device: str = "cpu", zero: int = 0, offload: bool = False) -> None:
         self.device = torch.device(device)
         base, self.processor = model.load()
         self.base = base.to(self.device).requires_grad_(False).eval()
@@ -60,84 +50,111 @@ class PeftLearner:
         self.tokenizer = self.processor.tokenizer
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.zero, self.offload = zero, offload
+        self.engine: Engine | None = None
         self.peft: Any = None
-        self.mounted: Adapter | None = None
-        self.encodings: dict[int, tuple[Example, Encoded]] = {}
-        self.kept_bytes = 0
+        self.mounted: tuple[Adapter, bool] | None = None
+        self.encode = Encoder(self.processor, self.device)
 
     # -- Learner -----------------------------------------------------------------------------------
 
     def begin(
-        self, adapter: Adapter, training: Training, steps: int, seed: int, task: str, parent: Path | None
-    ) -> None:
+        self,
+        adapter: Adapter,
+        training: Training,
+        steps: int,
+        seed: int,
+        task: str,
+        parent: Path | None,
+        done: int = 0,
+        snapshot: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.mount(adapter)
+        if self.engine:
+            self.engine.close()
+        self.training, self.seed, self.task = training, seed, task
+        self.mount(adapter, training)
         if parent is None:
             self.draw_weights(seed)
         else:
             set_peft_model_state_dict(self.peft, load_file(parent / "adapter" / "adapter_model.safetensors"))
-        self.training, self.seed, self.task = training, seed, task
-        named = [(n, p) for n, p in self.peft.named_parameters() if p.requires_grad]
-        self.parameters = [p for _, p in sorted(named)]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            foreach=True,
-        )
-        warmup = round(training.warmup * steps)
-        schedule = "constant_with_warmup" if training.schedule == "constant" else training.schedule
-        self.schedule = get_scheduler(schedule, self.optimizer, warmup, steps)
-        self.edit: GradientEdit = lambda weights, gradients, step: None
-        self.steps_done = 0
-        self.optimizer.register_step_pre_hook(self.apply_edit)
+        parameters, optimizer = self.optimizer()
+        if snapshot:
+            for parameter, value in zip(parameters, along(snapshot, "weights"), strict=True):
+                parameter.data.copy_(value)
         loss = AnswerLoss(self.peft)
-        self.loss = DistributedDataParallel(loss) if self.world > 1 and steps else loss
+        if self.zero:
+            self.engine = Zero(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
+        else:
+            self.engine = Whole(loss, parameters, optimizer, self.world if steps else 1)
+        warmup = round(training.warmup * steps)
+        name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
+        self.schedule = get_scheduler(name, optimizer, warmup, steps)
+        if not snapshot:
+            return {}
+        self.engine.resume({moment: along(snapshot, moment) for moment in MOMENTS}, done)
+        self.schedule.last_epoch = done - 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no step was taken before: it was, by another process
+            self.schedule.step()
+        return self.recalled(snapshot)
 
-    def weights(self) -> list[Tensor]:
-        return self.parameters
+    def weights(self) -> Pieces:
+        assert self.engine
+        return self.engine.weights
 
     def step(self, batch: Sequence[Example], step: int, edit: GradientEdit) -> float:
+        assert self.engine
         self.peft.train()
         torch.manual_seed(draws.integer(self.seed, self.task, f"dropout {self.rank}", step))
         encoded = [self.encode(example) for example in batch]
         tokens = sum(len(e.answer) for e in encoded)
-        own = encoded[self.rank :: self.world] or encoded[:1]  # DDP needs a pass from every rank
-        weight = 1.0 if len(encoded) > self.rank else 0.0
-        size = self.training.micro_batch_size or len(own)
-        micro_batches = [own[i : i + size] for i in range(0, len(own), size)]
         total = torch.zeros((), device=self.device)
-        for number, micro in enumerate(micro_batches, start=1):
-            wait = number < len(micro_batches) and self.world > 1
-            with self.loss.no_sync() if wait else nullcontext(), self.autocast():  # type: ignore[union-attr]
-                nats = self.loss(**self.collate(micro)) * (weight / tokens)
-            # DDP averages over ranks; the global batch's gradient is their sum.
-            (nats * self.world).backward()
-            total += nats.detach()
-        self.edit, self.steps_done = edit, step
-        self.optimizer.step()
+        micro_batches = self.micro_batches(encoded)
+        for number, (micro, weight) in enumerate(micro_batches, start=1):
+            with self.autocast():
+                total += self.engine.backward(
+                    self.encode.collate(micro), weight / tokens, last=number == len(micro_batches)
+                )
+
+        def door(weights: Pieces, gradients: Pieces) -> None:
+            edit(weights, gradients, step)
+            if self.training.clip_norm:
+                clip(gradients, self.training.clip_norm)
+
+        self.engine.step(door)
         self.schedule.step()
-        self.optimizer.zero_grad()
         if self.world > 1:
             dist.all_reduce(total)
         return float(total)
 
+    def micro_batches(self, batch: list[Encoded]) -> list[tuple[list[Encoded], float]]:
+        """This process's share of a batch, in parts with their weights: 1, or 0 for one that only keeps
+        step with processes that have more. All have equally many: each pass may wait for the others."""
+        own, most = batch[self.rank :: self.world], -(-len(batch) // self.world)
+        size = self.training.micro_batch_size or most
+        parts = [(own[i : i + size], 1.0) for i in range(0, len(own), size)]
+        return parts + [(batch[:1], 0.0)] * (-(-most // size) - len(parts))
+
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         self.peft.eval()
         own = [self.encode(example) for example in examples[self.rank :: self.world]]
+        sharded = self.zero == 3  # a pass gathers the base model from all processes
+        most = -(-len(examples) // self.world) if sharded else len(own)
         answers: list[str] = []
-        for first in range(0, len(own), ANSWERS_PER_BATCH):
-            inputs = self.collate(own[first : first + ANSWERS_PER_BATCH], ask=True)
-            with torch.inference_mode(), self.autocast():
+        for first in range(0, most, ANSWERS_PER_BATCH):
+            batch = own[first : first + ANSWERS_PER_BATCH]
+            inputs = self.encode.collate(batch or [self.encode(examples[0])], ask=True)
+            with torch.inference_mode(not sharded), torch.no_grad(), self.autocast():
                 ids = self.peft.generate(
                     **inputs,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     pad_token_id=self.tokenizer.pad_token_id,
+                    synced_gpus=sharded,
                 )
-            new = ids[:, inputs["input_ids"].shape[1] :]
+            new = ids[: len(batch), inputs["input_ids"].shape[1] :]
             answers += [a.strip() for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         if self.world == 1:
             return answers
@@ -148,87 +165,98 @@ class PeftLearner:
             whole[rank :: self.world] = share
         return whole
 
+    def gather(self) -> None:
+        assert self.engine
+        values = self.engine.whole(self.engine.weights)
+        names = {id(p): n for n, p in self.peft.named_parameters()}
+        self.gathered = {names[id(p)]: v for p, v in zip(self.engine.parameters, values, strict=True)}
+
+    def snapshot(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
+        assert self.engine
+        along = {"weights": self.engine.weights, **self.engine.moments()}
+        along |= {f"memory.{name}": value for name, value in memory.items() if isinstance(value, list)}
+        taken = {f"memory.{name}": v.cpu() for name, v in memory.items() if isinstance(v, Tensor)}
+        for name, pieces in along.items():
+            taken |= {f"{name}.{i}": t for i, t in enumerate(self.engine.whole(pieces))}
+        return taken
+
     def save(self, folder: Path) -> None:
         # No look-up of the base model on a hub, which PEFT does to see whether its vocabulary changed.
-        self.peft.save_pretrained(folder, save_embedding_layers=False)
+        self.peft.save_pretrained(folder, state_dict=self.gathered, save_embedding_layers=False)
 
     # -- its parts ---------------------------------------------------------------------------------
 
-    def mount(self, adapter: Adapter) -> None:
-        """Put LoRA layers of this shape on the base model; kept while the shape stays."""
-        if self.mounted == adapter:
-            return
-        if self.peft is not None:
-            self.base = self.peft.unload()
-        config = LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha or 2 * adapter.rank,  # type: ignore[arg-type]
-            lora_dropout=adapter.dropout,
-            target_modules=language_linears(self.base, adapter.targets),
-            bias="none",
+    def optimizer(self) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
+        """The trainable parameters, LoRA's and then the projector's where it is trained, and AdamW."""
+        training = self.training
+        named = sorted((n, p) for n, p in self.peft.named_parameters() if p.requires_grad)
+        lora, projector = ([p for n, p in named if ("lora_" in n) == wanted] for wanted in (True, False))
+        groups: list[dict[str, Any]] = [{"params": lora}]
+        groups += [{"params": projector, "lr": training.projector_learning_rate}] if projector else []
+        return lora + projector, torch.optim.AdamW(
+            groups,
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            foreach=True,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the tied output head, which is no target
-            self.peft = get_peft_model(self.base, config)
-        self.peft.peft_config["default"].base_model_name_or_path = self.name
-        self.mounted = adapter
+
+    def recalled(self, snapshot: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A strategy's memory out of a snapshot, in this process's pieces."""
+        assert self.engine
+        memory: dict[str, Any] = {}
+        for name in snapshot:
+            kind, _, rest = name.partition(".")
+            key, _, place = rest.partition(".")
+            if kind == "memory" and key not in memory:
+                value = self.engine.cut(along(snapshot, f"memory.{key}")) if place else snapshot[name]
+                memory[key] = value if place else value.to(self.device)  # type: ignore[union-attr]
+        return memory
+
+    def mount(self, adapter: Adapter, training: Training) -> None:
+        """Put LoRA layers of this shape on the base model; kept while the shape stays."""
+        projector = training.projector_learning_rate is not None
+        # ZeRO-3 leaves the layers of the last stage in pieces: they are made anew.
+        if self.mounted != (adapter, projector) or self.zero == 3:
+            if self.peft is not None:
+                self.base = self.peft.unload()
+            config = LoraConfig(
+                r=adapter.rank,
+                lora_alpha=adapter.alpha or 2 * adapter.rank,  # type: ignore[arg-type]
+                lora_dropout=adapter.dropout,
+                target_modules=language_linears(self.base, adapter.targets),
+                modules_to_save=[projector_of(self.base)] if projector else None,
+                bias="none",
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the tied output head, which is no target
+                self.peft = get_peft_model(self.base, config)
+            self.peft.peft_config["default"].base_model_name_or_path = self.name
+            self.mounted = (adapter, projector)
+        model = self.peft.get_base_model()
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        elif model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
 
     def draw_weights(self, seed: int) -> None:
-        """A Kaiming-uniform, B zero, as PEFT draws them, from the seed alone: equal for all tasks."""
+        """A Kaiming-uniform, B zero, as PEFT draws them, from the seed alone: equal for all tasks.
+
+        A projector that is trained starts as the base model has it.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.integer(seed, "", "adapter"))
             for layer in self.peft.modules():
                 if isinstance(layer, LoraLayer):
                     layer.reset_lora_parameters("default", init_lora_weights=True)
-
-    def apply_edit(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        assert len(gradients) == len(self.parameters), "every LoRA tensor has a gradient"
-        with torch.no_grad():
-            self.edit(self.parameters, gradients, self.steps_done)
+                elif isinstance(layer, ModulesToSaveWrapper):
+                    trained, given = layer.modules_to_save["default"], layer.original_module
+                    trained.float().load_state_dict(given.state_dict())
 
     def autocast(self) -> Any:
         if self.training.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def encode(self, example: Example) -> Encoded:
-        """Token ids and pixels; each example is prepared once while the worker lives."""
-        if kept := self.encodings.get(id(example)):
-            return kept[1]
-        content: list[dict[str, str]] = [{"type": "text", "text": example.question}]
-        if example.image is not None:
-            content.insert(0, {"type": "image"})
-        turns = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
-        images = None if example.image is None else picture(example)
-        inputs = dict(self.processor(text=text, images=images, return_tensors="pt"))
-        prompt = inputs.pop("input_ids")[0].tolist()
-        inputs.pop("attention_mask", None)
-        answer = self.tokenizer(" " + example.answer, add_special_tokens=False)["input_ids"]
-        encoded = Encoded(prompt, [*answer, self.tokenizer.eos_token_id], inputs)
-        size = sum(t.numel() * t.element_size() for t in inputs.values())
-        if self.kept_bytes + size <= KEPT_PIXELS_BYTES:
-            self.kept_bytes += size
-            self.encodings[id(example)] = (example, encoded)  # holding the example keeps its id unique
-        return encoded
-
-    def collate(self, batch: Sequence[Encoded], ask: bool = False) -> dict[str, Tensor]:
-        """Padded to the longest: on the right with answers and labels, on the left to `ask`."""
-        rows = [e.prompt if ask else e.prompt + e.answer for e in batch]
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)  # (B, S)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORE)
-        for i, (row, e) in enumerate(zip(rows, batch, strict=True)):
-            place = slice(width - len(row), width) if ask else slice(0, len(row))
-            ids[i, place] = torch.tensor(row)
-            mask[i, place] = 1
-            labels[i, len(e.prompt) : len(row)] = torch.tensor(row[len(e.prompt) :], dtype=ids.dtype)
-        tensors = {"input_ids": ids, "attention_mask": mask} | ({} if ask else {"labels": labels})
-        for name in {name for e in batch for name in e.inputs}:
-            tensors[name] = torch.cat([e.inputs[name] for e in batch if name in e.inputs])
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
 
 class AnswerLoss(nn.Module):
@@ -247,6 +275,27 @@ class AnswerLoss(nn.Module):
         wanted = labels[:, 1:] != IGNORE  # position s predicts token s + 1
         logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
         return nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum")
+
+
+def along(snapshot: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """A list of tensors out of a snapshot, where they are called name.0, name.1, …"""
+    return [snapshot[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in snapshot))]
+
+
+def clip(gradients: Pieces, most: float) -> None:
+    """Scale the gradients down, in place, so that their norm over all tensors is `most` or less."""
+    squares = torch.stack(torch._foreach_norm(list(gradients))).square()
+    norm = gradients.total(squares).sum().sqrt()
+    torch._foreach_mul_(list(gradients), (most / norm).clamp(max=1.0))
+
+
+def projector_of(model: nn.Module) -> str:
+    """Full name of the module between vision tower and language model."""
+    for name, _ in model.named_modules():
+        # LLaVA's, Idefics3's and Qwen's word for it.
+        if name.rpartition(".")[2] in ("multi_modal_projector", "connector", "merger"):
+            return name
+    raise StageError("training.projector_learning_rate: no projector found in the model; leave it out")
 
 
 def language_linears(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -270,14 +319,6 @@ def language_linears(model: nn.Module, targets: str | Sequence[str]) -> list[str
             f"which has {', '.join(sorted(set(linears.values())))}"
         )
     return chosen
-
-
-def picture(example: Example) -> Image.Image:
-    """The example's image, RGB."""
-    if isinstance(example.image, np.ndarray):
-        return Image.fromarray(example.image)
-    with Image.open(example.image) as image:  # type: ignore[arg-type]
-        return image.convert("RGB")
 
 
 def quieten() -> None:

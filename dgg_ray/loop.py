@@ -14,7 +14,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +25,10 @@ import pyarrow.parquet
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray import draws, plugins
-from dgg_ray.contracts import Example, Learner, Task
+from dgg_ray import draws, plugins, snapshots
+from dgg_ray.contracts import Example, Learner, Strategy, Task
 from dgg_ray.errors import NoParent, NotFinite
+from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
 Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
@@ -40,6 +41,7 @@ class Workshop:
     lead: computes something in the process that leads and gives the result, or the error, to all
         that learn together; where one process learns it just calls.
     tick: called after every step.
+    rhythm: when a stage in its middle is kept.
     """
 
     learner: Learner
@@ -48,6 +50,7 @@ class Workshop:
     max_new_tokens: int
     lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
     tick: Tick = lambda stage, done, steps: None
+    rhythm: Rhythm = field(default_factory=Rhythm)
 
     def obtain(self, work: Work) -> None:
         """Leave the store with the stage and all the exams in it."""
@@ -75,25 +78,44 @@ class Workshop:
         examples = strategy.examples(fresh, earlier, stage.seed)
         batches = list(shuffled(examples, stage))
 
+        learner, taken = self.learner, snapshots.read(self.store, stage)
+        begun = (stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
+        if taken:
+            losses, before = list(taken.losses), taken.seconds
+            strategy.memory.update(taken.memory | learner.begin(*begun, len(losses), taken.tensors))
+        else:
+            losses, before = [], 0.0
+            learner.begin(*begun)
+            strategy.begin_task(learner.weights(), stage.task, stage.earlier, stage.seed)
         start = time.perf_counter()
-        learner = self.learner
-        learner.begin(stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
-        strategy.begin_task(learner.weights(), stage.task, stage.earlier, stage.seed)
-        losses = []
-        for step, batch in enumerate(batches):
-            losses.append(learner.step(batch, step, strategy.edit_gradient))
+        self.rhythm.begin(len(losses))
+        for step in range(len(losses), len(batches)):
+            losses.append(learner.step(batches[step], step, strategy.edit_gradient))
             if not math.isfinite(losses[-1]):
                 raise NotFinite(
                     f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while learning "
                     f"{stage.task}; lower training.learning_rate or raise training.warmup"
                 )
+            self.keep(stage, strategy, losses, before + time.perf_counter() - start)
             self.tick(stage, step + 1, len(batches))
         if not all(bool(theta.isfinite().all()) for theta in learner.weights()):
             raise NotFinite(f"weights became infinite in the last step of {stage.task}; lower the rate")
-        seconds = time.perf_counter() - start
+        seconds = before + time.perf_counter() - start
         loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
         self.publish(stage, strategy, loss, cost)
+
+    def keep(self, stage: Stage, strategy: Strategy, losses: list[float], seconds: float) -> None:
+        """A snapshot of the stage in its middle, when one is due."""
+        rhythm, done = self.rhythm, len(losses)
+        if not (rhythm.steps or rhythm.minutes or rhythm.notice):
+            return
+        verdict = self.lead(lambda: rhythm.verdict(done))
+        if verdict == "due" or (verdict == "ask" and rhythm.notice and rhythm.notice()):
+            tensors = self.learner.snapshot(strategy.memory)
+            taken = Snapshot(losses, seconds, snapshots.plain(strategy.memory), tensors)
+            self.lead(lambda: snapshots.write(self.store, stage, taken))
+            rhythm.kept(done)
 
     def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
         """Answer and score the exams' examples with the learner as it is; publish one sitting."""
@@ -158,7 +180,10 @@ class Workshop:
             "cost": cost | {"peak_memory_mb": peak_memory_mb()},
             "environment": environment(),
         }
+        if stage.learns:
+            self.learner.gather()
         self.lead(lambda: self.store.publish(stage, record, fill))
+        self.lead(lambda: snapshots.remove(self.store, stage))
 
 
 def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -54,7 +55,27 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         if rival not in legal:
             rule = f"must be one of {', '.join(legal)}"
             faults.append(Fault(f"protocol.rivals[{i}]", rule, repr(rival), nearest(rival, legal)))
+    if study.workers.zero:
+        faults += zero_rules(study)
+    elif study.workers.offload:
+        faults.append(Fault("workers.offload", "needs one of the engines zero1, zero2, zero3", "true"))
     return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def zero_rules(study: Study) -> Iterator[Fault]:
+    """What DeepSpeed's engines cannot do."""
+    engine = study.workers.engine
+    if find_spec("deepspeed") is None:
+        rule = "needs DeepSpeed, which is not installed: pip install 'dgg_ray[deepspeed]'"
+        yield Fault("workers.engine", rule, repr(engine))
+    searched = study.search.space if study.search else {}
+    path = "training.projector_learning_rate"
+    if study.training.projector_learning_rate is not None or path in searched:
+        rule = f"a second rate cannot be had with {engine}, whose norms need one group: use engine auto"
+        yield Fault(path, rule, show(study.training.projector_learning_rate))
+    if study.workers.zero == 3 and getattr(study.model, "four_bit", False):
+        rule = "weights of 4 bits cannot be cut into pieces by zero3: use zero2 or auto"
+        yield Fault("model.four_bit", rule, "true")
 
 
 def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:

@@ -6,8 +6,8 @@
 
 A stage's key is a hash of everything that bears on its outcome and of nothing else, so "is it
 there already?" answers resuming, sharing between runs, extending and repeating a study alike.
-Workers, micro-batches and threads are not in it: they change who computes, not what. (With LoRA
-dropout the masks follow how a batch is cut, so there the outcome is equal in distribution only.)
+Workers, engines and micro-batches are not in it: they change who computes, not what. (With LoRA
+dropout the masks follow how a batch is cut: there the outcome is equal in distribution only.)
 
 On disk, under the store's folder:
 
@@ -20,7 +20,7 @@ On disk, under the store's folder:
             record.json            a score per (task, split)
             predictions.parquet    every answer
             manifest.json
-    damaged/   failed/             what was set aside, with the reason
+    damaged/   failed/   inflight/  set aside; why it failed; snapshots (snapshots.py)
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from dgg_ray.contracts import Adapter, Strategy, Training, digest
 from dgg_ray.errors import StoreError
 
 DRAFT_S = 86_400.0
+HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
 FORMAT = 1  # raised when the same settings would be learned differently than before
 
 
@@ -58,10 +59,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Exam:
-    """One task's split, answered by the model as a stage left it.
-
-    key: of the split's content, the scorer and the answers' longest length; not of the stage.
-    """
+    """One task's split. key: of its content, the scorer and the answers' longest length, not a stage."""
 
     task: str
     split: str
@@ -98,7 +96,7 @@ class Stage:
         if not self.learns:
             return {"format": FORMAT, "model": self.model, "learns": []}
         adapter = replace(self.adapter, alpha=self.adapter.alpha or 2.0 * self.adapter.rank)
-        training = {k: v for k, v in asdict(self.training).items() if k != "micro_batch_size"}
+        training = {k: v for k, v in asdict(self.training).items() if k not in HOW and v is not None}
         return {
             "format": FORMAT,
             "model": self.model,
@@ -143,7 +141,7 @@ class Run:
 
 
 def untouched(model: str) -> Stage:
-    """The base model as it is: nothing learned, only exams sat."""
+    """The base model as it is: nothing learned."""
     return Stage(model, Adapter(), Training(), Strategy(), 0, (), ())
 
 
@@ -237,10 +235,9 @@ class StageStore:
         self._failed(stage).unlink(missing_ok=True)
 
     def fail(self, stage: Stage, error: dict[str, str]) -> None:
-        """Keep why a stage or its exams ended early: {error, message, traceback}.
+        """Keep why a stage or its exams ended early, until it is published. Never raises.
 
-        Undone by the next publication. Never raises: a full disk may be what is to be told.
-        """
+        error: {error, message, traceback}."""
         with contextlib.suppress(OSError):
             self._replace(self._failed(stage), {"meaning": stage.meaning} | error)
 
@@ -252,7 +249,10 @@ class StageStore:
             return None
 
     def sweep(self) -> None:
-        """Remove drafts that writers which died left behind a day ago or earlier."""
+        """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
+        for snapshot in self.folder.glob("inflight/*.safetensors"):
+            if (self.folder / snapshot.stem[:2] / snapshot.stem).exists():
+                snapshot.unlink(missing_ok=True)
         for draft in self.folder.glob("drafts/*"):
             with contextlib.suppress(OSError):
                 if time.time() - draft.stat().st_mtime > DRAFT_S:

@@ -104,6 +104,11 @@ class Workers:
     fleets: most fleets at once; they start as stages wait and end when none does.
     cpus, gpus: of each worker.
     threads: of PyTorch in each worker; 0 leaves the choice to PyTorch.
+    engine: how a fleet's workers share a stage: `auto` is DDP, or plain where one works alone; `zero1`
+        to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py).
+    offload: with ZeRO, keep the optimizer's memory on the CPU.
+    snapshot_minutes, snapshot_steps: how often a stage is kept in its middle; 0 is never. It is kept
+        at once, too, when a machine is about to be taken away.
     retries: times a stage is taken up again after its fleet was lost.
     idle_s: seconds without work after which a fleet gives its machine back.
     """
@@ -115,8 +120,17 @@ class Workers:
     cpus: Annotated[float, Gt(0)] = 1
     gpus: Annotated[float, Ge(0)] = 0
     threads: Annotated[int, Ge(0)] = 1
+    engine: Literal["auto", "zero1", "zero2", "zero3"] = "auto"
+    offload: bool = False
+    snapshot_minutes: Annotated[float, Ge(0)] = 10.0
+    snapshot_steps: Annotated[int, Ge(0)] = 0
     retries: Annotated[int, Ge(0)] = 2
     idle_s: Annotated[float, Gt(0)] = 20.0
+
+    @property
+    def zero(self) -> int:
+        """Stage of ZeRO; 0 is none."""
+        return int(self.engine[-1]) if self.engine.startswith("zero") else 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the embedded model is pre-trained on: fourteen exercises in looking.
+"""What the embedded model is pre-trained on: fifteen exercises, most of them in looking.
 
     exercise    picture                                what is asked for
     describe    one to three things                    each with its colour, in reading order
@@ -11,6 +11,7 @@
     spell       one to four random letters             the letters
     read        a sign with a word, none of the tasks' the word
     text_only   nothing                                a word repeated, or put together from letters
+    echo        nothing                                words that do not exist, repeated
     pattern     stripes, checks, dots, …               its name
     dominant    a ground with things on it             the ground's colour
     sizes       things of one shape                    their colours, from large to small
@@ -207,6 +208,27 @@ def text_only(rng: np.random.Generator) -> Drawn:
     return anywhere(rng), question, word
 
 
+def echo(rng: np.random.Generator) -> Drawn:
+    """So that every piece of the vocabulary has been said, in any place of a word.
+
+    The rows of the output head that nothing ever asked for are all alike, and no adapter below a
+    frozen head can tell them apart: an answer that needs them could not be learned.
+    """
+    said = []
+    for _ in range(rng.integers(1, 4)):
+        syllables = []
+        for _ in range(rng.integers(1, 4)):
+            source = choose(rng, SAID, 1)[0]
+            first = int(rng.integers(0, max(1, len(source) - 1)))
+            syllables.append(source[first : first + int(rng.integers(1, 5))])
+        word = "".join(syllables)
+        said.append((word, word, word, word.capitalize(), word.upper())[rng.integers(5)])
+    if rng.random() < 0.15:
+        said.append(str(rng.integers(0, 10 ** rng.integers(1, 5))))
+    text = " ".join(said)
+    return anywhere(rng), f"Repeat {text}", text
+
+
 def pattern(rng: np.random.Generator) -> Drawn:
     canvas, period = anywhere(rng), rng.integers(5, 12)
     covers = {
@@ -302,14 +324,15 @@ def glance(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 EXERCISES: dict[Callable[[np.random.Generator], Drawn], float] = {  # and their shares of the mixture
     describe: 0.06,
     chart_out: 0.08,
-    walk: 0.13,
+    walk: 0.11,
     read: 0.06,
     text_only: 0.03,
-    pick: 0.14,
+    echo: 0.08,
+    pick: 0.12,
     line_up: 0.06,
-    tally: 0.16,
-    character: 0.10,
-    spell: 0.07,
+    tally: 0.14,
+    character: 0.09,
+    spell: 0.06,
     pattern: 0.01,
     dominant: 0.01,
     sizes: 0.01,

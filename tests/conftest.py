@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.contracts import Adapter, Example, Strategy, Task, Training, digest
+from dgg_ray.contracts import Adapter, Example, Pieces, Strategy, Task, Training, digest
 from dgg_ray.loop import Workshop
 from dgg_ray.stages import Data, Exam, Stage, StageStore, path
 
@@ -29,26 +29,47 @@ class OneWeight:
         self.taught: list[str] = []
         self.begun: list[str] = []
 
-    def begin(self, adapter: Adapter, training: Training, steps, seed, task, parent: Path | None) -> None:
+    def begin(
+        self,
+        adapter: Adapter,
+        training: Training,
+        steps,
+        seed,
+        task,
+        parent: Path | None,
+        done=0,
+        snapshot=None,
+    ):
         self.rate = training.learning_rate
         self.theta = (
             load_file(parent / "adapter" / "theta.safetensors")["theta"] if parent else torch.zeros(1)
         )
         self.begun.append(task)
+        if not snapshot:
+            return {}
+        self.theta = snapshot["theta"].clone()
+        return {name: [tensor.clone()] for name, tensor in snapshot.items() if name != "theta"}
 
     def weights(self):
-        return [self.theta]
+        return Pieces([self.theta])
 
     def step(self, batch: Sequence[Example], step: int, edit) -> float:
         self.taught += [example.id for example in batch]
         a = sum(float(example.answer) for example in batch) / len(batch)
         gradient = self.theta - a
-        edit([self.theta], [gradient], step)
+        edit(Pieces([self.theta]), Pieces([gradient]), step)
         self.theta -= self.rate * gradient
         return float((self.theta - a) ** 2 / 2)
 
     def answer(self, examples, max_new_tokens):
         return [f"{float(self.theta):.0f}" for _ in examples]
+
+    def snapshot(self, memory):
+        kept = {name: value[0].clone() for name, value in memory.items() if isinstance(value, list)}
+        return {"theta": self.theta.clone(), **kept}
+
+    def gather(self):
+        pass
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

@@ -20,7 +20,7 @@ CORE_FOLDERS = ("strategies", "metrics")
 DOORS = {
     "ray": {"fleet", "broker", "tune", "cluster"},
     "optuna": {"search"},
-    "deepspeed": {"learner"},
+    "deepspeed": {"engines"},
     "peft": {"learner"},
     "transformers": {"learner", "embedded", "llava_1_5"},
     "pydantic": {"border"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dgg_ray import draws, plugins
-from dgg_ray.contracts import Strategy
+from dgg_ray.contracts import Pieces, Strategy
 
 EARLIER = ("fours",)
 
@@ -71,9 +71,9 @@ def test_a_strategy_is_frozen_and_remembers_nothing_of_another_stage(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_edits_are_in_place_and_finite_at_the_anchor(strategy):
     strategy = replace(strategy)
-    at = [torch.tensor([1.0, -2.0]), torch.zeros(3)]
+    at = Pieces([torch.tensor([1.0, -2.0]), torch.zeros(3)])
     strategy.begin_task(at, "nines", EARLIER, 0)
-    gradients = [torch.zeros(2), torch.zeros(3)]
+    gradients = Pieces([torch.zeros(2), torch.zeros(3)])
     ids = [id(g) for g in gradients]
     for step in range(10):
         strategy.edit_gradient(at, gradients, step)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dgg_ray.contracts import Pieces
 from dgg_ray.strategies.dgg import DGG, add_guidance
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.l2sp import L2SP
@@ -49,9 +50,9 @@ def test_guidance_equals_the_formula_in_float64(norm, scale, distance):
         g = [random.normal(size=s).astype(np.float32) for s in shapes]
         expected = reference(theta, anchor, g, norm, scale)
 
-        gradients = [torch.from_numpy(x.copy()) for x in g]
+        gradients = Pieces(torch.from_numpy(x.copy()) for x in g)
         add_guidance(
-            [torch.from_numpy(t) for t in theta],
+            Pieces(torch.from_numpy(t) for t in theta),
             [torch.from_numpy(a) for a in anchor],
             gradients,
             norm,
@@ -64,10 +65,30 @@ def test_guidance_equals_the_formula_in_float64(norm, scale, distance):
             assert np.abs(mine.numpy() - right).max() <= 1e-6 * largest
 
 
+@pytest.mark.parametrize("norm", ["global", "tensor"])
+def test_pieces_of_tensors_are_guided_as_the_whole(norm):
+    # Two processes: one holds the first tensor and two elements of the second, the other the rest.
+    random = torch.Generator().manual_seed(0)
+    theta, anchor, g = ([torch.randn(n, generator=random) for n in (3, 5)] for _ in range(3))
+    whole = Pieces(x.clone() for x in g)
+    add_guidance(Pieces(theta), anchor, whole, norm)
+
+    def cut(tensors):
+        return [tensors[0], tensors[1][:2]], [tensors[0][:0], tensors[1][2:]]
+
+    def squares(mine):
+        return torch.stack([x.square().sum() for x in mine])
+
+    (t0, t1), (a0, a1), (g0, g1) = cut(theta), cut(anchor), cut([x.clone() for x in g])
+    others = torch.cat([squares(g1), squares([t - a for t, a in zip(t1, a1, strict=True)])])
+    add_guidance(Pieces(t0, total=lambda values: values + others), a0, Pieces(g0), norm)
+    assert torch.allclose(torch.cat(g0), torch.cat(cut(whole)[0]), rtol=1e-6)
+
+
 def test_both_branches_of_the_cap():
-    theta, anchor = [torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 0.0])]
-    small = [torch.tensor([0.0, 1.0])]  # ‖g‖ = 1 < ‖d‖ = 3: ĝ = d/3
-    large = [torch.tensor([0.0, 4.0])]  # ‖g‖ = 4 > ‖d‖ = 3: ĝ = d
+    theta, anchor = Pieces([torch.tensor([3.0, 0.0])]), [torch.tensor([0.0, 0.0])]
+    small = Pieces([torch.tensor([0.0, 1.0])])  # ‖g‖ = 1 < ‖d‖ = 3: ĝ = d/3
+    large = Pieces([torch.tensor([0.0, 4.0])])  # ‖g‖ = 4 > ‖d‖ = 3: ĝ = d
 
     add_guidance(theta, anchor, small)
     add_guidance(theta, anchor, large)
@@ -77,27 +98,27 @@ def test_both_branches_of_the_cap():
 
 
 def test_guidance_is_nothing_at_the_anchor_even_without_a_gradient():
-    at = [torch.tensor([1.0, 2.0])]
-    still = [torch.zeros(2)]
+    at = Pieces([torch.tensor([1.0, 2.0])])
+    still = Pieces([torch.zeros(2)])
     add_guidance(at, at, still)
     assert still[0].tolist() == [0.0, 0.0]
 
 
 def test_without_a_gradient_the_cap_lets_nothing_through():
-    gradients = [torch.zeros(2)]
-    add_guidance([torch.tensor([3.0, 4.0])], [torch.zeros(2)], gradients)
+    gradients = Pieces([torch.zeros(2)])
+    add_guidance(Pieces([torch.tensor([3.0, 4.0])]), [torch.zeros(2)], gradients)
     assert gradients[0].tolist() == [0.0, 0.0]
 
 
 def test_descent_on_the_guidance_moves_towards_the_anchor():
-    theta, gradients = torch.tensor([5.0, -1.0]), [torch.tensor([0.0, 0.5])]
-    add_guidance([theta], [torch.tensor([1.0, -1.0])], gradients)
+    theta, gradients = torch.tensor([5.0, -1.0]), Pieces([torch.tensor([0.0, 0.5])])
+    add_guidance(Pieces([theta]), [torch.tensor([1.0, -1.0])], gradients)
     assert (theta - 0.1 * gradients[0])[0] < theta[0]
 
 
 def opened(alpha, gate="bernoulli", task="words", seed=3):
     dgg = DGG(alpha=alpha, gate=gate)
-    dgg.begin_task([torch.zeros(1)], task, ("digits",), seed)
+    dgg.begin_task(Pieces([torch.zeros(1)]), task, ("digits",), seed)
     return {step for step in range(STEPS) if dgg.opens(step)}
 
 

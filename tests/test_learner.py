@@ -72,7 +72,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(learner, examples):
     batch = examples[:5]
     encoded = [learner.encode(e) for e in batch]
     with torch.no_grad():
-        inputs = learner.collate(encoded)
+        inputs = learner.encode.collate(encoded)
         logits = learner.peft(**{k: v for k, v in inputs.items() if k != "labels"}).logits
     logp, nats, tokens = torch.log_softmax(logits.float(), -1), 0.0, 0
     for row, e in enumerate(encoded):
@@ -133,11 +133,12 @@ def test_the_edit_sees_the_gradient_that_the_optimizer_takes(learner, examples):
 def test_a_checkpoint_is_one_that_peft_loads_as_it_is(learner, examples, tmp_path):
     trained(learner, examples)
     answers = learner.answer(examples[:10], 4)
+    learner.gather()
     learner.save(tmp_path / "adapter")
 
     model, _ = embedded.Embedded().load()
     loaded = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    inputs = learner.collate([learner.encode(e) for e in examples[:10]], ask=True)
+    inputs = learner.encode.collate([learner.encode(e) for e in examples[:10]], ask=True)
     ids = loaded.generate(
         **inputs, max_new_tokens=4, do_sample=False, pad_token_id=learner.tokenizer.pad_token_id
     )
@@ -147,6 +148,7 @@ def test_a_checkpoint_is_one_that_peft_loads_as_it_is(learner, examples, tmp_pat
 
 def test_a_stage_goes_on_from_a_checkpoint_exactly(learner, examples, tmp_path):
     end, _ = trained(learner, examples)
+    learner.gather()
     learner.save(tmp_path / "adapter")
     begin(learner, adapter=Adapter(rank=4))  # something else in between
     assert equal(begin(learner, parent=tmp_path), end)

@@ -31,7 +31,7 @@ leaves open, and our choice:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Le
 
 from dgg_ray import draws
-from dgg_ray.contracts import Rehearsal
+from dgg_ray.contracts import Pieces, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,29 +94,26 @@ class DGG(Rehearsal):
         return draws.uniform(self.memory["seed"], self.memory["task"], "gate", step) < alpha
 
 
-def add_guidance(weights, anchor, gradients, norm: str = "global", scale: bool = True) -> None:
-    """g ← g + ĝ, in place. All arguments are equally long lists of equally shaped tensors."""
+def add_guidance(
+    weights: Pieces, anchor: Sequence[Tensor], gradients: Pieces, norm: str = "global", scale: bool = True
+) -> None:
+    """g ← g + ĝ, in place. All are equally long lists of equally shaped tensors, whole or in pieces."""
     import torch  # where it is used: who only plans with a strategy does not wait for it
 
     d = torch._foreach_sub(list(weights), list(anchor))
     if scale:
-        g_norms, d_norms = torch._foreach_norm(list(gradients)), torch._foreach_norm(d)
+        squares = torch.stack([*torch._foreach_norm(list(gradients)), *torch._foreach_norm(d)]).square()
+        g_squares, d_squares = weights.total(squares).view(2, -1)  # (tensors,) each
         if norm == "global":
-            torch._foreach_mul_(d, cap(whole(g_norms), whole(d_norms)))
+            torch._foreach_mul_(d, cap(g_squares.sum(), d_squares.sum()))
         else:
-            torch._foreach_mul_(d, [cap(g, n) for g, n in zip(g_norms, d_norms, strict=True)])
+            torch._foreach_mul_(d, list(cap(g_squares, d_squares)))
     torch._foreach_add_(list(gradients), d)
 
 
-def whole(norms) -> Tensor:
-    """The norm of the concatenation, from the norms of the parts."""
+def cap(g_squares: Tensor, d_squares: Tensor) -> Tensor:
+    """min(1, ‖g‖/‖d‖) from squared norms; 1 where d = 0, so that 0/0 never arises."""
     import torch
 
-    return torch.linalg.vector_norm(torch.stack(list(norms)))
-
-
-def cap(g_norm: Tensor, d_norm: Tensor) -> Tensor:
-    """min(1, ‖g‖/‖d‖); 1 where d = 0, so that 0/0 never arises."""
-    import torch
-
-    return torch.where(d_norm > g_norm, g_norm / d_norm, torch.ones_like(g_norm))
+    ratio = (g_squares / d_squares).sqrt()
+    return torch.where(d_squares > g_squares, ratio, torch.ones_like(ratio))

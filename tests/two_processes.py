@@ -1,0 +1,103 @@
+"""One of several processes that learn together: every engine in turn, its results in a folder.
+
+    RANK=0 WORLD_SIZE=2 … python tests/two_processes.py FOLDER ENGINE [ENGINE …]
+
+An engine is ddp, zero1, zero2, zero3, or one of the last three with -offload. For each: `STEPS` steps
+with guidance, once without a break and once with a snapshot and another beginning in the middle.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from dgg_ray.contracts import Adapter, Training
+from dgg_ray.learner import PeftLearner
+from dgg_ray.models.embedded import Embedded as Model
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.tasks.embedded import Embedded as Reader
+
+STEPS, BREAK, BATCH = 24, 10, 8
+ADAPTER = Adapter(rank=4)
+TRAINING = Training(batch_size=BATCH, learning_rate=2e-3, schedule="cosine", warmup=0.1, clip_norm=5.0)
+STRATEGY = DGG(alpha=0.5)
+
+
+def batches():
+    """Longer and shorter ones, the last too small for an equal share each."""
+    examples = Reader(train=BATCH * STEPS, validation=10, test=12).read("words").examples["train"]
+    cut = [examples[BATCH * i : BATCH * (i + 1)] for i in range(STEPS)]
+    return [*cut[:-2], cut[-2][:5], cut[-1][:1]]
+
+
+def learned(learner: PeftLearner, strategy: DGG, steps: range, begun: dict, after=None) -> list[float]:
+    """Losses of the steps; `begun` is what `begin` got beside the usual, `after` is called at the end."""
+    memory = learner.begin(ADAPTER, learning(learner), STEPS, 0, "words", None, **begun)
+    if begun:
+        strategy.memory.update({"task": "words", "seed": 0} | memory)
+    else:
+        strategy.begin_task(learner.weights(), "words", ("digits",), 0)
+    losses = [learner.step(batches()[i], i, strategy.edit_gradient) for i in steps]
+    if after:
+        after(strategy)
+    return losses
+
+
+def learning(learner: PeftLearner) -> Training:
+    """Two micro-batches a step, whoever shares it."""
+    return replace(TRAINING, micro_batch_size=BATCH // 2 // learner.world)
+
+
+def results(learner: PeftLearner, folder: Path, name: str) -> None:
+    """Learn with and without a break, and answer; rank 0 writes what came of it."""
+    strategy = replace(STRATEGY)
+    losses = learned(learner, strategy, range(STEPS), {})
+    anchor = strategy.memory["anchor"]
+    held = torch.tensor([sum(t.numel() for t in anchor), sum(t.numel() for t in learner.weights())])
+    start = learner.engine.whole(anchor)
+    gates = [strategy.opens(i) for i in range(STEPS)]
+    learner.gather()
+    whole = dict(learner.gathered)
+    test = Reader(train=24, validation=10, test=12).read("words").examples["test"]
+    answers = learner.answer(test[:11], 4)
+
+    kept: dict = {}
+    first = replace(STRATEGY)
+    learned(learner, first, range(BREAK), {}, after=lambda s: kept.update(learner.snapshot(s.memory)))
+    halves = learned(learner, replace(STRATEGY), range(BREAK, STEPS), {"done": BREAK, "snapshot": kept})
+    learner.gather()
+
+    shares: list = [None] * learner.world
+    facts = {"held": held.tolist(), "gates": gates}
+    if learner.world > 1:
+        dist.all_gather_object(shares, facts)
+    if learner.rank == 0:
+        save_file(whole, folder / f"{name}.safetensors")
+        save_file(dict(learner.gathered), folder / f"{name}-broken.safetensors")
+        save_file({str(i): t for i, t in enumerate(start)}, folder / f"{name}-anchor.safetensors")
+        said = {"losses": losses, "halves": halves, "answers": answers, "shares": shares}
+        (folder / f"{name}.json").write_text(json.dumps(said))
+
+
+def main(folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    dist.init_process_group("gloo")
+    for name in names:
+        zero = int(name[4]) if name.startswith("zero") else 0
+        results(PeftLearner(Model(), zero=zero, offload=name.endswith("-offload")), folder, name)
+    dist.destroy_process_group()
+
+
+def load(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
+    return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
