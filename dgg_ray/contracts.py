@@ -117,6 +117,8 @@ class Model(ABC):
     """A vision-language model in the Hugging Face form. Subclasses add their settings as fields."""
 
     __pydantic_config__ = STRICT
+    plain_head: ClassVar[bool] = False
+    """Logits are `lm_head` of `model`'s last hidden state and no more: it may run on answers alone."""
 
     @abstractmethod
     def load(self) -> tuple[Any, Any]:

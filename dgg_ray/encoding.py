@@ -41,29 +41,42 @@ class Encoder:
 
     def __init__(self, processor: Any, device: torch.device) -> None:
         self.processor, self.tokenizer, self.device = processor, processor.tokenizer, device
+        self.lead = self._lead()
         self.kept: dict[int, tuple[Example, Encoded]] = {}
         self.kept_bytes = 0
 
     def __call__(self, example: Example) -> Encoded:
         if kept := self.kept.get(id(example)):
             return kept[1]
-        content: list[dict[str, str]] = [{"type": "text", "text": example.question}]
-        if example.image is not None:
-            content.insert(0, {"type": "image"})
-        turns = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        text = self._prompt(example.question, example.image is not None)
         images = None if example.image is None else picture(example)
         inputs = dict(self.processor(text=text, images=images, return_tensors="pt"))
         ids = inputs.pop("input_ids")
         inputs.pop("attention_mask", None)
         along = {n: inputs.pop(n)[0].tolist() for n in list(inputs) if inputs[n].shape == ids.shape}
-        answer = self.tokenizer(" " + example.answer, add_special_tokens=False)["input_ids"]
+        answer = self.tokenizer(self.lead + example.answer, add_special_tokens=False)["input_ids"]
         encoded = Encoded(ids[0].tolist(), [*answer, self.tokenizer.eos_token_id], along, inputs)
         size = sum(t.numel() * t.element_size() for t in inputs.values())
         if self.kept_bytes + size <= KEPT_BYTES:
             self.kept_bytes += size
             self.kept[id(example)] = (example, encoded)  # holding the example keeps its id unique
         return encoded
+
+    def _prompt(self, question: str, image: bool, answer: str = "") -> str:
+        """The turns as the model's template writes them, up to where the answer begins, or with one."""
+        content: list[dict[str, str]] = [{"type": "image"}] if image else []
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        ]
+        if answer:
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return self.processor.apply_chat_template(turns, add_generation_prompt=not answer)
+
+    def _lead(self) -> str:
+        """What stands between the prompt and an answer: a space in LLaVA, nothing in Qwen."""
+        prompt, whole = self._prompt("?", True), self._prompt("?", True, "ANSWER")
+        between, found, _ = whole.removeprefix(prompt).partition("ANSWER")
+        return between if found and whole.startswith(prompt) and not between.strip() else " "
 
     def collate(self, batch: Sequence[Encoded], ask: bool = False) -> dict[str, Tensor]:
         """Padded to the longest: on the right with answers and labels, on the left to `ask`."""

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from dgg_ray import draws
+from dgg_ray.anatomy import checkpoint_activations, language_linears, projector_of
 from dgg_ray.contracts import Adapter, Example, GradientEdit, Model, Pieces, Training
 from dgg_ray.encoding import IGNORE, Encoded, Encoder
 from dgg_ray.engines import MOMENTS, Engine, Whole, Zero
-from dgg_ray.errors import StageError
 
 ANSWERS_PER_BATCH = 128  # examples behind one call of generate
 
@@ -45,7 +45,9 @@ class PeftLearner:
     def __init__(self, model: Model, device: str = "cpu", zero: int = 0, offload: bool = False) -> None:
         self.device = torch.device(device)
         base, self.processor = model.load()
-        self.base = base.to(self.device).requires_grad_(False).eval()
+        placed = getattr(base, "is_loaded_in_4bit", False)  # it cannot be moved
+        self.base = (base if placed else base.to(self.device)).requires_grad_(False).eval()
+        self.plain_head = model.plain_head
         self.name = str(getattr(model, "path", type(model).__module__))
         self.tokenizer = self.processor.tokenizer
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -54,6 +56,7 @@ class PeftLearner:
         self.engine: Engine | None = None
         self.peft: Any = None
         self.mounted: tuple[Adapter, bool] | None = None
+        self.checkpointing = False
         self.encode = Encoder(self.processor, self.device)
 
     # -- Learner -----------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ class PeftLearner:
         if snapshot:
             for parameter, value in zip(parameters, along(snapshot, "weights"), strict=True):
                 parameter.data.copy_(value)
-        loss = AnswerLoss(self.peft)
+        loss = AnswerLoss(self.peft, self.plain_head)
         if self.zero:
             self.engine = Zero(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
         else:
@@ -152,6 +155,7 @@ class PeftLearner:
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     pad_token_id=self.tokenizer.pad_token_id,
+                    eos_token_id=self.tokenizer.eos_token_id,
                     synced_gpus=sharded,
                 )
             new = ids[: len(batch), inputs["input_ids"].shape[1] :]
@@ -233,11 +237,9 @@ class PeftLearner:
                 self.peft = get_peft_model(self.base, config)
             self.peft.peft_config["default"].base_model_name_or_path = self.name
             self.mounted = (adapter, projector)
-        model = self.peft.get_base_model()
-        if training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        elif model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+        if training.gradient_checkpointing != self.checkpointing:
+            self.checkpointing = training.gradient_checkpointing
+            checkpoint_activations(self.peft.get_base_model(), self.checkpointing)
 
     def draw_weights(self, seed: int) -> None:
         """A Kaiming-uniform, B zero, as PEFT draws them, from the seed alone: equal for all tasks.
@@ -262,18 +264,21 @@ class PeftLearner:
 class AnswerLoss(nn.Module):
     """Summed negative log-likelihood of the answer tokens, in nats.
 
-    The output head runs on the answers' positions only: they are a few of hundreds.
+    plain_head: run the output head on the answers' positions only: they are a few of hundreds.
     """
 
-    def __init__(self, peft: nn.Module) -> None:
+    def __init__(self, peft: nn.Module, plain_head: bool) -> None:
         super().__init__()
-        self.peft = peft
+        self.peft, self.plain_head = peft, plain_head
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         model = self.peft.get_base_model()  # type: ignore[operator]
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
         wanted = labels[:, 1:] != IGNORE  # position s predicts token s + 1
-        logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
+        if self.plain_head:
+            hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
+            logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
+        else:
+            logits = model(**inputs, use_cache=False).logits[:, :-1][wanted]
         return nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum")
 
 
@@ -287,38 +292,6 @@ def clip(gradients: Pieces, most: float) -> None:
     squares = torch.stack(torch._foreach_norm(list(gradients))).square()
     norm = gradients.total(squares).sum().sqrt()
     torch._foreach_mul_(list(gradients), (most / norm).clamp(max=1.0))
-
-
-def projector_of(model: nn.Module) -> str:
-    """Full name of the module between vision tower and language model."""
-    for name, _ in model.named_modules():
-        # LLaVA's, Idefics3's and Qwen's word for it.
-        if name.rpartition(".")[2] in ("multi_modal_projector", "connector", "merger"):
-            return name
-    raise StageError("training.projector_learning_rate: no projector found in the model; leave it out")
-
-
-def language_linears(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the language model's linear layers called by one of `targets`, or of all of them.
-
-    Full names, because `q_proj` alone would match the vision tower's layers too.
-    """
-    linears = {
-        name: name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and "vision" not in name
-        and "lm_head" not in name
-        # LLaVA and Qwen call it language_model, Idefics3 text_model.
-        and ("language_model" in name or "text_model" in name)
-    }
-    chosen = [n for n, last in linears.items() if targets == "all" or last in targets]
-    if unknown := [] if targets == "all" else sorted(set(targets) - set(linears.values())):
-        raise StageError(
-            f"adapter.targets: {', '.join(unknown)} not found in the language model, "
-            f"which has {', '.join(sorted(set(linears.values())))}"
-        )
-    return chosen
 
 
 def quieten() -> None:

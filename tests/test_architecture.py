@@ -22,7 +22,7 @@ DOORS = {
     "optuna": {"search"},
     "deepspeed": {"engines"},
     "peft": {"learner"},
-    "transformers": {"learner", "embedded", "llava_1_5"},
+    "transformers": {"learner", "pretrained", *plugins.names("models")},
     "pydantic": {"border"},
     "yaml": {"studyfile"},
     "matplotlib": {"report", "__init__", *plugins.names("plots")},

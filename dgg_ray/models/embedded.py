@@ -25,6 +25,8 @@ FOLDER = Path(__file__).with_suffix("")
 class Embedded(Model):
     """The model in the package; it has no settings."""
 
+    plain_head = True
+
     def load(self) -> tuple[Any, Any]:
         import torch
         from transformers import (

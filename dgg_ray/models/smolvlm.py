@@ -1,0 +1,46 @@
+"""SmolVLM (Marafioti et al. 2025, arXiv:2504.05299), which is an Idefics3 (Laurençon et al. 2024,
+arXiv:2408.12637), in the Hugging Face layout.
+
+A folder, or a hub name such as `HuggingFaceTB/SmolVLM-256M-Instruct` with its revision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgg_ray.contracts import digest
+from dgg_ray.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class SmolVLM(Pretrained):
+    """A SmolVLM or another Idefics3.
+
+    image_splitting: show a large picture in parts beside the whole, as published; each part costs as
+        many tokens as the whole.
+    """
+
+    architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+    plain_head = True
+
+    image_splitting: bool = False
+
+    def load(self):
+        from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Processor
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+        # Pillow, not torchvision; and the processor of Idefics3 for both: SmolVLM's own adds only videos.
+        settings = {"do_image_splitting": self.image_splitting, **self.place}
+        images = Idefics3ImageProcessorPil.from_pretrained(self.path, **settings)
+        config = AutoConfig.from_pretrained(self.path, **self.place)
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        processor = Idefics3Processor.from_pretrained(
+            self.path,
+            image_processor=images,
+            image_seq_len=side**2 // config.scale_factor**2,
+            **self.place,
+        )
+        return self.weights(AutoModelForImageTextToText), processor
+
+    def fingerprint(self) -> str:
+        return digest([super().fingerprint(), "in parts"]) if self.image_splitting else super().fingerprint()

@@ -1,0 +1,117 @@
+"""Models that lie in a folder or on a hub, in the Hugging Face layout: what all of them share.
+
+Weights are read from safetensors alone; pickles and code that comes with a model are never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from dgg_ray.contracts import Model, digest
+
+NEEDED = ("config.json", "tokenizer_config.json", "*.safetensors", "*processor_config.json")
+
+
+@dataclass(frozen=True)
+class Pretrained(Model):
+    """A model from a folder or a hub.
+
+    path: a folder, or a hub name.
+    revision: commit of a hub name, required there: it stands for the weights in every stage key.
+    dtype: of the frozen base; the LoRA weights are fp32 whatever it is.
+    four_bit: hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314: nf4,
+        double quantisation, computed in bfloat16); needs bitsandbytes and a GPU.
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """What config.json may call the model; empty for anything that takes images."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    four_bit: bool = False
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Which files `from_pretrained` is to take."""
+        return {"revision": self.revision or "main", "local_files_only": self.folder is not None}
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are; None for a hub name."""
+        place = Path(self.path).expanduser()
+        return place if place.is_dir() or place.is_absolute() else None
+
+    def weights(self, kind: Any) -> Any:
+        """The model as an instance of `kind`, a transformers class, in evaluation mode."""
+        import torch
+
+        settings: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "use_safetensors": True}
+        if self.four_bit:
+            from transformers import BitsAndBytesConfig
+
+            settings["device_map"] = {"": torch.cuda.current_device()}
+            settings["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        return kind.from_pretrained(self.path, **settings, **self.place).eval()
+
+    def fingerprint(self) -> str:
+        kind = [self.dtype, "nf4"] if self.four_bit else [self.dtype]
+        if self.folder is None:
+            return digest([self.path, self.revision, *kind])
+        return digest([content(self.folder), *kind])
+
+    def faults(self) -> list[tuple[str, str, str]]:
+        found = []
+        if self.four_bit and find_spec("bitsandbytes") is None:
+            found.append(("four_bit", "needs bitsandbytes, which is not installed: pip install it", "true"))
+        if self.folder is None:
+            if not self.revision:
+                rule = "is required for a hub name: the commit that stands for the weights"
+                found.append(("revision", rule, ""))
+            return found
+        if not self.folder.is_dir():
+            return [*found, ("path", "no such folder", repr(self.path))]
+        missing = [name for name in NEEDED if not any(self.folder.glob(name))]
+        if "*.safetensors" in missing and any(self.folder.glob("*.bin")):
+            missing.remove("*.safetensors")
+            rule = "must hold safetensors; its weights are pickles, which are never read"
+            found.append(("path", rule, repr(self.path)))
+        found += [("path", f"must hold {name}", repr(self.path)) for name in missing]
+        return found + ([] if "config.json" in missing else self.unfit(self.folder))
+
+    def unfit(self, folder: Path) -> list[tuple[str, str, str]]:
+        """What config.json says against it."""
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except ValueError:
+            return [("path", "its config.json must be JSON", repr(self.path))]
+        named = config.get("architectures") or []
+        if self.architectures and named and not set(named) & set(self.architectures):
+            rule = f"must hold a {' or '.join(self.architectures)}; for others there is the model `auto`"
+            return [("path", rule, ", ".join(named))]
+        if "vision_config" not in config:
+            rule = "must hold a model that takes images: its config.json has no vision_config"
+            return [("path", rule, ", ".join(named) or repr(self.path))]
+        return []
+
+
+@cache
+def content(folder: Path) -> str:
+    """SHA-256 over names and contents of all that bears on an answer."""
+    whole = hashlib.sha256()
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]):
+        whole.update(file.name.encode())
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()

@@ -1,0 +1,191 @@
+"""Every architecture: loaded from a folder, trained for a stage, asked, saved, taken up again."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+
+from dgg_ray import plugins
+from dgg_ray.contracts import Adapter, Example, Training
+from dgg_ray.errors import StageError
+from dgg_ray.learner import PeftLearner
+from dgg_ray.strategies.dgg import DGG
+
+ADAPTER = Adapter(rank=2)
+TRAINING = Training(batch_size=4, micro_batch_size=2, learning_rate=2e-2, schedule="constant", warmup=0.0)
+# model, architecture, settings: a single file's and the auto classes'
+MODELS = {
+    "llava_1_5": (tiny.llava, {}),
+    "qwen2_5_vl": (tiny.qwen2_5_vl, {}),
+    "smolvlm": (tiny.smolvlm, {}),
+    "smolvlm in parts": (tiny.smolvlm, {"image_splitting": True}),
+    "auto": (tiny.llava, {}),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request, tmp_path_factory):
+    torch.set_num_threads(1)
+    build, settings = MODELS[request.param]
+    folder = build(tmp_path_factory.mktemp("model") / "tiny")
+    kind = plugins.find("models", request.param.partition(" ")[0])
+    model = kind(str(folder), dtype="float32", **settings)
+    assert model.faults() == []
+    return model, PeftLearner(model)
+
+
+def examples(count=8):
+    """Pictures of two sizes, and one without."""
+    draw = np.random.default_rng(0)
+    shapes = [(40, 56, 3), (64, 32, 3)]
+    made = [
+        Example(str(i), "What is it?", ("one", "two")[i % 2], draw.integers(0, 255, shapes[i % 2], np.uint8))
+        for i in range(count)
+    ]
+    return [*made[:-1], replace(made[-1], image=None)]
+
+
+def begin(learner, parent=None, done=0, **training):
+    learner.begin(ADAPTER, replace(TRAINING, **training), 12, 0, "words", parent)
+
+
+def test_a_stage_is_learned_asked_and_taken_up_again(case, tmp_path):
+    _, learner = case
+    begin(learner)
+    strategy = DGG(alpha=0.5)
+    strategy.begin_task(learner.weights(), "words", ("digits",), 0)
+    losses = [learner.step(examples()[:4], k, strategy.edit_gradient) for k in range(12)]
+    assert losses[-1] < 0.95 * losses[0]
+    answers = learner.answer(examples(), 4)
+    assert len(answers) == 8
+    learner.gather()
+    learner.save(tmp_path / "adapter")
+    begin(learner)
+    assert learner.answer(examples(), 4) != answers or losses[-1] > 1
+    begin(learner, parent=tmp_path)
+    assert learner.answer(examples(), 4) == answers
+
+
+def test_answers_do_not_depend_on_what_they_are_batched_with(case):
+    _, learner = case
+    begin(learner)
+    assert learner.answer(examples(), 3) == [learner.answer([e], 3)[0] for e in examples()]
+
+
+def test_the_loss_of_a_batch_is_that_of_its_examples(case):
+    _, learner = case
+    begin(learner)
+    batch = [learner.encode(e) for e in examples()]
+    with torch.no_grad():
+        together = learner.engine.loss(**learner.encode.collate(batch))
+        alone = sum(learner.engine.loss(**learner.encode.collate([e])) for e in batch)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-4)
+
+
+def test_the_answer_follows_the_prompt_as_the_template_writes_it(case):
+    _, learner = case
+    end = learner.tokenizer.eos_token
+    answer = learner.tokenizer.decode(learner.encode(examples()[0]).answer)
+    assert answer == learner.encode.lead + "one" + end
+    whole = learner.encode._prompt("What is it?", True, "one").rstrip().removesuffix(end)
+    assert whole == learner.encode._prompt("What is it?", True) + answer.removesuffix(end)
+
+
+def test_only_the_language_model_is_adapted(case):
+    _, learner = case
+    begin(learner)
+    names = [n for n, p in learner.peft.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 7 * sum(
+        "layers" in n and n.endswith("q_proj.lora_A.default.weight") for n in names
+    )
+    assert not any(part in name for name in names for part in ("vision", "visual", "projector", "connector"))
+
+
+def test_the_projector_is_trained_at_its_own_rate_when_asked_for(case, tmp_path):
+    _, learner = case
+    begin(learner, projector_learning_rate=1e-3)
+    names = {id(p): n for n, p in learner.peft.named_parameters()}
+    start = {names[id(p)]: p.detach().clone() for p in learner.weights()}
+    projector = [n for n in start if "lora_" not in n]
+    assert projector
+    assert [g["lr"] for g in learner.engine.optimizer.param_groups] == [2e-2, 1e-3]
+    for k in range(2):
+        learner.step(examples()[:4], k, lambda weights, gradients, step: None)
+    now = {n: p for n, p in learner.peft.named_parameters() if n in start}
+    moved = {n: (now[n] - start[n]).abs().max().item() for n in projector}
+    assert all(0 < size <= 2.1e-3 for size in moved.values())  # AdamW moves by the rate at most, twice
+    learner.gather()
+    learner.save(tmp_path / "adapter")
+    answers = learner.answer(examples(), 3)
+    begin(learner, projector_learning_rate=1e-3)
+    assert all(torch.equal(p, start[names[id(p)]]) for p in learner.weights() if id(p) in names)
+    begin(learner, parent=tmp_path, projector_learning_rate=1e-3)
+    assert learner.answer(examples(), 3) == answers
+    begin(learner)
+
+
+def test_checkpointed_activations_give_the_same_step(case):
+    _, learner = case
+    ends = []
+    for checkpointing in (False, True):
+        begin(learner, gradient_checkpointing=checkpointing)
+        for k in range(3):
+            learner.step(examples()[:4], k, lambda weights, gradients, step: None)
+        ends.append([w.detach().clone() for w in learner.weights()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*ends, strict=True))
+    begin(learner)
+
+
+# -- bad folders -----------------------------------------------------------------------------------
+
+
+def said(model) -> str:
+    return " | ".join(f"{path}: {rule}, {found}" for path, rule, found in model.faults())
+
+
+def test_a_folder_of_another_architecture_names_auto(tmp_path):
+    folder = str(tiny.smolvlm(tmp_path / "tiny"))
+    rule = said(plugins.find("models", "llava_1_5")(folder))
+    assert "must hold a LlavaForConditionalGeneration; for others there is the model `auto`" in rule
+    assert "Idefics3ForConditionalGeneration" in rule
+
+
+def test_a_model_without_eyes_is_a_fault(tmp_path):
+    folder = tiny.smolvlm(tmp_path / "tiny")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    assert "must hold a model that takes images" in said(plugins.find("models", "auto")(str(folder)))
+
+
+def test_a_folder_without_processor_or_template_is_a_fault(tmp_path):
+    folder = tiny.qwen2_5_vl(tmp_path / "tiny")
+    for file in [*folder.glob("*processor_config.json"), *folder.glob("chat_template*")]:
+        file.unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    rules = said(plugins.find("models", "auto")(str(folder)))
+    assert "must hold *processor_config.json" in rules
+    assert "must hold a chat template" in rules
+
+
+def test_four_bits_need_bitsandbytes(tmp_path, monkeypatch):
+    folder = str(tiny.llava(tmp_path / "tiny"))
+    monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: None)
+    assert "four_bit: needs bitsandbytes" in said(plugins.find("models", "llava_1_5")(folder, four_bit=True))
+
+
+def test_settings_that_change_what_is_seen_change_the_fingerprint(tmp_path):
+    folder = str(tiny.llava(tmp_path / "tiny"))
+    for name, setting in (("smolvlm", "image_splitting"), ("qwen2_5_vl", "max_pixels")):
+        kind = plugins.find("models", name)
+        assert kind(folder).fingerprint() != kind(folder, **{setting: 1}).fingerprint()
+        assert kind(folder).fingerprint() != kind(folder, four_bit=True).fingerprint()
+
+
+def test_auto_says_when_transformers_gives_no_processor_for_images(tmp_path):
+    folder = tiny.qwen2_5_vl(tmp_path / "tiny")
+    with pytest.raises((StageError, ImportError, ValueError), match="processor|[Tt]orchvision"):
+        plugins.find("models", "auto")(str(folder)).load()
