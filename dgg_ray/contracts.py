@@ -118,7 +118,7 @@ class Model(ABC):
 
     __pydantic_config__ = STRICT
     plain_head: ClassVar[bool] = False
-    """Logits are `lm_head` of `model`'s last hidden state and no more: it may run on answers alone."""
+    """Logits are `lm_head` of the last hidden state and no more: it may run on answers alone."""
 
     @abstractmethod
     def load(self) -> tuple[Any, Any]:
@@ -210,8 +210,7 @@ class Learner(Protocol):
     def step(self, batch: Sequence[Example], step: int, edit: GradientEdit) -> float:
         """One optimizer step on the mean loss over the batch's answer tokens; returns that loss.
 
-        `edit` sees the gradient of the whole batch, after accumulation and reduction over workers.
-        """
+        `edit` sees the gradient of the whole batch, after accumulation and reduction."""
         ...
 
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:

@@ -187,5 +187,5 @@ def test_settings_that_change_what_is_seen_change_the_fingerprint(tmp_path):
 
 def test_auto_says_when_transformers_gives_no_processor_for_images(tmp_path):
     folder = tiny.qwen2_5_vl(tmp_path / "tiny")
-    with pytest.raises((StageError, ImportError, ValueError), match="processor|[Tt]orchvision"):
+    with pytest.raises((StageError, ImportError, ValueError), match=r"processor|[Tt]orchvision"):
         plugins.find("models", "auto")(str(folder)).load()
