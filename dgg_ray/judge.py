@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -88,18 +87,10 @@ def searched(study: Study, store: StageStore) -> Proposals:
     return proposals
 
 
-def contenders(winner: Study) -> dict[str, Study]:
-    """The recommended setting and its rivals at the same rank and buffer, over the final blocks."""
-    own = plugins.name_of(winner.strategy)
-    studies = {own: winner} | {r: winner.beside(r) for r in winner.protocol.rivals if r != own}
-    seeds = winner.protocol.final_seeds or winner.seeds
-    return {label: replace(study, seeds=seeds) for label, study in studies.items()}
-
-
 def final_works(winner: Study) -> list[list[Work]]:
     """Chains of all that the final comparison needs."""
     scope = winner.protocol.exams
-    chains = [works(s, run, FINAL, scope) for s in contenders(winner).values() for run in s.runs()]
+    chains = [works(s, run, FINAL, scope) for s in winner.contenders().values() for run in s.runs()]
     return [*chains, [work]] if (work := base_work(winner)) else chains
 
 

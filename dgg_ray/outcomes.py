@@ -48,6 +48,7 @@ class Results:
     failures: stages that ended early: {"stage", "learned", "error", "message", "traceback"}.
     costs: one row per distinct stage: key, learned, depth, runs (how many share it), steps,
         examples, learn_seconds, exam_seconds, peak_memory_mb, device, host.
+    tried: ids of the settings that the search proposed, in that order.
     facts: what else the report prints: counts of stages asked for, trained, shared; versions.
     """
 
@@ -61,6 +62,7 @@ class Results:
     failures: list[dict[str, Any]]
     costs: pd.DataFrame
     facts: dict[str, Any] = field(default_factory=dict)
+    tried: tuple[str, ...] = ()
 
 
 BLOCK = ["order", "seed"]
@@ -197,12 +199,10 @@ def alphas(results: Results) -> dict[str, str]:
 
 
 def searched(results: Results) -> pd.DataFrame:
-    """The settings that were searched, with the chosen one's strategy; rivals with another are left out."""
-    known = settings(results)
-    setting = chosen(results)
-    if setting in known.index:
-        return known[known["strategy"] == known.loc[setting, "strategy"]]
-    return known[~known.index.isin(list(results.rivals.values()))]
+    """The settings that were searched; the only one where nothing was. Rivals are left out."""
+    known, setting = settings(results), chosen(results)
+    rivals = set(results.rivals.values()) - set(results.tried) - {setting}
+    return known[~known.index.isin(list(rivals))]
 
 
 def name_of(knob: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from dgg_ray import judge
 from dgg_ray.search import Proposals
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
 from dgg_ray.study import Study
 
 
@@ -20,6 +21,9 @@ class Plan:
     runs: setting × order × seed, those of the final comparison among them.
     asked: stages of all runs; distinct: after sharing; stored: of these, finished already.
     examples: training examples that the distinct stages which are not stored will see.
+    steps: optimizer steps in which they will see them.
+    answers: to be written in the exams that are not stored.
+    tasks: what was read of each, in the study's order.
     exact: False while what the sampler proposes later, or who wins, may still change the counts.
     """
 
@@ -32,6 +36,9 @@ class Plan:
     distinct: int
     stored: int
     examples: int
+    steps: int
+    answers: int
+    tasks: Mapping[str, Data]
     exact: bool
 
     @property
@@ -40,12 +47,15 @@ class Plan:
         return self.asked - self.distinct
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"shared": self.shared, "to_train": self.distinct - self.stored}
+        tasks = {name: {**data.sizes, "scorer": data.scorer} for name, data in self.tasks.items()}
+        counts = {"shared": self.shared, "to_train": self.distinct - self.stored}
+        return asdict(self) | {"tasks": tasks} | counts
 
     def __str__(self) -> str:
         about = "" if self.exact else "about "
         blocks = f"{self.settings} settings × {self.orders} orders × {self.seeds} seeds"
         left = f"{about}{self.distinct - self.stored}"
+        width = max(16, *map(len, self.tasks))
         return "\n".join(
             [
                 f"{self.study}: {blocks}, then the comparison",
@@ -53,7 +63,15 @@ class Plan:
                 f"  stages asked for  {about}{self.asked}",
                 f"  shared            {about}{self.shared}",
                 f"  in the store      {self.stored}",
-                f"  to be trained     {left}, on {about}{self.examples} examples in all",
+                f"  to be trained     {left}, on {about}{self.examples:,} examples in all",
+                f"  optimizer steps   {about}{self.steps:,}",
+                f"  exam answers      {about}{self.answers:,}",
+                f"  {'task':<{width}}  {'train':>9}  validation  {'test':>9}  scorer",
+                *(
+                    f"  {name:<{width}}  {data.sizes['train']:>9,}  {data.sizes['validation']:>10,}  "
+                    f"{data.sizes['test']:>9,}  {data.scorer}"
+                    for name, data in self.tasks.items()
+                ),
             ]
         )
 
@@ -68,16 +86,18 @@ def plan(study: Study, store: StageStore) -> Plan:
     works = [work for at in settings for run in at.runs() for work in judge.works(at, run)]
     works += final
     runs = sum(len(at.runs()) for at in settings)
-    runs += sum(len(at.runs()) for at in judge.contenders(settings[-1] if settings else study).values())
+    runs += sum(len(at.runs()) for at in (settings[-1] if settings else study).contenders().values())
     stages = {work.stage.key: work.stage for work in works if work.stage.learns}
     stored = {key for key, stage in stages.items() if store.record(stage) is not None}
     sizes = {name: data.sizes["train"] for name, data in study.tasks.items()}
-    examples = 0
+    examples = steps = 0
     for key, stage in stages.items():
         if key not in stored:
             buffer = stage.strategy.effect(stage.task, stage.earlier).get("buffer", 0)
             kept = sum(min(buffer, sizes[name]) for name in stage.earlier)
-            examples += stage.training.epochs * (sum(sizes[name] for name in stage.learns) + kept)
+            once = sum(sizes[name] for name in stage.learns) + kept
+            examples += stage.training.epochs * once
+            steps += stage.training.epochs * ceil(once / stage.training.batch_size)
     return Plan(
         study=study.name,
         settings=len(settings) or 1,
@@ -88,8 +108,23 @@ def plan(study: Study, store: StageStore) -> Plan:
         distinct=len(stages),
         stored=len(stored),
         examples=examples,
+        steps=steps,
+        answers=answers(study, store, works),
+        tasks=study.tasks,
         exact=over,
     )
+
+
+def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:
+    """Answers that are still to be written: an exam of one stage is sat once, whoever asks for it."""
+    asked: dict[str, tuple[Stage, set[Exam]]] = {}
+    for work in works:
+        asked.setdefault(work.stage.key, (work.stage, set()))[1].update(work.exams)
+    count = 0
+    for stage, exams in asked.values():
+        known = store.cells(stage)
+        count += sum(study.tasks[e.task].sizes[e.split] for e in exams if e.key not in known)
+    return count
 
 
 def foresee(study: Study, store: StageStore) -> tuple[list[Study], list[Work], bool]:

@@ -36,7 +36,7 @@ def load(out: Path) -> Results:
             asked.add(at, run, judge.works(at, run))
     rivals: dict[str, str] = {}
     if winner is not None:
-        for label, at in judge.contenders(winner).items():
+        for label, at in winner.contenders().items():
             rivals[label] = at.id
             for run in at.runs():
                 asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
@@ -51,6 +51,7 @@ def load(out: Path) -> Results:
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
         rivals=rivals,
+        tried=tuple(at.id for at in candidates),
         failures=failures(store, stages),
         costs=costs(store, asked, stages),
         facts=facts(study, store, asked, stages),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 
@@ -13,7 +13,7 @@ from dgg_ray import plugins
 from dgg_ray.border import checked, show
 from dgg_ray.contracts import SPLITS, ScoreMatrix, Task
 from dgg_ray.errors import Fault, nearest
-from dgg_ray.study import Knob, Search, Study
+from dgg_ray.study import Knob, Search, Study, Value
 
 SEARCHABLE = ("strategy", "adapter", "training")
 
@@ -50,16 +50,30 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
     for name in alpha if isinstance(alpha, Mapping) else ():
         if name not in study.names:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
-    legal = plugins.names("strategies")
-    for i, rival in enumerate(study.protocol.rivals):
-        if rival not in legal:
-            rule = f"must be one of {', '.join(legal)}"
-            faults.append(Fault(f"protocol.rivals[{i}]", rule, repr(rival), nearest(rival, legal)))
+    faults += rival_rules(study, broken)
     if study.workers.zero:
         faults += zero_rules(study)
     elif study.workers.offload:
         faults.append(Fault("workers.offload", "needs one of the engines zero1, zero2, zero3", "true"))
     return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
+    legal, labels = plugins.names("strategies"), [plugins.name_of(study.strategy)]
+    for i, rival in enumerate(study.protocol.rivals):
+        at = f"protocol.rivals[{i}]"
+        if isinstance(rival, str):
+            if rival not in legal:
+                rule = f"must be one of {', '.join(legal)}, or LABEL: {{path of a setting: value}}"
+                yield Fault(at, rule, repr(rival), nearest(rival, legal))
+            continue
+        for label, setting in rival.items():
+            if label in labels or label in legal:
+                yield Fault(at, "needs a label of its own", repr(label))
+            labels.append(label)
+            for path, value in setting.items():
+                if path.partition(".")[0] not in broken:
+                    yield from path_rules(study, f"{at}.{label}.{path}", path, path, [value])
 
 
 def zero_rules(study: Study) -> Iterator[Fault]:
@@ -128,15 +142,18 @@ def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[
         return
     if search.sampler == "grid" and knob.values is None:
         yield Fault(at, "the grid sampler needs a list of values")
-    values = knob.values or (knob.low, knob.high)
-    dotted = f"{path}.{study.names[0]}" if knob.per_task else path
+    values = [value for value in knob.values or (knob.low, knob.high) if value is not None]
+    yield from path_rules(study, at, path, f"{path}.{study.names[0]}" if knob.per_task else path, values)
+
+
+def path_rules(study: Study, at: str, path: str, dotted: str, values: Sequence[Value]) -> Iterator[Fault]:
+    """Whether a setting can be changed to each of the values; `dotted` is the path of one task's value."""
     head = path.partition(".")[0]
     if head not in SEARCHABLE:
         rule = f"no such path; a path starts with one of {', '.join(SEARCHABLE)}"
         yield Fault(at, rule, near=nearest(head, SEARCHABLE))
         return
     for value in values:
-        assert value is not None
         try:
             changed = study.at({dotted: value})
         except KeyError as error:

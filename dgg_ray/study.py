@@ -86,7 +86,8 @@ class Protocol:
     max_new_tokens: longest answer, in tokens.
     final_seeds: seeds of the final runs, on test; None is the study's seeds. Others than the
         search's are a check that the choice was not luck.
-    rivals: strategies that the recommended setting is compared with, at its rank and its buffer.
+    rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
+        and its buffer; or variants of it, `LABEL: {dotted path of a setting: value, …}`.
     """
 
     __pydantic_config__ = STRICT
@@ -94,7 +95,7 @@ class Protocol:
     exams: Literal["seen", "next", "all"] = "next"
     max_new_tokens: Annotated[int, Ge(1)] = 16
     final_seeds: tuple[int, ...] | None = None
-    rivals: tuple[str, ...] = ("finetune", "replay", "joint")
+    rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,17 @@ class Study:
         mine = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy)}  # type: ignore[arg-type]
         shared = {f.name: mine[f.name] for f in fields(cls) if f.name in mine}
         return replace(self, strategy=cls(**shared))
+
+    def contenders(self) -> dict[str, Study]:
+        """Label → study: this setting under its strategy's name, then the rivals; on the final blocks."""
+        found: dict[str, Study] = {plugins.name_of(self.strategy): self}
+        for rival in self.protocol.rivals:
+            if isinstance(rival, str):
+                found.setdefault(rival, self.beside(rival))
+            else:
+                found |= {label: self.at(setting) for label, setting in rival.items()}
+        seeds = self.protocol.final_seeds or self.seeds
+        return {label: replace(study, seeds=seeds) for label, study in found.items()}
 
     @cached_property
     def id(self) -> str:

@@ -1,6 +1,8 @@
 """A study file: what is accepted, and that every fault is said at once."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -9,6 +11,7 @@ import yaml
 
 from dgg_ray import Study, studyfile
 from dgg_ray.errors import StudyError
+from dgg_ray.models import embedded
 from dgg_ray.schema import schema
 from dgg_ray.search import Proposals
 from dgg_ray.strategies.dgg import DGG
@@ -176,6 +179,32 @@ TWICE = "[words, charts, digits]"
         ("seeds: [0, 3]", "seeds: [0]\nseeds: [1]", "seeds", "stands twice"),
         ("train: 12", "train: 3", "tasks[0].train", "must be at least"),
         ("seeds: [0, 3]", "protocol: {rivals: [replya]}", "protocol.rivals[0]", "Did you mean 'replay'?"),
+        (
+            "seeds: [0, 3]",
+            "protocol: {rivals: [{ungated: {strategy.gat: always}}]}",
+            "protocol.rivals[0].ungated.strategy.gat",
+            "Did you mean 'strategy.gate'?",
+        ),
+        (
+            "seeds: [0, 3]",
+            "protocol: {rivals: [{strong: {strategy.alpha: 3}}]}",
+            "protocol.rivals[0].strong.strategy.alpha",
+            "must be at most 1 (strategy.alpha), got 3",
+        ),
+        (
+            "seeds: [0, 3]",
+            "protocol: {rivals: [joint, {joint: {strategy.alpha: 1}}]}",
+            "protocol.rivals[1]",
+            "needs a label of its own",
+        ),
+        ("seeds: [0, 3]", "workers: {engine: zero4}", "workers.engine", "Did you mean 'zero"),
+        ("seeds: [0, 3]", "workers: {offload: true}", "workers.offload", "needs one of the engines"),
+        (
+            "seeds: [0, 3]",
+            "workers: {engine: zero2}\ntraining: {projector_learning_rate: 2e-5}",
+            "training.projector_learning_rate",
+            "a second rate cannot be had with zero2",
+        ),
     ],
 )
 def test_a_fault_names_its_path_its_rule_and_its_value(load, old, new, path, said):
@@ -183,6 +212,34 @@ def test_a_fault_names_its_path_its_rule_and_its_value(load, old, new, path, sai
     found = faults(load, GOOD.replace(old, new, 1))
     assert list(found) == [path]
     assert said in found[path]
+
+
+def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch):
+    monkeypatch.setattr("dgg_ray.rules.find_spec", lambda name: None)
+    found = faults(load, GOOD + "workers: {engine: zero1}\n")
+    assert "pip install 'dgg_ray[deepspeed]'" in found["workers.engine"]
+
+
+def test_weights_of_four_bits_cannot_be_cut_in_pieces(load, tmp_path, monkeypatch):
+    shutil.copytree(embedded.FOLDER, tmp_path / "llava")
+    monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: object())
+    text = GOOD.replace(
+        "model: embedded", f"model: {{name: llava_1_5, path: {tmp_path / 'llava'}, four_bit: true}}"
+    )
+    assert "use zero2" in faults(load, text + "workers: {engine: zero3}\n")["model.four_bit"]
+    assert load(text + "workers: {engine: zero2}\n").workers.zero == 2
+
+
+def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
+    rivals = "[finetune, replay, {ungated: {strategy.gate: always}}, {unscaled: {strategy.scale: false}}]"
+    study = load(GOOD + f"protocol: {{rivals: {rivals}, final_seeds: [7]}}\n")
+    found = study.contenders()
+    assert list(found) == ["dgg", "finetune", "replay", "ungated", "unscaled"]
+    assert found["ungated"].strategy == replace(study.strategy, gate="always")
+    assert found["unscaled"].strategy == replace(study.strategy, scale=False)
+    assert found["replay"].strategy.buffer == 5
+    assert {s.seeds for s in found.values()} == {(7,)}
+    assert len({s.id for s in found.values()}) == 5
 
 
 def test_one_task_is_too_few(load):
