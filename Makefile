@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check format benchmark clean
+.PHONY: quickstart test test-core test-all check format benchmark clean
 
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
 
-test: .venv/ready
-	$(BIN)/pytest -m "not slow and not browser and not gpu"
+# The core in two processes; then one after another what starts processes of its own.
+test: test-core
+	$(BIN)/pytest -m "(ray or processes) and not slow and not browser and not gpu"
+
+test-core: .venv/ready
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not processes and not slow and not browser and not gpu"
 
 test-all: .venv/ready
 	$(BIN)/pytest
@@ -32,7 +36,7 @@ benchmark: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,caption]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,caption,deepspeed]"
 	touch $@
 
 clean:

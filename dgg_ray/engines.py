@@ -98,7 +98,9 @@ class Whole(Engine):
         super().__init__(loss, parameters, optimizer)
         self.world = world
         self.weights = Pieces(self.parameters)
-        self.module = DistributedDataParallel(loss) if world > 1 else loss
+        # A batch without pictures passes a trained projector by.
+        skipped = len(optimizer.param_groups) > 1
+        self.module = DistributedDataParallel(loss, find_unused_parameters=skipped) if world > 1 else loss
         optimizer.register_step_pre_hook(self._open)
 
     def backward(self, inputs, scale, last):
@@ -110,9 +112,9 @@ class Whole(Engine):
         return nats.detach()
 
     def gradients(self):
-        gradients = Pieces(p.grad for p in self.parameters if p.grad is not None)
-        assert len(gradients) == len(self.parameters), "every trainable tensor has a gradient"
-        return gradients
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        return Pieces(p.grad for p in self.parameters)  # type: ignore[misc]
 
     def _step(self):
         self.optimizer.step()

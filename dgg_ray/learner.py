@@ -11,6 +11,7 @@ then the strategy's edit, then clipping where it was asked for, then AdamW.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -296,5 +297,7 @@ def clip(gradients: Pieces, most: float) -> None:
 
 def quieten() -> None:
     """One process of many: no progress bars, no advice about defaults."""
+    if not torch.cuda.is_available():  # PEFT imports DeepSpeed, which would say that it looks for one
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in ("transformers", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)

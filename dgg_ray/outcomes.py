@@ -91,7 +91,7 @@ def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
 
 def walk(results: Results, split: str) -> Iterator[Run]:
     """Every run examined on `split`, in a fixed order; cells that were not examined are nan."""
-    if results.table.empty:
+    if results.table.empty and not results.failures:
         raise ResultsError(
             f"study {results.name!r} has no finished stage, so there is nothing to report; "
             "run the study first, or give the folder in which it was run"

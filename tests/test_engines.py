@@ -1,9 +1,11 @@
 """The same steps on every engine: plain, DDP and ZeRO agree with each other and with float64."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ from dgg_ray.learner import PeftLearner
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.strategies.dgg import DGG
 
-SHARED = ("ddp", "zero1", "zero2", "zero3", "zero2-offload")
+ZERO = ("zero1", "zero2", "zero3", "zero2-offload") if find_spec("deepspeed") else ()
+SHARED = ("ddp", *ZERO)
+
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +34,10 @@ def plain(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Path:
+def shared(plain, tmp_path_factory) -> Path:
     """Results of two processes, for every engine; started once."""
     folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(plain / two.ALONE, folder)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     quiet = {"PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder)}
     processes = []
@@ -105,7 +112,6 @@ def reference() -> dict[str, torch.Tensor]:
 
 def test_one_process_equals_the_formulas_in_float64(plain):
     weights, said = two.load(plain, "plain")
-    print("plain vs float64", apart(weights, reference()))
     assert apart(weights, reference()) <= 1e-4
     assert said["losses"][-1] < said["losses"][0]
 
@@ -113,7 +119,6 @@ def test_one_process_equals_the_formulas_in_float64(plain):
 @pytest.mark.parametrize("engine", SHARED)
 def test_two_processes_equal_one(engine, plain, shared):
     (one, said), (both, heard) = two.load(plain, "plain"), two.load(shared, engine)
-    print(engine, apart(both, one))
     assert apart(both, one) <= 1e-5
     assert heard["losses"] == pytest.approx(said["losses"], rel=1e-4)
     assert heard["answers"] == said["answers"]
@@ -148,11 +153,16 @@ def test_a_stage_that_goes_on_in_its_middle_ends_with_the_same_bytes(plain, shar
         assert said["halves"] == said["losses"][two.BREAK :]
 
 
-@pytest.mark.parametrize("engine", [engine for engine in SHARED if engine != "ddp"])
+@pytest.mark.parametrize("engine", ZERO)
 def test_with_zero_it_ends_within_rounding(engine, shared):
     broken = load_file(shared / f"{engine}-broken.safetensors")
-    print(engine, "broken", apart(broken, two.load(shared, engine)[0]))
     assert apart(broken, two.load(shared, engine)[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("engine", SHARED)
+def test_two_processes_finish_what_one_began(engine, plain, shared):
+    taken_up = load_file(shared / f"{engine}-taken-up.safetensors")
+    assert apart(taken_up, two.load(plain, "plain")[0]) <= 1e-5
 
 
 def test_guidance_changes_what_is_learned(plain):

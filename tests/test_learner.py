@@ -161,6 +161,38 @@ def test_answers_do_not_depend_on_what_they_are_batched_with(learner, examples):
     assert together == alone
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.0, 0.5, 1.0, 1.0]),
+        ("linear", [0.0, 0.5, 1.0, 0.5]),
+        ("cosine", [0.0, 0.5, 1.0, 0.5]),  # (1 + cos(π/2)) / 2
+    ],
+)
+def test_the_rate_rises_over_the_warm_up_and_then_follows_its_schedule(learner, examples, schedule, rates):
+    begin(learner, schedule=schedule, warmup=0.5, learning_rate=1e-2)
+    seen = []
+    for step in range(4):
+        seen.append(learner.engine.optimizer.param_groups[0]["lr"] / 1e-2)
+        learner.step(examples[:2], step, nothing)
+    assert seen == pytest.approx(rates)
+
+
+def test_clipping_comes_after_the_edit_and_bounds_the_whole_gradient(learner, examples):
+    def huge(weights, gradients, step):
+        for g in gradients:
+            g.fill_(3.0)
+
+    begin(learner, clip_norm=0.5)
+    taken = []
+    learner.engine.optimizer.register_step_pre_hook(
+        lambda *_: taken.extend(p.grad.clone() for p in learner.weights())
+    )
+    learner.step(examples[:4], 0, huge)
+    assert torch.cat([g.flatten() for g in taken]).norm().item() == pytest.approx(0.5, rel=1e-5)
+    begin(learner)
+
+
 def test_text_only_examples_learn_and_answer(learner, examples):
     text = [replace(e, image=None) for e in examples[:4]]
     begin(learner)

@@ -114,9 +114,10 @@ def test_the_projector_is_trained_at_its_own_rate_when_asked_for(case, tmp_path)
     assert [g["lr"] for g in learner.engine.optimizer.param_groups] == [2e-2, 1e-3]
     for k in range(2):
         learner.step(examples()[:4], k, lambda weights, gradients, step: None)
+    learner.step([examples()[-1]], 2, lambda weights, gradients, step: None)  # no picture: it is passed by
     now = {n: p for n, p in learner.peft.named_parameters() if n in start}
     moved = {n: (now[n] - start[n]).abs().max().item() for n in projector}
-    assert all(0 < size <= 2.1e-3 for size in moved.values())  # AdamW moves by the rate at most, twice
+    assert all(0 < size <= 3.1e-3 for size in moved.values())  # AdamW moves by the rate at most
     learner.gather()
     learner.save(tmp_path / "adapter")
     answers = learner.answer(examples(), 3)

@@ -219,3 +219,20 @@ def test_a_record_says_in_words_what_was_learned(world):
     kept = json.loads((world.store.place(stage) / "record.json").read_text())
     assert kept["meaning"]["effect"]["dgg"]["alpha"] == 0.5
     assert kept["meaning"]["learns"][0][0] == "fours"
+
+
+def test_a_stage_published_between_two_looks_is_found_and_not_set_aside(world, monkeypatch):
+    (stage,) = world.path("ones")
+    place, hidden = world.store.place(stage), world.store.folder / "hidden"
+    world.shop.obtain(Work(stage))
+    place.rename(hidden)
+    look = type(place).exists
+
+    def exists(path, **how):
+        if path == place and hidden.exists():  # the other process's rename, just after the first look
+            hidden.rename(place)
+        return look(path, **how)
+
+    monkeypatch.setattr(type(place), "exists", exists)
+    assert world.store.record(stage)["learned"] == "ones"
+    assert not (world.store.folder / "damaged").exists()

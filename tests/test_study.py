@@ -242,6 +242,14 @@ def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
     assert len({s.id for s in found.values()}) == 5
 
 
+def test_a_relative_store_is_kept_from_where_the_study_was_run(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = load(GOOD + "output: {store: shared}\n")
+    studyfile.keep(study, tmp_path / "out")
+    monkeypatch.chdir("/")
+    assert studyfile.the_kept(tmp_path / "out").store_folder(tmp_path / "out") == tmp_path / "shared"
+
+
 def test_one_task_is_too_few(load):
     text = "\n".join(line for line in GOOD.splitlines() if "words" not in line and "charts" not in line)
     assert "needs at least 2 tasks, has 1" in faults(load, text)["tasks"]

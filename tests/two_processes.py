@@ -3,7 +3,8 @@
     RANK=0 WORLD_SIZE=2 … python tests/two_processes.py FOLDER ENGINE [ENGINE …]
 
 An engine is ddp, zero1, zero2, zero3, or one of the last three with -offload. For each: `STEPS` steps
-with guidance, once without a break and once with a snapshot and another beginning in the middle.
+with guidance, once without a break, once with a snapshot and another beginning in the middle, and once
+from the snapshot of one process, where the folder has it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dgg_ray.strategies.dgg import DGG
 from dgg_ray.tasks.embedded import Embedded as Reader
 
 STEPS, BREAK, BATCH = 24, 10, 8
+ALONE = "plain-snapshot.safetensors"
 ADAPTER = Adapter(rank=4)
 TRAINING = Training(batch_size=BATCH, learning_rate=2e-3, schedule="cosine", warmup=0.1, clip_norm=5.0)
 STRATEGY = DGG(alpha=0.5)
@@ -70,8 +72,14 @@ def results(learner: PeftLearner, folder: Path, name: str) -> None:
     kept: dict = {}
     first = replace(STRATEGY)
     learned(learner, first, range(BREAK), {}, after=lambda s: kept.update(learner.snapshot(s.memory)))
-    halves = learned(learner, replace(STRATEGY), range(BREAK, STEPS), {"done": BREAK, "snapshot": kept})
+    rest = range(BREAK, STEPS)
+    halves = learned(learner, replace(STRATEGY), rest, {"done": BREAK, "snapshot": kept})
     learner.gather()
+    broken, taken_up = dict(learner.gathered), {}
+    if (folder / ALONE).exists():
+        learned(learner, replace(STRATEGY), rest, {"done": BREAK, "snapshot": load_file(folder / ALONE)})
+        learner.gather()
+        taken_up = dict(learner.gathered)
 
     shares: list = [None] * learner.world
     facts = {"held": held.tolist(), "gates": gates}
@@ -79,7 +87,9 @@ def results(learner: PeftLearner, folder: Path, name: str) -> None:
         dist.all_gather_object(shares, facts)
     if learner.rank == 0:
         save_file(whole, folder / f"{name}.safetensors")
-        save_file(dict(learner.gathered), folder / f"{name}-broken.safetensors")
+        save_file(broken, folder / f"{name}-broken.safetensors")
+        save_file(taken_up, folder / f"{name}-taken-up.safetensors")
+        save_file(kept, folder / f"{name}-snapshot.safetensors")
         save_file({str(i): t for i, t in enumerate(start)}, folder / f"{name}-anchor.safetensors")
         said = {"losses": losses, "halves": halves, "answers": answers, "shares": shares}
         (folder / f"{name}.json").write_text(json.dumps(said))
