@@ -19,7 +19,7 @@ import ray
 import ray.train
 
 from dgg_ray.broker import ON_HEAD
-from dgg_ray.errors import Fault, StageError, StoreError, StudyError
+from dgg_ray.errors import ClusterError, Fault, StageError, StoreError, StudyError
 from dgg_ray.stages import Stage, StageStore
 from dgg_ray.study import Study
 
@@ -77,6 +77,11 @@ def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop:
     if study.workers.threads:
         torch.set_num_threads(study.workers.threads)
     torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
+    if study.workers.gpus and not torch.cuda.is_available():
+        raise ClusterError(
+            f"workers.gpus is {study.workers.gpus:g}, and PyTorch {torch.__version__} finds no GPU here: "
+            "install its build for your GPUs, or set workers.gpus to 0"
+        )
     tasks = study.read_tasks()
     for name, task in tasks.items():
         # Keys promise what was learned from: another copy of the data would be kept under a false name.

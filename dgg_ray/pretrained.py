@@ -43,6 +43,11 @@ class Pretrained(Model):
         return {"revision": self.revision or "main", "local_files_only": self.folder is not None}
 
     @property
+    def source(self) -> str:
+        """Where the files are, as `from_pretrained` takes it."""
+        return str(self.folder or self.path)
+
+    @property
     def folder(self) -> Path | None:
         """Where the files are; None for a hub name."""
         place = Path(self.path).expanduser()
@@ -63,7 +68,7 @@ class Pretrained(Model):
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=torch.bfloat16,
             )
-        return kind.from_pretrained(self.path, **settings, **self.place).eval()
+        return kind.from_pretrained(self.source, **settings, **self.place).eval()
 
     def fingerprint(self) -> str:
         kind = [self.dtype, "nf4"] if self.four_bit else [self.dtype]

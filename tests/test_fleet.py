@@ -4,8 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dgg_ray import fleet
+from dgg_ray.errors import ClusterError
 from dgg_ray.study import Workers
 
 
@@ -47,6 +49,13 @@ def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatc
     study = SimpleNamespace(workers=Workers())
     fleet.work_loop({"study": study, "store": None, "broker": desk, "fleet": "fleet-001"})
     assert desk.reason == "a worker cannot begin: OSError: the weights are gone"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpus_that_pytorch_does_not_find_are_said_before_anything_is_read():
+    study = SimpleNamespace(workers=Workers(gpus=1))
+    with pytest.raises(ClusterError, match=r"finds no GPU here.*set workers.gpus to 0"):
+        fleet.workshop(study, None)
 
 
 def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason():

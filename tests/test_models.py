@@ -178,6 +178,14 @@ def test_four_bits_need_bitsandbytes(tmp_path, monkeypatch):
     assert "four_bit: needs bitsandbytes" in said(plugins.find("models", "llava_1_5")(folder, four_bit=True))
 
 
+def test_a_folder_below_home_is_found(tmp_path, monkeypatch):
+    tiny.llava(tmp_path / "tiny")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = plugins.find("models", "llava_1_5")("~/tiny", dtype="float32")
+    assert model.faults() == []
+    assert model.load()[1].image_token == "<image>"
+
+
 def test_settings_that_change_what_is_seen_change_the_fingerprint(tmp_path):
     folder = str(tiny.llava(tmp_path / "tiny"))
     for name, setting in (("smolvlm", "image_splitting"), ("qwen2_5_vl", "max_pixels")):

@@ -20,7 +20,7 @@ class Auto(Pretrained):
 
         from dgg_ray.errors import StageError
 
-        processor = AutoProcessor.from_pretrained(self.path, **self.place)
+        processor = AutoProcessor.from_pretrained(self.source, **self.place)
         # Where a part cannot be built, transformers gives the tokenizer alone, without a word.
         if not hasattr(processor, "image_processor"):
             raise StageError(

@@ -21,6 +21,6 @@ class Llava15(Pretrained):
         from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
 
         # Pictures through Pillow, not torchvision: one preprocessing wherever a study runs.
-        images = CLIPImageProcessorPil.from_pretrained(self.path, **self.place)
-        processor = LlavaProcessor.from_pretrained(self.path, image_processor=images, **self.place)
+        images = CLIPImageProcessorPil.from_pretrained(self.source, **self.place)
+        processor = LlavaProcessor.from_pretrained(self.source, image_processor=images, **self.place)
         return self.weights(LlavaForConditionalGeneration), processor

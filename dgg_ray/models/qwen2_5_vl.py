@@ -47,9 +47,9 @@ class Qwen25VL(Pretrained):
 
         bound = {"max_pixels": self.max_pixels} if self.max_pixels else {}
         processor = PicturesOnly.from_pretrained(
-            self.path,
-            image_processor=Qwen2VLImageProcessorPil.from_pretrained(self.path, **bound, **self.place),
-            tokenizer=AutoTokenizer.from_pretrained(self.path, **self.place),
+            self.source,
+            image_processor=Qwen2VLImageProcessorPil.from_pretrained(self.source, **bound, **self.place),
+            tokenizer=AutoTokenizer.from_pretrained(self.source, **self.place),
             **self.place,
         )
         return self.weights(Qwen2_5_VLForConditionalGeneration), processor

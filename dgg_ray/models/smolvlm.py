@@ -31,11 +31,11 @@ class SmolVLM(Pretrained):
 
         # Pillow, not torchvision; and the processor of Idefics3 for both: SmolVLM's own adds only videos.
         settings = {"do_image_splitting": self.image_splitting, **self.place}
-        images = Idefics3ImageProcessorPil.from_pretrained(self.path, **settings)
-        config = AutoConfig.from_pretrained(self.path, **self.place)
+        images = Idefics3ImageProcessorPil.from_pretrained(self.source, **settings)
+        config = AutoConfig.from_pretrained(self.source, **self.place)
         side = config.vision_config.image_size // config.vision_config.patch_size
         processor = Idefics3Processor.from_pretrained(
-            self.path,
+            self.source,
             image_processor=images,
             image_seq_len=side**2 // config.scale_factor**2,
             **self.place,

@@ -6,7 +6,8 @@ Two kinds of record, either of them in any split, in a JSON list or as JSON line
                                                   {"from": "gpt", "value": "a plum"}]}
     question    {"question_id", "image", "text": "What is this?", "answer": "a plum"}
 
-    id, question_id     optional; without it the record's place, `#12`
+    id, question_id     optional; without it the record's place, `#12`. Once each in validation and test;
+                        training records may share one, as UCIT's do
     image               relative to the image folder; absent or null for text only
     references          optional list of all accepted answers
     choices             optional list of the options offered; lettered options in a prompt stay in it
@@ -145,11 +146,15 @@ def parse(file: Path, split: str, root: Path, faults: Faults) -> list[Item]:
         for item in examples_of(record, f"#{index}", root, faults)
     ]
     first: dict[str, Place] = {}
-    for item in items:
-        earlier = first.setdefault(item.example.id, item.place)
-        if earlier is not item.place:
-            found = f"{item.example.id!r}, as in {earlier.path}"
-            faults.add(item.place.at("id"), "must be used once in a split", found)
+    for n, item in enumerate(items):
+        id_, place = item.example.id, item.place
+        earlier = first.setdefault(id_, place)
+        if earlier is place:
+            continue
+        if split == "train":  # where benchmarks number pictures, not records; nothing is looked up by it
+            items[n] = item._replace(example=replace(item.example, id=f"{id_} ({place.path})"))
+        else:
+            faults.add(place.at("id"), "must be used once in a split", f"{id_!r}, as in {earlier.path}")
     return items
 
 

@@ -1,0 +1,253 @@
+"""The studies of the published benchmarks, on mock-ups of their folders."""
+
+import json
+import re
+from pathlib import Path
+
+import mock_benchmarks as mock
+import pandas as pd
+import pytest
+import yaml
+
+from dgg_ray import Study, cli, studyfile
+from dgg_ray.results import table
+
+STUDIES = Path(__file__).parent.parent / "studies"
+UCIT, VQAV2 = STUDIES / "ucit.yaml", STUDIES / "vqav2.yaml"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def java(monkeypatch):
+    """Checks find what the scorer `caption` needs, wherever they run; no caption is judged with it."""
+    monkeypatch.setattr("dgg_ray.captions.missing", lambda java: "")
+
+
+@pytest.fixture
+def ucit(tmp_path, java):
+    return mock.ucit(tmp_path / "ucit")
+
+
+@pytest.fixture
+def vqav2(tmp_path):
+    return mock.vqav2(tmp_path / "vqav2")
+
+
+def with_model(study: Path, model: Path, to: Path) -> Path:
+    """The study file as a user changes it who has the model on disk."""
+    lines = study.read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("  revision: ")]
+    lines = [f"  path: {model}" if line.startswith("  path: ") else line for line in lines]
+    to.write_text("\n".join(lines))
+    return to
+
+
+def planned(study: Path, data: Path, capsys, out: str = "out") -> dict:
+    capsys.readouterr()
+    assert cli.main(["plan", str(study), "--data", str(data), "--out", str(data / out), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(study: Path, data: Path, capsys) -> list[str]:
+    """The faults, a line each, of a plan that ends with exit code 2."""
+    assert cli.main(["plan", str(study), "--data", str(data), "--out", str(data / "out")]) == 2
+    title, *faults = capsys.readouterr().err.splitlines()
+    assert title == f"{study}: {len(faults)} fault{'s' * (len(faults) != 1)}"
+    return faults
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def test_ucit_is_counted(ucit, capsys):
+    found = planned(UCIT, ucit, capsys)
+    # 1 % of so few pictures is one of them; two records belong to one picture of VizWiz and of Flickr30k
+    assert found["tasks"] == {
+        "ImageNet-R": {"train": 9, "validation": 1, "test": 4, "scorer": "exact_match"},
+        "ArxivQA": {"train": 11, "validation": 1, "test": 3, "scorer": "exact_match"},
+        "VizWiz": {"train": 12, "validation": 2, "test": 5, "scorer": "caption"},
+        "IconQA": {"train": 8, "validation": 1, "test": 6, "scorer": "exact_match"},
+        "CLEVR": {"train": 10, "validation": 1, "test": 4, "scorer": "exact_match"},
+        "Flickr30k": {"train": 6, "validation": 2, "test": 3, "scorer": "caption"},
+    }
+    # dgg, finetune and replay learn six stages each, joint one; all but joint share the first
+    assert (found["runs"], found["asked"], found["shared"], found["to_train"]) == (4, 19, 2, 17)
+    # the buffer keeps everything: 9, 20, 32, 40, 50, 56 examples a stage with it, 56 in all without
+    assert found["examples"] == 207 + (207 - 9) + (56 - 9) + 56
+    assert found["steps"] == 17  # no stage has more than the 64 of one batch
+    # validation and test of the tasks seen: 5, 9, 16, 23, 28, 33 answers after the six stages
+    assert found["answers"] == 3 * 114 - 2 * 5 + 33
+    assert found["exact"]
+
+
+def test_vqav2_is_counted(vqav2, capsys):
+    found = planned(VQAV2, vqav2, capsys)
+    assert {name: (counts["train"], counts["test"]) for name, counts in found["tasks"].items()} == {
+        name: (train - 1, test) for name, (train, test) in mock.VQAV2.items()
+    }
+    assert (found["runs"], found["asked"], found["shared"], found["to_train"]) == (4, 31, 2, 29)
+    # 9, 14, 25, 31, 39, 46, 50, 55, 61, 64 examples a stage with the buffer, 64 in all without
+    assert found["examples"] == 394 + (394 - 9) + (64 - 9) + 64
+    # 6, 9, 16, 20, 25, 29, 32, 36, 39, 41 answers after the ten stages
+    assert found["answers"] == 3 * 253 - 2 * 6 + 41
+
+
+def test_a_plan_is_a_table_of_the_tasks_too(vqav2, capsys):
+    assert cli.main(["plan", str(VQAV2), "--data", str(vqav2), "--out", str(vqav2 / "out")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["task", "train", "validation", "test", "scorer"] in lines
+    assert ["recognition", "9", "1", "5", "exact_match"] in lines
+    assert ["optimizer", "steps", "29"] in lines
+    assert ["exam", "answers", "788"] in lines
+
+
+def test_a_model_on_disk_changes_the_keys_and_no_count(vqav2, tmp_path, capsys):
+    copy = with_model(VQAV2, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
+    assert planned(copy, vqav2, capsys) == planned(VQAV2, vqav2, capsys)
+    assert Study.load(copy, vqav2).fingerprint != Study.load(VQAV2, vqav2).fingerprint
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def test_ucits_settings_are_the_published_ones(ucit):
+    study = Study.load(UCIT, ucit)
+    (run,) = study.runs()
+    assert run.order == ("ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR", "Flickr30k")
+    effects = [stage.strategy.effect(stage.task, stage.earlier) for stage in run.stages]
+    assert effects[0] == {}  # nothing is guided or replayed in the first task
+    assert [effect["dgg"]["alpha"] for effect in effects[1:]] == [0.1, 0.1, 0.05, 0.05, 0.1]
+    assert {effect["buffer"] for effect in effects[1:]} == {2000}
+    assert (study.adapter.rank, study.adapter.alpha) == (48, 96)
+
+
+def test_vqav2s_settings_are_the_published_ones(vqav2):
+    study = Study.load(VQAV2, vqav2)
+    (run,) = study.runs()
+    assert run.order == tuple(mock.VQAV2)
+    effects = [stage.strategy.effect(stage.task, stage.earlier) for stage in run.stages]
+    assert effects[0] == {}
+    assert [(effect["dgg"]["alpha"], effect["buffer"]) for effect in effects[1:]] == 9 * [(0.2, 500)]
+    assert (study.adapter.rank, study.adapter.alpha) == (128, 256)
+
+
+def test_both_are_trained_by_one_recipe():
+    recipes = [yaml.load(file.read_text(), studyfile.Loader) for file in (UCIT, VQAV2)]
+    assert recipes[0]["training"] == recipes[1]["training"]
+    assert recipes[0]["model"] == recipes[1]["model"]
+    training = recipes[0]["training"]
+    assert (training["learning_rate"], training["projector_learning_rate"]) == (2e-4, 2e-5)
+    assert (training["batch_size"], training["epochs"], training["schedule"]) == (64, 1, "cosine")
+
+
+def test_examples_are_what_the_benchmarks_records_say(ucit):
+    tasks = Study.load(UCIT, ucit).read_tasks()
+    first = tasks["VizWiz"].examples["test"][0]
+    assert first.image == ucit / "datasets/VizWiz/val/VizWiz_val_00000000.jpg"
+    assert first.references == ("a plain green card number 1", "one card, a plain green card number 1")
+    asked = tasks["ArxivQA"].examples["test"][0]
+    assert asked.question.splitlines()[1:5] == ["A) red", "B) green", "C) blue", "D) grey"]
+    assert asked.answer == "B"
+    assert all("<image>" not in e.question for task in tasks.values() for e in task.examples["train"])
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(ucit, capsys):
+    file = ucit / "instructions/IconQA/train.json"
+    file.rename(file.with_name("trein.json"))
+    (fault,) = refused(UCIT, ucit, capsys)
+    assert f"tasks[3].train: must be a file that exists, got {file}. Did you mean 'trein.json'?" in fault
+
+
+def test_a_missing_picture_is_named_with_its_record(vqav2, capsys):
+    (vqav2 / "data/val2014/COCO_val2014_000000002003.jpg").unlink()  # the fourth of the third task
+    (fault,) = refused(VQAV2, vqav2, capsys)
+    assert f"{vqav2}/CL4VQA/test/test_q_judge.json: line 20  tasks[2].test[3].image: " in fault
+    assert "must be a file in the image folder, got 'val2014/COCO_val2014_000000002003.jpg'" in fault
+
+
+def test_a_picture_without_caption_is_named(ucit, capsys):
+    file = ucit / "instructions/Flickr30k/val_coco_type_3000.json"
+    captions = json.loads(file.read_text())
+    captions["annotations"] = [note for note in captions["annotations"] if note["image_id"] != 2]
+    mock.write(file, captions)
+    (fault,) = refused(UCIT, ucit, capsys)
+    rule = "must have a caption in the `references` file"
+    assert f"tasks[5].test[1].image: {rule}, got Flickr30k/val/1000092796.jpg" in fault
+
+
+def test_faults_of_several_tasks_are_told_together(ucit, capsys):
+    (ucit / "instructions/ImageNet-R/test_3000.json").unlink()
+    (ucit / "datasets/CLEVR/images/val/CLEVR_val_000000.png").write_bytes(b"no picture")
+    clevr, imagenet = sorted(refused(UCIT, ucit, capsys), key=lambda fault: "tasks[0]" in fault)
+    assert "tasks[0].test: must be a file that exists" in imagenet
+    assert "tasks[4].test[0].image: must be a picture that decodes" in clevr
+
+
+def test_without_java_the_check_says_what_to_do(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr("dgg_ray.captions.shutil.which", lambda name: None)
+    faults = refused(UCIT, mock.ucit(tmp_path / "ucit"), capsys)
+    assert [fault.split(": ")[0].split()[-1] for fault in faults] == ["tasks[2].scorer", "tasks[5].scorer"]
+    assert all("take the scorer `caption_light`, which needs none" in fault for fault in faults)
+
+
+def test_training_records_may_share_an_id(tmp_path, java, capsys):
+    found = planned(UCIT, mock.ucit(tmp_path / "ucit"), capsys)
+    assert found["tasks"]["VizWiz"]["train"] == 12
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
+    pytest.importorskip("pycocoevalcap")
+    copy = with_model(UCIT, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
+    study = yaml.load(copy.read_text(), studyfile.Loader)
+    study["tasks"] = [task for task in study["tasks"] if task["name"] in ("ArxivQA", "VizWiz")]
+    for task in study["tasks"]:
+        task |= {"limit": 6, "limit_test": 2}
+    study["tasks"][1]["scorer"] = "caption_light"
+    study["strategy"] |= {"alpha": {"ArxivQA": 0.1, "VizWiz": 1.0}}
+    study["adapter"] |= {"rank": 2, "alpha": 4}
+    study["training"] |= {"batch_size": 4, "micro_batch_size": 2}
+    study["protocol"] |= {"rivals": ["replay"], "max_new_tokens": 2}
+    study["orders"] = [["VizWiz", "ArxivQA"]]
+    study["workers"] = {"gpus": 0}  # one thread: two that wait for a busy core are slow
+    copy.write_text(yaml.safe_dump(study))
+
+    out = tmp_path / "out"
+    command = ["run", str(copy), "--data", str(ucit), "--out", str(out), "--local", "--quiet"]
+    assert cli.main(command) == 0
+
+    costs = pd.read_csv(out / "costs.csv")  # VizWiz once for both; then ArxivQA with 6 kept, guided or not
+    assert sorted(zip(costs["examples"], costs["steps"], costs["runs"], strict=True)) == [
+        (6, 2, 2),
+        (12, 3, 1),
+        (12, 3, 1),
+    ]
+    finals = table(out).query("split == 'test' and stage == 1")
+    assert sorted(zip(finals["strategy"], finals["exam"], strict=True)) == [
+        ("dgg", "ArxivQA"),
+        ("dgg", "VizWiz"),
+        ("replay", "ArxivQA"),
+        ("replay", "VizWiz"),
+    ]
+    assert (out / "report.html").is_file()
+    left = planned(copy, ucit, capsys, "../out")
+    assert (left["stored"], left["to_train"], left["steps"], left["answers"]) == (3, 0, 0, 0)
+
+
+# -- heads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_study_opens_with_what_it_asks_costs_and_found_and_how_it_is_run(file):
+    head = file.read_text().split("\nname:")[0]
+    assert re.findall(r"^# (\w+): ", head, re.MULTILINE)[:4] == ["Question", "Cost", "Found", "Run"]
