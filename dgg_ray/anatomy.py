@@ -36,15 +36,25 @@ def language_linears(model: nn.Module, targets: str | Sequence[str]) -> list[str
 
     Full names, because `q_proj` alone would match the vision tower's layers too.
     """
-    linears = {
-        name: name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not set(name.split(".")) & {*SEEING, *PROJECTORS, "lm_head"}
-    }
-    chosen = [n for n, last in linears.items() if targets == "all" or last in targets]
-    if unknown := [] if targets == "all" else sorted(set(targets) - set(linears.values())):
+    legal = linear_names(model)
+    if unknown := [] if targets == "all" else sorted(set(targets) - set(legal)):
         raise StageError(
             f"adapter.targets: {', '.join(unknown)} not found in the language model, "
-            f"which has {', '.join(sorted(set(linears.values())))}"
+            f"which has {', '.join(legal)}"
         )
-    return chosen
+    return [name for name in linears(model) if targets == "all" or name.rpartition(".")[2] in targets]
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """What `adapter.targets` may name: the last parts of the linear layers' names, sorted."""
+    return sorted({name.rpartition(".")[2] for name in linears(model)})
+
+
+def linears(model: nn.Module) -> list[str]:
+    """Full names of the linear layers that neither see nor project nor are the output head."""
+    others = {*SEEING, *PROJECTORS, "lm_head"}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not others & set(name.split("."))
+    ]

@@ -70,6 +70,12 @@ class Pretrained(Model):
             )
         return kind.from_pretrained(self.source, **settings, **self.place).eval()
 
+    def skeleton(self) -> Any:
+        """The model without weights, to look at its layers; None where its files are not on this machine."""
+        if self.folder is None:
+            return None
+        return skeleton(self.source)
+
     def fingerprint(self) -> str:
         kind = [self.dtype, "nf4"] if self.four_bit else [self.dtype]
         if self.folder is None:
@@ -109,6 +115,16 @@ class Pretrained(Model):
             rule = "must hold a model that takes images: its config.json has no vision_config"
             return [("path", rule, ", ".join(named) or repr(self.path))]
         return []
+
+
+def skeleton(folder: str | Path) -> Any:
+    """The model that a folder's config.json describes, without memory for weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
 
 
 @cache

@@ -51,11 +51,27 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         if name not in study.names:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
     faults += rival_rules(study, broken)
+    if not broken & {"model", "adapter"}:
+        faults += target_rules(study)
     if study.workers.zero:
         faults += zero_rules(study)
     elif study.workers.offload:
         faults.append(Fault("workers.offload", "needs one of the engines zero1, zero2, zero3", "true"))
     return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def target_rules(study: Study) -> Iterator[Fault]:
+    """Layers that are named are looked for in the model, before a GPU is asked for."""
+    look = getattr(study.model, "skeleton", None)
+    if study.adapter.targets == "all" or look is None or (model := look()) is None:
+        return
+    from dgg_ray.anatomy import linear_names  # torch, which a study with all layers does not wait for
+
+    legal = linear_names(model)
+    for name in study.adapter.targets:
+        if name not in legal:
+            rule = f"must name linear layers of the language model: {', '.join(legal)}"
+            yield Fault("adapter.targets", rule, repr(name), nearest(name, legal))
 
 
 def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:

@@ -145,6 +145,11 @@ def test_the_anchor_is_the_start_and_one_copy_of_what_a_process_holds(engine, pl
     assert all(torch.equal(anchor[n], started[n]) for n in started)
 
 
+def test_alpha_zero_without_a_buffer_is_fine_tuning_bit_for_bit(plain, shared):
+    assert two.load(plain, "plain")[1]["same"]
+    assert all(two.load(shared, engine)[1]["same"] for engine in SHARED)
+
+
 def test_a_stage_that_goes_on_in_its_middle_ends_with_the_same_bytes(plain, shared):
     for folder, engine in ((plain, "plain"), (shared, "ddp")):
         whole, said = two.load(folder, engine)

@@ -220,6 +220,13 @@ def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch
     assert "pip install 'dgg_ray[deepspeed]'" in found["workers.engine"]
 
 
+def test_layers_that_the_model_has_not_are_told_before_anything_starts(load):
+    found = faults(load, GOOD + "adapter: {targets: [q_proj, qproj]}\n")
+    assert "got 'qproj'. Did you mean 'q_proj'?" in found["adapter.targets"]
+    assert "down_proj, gate_proj, k_proj" in found["adapter.targets"]
+    assert load(GOOD + "adapter: {targets: [q_proj, v_proj]}\n").adapter.targets == ("q_proj", "v_proj")
+
+
 def test_weights_of_four_bits_cannot_be_cut_in_pieces(load, tmp_path, monkeypatch):
     shutil.copytree(embedded.FOLDER, tmp_path / "llava")
     monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: object())

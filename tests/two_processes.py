@@ -22,6 +22,7 @@ from dgg_ray.contracts import Adapter, Training
 from dgg_ray.learner import PeftLearner
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.tasks.embedded import Embedded as Reader
 
 STEPS, BREAK, BATCH = 24, 10, 8
@@ -81,6 +82,15 @@ def results(learner: PeftLearner, folder: Path, name: str) -> None:
         learner.gather()
         taken_up = dict(learner.gathered)
 
+    ends = []
+    for edit in (DGG(alpha=0.0).edit_gradient, Finetune().edit_gradient):
+        learner.begin(ADAPTER, learning(learner), STEPS, 0, "words", None)
+        for i in range(4):
+            learner.step(batches()[i], i, edit)
+        learner.gather()
+        ends.append(dict(learner.gathered))
+    same = all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
+
     shares: list = [None] * learner.world
     facts = {"held": held.tolist(), "gates": gates}
     if learner.world > 1:
@@ -91,7 +101,7 @@ def results(learner: PeftLearner, folder: Path, name: str) -> None:
         save_file(taken_up, folder / f"{name}-taken-up.safetensors")
         save_file(kept, folder / f"{name}-snapshot.safetensors")
         save_file({str(i): t for i, t in enumerate(start)}, folder / f"{name}-anchor.safetensors")
-        said = {"losses": losses, "halves": halves, "answers": answers, "shares": shares}
+        said = {"losses": losses, "halves": halves, "answers": answers, "shares": shares, "same": same}
         (folder / f"{name}.json").write_text(json.dumps(said))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.contracts import Model
+from dgg_ray.pretrained import skeleton
 
 FOLDER = Path(__file__).with_suffix("")
 
@@ -48,6 +49,9 @@ class Embedded(Model):
                 FOLDER, dtype=torch.float32, local_files_only=True
             )
         return model.eval(), processor
+
+    def skeleton(self) -> Any:
+        return skeleton(FOLDER)
 
     def fingerprint(self) -> str:
         return folder_hash()
