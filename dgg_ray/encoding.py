@@ -50,7 +50,9 @@ class Encoder:
             return kept[1]
         text = self._prompt(example.question, example.image is not None)
         images = None if example.image is None else picture(example)
-        inputs = dict(self.processor(text=text, images=images, return_tensors="pt"))
+        begun = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
+        marks = {"add_special_tokens": False} if begun else {}  # the template wrote the first one already
+        inputs = dict(self.processor(text=text, images=images, return_tensors="pt", **marks))
         ids = inputs.pop("input_ids")
         inputs.pop("attention_mask", None)
         along = {n: inputs.pop(n)[0].tolist() for n in list(inputs) if inputs[n].shape == ids.shape}

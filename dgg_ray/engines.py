@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dgg_ray.contracts import Pieces
+from dgg_ray.errors import NotFinite
 
 Door = Callable[[Pieces, Pieces], None]  # (weights, gradients): may change the gradients in place
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
@@ -136,7 +137,8 @@ class Whole(Engine):
             self.optimizer.state[p] = {"step": step, **dict(zip(MOMENTS, values, strict=True))}
 
     def close(self):
-        pass
+        for p in self.parameters:  # of a step that was broken off
+            p.grad = None
 
 
 class Zero(Engine):
@@ -170,8 +172,8 @@ class Zero(Engine):
             p: Any  # DeepSpeed hangs its book-keeping on the parameters
             if self.stage == 3:
                 _, here, padded = zero.grad_position[zero.get_param_id(p)]
-                there = self.rank * padded
-                places.append((here, there, max(0, min(padded, p.ds_numel - there))))
+                there = min(self.rank * padded, p.ds_numel)
+                places.append((here, there, min(padded, p.ds_numel - there)))
             elif p._hp_mapping is None:  # another process's alone
                 places.append((0, 0, 0))
             else:
@@ -200,6 +202,8 @@ class Zero(Engine):
 
     def _step(self):
         self.engine.step()
+        if getattr(self.engine.optimizer, "overflow", False):  # it leaves the step out, without a word
+            raise NotFinite("the gradient is not finite; lower training.learning_rate or raise warmup")
 
     def whole(self, pieces):
         sizes = [shape.numel() for shape in self.shapes]

@@ -83,11 +83,13 @@ def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop:
             "install its build for your GPUs, or set workers.gpus to 0"
         )
     tasks = study.read_tasks()
-    for name, task in tasks.items():
-        # Keys promise what was learned from: another copy of the data would be kept under a false name.
-        if dict(task.digests) != study.tasks[name].digests:
-            rule = "has other content here than when the study was checked; run the study again"
-            raise StudyError([Fault(f"tasks.{name}", rule)], study.name)
+    # Keys promise what was learned from: another copy of the data or of the model would be kept under a
+    # false name.
+    other = [f"tasks.{n}" for n, task in tasks.items() if dict(task.digests) != study.tasks[n].digests]
+    other += ["model"] if study.model.fingerprint() != study.fingerprint else []
+    if other:
+        rule = "has other content here than when the study was checked; run the study again"
+        raise StudyError([Fault(path, rule) for path in other], study.name)
     w = study.workers
     learner = PeftLearner(study.model, "cuda" if w.gpus else "cpu", zero, w.offload)
     rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)

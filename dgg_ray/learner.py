@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dgg_ray.anatomy import checkpoint_activations, language_linears, projector_
 from dgg_ray.contracts import Adapter, Example, GradientEdit, Model, Pieces, Training
 from dgg_ray.encoding import IGNORE, Encoded, Encoder
 from dgg_ray.engines import MOMENTS, Engine, Whole, Zero
+from dgg_ray.snapshots import is_tensors
 
 ANSWERS_PER_BATCH = 128  # examples behind one call of generate
 
@@ -87,7 +88,7 @@ class PeftLearner:
         if snapshot:
             for parameter, value in zip(parameters, along(snapshot, "weights"), strict=True):
                 parameter.data.copy_(value)
-        loss = AnswerLoss(self.peft, self.plain_head)
+        loss = AnswerLoss(self.peft, self.plain_head, self.autocast)
         if self.zero:
             self.engine = Zero(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
         else:
@@ -117,10 +118,8 @@ class PeftLearner:
         total = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches(encoded)
         for number, (micro, weight) in enumerate(micro_batches, start=1):
-            with self.autocast():
-                total += self.engine.backward(
-                    self.encode.collate(micro), weight / tokens, last=number == len(micro_batches)
-                )
+            inputs = self.encode.collate(micro)
+            total += self.engine.backward(inputs, weight / tokens, last=number == len(micro_batches))
 
         def door(weights: Pieces, gradients: Pieces) -> None:
             edit(weights, gradients, step)
@@ -179,7 +178,7 @@ class PeftLearner:
     def snapshot(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
         assert self.engine
         along = {"weights": self.engine.weights, **self.engine.moments()}
-        along |= {f"memory.{name}": value for name, value in memory.items() if isinstance(value, list)}
+        along |= {f"memory.{name}": value for name, value in memory.items() if is_tensors(value)}
         taken = {f"memory.{name}": v.cpu() for name, v in memory.items() if isinstance(v, Tensor)}
         for name, pieces in along.items():
             taken |= {f"{name}.{i}": t for i, t in enumerate(self.engine.whole(pieces))}
@@ -236,6 +235,9 @@ class PeftLearner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the tied output head, which is no target
                 self.peft = get_peft_model(self.base, config)
+            for layer in self.peft.modules():
+                if isinstance(layer, ModulesToSaveWrapper):  # what is trained is fp32, whatever the base is
+                    layer.modules_to_save["default"].float()
             self.peft.peft_config["default"].base_model_name_or_path = self.name
             self.mounted = (adapter, projector)
         if training.gradient_checkpointing != self.checkpointing:
@@ -254,7 +256,7 @@ class PeftLearner:
                     layer.reset_lora_parameters("default", init_lora_weights=True)
                 elif isinstance(layer, ModulesToSaveWrapper):
                     trained, given = layer.modules_to_save["default"], layer.original_module
-                    trained.float().load_state_dict(given.state_dict())
+                    trained.load_state_dict(given.state_dict())
 
     def autocast(self) -> Any:
         if self.training.precision == "fp32":
@@ -266,20 +268,22 @@ class AnswerLoss(nn.Module):
     """Summed negative log-likelihood of the answer tokens, in nats.
 
     plain_head: run the output head on the answers' positions only: they are a few of hundreds.
+    autocast: entered in here and not around: DeepSpeed switches off what it finds around a module.
     """
 
-    def __init__(self, peft: nn.Module, plain_head: bool) -> None:
+    def __init__(self, peft: nn.Module, plain_head: bool, autocast: Callable[[], Any]) -> None:
         super().__init__()
-        self.peft, self.plain_head = peft, plain_head
+        self.peft, self.plain_head, self.autocast = peft, plain_head, autocast
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         model = self.peft.get_base_model()  # type: ignore[operator]
         wanted = labels[:, 1:] != IGNORE  # position s predicts token s + 1
-        if self.plain_head:
-            hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
-            logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
-        else:
-            logits = model(**inputs, use_cache=False).logits[:, :-1][wanted]
+        with self.autocast():
+            if self.plain_head:
+                hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
+                logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
+            else:
+                logits = model(**inputs, use_cache=False).logits[:, :-1][wanted]
         return nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum")
 
 

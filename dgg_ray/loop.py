@@ -13,6 +13,7 @@ import platform
 import resource
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from dgg_ray import draws, plugins, snapshots
 from dgg_ray.contracts import Example, Learner, Strategy, Task
-from dgg_ray.errors import NoParent, NotFinite
+from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
@@ -78,7 +79,7 @@ class Workshop:
         examples = strategy.examples(fresh, earlier, stage.seed)
         batches = list(shuffled(examples, stage))
 
-        learner, taken = self.learner, snapshots.read(self.store, stage)
+        learner, taken = self.learner, self.taken(stage)
         begun = (stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
         if taken:
             losses, before = list(taken.losses), taken.seconds
@@ -98,12 +99,22 @@ class Workshop:
                 )
             self.keep(stage, strategy, losses, before + time.perf_counter() - start)
             self.tick(stage, step + 1, len(batches))
-        if not all(bool(theta.isfinite().all()) for theta in learner.weights()):
+        weights = learner.weights()
+        if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
             raise NotFinite(f"weights became infinite in the last step of {stage.task}; lower the rate")
         seconds = before + time.perf_counter() - start
         loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
         self.publish(stage, strategy, loss, cost)
+
+    def taken(self, stage: Stage) -> Snapshot | None:
+        """The stage's snapshot; the same for all that learn together."""
+        mine = snapshots.read(self.store, stage)
+        losses = mine.losses if mine else []
+        if (leads := self.lead(lambda: losses)) != losses:
+            # No StageError: the group ends, is started anew and looks again.
+            raise RuntimeError(f"{stage}: a snapshot of {len(losses)} steps here, {len(leads)} at the lead")
+        return mine
 
     def keep(self, stage: Stage, strategy: Strategy, losses: list[float], seconds: float) -> None:
         """A snapshot of the stage in its middle, when one is due."""
@@ -114,8 +125,14 @@ class Workshop:
         if verdict == "due" or (verdict == "ask" and rhythm.notice and rhythm.notice()):
             tensors = self.learner.snapshot(strategy.memory)
             taken = Snapshot(losses, seconds, snapshots.plain(strategy.memory), tensors)
-            self.lead(lambda: snapshots.write(self.store, stage, taken))
+            self.lead(lambda: self.written(stage, taken))
             rhythm.kept(done)
+
+    def written(self, stage: Stage, taken: Snapshot) -> None:
+        try:
+            snapshots.write(self.store, stage, taken)
+        except StoreError as problem:  # the stage can end well without it
+            warnings.warn(f"{stage} goes on without a snapshot: {problem}", stacklevel=2)
 
     def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
         """Answer and score the exams' examples with the learner as it is; publish one sitting."""

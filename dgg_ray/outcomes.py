@@ -122,14 +122,19 @@ def run_of(key: tuple[str, str, str, int], cells: pd.DataFrame, untouched: pd.Se
 def selection(results: Results) -> Iterator[Run]:
     """The runs on the validation split by which settings were chosen.
 
-    Without the chosen setting's runs on further blocks (seeds of the final comparison), where no other
-    searched setting was tried: there it would be compared on easier or harder ground.
+    Without the runs of the chosen setting, and of a rival that was searched too, on further blocks (seeds
+    of the final comparison): there they would be compared on easier or harder ground.
     """
     found, ours = list(walk(results, "validation")), set(searched(results).index)
-    blocks = {(run.order, run.seed) for run in found if run.setting in ours - {chosen(results)}}
-    shared = any((run.order, run.seed) in blocks for run in found if run.setting == chosen(results))
+    blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in ours}
     for run in found:
-        if run.setting != chosen(results) or not shared or (run.order, run.seed) in blocks:
+        blocks.setdefault(run.setting, set()).add((run.order, run.seed))
+    plain = ours - {chosen(results)} - set(results.rivals.values())  # judged by the search alone
+    fair = set().union(*(blocks[setting] for setting in plain))
+    if not plain and ours:
+        fair = set.intersection(*(blocks[setting] for setting in ours))
+    for run in found:
+        if run.setting not in ours or not fair or (run.order, run.seed) in fair:
             yield run
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dgg_ray.contracts import Model, digest
+from dgg_ray.errors import StageError
 
+UNREAD = (".md", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 NEEDED = ("config.json", "tokenizer_config.json", "*.safetensors", "*processor_config.json")
 
 
@@ -37,10 +39,18 @@ class Pretrained(Model):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     four_bit: bool = False
 
+    def __post_init__(self) -> None:
+        if (folder := Path(self.path).expanduser()).is_dir():  # a worker may stand elsewhere
+            object.__setattr__(self, "path", str(folder.absolute()))
+
     @property
     def place(self) -> dict[str, Any]:
         """Which files `from_pretrained` is to take."""
-        return {"revision": self.revision or "main", "local_files_only": self.folder is not None}
+        if self.folder:
+            return {"local_files_only": True}
+        if not self.revision:
+            raise StageError(f"model.path: {self.path} is no folder here, and a hub name needs a revision")
+        return {"revision": self.revision}
 
     @property
     def source(self) -> str:
@@ -77,10 +87,10 @@ class Pretrained(Model):
         return skeleton(self.source)
 
     def fingerprint(self) -> str:
-        kind = [self.dtype, "nf4"] if self.four_bit else [self.dtype]
-        if self.folder is None:
-            return digest([self.path, self.revision, *kind])
-        return digest([content(self.folder), *kind])
+        # The class and all settings: they say how pictures are prepared and weights are held.
+        settings = {k: v for k, v in asdict(self).items() if k not in ("path", "revision")}
+        source = content(self.folder) if self.folder else [self.path, self.revision]
+        return digest([type(self).__name__, settings, source])
 
     def faults(self) -> list[tuple[str, str, str]]:
         found = []
@@ -129,10 +139,11 @@ def skeleton(folder: str | Path) -> Any:
 
 @cache
 def content(folder: Path) -> str:
-    """SHA-256 over names and contents of all that bears on an answer."""
+    """SHA-256 over names and contents of all files but notes, hidden ones and pickles, which are not read."""
     whole = hashlib.sha256()
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]):
-        whole.update(file.name.encode())
-        with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix not in UNREAD and not file.name.startswith("."):
+            whole.update(f"{file.name}\0".encode())
+            with file.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
     return whole.hexdigest()

@@ -41,17 +41,18 @@ class Display:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(None),
-                TextColumn("{task.completed}/{task.total} stages"),
+                TextColumn("{task.fields[count]} stages"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
             )
             self.bar = Progress(*columns, expand=True)
-            self.task = self.bar.add_task(self.title, total=None, left="")
+            self.task = self.bar.add_task(self.title, total=None, count="0", left="")
             self.live = Live(self, console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.running = []
         if self.live:
             self.live.stop()
 
@@ -92,7 +93,9 @@ class Display:
         )
 
     def __rich__(self) -> Group:
-        self.bar.update(self.task, total=self.total or None, completed=self.done, left=self.left())
+        count = f"{self.done}/{self.total}" if self.total else "0"
+        total, left = self.total or None, self.left()
+        self.bar.update(self.task, total=total, completed=self.done, count=count, left=left)
         lines: Iterable[str] = (f"  {r['stage']}  step {r['steps'][0]}/{r['steps'][1]}" for r in self.running)
         best = [Text(f"  best so far: {self.best}")] if self.best else []
         return Group(self.bar, *best, *(Text(line, style="dim") for line in lines))

@@ -53,6 +53,10 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
     faults += rival_rules(study, broken)
     if not broken & {"model", "adapter"}:
         faults += target_rules(study)
+    if not broken & {"model", "training"}:
+        faults += projector_rules(study)
+    if getattr(study.model, "four_bit", False) and not study.workers.gpus:
+        faults.append(Fault("model.four_bit", "needs a GPU: set workers.gpus", "true"))
     if study.workers.zero:
         faults += zero_rules(study)
     elif study.workers.offload:
@@ -60,10 +64,39 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
     return faults + (search_rules(study, study.search, broken) if study.search else [])
 
 
+PROJECTOR = "training.projector_learning_rate"
+
+
+def changed(study: Study, path: str) -> list[Study]:
+    """The study as it is, and at every value that a search or a rival gives to `path`."""
+    knob = study.search.space.get(path) if study.search else None
+    values = [v for v in (knob.values or (knob.low,) if knob else ()) if v is not None]
+    values += [
+        at[path] for r in study.protocol.rivals if not isinstance(r, str) for at in r.values() if path in at
+    ]
+    return [study, *(study.at({path: value}) for value in values)]
+
+
+def projector_rules(study: Study) -> Iterator[Fault]:
+    rates = [at.training.projector_learning_rate for at in changed(study, PROJECTOR)]
+    if not any(rates):
+        return
+    if getattr(study.model, "four_bit", False):
+        yield Fault(PROJECTOR, "cannot be had with model.four_bit: weights of 4 bits are not trained")
+    if study.training.precision == "fp32" and getattr(study.model, "dtype", "float32") != "float32":
+        rule = "needs training.precision bf16, or model.dtype float32: the projector is trained in fp32"
+        yield Fault(PROJECTOR, rule, f"{study.training.precision} on {getattr(study.model, 'dtype', '')}")
+    if study.workers.zero:
+        rule = f"a second rate cannot be had with {study.workers.engine}, whose norms need one group"
+        yield Fault(PROJECTOR, f"{rule}: use engine auto", show(next(filter(None, rates))))
+
+
 def target_rules(study: Study) -> Iterator[Fault]:
     """Layers that are named are looked for in the model, before a GPU is asked for."""
     look = getattr(study.model, "skeleton", None)
-    if study.adapter.targets == "all" or look is None or (model := look()) is None:
+    if study.adapter.targets == "all" or look is None or study.model.faults():
+        return
+    if (model := look()) is None:
         return
     from dgg_ray.anatomy import linear_names  # torch, which a study with all layers does not wait for
 
@@ -98,11 +131,6 @@ def zero_rules(study: Study) -> Iterator[Fault]:
     if find_spec("deepspeed") is None:
         rule = "needs DeepSpeed, which is not installed: pip install 'dgg_ray[deepspeed]'"
         yield Fault("workers.engine", rule, repr(engine))
-    searched = study.search.space if study.search else {}
-    path = "training.projector_learning_rate"
-    if study.training.projector_learning_rate is not None or path in searched:
-        rule = f"a second rate cannot be had with {engine}, whose norms need one group: use engine auto"
-        yield Fault(path, rule, show(study.training.projector_learning_rate))
     if study.workers.zero == 3 and getattr(study.model, "four_bit", False):
         rule = "weights of 4 bits cannot be cut into pieces by zero3: use zero2 or auto"
         yield Fault("model.four_bit", rule, "true")

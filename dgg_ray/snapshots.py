@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -49,16 +50,19 @@ def write(store: StageStore, stage: Stage, snapshot: Snapshot) -> None:
     file = place(store, stage)
     about = {"version": VERSION, "stage": str(stage), "losses": snapshot.losses}
     about |= {"seconds": snapshot.seconds, "memory": snapshot.memory}
-    draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+    folder = store.folder / "drafts" / uuid.uuid4().hex  # swept up when its writer dies
+    draft = folder / file.name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         save_file(dict(snapshot.tensors), draft, {"about": json.dumps(about)})
         with draft.open("rb") as written:
             os.fsync(written.fileno())
         draft.replace(file)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         raise StoreError(f"cannot write {file}: {error}. Free some space or name another folder") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(store: StageStore, stage: Stage) -> Snapshot | None:
@@ -88,7 +92,12 @@ def remove(store: StageStore, stage: Stage) -> None:
 
 def plain(memory: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a strategy's memory that is neither a tensor nor a list of tensors."""
-    return {name: value for name, value in memory.items() if not isinstance(value, Tensor | list)}
+    return {k: v for k, v in memory.items() if not isinstance(v, Tensor) and not is_tensors(v)}
+
+
+def is_tensors(value: Any) -> bool:
+    """Whether it is a list of tensors, which run along the weights."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Tensor) for item in value)
 
 
 @dataclass

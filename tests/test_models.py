@@ -1,6 +1,7 @@
 """Every architecture: loaded from a folder, trained for a stage, asked, saved, taken up again."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -63,9 +64,11 @@ def test_a_stage_is_learned_asked_and_taken_up_again(case, tmp_path):
     assert len(answers) == 8
     learner.gather()
     learner.save(tmp_path / "adapter")
+    end = [w.detach().clone() for w in learner.weights()]
     begin(learner)
-    assert learner.answer(examples(), 4) != answers or losses[-1] > 1
+    assert not all(torch.equal(a, b) for a, b in zip(learner.weights(), end, strict=True))
     begin(learner, parent=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(learner.weights(), end, strict=True))
     assert learner.answer(examples(), 4) == answers
 
 
@@ -128,6 +131,39 @@ def test_the_projector_is_trained_at_its_own_rate_when_asked_for(case, tmp_path)
     begin(learner)
 
 
+def test_a_trained_projector_is_fp32_on_a_base_of_16_bits_in_a_fresh_worker_too(case, tmp_path):
+    model, _ = case
+    ends, training = [], {"projector_learning_rate": 1e-5, "precision": "bf16"}
+    warm = PeftLearner(replace(model, dtype="bfloat16"))
+    begin(warm, **training)
+    warm.step(examples()[:4], 0, lambda weights, gradients, step: None)
+    warm.gather()
+    warm.save(tmp_path / "adapter")
+    for learner in (warm, PeftLearner(replace(model, dtype="bfloat16"))):
+        begin(learner, parent=tmp_path, **training)
+        assert {w.dtype for w in learner.weights()} == {torch.float32}
+        learner.step(examples()[:4], 0, lambda weights, gradients, step: None)
+        ends.append([w.detach().clone() for w in learner.weights()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_what_a_broken_step_left_does_not_reach_the_next_stage(case):
+    def broken(weights, gradients, step):
+        raise RuntimeError("out of memory")
+
+    _, learner = case
+    ends = []
+    for before in (False, True):
+        begin(learner)
+        if before:
+            with pytest.raises(RuntimeError):
+                learner.step(examples()[4:8], 0, broken)
+            begin(learner)
+        learner.step(examples()[:4], 0, lambda weights, gradients, step: None)
+        ends.append([w.detach().clone() for w in learner.weights()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 def test_checkpointed_activations_give_the_same_step(case):
     _, learner = case
     ends = []
@@ -186,12 +222,24 @@ def test_a_folder_below_home_is_found(tmp_path, monkeypatch):
     assert model.load()[1].image_token == "<image>"
 
 
-def test_settings_that_change_what_is_seen_change_the_fingerprint(tmp_path):
-    folder = str(tiny.llava(tmp_path / "tiny"))
-    for name, setting in (("smolvlm", "image_splitting"), ("qwen2_5_vl", "max_pixels")):
-        kind = plugins.find("models", name)
-        assert kind(folder).fingerprint() != kind(folder, **{setting: 1}).fingerprint()
-        assert kind(folder).fingerprint() != kind(folder, four_bit=True).fingerprint()
+def test_whatever_changes_what_is_seen_changes_the_fingerprint(tmp_path):
+    folder = tiny.llava(tmp_path / "tiny")
+    variants = [("auto", {}), ("llava_1_5", {}), ("llava_1_5", {"dtype": "float32"}), ("smolvlm", {})]
+    variants += [
+        ("smolvlm", {"image_splitting": True}),
+        ("qwen2_5_vl", {}),
+        ("qwen2_5_vl", {"max_pixels": 1}),
+    ]
+    variants += [("llava_1_5", {"four_bit": True})]
+    made = [plugins.find("models", name)(str(folder), **settings) for name, settings in variants]
+    assert len({model.fingerprint() for model in made}) == len(variants)
+    (tmp_path / "other").mkdir()
+    other = shutil.copytree(folder, tmp_path / "other" / "tiny")
+    assert plugins.find("models", "auto")(str(other)).fingerprint() == made[0].fingerprint()
+    (tmp_path / "merges").mkdir()
+    words = shutil.copytree(folder, tmp_path / "merges" / "tiny")
+    (words / "merges.txt").write_text("other words")
+    assert plugins.find("models", "auto")(str(words)).fingerprint() != made[0].fingerprint()
 
 
 def test_auto_says_when_transformers_gives_no_processor_for_images(tmp_path):

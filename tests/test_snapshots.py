@@ -118,6 +118,31 @@ def test_a_snapshot_of_another_version_says_what_to_do(world):
         world.shop.obtain(Work(second))
 
 
+def test_a_snapshot_that_cannot_be_written_does_not_end_the_stage(world, undisturbed, monkeypatch):
+    _, second = stages(world)
+    world.shop.rhythm = Rhythm(steps=2)
+    monkeypatch.setattr(snapshots, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.warns(UserWarning, match=r"goes on without a snapshot: cannot write .*disk full"):
+        world.shop.obtain(Work(second))
+    assert theta(world, second) == theta(undisturbed, second)
+
+
+def test_who_sees_another_snapshot_than_the_lead_does_not_go_on(world):
+    first, second = stages(world)
+    world.shop.obtain(Work(first))
+    world.shop.lead = lambda compute: [0.5] if (found := compute()) == [] else found
+    with pytest.raises(RuntimeError, match="a snapshot of 0 steps here, 1 at the lead"):
+        world.shop.learn(second)
+
+
+def test_a_memory_may_hold_plain_lists():
+    assert snapshots.plain({"seen": [1, 2], "none": [], "anchor": [torch.zeros(1)], "b": 1}) == {
+        "seen": [1, 2],
+        "none": [],
+        "b": 1,
+    }
+
+
 def test_on_a_notice_it_is_kept_at_once_and_not_on_every_step(world):
     _, second = stages(world)
     kept = []

@@ -220,6 +220,41 @@ def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch
     assert "pip install 'dgg_ray[deepspeed]'" in found["workers.engine"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "more", "said"),
+    [
+        ("", "training: {projector_learning_rate: 1e-5}", "needs training.precision bf16, or model.dtype"),
+        (
+            "",
+            "protocol: {rivals: [{p: {training.projector_learning_rate: 1e-5}}]}",
+            "needs training.precision bf16",
+        ),
+        (
+            ", dtype: float32",
+            "workers: {engine: zero2}\nprotocol: {rivals: [{p: {training.projector_learning_rate: 1e-5}}]}",
+            "a second rate cannot be had with zero2",
+        ),
+        (
+            ", four_bit: true",
+            "training: {projector_learning_rate: 1e-5, precision: bf16}\nworkers: {gpus: 1}",
+            "weights of 4 bits are not trained",
+        ),
+    ],
+)
+def test_where_a_projector_cannot_be_trained(load, tmp_path, monkeypatch, settings, more, said):
+    shutil.copytree(embedded.FOLDER, tmp_path / "llava")
+    monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: object())
+    model = f"model: {{name: llava_1_5, path: {tmp_path / 'llava'}{settings}}}"
+    found = faults(load, GOOD.replace("model: embedded", model) + more + "\n")
+    assert list(found) == ["training.projector_learning_rate"]
+    assert said in found["training.projector_learning_rate"]
+
+
+def test_named_layers_of_a_model_that_is_not_there_are_one_fault(load):
+    text = GOOD.replace("model: embedded", "model: {name: llava_1_5, path: /no/such/folder}")
+    assert list(faults(load, text + "adapter: {targets: [q_proj]}\n")) == ["model.path"]
+
+
 def test_layers_that_the_model_has_not_are_told_before_anything_starts(load):
     found = faults(load, GOOD + "adapter: {targets: [q_proj, qproj]}\n")
     assert "got 'qproj'. Did you mean 'q_proj'?" in found["adapter.targets"]
@@ -233,8 +268,9 @@ def test_weights_of_four_bits_cannot_be_cut_in_pieces(load, tmp_path, monkeypatc
     text = GOOD.replace(
         "model: embedded", f"model: {{name: llava_1_5, path: {tmp_path / 'llava'}, four_bit: true}}"
     )
-    assert "use zero2" in faults(load, text + "workers: {engine: zero3}\n")["model.four_bit"]
-    assert load(text + "workers: {engine: zero2}\n").workers.zero == 2
+    assert "use zero2" in faults(load, text + "workers: {engine: zero3, gpus: 1}\n")["model.four_bit"]
+    assert "needs a GPU" in faults(load, text)["model.four_bit"]
+    assert load(text + "workers: {engine: zero2, gpus: 1}\n").workers.zero == 2
 
 
 def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):

@@ -7,7 +7,9 @@ of its own (llava_1_5, qwen2_5_vl, smolvlm) is for models whose processor needs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
+from dgg_ray.contracts import digest
 from dgg_ray.pretrained import Pretrained
 
 
@@ -30,6 +32,10 @@ class Auto(Pretrained):
         if not getattr(processor, "chat_template", None):
             raise StageError(f"model.path: the processor of {self.path} must have a chat template, has none")
         return self.weights(AutoModelForImageTextToText), processor
+
+    def fingerprint(self) -> str:
+        # transformers prepares pictures with torchvision where it is there, and with Pillow where not.
+        return digest([super().fingerprint(), find_spec("torchvision") is not None])
 
     def unfit(self, folder):
         templates = [*folder.glob("chat_template*"), folder / "tokenizer_config.json"]

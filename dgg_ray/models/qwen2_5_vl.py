@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from dgg_ray.contracts import digest
 from dgg_ray.pretrained import Pretrained
 
 
@@ -53,6 +52,3 @@ class Qwen25VL(Pretrained):
             **self.place,
         )
         return self.weights(Qwen2_5_VLForConditionalGeneration), processor
-
-    def fingerprint(self) -> str:
-        return digest([super().fingerprint(), self.max_pixels])

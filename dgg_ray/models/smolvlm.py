@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dgg_ray.contracts import digest
 from dgg_ray.pretrained import Pretrained
 
 
@@ -41,6 +40,3 @@ class SmolVLM(Pretrained):
             **self.place,
         )
         return self.weights(AutoModelForImageTextToText), processor
-
-    def fingerprint(self) -> str:
-        return digest([super().fingerprint(), "in parts"]) if self.image_splitting else super().fingerprint()
