@@ -19,6 +19,9 @@ INK, QUIET, FAINT = "#1f2933", "#66717e", "#e4e8ec"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 COLOURS = {"finetune": VERMILION, "replay": GREEN, "joint": "#4d4d4d"}
 MARKERS = {"finetune": "s", "replay": "^", "joint": "D"}
+# Of all others, by their place; colours and markers come round at different times.
+MORE_COLOURS = (PURPLE, ORANGE, "#56B4E9", "#8c6d31", "#7f7f7f")
+MORE_MARKERS = ("P", "X", "v", "h", "<", ">", "p")
 
 
 def sheet(
@@ -33,7 +36,8 @@ def look(label: str, place: int) -> tuple[str, str]:
     """(colour, marker) of a compared setting; the first, ours, is a blue star."""
     if place == 0:
         return BLUE, "*"
-    return COLOURS.get(label, PURPLE), MARKERS.get(label, "P")
+    colour, marker = MORE_COLOURS[place % len(MORE_COLOURS)], MORE_MARKERS[place % len(MORE_MARKERS)]
+    return COLOURS.get(label, colour), MARKERS.get(label, marker)
 
 
 def quiet(ax: Axes, x: str, y: str, title: str = "") -> None:

@@ -54,7 +54,8 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     handles, names = ax.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower left", ncols=3, fontsize=9.5, frameon=False)
-    draw_compared(ax, points, compared(results), results.recommended)
+    searched_for = results.recommended if results.knobs else None
+    draw_compared(ax, points, compared(results), searched_for)
     return figure, pd.concat([points, curve], ignore_index=True)
 
 
