@@ -8,12 +8,12 @@ BIN := .venv/bin
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
 
-# The core in two processes; then one after another what starts processes of its own.
-test: test-core
-	$(BIN)/pytest -m "(ray or processes) and not slow and not browser and not gpu"
+test: .venv/ready
+	$(BIN)/pytest -m "not slow and not browser and not gpu"
 
+# Without Ray, whole studies and processes of its own.
 test-core: .venv/ready
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not processes and not slow and not browser and not gpu"
+	$(BIN)/pytest -m "not ray and not whole and not slow and not browser and not gpu"
 
 test-all: .venv/ready
 	$(BIN)/pytest

@@ -206,6 +206,7 @@ def test_training_records_may_share_an_id(tmp_path, java, capsys):
 # -- a run -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
     pytest.importorskip("pycocoevalcap")
     copy = with_model(UCIT, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")

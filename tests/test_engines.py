@@ -22,7 +22,7 @@ ZERO = ("zero1", "zero2", "zero3", "zero2-offload") if find_spec("deepspeed") el
 SHARED = ("ddp", *ZERO)
 
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from dgg_ray.errors import StageError
 from dgg_ray.learner import PeftLearner
 from dgg_ray.strategies.dgg import DGG
 
+pytestmark = pytest.mark.whole
 ADAPTER = Adapter(rank=2)
 TRAINING = Training(batch_size=4, micro_batch_size=2, learning_rate=2e-2, schedule="constant", warmup=0.0)
 # model, architecture, settings: a single file's and the auto classes'

@@ -19,6 +19,7 @@ from dgg_ray import Study, cli
 from dgg_ray.errors import StudyError
 from dgg_ray.results import table
 
+pytestmark = pytest.mark.whole
 STUDY = """\
 name: tiny
 question: Is it the same however it is run?
