@@ -20,6 +20,7 @@ from dgg_ray.strategies.dgg import DGG
 
 ZERO = ("zero1", "zero2", "zero3", "zero2-offload") if find_spec("deepspeed") else ()
 SHARED = ("ddp", *ZERO)
+BF16 = ("ddp-bf16", "zero2-bf16") if ZERO else ("ddp-bf16",)
 
 
 pytestmark = pytest.mark.whole
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.whole
 def plain(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("plain")
-    two.results(PeftLearner(Model()), folder, "plain")
+    for name in ("plain", "plain-bf16"):
+        two.results(PeftLearner(Model()), folder, name)
     return folder
 
 
@@ -43,7 +45,7 @@ def shared(plain, tmp_path_factory) -> Path:
     processes = []
     for rank in range(2):
         environment = os.environ | meeting | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, two.__file__, str(folder), *SHARED]
+        command = [sys.executable, two.__file__, str(folder), *SHARED, *BF16]
         with (folder / f"{rank}.log").open("w") as log:
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
@@ -122,6 +124,16 @@ def test_two_processes_equal_one(engine, plain, shared):
     assert apart(both, one) <= 1e-5
     assert heard["losses"] == pytest.approx(said["losses"], rel=1e-4)
     assert heard["answers"] == said["answers"]
+
+
+@pytest.mark.parametrize("engine", BF16)
+def test_bf16_is_on_on_every_engine(engine, plain, shared):
+    exact, rounded = (load_file(plain / f"{name}.safetensors") for name in ("plain", "plain-bf16"))
+    both = load_file(shared / f"{engine}.safetensors")
+    far = apart(rounded, exact)  # what rounding to 8 bits does
+    assert {t.dtype for t in both.values()} == {torch.float32}
+    assert 0.5 * far <= apart(both, exact) <= 2 * far
+    assert apart(both, rounded) <= 2 * far
 
 
 @pytest.mark.parametrize("engine", SHARED)

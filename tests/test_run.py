@@ -282,27 +282,38 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(study, undisturbed, tm
     assert same_table(out, undisturbed)
 
 
+TOGETHER = (
+    STUDY[: STUDY.index("search:")].replace("count: 2", "count: 1")
+    + "protocol: {max_new_tokens: 4, rivals: []}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """One order learned by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "study.yaml").write_text(TOGETHER)
+    command = ["run", str(folder / "study.yaml"), "--out", str(folder / "out"), "--local", "--quiet"]
+    assert cli.main(command) == 0
+    return folder / "out"
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("engine", ["auto", "zero2"])
-def test_two_workers_learn_a_stage_together_as_one_does(engine, tmp_path):
-    text = STUDY[: STUDY.index("search:")] + "protocol: {max_new_tokens: 4, rivals: []}\n"
-    outs = {}
-    for count, how in ((1, ["--local"]), (2, [])):
-        file = tmp_path / f"{count}.yaml"
-        file.write_text(
-            text.replace("count: 2", "count: 1") + f"workers: {{per_fleet: {count}, engine: {engine}}}\n"
-        )
-        outs[count] = tmp_path / str(count)
-        command = [sys.executable, "-m", "dgg_ray", "run", str(file), "--out", str(outs[count]), *how]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+def test_two_workers_learn_a_stage_together_as_one_does(engine, alone, tmp_path):
+    (tmp_path / "study.yaml").write_text(TOGETHER + f"workers: {{per_fleet: 2, engine: {engine}}}\n")
+    out = tmp_path / "out"
+    run = launch(tmp_path / "study.yaml", out)
+    try:
+        assert run.wait(timeout=240) == 0, (tmp_path / "out.log").read_text()[-3000:]
+    finally:
+        end(run)
 
     from safetensors.torch import load_file
 
-    assert published(outs[1]).keys() == published(outs[2]).keys()
-    for one in outs[1].glob("stages/??/*/adapter/adapter_model.safetensors"):
-        two = outs[2] / one.relative_to(outs[1])
-        a, b = load_file(one), load_file(two)
-        moved = sum(w.square().sum() for w in a.values()).sqrt()
+    assert published(out).keys() == published(alone).keys()
+    for one in alone.glob("stages/??/*/adapter/adapter_model.safetensors"):
+        a, b = load_file(one), load_file(out / one.relative_to(alone))
+        size = sum(w.square().sum() for w in a.values()).sqrt()
         apart = sum((a[name] - b[name]).square().sum() for name in a).sqrt()
-        assert apart <= 1e-3 * moved  # AdamW divides by √v: rounding in a small gradient is magnified
+        assert apart <= 1e-5 * size

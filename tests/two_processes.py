@@ -2,7 +2,7 @@
 
     RANK=0 WORLD_SIZE=2 … python tests/two_processes.py FOLDER ENGINE [ENGINE …]
 
-An engine is ddp, zero1, zero2, zero3, or one of the last three with -offload. For each: `STEPS` steps
+An engine is ddp, zero1, zero2, zero3, with -offload or -bf16 behind it. For each: `STEPS` steps
 with guidance, once without a break, once with a snapshot and another beginning in the middle, and once
 from the snapshot of one process, where the folder has it.
 """
@@ -39,9 +39,11 @@ def batches():
     return [*cut[:-2], cut[-2][:5], cut[-1][:1]]
 
 
-def learned(learner: PeftLearner, strategy: DGG, steps: range, begun: dict, after=None) -> list[float]:
+def learned(
+    learner: PeftLearner, training: Training, strategy: DGG, steps: range, begun: dict, after=None
+) -> list[float]:
     """Losses of the steps; `begun` is what `begin` got beside the usual, `after` is called at the end."""
-    memory = learner.begin(ADAPTER, learning(learner), STEPS, 0, "words", None, **begun)
+    memory = learner.begin(ADAPTER, training, STEPS, 0, "words", None, **begun)
     if begun:
         strategy.memory.update({"task": "words", "seed": 0} | memory)
     else:
@@ -52,39 +54,46 @@ def learned(learner: PeftLearner, strategy: DGG, steps: range, begun: dict, afte
     return losses
 
 
-def learning(learner: PeftLearner) -> Training:
+def learning(learner: PeftLearner, name: str = "") -> Training:
     """Two micro-batches a step, whoever shares it."""
-    return replace(TRAINING, micro_batch_size=BATCH // 2 // learner.world)
+    precision = "bf16" if name.endswith("-bf16") else "fp32"
+    return replace(TRAINING, micro_batch_size=BATCH // 2 // learner.world, precision=precision)
 
 
 def results(learner: PeftLearner, folder: Path, name: str) -> None:
     """Learn with and without a break, and answer; rank 0 writes what came of it."""
-    strategy = replace(STRATEGY)
-    losses = learned(learner, strategy, range(STEPS), {})
+    strategy, training = replace(STRATEGY), learning(learner, name)
+    losses = learned(learner, training, strategy, range(STEPS), {})
     anchor = strategy.memory["anchor"]
     held = torch.tensor([sum(t.numel() for t in anchor), sum(t.numel() for t in learner.weights())])
     start = learner.engine.whole(anchor)
     gates = [strategy.opens(i) for i in range(STEPS)]
     learner.gather()
     whole = dict(learner.gathered)
+    if training.precision == "bf16":  # of interest is only that it is on
+        if learner.rank == 0:
+            save_file(whole, folder / f"{name}.safetensors")
+        return
     test = Reader(train=24, validation=10, test=12).read("words").examples["test"]
     answers = learner.answer(test[:11], 4)
 
     kept: dict = {}
     first = replace(STRATEGY)
-    learned(learner, first, range(BREAK), {}, after=lambda s: kept.update(learner.snapshot(s.memory)))
+    keep = lambda s: kept.update(learner.snapshot(s.memory))  # noqa: E731
+    learned(learner, training, first, range(BREAK), {}, after=keep)
     rest = range(BREAK, STEPS)
-    halves = learned(learner, replace(STRATEGY), rest, {"done": BREAK, "snapshot": kept})
+    halves = learned(learner, training, replace(STRATEGY), rest, {"done": BREAK, "snapshot": kept})
     learner.gather()
     broken, taken_up = dict(learner.gathered), {}
     if (folder / ALONE).exists():
-        learned(learner, replace(STRATEGY), rest, {"done": BREAK, "snapshot": load_file(folder / ALONE)})
+        begun = {"done": BREAK, "snapshot": load_file(folder / ALONE)}
+        learned(learner, training, replace(STRATEGY), rest, begun)
         learner.gather()
         taken_up = dict(learner.gathered)
 
     ends = []
     for edit in (DGG(alpha=0.0).edit_gradient, Finetune().edit_gradient):
-        learner.begin(ADAPTER, learning(learner), STEPS, 0, "words", None)
+        learner.begin(ADAPTER, training, STEPS, 0, "words", None)
         for i in range(4):
             learner.step(batches()[i], i, edit)
         learner.gather()
