@@ -1,8 +1,10 @@
 """What a person sees while a study runs."""
 
+import io
 import time
 
 import pytest
+from rich.console import Console
 
 from dgg_ray.progress import Display
 
@@ -38,3 +40,16 @@ def test_too_little_to_go_by_is_no_estimate(done):
         for _ in range(done):
             display.finished()
         assert display.left() == ""
+
+
+def test_before_anything_is_known_to_be_done_no_total_is_shown(monkeypatch):
+    shown = Console(width=80, force_terminal=True, file=io.StringIO())
+    monkeypatch.setattr("dgg_ray.progress.Console", lambda **_: shown)
+    with Display("toy") as display:
+        shown.print(display)
+        display.total = 9
+        shown.print(display)
+    text = shown.file.getvalue()
+    assert "0 stages" in text
+    assert "0/9 stages" in text
+    assert "None" not in text
