@@ -61,7 +61,7 @@ def main() -> None:
         outcome = tune.run(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
         store = StageStore(study.store_folder(Path(folder) / "tree"))
-        settings = judge.searched(study, store).proposed
+        settings = [probe.setting for probe in judge.searched(study, store, methods.method(study)).proposed]
 
         began = time.perf_counter()
         with cluster.connected(study):

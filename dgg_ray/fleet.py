@@ -20,6 +20,7 @@ import ray.train
 
 from dgg_ray.broker import ON_HEAD
 from dgg_ray.errors import ClusterError, Fault, StageError, StoreError, StudyError
+from dgg_ray.simulate import Simulated
 from dgg_ray.stages import Stage, StageStore
 from dgg_ray.study import Study
 
@@ -49,7 +50,8 @@ def work_loop(config: dict[str, Any]) -> None:
         ray.get(broker.close.remote(why))
         return
     shop.lead, shop.tick = lead, Ticker(broker)
-    shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
+    if not isinstance(shop, Simulated):
+        shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
     # With several workers, only errors that all of them see leave the group in step; any other ends
     # the group, and Ray Train starts it anew.
     caught = Exception if study.workers.per_fleet == 1 else (StageError, StoreError)
@@ -65,8 +67,10 @@ def work_loop(config: dict[str, Any]) -> None:
         lead(lambda k=stage.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
 
 
-def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop:
+def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop | Simulated:
     """All that a process needs to do a study's work, set up so that it gives the same bytes again."""
+    if study.workers.engine == "simulated":
+        return Simulated.of(study, store)
     import torch
 
     from dgg_ray.learner import PeftLearner, quieten

@@ -1,32 +1,36 @@
-"""What the store says of a run, of a setting, of a search; and what is still to be asked for."""
+"""What the store says of a run, of a probe, of a search; and what is still to be asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from dgg_ray import plugins
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.search import Proposal, Proposals, Setting
+from dgg_ray.preference import Constraint, Evidence
+from dgg_ray.racing import hopeless
+from dgg_ray.search import Method, Probe
 from dgg_ray.stages import Run, Stage, StageStore, Work
-from dgg_ray.study import Study
+from dgg_ray.study import Block, Study
 
-SELECTION = ("validation",)  # settings are chosen on it
 FINAL = ("validation", "test")
+Chain = list[Work]
 
 
-def works(study: Study, run: Run, splits: Sequence[str] = SELECTION, scope: str = "seen") -> list[Work]:
-    """A run's stages with their exams, in the order in which they can be done."""
+def works(study: Study, run: Run, splits: Sequence[str] = (), scope: str = "seen") -> Chain:
+    """A run's stages with their exams, in the order in which they can be done; by default those of the search."""
+    splits = splits or (study.protocol.select_on,)
     return [study.work(run, stage, splits, scope) for stage in run.stages]
 
 
-def matrix(study: Study, store: StageStore, run: Run, split: str) -> ScoreMatrix:
-    """R with what the store holds of the run; a simultaneous run fills the last row alone."""
+def matrix(study: Study, store: StageStore, run: Run, split: str, depth: int | None = None) -> ScoreMatrix:
+    """R with what the store holds of the run's first `depth` tasks; a simultaneous run fills the last row alone."""
     count = len(run.order)
     R = np.full((count, count), np.nan)
     for t, stage in enumerate(run.stages, start=count - len(run.stages)):
-        R[t] = row(study, store, run, stage, split)
+        if depth is None or t < depth or len(run.stages) == 1:
+            R[t] = row(study, store, run, stage, split)
     sizes = np.array([study.tasks[name].sizes[split] for name in run.order])
     return ScoreMatrix(R, sizes, row(study, store, run, study.untouched(), split))
 
@@ -38,59 +42,134 @@ def row(study: Study, store: StageStore, run: Run, stage: Stage, split: str) -> 
     return np.array([cells[key]["score"] if key in cells else np.nan for key in keys])
 
 
-def complete(study: Study, store: StageStore) -> bool:
-    """Whether the setting can be judged without learning anything."""
-    return all(store.has(work) for run in study.runs() for work in works(study, run))
+# -- probes ----------------------------------------------------------------------------------------
 
 
-def failed(study: Study, store: StageStore) -> bool:
-    """Whether a stage that the setting needs ended early, so that it cannot be judged."""
-    return any(store.failure(stage) for run in study.runs() for stage in run.stages)
+class Walk(NamedTuple):
+    """A run of a study at some setting, and those of its works that are asked for."""
+
+    at: Study
+    run: Run
+    works: Chain
 
 
-def judge(study: Study, store: StageStore) -> list[float] | None:
-    """The setting's objective, each metric a mean over its runs; None where a run is not finished."""
+def parts(study: Study, store: StageStore, probe: Probe) -> Iterator[list[Walk]]:
+    """What a probe asks for: all at once, or in a race part by part until it is given up.
+
+    The next part is known once the store holds the one before.
+    """
+    at = study.at(probe.setting)
+    mine = [Walk(at, run, works(at, run)[: probe.depth]) for run in runs_of(at, probe)]
+    others = [at.beside(name) for name in rivals_of(study)]
+    beside = [Walk(o, run, works(o, run)[: probe.depth]) for o in others for run in runs_of(o, probe)]
+    if probe.race is None:
+        yield mine + beside
+        return
+    if beside:
+        yield beside
     assert study.search is not None
-    scores = [matrix(study, store, run, *SELECTION) for run in study.runs()]
-    values = [[plugins.find("metrics", name)(s) for s in scores] for name in study.search.objective]
-    means = [float(np.mean(v)) for v in values]
-    return means if np.isfinite(means).all() else None
+    on = study.protocol.select_on
+    theirs = [
+        [matrix(study, store, run, on) for run in study.at(other).runs()] for other in probe.race.incumbents
+    ]
+    done: list[ScoreMatrix] = []
+    for walk in mine:
+        for t in range(len(walk.works)):
+            yield [walk._replace(works=walk.works[: t + 1])]
+            scores = [*done, matrix(at, store, walk.run, on, t + 1)]
+            if hopeless(probe.race, study.search.objective, study.blocks, scores, theirs):
+                return
+        done = scores
+
+
+def runs_of(at: Study, probe: Probe) -> Sequence[Run]:
+    """The runs that the probe asks for, of a study at its setting or beside it."""
+    return at.runs() if probe.block is None else at.runs()[probe.block : probe.block + 1]
+
+
+def rivals_of(study: Study) -> list[str]:
+    """Names of the strategies that the search's constraints speak of."""
+    texts = study.search.subject_to if study.search else ()
+    return sorted({c.rival for text in texts if (c := Constraint.parse(text)) and c.rival})
+
+
+def needs(study: Study, store: StageStore, probe: Probe) -> list[Chain]:
+    """Chains of the probe that the store does not hold yet, as far as that can be said; none: it is over."""
+    for part in parts(study, store, probe):
+        if missing := [left for walk in part if (left := [w for w in walk.works if not store.has(w)])]:
+            return missing
+    return []
+
+
+def asked(study: Study, store: StageStore, probe: Probe) -> list[Walk]:
+    """All that the probe asked for, as far as it got; one walk a run, the longest."""
+    found: dict[tuple[str, Block], Walk] = {}
+    for part in parts(study, store, probe):
+        found |= {(walk.at.id, (walk.run.order, walk.run.seed)): walk for walk in part}
+        if not all(store.has(work) for walk in part for work in walk.works):
+            break
+    return list(found.values())
+
+
+def evidence(study: Study, store: StageStore, probe: Probe) -> Evidence | None:
+    """What the store says of a probe that is over; None where a stage of it failed or is missing."""
+    if needs(study, store, probe):
+        return None
+    at, on = study.at(probe.setting), study.protocol.select_on
+
+    def scores(of: Study) -> list[ScoreMatrix]:
+        return [matrix(of, store, run, on, probe.depth) for run in runs_of(of, probe)]
+
+    return Evidence(scores(at), {name: scores(at.beside(name)) for name in rivals_of(study)})
+
+
+def failed(study: Study, store: StageStore, probe: Probe) -> bool:
+    """Whether a stage that the probe needs ended early, so that it cannot be judged."""
+    return any(store.failure(chain[0].stage) for chain in needs(study, store, probe))
+
+
+# -- searches --------------------------------------------------------------------------------------
 
 
 def replay(
-    study: Study, store: StageStore, proposals: Proposals, answered: Callable[[int, Setting], None]
-) -> Proposal | None:
-    """Search as far as the store answers; the first setting that it does not, None at the end.
+    study: Study,
+    store: StageStore,
+    search: Method,
+    answered: Callable[[int, Probe], None] = lambda number, probe: None,
+) -> tuple[int, Probe] | None:
+    """Search as far as the store answers; the first probe that it does not, None at the end.
 
-    A setting with a failed stage counts as not answered: it is tried again.
+    A probe with a failed stage counts as not answered: it is tried again.
     """
-    while (proposal := proposals.ask()) is not None:
-        number, setting = proposal
-        at = study.at(setting)
-        if not complete(at, store):
+    while (proposal := search.ask()) is not None:
+        number, probe = proposal
+        found = evidence(study, store, probe)
+        if found is None:
             return proposal
-        proposals.tell(number, judge(at, store))
-        answered(number, setting)
+        search.tell(number, found)
+        answered(number, probe)
     return None
 
 
-def searched(study: Study, store: StageStore) -> Proposals:
-    """The search as the store holds it, for a reader: failed settings count as judged, unfinished end it."""
-    proposals = Proposals(study)
-    while (proposal := proposals.ask()) is not None:
-        number, setting = proposal
-        at = study.at(setting)
-        if complete(at, store):
-            proposals.tell(number, judge(at, store))
-        elif failed(at, store):
-            proposals.tell(number, None)
-    return proposals
+def searched(study: Study, store: StageStore, search: Method) -> Method:
+    """The search as the store holds it, for a reader: failed probes count as judged, unfinished end it."""
+    while (proposal := search.ask()) is not None:
+        number, probe = proposal
+        found = evidence(study, store, probe)
+        if found is not None:
+            search.tell(number, found)
+        elif failed(study, store, probe):
+            search.tell(number, None)
+    return search
 
 
-def final_works(winner: Study) -> list[list[Work]]:
+def final_works(final: Mapping[str, Study]) -> list[Chain]:
     """Chains of all that the final comparison needs."""
+    if not final:
+        return []
+    winner = next(iter(final.values()))
     scope = winner.protocol.exams
-    chains = [works(s, run, FINAL, scope) for s in winner.contenders().values() for run in s.runs()]
+    chains = [works(s, run, FINAL, scope) for s in final.values() for run in s.runs()]
     return [*chains, [work]] if (work := base_work(winner)) else chains
 
 

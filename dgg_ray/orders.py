@@ -34,3 +34,17 @@ def design(
         order = draws.generator(seed, "", "order", draw).permutation(len(tasks))
         found[tuple(str(tasks[i]) for i in order)] = None
     return list(found)
+
+
+def others(tasks: Sequence[str], used: Sequence[Order], count: int, seed: int) -> list[Order]:
+    """`count` random orders that are not among `used`; where there are fewer, they come round again."""
+    left = factorial(len(tasks)) - len(set(used))
+    fresh: list[Order] = []
+    for draw in range(10_000):
+        if len(fresh) == min(count, left):
+            break
+        order = draws.generator(seed, "", "held out", draw).permutation(len(tasks))
+        named = tuple(str(tasks[i]) for i in order)
+        if named not in used and named not in fresh:
+            fresh.append(named)
+    return [fresh[i % len(fresh)] for i in range(count)] if fresh else []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
-from dgg_ray import judge
-from dgg_ray.search import Proposals
+from dgg_ray import judge, methods
+from dgg_ray.search import Method, Whole
+from dgg_ray.simulate import MemoryStore, Simulated
 from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
 from dgg_ray.study import Study
 
@@ -82,11 +83,11 @@ def plan(study: Study, store: StageStore) -> Plan:
     What a sampler proposes depends on results that are not there yet; its proposals without them
     stand in, so that the counts of stages are an estimate unless the search is over.
     """
-    settings, final, over = foresee(study, store)
-    works = [work for at in settings for run in at.runs() for work in judge.works(at, run)]
-    works += final
-    runs = sum(len(at.runs()) for at in settings)
-    runs += sum(len(at.runs()) for at in (settings[-1] if settings else study).contenders().values())
+    walks, final, settings, over = foresee(study, store)
+    works = [work for walk in walks for work in walk.works]
+    runs = len({(walk.at.id, walk.run.order, walk.run.seed) for walk in walks})
+    runs += sum(len(at.runs()) for at in final.values())
+    works += [work for chain in judge.final_works(final) for work in chain]
     stages = {work.stage.key: work.stage for work in works if work.stage.learns}
     stored = {key for key, stage in stages.items() if store.record(stage) is not None}
     sizes = {name: data.sizes["train"] for name, data in study.tasks.items()}
@@ -100,7 +101,7 @@ def plan(study: Study, store: StageStore) -> Plan:
             steps += stage.training.epochs * ceil(once / stage.training.batch_size)
     return Plan(
         study=study.name,
-        settings=len(settings) or 1,
+        settings=settings,
         orders=len(study.all_orders),
         seeds=len(study.seeds),
         runs=runs,
@@ -127,21 +128,37 @@ def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:
     return count
 
 
-def foresee(study: Study, store: StageStore) -> tuple[list[Study], list[Work], bool]:
-    """(The study at each setting, works of the final comparison, whether nothing of it is a guess)."""
+def foresee(study: Study, store: StageStore) -> tuple[list[judge.Walk], dict[str, Study], int, bool]:
+    """(What the search asks for, the final comparison, settings looked at, whether nothing of it is a guess).
+
+    What the store does not answer yet, a simulated learner does: its scores are no prediction, but as many
+    branches are kept and dropped.
+    """
     if study.search is None:
-        return [], list(flat(study)), True
-    proposals = Proposals(study)
-    blocked = judge.replay(study, store, proposals, lambda number, setting: None)
-    over = blocked is None
-    while blocked is not None:
-        proposals.tell(blocked[0], None)
-        blocked = proposals.ask()
-    settings = [study.at(setting) for setting in proposals.proposed]
-    best = proposals.best()
-    return settings, list(flat(settings[best if best is not None else 0])), over
+        return [], study.contenders(), 1, True
+    shadow = Simulated.of(study, MemoryStore())
+    over, walks = True, []
 
+    def pursue(search: Method) -> Method:
+        nonlocal over
+        while (blocked := judge.replay(study, store, search)) is not None:
+            over = False
+            number, probe = blocked
+            if isinstance(search, Whole):  # proposals need no answer, and there may be many
+                search.tell(number, None)
+                continue
+            while chains := judge.needs(study, shadow.store, probe):
+                for work in (work for chain in chains for work in chain):
+                    shadow.obtain(work)
+            search.tell(number, judge.evidence(study, shadow.store, probe))
+        for probe in search.proposed:
+            walks.extend(judge.asked(study, store if over else shadow.store, probe))
+        return search
 
-def flat(winner: Study) -> Iterator[Work]:
-    for chain in judge.final_works(winner):
-        yield from chain
+    search = pursue(methods.method(study))
+    if search.winner() is None:  # nothing was judged: any setting stands for the one that will be
+        stand_in = study.at(search.proposed[0].setting)
+        return walks, stand_in.contenders(), len(search.proposed), False
+    more = {name: pursue(own) for name, own in methods.rivals(search).items()}
+    settings = len({tuple(sorted(probe.setting.items())) for probe in search.proposed})
+    return walks, methods.contenders(study, search, more), settings, over

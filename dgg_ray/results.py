@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from dgg_ray import judge, plugins, studyfile
+from dgg_ray import judge, methods, plugins, studyfile
 from dgg_ray.errors import ResultsError
 from dgg_ray.outcomes import CELL, Results, compare, final_split
 from dgg_ray.search import space
-from dgg_ray.stages import Run, Stage, StageStore, Work, distinct
+from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
 
 
@@ -29,18 +29,18 @@ def load(out: Path) -> Results:
     study = studyfile.the_kept(out)
     store = StageStore(study.store_folder(out))
     knobs = tuple(space(study, study.search)) if study.search else ()
-    candidates, winner = settings(study, store)
+    search, more = methods.inquiries(study, store)
     asked = Asked()
-    for at in candidates:
+    for method in (search, *more.values()) if search else ():
+        for probe in method.proposed:
+            for walk in judge.asked(study, store, probe):
+                asked.add(*walk)
+    final = methods.contenders(study, search, more)
+    for at in final.values():
         for run in at.runs():
-            asked.add(at, run, judge.works(at, run))
-    rivals: dict[str, str] = {}
-    if winner is not None:
-        for label, at in winner.contenders().items():
-            rivals[label] = at.id
-            for run in at.runs():
-                asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
-        rivals.pop(plugins.name_of(winner.strategy))
+            asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
+    winner = next(iter(final.values()), None)
+    rivals = {label: at.id for label, at in final.items() if at is not winner}
     untouched = judge.base_work(winner) if winner is not None else None
     stages = distinct(work.stage for works in asked.works.values() for work in works)
     return Results(
@@ -51,7 +51,7 @@ def load(out: Path) -> Results:
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
         rivals=rivals,
-        tried=tuple(at.id for at in candidates),
+        tried=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
         failures=failures(store, stages),
         costs=costs(store, asked, stages),
         facts=facts(study, store, asked, stages),
@@ -68,22 +68,11 @@ class Asked:
     def add(self, at: Study, run: Run, works: Sequence[Work]) -> None:
         """Works asked for twice, by the search and by the comparison, are one with the exams of both."""
         name = (at.id, run.order, run.seed)
-        before = self.works.get(name, [Work(work.stage) for work in works])
         self.runs[name] = (at, run)
-        self.works[name] = [
-            Work(old.stage, tuple(dict.fromkeys((*old.exams, *new.exams))))
-            for old, new in zip(before, works, strict=True)
-        ]
-
-
-def settings(study: Study, store: StageStore) -> tuple[list[Study], Study | None]:
-    """(The study at every setting proposed so far, at the recommended one); one setting without a search."""
-    if study.search is None:
-        return [], study
-    proposals = judge.searched(study, store)
-    candidates = [study.at(setting) for setting in proposals.proposed]
-    best = proposals.best()
-    return candidates, None if best is None else candidates[best]
+        exams: dict[str, tuple[Stage, dict[Exam, None]]] = {}
+        for work in (*self.works.get(name, ()), *works):
+            exams.setdefault(work.stage.key, (work.stage, {}))[1].update(dict.fromkeys(work.exams))
+        self.works[name] = [Work(stage, tuple(of)) for stage, of in exams.values()]
 
 
 def cells(store: StageStore, asked: Asked, knobs: Sequence[str], untouched: Work | None) -> pd.DataFrame:

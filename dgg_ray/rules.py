@@ -13,9 +13,9 @@ from dgg_ray import plugins
 from dgg_ray.border import checked, show
 from dgg_ray.contracts import SPLITS, ScoreMatrix, Task
 from dgg_ray.errors import Fault, nearest
-from dgg_ray.study import Knob, Search, Study, Value
-
-SEARCHABLE = ("strategy", "adapter", "training")
+from dgg_ray.search_rules import path_rules, search_rules
+from dgg_ray.stages import Data
+from dgg_ray.study import FROM_SEARCH, Study
 
 
 def rules(study: Study, broken: set[str]) -> list[Fault]:
@@ -37,7 +37,14 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         faults.append(Fault("orders.given", "bears on the design `given` alone", f"{len(given)} orders"))
     if study.raw.get("orders") == []:
         faults.append(Fault("orders", "needs at least 1 order, has 0"))
-    final = study.protocol.final_seeds
+    final, held = study.protocol.final_seeds, study.protocol.held_out
+    if held and final is not None:
+        faults.append(
+            Fault("protocol.final_seeds", "held-out blocks bring their own seeds", show(list(final)))
+        )
+    if held and study.orders.design == "all":
+        rule = "needs an order that took no part in the choice, and orders.design `all` leaves none"
+        faults.append(Fault("protocol.held_out", rule, str(held)))
     if final is not None and (not final or len(set(final)) != len(final)):
         faults.append(
             Fault("protocol.final_seeds", "must be different numbers, at least one", show(list(final)))
@@ -51,7 +58,7 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         if name not in study.names:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
     faults += rival_rules(study, broken)
-    if not broken & {"model", "adapter"}:
+    if not broken & {"model", "adapter"} and study.workers.engine != "simulated":
         faults += target_rules(study)
     if not broken & {"model", "training"}:
         faults += projector_rules(study)
@@ -108,11 +115,16 @@ def target_rules(study: Study) -> Iterator[Fault]:
 
 
 def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
-    legal, labels = plugins.names("strategies"), [plugins.name_of(study.strategy)]
+    legal, labels = [*plugins.names("strategies"), *FROM_SEARCH], [plugins.name_of(study.strategy)]
+    per_task = study.search and any(knob.per_task for knob in study.search.space.values())
     for i, rival in enumerate(study.protocol.rivals):
         at = f"protocol.rivals[{i}]"
         if isinstance(rival, str):
-            if rival not in legal:
+            if rival in FROM_SEARCH and not study.search:
+                yield Fault(at, "needs a search", repr(rival))
+            elif rival in FROM_SEARCH[1:] and not per_task:
+                yield Fault(at, "needs a setting that is searched per task (`per_task: …`)", repr(rival))
+            elif rival not in legal:
                 rule = f"must be one of {', '.join(legal)}, or LABEL: {{path of a setting: value}}"
                 yield Fault(at, rule, repr(rival), nearest(rival, legal))
             continue
@@ -136,85 +148,6 @@ def zero_rules(study: Study) -> Iterator[Fault]:
         yield Fault("model.four_bit", rule, "true")
 
 
-def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
-    faults = []
-    metrics = plugins.names("metrics")
-    for name in search.objective:
-        if name not in metrics:
-            rule = f"must be one of {', '.join(metrics)}"
-            faults.append(Fault("search.objective", rule, repr(name), nearest(name, metrics)))
-        elif rule := unfit(name, len(study.names), study.strategy.simultaneous):
-            faults.append(Fault("search.objective", rule, repr(name)))
-    if not search.space:
-        faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
-    for path, knob in search.space.items():
-        if path.partition(".")[0] in broken:
-            continue
-        faults += knob_rules(study, search, path, knob)
-    return faults
-
-
-def unfit(name: str, tasks: int, simultaneous: bool) -> str:
-    """Why a metric cannot be an objective; empty where it can. Asked of the metric itself.
-
-    The search examines the tasks seen, and maximises: a metric must have a value there, and must
-    not fall when the final scores rise.
-    """
-    R = np.where(np.tri(tasks, dtype=bool), 0.5, np.nan)
-    if simultaneous:
-        R[:-1] = np.nan
-    better = R.copy()
-    better[-1] = 0.75
-    sizes, base = np.ones(tasks), np.full(tasks, np.nan)
-    metric = plugins.find("metrics", name)
-    before, after = metric(ScoreMatrix(R, sizes, base)), metric(ScoreMatrix(better, sizes, base))
-    if np.isnan(before):
-        return "cannot be had from exams on the tasks that were learned"
-    return "falls as final scores rise, and objectives are maximised" if after < before else ""
-
-
-def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[Fault]:
-    at = f"search.space.{path}"
-    if (knob.values is None) == (knob.low is None and knob.high is None):
-        yield Fault(at, "needs either a list of values, or low and high")
-        return
-    if knob.values is None and (knob.low is None or knob.high is None or knob.low >= knob.high):
-        yield Fault(at, "needs low < high", f"low {knob.low}, high {knob.high}")
-        return
-    if knob.log and (knob.low is None or knob.low <= 0):
-        yield Fault(at, "log needs low > 0", f"low {knob.low}")
-        return
-    if search.sampler == "grid" and knob.values is None:
-        yield Fault(at, "the grid sampler needs a list of values")
-    values = [value for value in knob.values or (knob.low, knob.high) if value is not None]
-    yield from path_rules(study, at, path, f"{path}.{study.names[0]}" if knob.per_task else path, values)
-
-
-def path_rules(study: Study, at: str, path: str, dotted: str, values: Sequence[Value]) -> Iterator[Fault]:
-    """Whether a setting can be changed to each of the values; `dotted` is the path of one task's value."""
-    head = path.partition(".")[0]
-    if head not in SEARCHABLE:
-        rule = f"no such path; a path starts with one of {', '.join(SEARCHABLE)}"
-        yield Fault(at, rule, near=nearest(head, SEARCHABLE))
-        return
-    for value in values:
-        try:
-            changed = study.at({dotted: value})
-        except KeyError as error:
-            section = getattr(study, head)
-            legal = [f"{head}.{f.name}" for f in fields(section)] + [
-                f"{path.rpartition('.')[0]}.{n}" for n in study.names
-            ]
-            yield Fault(at, f"no such path: {error.args[0]!r} is not there", near=nearest(path, legal))
-            return
-        section = getattr(changed, head)
-        inner: list[Fault] = []
-        content = {f.name: getattr(section, f.name) for f in fields(section)}
-        checked(type(section), content, head, inner)
-        for fault in inner:
-            yield replace(fault, path=at, found=f"{value!r}", rule=f"{fault.rule} ({fault.path})")
-
-
 def task_rules(task: Task) -> Iterator[Fault]:
     for split in SPLITS:
         if not task.examples.get(split):
@@ -227,3 +160,16 @@ def task_rules(task: Task) -> Iterator[Fault]:
     ready = getattr(plugins.module("scorers", task.scorer), "ready", None)
     if ready and (why := ready()):
         yield Fault("scorer", why, repr(task.scorer))
+
+
+def split_rules(study: Study, tasks: Mapping[str, Data]) -> Iterator[Fault]:
+    """Settings are not chosen on the examples that they are compared on, unless the study says so."""
+    if study.protocol.select_on == "test" or not study.search:
+        return
+    for name, data in tasks.items():
+        if data.digests["validation"] == data.digests["test"]:
+            rule = (
+                f"{name}: validation and test hold the same examples, so settings would be chosen on test; give "
+                "another validation split, or say protocol.select_on: test"
+            )
+            yield Fault("tasks", rule)

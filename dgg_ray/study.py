@@ -15,17 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from dgg_ray import orders as designs
 from dgg_ray import plugins
 from dgg_ray.contracts import STRICT, Adapter, Model, Reader, Strategy, Task, Training, digest
+from dgg_ray.law import Law
 from dgg_ray.stages import Data, Exam, Run, Stage, Work, path, untouched
 
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
 
 Value = float | int | str | bool
+Setting = Mapping[str, Value]
+Block = tuple[tuple[str, ...], int]  # an order of the tasks, a seed
+FROM_SEARCH = ("runner_up", "constant", "first_two")  # rivals that the search itself gives
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,39 @@ class Knob:
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are proposed and judged.
+    """How settings are proposed and judged: on the validation split, each metric a mean over the blocks.
 
     space: dotted path of a setting → its Knob.
-    trials: settings proposed; `grid` ignores it and tries every combination.
-    objective: metrics to maximise, mean over the blocks, on the validation split.
-    parallel: settings judged at once. Setting n is proposed knowing those up to n - parallel, whatever
-        the machine's speed, so that a study repeats exactly.
+    method: `stagewise` tries values at each task on the best states so far (stagewise.py). The others
+        propose whole settings: `tpe`, `nsga2` (Optuna), `random`, or `grid`, every combination.
+    trials: whole settings proposed; `grid` and `stagewise` have no use for it.
+    objective: metrics to maximise; several give a Pareto front.
+    subject_to: what must hold too, such as `plasticity >= finetune - 2 points` (preference.py).
+    parallel: whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
+        whatever the machine's speed, so that a study repeats exactly.
+    race: level at which a setting that is behind is given up after a block or a task (racing.py); at
+        most this share of the best settings is lost to it. None judges all on every block.
+    beam: states kept at each task; tries: values tried on each; outer: combinations of the settings
+        that are not per task, halved along the tasks; audit: share of the stages spent on finishing
+        branches that were dropped. All for `stagewise`.
+    warm_from: folders of finished studies whose best settings are tried first.
     """
 
     __pydantic_config__ = STRICT
 
     space: Mapping[str, Knob]
+    method: Literal["tpe", "random", "grid", "nsga2", "stagewise"] = "tpe"
     trials: Annotated[int, Ge(1)] = 20
     objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
-    sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    subject_to: tuple[str, ...] = ()
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     parallel: Annotated[int, Ge(1)] = 2
+    race: Annotated[float, Gt(0), Lt(0.5)] | None = None
+    beam: Annotated[int, Ge(1)] = 2
+    tries: Annotated[int, Ge(2)] = 5
+    outer: Annotated[int, Ge(1)] = 4
+    audit: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    warm_from: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,16 +104,22 @@ class Protocol:
     exams: tasks examined after each stage of the final runs: those `seen`, the `next` one too (for
         forward transfer), or `all`. Searching examines those seen.
     max_new_tokens: longest answer, in tokens.
-    final_seeds: seeds of the final runs, on test; None is the study's seeds. Others than the
-        search's are a check that the choice was not luck.
+    select_on: the split on which settings are chosen; with `test` the report says so in bold.
+    held_out: blocks of the final runs that took no part in the choice, each a new random order with a
+        new seed, so that they are independent. 0 compares on the search's orders.
+    final_seeds: without held-out blocks, seeds of the final runs; None is the study's seeds.
     rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
-        and its buffer; or variants of it, `LABEL: {dotted path of a setting: value, …}`.
+        and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
+        itself could have given: `runner_up`, `constant` (the best value that is the same for all
+        tasks), `first_two` (the value that was best after two tasks, kept for all).
     """
 
     __pydantic_config__ = STRICT
 
     exams: Literal["seen", "next", "all"] = "next"
     max_new_tokens: Annotated[int, Ge(1)] = 16
+    select_on: Literal["validation", "test"] = "validation"
+    held_out: Annotated[int, Ge(0)] = 0
     final_seeds: tuple[int, ...] | None = None
     rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
 
@@ -106,7 +132,8 @@ class Workers:
     cpus, gpus: of each worker.
     threads: of PyTorch in each worker; 0 leaves the choice to PyTorch.
     engine: how a fleet's workers share a stage: `auto` is DDP, or plain where one works alone; `zero1`
-        to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py).
+        to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py). `simulated`
+        learns nothing: scores and times follow a known law (simulate.py).
     offload: with ZeRO, keep the optimizer's memory on the CPU.
     snapshot_minutes, snapshot_steps: how often a stage is kept in its middle; 0 is never. It is kept
         at once, too, when a machine is about to be taken away.
@@ -121,7 +148,7 @@ class Workers:
     cpus: Annotated[float, Gt(0)] = 1
     gpus: Annotated[float, Ge(0)] = 0
     threads: Annotated[int, Ge(0)] = 1
-    engine: Literal["auto", "zero1", "zero2", "zero3"] = "auto"
+    engine: Literal["auto", "zero1", "zero2", "zero3", "simulated"] = "auto"
     offload: bool = False
     snapshot_minutes: Annotated[float, Ge(0)] = 10.0
     snapshot_steps: Annotated[int, Ge(0)] = 0
@@ -150,6 +177,7 @@ class Study:
     tasks: what the keys need of the tasks' content; the examples are read where they are used.
     fingerprint: of the base model.
     raw: the file as read; root: the folder that its relative paths start from.
+    fixed: blocks in place of every order with every seed, as the final comparison has them.
     """
 
     name: str
@@ -164,12 +192,14 @@ class Study:
     protocol: Protocol = Protocol()
     workers: Workers = Workers()
     output: Output = Output()
+    simulation: Law = Law()
     question: str = ""
     tasks: Mapping[str, Data] = field(default_factory=dict)
     fingerprint: str = ""
     warnings: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     root: str = ""
+    fixed: tuple[Block, ...] | None = None
 
     # -- the face ----------------------------------------------------------------------------------
 
@@ -213,16 +243,25 @@ class Study:
         shared = {f.name: mine[f.name] for f in fields(cls) if f.name in mine}
         return replace(self, strategy=cls(**shared))
 
-    def contenders(self) -> dict[str, Study]:
-        """Label → study: this setting under its strategy's name, then the rivals; on the final blocks."""
-        found: dict[str, Study] = {plugins.name_of(self.strategy): self}
+    def contenders(self, found: Mapping[str, Setting] | None = None) -> dict[str, Study]:
+        """Label → study on the final blocks: this setting under its strategy's name, then the rivals.
+
+        found: settings of the rivals that the search gives, by name; those it lacks are left out.
+        """
+        rivals: dict[str, Study] = {plugins.name_of(self.strategy): self}
         for rival in self.protocol.rivals:
-            if isinstance(rival, str):
-                found.setdefault(rival, self.beside(rival))
-            else:
-                found |= {label: self.at(setting) for label, setting in rival.items()}
-        seeds = self.protocol.final_seeds or self.seeds
-        return {label: replace(study, seeds=seeds) for label, study in found.items()}
+            if not isinstance(rival, str):
+                rivals |= {label: self.at(setting) for label, setting in rival.items()}
+            elif rival not in FROM_SEARCH:
+                rivals.setdefault(rival, self.beside(rival))
+            elif rival in (found or {}):
+                rivals[rival] = self.at((found or {})[rival])
+        return {label: replace(study, fixed=self.final_blocks) for label, study in rivals.items()}
+
+    def simulated(self) -> Study:
+        """The study with a learner that follows its `simulation`; its keys are none of the real ones."""
+        fingerprint = digest(["simulated", asdict(self.simulation)])
+        return replace(self, workers=replace(self.workers, engine="simulated"), fingerprint=fingerprint)
 
     @cached_property
     def id(self) -> str:
@@ -242,9 +281,27 @@ class Study:
         o = self.orders
         return designs.design(o.design, self.names, o.count, o.seed, o.given)
 
-    def runs(self, seeds: Sequence[int] | None = None) -> list[Run]:
-        """This setting over all blocks: every order with every seed."""
-        return [self.run_of(order, seed) for order in self.all_orders for seed in seeds or self.seeds]
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """What a setting is judged on: every order with every seed."""
+        return self.fixed or tuple((order, seed) for order in self.all_orders for seed in self.seeds)
+
+    @cached_property
+    def final_blocks(self) -> tuple[Block, ...]:
+        """What the recommended setting and its rivals are compared on."""
+        p = self.protocol
+        if not p.held_out:
+            return tuple((o, seed) for o in self.all_orders for seed in p.final_seeds or self.seeds)
+        fresh = designs.others(self.names, self.all_orders, p.held_out, self.orders.seed)
+        return tuple((order, max(self.seeds) + 1 + i) for i, order in enumerate(fresh))
+
+    @cached_property
+    def every_run(self) -> tuple[Run, ...]:
+        return tuple(self.run_of(order, seed) for order, seed in self.blocks)
+
+    def runs(self) -> tuple[Run, ...]:
+        """This setting on all its blocks."""
+        return self.every_run
 
     def run_of(self, order: tuple[str, ...], seed: int) -> Run:
         data = [self.tasks[name] for name in order]

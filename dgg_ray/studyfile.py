@@ -20,7 +20,8 @@ from dgg_ray import plugins
 from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
-from dgg_ray.rules import rules, task_rules
+from dgg_ray.law import Law
+from dgg_ray.rules import rules, split_rules, task_rules
 from dgg_ray.stages import Data
 from dgg_ray.study import Orders, Output, Protocol, Search, Study, Workers
 
@@ -32,10 +33,11 @@ SECTIONS: dict[str, type] = {
     "protocol": Protocol,
     "workers": Workers,
     "output": Output,
+    "simulation": Law,
 }
 PLUGGED = {"model": "models", "strategy": "strategies"}
 KEYS = ("name", "question", "model", "tasks", "strategy", "adapter", "training", "orders", "seeds")
-KEYS = (*KEYS, "search", "protocol", "workers", "output")
+KEYS = (*KEYS, "search", "protocol", "workers", "output", "simulation")
 REQUIRED = ("name", "model", "tasks", "strategy")
 PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 
@@ -149,7 +151,7 @@ def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study 
     if "readers" not in whole:
         return None, faults
     study = Study(**{"name": "", "model": NoModel(), "strategy": Strategy(), **whole}, raw=raw, root=root)
-    if files:
+    if files and study.workers.engine != "simulated":
         for setting, rule, found in study.model.faults():
             faults.append(Fault(f"model.{setting}", rule, found))
     faults += [fault for fault in rules(study, broken) if fault.path not in {f.path for f in faults}]
@@ -176,8 +178,9 @@ def normal(key: str, raw: Any) -> Any:
     if key != "search" or not isinstance(raw, Mapping):
         return raw
     raw = dict(raw)
-    if isinstance(raw.get("objective"), str):
-        raw["objective"] = [raw["objective"]]
+    for name in ("objective", "subject_to", "warm_from"):
+        if isinstance(raw.get(name), str):
+            raw[name] = [raw[name]]
     if isinstance(raw.get("space"), Mapping):
         raw["space"] = {path: knob(value) for path, value in raw["space"].items()}
     return raw
@@ -261,10 +264,12 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
         notes += [f"{name}: {note}" for note in task.warnings]
         sizes = {split: len(task.examples[split]) for split in SPLITS}
         facts[name] = Data(name, dict(task.digests), sizes, task.scorer)
-    if faults or study.model.faults() or isinstance(study.model, NoModel):
+    faults += split_rules(study, facts)
+    simulated = study.workers.engine == "simulated"
+    if faults or isinstance(study.model, NoModel) or (not simulated and study.model.faults()):
         return study, faults
-    fingerprint = study.model.fingerprint()
-    return replace(study, tasks=facts, fingerprint=fingerprint, warnings=tuple(notes)), faults
+    study = replace(study, tasks=facts, warnings=tuple(notes))
+    return study.simulated() if simulated else replace(study, fingerprint=study.model.fingerprint()), faults
 
 
 # -- keeping ---------------------------------------------------------------------------------------

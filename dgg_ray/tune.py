@@ -21,11 +21,12 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster, judge, studyfile
+from dgg_ray import cluster, judge, methods, studyfile
 from dgg_ray.errors import ClusterError
 from dgg_ray.fleet import Fleets, describe, workshop
 from dgg_ray.progress import Display
-from dgg_ray.search import Proposals, Setting
+from dgg_ray.racing import Race
+from dgg_ray.search import Method, Probe
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
 
@@ -53,9 +54,11 @@ def run(
         Display(study.name, quiet=quiet) as display,
         Crew(study, store, out, display, local, address) as crew,
     ):
-        winner = search(study, store, crew)
-        if winner is not None:
-            crew.obtain(judge.final_works(winner))
+        found, more = None, {}
+        if study.search is not None:
+            found = pursue(study, store, crew, methods.method(study, out / "search.db"))
+            more = {name: pursue(study, store, crew, own) for name, own in methods.rivals(found).items()}
+        crew.obtain(judge.final_works(methods.contenders(study, found, more)))
     outcome = results.Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
     report.write(outcome.results, out)
     return outcome
@@ -170,51 +173,41 @@ class Crew:
 # -- the search ------------------------------------------------------------------------------------
 
 
-def search(study: Study, store: StageStore, crew: Crew) -> Study | None:
-    """Judge settings until all are; the study at the recommended one, None where none could be judged."""
-    if study.search is None:
-        return study
-    proposals = Proposals(study, crew.out / "search.db")
+def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Method:
+    """Judge what a search proposes until it is finished; all that the store answers without Ray."""
 
-    def answered(number: int, setting: Setting) -> None:
-        crew.expect(count := stages_of(study.at(setting)))
+    def answered(number: int, probe: Probe) -> None:
+        crew.expect(count := sum(len(walk.works) for walk in judge.asked(study, store, probe)))
         crew.answered(count)
 
-    blocked = judge.replay(study, store, proposals, answered)
+    blocked = judge.replay(study, store, search, answered)
     if blocked is not None:
-        proposals.put_back(blocked)
-        if crew.local:
-            search_here(study, store, proposals, crew)
-        else:
-            search_with_tune(study, store, proposals, crew)
-    best = proposals.best()
-    return None if best is None else study.at(proposals.proposed[best])
+        search.put_back(*blocked)
+        (search_here if crew.local else search_with_tune)(study, store, search, crew)
+    return search
 
 
-def stages_of(study: Study) -> int:
-    return sum(len(run.stages) for run in study.runs())
+def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
+    while (proposal := search.ask()) is not None:
+        number, probe = proposal
+        while chains := judge.needs(study, store, probe):
+            crew.obtain(chains)
+            if judge.needs(study, store, probe) == chains:  # all of them failed
+                break
+        search.tell(number, judge.evidence(study, store, probe))
+        crew.display.best = best_so_far(search)
 
 
-def search_here(study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
-    while (proposal := proposals.ask()) is not None:
-        number, setting = proposal
-        at = study.at(setting)
-        crew.obtain([judge.works(at, run) for run in at.runs()])
-        proposals.tell(number, judge.judge(at, store))
-        crew.display.best = best_so_far(proposals)
-
-
-def search_with_tune(study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
+def search_with_tune(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
     """Ray Tune runs the trials; each asks the broker for its stages and reports after every one."""
-    assert study.search is not None
     broker = crew.start()
-    trial = ray.tune.with_parameters(judge_setting, study=study, store=store, broker=broker)
+    trial = ray.tune.with_parameters(judge_probe, study=study, store=store, broker=broker)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trial, ON_HEAD),
         tune_config=ray.tune.TuneConfig(
-            search_alg=Steady(study, store, proposals, crew),
-            num_samples=proposals.count,
-            max_concurrent_trials=None,  # the searcher holds back what must wait
+            search_alg=Steady(study, store, search, crew),
+            num_samples=-1,  # the searcher says when it is over,
+            max_concurrent_trials=None,  # and holds back what must wait
             reuse_actors=True,
         ),
         run_config=ray.tune.RunConfig(
@@ -228,51 +221,59 @@ def search_with_tune(study: Study, store: StageStore, proposals: Proposals, crew
     crew.check()
 
 
-def judge_setting(config: dict[str, Any], study: Study, store: StageStore, broker: Any) -> None:
-    """A trial: walk the setting's runs, stage by stage, all at once. It trains nothing itself."""
-    at = study.at(config["setting"])
-    learned = 0
+def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker: Any) -> None:
+    """A trial: walk the probe's runs, stage by stage, all at once. It trains nothing itself."""
+    race = config["race"]
+    probe = Probe(**{**config, "race": Race(**race) if race else None})
+    learned, errors = 0, []
 
     def finished(work: Work) -> None:
         nonlocal learned
         learned += 1
-        ray.tune.report({"stages": learned, "score": so_far(at, store)})
+        ray.tune.report({"stages": learned, "score": so_far(study, store, probe)})
 
-    runs = [judge.works(at, run) for run in at.runs()]
-    errors = brokers.walk(runs, broker.need.remote, finished)
-    ray.tune.report({"stages": learned, "score": so_far(at, store), "failed": len(errors)})
+    while not errors and (chains := judge.needs(study, store, probe)):
+        errors = brokers.walk(chains, broker.need.remote, finished)
+    ray.tune.report({"stages": learned, "score": so_far(study, store, probe), "failed": len(errors)})
 
 
-def so_far(study: Study, store: StageStore) -> float:
+def so_far(study: Study, store: StageStore, probe: Probe) -> float:
     """Mean score on the tasks learned, after each run's last finished stage, over the runs begun."""
     scores = []
-    for run in study.runs():
-        R = judge.matrix(study, store, run, *judge.SELECTION).R
+    at = study.at(probe.setting)
+    for run in judge.runs_of(at, probe):
+        R = judge.matrix(at, store, run, study.protocol.select_on, probe.depth).R
         begun = np.flatnonzero(~np.isnan(R).all(axis=1))
         scores += [np.nanmean(R[begun[-1]])] if len(begun) else []
     return float(np.mean(scores)) if scores else 0.0
 
 
 class Steady(Searcher):
-    """Proposals as Ray Tune asks for them; those that the store answers never become trials."""
+    """Probes as Ray Tune asks for them; those that the store answers never become trials."""
 
-    def __init__(self, study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
-        super().__init__(metric="score", mode="max")  # Tune wants one; the proposals judge
-        self.study, self.store, self.proposals, self.crew = study, store, proposals, crew
-        self.numbers: dict[str, int] = {}
+    def __init__(self, study: Study, store: StageStore, search: Method, crew: Crew) -> None:
+        super().__init__(metric="score", mode="max")  # Tune wants one; the method judges
+        self.study, self.store, self.search, self.crew = study, store, search, crew
+        self.open: dict[str, tuple[int, Probe]] = {}
         self.stages: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        while (proposal := self.proposals.ask()) is not None:
-            number, setting = proposal
-            at = self.study.at(setting)
-            self.crew.expect(stages_of(at))
-            if not judge.complete(at, self.store):
-                self.numbers[trial_id] = number
-                return {"setting": dict(setting)}
-            self.crew.answered(stages_of(at))
-            self.proposals.tell(number, judge.judge(at, self.store))
-        return Searcher.FINISHED if len(self.proposals.proposed) >= self.proposals.count else None
+        while (proposal := self.search.ask()) is not None:
+            number, probe = proposal
+            missing = judge.needs(self.study, self.store, probe)
+            if missing:
+                self.open[trial_id] = proposal
+                self.crew.expect(sum(map(len, missing)))
+                race = probe.race._asdict() if probe.race else None
+                return {**probe._asdict(), "setting": dict(probe.setting), "race": race}
+            self.answered(probe)
+            self.search.tell(number, judge.evidence(self.study, self.store, probe))
+        return Searcher.FINISHED if self.search.out else None
+
+    def answered(self, probe: Probe) -> None:
+        """The store had all of it."""
+        self.crew.expect(count := sum(len(walk.works) for walk in judge.asked(self.study, self.store, probe)))
+        self.crew.answered(count)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         for _ in range(result["stages"] - self.stages.get(trial_id, 0)):
@@ -282,14 +283,13 @@ class Steady(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id not in self.numbers:
+        if trial_id not in self.open:
             return
         if result and not error:
             self.on_trial_result(trial_id, result)
-        number = self.numbers[trial_id]
-        at = self.study.at(self.proposals.proposed[number])
-        self.proposals.tell(number, judge.judge(at, self.store))
-        self.crew.display.best = best_so_far(self.proposals)
+        number, probe = self.open.pop(trial_id)
+        self.search.tell(number, judge.evidence(self.study, self.store, probe))
+        self.crew.display.best = best_so_far(self.search)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store and the seed say where the search is."""
@@ -305,10 +305,10 @@ class Steady(Searcher):
         raise NotImplementedError("run the study again: it goes on from the store")
 
 
-def best_so_far(proposals: Proposals) -> str:
-    number = proposals.best()
+def best_so_far(search: Method) -> str:
+    number = search.best()
     if number is None:
         return ""
-    values = proposals.told[number] or []
-    scores = ", ".join(f"{n} {v:.3f}" for n, v in zip(proposals.search.objective, values, strict=True))
-    return f"{scores} with " + ", ".join(f"{k}={v}" for k, v in proposals.proposed[number].items())
+    values = search.judged()[number].objective
+    scores = ", ".join(f"{n} {v:.3f}" for n, v in zip(search.search.objective, values, strict=True))
+    return f"{scores} with " + ", ".join(f"{k}={v}" for k, v in search.proposed[number].setting.items())

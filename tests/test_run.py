@@ -153,7 +153,7 @@ def test_a_folder_without_results_is_an_error_that_says_what_to_do(tmp_path, cap
 
 
 def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, capsys):
-    text = SMALL + "search: {sampler: grid, space: {training.learning_rate: [5e-3, 1e+30]}}\n"
+    text = SMALL + "search: {method: grid, space: {training.learning_rate: [5e-3, 1e+30]}}\n"
     file = tmp_path / "diverges.yaml"
     file.write_text(text)
     out = tmp_path / "out"

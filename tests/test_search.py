@@ -4,11 +4,14 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
 from dgg_ray.models.embedded import Embedded as Model
-from dgg_ray.search import Proposals, dominates
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.preference import Evidence, dominates
+from dgg_ray.search import Whole
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Knob, Search, Study
 from dgg_ray.tasks.embedded import Embedded
@@ -24,11 +27,17 @@ def study(**search):
     return Study("toy", Model(), readers, DGG(), search=Search(**{"space": space, "trials": 18, **search}))
 
 
-def value(setting, names):
+def scored(final: float, new: float = 0.5) -> Evidence:
+    """Evidence of one block: two tasks that end at `final` each, stability; the second began at `new`."""
+    R = np.array([[0.5, np.nan], [final, final]])
+    R[1, 1] = new
+    return Evidence([ScoreMatrix(R, sizes=np.array([1.0, 0.0]), base=np.zeros(2))], {})
+
+
+def value(setting):
     alpha = setting["strategy.alpha.digits"] + 2 * setting["strategy.alpha.words"]
-    return [-((alpha - 1) ** 2) - setting.get("strategy.buffer", 0) / 100, float(setting["adapter.rank"])][
-        : len(names)
-    ]
+    final = 0.9 - (alpha - 1) ** 2 / 10 - setting.get("strategy.buffer", 0) / 1000
+    return scored(final, setting["adapter.rank"] / 10)
 
 
 def finish(proposals, seed):
@@ -39,18 +48,18 @@ def finish(proposals, seed):
             open_.append(proposal)
             continue
         if proposal:
-            proposals.put_back(proposal)
-        number, setting = open_.pop(shuffle.randrange(len(open_))) if open_ else proposals.ask()
+            proposals.put_back(*proposal)
+        number, probe = open_.pop(shuffle.randrange(len(open_))) if open_ else proposals.ask()
         failed = number == 5
-        proposals.tell(number, None if failed else value(setting, proposals.search.objective))
-    return proposals.proposed
+        proposals.tell(number, None if failed else value(probe.setting))
+    return [probe.setting for probe in proposals.proposed]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+@pytest.mark.parametrize("method", ["tpe", "random", "nsga2"])
 @pytest.mark.parametrize("objective", [("faa",), ("stability", "plasticity")])
-def test_proposals_do_not_depend_on_the_order_of_results(sampler, objective):
+def test_proposals_do_not_depend_on_the_order_of_results(method, objective):
     sequences = [
-        finish(Proposals(study(sampler=sampler, objective=objective, parallel=4)), seed) for seed in range(6)
+        finish(Whole(study(method=method, objective=objective, parallel=4)), seed) for seed in range(6)
     ]
     assert all(sequence == sequences[0] for sequence in sequences)
     assert len(sequences[0]) == 18
@@ -58,8 +67,8 @@ def test_proposals_do_not_depend_on_the_order_of_results(sampler, objective):
 
 def test_proposals_are_the_same_with_a_database_that_optuna_opens(tmp_path: Path):
     database = tmp_path / "search.db"
-    with_database = Proposals(study(), database)
-    assert finish(with_database, 1) == finish(Proposals(study()), 2)
+    with_database = Whole(study(), database)
+    assert finish(with_database, 1) == finish(Whole(study()), 2)
 
     opened = optuna.load_study(study_name="toy", storage=f"sqlite:///{database}")
     states = [trial.state.name for trial in opened.trials]
@@ -68,39 +77,39 @@ def test_proposals_are_the_same_with_a_database_that_optuna_opens(tmp_path: Path
 
 
 def test_more_parallel_settings_wait_for_older_results():
-    proposals = Proposals(study(parallel=3))
+    proposals = Whole(study(parallel=3))
     asked = [proposals.ask() for _ in range(5)]
     assert [a and a[0] for a in asked] == [0, 1, 2, None, None]
-    proposals.tell(1, [0.0])
+    proposals.tell(1, scored(0.0))
     assert proposals.ask() is None  # 3 must know 0
-    proposals.tell(0, [0.0])
+    proposals.tell(0, scored(0.0))
     number, _ = proposals.ask()
     assert number == 3
 
 
 def test_the_grid_proposes_every_combination_once():
     space = {"adapter.rank": Knob(values=(2, 4, 8)), "strategy.alpha": Knob(values=(0.0, 0.5), per_task=True)}
-    proposals = Proposals(study(sampler="grid", space=space))
+    proposals = Whole(study(method="grid", space=space))
     settings = {tuple(sorted(s.items())) for s in finish(proposals, 0)}
     assert proposals.count == len(settings) == 3 * 2 * 2
 
 
 def test_a_log_range_between_whole_numbers_gives_whole_numbers():
-    buffers = {s["strategy.buffer"] for s in finish(Proposals(study(sampler="random")), 0)}
+    buffers = {s["strategy.buffer"] for s in finish(Whole(study(method="random")), 0)}
     assert all(isinstance(b, int) and 4 <= b <= 64 for b in buffers)
 
 
 def test_of_a_pareto_front_the_highest_mean_is_recommended():
-    proposals = Proposals(study(objective=("stability", "plasticity"), trials=4, parallel=4))
+    proposals = Whole(study(objective=("stability", "plasticity"), trials=4, parallel=4))
     for values in ([0.2, 0.9], [0.6, 0.6], [0.5, 0.6], [0.8, 0.3]):
-        proposals.tell(proposals.ask()[0], values)
+        proposals.tell(proposals.ask()[0], scored(*values))
     assert proposals.best() == 1  # 2 is dominated; 1.2 beats 1.1 and 1.1
 
 
 def test_equal_settings_recommend_the_one_proposed_first():
-    proposals = Proposals(study(trials=3, parallel=3))
+    proposals = Whole(study(trials=3, parallel=3))
     for values in ([0.4], [0.7], [0.7]):
-        proposals.tell(proposals.ask()[0], values)
+        proposals.tell(proposals.ask()[0], scored(*values))
     assert proposals.best() == 1
 
 

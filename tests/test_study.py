@@ -13,7 +13,7 @@ from dgg_ray import Study, studyfile
 from dgg_ray.errors import StudyError
 from dgg_ray.models import embedded
 from dgg_ray.schema import schema
-from dgg_ray.search import Proposals
+from dgg_ray.search import Whole
 from dgg_ray.strategies.dgg import DGG
 
 GOOD = """\
@@ -148,9 +148,9 @@ TWICE = "[words, charts, digits]"
         ("low: 1e-4", "low: 0", "search.space.training.learning_rate", "log needs low > 0"),
         (
             "trials: 4",
-            "trials: 4\n  sampler: grid",
+            "trials: 4\n  method: grid",
             "search.space.training.learning_rate",
-            "grid sampler needs a list",
+            "method `grid` needs a list",
         ),
         ("trials: 4", "objective: fa", "search.objective", "Did you mean 'faa'?"),
         ("trials: 4", "objective: forgetting", "search.objective", "falls as final scores rise"),
@@ -281,7 +281,7 @@ def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
     assert found["ungated"].strategy == replace(study.strategy, gate="always")
     assert found["unscaled"].strategy == replace(study.strategy, scale=False)
     assert found["replay"].strategy.buffer == 5
-    assert {s.seeds for s in found.values()} == {(7,)}
+    assert {seed for s in found.values() for _, seed in s.blocks} == {7}
     assert len({s.id for s in found.values()}) == 5
 
 
@@ -366,7 +366,7 @@ def test_a_range_between_whole_numbers_is_searched_in_whole_numbers(load):
     study = load(
         GOOD.replace("strategy.alpha: {per_task: [0, 0.5]}", "adapter.rank: {low: 2, high: 32, log: true}")
     )
-    ranks = {Proposals(study).ask()[1]["adapter.rank"] for _ in range(3)}
+    ranks = {Whole(study).ask()[1].setting["adapter.rank"] for _ in range(3)}
     assert all(type(rank) is int and 2 <= rank <= 32 for rank in ranks)
 
 

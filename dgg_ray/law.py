@@ -1,0 +1,91 @@
+"""A stability–plasticity law that is known: what a simulated learner scores, and what it costs.
+
+After learning task t with guidance on a share α of the steps, a buffer of m examples a task and rank r:
+
+    s_t ← top_t · c(r) · (1 − rigid_t α²) − place · (tasks before)         the new task
+    s_i ← s_i · (1 − frail_t · (1 − h (1 − (1−α)²)) / (1 + m/m₀))          each earlier task i
+    c(r) = 1 − 0.3 · 2^(−r/8)        h = 0.85        m₀ = 50
+
+More guidance keeps more of the old and takes from the new, with an optimum of its own inside (0, 1)
+for every task. top, rigid and frail are drawn for each task's name. The form is ours: it has the
+directions that DGG reports, and no measured size. A joint stage gives s_i = top_i · c(r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, NamedTuple
+
+from annotated_types import Ge, Le
+
+from dgg_ray import draws
+from dgg_ray.contracts import STRICT
+
+HOLD, BUFFER = 0.85, 50.0  # h, m₀
+GUESS = 0.1  # score on a task that was never learned
+
+
+class Nature(NamedTuple):
+    """A task's constants: best score, score lost at α = 1, share of old scores that learning it costs."""
+
+    top: float
+    rigid: float
+    frail: float
+    pace: float  # seconds an example costs, against the others
+
+
+@dataclass(frozen=True)
+class Law:
+    """Constants of the law, and of what hides it.
+
+    seed: of the tasks' natures.
+    noise: standard deviation of what training adds to each task's true score at each stage.
+    shared: part of that variance that all settings have in common on one order and seed, as with
+        common random numbers.
+    exam_noise: whether an exam of n examples adds binomial noise, √(s(1−s)/n).
+    place: score that a new task loses for each task before it.
+    seconds: of training a thousand examples; an exam's example costs a third.
+    spread: relative standard deviation of a stage's time.
+    wait: real seconds that a worker waits for each simulated second; 0 is at once.
+    """
+
+    __pydantic_config__ = STRICT
+
+    seed: int = 0
+    noise: Annotated[float, Ge(0)] = 0.01
+    shared: Annotated[float, Ge(0), Le(1)] = 0.5
+    exam_noise: bool = True
+    place: float = 0.0
+    seconds: Annotated[float, Ge(0)] = 60.0
+    spread: Annotated[float, Ge(0)] = 0.05
+    wait: Annotated[float, Ge(0)] = 0.0
+
+    def nature(self, task: str) -> Nature:
+        return nature(self.seed, task)
+
+    def learned(
+        self, skills: Mapping[str, float], task: str, alpha: float, buffer: float, rank: float
+    ) -> dict[str, float]:
+        """True scores after learning one more task, without noise; the first task has no guidance."""
+        top, rigid, frail, _ = self.nature(task)
+        alpha = alpha if skills else 0.0
+        kept = 1 - frail * (1 - HOLD * (1 - (1 - alpha) ** 2)) / (1 + buffer / BUFFER)
+        own = top * capacity(rank) * (1 - rigid * alpha**2) - self.place * len(skills)
+        return {**{name: score * kept for name, score in skills.items()}, task: own}
+
+    def together(self, tasks: tuple[str, ...], rank: float) -> dict[str, float]:
+        """True scores after learning all at once."""
+        return {name: self.nature(name).top * capacity(rank) for name in tasks}
+
+
+def capacity(rank: float) -> float:
+    """c(r): the share of a task's best score that adapters of this rank can reach."""
+    return 1 - 0.3 * 2 ** (-rank / 8)
+
+
+@lru_cache(maxsize=4096)
+def nature(seed: int, task: str) -> Nature:
+    u = draws.generator(seed, task, "nature").random(4)
+    return Nature(0.6 + 0.35 * u[0], 0.1 + 0.5 * u[1], 0.15 + 0.45 * u[2], 0.7 + 0.6 * u[3])

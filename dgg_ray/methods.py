@@ -1,0 +1,103 @@
+"""Which search a study asks for, and the small searches of the rivals that come from it.
+
+    method(study)       the search of `search.method`
+    rivals(search)      `constant`: the best value that is the same for all tasks;
+                        `first_two`: the value that is best after two tasks, then kept, as one would
+                        who cannot search (with DGG the second task is the first that has an α)
+    contenders(…)       the winner and all that it is compared with
+
+Both rivals keep the winner's settings that are not per task, and are judged on the search's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dgg_ray import judge
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.preference import Evidence, Values, preferred, values
+from dgg_ray.search import Batches, Known, Method, Probe, Whole, listed
+from dgg_ray.stages import StageStore
+from dgg_ray.stagewise import Stagewise
+from dgg_ray.study import Setting, Study, Value
+
+POINTS = 5  # values of a range that are tried
+
+
+def method(study: Study, database: Path | None = None, warm: Sequence[Known] = ()) -> Method:
+    """The search of a study that has one."""
+    assert study.search is not None
+    if study.search.method == "stagewise":
+        return Stagewise(study, warm)
+    return Whole(study, database, warm)
+
+
+def rivals(search: Method) -> dict[str, Method]:
+    """Name → its search, for those of the study's rivals that need one; none before there is a winner."""
+    winner, study = search.winner(), search.study
+    depths = {"constant": len(study.names), "first_two": 2}
+    wanted = [rival for rival in study.protocol.rivals if isinstance(rival, str) and rival in depths]
+    return {name: Same(study, winner, depths[name]) for name in wanted} if winner is not None else {}
+
+
+def inquiries(study: Study, store: StageStore) -> tuple[Method | None, dict[str, Method]]:
+    """(The search, the searches of its rivals), as far as the store holds them; for a reader."""
+    if study.search is None:
+        return None, {}
+    search = judge.searched(study, store, method(study))
+    return search, {name: judge.searched(study, store, own) for name, own in rivals(search).items()}
+
+
+def contenders(study: Study, search: Method | None, more: Mapping[str, Method]) -> dict[str, Study]:
+    """Label → study on the final blocks, the recommended setting first; none before there is one."""
+    if search is None:
+        return study.contenders()
+    winner, ranking = search.winner(), search.ranking()
+    if winner is None:
+        return {}
+    found = {"runner_up": search.proposed[ranking[1]].setting} if len(ranking) > 1 else {}
+    found |= {name: setting for name, own in more.items() if (setting := own.winner()) is not None}
+    return study.at(winner).contenders(found)
+
+
+class Same(Batches):
+    """One value for all tasks, for each setting that is searched per task; judged after `depth` tasks.
+
+    Where several settings are per task, one after another, each with the best of those before it.
+    """
+
+    def __init__(self, study: Study, winner: Setting, depth: int) -> None:
+        assert study.search is not None
+        self.knobs = {path: k for path, k in study.search.space.items() if k.per_task}
+        self.kept = {path: winner[path] for path, k in study.search.space.items() if not k.per_task}
+        self.chosen: dict[str, Value] = {path: listed(k, POINTS)[0] for path, k in self.knobs.items()}
+        self.depth = depth
+        super().__init__(study)
+
+    def batches(self) -> Iterator[list[Probe]]:
+        for path, knob in self.knobs.items():
+            tried = [{**self.chosen, path: value} for value in listed(knob, POINTS)]
+            answers: Any = yield [Probe(self.spread(values), self.depth) for values in tried]
+            judged = [i for i, evidence in enumerate(answers) if evidence is not None]
+            if judged:
+                best = preferred([self.early(answers[i]) for i in judged])[0]
+                self.chosen = tried[judged[best]]
+
+    def winner(self) -> Setting | None:
+        return self.spread(self.chosen) if self.finished and any(self.told.values()) else None
+
+    def spread(self, values: Mapping[str, Value]) -> Setting:
+        per_task = {f"{path}.{name}": v for path, v in values.items() for name in self.study.names}
+        return {**self.kept, **per_task}
+
+    def early(self, evidence: Evidence) -> Values:
+        """Values of the sequences as they are after `depth` tasks, as if they ended there."""
+
+        def short(scores: list[ScoreMatrix]) -> list[ScoreMatrix]:
+            d = self.depth
+            return [ScoreMatrix(m.R[:d, :d], m.sizes[:d], m.base[:d]) for m in scores]
+
+        beside = {name: short(scores) for name, scores in evidence.beside.items()}
+        return values(Evidence(short(evidence.scores), beside), self.search.objective, self.constraints)

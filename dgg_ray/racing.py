@@ -1,0 +1,109 @@
+"""Racing: a setting that is behind the best one is given up before all its blocks are run.
+
+After each block (order × seed) b, and between its tasks, the candidate's differences to an incumbent on
+the blocks so far, d_1 … d_b, are tested:
+
+    give up  if  d̄ < − t(1 − level / looks, df) · s / √b          looks = (blocks − 1) · incumbents
+
+The Bonferroni division over all looks keeps the chance that a setting which is no worse than the
+incumbents is ever given up below `level` (Birattari's F-race, GECCO 2002, tests without one, and
+repeated tests lose their level). s is the spread of paired differences over all settings judged so far,
+with its own degrees of freedom: two blocks alone have almost no power. Where the candidate's own spread is
+larger, that is taken.
+
+Between tasks a run is completed with the best that is known: earlier tasks lose nothing more, later ones
+reach the highest score seen. What is certain to lose then would lose at the block's end, so these looks cost
+nothing. With several objectives a setting must be behind one incumbent in every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dgg_ray import plugins
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.preference import completed
+
+if TYPE_CHECKING:
+    from dgg_ray.study import Block, Setting
+
+
+class Race(NamedTuple):
+    """What a candidate runs against, all of it known when it is proposed.
+
+    incumbents: the best settings; level: see above; hopes: task → the best score seen on it right after
+        learning it; spread: per objective the standard deviation of a paired difference and its
+        degrees of freedom.
+    """
+
+    incumbents: tuple[Setting, ...]
+    level: float
+    hopes: Mapping[str, float]
+    spread: tuple[tuple[float, int], ...]
+
+
+def hopeless(
+    race: Race,
+    objective: Sequence[str],
+    blocks: Sequence[Block],
+    mine: Sequence[ScoreMatrix],
+    theirs: Sequence[Sequence[ScoreMatrix]],
+) -> bool:
+    """Whether the candidate is given up.
+
+    mine: its matrices on the first blocks, the last one perhaps not finished; theirs: each incumbent's
+    matrices on all blocks.
+    """
+    if len(mine) == len(blocks) and not np.isnan(mine[-1].R.diagonal()).any():
+        return False  # it was judged to the end
+    hoped = [completed(s, b[0], race.hopes, (), 1.0) for s, b in zip(mine, blocks, strict=False)]
+    looks = max(1, len(blocks) - 1) * len(theirs)
+    return any(
+        all(
+            behind(name, hoped, rival, race.level / looks, *race.spread[j])
+            for j, name in enumerate(objective)
+        )
+        for rival in theirs
+    )
+
+
+def behind(
+    metric: str,
+    mine: Sequence[ScoreMatrix],
+    theirs: Sequence[ScoreMatrix],
+    level: float,
+    spread: float,
+    freedom: int,
+) -> bool:
+    """One look at one objective."""
+    score = plugins.find("metrics", metric)
+    d = np.array([score(a) - score(b) for a, b in zip(mine, theirs, strict=False)])
+    if len(d) > 2:
+        spread = max(spread, float(d.std(ddof=1)))
+    return bool(d.mean() < -critical(level, freedom) * spread / np.sqrt(len(d)))
+
+
+@lru_cache(maxsize=4096)
+def critical(level: float, freedom: int) -> float:
+    """t(1 - level, freedom), one-sided."""
+    from scipy import stats  # a second to import: only where a race is run
+
+    return float(stats.t.ppf(1 - level, freedom))
+
+
+def paired_spread(table: np.ndarray) -> tuple[float, int]:
+    """(standard deviation of the difference of two settings on one block, its degrees of freedom).
+
+    table: (settings, blocks) values. √2 times the residual of settings + blocks; (nan, 0) where there is
+    nothing to estimate it from.
+    """
+    n, blocks = table.shape
+    freedom = (n - 1) * (blocks - 1)
+    if not freedom:
+        return float("nan"), 0
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    return float(np.sqrt(2 * (rest**2).sum() / freedom)), freedom
