@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
-from dgg_ray import judge
+from dgg_ray import designs, judge
 from dgg_ray.search import Proposals
 from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
 from dgg_ray.study import Study
@@ -25,6 +25,7 @@ class Plan:
     answers: to be written in the exams that are not stored.
     tasks: what was read of each, in the study's order.
     exact: False while what the sampler proposes later, or who wins, may still change the counts.
+    designs: the designs of orders beside each other, where they were asked for.
     """
 
     study: str
@@ -40,6 +41,7 @@ class Plan:
     answers: int
     tasks: Mapping[str, Data]
     exact: bool
+    designs: designs.Table | None = None
 
     @property
     def shared(self) -> int:
@@ -72,6 +74,7 @@ class Plan:
                     f"{data.sizes['test']:>9,}  {data.scorer}"
                     for name, data in self.tasks.items()
                 ),
+                *([str(self.designs)] if self.designs else []),
             ]
         )
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from dgg_ray import orders as designs
 from dgg_ray import plugins
 from dgg_ray.contracts import STRICT, Adapter, Model, Reader, Strategy, Task, Training, digest
+from dgg_ray.orders import design
 from dgg_ray.stages import Data, Exam, Run, Stage, Work, path, untouched
 
 if TYPE_CHECKING:
@@ -30,14 +30,29 @@ Value = float | int | str | bool
 
 @dataclass(frozen=True)
 class Orders:
-    """Which orders of the tasks: `given` ones, `all`, or `count` `random` ones."""
+    """Which orders of the tasks are learned; `dgg-ray plan` compares the designs, orders.py defines them.
+
+    design: `given` ones, or the file's own; `all`; `random` ones; a Latin square: `cyclic`, from the file's
+        order, `latin`, drawn, or `williams`, balanced for what stands right before; `shared_prefix`, whose
+        beginnings serve several orders, which saves stages; `extreme`, by the likeness of the examples.
+    count: orders; None is 1 `random` one, one square of `latin`, the whole of another design. Fewer rows
+        than a square's are allowed, and not balanced. More of them keep those that were there.
+    seed: which ones are drawn.
+    given: orders as lists of task names.
+    prefix: tasks in a shared beginning; None is half of them.
+    endings: orders on each shared beginning.
+    """
 
     __pydantic_config__ = STRICT
 
-    design: Literal["given", "all", "random"] = "given"
-    count: Annotated[int, Ge(1)] = 1
+    design: Literal["given", "all", "random", "cyclic", "latin", "williams", "shared_prefix", "extreme"] = (
+        "given"
+    )
+    count: Annotated[int, Ge(1)] | None = None
     seed: int = 0
     given: tuple[tuple[str, ...], ...] = ()
+    prefix: Annotated[int, Ge(1)] | None = None
+    endings: Annotated[int, Ge(1)] = 2
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,7 @@ class Study:
 
     tasks: what the keys need of the tasks' content; the examples are read where they are used.
     fingerprint: of the base model.
+    likeness: (T, T), how alike the tasks are, in [0, 1] (likeness.py); filled for the design `extreme` alone.
     raw: the file as read; root: the folder that its relative paths start from.
     """
 
@@ -167,6 +183,7 @@ class Study:
     question: str = ""
     tasks: Mapping[str, Data] = field(default_factory=dict)
     fingerprint: str = ""
+    likeness: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     root: str = ""
@@ -240,7 +257,7 @@ class Study:
     @cached_property
     def all_orders(self) -> list[tuple[str, ...]]:
         o = self.orders
-        return designs.design(o.design, self.names, o.count, o.seed, o.given)
+        return design(o.design, self.names, o.count, o.seed, o.given, o.prefix, o.endings, self.likeness)
 
     def runs(self, seeds: Sequence[int] | None = None) -> list[Run]:
         """This setting over all blocks: every order with every seed."""
