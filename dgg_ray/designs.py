@@ -135,7 +135,7 @@ def table(study: Study, store: StageStore, see: float | None = None, sd: float |
     rows = []
     for name, size in existing(len(study.names)).items():
         own = name == study.orders.design
-        if not own and (size > LISTED and name == "all" or name in ("given", "extreme")):
+        if not own and (name in ("given", "extreme") or (name == "all" and size > LISTED)):
             continue
         count = min(size, len(study.names)) if name == "random" else None
         orders = study.orders if own else Orders(name, count)  # type: ignore[arg-type]
