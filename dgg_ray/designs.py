@@ -28,7 +28,7 @@ from dgg_ray.study import Orders, Study
 
 LISTED = 1000  # orders; designs with more are left out, nobody learns them all
 ASSUMED = 3.0  # points; it has no source, and is said to be assumed wherever it is used
-UNKNOWN = "no two settings have finished two blocks in common"
+UNKNOWN = "no two settings differ yet on two blocks that both have finished"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Row:
     places: fewest and most times that a task stands in a position; before: right before another one.
     position, carry_over: efficiency of the effect, in [0, 1]; that of the task is always estimated.
     effective: independent blocks that its orders × seeds are worth (power.py).
-    sees: smallest difference seen with 80 % power, in points; None where no spread can be estimated.
+    sees: smallest difference seen with 80 % power, in points; None below two blocks.
     needs: seeds on these orders that see the difference asked for; None where none was, or too many.
     """
 
@@ -112,7 +112,8 @@ class Table:
 LEGEND = (
     "  * this study's. stages: one setting's, learned once each; saves: asked for per stage learned.",
     "  places, before: times that a task stands in a position, right before another (fewest–most).",
-    "  position, carry-over: how well the effect is told from the others, in %; sees: with 80 % power.",
+    "  position, carry-over: how well the effect is told from the others, in % (a task's always is);",
+    "  sees: smallest difference between two settings seen with 80 % power.",
 )
 
 
@@ -121,7 +122,9 @@ def share(efficiency: float) -> str:
 
 
 def needs(row: Row) -> str:
-    return "more seeds than can be had" if row.needs is None else f"{row.orders} orders × {row.needs} seeds"
+    if row.needs is None:
+        return "more seeds than can be had"
+    return f"{row.orders} orders × {row.needs} seed{'s' * (row.needs > 1)}"
 
 
 def table(study: Study, store: StageStore, see: float | None = None, sd: float | None = None) -> Table:

@@ -119,7 +119,7 @@ def test_an_effect_of_the_position_is_found_where_the_design_says_it_can_be():
 def test_without_finished_runs_the_spread_is_assumed_and_said_to_be(store):
     found = table(study(orders=Orders("williams")), store)
     assert (found.spread.sd, found.spread.source) == (ASSUMED, "assumed")
-    assert "assumed: no two settings have finished two blocks in common" in str(found)
+    assert "assumed: no two settings differ yet on two blocks" in str(found)
     assert by_name(found)["williams"].sees == pytest.approx(power.detectable(4, ASSUMED))
     assert table(study(), store, sd=1.5).spread.sd == 1.5
     assert not store.folder.exists()
