@@ -23,7 +23,7 @@ import ray.train
 import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dgg_ray import Study, cluster, judge, tune
+from dgg_ray import Study, cluster, judge, methods, tune
 from dgg_ray.stages import StageStore
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
@@ -61,7 +61,8 @@ def main() -> None:
         outcome = tune.run(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
         store = StageStore(study.store_folder(Path(folder) / "tree"))
-        settings = [probe.setting for probe in judge.searched(study, store, methods.method(study)).proposed]
+        found, _ = methods.inquiries(study, store)
+        settings = [probe.setting for probe in found.proposed]
 
         began = time.perf_counter()
         with cluster.connected(study):

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("plan", plan, "check a study and its data, count its stages, start nothing")
     takes_study(c)
+    c.add_argument("--see", type=points, metavar="POINTS", help="say what it takes to see this difference")
+    c.add_argument("--sd", type=points, metavar="POINTS", help="spread of a difference (default: measured)")
     c.add_argument("--json", action="store_true", help="counts as JSON")
     c = command("run", run, "run a study, or continue it")
     takes_study(c)
@@ -67,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def points(text: str) -> float:
+    """A difference of scores in points of 100."""
+    if not 0 < (value := float(text)) <= 100:
+        raise ValueError
+    return value
+
+
 def load(options: argparse.Namespace) -> tuple[Any, Path]:
     from dgg_ray.study import Study
 
@@ -83,11 +93,13 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def plan(options: argparse.Namespace) -> None:
+    from dgg_ray import designs
     from dgg_ray.plan import plan
     from dgg_ray.stages import StageStore
 
     study, out = load(options)
-    found = plan(study, StageStore(study.store_folder(out)))
+    store = StageStore(study.store_folder(out))
+    found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
 
 

@@ -28,11 +28,11 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from dgg_ray import draws
+from dgg_ray.errors import STRICT
 
 if TYPE_CHECKING:  # a driver, a broker and a waiting trial know strategies, and need no torch to do so
     from torch import Tensor
 
-STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic: an unknown setting is a fault
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
 

@@ -17,6 +17,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic: an unknown setting is a fault
+
 
 class DggError(Exception):
     """Base of all errors that a user can cause; its text says what was wanted, found, and what to do."""

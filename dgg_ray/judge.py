@@ -19,13 +19,13 @@ Chain = list[Work]
 
 
 def works(study: Study, run: Run, splits: Sequence[str] = (), scope: str = "seen") -> Chain:
-    """A run's stages with their exams, in the order in which they can be done; by default those of the search."""
+    """A run's stages with their exams, in the order in which they can be done; the search's by default."""
     splits = splits or (study.protocol.select_on,)
     return [study.work(run, stage, splits, scope) for stage in run.stages]
 
 
 def matrix(study: Study, store: StageStore, run: Run, split: str, depth: int | None = None) -> ScoreMatrix:
-    """R with what the store holds of the run's first `depth` tasks; a simultaneous run fills the last row alone."""
+    """R with what the store holds of the run's first `depth` tasks; a simultaneous run fills its last row."""
     count = len(run.order)
     R = np.full((count, count), np.nan)
     for t, stage in enumerate(run.stages, start=count - len(run.stages)):

@@ -21,7 +21,7 @@ from typing import Annotated, NamedTuple
 from annotated_types import Ge, Le
 
 from dgg_ray import draws
-from dgg_ray.contracts import STRICT
+from dgg_ray.errors import STRICT
 
 HOLD, BUFFER = 0.85, 50.0  # h, m₀
 GUESS = 0.1  # score on a task that was never learned

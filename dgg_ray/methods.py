@@ -18,10 +18,12 @@ from typing import Any
 from dgg_ray import judge
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.preference import Evidence, Values, preferred, values
-from dgg_ray.search import Batches, Known, Method, Probe, Whole, listed
+from dgg_ray.search import Batches, Method, Probe, Whole
+from dgg_ray.sections import Value
+from dgg_ray.space import Known, listed
 from dgg_ray.stages import StageStore
 from dgg_ray.stagewise import Stagewise
-from dgg_ray.study import Setting, Study, Value
+from dgg_ray.study import Setting, Study
 
 POINTS = 5  # values of a range that are tried
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgg_ray import judge, methods
 from dgg_ray.search import Method, Whole
 from dgg_ray.simulate import MemoryStore, Simulated
 from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
 from dgg_ray.study import Study
+
+if TYPE_CHECKING:
+    from dgg_ray.designs import Table
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Plan:
     answers: to be written in the exams that are not stored.
     tasks: what was read of each, in the study's order.
     exact: False while what the sampler proposes later, or who wins, may still change the counts.
+    designs: the designs of orders beside each other, where they were asked for.
     """
 
     study: str
@@ -41,6 +45,7 @@ class Plan:
     answers: int
     tasks: Mapping[str, Data]
     exact: bool
+    designs: Table | None = None
 
     @property
     def shared(self) -> int:
@@ -73,6 +78,7 @@ class Plan:
                     f"{data.sizes['test']:>9,}  {data.scorer}"
                     for name, data in self.tasks.items()
                 ),
+                *([str(self.designs)] if self.designs else []),
             ]
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Constraint:
 def by_block(
     evidence: Evidence, objective: Sequence[str], constraints: Sequence[Constraint] = ()
 ) -> np.ndarray:
-    """(blocks, objectives + constraints): each objective, then how far each constraint is kept (< 0: broken)."""
+    """(blocks, objectives + constraints): each objective, then by how much each constraint is kept."""
 
     def of(metric: str, scores: Sequence[ScoreMatrix]) -> np.ndarray:
         return np.array([plugins.find("metrics", metric)(s) for s in scores])
@@ -75,7 +75,7 @@ def by_block(
 
 
 def summary(table: np.ndarray, objectives: int) -> Values:
-    """Means over the blocks of a table as `by_block` gives it; nan where a metric has no value on some block."""
+    """Means over the blocks of a table from `by_block`; nan where a metric has no value on some block."""
     means = table.mean(axis=0).tolist()
     excess = tuple(max(-kept, 0.0) if kept == kept else kept for kept in means[objectives:])
     return Values(tuple(means[:objectives]), excess)
@@ -134,6 +134,28 @@ def hypervolume(points: Iterable[Sequence[float]]) -> float:
         seen.append(point[:-1])
         total += (point[-1] - (after[-1] if after else 0.0)) * hypervolume(seen)
     return total
+
+
+def smoothed(
+    table: np.ndarray, parents: Sequence[int], settings: Sequence[Mapping[str, Any]], knobs: Mapping[str, Any]
+) -> np.ndarray:
+    """The settings' values read off a curve: parent + a parabola in each numeric setting, by least squares.
+
+    table: (settings, columns). Neighbouring values of α tell about each other, so a curve through all of them
+    is less a matter of luck than the best single point. As it is where the states are too few for that.
+    """
+    columns = [np.equal(parents, p) for p in sorted(set(parents))]
+    for name, of in knobs.items():
+        x = [setting[name] for setting in settings]
+        if len(set(x)) > 3 and all(isinstance(v, int | float) for v in x):
+            u = np.log(x) if getattr(of, "log", False) else np.array(x, dtype=float)
+            columns += [u, u**2]
+        else:
+            columns += [np.array([v == value for v in x]) for value in list(dict.fromkeys(x))[1:]]
+    X = np.stack(columns, axis=1).astype(float)
+    if len(settings) < np.linalg.matrix_rank(X) + 2:
+        return table
+    return X @ np.linalg.lstsq(X, table, rcond=None)[0]
 
 
 # -- what is not known yet -------------------------------------------------------------------------

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib.util import find_spec
-
-import numpy as np
+from math import factorial
 
 from dgg_ray import plugins
-from dgg_ray.border import checked, show
-from dgg_ray.contracts import SPLITS, ScoreMatrix, Task
+from dgg_ray.border import show
+from dgg_ray.contracts import SPLITS, Task
 from dgg_ray.errors import Fault, nearest
+from dgg_ray.orders import DESIGNS, Ask, existing, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
+from dgg_ray.sections import FROM_SEARCH, Orders
 from dgg_ray.stages import Data
-from dgg_ray.study import FROM_SEARCH, Study
+from dgg_ray.study import Study
 
 
 def rules(study: Study, broken: set[str]) -> list[Fault]:
@@ -24,19 +25,8 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
     if "name" not in broken and not re.fullmatch(r"\w[\w. -]*", study.name):
         rule = "must be letters, digits, spaces, dots, _ and -: it names a folder"
         faults.append(Fault("name", rule, repr(study.name)))
-    for i, order in enumerate(study.orders.given):
-        if "readers" not in broken and sorted(order) != sorted(study.names):
-            at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
-            rule = f"must name each of {', '.join(study.names)} once"
-            wrong = next((name for name in order if name not in study.names), "")
-            faults.append(Fault(at, rule, show(list(order)), nearest(wrong, study.names)))
-    given = study.orders.given
-    if len(set(given)) != len(given):
-        faults.append(Fault("orders", "must be different orders", f"{len(given) - len(set(given))} twice"))
-    if study.orders.design != "given" and given:
-        faults.append(Fault("orders.given", "bears on the design `given` alone", f"{len(given)} orders"))
-    if study.raw.get("orders") == []:
-        faults.append(Fault("orders", "needs at least 1 order, has 0"))
+    if "orders" not in broken:
+        faults += order_rules(study, "readers" not in broken)
     final, held = study.protocol.final_seeds, study.protocol.held_out
     if held and final is not None:
         faults.append(
@@ -49,8 +39,6 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         faults.append(
             Fault("protocol.final_seeds", "must be different numbers, at least one", show(list(final)))
         )
-    if study.orders.design == "given" and study.orders.count != 1:
-        faults.append(Fault("orders.count", "bears on the design `random` alone", str(study.orders.count)))
     if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
         faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
     alpha = getattr(study.strategy, "alpha", None)
@@ -69,6 +57,56 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
     elif study.workers.offload:
         faults.append(Fault("workers.offload", "needs one of the engines zero1, zero2, zero3", "true"))
     return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def order_rules(study: Study, named: bool) -> Iterator[Fault]:
+    """Of the designs of orders; `named`: the tasks are known."""
+    o = study.orders
+    for i, order in enumerate(o.given):
+        if named and sorted(order) != sorted(study.names):
+            at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
+            rule = f"must name each of {', '.join(study.names)} once"
+            wrong = next((name for name in order if name not in study.names), "")
+            yield Fault(at, rule, show(list(order)), nearest(wrong, study.names))
+    if twice := len(o.given) - len(set(o.given)):
+        yield Fault("orders", "must be different orders", f"{twice} twice")
+    if study.raw.get("orders") == []:
+        yield Fault("orders", "needs at least 1 order, has 0")
+    usual, unread = Orders(), False
+    for field in fields(o):
+        value, known = getattr(o, field.name), [n for n, d in DESIGNS.items() if field.name in d.takes]
+        if field.name != "design" and value != getattr(usual, field.name) and o.design not in known:
+            unread = True
+            found = show(list(value) if field.name == "given" else value)
+            yield Fault(f"orders.{field.name}", f"bears on {names(known)} alone, not on {o.design!r}", found)
+    if named and len(study.names) > 1 and not unread:
+        yield from size_rules(o, len(study.names))
+
+
+def size_rules(o: Orders, tasks: int) -> Iterator[Fault]:
+    """Whether the design has what is asked of it, for so many tasks."""
+    known = existing(tasks)
+    if o.design not in known:
+        rule = f"there is no such design of {tasks} tasks; there are {', '.join(known)}"
+        yield Fault("orders.design", rule, repr(o.design))
+        return
+    if o.prefix and o.prefix > tasks - 2:
+        rule = f"must be at most {tasks - 2}: with {tasks} tasks no two endings are left after more"
+        yield Fault("orders.prefix", rule, str(o.prefix))
+        return
+    ask = Ask(tasks, prefix=o.prefix or usual_prefix(tasks), endings=o.endings)
+    if o.design == "shared_prefix" and o.endings > (most := factorial(tasks - ask.prefix)):
+        rule = f"must be at most {most}: so many there are of {tasks} tasks after {ask.prefix}"
+        yield Fault("orders.endings", rule, str(o.endings))
+    elif "count" in DESIGNS[o.design].takes and (o.count or 1) > (most := DESIGNS[o.design].size(ask)):
+        more = [f"{name} {size}" for name, size in known.items() if size > most and name != o.design]
+        rule = f"must be at most {most}: {o.design!r} has so many orders of {tasks} tasks"
+        rule += f"; others have more: {', '.join(more)}" if more else ""
+        yield Fault("orders.count", rule, str(o.count))
+
+
+def names(found: Sequence[str]) -> str:
+    return " and ".join(", ".join(f"`{name}`" for name in found).rsplit(", ", 1))
 
 
 PROJECTOR = "training.projector_learning_rate"
@@ -169,7 +207,7 @@ def split_rules(study: Study, tasks: Mapping[str, Data]) -> Iterator[Fault]:
     for name, data in tasks.items():
         if data.digests["validation"] == data.digests["test"]:
             rule = (
-                f"{name}: validation and test hold the same examples, so settings would be chosen on test; give "
-                "another validation split, or say protocol.select_on: test"
+                f"{name}: validation and test hold the same examples, so settings would be chosen on test; "
+                "give another validation split, or say protocol.select_on: test"
             )
             yield Fault("tasks", rule)

@@ -12,7 +12,8 @@ from dgg_ray.border import checked
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.preference import Constraint
-from dgg_ray.study import Knob, Search, Study, Value
+from dgg_ray.sections import Knob, Search, Value
+from dgg_ray.study import Study
 
 SEARCHABLE = ("strategy", "adapter", "training")
 
@@ -27,7 +28,9 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
         rule = "bears on whole settings; `stagewise` drops settings between tasks by itself"
         faults.append(Fault("search.race", rule, str(search.race)))
     if search.method == "stagewise" and not any(knob.per_task for knob in search.space.values()):
-        rule = "`stagewise` needs a setting that is searched per task, such as `strategy.alpha: {per_task: [0, 0.3, 1]}`"
+        rule = (
+            "`stagewise` needs a setting that is searched per task: `strategy.alpha: {per_task: [0, 0.3, 1]}`"
+        )
         faults.append(Fault("search.space", rule))
     if search.method == "stagewise" and study.strategy.simultaneous:
         faults.append(

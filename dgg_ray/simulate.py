@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dgg_ray import draws
-from dgg_ray.contracts import Strategy
+from dgg_ray.contracts import SPLITS, Strategy
 from dgg_ray.law import GUESS, Law
 from dgg_ray.stages import Data, Stage, StageStore, Work
 from dgg_ray.study import Study
@@ -165,7 +165,7 @@ class Simulated:
 def imagined(tasks: int | tuple[str, ...], strategy: Strategy, size: int = 500, **sections: Any) -> Study:
     """A study of tasks that are only names and sizes: `size` training examples, as many in each exam."""
     names = tuple(f"task{i}" for i in range(tasks)) if isinstance(tasks, int) else tasks
-    sizes = dict.fromkeys(("train", "validation", "test"), size)
-    data = {n: Data(n, {split: f"{n} {split}" for split in sizes}, sizes, "exact_match") for n in names}
+    sizes: dict[str, int] = dict.fromkeys(SPLITS, size)
+    data = {n: Data(n, {split: f"{n} {split}" for split in SPLITS}, sizes, "exact_match") for n in names}
     study = Study("imagined", None, dict.fromkeys(names), strategy, tasks=data, **sections)  # type: ignore[arg-type]
     return study.simulated()

@@ -13,11 +13,15 @@ it takes in any of them.
 
 A state is judged by the objective of its run completed pessimistically: each later stage leaves the lower
 quartile of what stages of good states left so far, by a task's age, and tasks not yet learned reach the
-lowest score seen on them (`preference.completed`). Greedy choices can be wrong: the best state at task 2 need not be the
-best at task T (Renate, awslabs/Renate issue 58). So a share of the stages, `audit`, finishes branches that were
-dropped, with the winner's values for what they had not decided: how often, and by how much, one of
-them ends above the best kept one is reported, and such a branch is recommended if it wins. Its later
-values were chosen for another state, so the audit can miss an error and cannot invent one.
+lowest score seen on them (`preference.completed`). States are ranked by a curve through all values tried,
+not by single points.
+
+Greedy choices can be wrong: the best state at task 2 need not be the best at task T (Renate,
+awslabs/Renate issue 58), and with several orders a task is decided where it comes first. So the choice is
+revised once, place by place, with what the best run became. And a share of the stages, `audit`, finishes
+branches that were dropped, with the winner's values for what they had not decided: how often, and by how
+much, one of them ends above the best kept one is reported, and such a branch is recommended if it wins. Its
+later values were chosen for another state, so the audit can miss an error and cannot invent one.
 
 Settings that are not per task (rank, buffer) are outer combinations, each with a beam of its own; their
 number is halved at even distances along the tasks.
@@ -44,20 +48,13 @@ from dgg_ray.preference import (
     kept_shares,
     own_scores,
     preferred,
+    smoothed,
     summary,
 )
-from dgg_ray.search import (
-    Batches,
-    CategoricalDistribution,
-    Known,
-    Probe,
-    Space,
-    contains,
-    distribution,
-    listed,
-    propose,
-)
-from dgg_ray.study import Setting, Study, Value
+from dgg_ray.search import Batches, Probe
+from dgg_ray.sections import Value
+from dgg_ray.space import CategoricalDistribution, Known, Space, contains, distribution, listed, propose
+from dgg_ray.study import Setting, Study
 
 PESSIMISTIC = 0.25  # quantile of what is known
 MOST = 4096  # combinations that are looked at
@@ -91,7 +88,7 @@ class Stagewise(Batches):
 
     def __init__(self, study: Study, warm: Sequence[Known] = ()) -> None:
         assert study.search is not None
-        self.warm = [warm[i][0] for i in preferred([of for _, of in warm])[:3]]
+        self.warm = [setting for setting, _ in warm[:3]]
         self.knobs = study.search.space
         self.states: list[State] = []  # all that were ever judged
         self.dropped: list[State] = []
@@ -175,8 +172,8 @@ class Stagewise(Batches):
         """Values that Optuna proposes, knowing the first ones."""
         if (left := self.search.tries - len(known)) <= 0 or not knobs or not known:
             return []
-        inner = [{k: s.setting[k] for k in knobs} for s in known]
-        return propose(knobs, seed + 1, left, list(zip(inner, self.hoped(known), strict=True)))
+        ranked = [known[i].setting for i in preferred(self.hoped(known))]
+        return propose(knobs, seed + 1, left, [{k: setting[k] for k in knobs} for setting in ranked])
 
     def together(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
         """Best combinations of the values tried: where every order meets one fresh task, they cost nothing.
@@ -216,10 +213,10 @@ class Stagewise(Batches):
     def revise(self) -> Iterator[list[Probe]]:
         """Choose each task's values once more, knowing how the best run went on.
 
-        Around the best setting, each value is tried for the task at each place of each order, one stage on the
-        best run's own state (where the level had that state, it is there already). What follows is taken from
-        the best run: what each stage left of the tasks before it. The best values of all tasks together
-        are one new setting, which is then run in earnest.
+        Around the best setting, each value is tried for the task at each place of each order: one stage on
+        the best run's own state, which is often there already. What follows is taken from the best run: what
+        each stage left of the tasks before it. The best values of all tasks together are one new setting,
+        which is then run in earnest.
         """
         winner = self.best()
         if winner is None:
@@ -282,7 +279,7 @@ class Stagewise(Batches):
         return by_block(ended, self.search.objective, self.constraints)
 
     def known(self, depth: int) -> tuple[dict[str, float], list[float]]:
-        """(lowest own score of each task, share kept at each age by the better half of this depth's states)."""
+        """(Lowest own score of each task, share kept at each age by the better half at this depth)."""
         if (depth, len(self.states)) != self.asked:
             orders = [order for order, _ in self.study.blocks]
             runs = [pair for s in self.states for pair in zip(orders, s.evidence.scores, strict=True)]
@@ -317,28 +314,6 @@ class Stagewise(Batches):
         first = len(self.proposed)
         yield [Probe({**values_of_winner, **state.setting}, count) for state in chosen]
         self.audited = [Dropped(state, first + i) for i, state in enumerate(chosen)]
-
-
-def smoothed(
-    table: np.ndarray, parents: Sequence[int], settings: Sequence[Setting], knobs: Space
-) -> np.ndarray:
-    """The settings' values read off a curve: parent + a parabola in each numeric setting, by least squares.
-
-    table: (settings, columns). Neighbouring values of α tell about each other, so a curve through all of them
-    is less a matter of luck than the best single point. As it is where the states are too few for that.
-    """
-    columns = [np.equal(parents, p) for p in sorted(set(parents))]
-    for name, of in knobs.items():
-        x = [setting[name] for setting in settings]
-        if len(set(x)) > 3 and all(isinstance(v, int | float) for v in x):
-            u = np.log(x) if getattr(of, "log", False) else np.array(x, dtype=float)
-            columns += [u, u**2]
-        else:
-            columns += [np.array([v == value for v in x]) for value in list(dict.fromkeys(x))[1:]]
-    X = np.stack(columns, axis=1).astype(float)
-    if len(settings) < np.linalg.matrix_rank(X) + 2:
-        return table
-    return X @ np.linalg.lstsq(X, table, rcond=None)[0]
 
 
 def halvings(branches: int, tasks: int) -> set[int]:

@@ -13,161 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import MinLen
 
-from dgg_ray import orders as designs
 from dgg_ray import plugins
-from dgg_ray.contracts import STRICT, Adapter, Model, Reader, Strategy, Task, Training, digest
+from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest
 from dgg_ray.law import Law
+from dgg_ray.orders import design, others
+from dgg_ray.sections import FROM_SEARCH, Orders, Output, Protocol, Search, Value, Workers
 from dgg_ray.stages import Data, Exam, Run, Stage, Work, path, untouched
 
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
 
-Value = float | int | str | bool
 Setting = Mapping[str, Value]
 Block = tuple[tuple[str, ...], int]  # an order of the tasks, a seed
-FROM_SEARCH = ("runner_up", "constant", "first_two")  # rivals that the search itself gives
-
-
-@dataclass(frozen=True)
-class Orders:
-    """Which orders of the tasks: `given` ones, `all`, or `count` `random` ones."""
-
-    __pydantic_config__ = STRICT
-
-    design: Literal["given", "all", "random"] = "given"
-    count: Annotated[int, Ge(1)] = 1
-    seed: int = 0
-    given: tuple[tuple[str, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
-
-    per_task: one value for each task, by name, instead of one for all.
-    """
-
-    __pydantic_config__ = STRICT
-
-    values: Annotated[tuple[Value, ...], MinLen(1)] | None = None
-    low: int | float | None = None
-    high: int | float | None = None
-    log: bool = False
-    per_task: bool = False
-
-
-@dataclass(frozen=True)
-class Search:
-    """How settings are proposed and judged: on the validation split, each metric a mean over the blocks.
-
-    space: dotted path of a setting → its Knob.
-    method: `stagewise` tries values at each task on the best states so far (stagewise.py). The others
-        propose whole settings: `tpe`, `nsga2` (Optuna), `random`, or `grid`, every combination.
-    trials: whole settings proposed; `grid` and `stagewise` have no use for it.
-    objective: metrics to maximise; several give a Pareto front.
-    subject_to: what must hold too, such as `plasticity >= finetune - 2 points` (preference.py).
-    parallel: whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
-        whatever the machine's speed, so that a study repeats exactly.
-    race: level at which a setting that is behind is given up after a block or a task (racing.py); at
-        most this share of the best settings is lost to it. None judges all on every block.
-    beam: states kept at each task; tries: values tried on each; outer: combinations of the settings
-        that are not per task, halved along the tasks; audit: share of the stages spent on finishing
-        branches that were dropped. All for `stagewise`.
-    warm_from: folders of finished studies whose best settings are tried first.
-    """
-
-    __pydantic_config__ = STRICT
-
-    space: Mapping[str, Knob]
-    method: Literal["tpe", "random", "grid", "nsga2", "stagewise"] = "tpe"
-    trials: Annotated[int, Ge(1)] = 20
-    objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
-    subject_to: tuple[str, ...] = ()
-    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
-    parallel: Annotated[int, Ge(1)] = 2
-    race: Annotated[float, Gt(0), Lt(0.5)] | None = None
-    beam: Annotated[int, Ge(1)] = 2
-    tries: Annotated[int, Ge(2)] = 5
-    outer: Annotated[int, Ge(1)] = 4
-    audit: Annotated[float, Ge(0), Le(0.5)] = 0.1
-    warm_from: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is examined, and what the winner is compared with.
-
-    exams: tasks examined after each stage of the final runs: those `seen`, the `next` one too (for
-        forward transfer), or `all`. Searching examines those seen.
-    max_new_tokens: longest answer, in tokens.
-    select_on: the split on which settings are chosen; with `test` the report says so in bold.
-    held_out: blocks of the final runs that took no part in the choice, each a new random order with a
-        new seed, so that they are independent. 0 compares on the search's orders.
-    final_seeds: without held-out blocks, seeds of the final runs; None is the study's seeds.
-    rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
-        and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
-        itself could have given: `runner_up`, `constant` (the best value that is the same for all
-        tasks), `first_two` (the value that was best after two tasks, kept for all).
-    """
-
-    __pydantic_config__ = STRICT
-
-    exams: Literal["seen", "next", "all"] = "next"
-    max_new_tokens: Annotated[int, Ge(1)] = 16
-    select_on: Literal["validation", "test"] = "validation"
-    held_out: Annotated[int, Ge(0)] = 0
-    final_seeds: tuple[int, ...] | None = None
-    rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who trains. A fleet is `per_fleet` workers that learn one stage together.
-
-    fleets: most fleets at once; they start as stages wait and end when none does.
-    cpus, gpus: of each worker.
-    threads: of PyTorch in each worker; 0 leaves the choice to PyTorch.
-    engine: how a fleet's workers share a stage: `auto` is DDP, or plain where one works alone; `zero1`
-        to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py). `simulated`
-        learns nothing: scores and times follow a known law (simulate.py).
-    offload: with ZeRO, keep the optimizer's memory on the CPU.
-    snapshot_minutes, snapshot_steps: how often a stage is kept in its middle; 0 is never. It is kept
-        at once, too, when a machine is about to be taken away.
-    retries: times a stage is taken up again after its fleet was lost.
-    idle_s: seconds without work after which a fleet gives its machine back.
-    """
-
-    __pydantic_config__ = STRICT
-
-    fleets: Annotated[int, Ge(1)] = 1
-    per_fleet: Annotated[int, Ge(1)] = 1
-    cpus: Annotated[float, Gt(0)] = 1
-    gpus: Annotated[float, Ge(0)] = 0
-    threads: Annotated[int, Ge(0)] = 1
-    engine: Literal["auto", "zero1", "zero2", "zero3", "simulated"] = "auto"
-    offload: bool = False
-    snapshot_minutes: Annotated[float, Ge(0)] = 10.0
-    snapshot_steps: Annotated[int, Ge(0)] = 0
-    retries: Annotated[int, Ge(0)] = 2
-    idle_s: Annotated[float, Gt(0)] = 20.0
-
-    @property
-    def zero(self) -> int:
-        """Stage of ZeRO; 0 is none."""
-        return int(self.engine[-1]) if self.engine.startswith("zero") else 0
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where finished stages go: `store`, a folder that studies may share; None is DIR/stages."""
-
-    __pydantic_config__ = STRICT
-
-    store: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +37,7 @@ class Study:
 
     tasks: what the keys need of the tasks' content; the examples are read where they are used.
     fingerprint: of the base model.
+    likeness: (T, T), how alike the tasks are, in [0, 1] (likeness.py); filled for the design `extreme` alone.
     raw: the file as read; root: the folder that its relative paths start from.
     fixed: blocks in place of every order with every seed, as the final comparison has them.
     """
@@ -196,6 +58,7 @@ class Study:
     question: str = ""
     tasks: Mapping[str, Data] = field(default_factory=dict)
     fingerprint: str = ""
+    likeness: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     root: str = ""
@@ -279,7 +142,7 @@ class Study:
     @cached_property
     def all_orders(self) -> list[tuple[str, ...]]:
         o = self.orders
-        return designs.design(o.design, self.names, o.count, o.seed, o.given)
+        return design(o.design, self.names, o.count, o.seed, o.given, o.prefix, o.endings, self.likeness)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -292,7 +155,7 @@ class Study:
         p = self.protocol
         if not p.held_out:
             return tuple((o, seed) for o in self.all_orders for seed in p.final_seeds or self.seeds)
-        fresh = designs.others(self.names, self.all_orders, p.held_out, self.orders.seed)
+        fresh = others(self.names, self.all_orders, p.held_out, self.orders.seed)
         return tuple((order, max(self.seeds) + 1 + i) for i, order in enumerate(fresh))
 
     @cached_property

@@ -16,14 +16,15 @@ from typing import Any
 
 import yaml
 
-from dgg_ray import plugins
+from dgg_ray import likeness, plugins
 from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.law import Law
 from dgg_ray.rules import rules, split_rules, task_rules
+from dgg_ray.sections import Orders, Output, Protocol, Search, Workers
 from dgg_ray.stages import Data
-from dgg_ray.study import Orders, Output, Protocol, Search, Study, Workers
+from dgg_ray.study import Study
 
 SECTIONS: dict[str, type] = {
     "adapter": Adapter,
@@ -250,6 +251,7 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
     faults: list[Fault] = []
     facts: dict[str, Data] = {}
     notes: list[str] = []
+    profiles: list[likeness.Profile] = []
     places = [entry.get("name") if isinstance(entry, Mapping) else None for entry in study.raw["tasks"]]
     for name, reader in study.readers.items():
         i = places.index(name)
@@ -264,11 +266,13 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
         notes += [f"{name}: {note}" for note in task.warnings]
         sizes = {split: len(task.examples[split]) for split in SPLITS}
         facts[name] = Data(name, dict(task.digests), sizes, task.scorer)
+        if study.orders.design == "extreme":
+            profiles.append(likeness.profile(task))
     faults += split_rules(study, facts)
     simulated = study.workers.engine == "simulated"
     if faults or isinstance(study.model, NoModel) or (not simulated and study.model.faults()):
         return study, faults
-    study = replace(study, tasks=facts, warnings=tuple(notes))
+    study = replace(study, tasks=facts, likeness=likeness.matrix(profiles), warnings=tuple(notes))
     return study.simulated() if simulated else replace(study, fingerprint=study.model.fingerprint()), faults
 
 
@@ -279,6 +283,7 @@ def keep(study: Study, out: Path) -> None:
     """Write the study as it was checked, so that its results can be read without its data."""
     facts = {name: asdict(data) for name, data in study.tasks.items()}
     content = {"raw": study.raw, "root": study.root, "tasks": facts, "fingerprint": study.fingerprint}
+    content["likeness"] = study.likeness
     content["store"] = study.output.store  # a relative one starts where the study was run
     out.mkdir(parents=True, exist_ok=True)
     draft = out / ".study.json"
@@ -299,7 +304,8 @@ def kept(out: Path) -> Study | None:
         raise StudyError(faults, str(out / "study.json"))
     facts = {name: Data(**data) for name, data in content["tasks"].items()}
     output = Output(Path(content["store"]) if content["store"] else None)
-    return replace(study, tasks=facts, fingerprint=content["fingerprint"], output=output)
+    alike = tuple(map(tuple, content.get("likeness", ())))  # studies kept before the field have none
+    return replace(study, tasks=facts, fingerprint=content["fingerprint"], output=output, likeness=alike)
 
 
 def the_kept(out: Path) -> Study:

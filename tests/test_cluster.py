@@ -7,8 +7,9 @@ import pytest
 from dgg_ray import cluster
 from dgg_ray.errors import ClusterError
 from dgg_ray.models.embedded import Embedded as Model
+from dgg_ray.sections import Workers
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study, Workers
+from dgg_ray.study import Study
 from dgg_ray.tasks.embedded import Embedded
 
 STUDY = Study("toy", Model(), {"digits": Embedded(), "words": Embedded()}, DGG())

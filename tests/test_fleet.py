@@ -8,7 +8,7 @@ import torch
 
 from dgg_ray import fleet
 from dgg_ray.errors import ClusterError
-from dgg_ray.study import Workers
+from dgg_ray.sections import Workers
 
 
 class Desk:

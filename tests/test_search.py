@@ -8,12 +8,13 @@ import numpy as np
 import optuna
 import pytest
 
-from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.preference import Evidence, dominates
 from dgg_ray.search import Whole
+from dgg_ray.sections import Knob, Search
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Knob, Search, Study
+from dgg_ray.study import Study
 from dgg_ray.tasks.embedded import Embedded
 
 

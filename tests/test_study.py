@@ -127,6 +127,44 @@ TWICE = "[words, charts, digits]"
         ("count: 2", "count: 0", "orders.count", "must be at least 1, got 0"),
         ("design: random", "design: randon", "orders.design", "Did you mean 'random'?"),
         (
+            "design: random, ",
+            "",
+            "orders.count",
+            "bears on `random`, `cyclic`, `latin`, `williams`, `shared_",
+        ),
+        (
+            "count: 2",
+            "count: 7",
+            "orders.count",
+            "must be at most 6: 'random' has so many orders of 3 tasks, got",
+        ),
+        (
+            "design: random, count: 2",
+            "design: cyclic, count: 4",
+            "orders.count",
+            "has so many orders of 3 tasks; others have more: all 6, random 6, latin 6, williams 6, ",
+        ),
+        (
+            "design: random, count: 2",
+            "design: all, seed: 3",
+            "orders.seed",
+            "bears on `random`, `latin`, `williams` and `shared_prefix` alone, not on 'all', got 3",
+        ),
+        ("count: 2", "prefix: 1", "orders.prefix", "bears on `shared_prefix` alone, not on 'random', got 1"),
+        ("count: 2", "given: [[words, charts, digits]]", "orders.given", "bears on `given` alone"),
+        (
+            "design: random, count: 2",
+            "design: shared_prefix, prefix: 3",
+            "orders.prefix",
+            "must be at most 1: with 3 tasks no two endings are left after more, got 3",
+        ),
+        (
+            "design: random, count: 2",
+            "design: shared_prefix, endings: 3",
+            "orders.endings",
+            "must be at most 2: so many there are of 3 tasks after 1, got 3",
+        ),
+        (
             "strategy.alpha: {p",
             "strategy.alhpa: {p",
             "search.space.strategy.alhpa",
@@ -291,6 +329,27 @@ def test_a_relative_store_is_kept_from_where_the_study_was_run(load, tmp_path, m
     studyfile.keep(study, tmp_path / "out")
     monkeypatch.chdir("/")
     assert studyfile.the_kept(tmp_path / "out").store_folder(tmp_path / "out") == tmp_path / "shared"
+
+
+@pytest.mark.parametrize("design", ["shared_prefix", "extreme"])
+def test_a_design_that_two_tasks_have_not_names_those_that_they_have(load, design):
+    text = "\n".join(line for line in GOOD.splitlines() if "charts" not in line)
+    found = faults(load, text.replace("design: random, count: 2", f"design: {design}"))
+    assert list(found) == ["orders.design"]
+    assert "of 2 tasks; there are given, all, random, cyclic, latin, williams, got" in found["orders.design"]
+
+
+def test_a_design_by_likeness_is_kept_with_the_study(load, tmp_path, monkeypatch):
+    assert load(GOOD).likeness == ()
+    study = load(GOOD.replace("design: random, count: 2", "design: extreme"))
+    assert len(study.likeness) == 3
+    first, back, *_ = study.all_orders
+    assert first == back[::-1]
+    assert len(set(study.all_orders)) == 4
+    studyfile.keep(study, tmp_path / "out")
+    monkeypatch.setattr(type(study.readers["words"]), "read", lambda *_: pytest.fail("the data were read"))
+    again = studyfile.the_kept(tmp_path / "out")
+    assert (again.likeness, again.all_orders) == (study.likeness, study.all_orders)
 
 
 def test_one_task_is_too_few(load):

@@ -1,0 +1,259 @@
+"""What each design of orders would cost a study, what it can tell apart, and how small a difference it sees.
+
+Effects on a task's final score are estimated from the model
+
+    score = order + task + position + carry-over (the task right before) + noise
+
+over all cells (order, task). An effect's efficiency is the precision with which the design knows its
+contrasts beside all the others, as a share of what as many cells could give if nothing were confounded
+(the harmonic mean of the information's eigenvalues; John & Williams 1995, ch. 2). 0: it cannot be
+estimated. A Latin square has 1 for position; a Williams square has 1 - 2/(T(T-1)) for carry-over, the
+cyclic one (T-2)/(T(T-1)).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from math import isfinite
+
+import numpy as np
+
+from dgg_ray import judge, methods, plugins, power
+from dgg_ray.orders import Order, existing
+from dgg_ray.sections import Orders
+from dgg_ray.stages import StageStore
+from dgg_ray.study import Study
+
+LISTED = 1000  # orders; designs with more are left out, nobody learns them all
+ASSUMED = 3.0  # points; it has no source, and is said to be assumed wherever it is used
+UNKNOWN = "no two settings differ yet on two blocks that both have finished"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation of the paired difference of two settings on one block, in points of 100.
+
+    source: `measured`, `given` or `assumed`; of what, in words. differences: behind it.
+    """
+
+    sd: float
+    source: str
+    of: str = ""
+    differences: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.sd:.1f} points ({self.source}{': ' if self.of else ''}{self.of})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A design, for one setting over its orders and the seeds of the final comparison.
+
+    own: whether it is the study's.
+    asked, stages: of all its runs; after sharing. first: of these, first ones of a run, which settings
+        share that differ only in what their strategy does later, such as α or the buffer.
+    places: fewest and most times that a task stands in a position; before: right before another one.
+    position, carry_over: efficiency of the effect, in [0, 1]; that of the task is always estimated.
+    effective: independent blocks that its orders × seeds are worth (power.py).
+    sees: smallest difference seen with 80 % power, in points; None below two blocks.
+    needs: seeds on these orders that see the difference asked for; None where none was, or too many.
+    """
+
+    design: str
+    own: bool
+    orders: int
+    seeds: int
+    asked: int
+    stages: int
+    first: int
+    places: tuple[int, int]
+    before: tuple[int, int]
+    position: float
+    carry_over: float
+    effective: float
+    sees: float | None
+    needs: int | None
+
+    @property
+    def saves(self) -> float:
+        """Stages asked for per stage learned."""
+        return self.asked / self.stages
+
+
+@dataclass(frozen=True)
+class Table:
+    """see: the difference asked for, in points; None where none was."""
+
+    rows: tuple[Row, ...]
+    spread: Spread
+    see: float | None = None
+
+    def __str__(self) -> str:
+        asked = "" if self.see is None else f"  to see {self.see:g} points"
+        head = (
+            f"  {'design':<15} orders  stages   saves  places  before  position  carry-over       sees{asked}"
+        )
+        seeds = self.rows[0].seeds
+        title = f"  designs, {seeds} seed{'s' * (seeds > 1)}; spread of a difference: {self.spread}"
+        lines = [title, head]
+        for row in self.rows:
+            sees = "–" if row.sees is None else f"{row.sees:.1f} points"
+            lines.append(
+                f"  {row.design + ' *' * row.own:<15} {row.orders:>6}  {row.stages:>6}  {row.saves:>5.2f}×"
+                f"  {'–'.join(map(str, row.places)):>6}  {'–'.join(map(str, row.before)):>6}"
+                f"  {share(row.position):>8}  {share(row.carry_over):>10}  {sees:>9}"
+                + ("" if self.see is None else f"  {needs(row)}")
+            )
+        return "\n".join([*lines, *LEGEND])
+
+
+LEGEND = (
+    "  * this study's. stages: one setting's, learned once each; saves: asked for per stage learned.",
+    "  places, before: times that a task stands in a position, right before another (fewest–most).",
+    "  position, carry-over: how well the effect is told from the others, in % (a task's always is);",
+    "  sees: smallest difference between two settings seen with 80 % power.",
+)
+
+
+def share(efficiency: float) -> str:
+    return f"{efficiency:.0%}" if efficiency else "no"
+
+
+def needs(row: Row) -> str:
+    if row.needs is None:
+        return "more seeds than can be had"
+    return f"{row.orders} orders × {row.needs} seed{'s' * (row.needs > 1)}"
+
+
+def table(study: Study, store: StageStore, see: float | None = None, sd: float | None = None) -> Table:
+    """The designs that there are for the study's tasks, at their usual numbers of orders; its own at its own.
+
+    `random` is taken with as many orders as there are tasks, `extreme` only where the study has it: it rests
+    on the examples. see, sd: a difference and a spread, in points; without `sd` it is what the store's
+    finished runs have, or else assumed.
+    """
+    spread = Spread(sd, "given") if sd else measured(study, store) or Spread(ASSUMED, "assumed", UNKNOWN)
+    rows = []
+    for name, size in existing(len(study.names)).items():
+        own = name == study.orders.design
+        if not own and (name in ("given", "extreme") or (name == "all" and size > LISTED)):
+            continue
+        count = min(size, len(study.names)) if name == "random" else None
+        orders = study.orders if own else Orders(name, count)  # type: ignore[arg-type]
+        rows.append(row(replace(study, orders=orders), own, spread.sd, see))
+    return Table(tuple(rows), spread, see)
+
+
+def row(study: Study, own: bool, sd: float, see: float | None) -> Row:
+    orders, seeds = study.all_orders, len(study.protocol.final_seeds or study.seeds)
+    together = study.strategy.simultaneous
+    beginnings = {order[: t + 1] for order in orders for t in range(len(order))}
+    effect = float(len(orders)) if together else power.design_effect(orders)
+    effective = len(orders) * seeds / effect
+    sees = power.detectable(effective, sd)
+    enough = None if see is None else power.needed(see, sd, effect, step=len(orders))
+    places, before = counts(orders)
+    position, carry_over = efficiencies(orders)
+    return Row(
+        design=study.orders.design,
+        own=own,
+        orders=len(orders),
+        seeds=seeds,
+        asked=seeds * (len(orders) if together else sum(map(len, orders))),
+        stages=seeds * (1 if together else len(beginnings)),
+        first=seeds * (1 if together else len({order[0] for order in orders})),
+        places=places,
+        before=before,
+        position=position,
+        carry_over=carry_over,
+        effective=effective,
+        sees=sees if isfinite(sees) else None,
+        needs=enough and enough // len(orders),
+    )
+
+
+# -- what a design can tell ------------------------------------------------------------------------
+
+
+def counts(orders: Sequence[Order]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(Fewest, most) times that a task stands in a position, and that one stands right before another."""
+    tasks = orders[0]
+    places = Counter(cell for order in orders for cell in enumerate(order))
+    before = Counter(pair for order in orders for pair in pairwise(order))
+    placed = [places[t, task] for t in range(len(tasks)) for task in tasks]
+    paired = [before[a, b] for a in tasks for b in tasks if a != b]
+    return (min(placed), max(placed)), (min(paired), max(paired))
+
+
+def efficiencies(orders: Sequence[Order]) -> tuple[float, float]:
+    """(Of position, of carry-over), see the head."""
+    tasks = {task: i for i, task in enumerate(orders[0])}
+    rows = np.array([[tasks[task] for task in order] for order in orders])  # (N, T)
+    count, size = rows.shape
+    one = np.eye(size)
+    task = one[rows]  # (N, T, T): cell, and one column for each task
+    position = np.broadcast_to(one, task.shape)
+    # Contrasts alone: what all carry-overs have in common is part of the first position's effect.
+    before = np.concatenate([np.zeros((count, 1, size)), task[:, :-1] - 1 / size], axis=1)
+    # Less its mean over each order: the orders' own effects are gone.
+    task, position, before = (
+        (x - x.mean(axis=1, keepdims=True)).reshape(-1, size) for x in (task, position, before)
+    )
+    return (
+        efficiency(position, np.hstack([task, before]), count),
+        efficiency(before, np.hstack([task, position]), count * (size - 1) / size),
+    )
+
+
+def efficiency(effect: np.ndarray, others: np.ndarray, most: float) -> float:
+    """Of an effect's contrasts beside others; `most`: information on one where nothing is confounded."""
+    rest = effect - others @ np.linalg.lstsq(others, effect, rcond=1e-9)[0]
+    information = np.linalg.eigvalsh(rest.T @ rest)[
+        1:
+    ]  # ascending; the first, of the columns' sum, is no contrast
+    return float(len(information) / (most / information).sum()) if information[0] > 1e-6 * most else 0.0
+
+
+# -- the spread ------------------------------------------------------------------------------------
+
+
+def measured(study: Study, store: StageStore) -> Spread | None:
+    """From the contenders' finished final runs on test, else from the searched settings on validation.
+
+    Pooled over all pairs of them, each with its own mean difference; None where no two have 2 blocks
+    in common.
+    """
+    if not store.folder.exists():
+        return None
+    search, more = methods.inquiries(study, store)
+    final = methods.contenders(study, search, more)
+    judged = [study.at(search.proposed[n].setting) for n in search.judged()] if search else [study]
+    return pooled(scores(final.values(), store, "test"), "contenders on test") or pooled(
+        scores(judged, store, study.protocol.select_on), f"searched settings on {study.protocol.select_on}"
+    )
+
+
+Blocks = Mapping[tuple[Order, int], float]  # (order, seed) → points
+
+
+def scores(studies: Iterable[Study], store: StageStore, split: str) -> Iterator[Blocks]:
+    """Of each setting, the finished runs' metric: the one that is searched for, else FAA."""
+    for at in {s.id: s for s in studies if not s.strategy.simultaneous}.values():
+        objective = at.search.objective if at.search else ()
+        metric = plugins.find("metrics", objective[0] if len(objective) == 1 else "faa")
+        found = {(r.order, r.seed): 100 * metric(judge.matrix(at, store, r, split)) for r in at.runs()}
+        yield {block: score for block, score in found.items() if isfinite(score)}
+
+
+def pooled(found: Iterable[Blocks], of: str) -> Spread | None:
+    squares, freedom, differences = 0.0, 0, 0
+    for a, b in combinations(found, 2):
+        d = np.array([a[block] - b[block] for block in a.keys() & b.keys()])
+        if len(d) > 1 and d.any():  # settings that learn the same are one
+            squares += float(((d - d.mean()) ** 2).sum())
+            freedom += len(d) - 1
+            differences += len(d)
+    return Spread((squares / freedom) ** 0.5, "measured", of, differences) if squares else None

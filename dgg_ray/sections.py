@@ -1,0 +1,168 @@
+"""The sections of a study file, frozen: each field is a setting, checked against its bounds on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from dgg_ray.errors import STRICT
+
+Value = float | int | str | bool
+FROM_SEARCH = ("runner_up", "constant", "first_two")  # rivals that the search itself gives
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Which orders of the tasks are learned; `dgg-ray plan` compares the designs, orders.py defines them.
+
+    design: `given` ones, or the file's own; `all`; `random` ones; a Latin square: `cyclic`, from the file's
+        order, `latin`, drawn, or `williams`, balanced for what stands right before; `shared_prefix`, whose
+        beginnings serve several orders, which saves stages; `extreme`, by the likeness of the examples.
+    count: orders; None is 1 `random` one, one square of `latin`, the whole of another design. Fewer rows
+        than a square's are allowed, and not balanced. More of them keep those that were there.
+    seed: which ones are drawn.
+    given: orders as lists of task names.
+    prefix: tasks in a shared beginning; None is half of them.
+    endings: orders on each shared beginning.
+    """
+
+    __pydantic_config__ = STRICT
+
+    design: Literal["given", "all", "random", "cyclic", "latin", "williams", "shared_prefix", "extreme"] = (
+        "given"
+    )
+    count: Annotated[int, Ge(1)] | None = None
+    seed: int = 0
+    given: tuple[tuple[str, ...], ...] = ()
+    prefix: Annotated[int, Ge(1)] | None = None
+    endings: Annotated[int, Ge(1)] = 2
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
+
+    per_task: one value for each task, by name, instead of one for all.
+    """
+
+    __pydantic_config__ = STRICT
+
+    values: Annotated[tuple[Value, ...], MinLen(1)] | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    per_task: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """How settings are proposed and judged: on the validation split, each metric a mean over the blocks.
+
+    space: dotted path of a setting → its Knob.
+    method: `stagewise` tries values at each task on the best states so far (stagewise.py). The others
+        propose whole settings: `tpe`, `nsga2` (Optuna), `random`, or `grid`, every combination.
+    trials: whole settings proposed; `grid` and `stagewise` have no use for it.
+    objective: metrics to maximise; several give a Pareto front.
+    subject_to: what must hold too, such as `plasticity >= finetune - 2 points` (preference.py).
+    parallel: whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
+        whatever the machine's speed, so that a study repeats exactly.
+    race: level at which a setting that is behind is given up after a block or a task (racing.py); at
+        most this share of the best settings is lost to it. None judges all on every block.
+    beam: states kept at each task; tries: values tried on each; outer: combinations of the settings
+        that are not per task, halved along the tasks; audit: share of the stages spent on finishing
+        branches that were dropped. All for `stagewise`.
+    warm_from: folders of finished studies whose best settings are tried first.
+    """
+
+    __pydantic_config__ = STRICT
+
+    space: Mapping[str, Knob]
+    method: Literal["tpe", "random", "grid", "nsga2", "stagewise"] = "tpe"
+    trials: Annotated[int, Ge(1)] = 20
+    objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
+    subject_to: tuple[str, ...] = ()
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+    parallel: Annotated[int, Ge(1)] = 2
+    race: Annotated[float, Gt(0), Lt(0.5)] | None = None
+    beam: Annotated[int, Ge(1)] = 2
+    tries: Annotated[int, Ge(2)] = 5
+    outer: Annotated[int, Ge(1)] = 4
+    audit: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    warm_from: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is examined, and what the winner is compared with.
+
+    exams: tasks examined after each stage of the final runs: those `seen`, the `next` one too (for
+        forward transfer), or `all`. Searching examines those seen.
+    max_new_tokens: longest answer, in tokens.
+    select_on: the split on which settings are chosen; with `test` the report says so in bold.
+    held_out: blocks of the final runs that took no part in the choice, each a new random order with a
+        new seed, so that they are independent. 0 compares on the search's orders.
+    final_seeds: without held-out blocks, seeds of the final runs; None is the study's seeds.
+    rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
+        and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
+        itself could have given: `runner_up`, `constant` (the best value that is the same for all
+        tasks), `first_two` (the value that was best after two tasks, kept for all).
+    """
+
+    __pydantic_config__ = STRICT
+
+    exams: Literal["seen", "next", "all"] = "next"
+    max_new_tokens: Annotated[int, Ge(1)] = 16
+    select_on: Literal["validation", "test"] = "validation"
+    held_out: Annotated[int, Ge(0)] = 0
+    final_seeds: tuple[int, ...] | None = None
+    rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who trains. A fleet is `per_fleet` workers that learn one stage together.
+
+    fleets: most fleets at once; they start as stages wait and end when none does.
+    cpus, gpus: of each worker.
+    threads: of PyTorch in each worker; 0 leaves the choice to PyTorch.
+    engine: how a fleet's workers share a stage: `auto` is DDP, or plain where one works alone; `zero1`
+        to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py). `simulated`
+        learns nothing: scores and times follow a known law (simulate.py).
+    offload: with ZeRO, keep the optimizer's memory on the CPU.
+    snapshot_minutes, snapshot_steps: how often a stage is kept in its middle; 0 is never. It is kept
+        at once, too, when a machine is about to be taken away.
+    retries: times a stage is taken up again after its fleet was lost.
+    idle_s: seconds without work after which a fleet gives its machine back.
+    """
+
+    __pydantic_config__ = STRICT
+
+    fleets: Annotated[int, Ge(1)] = 1
+    per_fleet: Annotated[int, Ge(1)] = 1
+    cpus: Annotated[float, Gt(0)] = 1
+    gpus: Annotated[float, Ge(0)] = 0
+    threads: Annotated[int, Ge(0)] = 1
+    engine: Literal["auto", "zero1", "zero2", "zero3", "simulated"] = "auto"
+    offload: bool = False
+    snapshot_minutes: Annotated[float, Ge(0)] = 10.0
+    snapshot_steps: Annotated[int, Ge(0)] = 0
+    retries: Annotated[int, Ge(0)] = 2
+    idle_s: Annotated[float, Gt(0)] = 20.0
+
+    @property
+    def zero(self) -> int:
+        """Stage of ZeRO; 0 is none."""
+        return int(self.engine[-1]) if self.engine.startswith("zero") else 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where finished stages go: `store`, a folder that studies may share; None is DIR/stages."""
+
+    __pydantic_config__ = STRICT
+
+    store: Path | None = None

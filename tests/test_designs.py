@@ -1,0 +1,182 @@
+"""Designs of orders beside each other, for one study."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dgg_ray import cli, judge, power
+from dgg_ray.contracts import digest
+from dgg_ray.designs import ASSUMED, counts, efficiencies, table
+from dgg_ray.models.embedded import Embedded as Model
+from dgg_ray.orders import design
+from dgg_ray.sections import Knob, Orders, Protocol, Search
+from dgg_ray.stages import Data, StageStore, distinct
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.study import Study
+from dgg_ray.tasks.embedded import Embedded
+
+NAMES = ("digits", "words", "shapes", "charts")
+
+
+def study(tasks=NAMES, **parts) -> Study:
+    splits = ("train", "validation", "test")
+    data = {
+        n: Data(n, {s: digest([n, s]) for s in splits}, dict.fromkeys(splits, 9), "exact_match")
+        for n in tasks
+    }
+    readers = {name: Embedded() for name in tasks}
+    parts = {"protocol": Protocol(exams="seen", rivals=("replay", "joint")), **parts}
+    return Study("toy", Model(), readers, DGG(alpha=0.5, buffer=4), tasks=data, fingerprint="f", **parts)
+
+
+@pytest.fixture()
+def store(tmp_path):
+    return StageStore(tmp_path / "stages")
+
+
+def finish(study: Study, store: StageStore, run, score: float, splits=judge.FINAL) -> None:
+    """Publish a run whose final scores are all `score`; stages that are there already keep theirs."""
+    for work in judge.works(study, run, splits):
+        if store.record(work.stage) is None:
+            store.publish(work.stage, {}, lambda folder: None)
+        cells = [
+            {"exam": e.key, "task": e.task, "split": e.split, "score": score, "n": 9} for e in work.exams
+        ]
+        store.sit(work.stage, cells, lambda folder: None)
+
+
+def by_name(found):
+    return {row.design: row for row in found.rows}
+
+
+def test_each_design_that_exists_has_a_row_and_the_study_s_own_has_its_own_count(store):
+    found = by_name(table(study(orders=Orders("random", 3)), store))
+    assert list(found) == ["all", "random", "cyclic", "latin", "williams", "shared_prefix"]
+    assert {name: row.orders for name, row in found.items()} == {
+        "all": 24,
+        "random": 3,
+        "cyclic": 4,
+        "latin": 4,
+        "williams": 4,
+        "shared_prefix": 8,
+    }
+    assert [name for name, row in found.items() if row.own] == ["random"]
+
+
+def test_designs_with_too_many_orders_to_learn_are_left_out(store):
+    assert "all" not in by_name(table(study(tuple("abcdefg")), store))
+
+
+@pytest.mark.parametrize("name", ["all", "random", "williams", "shared_prefix"])
+def test_the_stages_of_a_row_are_the_distinct_keys_of_its_runs(name, store):
+    own = study(orders=Orders(name), seeds=(3, 4))
+    row = by_name(table(own, store))[name]
+    runs = own.runs()
+    assert row.asked == sum(len(run.stages) for run in runs)
+    assert row.stages == len(distinct(stage for run in runs for stage in run.stages))
+    assert row.first == len({run.stages[0].key for run in runs})
+
+
+def test_a_simultaneous_strategy_learns_one_stage_a_seed_whatever_the_orders(store):
+    joint = study(seeds=(3, 4)).beside("joint")
+    row = by_name(table(joint, store))["williams"]
+    assert (row.asked, row.stages, row.saves) == (8, 2, 4)
+    assert row.effective == 2  # the four orders are one run
+
+
+def test_what_shared_beginnings_save(store):
+    own = study(tuple("abcdef"), orders=Orders("shared_prefix", prefix=3, endings=4))
+    row = by_name(table(own, store))["shared_prefix"]
+    assert (row.orders, row.asked, row.stages, row.places) == (24, 144, 84, (4, 4))
+    assert row.saves == pytest.approx(1.71, abs=0.01)
+
+
+@pytest.mark.parametrize("tasks", [3, 4, 5, 6])
+def test_the_efficiencies_of_squares_are_those_on_paper(tasks):
+    pairs = tasks * (tasks - 1)
+    names = "abcdef"[:tasks]
+    assert efficiencies(design("williams", names)) == pytest.approx((1, 1 - 2 / pairs))
+    assert efficiencies(design("cyclic", names)) == pytest.approx((1, (tasks - 2) / pairs))
+
+
+def test_one_order_tells_nothing_of_position_or_of_what_stood_before():
+    assert efficiencies([("a", "b", "c", "d")]) == (0, 0)
+    assert counts([("a", "b", "c", "d")]) == ((0, 1), (0, 1))
+
+
+def test_an_effect_of_the_position_is_found_where_the_design_says_it_can_be():
+    # score = task + position, exactly; the position's part is read off by least squares
+    orders, position = design("random", "abcd", 6, seed=1), np.array([0.0, 1.0, 4.0, 9.0])
+    assert efficiencies(orders)[0] > 0
+    cells = [(order.index(task), "abcd".index(task)) for order in orders for task in "abcd"]
+    X = np.array([[*np.eye(4)[t], *np.eye(4)[i]] for t, i in cells])
+    score = np.array([position[t] + 7.0 * i for t, i in cells])
+    found = np.linalg.lstsq(X, score)[0][:4]
+    assert np.diff(found) == pytest.approx(np.diff(position))
+
+
+def test_without_finished_runs_the_spread_is_assumed_and_said_to_be(store):
+    found = table(study(orders=Orders("williams")), store)
+    assert (found.spread.sd, found.spread.source) == (ASSUMED, "assumed")
+    assert "assumed: no two settings differ yet on two blocks" in str(found)
+    assert by_name(found)["williams"].sees == pytest.approx(power.detectable(4, ASSUMED))
+    assert table(study(), store, sd=1.5).spread.sd == 1.5
+    assert not store.folder.exists()
+
+
+def test_the_spread_is_that_of_paired_differences_between_finished_contenders(store):
+    own = study(orders=Orders("cyclic", 3))
+    contenders = own.contenders()
+    # Differences of 10, 20, 60 points: mean 30, sd √((400 + 100 + 900) / 2)
+    for label, scores in {"dgg": (0.5, 0.6, 0.9), "replay": (0.4, 0.4, 0.3), "joint": (0.1,) * 3}.items():
+        for run, score in zip(contenders[label].runs(), scores, strict=True):
+            if label != "joint" or run.order[0] == "digits":
+                finish(contenders[label], store, run, score)
+    spread = table(own, store).spread
+    assert spread.sd == pytest.approx(700**0.5)
+    assert (spread.source, spread.of, spread.differences) == ("measured", "contenders on test", 3)
+
+
+def test_a_search_under_way_measures_the_spread_on_validation(store):
+    knobs = {"strategy.alpha": Knob(values=(0.0, 0.5))}
+    own = study(orders=Orders("cyclic", 2), search=Search(knobs, method="grid"))
+    for alpha, scores in ((0.0, (0.5, 0.5)), (0.5, (0.6, 0.8))):
+        at = own.at({"strategy.alpha": alpha})
+        for run, score in zip(at.runs(), scores, strict=True):
+            finish(at, store, run, score, ("validation",))
+    spread = table(own, store).spread
+    assert spread.sd == pytest.approx(200**0.5)  # differences of 10 and 30 points
+    assert spread.of == "searched settings on validation"
+
+
+def test_what_it_takes_to_see_a_difference_is_a_number_of_seeds_for_each_design(store):
+    found = table(study(), store, see=1.6, sd=2.0)
+    rows = by_name(found)
+    assert rows["williams"].needs == 4  # 15 blocks are needed, 4 orders × 4 seeds are 16
+    assert rows["all"].needs == 2  # 24 orders are worth 24 / 2.5 blocks
+    assert "4 orders × 4 seeds" in str(found)
+    assert by_name(table(study(), store, see=1e-4, sd=2.0))["all"].needs is None
+
+
+def test_a_single_block_sees_nothing_and_the_json_says_null(tmp_path, capsys):
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "name: x\nmodel: embedded\nstrategy: finetune\ntasks:\n"
+        "  - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}\n"
+        "  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}\n"
+    )
+    arguments = ["plan", str(file), "--out", str(tmp_path / "out"), "--see", "2"]
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["designs"]
+    assert (found["rows"][0]["design"], found["rows"][0]["sees"], found["see"]) == ("given", None, 2)
+    assert cli.main(arguments) == 0
+    assert "given *" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--sd", "-1"])
+
+
+def test_final_seeds_are_the_ones_that_count(store):
+    own = replace(study(), protocol=Protocol(final_seeds=(5, 6, 7)))
+    assert by_name(table(own, store))["williams"].effective == 4 * 3
