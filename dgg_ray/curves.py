@@ -4,20 +4,21 @@
     old(α)    mean change of the earlier tasks' scores over the same stage, rises
               R[t, i] - R[t-1, i], mean over i < t
 
-Every stage counts that learned the task after another one, also of runs that did not go on, and once, whoever
-shares it. Its block is the order of the tasks so far with the seed; within a block, stages that differ in this
-α alone are compared first (monotone.py). Between the α tried curves are interpolated; beyond them nothing is
-said. Where one α is shared by all tasks it also shaped the parent of all but the second, and that is in the
-curves.
+Every stage counts that learned the task after another one, also of runs that did not go on, and once,
+whoever shares it. Its block is the order of the tasks so far with the seed; within a block, stages that
+differ in this α alone are compared first, then those of equal other settings (monotone.py). Between the α
+tried curves are interpolated; beyond them nothing is said. Where one α is shared by all tasks it also
+shaped the parent of all but the second, and that is in the curves.
 
-Which α to use. The mean final score of an order of T tasks changes with the α of a task that has p before it by
+Which α to use. The mean final score of an order of T tasks changes with the α of a task that has p before
+it by
 
     (p · Δold + Δnew) · k / T
 
 if later stages keep the differences in proportion, each at k of its size, old tasks and the new one alike.
-This is an approximation: guidance at later stages is stronger or weaker by their own α. The α with the highest
-sum is the same for all k > 0, so it is read off at k = 1; `weight` makes old tasks count for more. The curves
-are straight between the α tried, so no α between them is better than the best one tried.
+This is an approximation: later stages have an α of their own, and keep more or less of some tasks. The α
+with the highest sum is the same for all k > 0, so it is read off at k = 1; `weight` makes old tasks count
+for more. The curves are straight between the α tried, so no α between them is better than the best of them.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -34,7 +35,7 @@ import pandas as pd
 
 from dgg_ray.answer import percent
 from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
-from dgg_ray.outcomes import Results, Run, alphas, searched, settings, text_of, walk
+from dgg_ray.outcomes import Results, Run, alphas, name_of, searched, settings, text_of, walk
 
 EXACT = 8  # more values of α than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α
@@ -108,8 +109,8 @@ class Tradeoff:
     def at_least(self, loss: float = AFFORDABLE) -> float:
         """The largest α at which the new task loses at most `loss` of its score at the lowest α tried.
 
-        The rule by which FACIL chooses how stable to be (Masana et al., TPAMI 2023, arXiv:2010.15277, after De
-        Lange et al., TPAMI 2022, arXiv:1909.08383); theirs is a share of the best score, here it is a difference.
+        FACIL's rule of how stable to be (Masana et al., TPAMI 2023, arXiv:2010.15277, after De Lange et al.,
+        TPAMI 2022, arXiv:1909.08383); their loss is a share of the best score, here it is a difference.
         """
         floor = self.new[0] - loss - 1e-12
         last = int(np.flatnonzero(self.new >= floor)[-1])
@@ -132,12 +133,13 @@ def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
     groups = np.array_split(values, min(len(values), EXACT))
     group = {value: i for i, near in enumerate(groups) for value in near}
     stages = stages.assign(place=stages["alpha"].map(group), number=numbers(stages["block"]))
-    stages = stages[comparable(stages["place"], stages["number"])]
+    stages = stages.loc[comparable(stages["place"], stages["number"])]
     kept, place = np.unique(stages["place"], return_inverse=True)
     if len(kept) < 2:
         return None
     block = numbers(stages["block"])
-    fitted = fit(place, block, numbers(stages["peers"]), stages[list(SERIES)])
+    peers = stages[["alike", "peers"]].apply(numbers)
+    fitted = fit(place, block, peers, stages[list(SERIES)])
     new, old = (
         isotonic(fitted.free[:, i], fitted.stages, rising) for i, rising in enumerate(SERIES.values())
     )
@@ -158,11 +160,12 @@ def numbers(labels: pd.Series) -> np.ndarray:
 def observed(results: Results) -> pd.DataFrame:
     """One row per distinct stage that learned a task with a searched α after another one.
 
-    task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the seed;
-    peers: the same for stages that differ in this α alone. On the validation split.
+    task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
+    seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
+    alone. On the validation split.
     """
     rows = [row for run, values in sequences(results) for row in of_run(results, run, values)]
-    columns = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "peers"]
+    columns = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
     table = pd.DataFrame(rows, columns=columns).astype({"alpha": float, "new": float, "old": float})
     once = table.dropna().drop_duplicates(["alpha", "peers"])  # peers hold the task
     return once.sort_values(["task", "alpha", "peers"], kind="stable", ignore_index=True)
@@ -170,11 +173,11 @@ def observed(results: Results) -> pd.DataFrame:
 
 def sequences(results: Results) -> Iterator[tuple[Run, pd.Series]]:
     """Runs whose α is known, with their values: of the settings tried, and replay, which is DGG at α = 0."""
-    known = settings(results)
+    known, guidance = settings(results), set(alphas(results).values())
     values = known.loc[searched(results).index]
     if (replay := results.rivals.get("replay")) in known.index and replay not in values.index:
-        anchor = known.loc[[replay]].astype({column: float for column in set(alphas(results).values())})
-        values = pd.concat([values, anchor.fillna(dict.fromkeys(alphas(results).values(), 0.0))])
+        anchor = known.loc[[replay]].astype(dict.fromkeys(guidance, float))
+        values = pd.concat([values, anchor.fillna(dict.fromkeys(guidance, 0.0))])
     for run in walk(results, "validation"):
         if run.setting in values.index and not run.together:
             yield run, values.loc[run.setting]
@@ -187,11 +190,11 @@ def of_run(results: Results, run: Run, values: pd.Series) -> Iterator[tuple[Hash
         if t and task in columns:
             seen, before = run.tasks[: t + 1], run.tasks[1:t]  # the first task of an order has no guidance
             parent = [float(values[columns[name]]) for name in before if name in columns]
-            others = [str(values[knob]) for knob in shared(results, seen)]
             block = f"{' > '.join(seen)}, seed {run.seed}"
+            alike = ", ".join([block, *(f"{name_of(k)} {values[k]}" for k in shared(results, seen))])
             old = float(np.mean(R[t, :t] - R[t - 1, :t]))
             alpha = float(values[columns[task]])
-            yield task, alpha, R[t, t], old, t, len(run.tasks), block, f"{block}, {parent}, {others}"
+            yield task, alpha, R[t, t], old, t, len(run.tasks), block, alike, f"{alike}, α before {parent}"
 
 
 def shared(results: Results, seen: tuple[str, ...]) -> list[str]:
@@ -212,9 +215,10 @@ def sentences(found: Tradeoff) -> list[str]:
     new, old = found.difference(0, -1).values()
     missing = [text_of(a) for a, there in zip((0, 1), found.anchors, strict=True) if not there]
     said = [
-        f"For {found.task}, α = {text_of(best['alpha'])} serves the mean final score best; {undecided(rows)}.",
-        f"Against α = {low}, α = {high} costs {points_of(new, -1)} of the new task and saves {points_of(old)} of "
-        "the old ones.",
+        f"For {found.task}, α = {text_of(best['alpha'])} serves the mean final score best; "
+        f"{undecided(rows)}.",
+        f"Against α = {low}, α = {high} costs {points_of(new, -1)} of the new task and saves "
+        f"{points_of(old)} of the old ones.",
     ]
     if missing:
         verb = "was" if len(missing) == 1 else "were"

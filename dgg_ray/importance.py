@@ -1,9 +1,13 @@
 """How much of the objective each searched setting explains: functional ANOVA over the settings judged.
 
 Hutter, Hoos & Leyton-Brown, ICML 2014: a random forest is fitted to (values, objective), and a knob's
-importance is the share of the forest's variance over the whole space that the knob explains by itself. It says
-nothing of the direction, and from few settings it is a hint: the forest then explains noise as well.
+importance is the share of the forest's variance over the whole space that the knob explains by itself. It
+says nothing of the direction, and from few settings it is a hint: the forest then explains noise as well.
 """
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -28,7 +32,9 @@ def importance(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for row, value in zip(settings[list(spaces)].to_dict("records"), objective, strict=True):
-        params = {knob: row[knob] if isinstance(row[knob], str | bool) else float(row[knob]) for knob in spaces}
+        params = {
+            knob: row[knob] if isinstance(row[knob], str | bool) else float(row[knob]) for knob in spaces
+        }
         study.add_trial(optuna.create_trial(params=params, distributions=spaces, value=float(value)))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -5,8 +5,9 @@
     symbol  here       what
     f       free       least squares, one number for each value tried; free of any shape
     c       effects    of a block, free: blocks are easier and harder, and no value tried is to blame
-    p       peers      of stages that differ in x alone; shrunk as a random effect as large as the noise,
-                       so that peers are compared first, and a stage without peers still says something
+    p       peers      of stages that have more in common than the block, at one level or at several; each
+                       level shrunk as a random effect as large as the noise, so that the stages with most
+                       in common are compared first, and one without peers still says something
     f̂       isotonic   the nearest monotone curve to f, values weighted by their stages [1]
 
 Bands are f̂ ± t(m-1) · √((m+1)/(m-1)) · s, with m the blocks in which x was tried and s the spread of f over
@@ -36,8 +37,8 @@ class Fit(NamedTuple):
     """Least squares over K values tried, for M outcomes.
 
     free: (K, M), at the mean level of the blocks.
-    draws: (resamples, K, M), of each resample, without a level: the mean over the stages is 0. How blocks differ
-        in level is no doubt about the shape.
+    draws: (resamples, K, M), of each resample, without a level: the mean over the stages is 0. How blocks
+        differ in level is no doubt about the shape.
     effects: (blocks, M), how far each block lies above the mean level, in the order of its number.
     stages, blocks: (K,), stages of a value, and blocks that compare it with another.
     """
@@ -64,16 +65,20 @@ class Sums(NamedTuple):
     stages: np.ndarray
 
 
-def fit(place: ArrayLike, block: ArrayLike, peers: ArrayLike, y: ArrayLike, resamples: int = RESAMPLES) -> Fit:
-    """f from stages; place, block and peers are numbers from 0, one a stage; y is (stages, M).
+def fit(
+    place: ArrayLike, block: ArrayLike, peers: ArrayLike, y: ArrayLike, resamples: int = RESAMPLES
+) -> Fit:
+    """f from stages; place and block are numbers from 0, one a stage; y is (stages, M).
 
-    All values must be `comparable`. Values are exact on paper: two values tried in every block among peers
-    differ by the mean of their differences.
+    peers: (stages, levels) numbers, equal where two stages are peers. All values must be `comparable`.
     """
-    place, block, peers = (np.asarray(x, dtype=int) for x in (place, block, peers))
+    place, block = np.asarray(place, dtype=int), np.asarray(block, dtype=int)
+    peers = np.asarray(peers, dtype=int).reshape(len(place), -1)
     y = np.asarray(y, dtype=float).reshape(len(place), -1)
     count = place.max() + 1
-    sums = [of_block(place[mine], peers[mine], y[mine], count) for b in np.unique(block) for mine in [block == b]]
+    sums = [
+        of_block(place[mine], peers[mine], y[mine], count) for b in np.unique(block) for mine in [block == b]
+    ]
     total = Sums(*map(np.stack, zip(*sums, strict=True)))
     n, tried = len(sums), total.stages > 0
     shares = total.stages.sum(axis=0) / len(place)
@@ -93,8 +98,8 @@ def fit(place: ArrayLike, block: ArrayLike, peers: ArrayLike, y: ArrayLike, resa
 def of_block(place: np.ndarray, peers: np.ndarray, y: np.ndarray, count: int) -> Sums:
     """The sums of one block's stages."""
     tried = np.eye(count)[place]  # (stages, K)
-    alike = (peers[:, None] == peers).astype(float)
-    inverse = np.linalg.inv(np.eye(len(place)) + alike)  # of the covariance of p + e, both of variance 1
+    alike = (peers[:, None] == peers).sum(axis=-1)
+    inverse = np.linalg.inv(np.eye(len(place)) + alike)  # of the covariance of all p + e, each of variance 1
     each = inverse.sum(axis=0)
     projected = inverse - np.outer(each, each) / each.sum()
     share, mean = each @ tried / each.sum(), each @ y / each.sum()
@@ -143,7 +148,7 @@ def isotonic(y: ArrayLike, weights: ArrayLike, rising: bool = True) -> np.ndarra
 
 
 def half_width(draws: ArrayLike, blocks: ArrayLike, level: float = 0.95) -> np.ndarray:
-    """Half the band's width from resamples along the first axis; nan where fewer than 2 blocks stand behind."""
+    """Half the band's width, from resamples along the first axis; nan for fewer than 2 blocks."""
     from scipy import stats
 
     m = np.where(np.asarray(blocks) < 2, np.nan, np.asarray(blocks, dtype=float))
