@@ -37,7 +37,7 @@ from dgg_ray.answer import percent
 from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
 from dgg_ray.outcomes import Results, Run, alphas, name_of, searched, settings, text_of, walk
 
-EXACT = 8  # more values of α than this are averaged in as many neighbouring groups
+EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α
 AFFORDABLE = 0.02  # of the new task's score
 
@@ -130,7 +130,9 @@ def tradeoffs(results: Results) -> list[Tradeoff]:
 def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
     """One task's curves; None where fewer than two α can be compared."""
     values = np.sort(stages["alpha"].unique())
-    groups = np.array_split(values, min(len(values), EXACT))
+    inner = values[(values > 0) & (values < 1)]
+    groups = [values[values <= 0], *np.array_split(inner, EXACT), values[values >= 1]]
+    groups = [near for near in groups if len(near)]
     group = {value: i for i, near in enumerate(groups) for value in near}
     stages = stages.assign(place=stages["alpha"].map(group), number=numbers(stages["block"]))
     stages = stages.loc[comparable(stages["place"], stages["number"])]
@@ -263,7 +265,7 @@ def summary(found: Tradeoff) -> dict[str, str]:
         "tried": ", ".join(text_of(a) for a in found.alpha),
         "new task loses": points_of(new, -1).replace(" points", ""),
         "old tasks keep": points_of(old).replace(" points", ""),
-        f"α at ≤ {percent(AFFORDABLE, 0)} points lost": text_of(found.at_least()),
+        f"α at ≤ {percent(AFFORDABLE, 0)} points lost": f"{found.at_least():.2g}",
         "stages": str(len(found.stages)),
         "blocks": str(int(rows["blocks"].max())),
     }

@@ -105,6 +105,12 @@ def test_a_value_that_one_block_compares_has_no_band():
     assert np.isnan(half_width(fitted.draws, fitted.blocks[:, None])[:, 0]).tolist() == [False, False, True]
 
 
+def test_a_block_with_one_value_compares_nothing_and_does_not_count():
+    fitted = fit([0, 1, 0, 1, 0], [0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [0.5, 0.4, 0.6, 0.4, 0.2])
+    assert (fitted.stages.tolist(), fitted.blocks.tolist()) == ([3, 2], [2, 2])
+    assert np.diff(fitted.free[:, 0]) == pytest.approx(-0.15)
+
+
 def test_levels_of_blocks_are_no_doubt_about_the_shape():
     rows = laid_out({0: 0.7, 1: 0.5}, {0: -0.2, 1: -0.1}).points()  # levels 0.1 apart, the shape the same
     assert rows["new_low"].tolist() == pytest.approx([0.8, 0.6])
@@ -143,7 +149,7 @@ def test_95_percent_bands_cover_the_law_95_percent_of_the_time(law, blocks, kept
 def test_the_best_alpha_is_rarely_ruled_out():
     # gain is highest at α = 0.3; where it is flat around it, which of them looks best is luck
     rng, kept = draws.generator(0, "", "best"), []
-    for _ in range(200):
+    for _ in range(120):
         rows = [
             [
                 "b",
@@ -198,6 +204,12 @@ def test_a_stage_of_another_buffer_seed_or_parent_is_another_stage():
     assert stages.loc["b"].tolist() == [4, 2, 3]
 
 
+def test_a_setting_of_a_task_that_is_not_learned_yet_makes_no_other_stage():
+    knobs, R = ("strategy.alpha", "training.epochs.c"), [A, (0.7, 0.6), (0.5, 0.5, 0.9)]
+    results = study(("s1", "abc", 0, (0.1, 1), R), ("s2", "abc", 0, (0.1, 3), R), knobs=knobs)
+    assert observed(results)["task"].tolist() == ["b", "c", "c"]
+
+
 def test_replay_is_the_anchor_at_alpha_0():
     dgg = ("s1", "ab", 0, (0.5, np.nan, 10), [A, (0.7, 0.6)])
     replay = ("rp", "ab", 0, (np.nan, np.nan, 10), [A, (0.5, 0.8)])
@@ -224,9 +236,9 @@ def test_a_single_alpha_has_no_curve():
 def test_many_alphas_are_averaged_in_groups():
     alphas = np.linspace(0, 1, 32)
     found = laid_out({a: 0.9 - a for a in alphas}, dict.fromkeys(alphas, 0.0))
-    assert len(found.alpha) == curves.EXACT
-    assert found.alpha[0] == pytest.approx(alphas[:4].mean())
-    assert found.anchors == (False, False)
+    assert len(found.alpha) == 1 + curves.EXACT + 1  # 0 and 1 are no neighbours of any
+    assert found.alpha[:2] == pytest.approx([0, alphas[1:5].mean()])
+    assert found.anchors == (True, True)
 
 
 # -- which α -----------------------------------------------------------------------------------------
