@@ -48,7 +48,8 @@ class Tradeoff:
 
     new, old: (K,), scores and changes of scores, at the mean level of the blocks.
     earlier, tasks: mean number of tasks before this one, and in an order.
-    stages: the distinct stages behind it, columns of `observed` and new and old without the block's level.
+    stages: the distinct stages behind it, columns of `observed`, and in new_level and old_level how far
+        their block lies above the mean level.
     """
 
     task: str
@@ -91,7 +92,7 @@ class Tradeoff:
         """
         count = np.array([1.0, weight * self.earlier]) / self.tasks
         value = np.column_stack([self.new, self.old]) @ count
-        best = int(np.argmax(value))  # of equals the lowest α: it learns the new task better
+        best = int(np.argmax(value.round(12)))  # of equals the lowest α: it learns the new task better
         draws, blocks = self.fit.draws @ count, self.fit.blocks
         half = half_width(draws - draws[:, [best]], np.minimum(blocks, blocks[best]))
         rows = pd.DataFrame({"task": self.task, "alpha": self.alpha})
@@ -261,11 +262,9 @@ def summary(found: Tradeoff) -> dict[str, str]:
     return {
         "task": found.task,
         "best α": text_of(found.alpha[rows["best"]][0]),
-        "cannot be told apart": span(rows),
-        "tried": ", ".join(text_of(a) for a in found.alpha),
+        "cannot be told apart": span(rows).removeprefix("= "),
         "new task loses": points_of(new, -1).replace(" points", ""),
         "old tasks keep": points_of(old).replace(" points", ""),
         f"α at ≤ {percent(AFFORDABLE, 0)} points lost": f"{found.at_least():.2g}",
-        "stages": str(len(found.stages)),
-        "blocks": str(int(rows["blocks"].max())),
+        "stages (blocks)": f"{len(found.stages)} ({rows['blocks'].max()})",
     }

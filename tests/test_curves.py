@@ -295,6 +295,16 @@ def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():
     assert missing == "α = 0 and 1 were not tried: nothing is said beyond 0.1 and 0.5."
 
 
+def test_the_table_has_a_row_for_each_task():
+    row = curves.summary(laid_out(NEW, OLD, blocks=6, noise=0.01))
+    assert (row["best α"], row["cannot be told apart"], row["stages (blocks)"]) == (
+        "0.6",
+        "from 0.2 to 0.6",
+        "24 (6)",
+    )
+    assert row["new task loses"] == "40.6 [40.0, 41.2]"
+
+
 def test_a_worse_alpha_between_two_that_cannot_be_told_apart_is_left_out():
     rows = pd.DataFrame({"alpha": [0.0, 0.1, 0.3], "open": [True, False, True]})
     assert curves.span(rows) == "= 0, 0.3"
