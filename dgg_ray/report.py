@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from dgg_ray import plugins
 from dgg_ray.answer import SHOWN, answer, percent, signed
+from dgg_ray.curves import sentences, summary, tradeoffs
 from dgg_ray.outcomes import (
     CELL,
     Results,
@@ -37,6 +38,7 @@ __all__ = ["answer", "compare", "runs", "write"]
 FIGURES = (
     "stability_plasticity",
     "alpha_effect",
+    "importance",
     "learning_along",
     "score_matrix",
 )  # the page's order; others follow
@@ -67,7 +69,7 @@ def write(results: Results, folder: Path) -> Path:
 
     Raises ResultsError for a study without a finished stage.
     """
-    sentences = answer(results)  # raises before anything is written
+    opening = answer(results)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
     split = final_split(results)
@@ -94,11 +96,12 @@ def write(results: Results, folder: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         results=results,
-        answer=sentences,
+        answer=opening,
         figures=figures,
         split=split,
         comparison=comparison_rows(comparison),
         shown=SHOWN,
+        trades=[(summary(found), " ".join(sentences(found))) for found in tradeoffs(results)],
         spread=spread_rows(order_spread(results, split)),
         best=judged_rows(results, best),
         all_judged=len(best),

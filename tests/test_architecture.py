@@ -19,7 +19,7 @@ CORE_FILES = ("loop", "contracts", "draws", "stages", "orders", "errors")
 CORE_FOLDERS = ("strategies", "metrics")
 DOORS = {
     "ray": {"fleet", "broker", "tune", "cluster"},
-    "optuna": {"search", "space"},
+    "optuna": {"search", "space", "importance"},
     "deepspeed": {"engines"},
     "peft": {"learner"},
     "transformers": {"learner", "pretrained", *plugins.names("models")},

@@ -9,7 +9,7 @@ import pytest
 
 from dgg_ray import plots, report
 from dgg_ray.outcomes import CELL, Results
-from dgg_ray.plots import alpha_effect, learning_along, score_matrix, stability_plasticity
+from dgg_ray.plots import alpha_effect, importance, learning_along, score_matrix, stability_plasticity
 from dgg_ray.plots.stability_plasticity import not_dominated
 
 KNOBS = ("strategy.alpha.b", "strategy.alpha.c")
@@ -83,8 +83,23 @@ def test_the_effect_of_alpha_is_read_right_after_the_tasks_own_stage():
     curve = data[(data["kind"] == "curve")]
     assert curve["alpha"].tolist() == pytest.approx([0.1, 0.5])
     assert curve["new"].tolist() == pytest.approx([0.6 - 0.05, 0.4 - 0.05])
-    assert curve["old"].tolist() == pytest.approx([0.7 - 0.05, 0.9 - 0.05])
-    assert curve["old_low"].tolist() == pytest.approx([0.6, 0.8])
+    assert curve["old"].tolist() == pytest.approx([0.7 - 0.8, 0.9 - 0.8])
+    assert curve["gain"].tolist() == pytest.approx(
+        [0, (-0.2 + 0.2) / 3]
+    )  # the new task loses what the old gains
+    assert curve["old_low"].tolist() == pytest.approx([-0.1, 0.1])  # both seeds have the same shape
+    assert (data["kind"] == "stage").sum() == 4
+
+
+def test_alphas_that_cannot_be_told_apart_are_marked_in_unbroken_stretches():
+    assert alpha_effect.stretches(np.array([True, False, True, True])) == [(0, 0), (2, 3)]
+
+
+def test_what_alpha_moves_stands_beside_what_each_setting_explains():
+    data = drawn(importance, small_study()).set_index(["kind", "name"])["value"]
+    assert data.to_dict() == pytest.approx(
+        {("new", "b"): 0.2, ("old", "b"): 0.2}
+    )  # two settings explain nothing
 
 
 def test_without_a_searched_alpha_its_effect_is_not_drawn():

@@ -187,6 +187,13 @@ def test_the_page_opens_without_a_network_and_holds_the_answer(written):
     assert page.index("Use dgg") < page.index("<table")
 
 
+def test_the_page_says_what_alpha_trades(written):
+    page = (written / "report.html").read_text(encoding="utf-8")
+    # b after a, at α = 0.125 and 0.25: the new task 0.7 and 0.6; a from 0.8 to 0.4 and to 0.7
+    assert "Against α = 0.125, α = 0.25 costs 10.0 points of the new task and saves 30.0 points of" in page
+    assert "α = 0 and 1 were not tried: nothing is said beyond 0.125 and 0.25." in page
+
+
 def test_failed_stages_are_shown_with_their_error(tmp_path, without_figures):
     failure = {
         "stage": "ab12",

@@ -1,4 +1,4 @@
-"""What a task's α does: the new task's score against the old tasks' right after that stage."""
+"""What a task's α trades: the new task's score and the change of the old ones, right after that stage."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -12,108 +12,83 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray import plots
-from dgg_ray.intervals import bootstrap_band
-from dgg_ray.outcomes import Results, alphas, searched, selection
+from dgg_ray.curves import SERIES, Tradeoff, tradeoffs
+from dgg_ray.outcomes import Results
 
-EXACT = 8  # more values of α than this are averaged …
-BINS = 6  # … in as many neighbouring groups of equal size
+ABREAST = 4  # tasks beside each other
 TICKS = [0, 0.02, 0.1, 0.25, 0.5, 1]
 READING = (
-    "Where the blue line rises, α keeps the old tasks; where the orange line falls, it costs the new one. "
-    "Bands are 95 % bootstrap bands over blocks, faint dots are single settings."
+    "Above: what α costs the new task. Below: what it saves of the old ones. Lines are monotone fits within "
+    "blocks, with 95 % bands of their shape; faint dots are single stages, their block's level taken out. "
+    "Dotted: the α that serves the mean final score best; grey bar: those that cannot be told apart from it. "
+    "Filled markers: α = 0 and 1."
 )
-SERIES = {"new": (plots.ORANGE, "o", "the new task"), "old": (plots.BLUE, "s", "the old tasks, mean")}
+LOOKS = {
+    "new": (plots.ORANGE, "o", "the new task's score, %"),
+    "old": (plots.BLUE, "s", "change of the old tasks, points"),
+}
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """One panel per task with a searched α; points are settings, lines means with 95 % bootstrap bands.
+    """Two panels per task with a searched α, on the validation split, with the same α below each other.
 
-    On the validation split. Where other values were searched as well, the line averages over them.
-    None where no α was searched, or none was tried with two values after another task.
+    Numbers: kind `curve`, a row per α tried with bands and gains; kind `stage`, a row per distinct stage.
+    None where no task was learned with two α after another task.
     """
-    stages = observed(results)
-    curves = pd.concat(
-        [curve(task, group) for task, group in stages.groupby("task", sort=False)] or [pd.DataFrame()]
-    )
-    if curves.empty:
+    found = tradeoffs(results)
+    if not found:
         return None
-    tasks = list(dict.fromkeys(curves["task"]))
-    columns = 2 if len(tasks) in (2, 4) else min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure, axes = plots.sheet(max(5.6, 3.7 * columns), 3.4 * rows + 0.4, rows, columns, sharey=True)
-    for ax, task in zip(axes.flat, tasks, strict=False):
-        draw_panel(ax, stages[stages["task"] == task], curves[curves["task"] == task])
-        plots.quiet(ax, "α of this task", "score after its stage, %" if ax in axes[:, 0] else "", str(task))
-        plots.percent(ax.yaxis)
-    for ax in list(axes.flat)[len(tasks) :]:
-        ax.set_axis_off()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, fontsize=10, frameon=False)
-    points = stages.groupby(["task", "setting", "alpha"], sort=False)[list(SERIES)].mean().reset_index()
-    return figure, pd.concat([points.assign(kind="setting"), curves.assign(kind="curve")], ignore_index=True)
+    abreast = min(ABREAST, len(found))
+    rows = 2 * -(-len(found) // abreast)
+    figure, axes = plots.sheet(max(4.2, 1.2 + 2.6 * abreast), 0.3 + 2.3 * rows, rows, abreast, sharex=True)
+    for place, tradeoff in enumerate(found):
+        row, column = 2 * (place // abreast), place % abreast
+        for ax, name in zip(axes[row : row + 2, column], SERIES, strict=True):
+            draw_panel(ax, tradeoff, name)
+            label = LOOKS[name][2] if column == 0 else ""
+            plots.quiet(
+                ax, "α of this task" if name == "old" else "", label, tradeoff.task if name == "new" else ""
+            )
+            plots.percent(ax.yaxis)
+            ax.tick_params(labelbottom=name == "old")
+    for ax in axes.flat:
+        ax.set_axis_on() if ax.lines else ax.set_axis_off()
+    data = [tradeoff.points().assign(kind="curve") for tradeoff in found]
+    data += [tradeoff.stages.assign(kind="stage") for tradeoff in found]
+    return figure, pd.concat(data, ignore_index=True)
 
 
-def observed(results: Results) -> pd.DataFrame:
-    """One row per setting, block and task that came after another: its α, and both scores after its stage."""
-    known, columns = searched(results), alphas(results)
-    rows = []
-    for run in selection(results):
-        if run.setting in known.index and not run.together:
-            for t, task in enumerate(run.tasks):
-                if t and task in columns:
-                    new, old = run.scores.R[t, t], run.scores.R[t, :t].mean()
-                    rows.append(
-                        [
-                            task,
-                            run.setting,
-                            (run.order, run.seed),
-                            known.loc[run.setting, columns[task]],
-                            new,
-                            old,
-                        ]
-                    )
-    table = pd.DataFrame(rows, columns=["task", "setting", "block", "alpha", "new", "old"])
-    return table.astype({"alpha": float}).dropna().sort_values(["task", "alpha", "setting"], kind="stable")
-
-
-def curve(task: object, stages: pd.DataFrame) -> pd.DataFrame:
-    """Means over blocks along α with their bands; empty for a single value of α."""
-    values = np.sort(stages["alpha"].unique())
-    if len(values) < 2:
-        return pd.DataFrame()
-    groups = np.array_split(values, len(values) if len(values) <= EXACT else BINS)
-    bins = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    place = stages["alpha"].map(dict(zip(values, bins, strict=True)))
-    rows = pd.DataFrame({"task": task, "alpha": [float(group.mean()) for group in groups]})
-    for name in SERIES:
-        blocks = stages.groupby(["block", place])[name].mean().unstack()  # blocks × points of the curve
-        rows[name] = blocks.mean().to_numpy()
-        rows[f"{name}_low"], rows[f"{name}_high"] = bootstrap_band(blocks.to_numpy())
-    return rows
-
-
-def draw_panel(ax: Axes, stages: pd.DataFrame, line: pd.DataFrame) -> None:
-    """Both series of one task."""
-    points = stages.groupby(["setting", "alpha"])[list(SERIES)].mean().reset_index()
-    for name, (colour, marker, label) in SERIES.items():
-        ax.scatter(points["alpha"], points[name], s=16, color=colour, alpha=0.35, lw=0, zorder=2)
-        ax.plot(
-            line["alpha"],
-            line[name],
-            color=colour,
-            marker=marker,
-            ms=5.5,
-            mec="white",
-            lw=1.8,
-            label=label,
-            zorder=4,
-        )
-        ax.fill_between(
-            line["alpha"], line[f"{name}_low"], line[f"{name}_high"], color=colour, alpha=0.15, lw=0
-        )
+def draw_panel(ax: Axes, tradeoff: Tradeoff, name: str) -> None:
+    """One curve of one task: stages, line, band, the best α and what cannot be told apart from it."""
+    colour, marker, _ = LOOKS[name]
+    rows = tradeoff.points()
+    alpha, value, low, high = (rows[c].to_numpy() for c in ("alpha", name, f"{name}_low", f"{name}_high"))
+    stages = tradeoff.stages[name] - tradeoff.stages[f"{name}_level"]
+    ax.scatter(tradeoff.stages["alpha"], stages, s=14, color=colour, alpha=0.35, lw=0, zorder=2)
+    ax.fill_between(alpha, low, high, color=colour, alpha=0.15, lw=0, zorder=1)
+    ax.plot(alpha, value, color=colour, lw=1.8, zorder=4)
+    anchor = np.isin(alpha, (0, 1))
+    ax.scatter(alpha[anchor], value[anchor], marker=marker, s=34, color=colour, zorder=5)
+    ax.scatter(
+        alpha[~anchor], value[~anchor], marker=marker, s=30, facecolor="white", edgecolor=colour, zorder=5
+    )
+    # Bands of two blocks are many times as high as the curve: they may leave the panel.
+    reach = np.array([*stages, *value])
+    room = 0.6 * max(np.ptp(reach), 0.02)
+    ax.set_ylim(reach.min() - room, min(reach.max() + room, 1.02))
+    ax.axvline(float(rows["alpha"][rows["best"]].iloc[0]), color=plots.INK, lw=1.2, ls=":", zorder=3)
+    for start, end in stretches(rows["open"].to_numpy()):
+        ends, foot = [alpha[start], alpha[end]], ax.get_xaxis_transform()
+        ax.plot(ends, [0.03, 0.03], color="#aab3bd", lw=5, marker="o", ms=5, mew=0, transform=foot, zorder=3)
     ax.set_xscale("function", functions=(signed_root, signed_square))
-    ticks = [tick for tick in TICKS if tick <= points["alpha"].max() * 1.1]
+    ticks = [tick for tick in TICKS if tick <= alpha.max() * 1.1]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def stretches(kept: np.ndarray) -> list[tuple[int, int]]:
+    """First and last place of each unbroken run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]])))
+    return [(int(start), int(end) - 1) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def signed_root(x: np.ndarray) -> np.ndarray:

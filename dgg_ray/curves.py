@@ -1,0 +1,270 @@
+"""What α of a task trades: two monotone curves, the α to use read off them, and how sure that is.
+
+    new(α)    score on the task right after learning it, falls
+    old(α)    mean change of the earlier tasks' scores over the same stage, rises
+              R[t, i] - R[t-1, i], mean over i < t
+
+Every stage counts that learned the task after another one, also of runs that did not go on, and once,
+whoever shares it. Its block is the order of the tasks so far with the seed; within a block, stages that
+differ in this α alone are compared first, then those of equal other settings (monotone.py). Between the α
+tried curves are interpolated; beyond them nothing is said. Where one α is shared by all tasks it also
+shaped the parent of all but the second, and that is in the curves.
+
+Which α to use. The mean final score of an order of T tasks changes with the α of a task that has p before
+it by
+
+    (p · Δold + Δnew) · k / T
+
+if later stages keep the differences in proportion, each at k of its size, old tasks and the new one alike.
+This is an approximation: later stages have an α of their own, and keep more or less of some tasks. The α
+with the highest sum is the same for all k > 0, so it is read off at k = 1; `weight` makes old tasks count
+for more. The curves are straight between the α tried, so no α between them is better than the best of them.
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray.answer import percent
+from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
+from dgg_ray.outcomes import Results, Run, alphas, name_of, searched, settings, text_of, walk
+
+EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
+SERIES = {"new": False, "old": True}  # whether it rises with α
+AFFORDABLE = 0.02  # of the new task's score
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """The two curves of one task's α, at the K values of α tried, in their order.
+
+    new, old: (K,), scores and changes of scores, at the mean level of the blocks.
+    earlier, tasks: mean number of tasks before this one, and in an order.
+    stages: the distinct stages behind it, columns of `observed`, and in new_level and old_level how far
+        their block lies above the mean level.
+    """
+
+    task: str
+    alpha: np.ndarray
+    new: np.ndarray
+    old: np.ndarray
+    fit: Fit
+    stages: pd.DataFrame
+
+    @property
+    def earlier(self) -> float:
+        return float(self.stages["earlier"].mean())
+
+    @property
+    def tasks(self) -> float:
+        return float(self.stages["tasks"].mean())
+
+    @property
+    def anchors(self) -> tuple[bool, bool]:
+        """Whether α = 0 and α = 1 were tried."""
+        return bool(self.alpha[0] == 0), bool(self.alpha[-1] == 1)
+
+    def at(self, alpha: float) -> tuple[float, float]:
+        """(new, old) between the α tried; nan beyond them."""
+        new, old = (np.interp(alpha, self.alpha, y, np.nan, np.nan) for y in (self.new, self.old))
+        return float(new), float(old)
+
+    def difference(self, i: int, j: int) -> dict[str, tuple[float, float, float]]:
+        """new and old at the j-th α minus the i-th: (difference, low, high), a 95 % band within blocks."""
+        draws = self.fit.draws[:, j] - self.fit.draws[:, i]
+        half = half_width(draws, self.fit.blocks[[i, j]].min())
+        gaps = [y[j] - y[i] for y in (self.new, self.old)]
+        return {n: (float(g), float(g - h), float(g + h)) for n, g, h in zip(SERIES, gaps, half, strict=True)}
+
+    def points(self, weight: float = 1.0) -> pd.DataFrame:
+        """One row per α tried: both curves with 95 % bands, and what it does for the mean final score.
+
+        gain: against the best α, ≤ 0; gain_low, gain_high: its band, paired within blocks, pointwise; nan
+            for fewer than 2 blocks. open: it cannot be told apart from the best one.
+        """
+        count = np.array([1.0, weight * self.earlier]) / self.tasks
+        value = np.column_stack([self.new, self.old]) @ count
+        best = int(np.argmax(value.round(12)))  # of equals the lowest α: it learns the new task better
+        draws, blocks = self.fit.draws @ count, self.fit.blocks
+        half = half_width(draws - draws[:, [best]], np.minimum(blocks, blocks[best]))
+        rows = pd.DataFrame({"task": self.task, "alpha": self.alpha})
+        width = half_width(self.fit.draws, blocks[:, None])
+        for i, name in enumerate(SERIES):
+            y = getattr(self, name)
+            rows[name], rows[f"{name}_low"], rows[f"{name}_high"] = y, y - width[:, i], y + width[:, i]
+        rows["gain"] = gain = value - value[best]
+        rows["gain_low"], rows["gain_high"] = gain - half, gain + half
+        rows["best"] = rows.index == best
+        rows["open"] = ~(rows["gain_high"] < 0)  # nan too: without a band nothing is ruled out
+        rows["stages"], rows["blocks"] = self.fit.stages, blocks
+        return rows
+
+    def at_least(self, loss: float = AFFORDABLE) -> float:
+        """The largest α at which the new task loses at most `loss` of its score at the lowest α tried.
+
+        FACIL's rule of how stable to be (Masana et al., TPAMI 2023, arXiv:2010.15277, after De Lange et al.,
+        TPAMI 2022, arXiv:1909.08383); their loss is a share of the best score, here it is a difference.
+        """
+        floor = self.new[0] - loss - 1e-12
+        last = int(np.flatnonzero(self.new >= floor)[-1])
+        if last == len(self.alpha) - 1:
+            return float(self.alpha[-1])
+        around = [last + 1, last]  # np.interp wants what it reads to rise
+        return float(np.interp(floor, self.new[around], self.alpha[around]))
+
+
+def tradeoffs(results: Results) -> list[Tradeoff]:
+    """The curves of every task whose α was tried at two values or more that a block connects; by task."""
+    stages = observed(results)
+    made = [of_task(str(task), group) for task, group in stages.groupby("task", sort=True)]
+    return [tradeoff for tradeoff in made if tradeoff]
+
+
+def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
+    """One task's curves; None where fewer than two α can be compared."""
+    values = np.sort(stages["alpha"].unique())
+    inner = values[(values > 0) & (values < 1)]
+    groups = [values[values <= 0], *np.array_split(inner, EXACT), values[values >= 1]]
+    groups = [near for near in groups if len(near)]
+    group = {value: i for i, near in enumerate(groups) for value in near}
+    stages = stages.assign(place=stages["alpha"].map(group), number=numbers(stages["block"]))
+    stages = stages.loc[comparable(stages["place"], stages["number"])]
+    kept, place = np.unique(stages["place"], return_inverse=True)
+    if len(kept) < 2:
+        return None
+    block = numbers(stages["block"])
+    peers = stages[["alike", "peers"]].apply(numbers)
+    fitted = fit(place, block, peers, stages[list(SERIES)])
+    new, old = (
+        isotonic(fitted.free[:, i], fitted.stages, rising) for i, rising in enumerate(SERIES.values())
+    )
+    level = pd.DataFrame(fitted.effects[block], stages.index, [f"{name}_level" for name in SERIES])
+    stages = stages.drop(columns=["place", "number"]).join(level)
+    alpha = np.array([groups[i].mean() for i in kept])
+    return Tradeoff(task, alpha, new, old, fitted, stages)
+
+
+def numbers(labels: pd.Series) -> np.ndarray:
+    """Labels as numbers from 0."""
+    return pd.factorize(labels)[0]
+
+
+# -- which stages there are ------------------------------------------------------------------------
+
+
+def observed(results: Results) -> pd.DataFrame:
+    """One row per distinct stage that learned a task with a searched α after another one.
+
+    task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
+    seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
+    alone. On the validation split.
+    """
+    rows = [row for run, values in sequences(results) for row in of_run(results, run, values)]
+    columns = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
+    table = pd.DataFrame(rows, columns=columns).astype({"alpha": float, "new": float, "old": float})
+    once = table.dropna().drop_duplicates(["alpha", "peers"])  # peers hold the task
+    return once.sort_values(["task", "alpha", "peers"], kind="stable", ignore_index=True)
+
+
+def sequences(results: Results) -> Iterator[tuple[Run, pd.Series]]:
+    """Runs whose α is known, with their values: of the settings tried, and replay, which is DGG at α = 0."""
+    known, guidance = settings(results), set(alphas(results).values())
+    values = known.loc[searched(results).index]
+    if (replay := results.rivals.get("replay")) in known.index and replay not in values.index:
+        anchor = known.loc[[replay]].astype(dict.fromkeys(guidance, float))
+        values = pd.concat([values, anchor.fillna(dict.fromkeys(guidance, 0.0))])
+    for run in walk(results, "validation"):
+        if run.setting in values.index and not run.together:
+            yield run, values.loc[run.setting]
+
+
+def of_run(results: Results, run: Run, values: pd.Series) -> Iterator[tuple[Hashable, ...]]:
+    """Rows of `observed` of one run, up to where it was examined."""
+    columns, R = alphas(results), run.scores.R
+    for t, task in enumerate(run.tasks):
+        if t and task in columns:
+            seen, before = run.tasks[: t + 1], run.tasks[1:t]  # the first task of an order has no guidance
+            parent = [float(values[columns[name]]) for name in before if name in columns]
+            block = f"{' > '.join(seen)}, seed {run.seed}"
+            alike = ", ".join([block, *(f"{name_of(k)} {values[k]}" for k in shared(results, seen))])
+            old = float(np.mean(R[t, :t] - R[t - 1, :t]))
+            alpha = float(values[columns[task]])
+            yield task, alpha, R[t, t], old, t, len(run.tasks), block, alike, f"{alike}, α before {parent}"
+
+
+def shared(results: Results, seen: tuple[str, ...]) -> list[str]:
+    """The searched settings but α that bear on a stage: of all tasks, and of the tasks seen."""
+    guidance, tasks = set(alphas(results).values()), set(results.table["exam"])
+    unseen = tuple(f".{task}" for task in tasks - set(seen))
+    return [knob for knob in results.knobs if knob not in guidance and not knob.endswith(unseen)]
+
+
+# -- in words --------------------------------------------------------------------------------------
+
+
+def sentences(found: Tradeoff) -> list[str]:
+    """Which α to use for a task, which others do as well, what the extremes trade, and what was not tried."""
+    rows = found.points()
+    best = rows[rows["best"]].iloc[0]
+    low, high = text_of(found.alpha[0]), text_of(found.alpha[-1])
+    new, old = found.difference(0, -1).values()
+    missing = [text_of(a) for a, there in zip((0, 1), found.anchors, strict=True) if not there]
+    said = [
+        f"For {found.task}, α = {text_of(best['alpha'])} serves the mean final score best; "
+        f"{undecided(rows)}.",
+        f"Against α = {low}, α = {high} costs {points_of(new, -1)} of the new task and saves "
+        f"{points_of(old)} of the old ones.",
+    ]
+    if missing:
+        verb = "was" if len(missing) == 1 else "were"
+        said.append(f"α = {' and '.join(missing)} {verb} not tried: nothing is said beyond {low} and {high}.")
+    return said
+
+
+def undecided(rows: pd.DataFrame) -> str:
+    """Which α cannot be told apart from the best one."""
+    others = ~rows["best"]
+    if rows.loc[others, "gain_low"].isna().all():
+        return "the others were tried in too few blocks of order and seed to be told apart from it"
+    if not rows.loc[others, "open"].any():
+        return "every other α tried is worse"
+    if rows["open"].all():
+        return "no α tried can be told apart from it"
+    return f"α {span(rows)} cannot be told apart"
+
+
+def span(rows: pd.DataFrame) -> str:
+    """The α that cannot be told apart: `from 0.1 to 0.3`, or a list where a worse one lies between them."""
+    places, values = np.flatnonzero(rows["open"]), [text_of(a) for a in rows.loc[rows["open"], "alpha"]]
+    gapless = len(places) > 1 and len(places) == places[-1] - places[0] + 1
+    return f"from {values[0]} to {values[-1]}" if gapless else f"= {', '.join(values)}"
+
+
+def points_of(gap: tuple[float, float, float], sign: int = 1) -> str:
+    """`12.1 points [9.0, 15.2]`; `sign` -1 turns a change into a loss."""
+    value, *band = (sign * x for x in gap)
+    words = f"{percent(value)} points"
+    return words if np.isnan(band).any() else f"{words} [{percent(min(band))}, {percent(max(band))}]"
+
+
+def summary(found: Tradeoff) -> dict[str, str]:
+    """One task's row in the report, column → text."""
+    rows = found.points()
+    new, old = found.difference(0, -1).values()
+    return {
+        "task": found.task,
+        "best α": text_of(found.alpha[rows["best"]][0]),
+        "cannot be told apart": span(rows).removeprefix("= "),
+        "new task loses": points_of(new, -1).replace(" points", ""),
+        "old tasks keep": points_of(old).replace(" points", ""),
+        f"α at ≤ {percent(AFFORDABLE, 0)} points lost": f"{found.at_least():.2g}",
+        "stages (blocks)": f"{len(found.stages)} ({rows['blocks'].max()})",
+    }

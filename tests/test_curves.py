@@ -1,0 +1,336 @@
+"""What α trades: fits that can be worked out on paper, bands that cover, and the stages behind them."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import isotonic_regression
+
+from dgg_ray import curves, draws
+from dgg_ray.curves import Tradeoff, observed, tradeoffs
+from dgg_ray.importance import importance
+from dgg_ray.monotone import comparable, fit, half_width, isotonic
+from dgg_ray.outcomes import CELL, Results
+
+KNOBS = ("strategy.alpha.b", "strategy.alpha.c", "strategy.buffer")
+A = (0.8,)  # R's first row
+STAGES = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
+
+
+def study(*runs, knobs=KNOBS, rivals=None) -> Results:
+    """Results of runs (setting, order, seed, values of the knobs, R)."""
+    rows = [
+        [setting, "replay" if setting == "rp" else "dgg", " > ".join(order), seed, t, order[t], order[i],
+         "validation", score, 10, 0.0, *values]
+        for setting, order, seed, values, R in runs
+        for t, scores in enumerate(R)
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=[*CELL, *knobs])
+    tried = tuple(dict.fromkeys(run[0] for run in runs if run[0] not in (rivals or {}).values()))
+    return Results("small", "", table, knobs, ("faa",), None, rivals or {}, [], pd.DataFrame(), tried=tried)
+
+
+def laid_out(new: dict[float, float], old: dict[float, float], blocks=3, noise=0.0, earlier=1) -> Tradeoff:
+    """The trade-off of a task that every block learned with every α; blocks differ in level and by noise."""
+    rng = draws.generator(0, "", "test")
+    rows = [
+        ["b", alpha, new[alpha] + 0.1 * seed + e[0], old[alpha] + e[1], earlier, earlier + 1, *[seed] * 3]
+        for seed in range(blocks)
+        for alpha in new
+        for e in [rng.normal(0, noise, 2)]
+    ]  # fmt: skip
+    made = curves.of_task("b", pd.DataFrame(rows, columns=STAGES))
+    assert made is not None
+    return made
+
+
+# -- fits --------------------------------------------------------------------------------------------
+
+
+def test_blocks_with_different_values_are_compared_over_the_value_that_both_have():
+    # block 0: 0.5, 0.4 at the first two values; block 1, 0.2 higher: 0.6, 0.3 at the last two
+    fitted = fit([0, 1, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0.5, 0.4, 0.6, 0.3])
+    assert fitted.free[:, 0] == pytest.approx(np.array([0.5, 0.4, 0.1]) + 0.2 / 2)
+    assert fitted.effects[:, 0] == pytest.approx([-0.1, 0.1])
+    assert (fitted.stages.tolist(), fitted.blocks.tolist()) == ([1, 2, 1], [1, 2, 1])
+
+
+def test_peers_are_compared_first_and_a_stage_without_peers_says_less():
+    # y₁ and y₂ share a parent, y₃ has another: Var(w·y₂ + (1-w)·y₃ - y₁) = 1 + w² + 3(1-w)² is least at w = ¾
+    fitted = fit([0, 1, 1], [0, 0, 0], [0, 0, 1], [1.0, 0.8, 0.4])
+    assert np.diff(fitted.free[:, 0]) == pytest.approx(0.75 * 0.8 + 0.25 * 0.4 - 1.0)
+
+
+def test_peers_at_two_levels_have_more_in_common():
+    # as above, with y₃ of the same settings: what the settings add is in all three, and falls out
+    fitted = fit([0, 1, 1], [0, 0, 0], [[0, 0], [0, 0], [0, 1]], [1.0, 0.8, 0.4])
+    assert np.diff(fitted.free[:, 0]) == pytest.approx(-0.3)
+    # y₃ of another setting too: 1 + w² + 5(1-w)² is least at w = 5/6
+    fitted = fit([0, 1, 1], [0, 0, 0], [[0, 0], [0, 0], [1, 1]], [1.0, 0.8, 0.4])
+    assert np.diff(fitted.free[:, 0]) == pytest.approx(5 / 6 * 0.8 + 1 / 6 * 0.4 - 1.0)
+
+
+def test_a_curve_that_turns_is_pooled_by_the_number_of_stages():
+    assert isotonic([0.1, 0.5, 0.2], [1, 1, 2]) == pytest.approx([0.1, 0.3, 0.3])
+    assert isotonic([0.1, 0.5, 0.2], [1, 1, 2], rising=False) == pytest.approx([0.3, 0.3, 0.2])
+
+
+def test_many_curves_at_once_are_what_scipy_fits_one_by_one():
+    rng = draws.generator(0, "", "isotonic")
+    y, w = rng.normal(size=(50, 6)), rng.uniform(0.1, 2, 6)
+    for rising in (True, False):
+        single = [isotonic_regression(row, weights=w, increasing=rising).x for row in y]
+        assert isotonic(y, w, rising) == pytest.approx(np.array(single))
+
+
+def test_values_that_no_block_connects_to_the_others_are_left_out():
+    # blocks 0 and 1 hold values 0, 1 and 2 together; block 2 holds 3 alone
+    assert comparable([0, 1, 1, 2, 3], [0, 0, 1, 1, 2]).tolist() == [True] * 4 + [False]
+
+
+# -- bands -------------------------------------------------------------------------------------------
+
+
+def test_where_every_block_has_every_value_the_band_is_students():
+    # differences 0.1, 0.2, 0.6 over three blocks: s/√3 = 0.1528, t(0.975, 2) = 4.3027
+    fitted = fit([0, 1] * 3, [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0.5, 0.6, 0.3, 0.5, 0.1, 0.7])
+    draws_ = fitted.draws[:, 1] - fitted.draws[:, 0]
+    assert half_width(draws_, 3) == pytest.approx(4.3027 * 0.1528, rel=0.05)
+
+
+def test_a_value_that_one_block_compares_has_no_band():
+    fitted = fit([0, 1, 0, 1, 2], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0.5, 0.4, 0.6, 0.4, 0.2])
+    assert np.isnan(half_width(fitted.draws, fitted.blocks[:, None])[:, 0]).tolist() == [False, False, True]
+
+
+def test_a_block_with_one_value_compares_nothing_and_does_not_count():
+    fitted = fit([0, 1, 0, 1, 0], [0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [0.5, 0.4, 0.6, 0.4, 0.2])
+    assert (fitted.stages.tolist(), fitted.blocks.tolist()) == ([3, 2], [2, 2])
+    assert np.diff(fitted.free[:, 0]) == pytest.approx(-0.15)
+
+
+def test_levels_of_blocks_are_no_doubt_about_the_shape():
+    rows = laid_out({0: 0.7, 1: 0.5}, {0: -0.2, 1: -0.1}).points()  # levels 0.1 apart, the shape the same
+    assert rows["new_low"].tolist() == pytest.approx([0.8, 0.6])
+    assert rows["new_high"].tolist() == pytest.approx([0.8, 0.6])
+
+
+ALPHA = np.array([0, 0.1, 0.3, 0.6, 1])
+LAWS = {"steep": 0.6 - 0.4 * ALPHA, "gentle": 0.6 - 0.1 * np.sqrt(ALPHA)}
+
+
+def simulated(rng, law: np.ndarray, blocks: int, kept: float, parents: int = 2):
+    """Stages of a study: blocks and parents differ in level, blocks in how α acts, a share of α is tried."""
+    shape = (blocks, parents, len(law))
+    y = law + rng.normal(0, 0.05, (blocks, 1, 1)) + rng.normal(0, 0.02, (blocks, parents, 1))
+    y = y + rng.normal(0, 0.02, (blocks, 1, len(law))) + rng.normal(0, 0.03, shape)
+    block, parent, place = (x.ravel() for x in np.indices(shape))
+    tried = rng.random(shape).ravel() < kept
+    return place[tried], block[tried], (block * parents + parent)[tried], y.ravel()[tried]
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [(5, 1.0), (8, 0.7)])
+@pytest.mark.parametrize("law", LAWS)
+def test_95_percent_bands_cover_the_law_95_percent_of_the_time(law, blocks, kept):
+    rng, truth, covered = draws.generator(blocks, "", law), LAWS[law], []
+    while len(covered) < 1000:
+        place, block, peers, y = simulated(rng, truth, blocks, kept)
+        if comparable(place, block).all() and len(set(place)) == len(truth):
+            fitted = fit(place, block, peers, y, resamples=200)
+            curve = isotonic(fitted.free[:, 0], fitted.stages, rising=False)
+            gap = (curve - curve @ fitted.stages / len(y)) - (truth - truth @ fitted.stages / len(y))
+            covered.append(np.abs(gap) <= half_width(fitted.draws, fitted.blocks[:, None])[:, 0])
+    assert 0.93 < np.mean(covered) < 0.97
+    assert np.mean(covered, axis=0).min() > 0.92
+
+
+def test_the_best_alpha_is_rarely_ruled_out():
+    # gain is highest at α = 0.3; where it is flat around it, which of them looks best is luck
+    rng, kept = draws.generator(0, "", "best"), []
+    for _ in range(120):
+        rows = [
+            [
+                "b",
+                alpha,
+                0.6 - 0.2 * alpha + e[0] + c,
+                0.4 * min(alpha, 0.3) + e[1],
+                1,
+                2,
+                block,
+                block,
+                block,
+            ]
+            for block, c in enumerate(rng.normal(0, 0.05, 5))
+            for alpha, e in zip(ALPHA, rng.normal(0, 0.03, (len(ALPHA), 2)), strict=True)
+        ]
+        table = pd.DataFrame(rows, columns=STAGES)
+        kept.append(bool(curves.of_task("b", table).points()["open"][2]))
+    assert np.mean(kept) > 0.93
+
+
+# -- stages ------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_runs_share_counts_once_and_runs_that_ended_early_count():
+    low, high, far = (0.1, 0.2, 10), (0.1, 0.5, 10), (0.6, 0.2, 10)
+    results = study(
+        ("s1", "abc", 0, low, [A, (0.7, 0.6), (0.5, 0.5, 0.9)]),
+        ("s2", "abc", 0, high, [A, (0.7, 0.6), (0.6, 0.6, 0.7)]),  # the same until c
+        ("s3", "abc", 0, far, [A, (0.8, 0.4)]),  # not learned further
+    )
+    stages = observed(results).set_index(["task", "alpha"])
+    assert stages.index.tolist() == [("b", 0.1), ("b", 0.6), ("c", 0.2), ("c", 0.5)]
+    assert stages["new"].tolist() == pytest.approx([0.6, 0.4, 0.9, 0.7])
+    # a from 0.7 to 0.5 and b from 0.6 to 0.5, mean -0.15
+    assert stages["old"].tolist() == pytest.approx([-0.1, 0.0, -0.15, -0.05])
+    assert stages.loc["c", "peers"].nunique() == 1
+    assert stages["block"].unique().tolist() == ["a > b, seed 0", "a > b > c, seed 0"]
+
+
+def test_a_stage_of_another_buffer_seed_or_parent_is_another_stage():
+    R = [A, (0.7, 0.6), (0.5, 0.5, 0.9)]
+    results = study(
+        ("s1", "abc", 0, (0.1, 0.2, 10), R),
+        ("s1", "abc", 1, (0.1, 0.2, 10), R),
+        ("s2", "abc", 0, (0.1, 0.2, 20), R),
+        ("s3", "abc", 0, (0.6, 0.2, 10), R),
+        ("s4", "bac", 0, (0.6, 0.2, 10), R),  # b comes first, and its α does nothing
+        ("s5", "bac", 0, (0.1, 0.2, 10), R),
+    )
+    stages = observed(results).groupby("task").agg({"alpha": "size", "block": "nunique", "peers": "nunique"})
+    assert stages.loc["c"].tolist() == [5, 3, 5]
+    assert stages.loc["b"].tolist() == [4, 2, 3]
+
+
+def test_a_setting_of_a_task_that_is_not_learned_yet_makes_no_other_stage():
+    knobs, R = ("strategy.alpha", "training.epochs.c"), [A, (0.7, 0.6), (0.5, 0.5, 0.9)]
+    results = study(("s1", "abc", 0, (0.1, 1), R), ("s2", "abc", 0, (0.1, 3), R), knobs=knobs)
+    assert observed(results)["task"].tolist() == ["b", "c", "c"]
+
+
+def test_replay_is_the_anchor_at_alpha_0():
+    dgg = ("s1", "ab", 0, (0.5, np.nan, 10), [A, (0.7, 0.6)])
+    replay = ("rp", "ab", 0, (np.nan, np.nan, 10), [A, (0.5, 0.8)])
+    (found,) = tradeoffs(study(dgg, replay, rivals={"replay": "rp"}))
+    assert (found.task, found.alpha.tolist(), found.anchors) == ("b", [0, 0.5], (True, False))
+    assert found.new.tolist() == pytest.approx([0.8, 0.6])
+    assert found.stages["peers"].nunique() == 1
+
+
+def test_an_alpha_for_all_tasks_has_a_curve_for_each():
+    runs = [
+        (f"s{alpha}", "abc", 0, (alpha,), [A, (0.7, 0.6 - alpha), (0.6, 0.5, 0.9 - alpha)])
+        for alpha in (0.1, 0.4)
+    ]
+    b, c = tradeoffs(study(*runs, knobs=("strategy.alpha",)))
+    assert np.diff(b.new) == pytest.approx(-0.3)
+    assert np.diff(c.new) == pytest.approx(-0.3)
+
+
+def test_a_single_alpha_has_no_curve():
+    assert tradeoffs(study(("s1", "ab", 0, (0.1, 0.2, 10), [A, (0.7, 0.6)]))) == []
+
+
+def test_many_alphas_are_averaged_in_groups():
+    alphas = np.linspace(0, 1, 32)
+    found = laid_out({a: 0.9 - a for a in alphas}, dict.fromkeys(alphas, 0.0))
+    assert len(found.alpha) == 1 + curves.EXACT + 1  # 0 and 1 are no neighbours of any
+    assert found.alpha[:2] == pytest.approx([0, alphas[1:5].mean()])
+    assert found.anchors == (True, True)
+
+
+# -- which α -----------------------------------------------------------------------------------------
+
+NEW, OLD = {0: 0.8, 0.2: 0.78, 0.6: 0.7, 1: 0.4}, {0: -0.3, 0.2: -0.2, 0.6: -0.1, 1: -0.05}
+
+
+def test_the_best_alpha_has_the_highest_mean_final_score():
+    # one earlier task of two: (new + old) / 2 = 0.25, 0.29, 0.30, 0.175
+    rows = laid_out(NEW, OLD).points()
+    assert rows["gain"].tolist() == pytest.approx([-0.05, -0.01, 0, -0.125])
+    assert rows["alpha"][rows["best"]].tolist() == [0.6]
+
+
+def test_more_earlier_tasks_or_a_higher_weight_ask_for_more_stability():
+    steep = {**OLD, 1: 0.15}  # (new + p · old): 0.6 at α = 0.6, 0.55 at α = 1, and for two 0.5 and 0.7
+    assert laid_out(NEW, steep).points()["best"].tolist() == [False, False, True, False]
+    assert laid_out(NEW, steep, earlier=2).points()["best"].tolist() == [False, False, False, True]
+    assert laid_out(NEW, steep).points(weight=2)["best"].tolist() == [False, False, False, True]
+
+
+def test_curves_are_interpolated_and_end_where_nothing_was_tried():
+    found = laid_out({0.1: 0.8, 0.5: 0.4}, {0.1: -0.3, 0.5: -0.1})
+    assert found.at(0.2) == pytest.approx((0.1 + 0.7, -0.25))
+    assert np.isnan(found.at(0.05)).all()
+    assert found.anchors == (False, False)
+
+
+def test_the_largest_alpha_that_costs_no_more_than_asked():
+    found = laid_out(NEW, OLD)
+    assert found.at_least(0.02) == pytest.approx(0.2)
+    assert found.at_least(0.06) == pytest.approx(0.4)  # halfway from 0.78 to 0.70
+    assert found.at_least(0.5) == 1
+
+
+def test_the_words_say_which_alpha_and_what_the_extremes_trade():
+    best, extremes = curves.sentences(laid_out(NEW, OLD, blocks=6, noise=0.01))
+    assert best == "For b, α = 0.6 serves the mean final score best; α from 0.2 to 0.6 cannot be told apart."
+    assert extremes == (
+        "Against α = 0, α = 1 costs 40.6 points [40.0, 41.2] of the new task and saves 24.9 points "
+        "[23.4, 26.4] of the old ones."
+    )
+
+
+def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():
+    best, extremes, missing = curves.sentences(
+        laid_out({0.1: 0.8, 0.5: 0.4}, {0.1: -0.3, 0.5: -0.1}, blocks=1)
+    )
+    assert "too few blocks of order and seed" in best
+    assert (
+        extremes
+        == "Against α = 0.1, α = 0.5 costs 40.0 points of the new task and saves 20.0 points of the old ones."
+    )
+    assert missing == "α = 0 and 1 were not tried: nothing is said beyond 0.1 and 0.5."
+
+
+def test_the_table_has_a_row_for_each_task():
+    row = curves.summary(laid_out(NEW, OLD, blocks=6, noise=0.01))
+    assert (row["best α"], row["cannot be told apart"], row["stages (blocks)"]) == (
+        "0.6",
+        "from 0.2 to 0.6",
+        "24 (6)",
+    )
+    assert row["new task loses"] == "40.6 [40.0, 41.2]"
+
+
+def test_a_worse_alpha_between_two_that_cannot_be_told_apart_is_left_out():
+    rows = pd.DataFrame({"alpha": [0.0, 0.1, 0.3], "open": [True, False, True]})
+    assert curves.span(rows) == "= 0, 0.3"
+
+
+# -- importance --------------------------------------------------------------------------------------
+
+
+def test_the_knob_that_decides_has_the_importance():
+    rng = draws.generator(0, "", "importance")
+    table = pd.DataFrame(
+        {"a": rng.random(30), "b": rng.integers(0, 3, 30), "kind": rng.choice(["x", "y"], 30)}
+    )
+    found = importance(table.assign(same=1), table["a"].tolist(), ["a", "b", "kind", "same"])
+    assert found["a"] > 0.9
+    assert sum(found.values()) == pytest.approx(1)
+    assert "same" not in found
+
+
+def test_fewer_settings_than_knobs_share_nothing_out():
+    assert importance(pd.DataFrame({"a": [0.1, 0.2], "b": [1, 2]}), [0.3, 0.4], ["a", "b"]) == {}
+
+
+def test_results_are_the_same_each_time():
+    results = study(
+        *[("s" + str(v), "ab", s, (v, 0, 1), [A, (0.7, 0.6 - v * s)]) for v in (0, 0.5) for s in (0, 1)]
+    )
+    once, again = (tradeoffs(r)[0].points() for r in (results, dataclasses.replace(results)))
+    assert once.equals(again)
