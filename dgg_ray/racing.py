@@ -3,11 +3,11 @@
 After each block (order × seed) b, and between its tasks, the candidate's differences to an incumbent on
 the blocks so far, d_1 … d_b, are tested:
 
-    give up  if  d̄ < − t(1 − level / looks, df) · s / √b          looks = (blocks − 1) · incumbents
+    give up  if  d̄ < − t(1 − level / looks, df) · s / √b          looks = (blocks − 1) · settings judged
 
-The Bonferroni division over all looks keeps the chance that a setting which is no worse than the
-incumbents is ever given up below `level` (Birattari's F-race, GECCO 2002, tests without one, and
-repeated tests lose their level). s is the spread of paired differences over all settings judged so far,
+The Bonferroni division keeps the chance that the best setting is ever given up below `level`: over the
+blocks, because repeated tests lose their level (Birattari's F-race, GECCO 2002, has none), and over all
+settings judged so far, because an incumbent is the luckiest of them on these very blocks. s is the spread of paired differences over all settings judged so far,
 with its own degrees of freedom: two blocks alone have almost no power. Where the candidate's own spread is
 larger, that is taken.
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Race(NamedTuple):
     """What a candidate runs against, all of it known when it is proposed.
 
-    incumbents: the best settings; level: see above; hopes: task → the best score seen on it right after
+    incumbents: the best settings; level: divided by the settings judged already; hopes: task → the best score seen on it right after
         learning it; spread: per objective the standard deviation of a paired difference and its
         degrees of freedom.
     """
@@ -61,7 +61,7 @@ def hopeless(
     if len(mine) == len(blocks) and not np.isnan(mine[-1].R.diagonal()).any():
         return False  # it was judged to the end
     hoped = [completed(s, b[0], race.hopes, (), 1.0) for s, b in zip(mine, blocks, strict=False)]
-    looks = max(1, len(blocks) - 1) * len(theirs)
+    looks = max(1, len(blocks) - 1)
     return any(
         all(
             behind(name, hoped, rival, race.level / looks, *race.spread[j])

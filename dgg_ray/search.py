@@ -254,4 +254,4 @@ class Whole(Method):
         count = 1 if len(self.search.objective) == 1 else 3
         incumbents = tuple(self.proposed[n].setting for n in order[:count] if not any(judged[n].excess))
         assert self.search.race is not None
-        return Race(incumbents, self.search.race, hopes, tuple(spread))
+        return Race(incumbents, self.search.race / len(judged), hopes, tuple(spread))
