@@ -1,4 +1,4 @@
-"""dgg-ray plan | run | status | best | report | schema: arguments → functions."""
+"""dgg-ray plan | probe | run | status | best | report | schema: arguments → functions."""
 
 from __future__ import annotations
 
@@ -50,11 +50,15 @@ def parser() -> argparse.ArgumentParser:
     c = command("plan", plan, "check a study and its data, count its stages, start nothing")
     takes_study(c)
     c.add_argument("--json", action="store_true", help="counts as JSON")
-    c = command("run", run, "run a study, or continue it")
-    takes_study(c)
-    c.add_argument("--local", action="store_true", help="in this process, without Ray")
-    c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
-    c.add_argument("--quiet", action="store_true", help="no progress display")
+    for name, do, text in (
+        ("probe", probe, "measure what a study's stages will cost, a few steps of each kind"),
+        ("run", run, "run a study, or continue it"),
+    ):
+        c = command(name, do, text)
+        takes_study(c)
+        c.add_argument("--local", action="store_true", help="in this process, without Ray")
+        c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
+        c.add_argument("--quiet", action="store_true", help="no progress display")
     c = command("status", status, "how far a study is")
     c.add_argument("out", type=Path, help="folder of the results")
     c.add_argument("--json", action="store_true", help="counts as JSON")
@@ -83,12 +87,24 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def plan(options: argparse.Namespace) -> None:
+    from dgg_ray import budget, judge
     from dgg_ray.plan import plan
     from dgg_ray.stages import StageStore
 
     study, out = load(options)
-    found = plan(study, StageStore(study.store_folder(out)))
+    store = StageStore(study.store_folder(out))
+    found = plan(study, store)
+    budget.purse(study, store, judge.final_works).check(judge.first_run(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
+
+
+def probe(options: argparse.Namespace) -> int:
+    study, out = load(options)
+    from dgg_ray import tune
+
+    found, failed = tune.probe(study, out, options.local, options.address, options.quiet)
+    print(found)
+    return 1 if failed else 0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -101,13 +117,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> None:
+    from dgg_ray import judge, progress
     from dgg_ray.plan import plan
     from dgg_ray.stages import StageStore
     from dgg_ray.studyfile import the_kept
 
     study = the_kept(options.out)
-    found = plan(study, StageStore(study.store_folder(options.out)))
-    print(json.dumps(found.as_json(), indent=1) if options.json else found)
+    store = StageStore(study.store_folder(options.out))
+    found, live = plan(study, store), progress.live(options.out)
+    best = judge.best_so_far(study, store, judge.searched(study, store)) if study.search else ""
+    if options.json:
+        print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
+        return
+    print(found)
+    print(f"  now               {len(live['running'])} running, {live['queued']} queued")
+    for stage in live["running"]:
+        print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
+    print(f"  best so far       {best or 'none yet'}")
 
 
 def best(options: argparse.Namespace) -> None:

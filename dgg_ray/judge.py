@@ -50,11 +50,41 @@ def failed(study: Study, store: StageStore) -> bool:
 
 def judge(study: Study, store: StageStore) -> list[float] | None:
     """The setting's objective, each metric a mean over its runs; None where a run is not finished."""
+    means = [float(np.mean(values)) for values in over_blocks(study, store)]
+    return means if np.isfinite(means).all() else None
+
+
+def over_blocks(study: Study, store: StageStore) -> list[list[float]]:
+    """The setting's value in each metric of the objective on each block."""
     assert study.search is not None
     scores = [matrix(study, store, run, *SELECTION) for run in study.runs()]
-    values = [[plugins.find("metrics", name)(s) for s in scores] for name in study.search.objective]
-    means = [float(np.mean(v)) for v in values]
-    return means if np.isfinite(means).all() else None
+    return [[plugins.find("metrics", name)(s) for s in scores] for name in study.search.objective]
+
+
+def best_so_far(study: Study, store: StageStore, proposals: Proposals) -> str:
+    """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
+    from dgg_ray.intervals import mean_interval  # late: SciPy, which trials and brokers do without
+
+    number = proposals.best()
+    if number is None:
+        return ""
+    scores = over_blocks(study.at(proposals.proposed[number]), store)
+    found = []
+    for name, values in zip(proposals.search.objective, scores, strict=True):
+        band = mean_interval(values)
+        found.append(
+            f"{name} {band.mean:.3f}" + (f" [{band.low:.3f}, {band.high:.3f}]" if band.n > 1 else "")
+        )
+    return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in proposals.proposed[number].items())
+
+
+def first_run(study: Study) -> list[Work]:
+    """All that the first run of the study asks for, of the search or without one of the comparison."""
+    if study.search is None:
+        return final_works(study)[0]
+    _, setting = Proposals(study).ask() or (0, {})  # there is always a first
+    at = study.at(setting)
+    return works(at, at.runs()[0])
 
 
 def replay(

@@ -22,7 +22,7 @@ from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.rules import rules, task_rules
 from dgg_ray.stages import Data
-from dgg_ray.study import Orders, Output, Protocol, Search, Study, Workers
+from dgg_ray.study import Budget, Orders, Output, Protocol, Search, Study, Workers
 
 SECTIONS: dict[str, type] = {
     "adapter": Adapter,
@@ -32,10 +32,11 @@ SECTIONS: dict[str, type] = {
     "protocol": Protocol,
     "workers": Workers,
     "output": Output,
+    "budget": Budget,
 }
 PLUGGED = {"model": "models", "strategy": "strategies"}
 KEYS = ("name", "question", "model", "tasks", "strategy", "adapter", "training", "orders", "seeds")
-KEYS = (*KEYS, "search", "protocol", "workers", "output")
+KEYS = (*KEYS, "search", "protocol", "workers", "output", "budget")
 REQUIRED = ("name", "model", "tasks", "strategy")
 PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 

@@ -9,9 +9,7 @@ that is finished answers without it, and one that was killed goes on where it wa
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,10 +19,11 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster, judge, studyfile
-from dgg_ray.errors import ClusterError
-from dgg_ray.fleet import Fleets, describe, workshop
-from dgg_ray.progress import Display
+from dgg_ray import budget, cluster, forecast, judge, studyfile
+from dgg_ray.cost import probes
+from dgg_ray.crew import Crew
+from dgg_ray.plan import Plan, plan
+from dgg_ray.progress import LIVE, Display
 from dgg_ray.search import Proposals, Setting
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
@@ -32,7 +31,7 @@ from dgg_ray.study import Study
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
 
-ON_HEAD = ray.tune.PlacementGroupFactory([brokers.ON_HEAD])
+ON_HEAD = ray.tune.PlacementGroupFactory([cluster.ON_HEAD])
 
 
 def run(
@@ -48,123 +47,49 @@ def run(
     store = StageStore(study.store_folder(out))
     store.sweep()
     studyfile.keep(study, out)
+    study = here(study, local)
+    purse = budget.purse(study, store, judge.final_works)
     began = time.perf_counter()
     with (
-        Display(study.name, quiet=quiet) as display,
-        Crew(study, store, out, display, local, address) as crew,
+        Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=out / LIVE) as display,
+        Crew(study, store, out, display, purse, local, address) as crew,
     ):
-        winner = search(study, store, crew)
-        if winner is not None:
-            crew.obtain(judge.final_works(winner))
+        if study.budget:
+            crew.obtain([[work] for work in probes(study)])
+            purse.begin()
+            purse.check(judge.first_run(study))
+        with forecast.kept(out, plan(study, store)) as entry:
+            winner = search(study, store, crew)
+            if winner is not None:
+                crew.obtain(judge.final_works(winner))
+            if crew.over:
+                entry["refused"] = plan(study, store).to_train
     outcome = results.Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
     report.write(outcome.results, out)
     return outcome
 
 
-# -- who does the work -----------------------------------------------------------------------------
+def probe(
+    study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
+) -> tuple[Plan, int]:
+    """Measure what the study's stages will take, a few steps of each kind.
 
-
-@dataclass
-class Crew:
-    """Gets work done: from the store, in this process, or by fleets that are started when needed.
-
-    tally: of this run: stages asked for, there (in the store already), trained, failed; `fleet_up`,
-        seconds until the first stage began, where a fleet was started.
+    Returns what is predicted now, and how many kinds could not be measured.
     """
+    out = out.absolute()
+    store = StageStore(study.store_folder(out))
+    study = here(study, local)
+    with (
+        Display(f"{study.name}, probes", quiet=quiet) as display,
+        Crew(study, store, out, display, budget.Purse(), local, address) as crew,
+    ):
+        crew.obtain([[work] for work in probes(study)])
+    return plan(study, store), crew.tally["failed"]
 
-    study: Study
-    store: StageStore
-    out: Path
-    display: Display
-    local: bool = False
-    address: str | None = None
-    tally: dict[str, Any] = field(
-        default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0)
-    )
-    broker: Any = None
-    shop: Any = field(default=None, init=False)
-    failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
 
-    def __enter__(self) -> Self:
-        self.stack = ExitStack()
-        self.began = time.perf_counter()
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self.broker and kind is None:
-            self.count()
-        self.stack.close()
-
-    def obtain(self, chains: Sequence[Sequence[Work]]) -> None:
-        """Leave the store with every work of every chain; a failed stage ends its chain."""
-        left = []
-        for chain in chains:
-            self.expect(len(chain))
-            missing = [work for work in chain if not self.store.has(work)]
-            self.answered(len(chain) - len(missing))
-            left += [missing] if missing else []
-        if self.local:
-            self.work_here(left)
-        elif left:
-            brokers.walk(left, self.start().need.remote, lambda work: self.display.finished())
-            self.check()
-
-    def expect(self, count: int) -> None:
-        self.tally["asked"] += count
-        self.display.total += count
-
-    def answered(self, count: int) -> None:
-        """The store had these."""
-        self.tally["there"] += count
-        for _ in range(count):
-            self.display.finished(was_there=True)
-
-    def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
-        if not chains:
-            return
-        self.shop = self.shop or workshop(self.study, self.store)
-        for chain in chains:
-            for work in chain:
-                if work.stage.key in self.failed:
-                    break
-                fresh = self.store.record(work.stage) is None
-                try:
-                    self.shop.obtain(work)
-                except Exception as problem:
-                    self.store.fail(work.stage, describe(problem))
-                    self.failed.add(work.stage.key)
-                    self.tally["failed"] += 1
-                    break
-                self.tally["trained"] += fresh and bool(work.stage.learns)
-                self.display.finished()
-
-    def start(self) -> Any:
-        """The broker, with Ray and fleets behind it."""
-        if self.broker is None:
-            self.display.say("starting Ray …")
-            self.stack.enter_context(cluster.connected(self.study, self.address))
-            retries = self.study.workers.retries
-            self.broker = brokers.Broker.remote(self.store, retries)  # type: ignore[attr-defined]
-            folder = self.out / "ray"
-            self.fleets = self.stack.enter_context(
-                Fleets(self.study, self.store, self.broker, folder, self.heard)
-            )
-        return self.broker
-
-    def heard(self, status: dict[str, Any]) -> None:
-        """The broker's status, a few times a second."""
-        self.display.update(status)
-        if status["running"]:
-            self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
-
-    def count(self) -> None:
-        status: dict[str, Any] = ray.get(self.broker.status.remote())
-        self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
-
-    def check(self) -> None:
-        """ClusterError where no fleet can be had."""
-        if self.broker and self.fleets.failure:
-            raise ClusterError(self.fleets.failure)
+def here(study: Study, local: bool) -> Study:
+    """The study with the workers that it really has."""
+    return replace(study, workers=study.workers.alone()) if local else study
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -196,12 +121,14 @@ def stages_of(study: Study) -> int:
 
 
 def search_here(study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
-    while (proposal := proposals.ask()) is not None:
+    while not crew.over and (proposal := proposals.ask()) is not None:
         number, setting = proposal
         at = study.at(setting)
         crew.obtain([judge.works(at, run) for run in at.runs()])
+        if crew.over and not judge.complete(at, store):
+            return  # not judged, and not told so: with a larger budget it is the next
         proposals.tell(number, judge.judge(at, store))
-        crew.display.best = best_so_far(proposals)
+        crew.display.best = judge.best_so_far(study, store, proposals)
 
 
 def search_with_tune(study: Study, store: StageStore, proposals: Proposals, crew: Crew) -> None:
@@ -240,7 +167,8 @@ def judge_setting(config: dict[str, Any], study: Study, store: StageStore, broke
 
     runs = [judge.works(at, run) for run in at.runs()]
     errors = brokers.walk(runs, broker.need.remote, finished)
-    ray.tune.report({"stages": learned, "score": so_far(at, store), "failed": len(errors)})
+    found = {"failed": len(errors), "over": brokers.over(errors)}
+    ray.tune.report({"stages": learned, "score": so_far(at, store), **found})
 
 
 def so_far(study: Study, store: StageStore) -> float:
@@ -263,6 +191,8 @@ class Steady(Searcher):
         self.stages: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        if self.crew.over:
+            return Searcher.FINISHED
         while (proposal := self.proposals.ask()) is not None:
             number, setting = proposal
             at = self.study.at(setting)
@@ -286,10 +216,13 @@ class Steady(Searcher):
             return
         if result and not error:
             self.on_trial_result(trial_id, result)
+            if result.get("over"):
+                self.crew.over = True  # not judged, and not told so: with a larger budget it is the next
+                return
         number = self.numbers[trial_id]
         at = self.study.at(self.proposals.proposed[number])
         self.proposals.tell(number, judge.judge(at, self.store))
-        self.crew.display.best = best_so_far(self.proposals)
+        self.crew.display.best = judge.best_so_far(self.study, self.store, self.proposals)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store and the seed say where the search is."""
@@ -303,12 +236,3 @@ class Steady(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("run the study again: it goes on from the store")
-
-
-def best_so_far(proposals: Proposals) -> str:
-    number = proposals.best()
-    if number is None:
-        return ""
-    values = proposals.told[number] or []
-    scores = ", ".join(f"{n} {v:.3f}" for n, v in zip(proposals.search.objective, values, strict=True))
-    return f"{scores} with " + ", ".join(f"{k}={v}" for k, v in proposals.proposed[number].items())
