@@ -133,9 +133,8 @@ def unspent(results: Results) -> list[str]:
     if not refused:
         return []
     stages = f"{refused} stage{'s were' if refused > 1 else ' was'} not started"
-    return [
-        f"The budget of {results.spending.budget} would be exceeded: {stages}. With a larger one the same command goes on."
-    ]
+    budget = f"The budget of {results.spending.budget} would be exceeded: {stages}."
+    return [budget, "With a larger budget the same command goes on."]
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -43,8 +43,8 @@ def compared(
     """(run, unit, what was predicted for it or None, what it spent); spent: unit → by the study until now."""
     ends = [entry["spent"] for entry in entries[1:]] + [spent]
     return [
-        (f"run {number}", unit, (entry["rest"] or {}).get(unit), end[unit] - before)
+        (f"run {number}", unit, (entry["rest"] or {}).get(unit), end[unit] - entry["spent"][unit])
         for number, (entry, end) in enumerate(zip(entries, ends, strict=True), start=1)
-        for unit, before in entry["spent"].items()
-        if unit in end
+        for unit in spent
+        if unit in entry["spent"] and unit in end
     ]

@@ -116,13 +116,15 @@ class Display:
 
     def left(self) -> str:
         """Predicted time to go, with its 95 % interval; empty before anything was measured."""
-        if not self.outlook or not self.outlook.rest or not self.outlook.rest.seconds.mean:
+        if not self.outlook or not self.outlook.rest:
             return ""
         since = time.monotonic() - self.looked
         wall = self.outlook.rest.amounts()["wall hours"].times(3600)
+        if wall.high <= since:
+            return ""
         unit, size = ("min", 60) if wall.mean - since > 90 else ("s", 1)
         mean, low, high = (f"{max(0.0, x - since) / size:.0f}" for x in wall)
-        return f"about {mean} {unit} left ({low} to {high})"
+        return f"about {mean} {unit} left (95 %: {low} to {high})"
 
     def spent(self) -> str:
         """By the study, in the unit that it counts in."""
