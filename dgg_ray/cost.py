@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dgg_ray.study import Study, Workers
 
 RANK = "adapter.rank"
+DISK = {"adapter", "sheet"}
 UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray probe STUDY` does it"
 Record: TypeAlias = Mapping[str, Any]
 
@@ -166,10 +167,10 @@ class CostModel:
         kinds: dict[str, list[Part]] = {}
         for part in self.left(works):
             kinds.setdefault(part.kind, []).append(part)
-        if kinds.keys() - {"sheet"} - self.rates.keys():  # a probe keeps no answers
+        if kinds.keys() - DISK - self.rates.keys():  # a probe keeps no answers, so of the disk less is known
             return None
         sums = {kind: self.rates[kind].sum(parts) for kind, parts in kinds.items() if kind in self.rates}
-        disk = [sums.pop(kind) for kind in ("adapter", "sheet") if kind in sums]
+        disk = [sums.pop(kind) for kind in sorted(DISK & sums.keys())]
         return Cost(self.workers, total(list(sums.values())), total(disk))
 
     def outlook(self, works: Iterable[Work]) -> Outlook:

@@ -27,7 +27,7 @@ import numpy as np
 
 TASKS_DIFFER, RANK_EXPONENT = 1.0, 0.5  # standard deviations of the priors
 SCATTER = 0.1  # σ before it was measured; it counts as one measurement
-ITERATIONS = 12
+ITERATIONS, CLOSE = 20, 1e-6
 LEVEL = 0.95
 
 
@@ -55,10 +55,13 @@ class Rate:
         for _ in range(ITERATIONS):
             fit, slopes = self.line(counts, z)
             self.doubt = np.linalg.inv(slopes.T @ slopes + self.scatter2 * prior)
-            self.theta += self.doubt @ (slopes.T @ (y - fit) - self.scatter2 * prior @ self.theta)
+            step = self.doubt @ (slopes.T @ (y - fit) - self.scatter2 * prior @ self.theta)
+            self.theta += step
             left = y - self.line(counts, z)[0]
             self.freedom = 1.0 + max(0.0, len(y) - np.trace(self.doubt @ slopes.T @ slopes))
-            self.scatter2 = (left @ left + SCATTER**2) / self.freedom
+            before, self.scatter2 = self.scatter2, (left @ left + SCATTER**2) / self.freedom
+            if max(np.abs(step).max(), abs(before / self.scatter2 - 1)) < CLOSE:
+                break
 
     def table(self, parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
         """(counts (parts, tasks), log rank (parts,))"""
