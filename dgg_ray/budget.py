@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from dgg_ray.cost import CostModel, units
+from dgg_ray.cost import PROBE, CostModel, units
 from dgg_ray.errors import Fault, OverBudget, StudyError
 from dgg_ray.stages import StageStore, Work
 
@@ -47,7 +47,7 @@ class Purse:
         """A fleet worked that long for nothing."""
 
     def check(self, works: Iterable[Work]) -> None:
-        """StudyError where nothing is spent yet and these works, one run of the study, would not fit."""
+        """StudyError where nothing is done yet and these works, one run of the study, would not fit."""
 
 
 class Capped(Purse):
@@ -68,6 +68,13 @@ class Capped(Purse):
     def spent(self) -> float:
         """Seconds of a fleet."""
         return sum(self.model.spent.values()) + self.lost
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything but probes was done."""
+        return bool(self.lost) or any(
+            seconds for key, seconds in self.model.spent.items() if not key.startswith(PROBE)
+        )
 
     def upper(self, works: Iterable[Work]) -> float | None:
         """Most seconds that works will take; None where that is not known."""
@@ -106,14 +113,13 @@ class Capped(Purse):
         self.lost += seconds
 
     def check(self, works: Iterable[Work]) -> None:
-        works = list(works)
-        once, final = self.upper(works), self.upper(self.final)
-        needed = (once or 0.0) + (final or 0.0)
-        if self.spent or not works or needed * self.rate <= self.cap:
+        once, final = self.upper(works) or 0.0, self.upper(self.final) or 0.0
+        needed = self.spent + once + final
+        if self.begun or needed * self.rate <= self.cap:
             return
-        parts = [f"{self.show(once or 0.0)} for one run"]
-        parts += [f"{self.show(final)} for the comparison"] if final else []
-        rule = f"must be at least {needed * self.rate:.3g}: up to {' and '.join(parts)}"
+        parts = [f"up to {self.show(once)} for one run", f"{self.show(self.spent)} spent on probes"]
+        parts += [f"up to {self.show(final)} for the comparison"] * bool(final)
+        rule = f"must be at least {needed * self.rate:.3g} to start with: {', '.join(parts)}"
         raise StudyError([Fault(f"budget.{self.name}", rule, f"{self.cap:g}")], self.model.study)
 
     def show(self, seconds: float) -> str:

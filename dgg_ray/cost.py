@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RANK = "adapter.rank"
 DISK = {"adapter", "sheet"}
+PROBE = "probe "  # what its key begins with among those of the stages
 UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray probe STUDY` does it"
 Record: TypeAlias = Mapping[str, Any]
 
@@ -80,7 +81,7 @@ class CostModel:
     def read(self) -> None:
         """Take up everything that the store holds."""
         for number, probe in enumerate(self.store.probes()):
-            self.add(f"probe {number}", (probe,), self.of_probe)
+            self.add(f"{PROBE}{number}", (probe,), self.of_probe)
         for record in self.store:
             self.add(record["key"], (record, *self.store.sittings(record["key"])), self.of_stage)
 

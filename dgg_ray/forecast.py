@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgg_ray import published
-from dgg_ray.plan import Plan
+
+if TYPE_CHECKING:
+    from dgg_ray.plan import Plan
 
 FILE = "forecast.json"
 
