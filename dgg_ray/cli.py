@@ -102,9 +102,11 @@ def probe(options: argparse.Namespace) -> int:
     study, out = load(options)
     from dgg_ray import tune
 
-    found, failed = tune.probe(study, out, options.local, options.address, options.quiet)
+    found, errors = tune.probe(study, out, options.local, options.address, options.quiet)
     print(found)
-    return 1 if failed else 0
+    for error in errors:
+        print(error, file=sys.stderr)
+    return 1 if errors else 0
 
 
 def run(options: argparse.Namespace) -> int:

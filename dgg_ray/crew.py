@@ -28,6 +28,7 @@ class Crew:
     tally: of this run: stages asked for, there (in the store already), trained, failed; `fleet_up`,
         seconds until the first stage began, where a fleet was started.
     over: whether the budget kept work from being started.
+    errors: of work that `obtain` asked for: {error, message, traceback}.
     """
 
     study: Study
@@ -43,6 +44,7 @@ class Crew:
     broker: Any = None
     shop: Any = field(default=None, init=False)
     over: bool = field(default=False, init=False)
+    errors: list[dict[str, str]] = field(default_factory=list, init=False)
     failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
 
     def __enter__(self) -> Self:
@@ -67,6 +69,7 @@ class Crew:
             self.work_here(left)
         elif left:
             errors = brokers.walk(left, self.start().need.remote, lambda work: self.display.finished())
+            self.errors += errors
             self.over |= brokers.over(errors)
             self.check()
 
@@ -102,8 +105,9 @@ class Crew:
         try:
             self.shop.obtain(work)
         except Exception as problem:
+            self.errors.append(describe(problem))
             if not work.probe:
-                self.store.fail(work.stage, describe(problem))
+                self.store.fail(work.stage, self.errors[-1])
             self.purse.lose(time.monotonic() - began)
             self.failed.add(work.key)
             self.tally["failed"] += 1

@@ -71,10 +71,10 @@ def run(
 
 def probe(
     study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
-) -> tuple[Plan, int]:
+) -> tuple[Plan, list[str]]:
     """Measure what the study's stages will take, a few steps of each kind.
 
-    Returns what is predicted now, and how many kinds could not be measured.
+    Returns what is predicted now, and the errors of what could not be measured.
     """
     out = out.absolute()
     store = StageStore(study.store_folder(out))
@@ -84,7 +84,7 @@ def probe(
         Crew(study, store, out, display, budget.Purse(), local, address) as crew,
     ):
         crew.obtain([[work] for work in probes(study)])
-    return plan(study, store), crew.tally["failed"]
+    return plan(study, store), [f"{e['error']}: {e['message']}" for e in crew.errors]
 
 
 def here(study: Study, local: bool) -> Study:
