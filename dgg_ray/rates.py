@@ -28,7 +28,7 @@ import numpy as np
 TASKS_DIFFER, RANK_EXPONENT = 1.0, 0.5  # standard deviations of the priors
 SCATTER = 0.1  # σ before it was measured; it counts as one measurement
 ITERATIONS, CLOSE = 20, 1e-6
-LEVEL = 0.95
+LEVEL, WIDEST = 0.95, 100.0  # e to the widest is as good as infinite, and a number
 
 
 class Part(NamedTuple):
@@ -105,7 +105,8 @@ def total(sums: Sequence[tuple[float, float, float]]) -> Estimate:
         return Estimate(0.0, 0.0, 0.0)
     freedom = variance**2 / sum(v**2 / f for _, v, f in sums)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * variance**0.5 / mean
-    return Estimate(mean, mean * exp(-half), mean * exp(half) if half < 300 else float("inf"))
+    half = min(half, WIDEST)
+    return Estimate(mean, mean * exp(-half), mean * exp(half))
 
 
 def show(amount: Estimate) -> str:
