@@ -24,6 +24,7 @@ import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgg_ray import Study, cluster, judge, methods, tune
+from dgg_ray.fleet import workshop
 from dgg_ray.stages import StageStore
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
@@ -35,7 +36,7 @@ def learn_all(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, run in enumerate(study.runs()):
             # A store for each run: inside one nothing is there before, so nothing is shared.
-            shop = tune.workshop(study, StageStore(Path(folder) / str(number)))
+            shop = workshop(study, StageStore(Path(folder) / str(number)))
             for work in judge.works(study, run):
                 shop.obtain(work)
 

@@ -36,13 +36,14 @@ def answer(results: Results) -> list[str]:
     known = settings(results)
     if setting is None or setting not in known.index:
         sentences = ["No setting has been judged on all its orders and seeds yet, so none is recommended."]
-        return sentences + failures(results)
+        return sentences + failures(results) + unspent(results)
     ours = table[table["setting"] == setting]
     return [
         recommendation(results, known.loc[setting]),
         *score_sentences(results, split),
         *order_sentences(results, split, ours),
         *failures(results),
+        *unspent(results),
     ]
 
 
@@ -124,6 +125,16 @@ def failures(results: Results) -> list[str]:
     many = count > 1
     which = f"{count} stage{'s' if many else ''} failed ({which})"
     return [f"{which}; runs that needed {'them' if many else 'it'} are not counted."]
+
+
+def unspent(results: Results) -> list[str]:
+    """That the budget ended the study, where it did."""
+    refused = results.spending.refused
+    if not refused:
+        return []
+    stages = f"{refused} stage{'s were' if refused > 1 else ' was'} not started"
+    budget = f"The budget of {results.spending.budget} would be exceeded: {stages}."
+    return [budget, "With a larger budget the same command goes on."]
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -14,24 +14,29 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
-from dgg_ray.stages import Exam, Stage, StageStore, Work
-
-ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays
+from dgg_ray.budget import Purse
+from dgg_ray.cluster import ON_HEAD
+from dgg_ray.errors import OverBudget, describe
+from dgg_ray.stages import Exam, StageStore, Work
 
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
 
 @dataclass
 class Order:
-    """Work that somebody waits for. exams: all that were asked for; losses: fleets lost over it."""
+    """Work that somebody waits for. exams: all that were asked for; losses: fleets lost over it.
 
-    stage: Stage
+    held: it waits for the budget, until what is in training has ended.
+    """
+
+    asked: Work
     exams: dict[str, Exam] = field(default_factory=dict)
+    held: bool = False
     fleet: str | None = None
     losses: int = 0
     started: float = 0.0
@@ -39,24 +44,27 @@ class Order:
 
     @property
     def work(self) -> Work:
-        return Work(self.stage, tuple(self.exams.values()))
+        return replace(self.asked, exams=tuple(self.exams.values()))
 
 
 class Desk:
     """The queue's book-keeping: no Ray, no waiting, no clock but for what it shows."""
 
-    def __init__(self, store: StageStore, retries: int = 2) -> None:
+    def __init__(self, store: StageStore, retries: int = 2, purse: Purse | None = None) -> None:
         self.store = store
         self.retries = retries
-        self.orders: dict[str, Order] = {}  # by stage key; dicts keep the order of asking
+        self.purse = purse or Purse()
+        self.purse.begin()
+        self.orders: dict[str, Order] = {}  # by the work's key; dicts keep the order of asking
         self.later: dict[str, dict[str, Exam]] = {}  # exams asked for while their stage was out
         self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
+        self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
         self.counts: Counter[str] = Counter()
 
     def need(self, work: Work) -> str:
-        """`ready`, `failed`, `joined` or `queued`."""
+        """`ready`, `failed`, `joined`, `queued`, or `over`: the budget has nothing for it."""
         self.counts["asked"] += 1
-        key = work.stage.key
+        key = work.key
         if key in self.failed:
             return "failed"
         order = self.orders.get(key)
@@ -64,7 +72,9 @@ class Desk:
         if order is None:
             if self.store.has(work):
                 return "ready"
-            self.orders[key] = Order(work.stage, wanted)
+            if self.purse.verdict(work, self.running) == "over":
+                return "over"
+            self.orders[key] = Order(work, wanted)
             return "queued"
         if order.fleet is None:
             order.exams |= wanted
@@ -73,12 +83,28 @@ class Desk:
         return "joined"
 
     def take(self, fleet: str) -> Work | None:
-        """The work that waits longest; None when none waits."""
-        for order in self.orders.values():
+        """The work that waits longest; None when none waits, or the budget makes it wait."""
+        for key, order in list(self.orders.items()):
             if order.fleet is None:
-                order.fleet, order.started, order.steps = fleet, time.time(), (0, 0)
-                return order.work
+                verdict = self.purse.verdict(order.work, self.running)
+                if verdict == "go":
+                    order.fleet, order.started, order.steps = fleet, time.time(), (0, 0)
+                    return order.work
+                if verdict == "wait":
+                    order.held = True
+                    return None
+                self.refused[key] = describe(self.purse.refusal(order.work))
+                del self.orders[key]
         return None
+
+    def settle(self, order: Order, in_vain: bool) -> None:
+        """What an order took is on the bill, and others may start again."""
+        if in_vain:
+            self.purse.lose(time.time() - order.started)
+        else:
+            self.purse.finished(order.work)
+        for other in self.orders.values():
+            other.held = False
 
     def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> bool:
         """Close the order; False when exams asked for meanwhile put it back into the queue."""
@@ -86,12 +112,13 @@ class Desk:
         if order is None or order.fleet != fleet:
             return True  # it was taken from a fleet believed lost; the store holds the result all the same
         del self.orders[key]
+        self.settle(order, in_vain=error is not None)
         self.counts["trained"] += learned
         later = self.later.pop(key, None)
         if error:
             self.fail(key, error)
         elif later:
-            self.orders[key] = Order(order.stage, later)
+            self.orders[key] = Order(order.asked, later)
             return False
         return True
 
@@ -99,22 +126,28 @@ class Desk:
         self.failed[key] = error
         self.counts["failed"] += 1
 
-    def lost(self, fleet: str) -> list[Stage]:
+    def lost(self, fleet: str) -> list[Work]:
         """Put the fleet's work back; what was lost too often is given up and returned."""
         given_up = []
         for key, order in list(self.orders.items()):
             if order.fleet == fleet:
+                self.settle(order, in_vain=True)
                 order.fleet = None
                 order.losses += 1
                 self.counts["lost"] += 1
                 if order.losses > self.retries:
-                    given_up.append(order.stage)
+                    given_up.append(order.work)
                     del self.orders[key]
         return given_up
 
     @property
     def waiting(self) -> int:
-        return sum(order.fleet is None for order in self.orders.values())
+        """What a fleet could take."""
+        return sum(order.fleet is None and not order.held for order in self.orders.values())
+
+    @property
+    def running(self) -> list[Work]:
+        return [order.work for order in self.orders.values() if order.fleet]
 
 
 @ray.remote(  # pyright: ignore
@@ -127,8 +160,8 @@ class Desk:
 class Broker:
     """The desk, as an actor that can be waited for."""
 
-    def __init__(self, store: StageStore, retries: int) -> None:
-        self.desk = Desk(store, retries)
+    def __init__(self, store: StageStore, retries: int, purse: Purse | None = None) -> None:
+        self.desk = Desk(store, retries, purse)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
         self.closed = False
@@ -138,13 +171,15 @@ class Broker:
     async def need(self, work: Work) -> Answer:
         """Wait until the store has it, or until it failed."""
         while True:
-            key, found = work.stage.key, self.desk.need(work)
+            key, found = work.key, self.desk.need(work)
             if found == "ready":
                 return {"ok": True}
             if self.closed:
                 return {"ok": False, "error": closing(self.reason)}
             if found == "failed":
                 return {"ok": False, "error": self.desk.failed[key]}
+            if found == "over":
+                return {"ok": False, "error": describe(self.desk.purse.refusal(work))}
             answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
             async with self.news:
                 self.news.notify_all()
@@ -158,7 +193,11 @@ class Broker:
         deadline, life = time.monotonic() + patience_s, self.lives[fleet]
         # A worker killed while it waits here must not be handed work that nobody then does.
         while not self.closed and self.lives[fleet] == life:
-            if work := self.desk.take(fleet):
+            work = self.desk.take(fleet)
+            while self.desk.refused:
+                key, error = self.desk.refused.popitem()
+                self._answer(key, {"ok": False, "error": error})
+            if work:
                 return work
             left = deadline - time.monotonic()
             if left <= 0:
@@ -173,23 +212,23 @@ class Broker:
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
         if self.desk.done(fleet, key, learned, error):
             self._answer(key, {"ok": error is None, "error": error})
-        else:
-            async with self.news:
-                self.news.notify_all()
+        async with self.news:  # there may be more to do, or money for it
+            self.news.notify_all()
 
     async def lost(self, fleet: str) -> None:
         """The fleet's workers began anew, or are gone: what they had is to be taken again."""
         self.lives[fleet] += 1
-        for stage in self.desk.lost(fleet):
+        for work in self.desk.lost(fleet):
             error = {
                 "error": "WorkerLost",
-                "message": f"the worker died {self.desk.retries + 1} times while learning {stage}; "
+                "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
                 "see the workers' logs, often memory ran out",
                 "traceback": "",
             }
-            self.desk.fail(stage.key, error)
-            self._answer(stage.key, {"ok": False, "error": error})
-            self.desk.store.fail(stage, error)
+            self.desk.fail(work.key, error)
+            self._answer(work.key, {"ok": False, "error": error})
+            if not work.probe:
+                self.desk.store.fail(work.stage, error)
         async with self.news:
             self.news.notify_all()
 
@@ -208,7 +247,7 @@ class Broker:
     async def status(self) -> dict[str, Any]:
         """Counts, and what is in training."""
         out = [o for o in self.desk.orders.values() if o.fleet]
-        shown = [{"stage": str(o.stage), "fleet": o.fleet, "steps": o.steps} for o in out]
+        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in out]
         return {**self.desk.counts, "waiting": self.desk.waiting, "running": shown, "closed": self.reason}
 
     def _answer(self, key: str, answer: Answer) -> None:
@@ -242,3 +281,8 @@ def walk(
         if i + 1 < len(chain):
             places[need(chain[i + 1])] = (chain, i + 1)
     return errors
+
+
+def over(errors: Sequence[dict[str, str]]) -> bool:
+    """Whether the budget ended one of the chains."""
+    return any(error["error"] == OverBudget.__name__ for error in errors)

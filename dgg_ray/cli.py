@@ -1,4 +1,4 @@
-"""dgg-ray plan | run | status | best | report | schema: arguments → functions."""
+"""dgg-ray plan | probe | run | status | best | report | schema: arguments → functions."""
 
 from __future__ import annotations
 
@@ -53,11 +53,15 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--see", type=points, metavar="POINTS", help="say what it takes to see this difference")
     c.add_argument("--sd", type=points, metavar="POINTS", help="spread of a difference (default: measured)")
     c.add_argument("--json", action="store_true", help="counts as JSON")
-    c = command("run", run, "run a study, or continue it")
-    takes_study(c)
-    c.add_argument("--local", action="store_true", help="in this process, without Ray")
-    c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
-    c.add_argument("--quiet", action="store_true", help="no progress display")
+    for name, do, text in (
+        ("probe", probe, "measure what a study's stages will cost, a few steps of each kind"),
+        ("run", run, "run a study, or continue it"),
+    ):
+        c = command(name, do, text)
+        takes_study(c)
+        c.add_argument("--local", action="store_true", help="in this process, without Ray")
+        c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
+        c.add_argument("--quiet", action="store_true", help="no progress display")
     c = command("status", status, "how far a study is")
     c.add_argument("out", type=Path, help="folder of the results")
     c.add_argument("--json", action="store_true", help="counts as JSON")
@@ -93,14 +97,26 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from dgg_ray import designs
+    from dgg_ray import budget, designs, methods
     from dgg_ray.plan import plan
     from dgg_ray.stages import StageStore
 
     study, out = load(options)
     store = StageStore(study.store_folder(out))
     found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
+    budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
+
+
+def probe(options: argparse.Namespace) -> int:
+    study, out = load(options)
+    from dgg_ray import tune
+
+    found, errors = tune.probe(study, out, options.local, options.address, options.quiet)
+    print(found)
+    for error in errors:
+        print(error, file=sys.stderr)
+    return 1 if errors else 0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -113,13 +129,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> None:
+    from dgg_ray import methods, progress
     from dgg_ray.plan import plan
     from dgg_ray.stages import StageStore
     from dgg_ray.studyfile import the_kept
 
     study = the_kept(options.out)
-    found = plan(study, StageStore(study.store_folder(options.out)))
-    print(json.dumps(found.as_json(), indent=1) if options.json else found)
+    store = StageStore(study.store_folder(options.out))
+    found, live = plan(study, store), progress.live(options.out)
+    search, _ = methods.inquiries(study, store)
+    best = methods.best_so_far(search) if search else ""
+    if options.json:
+        print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
+        return
+    print(found)
+    print(f"  now               {len(live['running'])} running, {live['queued']} queued")
+    for stage in live["running"]:
+        print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
+    print(f"  best so far       {best or 'none yet'}")
 
 
 def best(options: argparse.Namespace) -> None:

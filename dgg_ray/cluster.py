@@ -18,6 +18,8 @@ import ray
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
 
+ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays
+
 # Read by Ray when it starts and by its workers.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

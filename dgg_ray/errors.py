@@ -4,7 +4,8 @@ DggError
 ├── StudyError      the study file or the files it names are wrong: every fault at once, exit code 2
 ├── StageError      a stage ended early: kept beside the stage, the rest of the study goes on
 │   ├── NotFinite       loss or gradient became NaN or infinite
-│   └── NoParent        the state that the stage starts from is not to be had
+│   ├── NoParent        the state that the stage starts from is not to be had
+│   └── OverBudget      the stage was not started: it might not end within the study's budget
 ├── StoreError      a stage cannot be written or read
 │   └── OtherVersion    a snapshot was written by a version with another layout
 ├── ClusterError    the cluster cannot give what was asked for
@@ -14,6 +15,7 @@ DggError
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -80,6 +82,10 @@ class NoParent(StageError):
     """The state that the stage starts from is not to be had."""
 
 
+class OverBudget(StageError):
+    """The stage was not started: it might not end within the study's budget. Not kept in the store."""
+
+
 class StoreError(DggError):
     """A stage cannot be written or read."""
 
@@ -99,3 +105,12 @@ class ResultsError(DggError):
 def nearest(name: str, legal: Iterable[str]) -> str:
     """The legal name that `name` was probably meant to be; empty where none is close."""
     return next(iter(difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)), "")
+
+
+def describe(problem: BaseException) -> dict[str, str]:
+    """What is kept of an error that ended a stage."""
+    return {
+        "error": type(problem).__name__,
+        "message": str(problem),
+        "traceback": "".join(traceback.format_exception(problem)),
+    }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
-from dgg_ray.broker import ON_HEAD
-from dgg_ray.errors import ClusterError, Fault, StageError, StoreError, StudyError
+from dgg_ray.cluster import ON_HEAD
+from dgg_ray.errors import ClusterError, Fault, StageError, StoreError, StudyError, describe
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import Stage, StageStore
 from dgg_ray.study import Study
@@ -62,9 +61,10 @@ def work_loop(config: dict[str, Any]) -> None:
             shop.obtain(work)
         except caught as problem:
             error = describe(problem)
-            lead(lambda s=stage, e=error: store.fail(s, e))
-        learned = fresh and error is None and bool(stage.learns)
-        lead(lambda k=stage.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
+            if not work.probe:
+                lead(lambda s=stage, e=error: store.fail(s, e))
+        learned = fresh and error is None and bool(stage.learns) and not work.probe
+        lead(lambda k=work.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
 
 
 def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop | Simulated:
@@ -97,7 +97,9 @@ def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop | Simul
     w = study.workers
     learner = PeftLearner(study.model, "cuda" if w.gpus else "cpu", zero, w.offload)
     rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)
-    return Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
+    shop = Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
+    shop.by = {"study": study.name, "workers": w.setup}
+    return shop
 
 
 def leading() -> Callable[[Callable[[], Any]], Any]:
@@ -121,14 +123,6 @@ def leading() -> Callable[[Callable[[], Any]], Any]:
         return result
 
     return lead
-
-
-def describe(problem: BaseException) -> dict[str, str]:
-    return {
-        "error": type(problem).__name__,
-        "message": str(problem),
-        "traceback": "".join(traceback.format_exception(problem)),
-    }
 
 
 class Ticker:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow
@@ -29,8 +31,11 @@ from safetensors.torch import load_file, save_file
 from dgg_ray import draws, plugins, snapshots
 from dgg_ray.contracts import Example, Learner, Strategy, Task
 from dgg_ray.errors import NoParent, NotFinite, StoreError
+from dgg_ray.published import weight
 from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
+
+ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a probe: rounds that count; steps and most answers in each
 
 Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
 
@@ -43,6 +48,7 @@ class Workshop:
         that learn together; where one process learns it just calls.
     tick: called after every step.
     rhythm: when a stage in its middle is kept.
+    by: who does it: {study, workers}, kept with all that is published and measured.
     """
 
     learner: Learner
@@ -52,9 +58,12 @@ class Workshop:
     lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
     tick: Tick = lambda stage, done, steps: None
     rhythm: Rhythm = field(default_factory=Rhythm)
+    by: Mapping[str, str] = field(default_factory=dict)
 
     def obtain(self, work: Work) -> None:
         """Leave the store with the stage and all the exams in it."""
+        if work.probe:
+            return self.probe(work)
         missing = self.lead(lambda: self.store.missing(work))
         if missing is None:
             self.learn(work.stage)
@@ -79,7 +88,7 @@ class Workshop:
         examples = strategy.examples(fresh, earlier, stage.seed)
         batches = list(shuffled(examples, stage))
 
-        learner, taken = self.learner, self.taken(stage)
+        learner, taken, came = self.learner, self.taken(stage), time.perf_counter()
         begun = (stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
         if taken:
             losses, before = list(taken.losses), taken.seconds
@@ -105,6 +114,7 @@ class Workshop:
         seconds = before + time.perf_counter() - start
         loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
+        cost["begin_seconds"] = start - came
         self.publish(stage, strategy, loss, cost)
 
     def taken(self, stage: Stage) -> Snapshot | None:
@@ -137,14 +147,15 @@ class Workshop:
     def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
         """Answer and score the exams' examples with the learner as it is; publish one sitting."""
         cells, rows = [], []
-        start = time.perf_counter()
         for exam in exams:
+            start = time.perf_counter()
             task = self.tasks[exam.task]
             examples = task.examples[exam.split]
             answers = self.learner.answer(examples, self.max_new_tokens)
             score = plugins.find("scorers", task.scorer)(answers, examples)
             cells.append({"exam": exam.key, "task": exam.task, "split": exam.split})
             cells[-1] |= {"score": score.value, "n": len(examples)}
+            cells[-1]["seconds"] = time.perf_counter() - start
             rows += [
                 {
                     "task": exam.task,
@@ -156,12 +167,47 @@ class Workshop:
                 }
                 for e, p, s in zip(examples, answers, score.each, strict=True)
             ]
-        seconds = time.perf_counter() - start
-        for cell in cells:
-            cell["seconds"] = seconds * cell["n"] / sum(c["n"] for c in cells)
         table = pyarrow.Table.from_pylist(rows)
         write = lambda folder: pyarrow.parquet.write_table(table, folder / "predictions.parquet")  # noqa: E731
-        self.lead(lambda: self.store.sit(stage, cells, write))
+        self.lead(lambda: self.store.sit(stage, cells, write, self.by))
+
+    def probe(self, work: Work) -> None:
+        """Time a few steps and answers of the stage from a fresh adapter, and weigh that; keep no more."""
+        stage, learner, came = work.stage, self.learner, time.perf_counter()
+        size = stage.training.batch_size
+        examples = cycle(e for name in stage.learns for e in self.tasks[name].examples["train"])
+        asked = [e for exam in work.exams for e in self.tasks[exam.task].examples[exam.split]][:ANSWERS]
+
+        def begin() -> None:
+            learner.begin(stage.adapter, stage.training, STEPS, stage.seed, stage.task, None)
+
+        def steps() -> None:
+            for step in range(STEPS):
+                learner.step(list(islice(examples, size)), step, Strategy().edit_gradient)
+                self.tick(stage, step + 1, STEPS)
+
+        def answers() -> None:
+            learner.answer(asked, self.max_new_tokens)
+
+        # The first round is not kept: kernels are chosen in it, memory is got.
+        rounds = [[timed(part) for part in (begin, steps, answers)] for _ in range(1 + ROUNDS)][1:]
+        learner.gather()
+        record = {
+            "meaning": stage.meaning,
+            "begin": [{"n": 1, "seconds": begun} for begun, _, _ in rounds],
+            "learn": [{"n": STEPS * size, "seconds": learned} for _, learned, _ in rounds],
+            "answer": [{"n": len(asked), "seconds": answered} for _, _, answered in rounds],
+            "bytes": self.lead(self.saved),
+            "cost": {"seconds": time.perf_counter() - came},
+            **self.by,
+        }
+        self.lead(lambda: self.store.measure(work, record))
+
+    def saved(self) -> int:
+        """Bytes of the adapter, as a stage keeps it."""
+        with TemporaryDirectory() as folder:
+            self.learner.save(Path(folder) / "adapter")
+            return weight(Path(folder))
 
     def parent(self, stage: Stage) -> Path | None:
         """The verified folder of the stage's parent, learned first where it is not there."""
@@ -196,6 +242,7 @@ class Workshop:
             "loss": loss,
             "cost": cost | {"peak_memory_mb": peak_memory_mb()},
             "environment": environment(),
+            **self.by,
         }
         if stage.learns:
             self.learner.gather()
@@ -210,6 +257,13 @@ def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example
         order = draws.generator(stage.seed, stage.task, "shuffle", epoch).permutation(len(examples))
         for first in range(0, len(examples), size):
             yield [examples[i] for i in order[first : first + size]]
+
+
+def timed(do: Callable[[], None]) -> float:
+    """Seconds that it takes."""
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start
 
 
 def peak_memory_mb() -> float:

@@ -17,9 +17,9 @@ from typing import Any
 
 from dgg_ray import judge
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.preference import Evidence, Values, preferred, values
+from dgg_ray.preference import Evidence, Values, by_block, preferred, values
 from dgg_ray.search import Batches, Method, Probe, Whole
-from dgg_ray.sections import Value
+from dgg_ray.sections import FROM_SEARCH, Value
 from dgg_ray.space import Known, listed
 from dgg_ray.stages import StageStore
 from dgg_ray.stagewise import Stagewise
@@ -62,6 +62,36 @@ def contenders(study: Study, search: Method | None, more: Mapping[str, Method]) 
     found = {"runner_up": search.proposed[ranking[1]].setting} if len(ranking) > 1 else {}
     found |= {name: setting for name, own in more.items() if (setting := own.winner()) is not None}
     return study.at(winner).contenders(found)
+
+
+def at_the_end(study: Study) -> list[judge.Chain]:
+    """Chains of all that comparing this setting may ask for, the rivals from the search among it."""
+    return judge.final_works(study.contenders({name: {} for name in FROM_SEARCH}))
+
+
+def first_run(study: Study) -> judge.Chain:
+    """All that the first run of the study asks for, of the search or without one of the comparison."""
+    if study.search is None:
+        return at_the_end(study)[0]
+    _, probe = method(study).ask() or (0, Probe({}, 0))  # there is always a first
+    at = study.at(probe.setting)
+    return judge.works(at, at.runs()[0])
+
+
+def best_so_far(search: Method) -> str:
+    """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
+    from dgg_ray.intervals import mean_interval  # late: SciPy, which trials and brokers do without
+
+    number = search.best()
+    if number is None or (evidence := search.told[number]) is None:
+        return ""
+    found = []
+    names = search.search.objective
+    for name, column in zip(names, by_block(evidence, names).T, strict=True):
+        band = mean_interval(column)
+        found.append(f"{name} {band.mean:.3f}" + f" [{band.low:.3f}, {band.high:.3f}]" * (band.n > 1))
+    setting = search.proposed[number].setting
+    return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items())
 
 
 class Same(Batches):

@@ -9,7 +9,7 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,6 +37,20 @@ CELL = [  # columns of the table that name a cell; the searched settings follow 
 
 
 @dataclass(frozen=True)
+class Spending:
+    """What a study spent on its own work.
+
+    spent: unit → so far; budget: its cap, empty for none; refused: stages that the cap kept from being
+    started in the last run; runs: (run, unit, {mean, low, high} predicted for it or None, what it spent).
+    """
+
+    spent: dict[str, float] = field(default_factory=dict)
+    budget: str = ""
+    refused: int = 0
+    runs: Sequence[tuple[str, str, dict[str, float] | None, float]] = ()
+
+
+@dataclass(frozen=True)
 class Results:
     """A study's results, all that a report needs.
 
@@ -50,6 +64,7 @@ class Results:
         examples, learn_seconds, exam_seconds, peak_memory_mb, device, host.
     tried: ids of the settings that the search proposed, in that order.
     facts: what else the report prints: counts of stages asked for, trained, shared; versions.
+    spending: what it took, and what was predicted.
     """
 
     name: str
@@ -63,6 +78,7 @@ class Results:
     costs: pd.DataFrame
     facts: dict[str, Any] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
+    spending: Spending = Spending()
 
 
 BLOCK = ["order", "seed"]

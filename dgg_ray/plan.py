@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from dgg_ray import judge, methods
+from dgg_ray.cost import CostModel, Outlook
 from dgg_ray.search import Method, Whole
 from dgg_ray.simulate import MemoryStore, Simulated
 from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
@@ -27,6 +28,7 @@ class Plan:
     examples: training examples that the distinct stages which are not stored will see.
     steps: optimizer steps in which they will see them.
     answers: to be written in the exams that are not stored.
+    outlook: what is left, as predicted, and what was spent.
     tasks: what was read of each, in the study's order.
     exact: False while what the sampler proposes later, or who wins, may still change the counts.
     designs: the designs of orders beside each other, where they were asked for.
@@ -43,6 +45,7 @@ class Plan:
     examples: int
     steps: int
     answers: int
+    outlook: Outlook
     tasks: Mapping[str, Data]
     exact: bool
     designs: Table | None = None
@@ -52,15 +55,19 @@ class Plan:
         """Stages that need no training because another run has the same."""
         return self.asked - self.distinct
 
+    @property
+    def to_train(self) -> int:
+        return self.distinct - self.stored
+
     def as_json(self) -> dict[str, Any]:
         tasks = {name: {**data.sizes, "scorer": data.scorer} for name, data in self.tasks.items()}
-        counts = {"shared": self.shared, "to_train": self.distinct - self.stored}
-        return asdict(self) | {"tasks": tasks} | counts
+        counts = {"shared": self.shared, "to_train": self.to_train}
+        return asdict(self) | {"tasks": tasks, "outlook": self.outlook.as_json()} | counts
 
     def __str__(self) -> str:
         about = "" if self.exact else "about "
         blocks = f"{self.settings} settings × {self.orders} orders × {self.seeds} seeds"
-        left = f"{about}{self.distinct - self.stored}"
+        left = f"{about}{self.to_train}"
         width = max(16, *map(len, self.tasks))
         return "\n".join(
             [
@@ -72,6 +79,8 @@ class Plan:
                 f"  to be trained     {left}, on {about}{self.examples:,} examples in all",
                 f"  optimizer steps   {about}{self.steps:,}",
                 f"  exam answers      {about}{self.answers:,}",
+                str(self.outlook),
+                *["  what the search proposes later may change all of these"] * (not self.exact),
                 f"  {'task':<{width}}  {'train':>9}  validation  {'test':>9}  scorer",
                 *(
                     f"  {name:<{width}}  {data.sizes['train']:>9,}  {data.sizes['validation']:>10,}  "
@@ -117,6 +126,7 @@ def plan(study: Study, store: StageStore) -> Plan:
         examples=examples,
         steps=steps,
         answers=answers(study, store, works),
+        outlook=CostModel(study, store).outlook(works),
         tasks=study.tasks,
         exact=over,
     )

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from dgg_ray import published
+from dgg_ray.cost import Outlook, units
+
 PLAIN_EVERY_S = 10.0
+LOOK_EVERY_S = 5.0
+LOOKING = 0.05  # most of the time that may go into looking
+LIVE = "progress.json"
+NOTE_EVERY_S, NOTE_HOLDS_S = 2.0, 60.0
+
+
+class Looked(Protocol):
+    """What a look at the store gives; a Plan does."""
+
+    @property
+    def outlook(self) -> Outlook: ...
 
 
 @dataclass
 class Display:
-    """Told of every finished piece of work; shows counts, time left and the best so far.
+    """Told of every finished piece of work; shows counts, time left, what was spent, the best so far.
 
     total: pieces of work in all, as far as known; it grows when the search proposes more.
+    look: predicts the rest from the store; asked now and then.
+    note: file that says what is running, for others to read while it does.
     """
 
     title: str
@@ -29,13 +46,19 @@ class Display:
     ready: int = 0
     trained: int = 0
     failed: int = 0
+    waiting: int = 0
     best: str = ""
     running: list[dict[str, Any]] = field(default_factory=list)
     quiet: bool = False
+    look: Callable[[], Looked] | None = None
+    note: Path | None = None
+    outlook: Outlook | None = field(default=None, init=False)
+    looked: float = field(default=0.0, init=False)
 
     def __enter__(self) -> Self:
         self.console = Console(stderr=True)
         self.began = self.spoke = time.monotonic()
+        self.next_look = self.next_note = self.began
         self.live = None
         if self.console.is_terminal and not self.quiet:
             columns = (
@@ -55,6 +78,8 @@ class Display:
         self.running = []
         if self.live:
             self.live.stop()
+        if self.note:
+            self.note.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -63,6 +88,7 @@ class Display:
     def finished(self, was_there: bool = False) -> None:
         self.done += 1
         self.ready += was_there
+        self.predict()
         now = time.monotonic()
         if self.live is None and not self.quiet and now - self.spoke > PLAIN_EVERY_S:
             self.spoke = now
@@ -72,14 +98,40 @@ class Display:
         self.trained = status.get("trained", 0)
         self.failed = status.get("failed", 0)
         self.running = status.get("running", [])
+        self.waiting = status.get("waiting", 0)
+        now = time.monotonic()
+        if self.note and now >= self.next_note:
+            self.next_note = now + NOTE_EVERY_S
+            published.note(self.note, {"at": time.time(), "running": self.running, "queued": self.waiting})
+        self.predict()
+
+    def predict(self) -> None:
+        """Look at the store again, when the last look was long enough ago for its price."""
+        began = time.monotonic()
+        if self.look and began >= self.next_look:
+            self.next_look = float("inf")  # another thread may come by
+            self.outlook = self.look().outlook
+            self.looked = time.monotonic()
+            self.next_look = self.looked + max(LOOK_EVERY_S, (self.looked - began) / LOOKING)
 
     def left(self) -> str:
-        """Time to go, at the pace of the pieces that were not there already."""
-        worked = self.done - self.ready
-        if worked < 3 or self.total <= self.done:
+        """Predicted time to go, with its 95 % interval; empty before anything was measured."""
+        if not self.outlook or not self.outlook.rest:
             return ""
-        seconds = (time.monotonic() - self.began) / worked * (self.total - self.done)
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        since = time.monotonic() - self.looked
+        wall = self.outlook.rest.amounts()["wall hours"].times(3600)
+        if wall.high <= since:
+            return ""
+        unit, size = ("min", 60) if wall.mean - since > 90 else ("s", 1)
+        mean, low, high = (f"{max(0.0, x - since) / size:.0f}" for x in wall)
+        return f"about {mean} {unit} left (95 %: {low} to {high})"
+
+    def spent(self) -> str:
+        """By the study, in the unit that it counts in."""
+        if not self.outlook:
+            return ""
+        unit, rate = list(units(self.outlook.workers).items())[-1]
+        return f"{self.outlook.spent * rate:.3g} {unit} spent"
 
     def line(self) -> str:
         parts = [
@@ -87,15 +139,24 @@ class Display:
             f"{self.trained} trained",
             f"{len(self.running)} running",
         ]
+        parts += [f"{self.waiting} queued"] * bool(self.waiting)
         parts += [f"{self.failed} failed"] * bool(self.failed)
-        return " · ".join(
-            [self.title, *parts, *([self.left()] if self.left() else []), *([self.best] if self.best else [])]
-        )
+        return " · ".join(filter(None, [self.title, *parts, self.left(), self.spent(), self.best]))
 
     def __rich__(self) -> Group:
         count = f"{self.done}/{self.total}" if self.total else "0"
         total, left = self.total or None, self.left()
         self.bar.update(self.task, total=total, completed=self.done, count=count, left=left)
         lines: Iterable[str] = (f"  {r['stage']}  step {r['steps'][0]}/{r['steps'][1]}" for r in self.running)
-        best = [Text(f"  best so far: {self.best}")] if self.best else []
-        return Group(self.bar, *best, *(Text(line, style="dim") for line in lines))
+        told = [f"best so far: {self.best}"] * bool(self.best)
+        told += [f"{self.spent()}, {len(self.running)} running, {self.waiting} queued"] * bool(self.outlook)
+        return Group(
+            self.bar, *(Text(f"  {line}") for line in told), *(Text(line, style="dim") for line in lines)
+        )
+
+
+def live(out: Path) -> dict[str, Any]:
+    """What is running in a folder at this moment: {running, queued}, both empty where nothing is."""
+    found = published.noted(out / LIVE)
+    fresh = found and time.time() - found["at"] < NOTE_HOLDS_S
+    return {"running": found["running"], "queued": found["queued"]} if fresh else {"running": [], "queued": 0}

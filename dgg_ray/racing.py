@@ -6,10 +6,10 @@ the blocks so far, d_1 … d_b, are tested:
     give up  if  d̄ < − t(1 − level / looks, df) · s / √b          looks = (blocks − 1) · settings judged
 
 The Bonferroni division keeps the chance that the best setting is ever given up below `level`: over the
-blocks, because repeated tests lose their level (Birattari's F-race, GECCO 2002, has none), and over all
-settings judged so far, because an incumbent is the luckiest of them on these very blocks. s is the spread of paired differences over all settings judged so far,
-with its own degrees of freedom: two blocks alone have almost no power. Where the candidate's own spread is
-larger, that is taken.
+blocks, because repeated tests lose their level (Birattari's F-race, GECCO 2002, has no such correction), and
+over all settings judged so far, because an incumbent is the luckiest of them on these very blocks. s is the
+spread of paired differences over all settings judged so far, with its own degrees of freedom: two blocks
+alone have almost no power. Where the candidate's own spread is larger, that is taken.
 
 Between tasks a run is completed with the best that is known: earlier tasks lose nothing more, later ones
 reach the highest score seen. What is certain to lose then would lose at the block's end, so these looks cost
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Race(NamedTuple):
     """What a candidate runs against, all of it known when it is proposed.
 
-    incumbents: the best settings; level: divided by the settings judged already; hopes: task → the best score seen on it right after
-        learning it; spread: per objective the standard deviation of a paired difference and its
+    incumbents: the best settings; level: divided by the settings judged already; hopes: task → the best
+        score seen on it right after learning it; spread: per objective the standard deviation of a paired difference and its
         degrees of freedom.
     """
 

@@ -23,6 +23,7 @@ from dgg_ray.curves import sentences, summary, tradeoffs
 from dgg_ray.outcomes import (
     CELL,
     Results,
+    Spending,
     chosen,
     compare,
     final_split,
@@ -32,6 +33,7 @@ from dgg_ray.outcomes import (
     runs,
     text_of,
 )
+from dgg_ray.rates import Estimate, show
 
 __all__ = ["answer", "compare", "runs", "write"]
 
@@ -107,6 +109,7 @@ def write(results: Results, folder: Path) -> Path:
         all_judged=len(best),
         knobs=[name_of(knob) for knob in results.knobs],
         costs=cost_rows(results.costs),
+        spending=spending_rows(results.spending),
         facts=flat(results.facts),
     )
     path = folder / "report.html"
@@ -224,6 +227,17 @@ def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
             "–" if group["peak_memory_mb"].isna().all() else f"{group['peak_memory_mb'].max():,.0f}",
         ]
         for task, group in groups
+    ]
+
+
+def spending_rows(spending: Spending) -> list[list[str]]:
+    """Per run and unit: what was predicted at its start, and what it spent."""
+    return [
+        [run, unit, show(Estimate(**predicted)) if predicted else "nothing was measured yet", f"{spent:.3g}"]
+        for run, unit, predicted, spent in spending.runs
+    ] + [
+        ["all", unit, spending.budget and f"budget {spending.budget}", f"{spent:.3g}"]
+        for unit, spent in spending.spent.items()
     ]
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from dgg_ray import judge, methods, plugins, studyfile
+from dgg_ray import forecast, judge, methods, plugins, studyfile
+from dgg_ray.cost import CostModel
 from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import CELL, Results, compare, final_split
+from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
@@ -55,6 +56,7 @@ def load(out: Path) -> Results:
         failures=failures(store, stages),
         costs=costs(store, asked, stages),
         facts=facts(study, store, asked, stages),
+        spending=spending(study, store, out),
     )
 
 
@@ -148,6 +150,13 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
             )
     columns = ["key", "learned", "depth", "runs", "steps", "examples", "learn_seconds", "exam_seconds"]
     return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host"])
+
+
+def spending(study: Study, store: StageStore, out: Path) -> Spending:
+    runs = forecast.read(out)
+    spent = CostModel(study, store).outlook([]).as_json()["spent"]
+    cap = str(study.budget) if study.budget else ""
+    return Spending(spent, cap, runs[-1]["refused"] if runs else 0, forecast.compared(runs, spent))
 
 
 def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> dict[str, Any]:

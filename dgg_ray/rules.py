@@ -14,7 +14,7 @@ from dgg_ray.contracts import SPLITS, Task
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.orders import DESIGNS, Ask, existing, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
-from dgg_ray.sections import FROM_SEARCH, Orders
+from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Workers
 from dgg_ray.stages import Data
 from dgg_ray.study import Study
 
@@ -52,6 +52,8 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         faults += projector_rules(study)
     if getattr(study.model, "four_bit", False) and not study.workers.gpus:
         faults.append(Fault("model.four_bit", "needs a GPU: set workers.gpus", "true"))
+    if study.budget and "workers" not in broken:
+        faults += budget_rules(study.budget, study.workers)
     if study.workers.zero:
         faults += zero_rules(study)
     elif study.workers.offload:
@@ -173,6 +175,18 @@ def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
             for path, value in setting.items():
                 if path.partition(".")[0] not in broken:
                     yield from path_rules(study, f"{at}.{label}.{path}", path, path, [value])
+
+
+def budget_rules(budget: Budget, workers: Workers) -> Iterator[Fault]:
+    """A limit in a unit that these workers do not have would never bind."""
+    if budget == Budget():
+        names = ", ".join(f.name for f in fields(Budget))
+        yield Fault("budget", f"needs at least one of {names}")
+    if budget.gpu_hours and not workers.gpus:
+        rule = "needs workers.gpus, which is 0: set it, or use worker_hours"
+        yield Fault("budget.gpu_hours", rule, f"{budget.gpu_hours:g}")
+    if budget.money and not workers.price_per_hour:
+        yield Fault("budget.money", "needs workers.price_per_hour, which is not given", f"{budget.money:g}")
 
 
 def zero_rules(study: Study) -> Iterator[Fault]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,6 +137,7 @@ class Workers:
         at once, too, when a machine is about to be taken away.
     retries: times a stage is taken up again after its fleet was lost.
     idle_s: seconds without work after which a fleet gives its machine back.
+    price_per_hour: of one worker, in any currency; 0 is not given.
     """
 
     __pydantic_config__ = STRICT
@@ -152,11 +153,43 @@ class Workers:
     snapshot_steps: Annotated[int, Ge(0)] = 0
     retries: Annotated[int, Ge(0)] = 2
     idle_s: Annotated[float, Gt(0)] = 20.0
+    price_per_hour: Annotated[float, Ge(0)] = 0.0
 
     @property
     def zero(self) -> int:
         """Stage of ZeRO; 0 is none."""
         return int(self.engine[-1]) if self.engine.startswith("zero") else 0
+
+    @property
+    def setup(self) -> str:
+        """Who shares a stage, on what and how: seconds measured on one setup tell nothing of another."""
+        device = f"gpu{self.gpus:g}" if self.gpus else f"cpu{self.threads}"
+        return f"{self.per_fleet}x{device}-{self.engine}{'-offload' * self.offload}"
+
+    def alone(self) -> Workers:
+        """One process on this machine in their place."""
+        engine = "simulated" if self.engine == "simulated" else "auto"
+        return replace(self, fleets=1, per_fleet=1, engine=engine, offload=False)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a study may spend, over all its runs; at least one. No stage starts that is not
+    predicted to end within it.
+
+    gpu_hours: hours of a GPU, of all workers together; worker_hours: the same, of workers.
+    money: worker-hours at workers.price_per_hour.
+    """
+
+    __pydantic_config__ = STRICT
+
+    gpu_hours: Annotated[float, Gt(0)] | None = None
+    worker_hours: Annotated[float, Gt(0)] | None = None
+    money: Annotated[float, Gt(0)] | None = None
+
+    def __str__(self) -> str:
+        said = {"GPU-hours": self.gpu_hours, "worker-hours": self.worker_hours, "money": self.money}
+        return " or ".join(f"{cap:g} {unit}" for unit, cap in said.items() if cap)
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,20 @@ searches are measured with it against an optimum that is known, and the interval
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dgg_ray import draws
 from dgg_ray.contracts import SPLITS, Strategy
 from dgg_ray.law import GUESS, Law
-from dgg_ray.stages import Data, Stage, StageStore, Work
+from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
 from dgg_ray.study import Study
 
 Tick = Callable[[Stage, int, int], None]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,41 @@ class MemoryStore(StageStore):
     """Finished stages in this process's memory, behind the store's verbs."""
 
     folder: Path = Path("memory")
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sat: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+    sat: dict[str, list[Record]] = field(default_factory=dict)
+    found: dict[str, dict[str, Record]] = field(default_factory=dict)  # cells, by stage and exam
+    failures: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Record] = field(default_factory=dict)
 
-    def record(self, stage: Stage) -> dict[str, Any] | None:
+    def record(self, stage: Stage) -> Record | None:
         return self.records.get(stage.key)
 
-    def cells(self, stage: Stage) -> dict[str, dict[str, Any]]:
-        return self.sat.get(stage.key, {})
+    def cells(self, stage: Stage) -> dict[str, Record]:
+        return self.found.get(stage.key, {})
+
+    def sittings(self, key: str) -> Iterator[Record]:
+        return iter(self.sat.get(key, ()))
+
+    def has(self, work: Work) -> bool:
+        return work.key in self.measured if work.probe else self.missing(work) == ()
 
     def open(self, stage: Stage) -> Path | None:
         return self.place(stage) if stage.key in self.records else None
 
-    def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
-        self.records.setdefault(stage.key, {"key": stage.key} | record)
+    def publish(self, stage: Stage, record: Record, fill: Callable[[Path], None]) -> None:
+        self.records.setdefault(stage.key, {"key": stage.key, "bytes": 0} | record)
         self.failures.pop(stage.key, None)
 
-    def sit(self, stage: Stage, cells: list[dict[str, Any]], fill: Callable[[Path], None]) -> None:
-        self.sat.setdefault(stage.key, {}).update((cell["exam"], cell) for cell in cells)
+    def sit(
+        self,
+        stage: Stage,
+        cells: list[Record],
+        fill: Callable[[Path], None],
+        by: Mapping[str, str] | None = None,
+    ) -> None:
+        self.sat.setdefault(stage.key, []).append({"cells": cells, "bytes": 0, **(by or {})})
+        self.found.setdefault(stage.key, {}).update((cell["exam"], cell) for cell in cells)
+        self.failures.pop(stage.key, None)
 
     def fail(self, stage: Stage, error: dict[str, str]) -> None:
         self.failures[stage.key] = error
@@ -58,10 +73,16 @@ class MemoryStore(StageStore):
     def failure(self, stage: Stage) -> dict[str, str] | None:
         return self.failures.get(stage.key)
 
+    def measure(self, work: Work, record: Record) -> None:
+        self.measured[work.key] = record
+
+    def probes(self) -> Iterator[Record]:
+        return iter(self.measured.values())
+
     def sweep(self) -> None:
         """Nothing is left by writers here."""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
 
 
@@ -70,17 +91,22 @@ class Simulated:
     """Does what `loop.Workshop` does, by the law: the same work in, the same records and cells out."""
 
     law: Law
-    sizes: dict[str, Mapping[str, int]]
+    sizes: Mapping[str, Mapping[str, int]]
     store: StageStore
+    by: Mapping[str, str]
     tick: Tick = lambda stage, done, steps: None
     lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
 
     @classmethod
     def of(cls, study: Study, store: StageStore) -> Simulated:
-        return cls(study.simulation, {name: data.sizes for name, data in study.tasks.items()}, store)
+        sizes = {name: data.sizes for name, data in study.tasks.items()}
+        by = {"study": study.name, "workers": study.workers.setup}
+        return cls(study.simulation, sizes, store, by)
 
     def obtain(self, work: Work) -> None:
-        """Leave the store with the stage and all the exams in it."""
+        """Leave the store with the stage and all the exams in it, or with what a probe of it takes."""
+        if work.probe:
+            return self.probe(work)
         missing = self.store.missing(work)
         if missing is None:
             self.learn(work.stage)
@@ -88,20 +114,20 @@ class Simulated:
         if missing:
             self.examine(work.stage, missing)
 
-    def learn(self, stage: Stage) -> dict[str, Any]:
-        skills = self.skills(stage)
+    def learn(self, stage: Stage) -> Record:
         count, seconds = self.cost(stage)
-        if self.law.wait:
-            time.sleep(seconds * self.law.wait)
+        self.wait(seconds)
         steps = ceil(count / stage.training.batch_size)
         self.tick(stage, steps, steps)
+        cost = {"steps": steps, "examples": count, "seconds": seconds, "begin_seconds": 0.0}
         record = {
             "learned": stage.task,
             "earlier": list(stage.earlier),
-            "skills": skills,
+            "skills": self.skills(stage),
             "loss": {},
-            "cost": {"steps": steps, "examples": count, "seconds": seconds, "peak_memory_mb": 0.0},
+            "cost": cost | {"peak_memory_mb": 0.0},
             "environment": {"device": "simulated", "host": "simulated"},
+            **self.by,
         }
         self.store.publish(stage, record, lambda folder: None)
         return record
@@ -118,19 +144,19 @@ class Simulated:
         effect = stage.strategy.effect(task, stage.earlier)
         alpha, buffer = effect.get("dgg", {}).get("alpha", 0.0), effect.get("buffer", 0)
         after = self.law.learned(before, task, alpha, buffer, rank)
-        if self.law.noise:
-            place = " > ".join((*stage.earlier, task))
-            common = draws.generator(stage.seed, place, "training").standard_normal(len(after))
-            own = draws.generator(0, stage.key, "training").standard_normal(len(after))
-            noise = sqrt(self.law.shared) * common + sqrt(1 - self.law.shared) * own
-            after = {
-                name: min(max(score + self.law.noise * e, 0.0), 1.0)
-                for (name, score), e in zip(after.items(), noise.tolist(), strict=True)
-            }
-        return after
+        if not self.law.noise:
+            return after
+        place = " > ".join((*stage.earlier, task))
+        common = draws.generator(stage.seed, place, "training").standard_normal(len(after))
+        own = draws.generator(0, stage.key, "training").standard_normal(len(after))
+        noise = sqrt(self.law.shared) * common + sqrt(1 - self.law.shared) * own
+        return {
+            name: min(max(score + self.law.noise * e, 0.0), 1.0)
+            for (name, score), e in zip(after.items(), noise.tolist(), strict=True)
+        }
 
-    def examine(self, stage: Stage, exams: Any) -> None:
-        skills = self.store.record(stage)["skills"] if stage.learns else {}  # type: ignore[index]
+    def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
+        skills = (self.store.record(stage) or {}).get("skills", {})
         noise = [0.0] * len(exams)
         if self.law.exam_noise:
             splits = "+".join(exam.key[:8] for exam in exams)
@@ -139,24 +165,46 @@ class Simulated:
         for exam, e in zip(exams, noise, strict=True):
             score, n = skills.get(exam.task, GUESS), self.sizes[exam.task][exam.split]
             score = min(max(score + e * sqrt(max(score * (1 - score), 0.0) / n), 0.0), 1.0)
-            seconds = n * self.law.seconds / 3000 * self.law.nature(exam.task).pace
             cells.append(
                 {"exam": exam.key, "task": exam.task, "split": exam.split, "score": score, "n": n}
-                | {"seconds": seconds}
+                | {"seconds": self.pace(exam.task) / 3 * n}
             )
-        self.store.sit(stage, cells, lambda folder: None)
+        self.wait(sum(cell["seconds"] for cell in cells))
+        self.store.sit(stage, cells, lambda folder: None, self.by)
+
+    def probe(self, work: Work) -> None:
+        """What a probe of the stage would measure: the law's own pace."""
+        (task,), rank, size = work.stage.learns, work.stage.adapter.rank, work.stage.training.batch_size
+        learn = {"n": size, "seconds": size * self.pace(task) * (1 + rank / 128)}
+        record = {
+            "meaning": work.stage.meaning,
+            "begin": [],
+            "learn": [learn] * 2,
+            "answer": [{"n": size, "seconds": size * self.pace(task) / 3}] * 2,
+            "bytes": 0,
+            "cost": {"seconds": 2 * learn["seconds"]},
+            **self.by,
+        }
+        self.store.measure(work, record)
+
+    def pace(self, task: str) -> float:
+        """Seconds for one training example, at rank 0."""
+        return self.law.seconds / 1000 * self.law.nature(task).pace
 
     def cost(self, stage: Stage) -> tuple[int, float]:
         """(training examples seen, seconds): linear in both examples and rank, with the law's spread."""
         buffer = stage.strategy.effect(stage.task, stage.earlier).get("buffer", 0)
-        fresh = sum(self.sizes[name]["train"] for name in stage.learns)
-        kept = sum(min(buffer, self.sizes[name]["train"]) for name in stage.earlier)
-        count = stage.training.epochs * (fresh + kept)
-        pace = np.mean([self.law.nature(name).pace for name in stage.learns]) if stage.learns else 0.0
-        seconds = count * self.law.seconds / 1000 * pace * (1 + stage.adapter.rank / 128)
+        counts = {name: self.sizes[name]["train"] for name in stage.learns}
+        counts |= {name: min(buffer, self.sizes[name]["train"]) for name in stage.earlier}
+        seconds = stage.training.epochs * sum(n * self.pace(name) for name, n in counts.items())
+        seconds *= 1 + stage.adapter.rank / 128
         if self.law.spread:
             seconds *= 1 + self.law.spread * draws.generator(0, stage.key, "time").standard_normal()
-        return count, float(max(seconds, 0.0))
+        return stage.training.epochs * sum(counts.values()), float(max(seconds, 0.0))
+
+    def wait(self, seconds: float) -> None:
+        if self.law.wait:
+            time.sleep(seconds * self.law.wait)
 
 
 # -- studies to simulate ---------------------------------------------------------------------------

@@ -20,27 +20,23 @@ On disk, under the store's folder:
             record.json            a score per (task, split)
             predictions.parquet    every answer
             manifest.json
+    probes/abcdef…-SETUP.json      what a few steps and answers of the stage took there
     damaged/   failed/   inflight/  set aside; why it failed; snapshots (snapshots.py)
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import shutil
 import time
-import uuid
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dgg_ray import published
 from dgg_ray.contracts import Adapter, Strategy, Training, digest
-from dgg_ray.errors import StoreError
 
 DRAFT_S = 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
@@ -124,10 +120,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Work:
-    """What can be asked for: a stage, and exams to be sat after it."""
+    """What can be asked for: a stage, and exams to be sat after it.
+
+    probe: Workers.setup on which a few steps and answers of it are timed instead; nothing is learned.
+    """
 
     stage: Stage
     exams: tuple[Exam, ...] = ()
+    probe: str = ""
+
+    @property
+    def key(self) -> str:
+        """The stage's key, or its probe's."""
+        return f"{self.stage.key}-{self.probe}" if self.probe else self.stage.key
+
+    def __str__(self) -> str:
+        return f"probe of {self.stage}" if self.probe else str(self.stage)
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ def distinct(stages: Iterable[Stage]) -> dict[str, Stage]:
 class StageStore:
     """Finished stages by key, in a local folder. Every method is safe with many processes at work.
 
-    Object stores come behind the same six verbs: record, cells, open, publish, sit, fail.
+    Object stores come behind the same verbs: record, cells, open, publish, sit, measure, fail.
     """
 
     folder: Path
@@ -189,15 +197,21 @@ class StageStore:
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
         """The stage's record; None where it is not finished."""
-        return self._read(self.place(stage))
+        return published.read(self.folder, self.place(stage))
 
     def cells(self, stage: Stage) -> dict[str, dict[str, Any]]:
         """What was examined after the stage: exam key → {task, split, score, n, folder}."""
         found: dict[str, dict[str, Any]] = {}
-        for sitting in sorted((self.place(stage) / "exams").glob("[0-9a-f]*")):
-            for cell in (self._read(sitting) or {"cells": []})["cells"]:
-                found[cell["exam"]] = cell | {"folder": str(sitting)}
+        for sitting in self.sittings(stage.key):
+            for cell in sitting["cells"]:
+                found[cell["exam"]] = cell | {"folder": sitting["folder"]}
         return found
+
+    def sittings(self, key: str) -> Iterator[dict[str, Any]]:
+        """Records of the sittings after the stage with that key: {cells, study, workers, folder, …}."""
+        for folder in sorted((self.folder / key[:2] / key / "exams").glob("[0-9a-f]*")):
+            if (record := published.read(self.folder, folder)) is not None:
+                yield record | {"folder": str(folder)}
 
     def missing(self, work: Work) -> tuple[Exam, ...] | None:
         """The exams still to be sat; None where the stage itself is still to be learned."""
@@ -210,28 +224,38 @@ class StageStore:
 
     def has(self, work: Work) -> bool:
         """Whether nothing is left to do."""
-        return self.missing(work) == ()
+        return self._probe(work).exists() if work.probe else self.missing(work) == ()
 
     def open(self, stage: Stage) -> Path | None:
         """The stage's folder with every file verified; None where it is not there (any more)."""
         place = self.place(stage)
-        return place if self._read(place, everything=True) is not None else None
+        return place if published.read(self.folder, place, everything=True) is not None else None
 
     def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
         """Write a finished stage; `fill` writes its files into the folder it is given."""
-        self._publish(self.place(stage), {"key": stage.key, "meaning": stage.meaning} | record, fill)
+        content = {"key": stage.key, "meaning": stage.meaning} | record
+        published.write(self.folder, self.place(stage), content, fill)
         self._failed(stage).unlink(missing_ok=True)
         # Sittings of a copy that was set aside: learning is repeatable, so they are of this one too.
         for sitting in self.folder.glob(f"damaged/{stage.key}-*/exams/[0-9a-f]*"):
-            if self._read(sitting, everything=True) is not None:
+            if published.read(self.folder, sitting, everything=True) is not None:
                 (self.place(stage) / "exams").mkdir(exist_ok=True)
                 with contextlib.suppress(OSError):
                     sitting.rename(self.place(stage) / "exams" / sitting.name)
 
-    def sit(self, stage: Stage, cells: list[dict[str, Any]], fill: Callable[[Path], None]) -> None:
-        """Write a sitting of a finished stage; each cell needs exam, task, split, score, n."""
+    def sit(
+        self,
+        stage: Stage,
+        cells: list[dict[str, Any]],
+        fill: Callable[[Path], None],
+        by: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a sitting of a finished stage; each cell needs exam, task, split, score, n.
+
+        by: who sat it, as the stage's own record says it: {study, workers}."""
         name = digest(sorted(cell["exam"] for cell in cells))[:16]
-        self._publish(self.place(stage) / "exams" / name, {"cells": cells}, fill)
+        place = self.place(stage) / "exams" / name
+        published.write(self.folder, place, {"cells": cells, **(by or {})}, fill)
         self._failed(stage).unlink(missing_ok=True)
 
     def fail(self, stage: Stage, error: dict[str, str]) -> None:
@@ -239,14 +263,21 @@ class StageStore:
 
         error: {error, message, traceback}."""
         with contextlib.suppress(OSError):
-            self._replace(self._failed(stage), {"meaning": stage.meaning} | error)
+            published.note(self._failed(stage), {"meaning": stage.meaning} | error)
 
     def failure(self, stage: Stage) -> dict[str, str] | None:
         """What `fail` kept; None where the stage did not fail, or was done since."""
-        try:
-            return json.loads(self._failed(stage).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+        return published.noted(self._failed(stage))
+
+    def measure(self, work: Work, record: dict[str, Any]) -> None:
+        """Keep what a probe took."""
+        published.note(self._probe(work), record)
+
+    def probes(self) -> Iterator[dict[str, Any]]:
+        """What all probes took."""
+        for file in sorted(self.folder.glob("probes/*.json")):
+            if (record := published.noted(file)) is not None:
+                yield record
 
     def sweep(self) -> None:
         """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
@@ -261,80 +292,11 @@ class StageStore:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
         for place in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*")):
-            if (record := self._read(place)) is not None:
+            if (record := published.read(self.folder, place)) is not None:
                 yield record
-
-    # -- how a folder is read and written ----------------------------------------------------------
 
     def _failed(self, stage: Stage) -> Path:
         return self.folder / "failed" / f"{stage.key}.json"
 
-    def _read(self, place: Path, everything: bool = False, again: bool = True) -> dict[str, Any] | None:
-        """A published folder's record, with the checksum of the record, or of every file, verified."""
-        try:
-            manifest = json.loads((place / "manifest.json").read_bytes())
-            for name in manifest if everything else ("record.json",):
-                if hashlib.sha256((place / name).read_bytes()).hexdigest() != manifest[name]:
-                    raise ValueError(f"{name} is not what was written")
-            return json.loads((place / "record.json").read_bytes())
-        except FileNotFoundError as error:
-            if not place.exists():
-                return None
-            if again:  # it may have been published between the two looks
-                return self._read(place, everything, again=False)
-            reason = f"{Path(error.filename).name} is missing"
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error) or type(error).__name__
-        self._set_aside(place, reason)
-        return None
-
-    def _set_aside(self, place: Path, reason: str) -> None:
-        aside = self.folder / "damaged" / f"{place.name}-{uuid.uuid4().hex[:8]}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            place.rename(aside)
-        except FileNotFoundError:
-            return  # another process was first
-        warnings.warn(f"{place} is damaged ({reason}); kept as {aside}, done again", stacklevel=2)
-
-    def _publish(self, place: Path, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
-        """All or nothing: write beside, fsync, rename. The first of two equal publications stays."""
-        draft = self.folder / "drafts" / uuid.uuid4().hex
-        try:
-            draft.mkdir(parents=True)
-            fill(draft)
-            (draft / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False))
-            files = sorted(f for f in draft.rglob("*") if f.is_file())
-            sums = {str(f.relative_to(draft)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-            (draft / "manifest.json").write_text(json.dumps(sums, indent=1))
-            for file in (*files, draft / "manifest.json", *{f.parent for f in files}):
-                _fsync(file)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                draft.rename(place)
-            except OSError:
-                if not place.exists():
-                    raise
-                if self._read(place) is None:  # damaged, and set aside by this look
-                    draft.rename(place)
-            _fsync(place.parent)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {place}: {error}. Free some space or name another folder"
-            ) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
-    def _replace(self, file: Path, content: dict[str, Any]) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
-        draft.write_text(json.dumps(content, indent=1, sort_keys=True))
-        draft.replace(file)
-
-
-def _fsync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def _probe(self, work: Work) -> Path:
+        return self.folder / "probes" / f"{work.key}.json"

@@ -21,7 +21,7 @@ from dgg_ray import plugins
 from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
-from dgg_ray.sections import FROM_SEARCH, Orders, Output, Protocol, Search, Value, Workers
+from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Protocol, Search, Value, Workers
 from dgg_ray.stages import Data, Exam, Run, Stage, Work, path, untouched
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Study:
     workers: Workers = Workers()
     output: Output = Output()
     simulation: Law = Law()
+    budget: Budget | None = None
     question: str = ""
     tasks: Mapping[str, Data] = field(default_factory=dict)
     fingerprint: str = ""

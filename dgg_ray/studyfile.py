@@ -22,7 +22,7 @@ from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.law import Law
 from dgg_ray.rules import rules, split_rules, task_rules
-from dgg_ray.sections import Orders, Output, Protocol, Search, Workers
+from dgg_ray.sections import Budget, Orders, Output, Protocol, Search, Workers
 from dgg_ray.stages import Data
 from dgg_ray.study import Study
 
@@ -34,11 +34,12 @@ SECTIONS: dict[str, type] = {
     "protocol": Protocol,
     "workers": Workers,
     "output": Output,
+    "budget": Budget,
     "simulation": Law,
 }
 PLUGGED = {"model": "models", "strategy": "strategies"}
 KEYS = ("name", "question", "model", "tasks", "strategy", "adapter", "training", "orders", "seeds")
-KEYS = (*KEYS, "search", "protocol", "workers", "output", "simulation")
+KEYS = (*KEYS, "search", "protocol", "workers", "output", "budget", "simulation")
 REQUIRED = ("name", "model", "tasks", "strategy")
 PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 

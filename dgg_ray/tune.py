@@ -9,9 +9,7 @@ that is finished answers without it, and one that was killed goes on where it wa
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,19 +19,20 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster, judge, methods, studyfile
-from dgg_ray.errors import ClusterError
-from dgg_ray.fleet import Fleets, describe, workshop
-from dgg_ray.progress import Display
+from dgg_ray import budget, cluster, forecast, judge, methods, studyfile
+from dgg_ray.cost import probes
+from dgg_ray.crew import Crew
+from dgg_ray.progress import LIVE, Display
 from dgg_ray.racing import Race
 from dgg_ray.search import Method, Probe
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
 
 if TYPE_CHECKING:
+    from dgg_ray.plan import Plan
     from dgg_ray.results import Outcome
 
-ON_HEAD = ray.tune.PlacementGroupFactory([brokers.ON_HEAD])
+ON_HEAD = ray.tune.PlacementGroupFactory([cluster.ON_HEAD])
 
 
 def run(
@@ -44,130 +43,59 @@ def run(
     address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
     """
     from dgg_ray import report, results  # here: trials import this file, and need no plots
+    from dgg_ray.plan import plan
 
     out = out.absolute()
     store = StageStore(study.store_folder(out))
     store.sweep()
     studyfile.keep(study, out)
+    study = here(study, local)
+    purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
     with (
-        Display(study.name, quiet=quiet) as display,
-        Crew(study, store, out, display, local, address) as crew,
+        Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=out / LIVE) as display,
+        Crew(study, store, out, display, purse, local, address) as crew,
     ):
-        found, more = None, {}
-        if study.search is not None:
-            found = pursue(study, store, crew, methods.method(study, out / "search.db"))
-            more = {name: pursue(study, store, crew, own) for name, own in methods.rivals(found).items()}
-        crew.obtain(judge.final_works(methods.contenders(study, found, more)))
+        if study.budget:
+            crew.obtain([[work] for work in probes(study)])
+            purse.begin()
+            purse.check(methods.first_run(study))
+        with forecast.kept(out, plan(study, store)) as entry:
+            found, more = None, {}
+            if study.search is not None:
+                found = pursue(study, store, crew, methods.method(study, out / "search.db"))
+                more = {name: pursue(study, store, crew, own) for name, own in methods.rivals(found).items()}
+            crew.obtain(judge.final_works(methods.contenders(study, found, more)))
+            if crew.over:
+                entry["refused"] = plan(study, store).to_train
     outcome = results.Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
     report.write(outcome.results, out)
     return outcome
 
 
-# -- who does the work -----------------------------------------------------------------------------
+def probe(
+    study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
+) -> tuple[Plan, list[str]]:
+    """Measure what the study's stages will take, a few steps of each kind.
 
-
-@dataclass
-class Crew:
-    """Gets work done: from the store, in this process, or by fleets that are started when needed.
-
-    tally: of this run: stages asked for, there (in the store already), trained, failed; `fleet_up`,
-        seconds until the first stage began, where a fleet was started.
+    Returns what is predicted now, and the errors of what could not be measured.
     """
+    from dgg_ray.plan import plan
 
-    study: Study
-    store: StageStore
-    out: Path
-    display: Display
-    local: bool = False
-    address: str | None = None
-    tally: dict[str, Any] = field(
-        default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0)
-    )
-    broker: Any = None
-    shop: Any = field(default=None, init=False)
-    failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
+    out = out.absolute()
+    store = StageStore(study.store_folder(out))
+    study = here(study, local)
+    with (
+        Display(f"{study.name}, probes", quiet=quiet) as display,
+        Crew(study, store, out, display, budget.Purse(), local, address) as crew,
+    ):
+        crew.obtain([[work] for work in probes(study)])
+    return plan(study, store), [f"{e['error']}: {e['message']}" for e in crew.errors]
 
-    def __enter__(self) -> Self:
-        self.stack = ExitStack()
-        self.began = time.perf_counter()
-        return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self.broker and kind is None:
-            self.count()
-        self.stack.close()
-
-    def obtain(self, chains: Sequence[Sequence[Work]]) -> None:
-        """Leave the store with every work of every chain; a failed stage ends its chain."""
-        left = []
-        for chain in chains:
-            self.expect(len(chain))
-            missing = [work for work in chain if not self.store.has(work)]
-            self.answered(len(chain) - len(missing))
-            left += [missing] if missing else []
-        if self.local:
-            self.work_here(left)
-        elif left:
-            brokers.walk(left, self.start().need.remote, lambda work: self.display.finished())
-            self.check()
-
-    def expect(self, count: int) -> None:
-        self.tally["asked"] += count
-        self.display.total += count
-
-    def answered(self, count: int) -> None:
-        """The store had these."""
-        self.tally["there"] += count
-        for _ in range(count):
-            self.display.finished(was_there=True)
-
-    def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
-        if not chains:
-            return
-        self.shop = self.shop or workshop(self.study, self.store)
-        for chain in chains:
-            for work in chain:
-                if work.stage.key in self.failed:
-                    break
-                fresh = self.store.record(work.stage) is None
-                try:
-                    self.shop.obtain(work)
-                except Exception as problem:
-                    self.store.fail(work.stage, describe(problem))
-                    self.failed.add(work.stage.key)
-                    self.tally["failed"] += 1
-                    break
-                self.tally["trained"] += fresh and bool(work.stage.learns)
-                self.display.finished()
-
-    def start(self) -> Any:
-        """The broker, with Ray and fleets behind it."""
-        if self.broker is None:
-            self.display.say("starting Ray …")
-            self.stack.enter_context(cluster.connected(self.study, self.address))
-            retries = self.study.workers.retries
-            self.broker = brokers.Broker.remote(self.store, retries)  # type: ignore[attr-defined]
-            folder = self.out / "ray"
-            self.fleets = self.stack.enter_context(
-                Fleets(self.study, self.store, self.broker, folder, self.heard)
-            )
-        return self.broker
-
-    def heard(self, status: dict[str, Any]) -> None:
-        """The broker's status, a few times a second."""
-        self.display.update(status)
-        if status["running"]:
-            self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
-
-    def count(self) -> None:
-        status: dict[str, Any] = ray.get(self.broker.status.remote())
-        self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
-
-    def check(self) -> None:
-        """ClusterError where no fleet can be had."""
-        if self.broker and self.fleets.failure:
-            raise ClusterError(self.fleets.failure)
+def here(study: Study, local: bool) -> Study:
+    """The study with the workers that it really has."""
+    return replace(study, workers=study.workers.alone()) if local else study
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -188,14 +116,16 @@ def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Metho
 
 
 def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
-    while (proposal := search.ask()) is not None:
+    while not crew.over and (proposal := search.ask()) is not None:
         number, probe = proposal
         while chains := judge.needs(study, store, probe):
             crew.obtain(chains)
             if judge.needs(study, store, probe) == chains:  # all of them failed
                 break
+        if crew.over and chains:
+            return  # not judged, and not told so: with a larger budget it is the next
         search.tell(number, judge.evidence(study, store, probe))
-        crew.display.best = best_so_far(search)
+        crew.display.best = methods.best_so_far(search)
 
 
 def search_with_tune(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
@@ -234,7 +164,8 @@ def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker:
 
     while not errors and (chains := judge.needs(study, store, probe)):
         errors = brokers.walk(chains, broker.need.remote, finished)
-    ray.tune.report({"stages": learned, "score": so_far(study, store, probe), "failed": len(errors)})
+    found = {"failed": len(errors), "over": brokers.over(errors)}
+    ray.tune.report({"stages": learned, "score": so_far(study, store, probe), **found})
 
 
 def so_far(study: Study, store: StageStore, probe: Probe) -> float:
@@ -258,6 +189,8 @@ class Steady(Searcher):
         self.stages: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        if self.crew.over:
+            return Searcher.FINISHED
         while (proposal := self.search.ask()) is not None:
             number, probe = proposal
             missing = judge.needs(self.study, self.store, probe)
@@ -287,9 +220,12 @@ class Steady(Searcher):
             return
         if result and not error:
             self.on_trial_result(trial_id, result)
+            if result.get("over"):
+                self.crew.over = True  # not judged, and not told so: with a larger budget it is the next
+                return
         number, probe = self.open.pop(trial_id)
         self.search.tell(number, judge.evidence(self.study, self.store, probe))
-        self.crew.display.best = best_so_far(self.search)
+        self.crew.display.best = methods.best_so_far(self.search)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store and the seed say where the search is."""
@@ -303,12 +239,3 @@ class Steady(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("run the study again: it goes on from the store")
-
-
-def best_so_far(search: Method) -> str:
-    number = search.best()
-    if number is None:
-        return ""
-    values = search.judged()[number].objective
-    scores = ", ".join(f"{n} {v:.3f}" for n, v in zip(search.search.objective, values, strict=True))
-    return f"{scores} with " + ", ".join(f"{k}={v}" for k, v in search.proposed[number].setting.items())

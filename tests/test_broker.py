@@ -72,7 +72,7 @@ def test_what_is_lost_too_often_is_given_up(world, desk):
     for _ in range(2):  # the first try and one retry
         desk.take("a")
         given_up = desk.lost("a")
-    assert given_up == [work.stage]
+    assert given_up == [work]
     assert desk.take("b") is None
 
 

@@ -163,3 +163,12 @@ def test_progress_is_told_after_every_step(world):
     (stage,) = world.path("fours", batch_size=2, epochs=2)
     world.shop.obtain(Work(stage))
     assert told == [("fours", i, 4) for i in (1, 2, 3, 4)]
+
+
+def test_who_did_it_is_kept_with_stages_and_sittings(world):
+    world.shop.by = {"study": "toy", "workers": "1xcpu1-auto"}
+    (stage,) = world.path("ones")
+    world.shop.obtain(Work(stage, (world.exam("ones"),)))
+    for record in (world.store.record(stage), *world.store.sittings(stage.key)):
+        assert (record["study"], record["workers"]) == ("toy", "1xcpu1-auto")
+        assert record["bytes"] > 0

@@ -1,12 +1,17 @@
 """What a person sees while a study runs."""
 
 import io
+import json
 import time
+from functools import partial
+from types import SimpleNamespace
 
-import pytest
 from rich.console import Console
 
-from dgg_ray.progress import Display
+from dgg_ray.cost import Cost, Outlook
+from dgg_ray.progress import LIVE, Display, live
+from dgg_ray.rates import Estimate
+from dgg_ray.study import Workers
 
 
 def test_a_line_tells_what_is_done_running_and_failed():
@@ -18,28 +23,78 @@ def test_a_line_tells_what_is_done_running_and_failed():
         assert display.line() == "toy · 3/9 stages · 1 trained · 1 running · 2 failed"
 
 
-def test_the_time_left_counts_only_what_had_to_be_done(monkeypatch):
+def looked(mean, low, high, **workers):
+    """What a look at the store gave: seconds of a fleet that are left, and an hour spent."""
+    workers = Workers(**workers)
+    cost = Cost(workers, Estimate(mean, low, high), Estimate(0.0, 0.0, 0.0))
+    return SimpleNamespace(outlook=Outlook(cost, 3600.0, workers))
+
+
+def test_the_time_left_is_what_was_predicted_less_what_went_by_since(monkeypatch):
     now = time.monotonic()
-    with Display("toy", quiet=True) as display:
-        display.total = 100 + 3 + 6
-        for _ in range(100):
-            display.finished(was_there=True)
-        for _ in range(3):
-            display.finished()
-        display.began = now
+    with Display("toy", quiet=True, look=lambda: looked(120, 100, 180, fleets=2)) as display:
+        display.finished()
+        display.looked = now
         monkeypatch.setattr(time, "monotonic", lambda: now + 30)
-        assert display.left() == "about 60 s left"  # 3 took 30 s, 6 are to go
-        display.total = 100 + 3 + 60
-        assert display.left() == "about 10 min left"
-
-
-@pytest.mark.parametrize("done", [0, 2])
-def test_too_little_to_go_by_is_no_estimate(done):
-    with Display("toy", quiet=True) as display:
-        display.total = 50
-        for _ in range(done):
-            display.finished()
+        assert display.left() == "about 30 s left (95 %: 20 to 60)"  # two fleets: 60, 50 and 90 s
+        monkeypatch.setattr(time, "monotonic", lambda: now + 55)
+        assert display.left() == "about 5 s left (95 %: 0 to 35)"
+        monkeypatch.setattr(time, "monotonic", lambda: now + 91)
         assert display.left() == ""
+
+
+def test_long_times_are_told_in_minutes():
+    with Display("toy", quiet=True, look=lambda: looked(6000, 5400, 6600)) as display:
+        display.finished()
+        assert display.left() == "about 100 min left (95 %: 90 to 110)"
+
+
+def test_what_was_spent_is_told_in_money_where_it_has_a_price():
+    for workers, said in (
+        ({}, "1 worker-hours spent"),
+        ({"gpus": 2}, "2 GPU-hours spent"),
+        ({"gpus": 2, "price_per_hour": 5}, "5 money spent"),
+    ):
+        look = partial(looked, 1, 1, 1, **workers)
+        with Display("toy", quiet=True, look=look) as display:
+            display.finished()
+            assert display.spent() == said
+            assert said in display.line()
+
+
+def test_before_anything_was_measured_there_is_no_estimate():
+    outlook = SimpleNamespace(outlook=Outlook(None, 0.0, Workers()))
+    with Display("toy", quiet=True, look=lambda: outlook) as display:
+        display.finished()
+        assert display.left() == ""
+
+
+def test_looks_are_rare(monkeypatch):
+    looks = []
+
+    def look():
+        looks.append(1)
+        return looked(1, 1, 1)
+
+    with Display("toy", quiet=True, look=look) as display:
+        for _ in range(100):
+            display.finished()
+    assert len(looks) == 1
+
+
+def test_what_is_running_can_be_read_by_others_until_it_ends(tmp_path):
+    running = [{"stage": "s", "fleet": "fleet-001", "steps": [1, 4]}]
+    with Display("toy", quiet=True, note=tmp_path / LIVE) as display:
+        display.update({"running": running, "waiting": 3})
+        assert live(tmp_path) == {"running": running, "queued": 3}
+        assert "3 queued" in display.line()
+    assert live(tmp_path) == {"running": [], "queued": 0}
+
+
+def test_what_a_killed_run_left_is_not_believed(tmp_path):
+    old = {"at": time.time() - 3600, "running": [{"stage": "s"}], "queued": 3}
+    (tmp_path / LIVE).write_text(json.dumps(old))
+    assert live(tmp_path) == {"running": [], "queued": 0}
 
 
 def test_before_anything_is_known_to_be_done_no_total_is_shown(monkeypatch):

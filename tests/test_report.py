@@ -10,7 +10,7 @@ import pytest
 
 from dgg_ray import report
 from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import CELL, Results, compare, judged, order_spread, runs
+from dgg_ray.outcomes import CELL, Results, Spending, compare, judged, order_spread, runs
 
 SIZES = {"a": 10, "b": 20, "c": 30}
 ORDERS = ("a > b > c", "c > a > b")
@@ -209,6 +209,24 @@ def test_failed_stages_are_shown_with_their_error(tmp_path, without_figures):
 
 def test_costs_are_summed_and_shared_stages_counted():
     assert report.cost_rows(small_study().costs)[-1] == ["all", "8", "2", "6", "7.0", "3.0", "300"]
+
+
+def test_what_was_spent_stands_beside_what_was_predicted(tmp_path, without_figures):
+    runs = [("run 1", "GPU-hours", {"mean": 12.0, "low": 10.0, "high": 14.5}, 11.25)]
+    runs += [("run 2", "GPU-hours", None, 1.0)]
+    spending = Spending({"GPU-hours": 12.25}, "40 GPU-hours", 0, runs)
+    page = report.write(small_study(spending=spending), tmp_path).read_text()
+    for cell in ("12 (95 %: 10 to 14.5)", "11.2", "nothing was measured yet", "12.2", "budget 40 GPU-hours"):
+        assert f"<td>{cell}</td>" in page
+
+
+@pytest.mark.parametrize(("refused", "said"), [(1, "1 stage was"), (3, "3 stages were")])
+def test_the_answer_says_that_the_budget_ended_the_study(refused, said):
+    spending = Spending({"GPU-hours": 39.0}, "40 GPU-hours", refused)
+    assert f"The budget of 40 GPU-hours would be exceeded: {said} not started." in words(
+        small_study(spending=spending)
+    )
+    assert "budget" not in words(small_study())
 
 
 def test_facts_are_one_line_for_each_task():

@@ -118,6 +118,17 @@ def test_plan_knows_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
     assert done["asked"] == (4 + 1 + 2) * 2 * 3 + 2
 
 
+def test_status_says_what_is_done_what_is_best_with_its_band_and_what_was_spent(undisturbed, capsys):
+    assert cli.main(["status", str(undisturbed), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["to_train"], found["running"], found["queued"]) == (0, [], 0)
+    assert re.match(r"faa 0\.\d{3} \[-?0\.\d{3}, \d\.\d{3}\] with strategy.alpha.digits=", found["best"])
+    assert found["outlook"]["spent"]["worker-hours"] > 0
+    assert found["outlook"]["rest"]["worker-hours"]["high"] == 0
+    assert cli.main(["status", str(undisturbed)]) == 0
+    assert "0 running, 0 queued" in capsys.readouterr().out
+
+
 def test_best_is_json_that_names_the_setting_and_its_rivals(undisturbed, capsys):
     assert cli.main(["best", str(undisturbed), "--json"]) == 0
     best = json.loads(capsys.readouterr().out)

@@ -1,0 +1,236 @@
+"""What a study will cost, from what a store has measured: finished stages, sittings and probes.
+
+    part      counted in          took      rate by          measured in
+    learn     examples × epochs   seconds   task and rank    a stage's record, a probe
+    begin     stages              seconds   rank             a stage's record, a probe
+    answer    answers             seconds   task and rank    a sitting's cells, a probe
+    adapter   stages              bytes     rank             a stage's record, a probe
+    sheet     answers             bytes     task             a sitting's record
+
+How rates are fitted, and how sure a prediction is, stands in rates.py. It holds for machines as they were
+when measured: another kind of GPU is not foreseen, nor a fleet's own start, nor that the stages of one
+run wait for each other (wall hours are the sum ÷ fleets).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dgg_ray.contracts import Adapter
+from dgg_ray.rates import Estimate, Part, Rate, Seen, show, total
+from dgg_ray.stages import Exam, Stage, StageStore, Work
+
+if TYPE_CHECKING:
+    from dgg_ray.study import Study, Workers
+
+RANK = "adapter.rank"
+DISK = {"adapter", "sheet"}
+PROBE = "probe "  # what its key begins with among those of the stages
+UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray probe STUDY` does it"
+Record: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What work will take on these workers. seconds: of a fleet, one stage after another; bytes: on disk."""
+
+    workers: Workers
+    seconds: Estimate
+    bytes: Estimate
+
+    def amounts(self) -> dict[str, Estimate]:
+        """Unit → how much; GPU-hours and money where the workers have them."""
+        rates = units(self.workers) | {"wall hours": 1 / self.workers.fleets / 3600}
+        found = {unit: self.seconds.times(rate) for unit, rate in rates.items()}
+        return found | {"GB on disk": self.bytes.times(1e-9)}
+
+
+def units(workers: Workers) -> dict[str, float]:
+    """Unit → what a second of a fleet is in it."""
+    hours = workers.per_fleet / 3600
+    found = {"worker-hours": hours}
+    if workers.gpus:
+        found["GPU-hours"] = hours * workers.gpus
+    if workers.price_per_hour:
+        found["money"] = hours * workers.price_per_hour
+    return found
+
+
+# -- what was measured -----------------------------------------------------------------------------
+
+
+class CostModel:
+    """All that a store tells of a study's rates, and of what it spent; grows as stages finish.
+
+    Only what was measured on the same base model and the same Workers.setup counts.
+    spent: seconds of a fleet by stage or probe, of this study's own work; another's costs it nothing.
+    """
+
+    def __init__(self, study: Study, store: StageStore) -> None:
+        self.workers, self.store, self.model = study.workers, store, study.fingerprint
+        self.study, self.setup = study.name, study.workers.setup
+        self.sizes = {name: dict(data.sizes) for name, data in study.tasks.items()}
+        self.seen: dict[str, list[tuple[Part, float]]] = {}
+        self.spent: dict[str, float] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Take up everything that the store holds."""
+        for number, probe in enumerate(self.store.probes()):
+            self.add(f"{PROBE}{number}", (probe,), self.of_probe)
+        for record in self.store:
+            self.add(record["key"], (record, *self.store.sittings(record["key"])), self.of_stage)
+
+    def finished(self, work: Work) -> None:
+        """Take up what was just done."""
+        if work.probe:
+            self.read()
+        elif record := self.store.record(work.stage):
+            self.add(work.stage.key, (record, *self.store.sittings(work.stage.key)), self.of_stage)
+
+    def add(self, key: str, records: Sequence[Record], of: Callable[..., Iterator[Seen]]) -> None:
+        mine = [record for record in records if record.get("study") == self.study]
+        self.spent[key] = sum(seconds(record) for record in mine)
+        meaning = records[0]["meaning"]
+        if meaning["model"] == self.model and {name for name, _ in meaning["learns"]} <= self.sizes.keys():
+            found = [*of(*records)]
+            self.seen[key] = [(part, took) for part, took in found if took > 0 and self.knows(part)]
+        self.__dict__.pop("rates", None)
+
+    def knows(self, part: Part) -> bool:
+        return part.counts.keys() <= {"", *self.sizes}
+
+    def of_stage(self, record: Record, *sittings: Record) -> Iterator[Seen]:
+        if record.get("workers") == self.setup:
+            cost, parts = record["cost"], self.parts(record["meaning"], record["earlier"])
+            took = (cost["seconds"], cost["begin_seconds"], record["bytes"]) if parts else ()
+            yield from zip(parts, took, strict=True)
+        rank = record["meaning"].get("adapter", {}).get("rank", Adapter().rank)
+        for sitting in (sitting for sitting in sittings if sitting.get("workers") == self.setup):
+            for cell in sitting["cells"]:
+                yield Part("answer", {cell["task"]: cell["n"]}, rank), cell["seconds"]
+            counts: Counter[str] = Counter()
+            for cell in sitting["cells"]:
+                counts[cell["task"]] += cell["n"]
+            yield Part("sheet", counts, rank), sitting["bytes"]
+
+    def of_probe(self, record: Record) -> Iterator[Seen]:
+        if record["workers"] != self.setup:
+            return
+        ((name, _),) = record["meaning"]["learns"]
+        rank = record["meaning"]["adapter"]["rank"]
+        for kind, of in (("begin", ""), ("learn", name), ("answer", name)):
+            for timed in record[kind]:
+                yield Part(kind, {of: timed["n"]}, rank), timed["seconds"]
+        yield Part("adapter", {"": 1.0}, rank), record["bytes"]
+
+    @cached_property
+    def rates(self) -> dict[str, Rate]:
+        kinds: dict[str, list[Seen]] = {}
+        for part, took in (pair for pairs in self.seen.values() for pair in pairs):
+            kinds.setdefault(part.kind, []).append((part, took))
+        return {kind: Rate(["", *self.sizes], seen) for kind, seen in kinds.items()}
+
+    # -- what is to come ---------------------------------------------------------------------------
+
+    def parts(self, meaning: Record, earlier: Sequence[str]) -> list[Part]:
+        """What learning a stage consists of."""
+        if not meaning["learns"]:
+            return []
+        rank, epochs = meaning["adapter"]["rank"], meaning["training"]["epochs"]
+        train = {name: sizes["train"] for name, sizes in self.sizes.items()}
+        kept = meaning["effect"].get("buffer", 0)
+        counts = {name: epochs * train[name] for name, _ in meaning["learns"]}
+        counts |= {name: epochs * min(kept, train.get(name, kept)) for name in earlier if kept}
+        return [Part("learn", counts, rank), Part("begin", {"": 1.0}, rank), Part("adapter", {"": 1.0}, rank)]
+
+    def left(self, works: Iterable[Work]) -> Iterator[Part]:
+        """The parts of works that the store does not hold yet; what is asked for twice is done once."""
+        asked: dict[str, tuple[Stage, dict[Exam, None]]] = {}
+        for work in works:
+            asked.setdefault(work.stage.key, (work.stage, {}))[1].update(dict.fromkeys(work.exams))
+        for stage, exams in asked.values():
+            missing = self.store.missing(Work(stage, tuple(exams)))
+            if missing is None:
+                missing = tuple(exams)
+                yield from self.parts(stage.meaning, stage.earlier)
+            for exam in missing:
+                counts = {exam.task: float(self.sizes[exam.task][exam.split])}
+                yield Part("answer", counts, stage.adapter.rank)
+                yield Part("sheet", counts, stage.adapter.rank)
+
+    def predict(self, works: Iterable[Work]) -> Cost | None:
+        """Of the works that are left; None where nothing of that kind was measured."""
+        kinds: dict[str, list[Part]] = {}
+        for part in self.left(works):
+            kinds.setdefault(part.kind, []).append(part)
+        if kinds.keys() - DISK - self.rates.keys():  # a probe keeps no answers, so of the disk less is known
+            return None
+        sums = {kind: self.rates[kind].sum(parts) for kind, parts in kinds.items() if kind in self.rates}
+        disk = [sums.pop(kind) for kind in sorted(DISK & sums.keys())]
+        return Cost(self.workers, total(list(sums.values())), total(disk))
+
+    def outlook(self, works: Iterable[Work]) -> Outlook:
+        return Outlook(self.predict(works), sum(self.spent.values()), self.workers)
+
+
+def seconds(record: Record) -> float:
+    """What a stage or a probe, or a sitting, took."""
+    cost = record.get("cost", {})
+    return (
+        cost.get("seconds", 0.0)
+        + cost.get("begin_seconds", 0.0)
+        + sum(cell["seconds"] for cell in record.get("cells", ()))
+    )
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is left of a study and what it spent. rest: None where nothing was measured; spent: seconds."""
+
+    rest: Cost | None
+    spent: float
+    workers: Workers
+
+    def as_json(self) -> dict[str, Any]:
+        rest = {unit: amount._asdict() for unit, amount in self.rest.amounts().items()} if self.rest else None
+        return {"rest": rest, "spent": {u: self.spent * rate for u, rate in units(self.workers).items()}}
+
+    def __str__(self) -> str:
+        lines = (
+            [f"  {unit:<16}  {show(amount)}" for unit, amount in self.rest.amounts().items()]
+            if self.rest
+            else []
+        )
+        spent = ", ".join(f"{self.spent * rate:.3g} {unit}" for unit, rate in units(self.workers).items())
+        return "\n".join([*(lines or [f"  cost              {UNMEASURED}"]), f"  spent so far      {spent}"])
+
+
+# -- probes ----------------------------------------------------------------------------------------
+
+
+def probes(study: Study) -> list[Work]:
+    """A probe of every task at every rank that the study uses."""
+    return [
+        Work(
+            study.at({RANK: rank}).run_of((name,), 0).stages[0],
+            (study.exam(name, "validation"),),
+            study.workers.setup,
+        )
+        for rank in ranks(study)
+        for name in study.names
+    ]
+
+
+def ranks(study: Study) -> list[int]:
+    """Those of the search, or both ends of its range, or the adapter's own; and the rivals'."""
+    knob = study.search.space.get(RANK) if study.search else None
+    found = (knob.values or (knob.low, knob.high)) if knob else (study.adapter.rank,)
+    rivals = [
+        at[RANK] for r in study.protocol.rivals if not isinstance(r, str) for at in r.values() if RANK in at
+    ]
+    return sorted({int(rank) for rank in (*found, *rivals) if rank is not None})

@@ -1,0 +1,152 @@
+"""Who does a run's work: the store, this process, or fleets that are started when they are needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+
+from dgg_ray import broker as brokers
+from dgg_ray import cluster
+from dgg_ray.budget import Purse
+from dgg_ray.errors import ClusterError, describe
+from dgg_ray.fleet import Fleets, workshop
+from dgg_ray.progress import Display
+from dgg_ray.stages import Stage, StageStore, Work
+from dgg_ray.study import Study
+
+
+@dataclass
+class Crew:
+    """Gets work done: from the store, in this process, or by fleets that are started when needed.
+
+    tally: of this run: stages asked for, there (in the store already), trained, failed; `fleet_up`,
+        seconds until the first stage began, where a fleet was started.
+    over: whether the budget kept work from being started.
+    errors: of work that `obtain` asked for: {error, message, traceback}.
+    """
+
+    study: Study
+    store: StageStore
+    out: Path
+    display: Display
+    purse: Purse
+    local: bool = False
+    address: str | None = None
+    tally: dict[str, Any] = field(
+        default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0)
+    )
+    broker: Any = None
+    shop: Any = field(default=None, init=False)
+    over: bool = field(default=False, init=False)
+    errors: list[dict[str, str]] = field(default_factory=list, init=False)
+    failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
+
+    def __enter__(self) -> Self:
+        self.stack = ExitStack()
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.broker and kind is None:
+            self.count()
+        self.stack.close()
+
+    def obtain(self, chains: Sequence[Sequence[Work]]) -> None:
+        """Leave the store with every work of every chain; a failed stage ends its chain."""
+        left = []
+        for chain in chains:
+            self.expect(len(chain))
+            missing = [work for work in chain if not self.store.has(work)]
+            self.answered(len(chain) - len(missing))
+            left += [missing] if missing else []
+        if self.local:
+            self.work_here(left)
+        elif left:
+            errors = brokers.walk(left, self.start().need.remote, lambda work: self.display.finished())
+            self.errors += errors
+            self.over |= brokers.over(errors)
+            self.check()
+
+    def expect(self, count: int) -> None:
+        self.tally["asked"] += count
+        self.display.total += count
+
+    def answered(self, count: int) -> None:
+        """The store had these."""
+        self.tally["there"] += count
+        for _ in range(count):
+            self.display.finished(was_there=True)
+
+    def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
+        if not chains:
+            return
+        if self.shop is None:
+            self.shop = workshop(self.study, self.store)
+            self.shop.tick = self.tick
+        for chain in chains:
+            for work in chain:
+                if work.key in self.failed:
+                    break
+                if self.purse.verdict(work) == "over":
+                    self.over = True
+                    break
+                if not self.done_here(work):
+                    break
+
+    def done_here(self, work: Work) -> bool:
+        """Whether it ended well."""
+        fresh, began = self.store.record(work.stage) is None, time.monotonic()
+        try:
+            self.shop.obtain(work)
+        except Exception as problem:
+            self.errors.append(describe(problem))
+            if not work.probe:
+                self.store.fail(work.stage, self.errors[-1])
+            self.purse.lose(time.monotonic() - began)
+            self.failed.add(work.key)
+            self.tally["failed"] += 1
+            return False
+        self.purse.finished(work)
+        self.tally["trained"] += fresh and bool(work.stage.learns) and not work.probe
+        self.display.finished()
+        return True
+
+    def tick(self, stage: Stage, done: int, steps: int) -> None:
+        """What is in training in this process."""
+        running = [{"stage": str(stage), "fleet": "this process", "steps": (done, steps)}]
+        counts = {"trained": self.tally["trained"], "failed": self.tally["failed"]}
+        self.display.update({**counts, "waiting": 0, "running": running})
+
+    def start(self) -> Any:
+        """The broker, with Ray and fleets behind it."""
+        if self.broker is None:
+            self.display.say("starting Ray …")
+            self.stack.enter_context(cluster.connected(self.study, self.address))
+            retries = self.study.workers.retries
+            self.broker = brokers.Broker.remote(self.store, retries, self.purse)  # type: ignore[attr-defined]
+            folder = self.out / "ray"
+            self.fleets = self.stack.enter_context(
+                Fleets(self.study, self.store, self.broker, folder, self.heard)
+            )
+        return self.broker
+
+    def heard(self, status: dict[str, Any]) -> None:
+        """The broker's status, a few times a second."""
+        self.display.update(status)
+        if status["running"]:
+            self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
+
+    def count(self) -> None:
+        status: dict[str, Any] = ray.get(self.broker.status.remote())
+        self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
+
+    def check(self) -> None:
+        """ClusterError where no fleet can be had."""
+        if self.broker and self.fleets.failure:
+            raise ClusterError(self.fleets.failure)

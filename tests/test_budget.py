@@ -1,0 +1,287 @@
+"""A budget is a hard cap: for a desk, for a process alone, and for a file that cannot keep it."""
+
+import asyncio
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from dgg_ray import Study, budget, cli, forecast, loop
+from dgg_ray.broker import Broker, Desk
+from dgg_ray.budget import Capped, dearest
+from dgg_ray.cost import CostModel
+from dgg_ray.errors import OverBudget, StudyError
+from dgg_ray.learner import PeftLearner
+from dgg_ray.results import table
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.study import Budget, Workers
+
+WORKERS = Workers(gpus=1, price_per_hour=2)
+HOUR = 3600.0
+
+
+@pytest.fixture()
+def measured(world):
+    """Another study's stages in the store: an hour for each example of a task, half a minute an answer."""
+    by = {"study": "another", "workers": WORKERS.setup}
+    for name, task in world.tasks.items():
+        for seed in range(4):
+            (stage,), n = world.path(name, seed=1000 + seed), len(task.examples["train"])
+            cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.01}
+            world.store.publish(stage, {"earlier": [], "cost": cost, **by}, lambda folder: None)
+            cell = {"exam": world.exam(name).key, "task": name, "split": "test", "score": 0.0, "n": n}
+            world.store.sit(stage, [cell | {"seconds": 30.0 * n}], lambda folder: None, by)
+    return world
+
+
+def purse(world, final=(), cap=None):
+    tasks = {name: world.data(name) for name in world.tasks}
+    study = {"name": "toy", "workers": WORKERS, "fingerprint": "model", "tasks": tasks}
+    return Capped(SimpleNamespace(**study, budget=cap or Budget(worker_hours=6)), world.store, final)
+
+
+def desk_of(world, **how):
+    return Desk(world.store, retries=1, purse=purse(world, **how))
+
+
+def learned(world, desk, fleet, work):
+    """What `ones`, `fours`, `nines` promise: two, three hours, one."""
+    n = len(world.tasks[work.stage.task].examples["train"])
+    cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.0}
+    record = {"earlier": [], "cost": cost, "study": "toy", "workers": WORKERS.setup}
+    world.store.publish(work.stage, record, lambda folder: None)
+    desk.done(fleet, work.key, learned=True, error=None)
+
+
+def works(world, *names):
+    return [Work(world.path(name)[0]) for name in names]
+
+
+def test_what_cannot_end_within_the_budget_is_refused(measured):
+    desk = desk_of(measured)  # of 6 hours
+    four, one, nine = works(measured, "fours", "ones", "nines")
+    assert desk.need(four) == "queued"
+    assert desk.take("a") == four
+    learned(measured, desk, "a", four)
+    assert desk.need(one) == "queued"
+    assert desk.take("a") == one
+    learned(measured, desk, "a", one)
+    assert desk.purse.spent == 5 * HOUR
+    assert desk.need(nine) == "over"  # an hour is left, and it may take a little more than one
+    assert desk.need(four) == "ready"
+
+
+def test_what_fits_only_if_others_end_early_waits_for_them(measured):
+    desk = desk_of(measured, cap=Budget(worker_hours=3.1))
+    one, nine = works(measured, "ones", "nines")
+    desk.need(one)
+    desk.need(nine)
+    assert desk.take("a") == one
+    assert desk.take("b") is None  # up to 2.1 and up to 1.05 hours are more than 3.1
+    assert desk.waiting == 0  # no fleet is started for it
+    learned(measured, desk, "a", one)
+    assert desk.waiting == 1
+    assert desk.take("b") == nine
+
+
+def test_what_waited_and_no_longer_fits_is_refused_when_it_is_taken(measured):
+    desk = desk_of(measured, cap=Budget(worker_hours=3.1))
+    one, nine = works(measured, "ones", "nines")
+    for work in (one, nine):
+        desk.need(work)
+    desk.take("a")
+    desk.purse.lose(HOUR)
+    learned(measured, desk, "a", one)
+    assert desk.take("b") is None
+    assert desk.refused[nine.key]["error"] == "OverBudget"
+    assert desk.waiting == 0
+
+
+def test_what_was_lost_is_on_the_bill(measured, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    desk = desk_of(measured)
+    one, nine = works(measured, "ones", "nines")
+    for work in (one, nine):
+        desk.need(work)
+    assert desk.take("a") == one
+    now[0] = 2 * HOUR
+    desk.lost("a")
+    assert desk.purse.spent == 2 * HOUR
+    desk.take("b")
+    now[0] = 3 * HOUR
+    desk.done("b", one.key, learned=False, error={"error": "NotFinite"})
+    assert desk.purse.spent == 3 * HOUR
+
+
+def test_the_comparison_is_set_aside_while_the_search_goes_on(measured):
+    (final,) = (Work(w.stage, (measured.exam("fours"),)) for w in works(measured, "fours"))
+    tight = purse(measured, final=[final], cap=Budget(worker_hours=4))
+    (one,) = works(measured, "ones")
+    assert tight.verdict(one) == "over"  # two hours, and three are set aside
+    assert "set aside for the comparison" in str(tight.refusal(one))
+    assert tight.verdict(final) == "go"
+    assert purse(measured, cap=Budget(worker_hours=4)).verdict(one) == "go"
+
+
+@pytest.mark.parametrize(
+    ("cap", "name"),
+    [
+        (Budget(gpu_hours=6), "gpu_hours"),
+        (Budget(money=3), "money"),
+        (Budget(gpu_hours=2, money=3), "money"),
+        (Budget(gpu_hours=1, money=3), "gpu_hours"),
+    ],
+)
+def test_the_cap_that_binds_first_is_the_cap(measured, cap, name):
+    assert purse(measured, cap=cap).name == name  # a worker-hour is a GPU-hour, and 2 of money
+
+
+def test_the_first_stage_of_all_runs_alone(world):
+    empty = purse(world)
+    one, four = works(world, "ones", "fours")
+    assert empty.verdict(one) == "go"
+    assert empty.verdict(four, [one]) == "wait"
+
+
+def test_who_asked_is_told_and_nothing_is_kept_as_a_failure(measured):
+    actor = Broker.__ray_metadata__.modified_class
+    (four,) = works(measured, "fours")
+
+    async def scene():
+        broker = actor(measured.store, 1, purse(measured, cap=Budget(worker_hours=1)))
+        return await broker.need(four)
+
+    answer = asyncio.run(scene())
+    assert answer["error"]["error"] == OverBudget.__name__
+    assert "raise budget.worker_hours" in answer["error"]["message"]
+    assert measured.store.failure(four.stage) is None
+
+
+def test_a_budget_below_one_run_says_what_it_needs(measured):
+    tight = purse(measured, cap=Budget(gpu_hours=1))
+    with pytest.raises(StudyError, match=r"budget.gpu_hours: must be at least 2.* for one run.*, got 1"):
+        tight.check(works(measured, "ones"))
+    purse(measured, cap=Budget(gpu_hours=3)).check(works(measured, "ones"))
+    tight.lose(1.0)  # it has begun: what is left is not judged so
+    tight.check(works(measured, "ones"))
+
+
+# -- a study's file --------------------------------------------------------------------------------
+
+STUDY = """\
+name: small
+model: embedded
+tasks:
+  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
+  - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}
+strategy: dgg
+training: {batch_size: 4, learning_rate: 5e-3}
+search: {sampler: grid, space: {adapter.rank: [2, 4], strategy.alpha: {per_task: [0, 1]}}}
+protocol: {max_new_tokens: 2, rivals: [finetune]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ("budget: {}\n", r"budget: needs at least one of gpu_hours, worker_hours, money"),
+        ("budget: {gpu_hours: 1}\n", r"line 10  budget.gpu_hours: needs workers.gpus, which is 0"),
+        ("budget: {money: 1}\n", r"budget.money: needs workers.price_per_hour"),
+        ("budget: {worker_hours: 0}\n", r"budget.worker_hours: must be greater than 0, got 0"),
+        ("budget: {worker_hour: 1}\n", r"budget.worker_hour: no such setting. Did you mean 'worker_hours'"),
+    ],
+)
+def test_a_budget_that_could_not_bind_is_a_fault(tmp_path, more, fault):
+    (tmp_path / "study.yaml").write_text(STUDY + more)
+    with pytest.raises(StudyError, match=fault):
+        Study.load(tmp_path / "study.yaml")
+
+
+def test_the_dearest_corner_has_every_knobs_largest_value(tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    corner = dearest(Study.load(tmp_path / "study.yaml"))
+    assert corner.adapter.rank == 4
+    assert corner.strategy.alpha == {"words": 1, "charts": 1}
+
+
+# -- a study that runs out of it -------------------------------------------------------------------
+
+
+@pytest.fixture()
+def clock(monkeypatch):
+    """Time passes by the example: what stages take is the same on every machine."""
+    now = [0.0]
+
+    def takes(name, seconds):
+        real = getattr(PeftLearner, name)
+
+        def slow(self, *given):
+            now[0] += seconds(*given)
+            return real(self, *given)
+
+        monkeypatch.setattr(PeftLearner, name, slow)
+
+    takes("begin", lambda *_: 0.05)
+    takes("step", lambda batch, *_: 0.1 * len(batch))
+    takes("answer", lambda examples, *_: 0.01 * len(examples))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+
+def spent_by(study, out):
+    alone = replace(study, workers=study.workers.alone())
+    return sum(CostModel(alone, StageStore(out / "stages")).spent.values()) / HOUR
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("clock")
+def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, capsys):
+    file, out = tmp_path / "study.yaml", tmp_path / "out"
+
+    def run(more):
+        file.write_text(STUDY + more)
+        code = cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"])
+        return code, "".join(capsys.readouterr())
+
+    file.write_text(STUDY)
+    cli.main(["probe", str(file), "--out", str(out), "--local", "--quiet"])
+    probed = spent_by(Study.load(file), out)
+
+    cap = probed + 9.5 / HOUR
+    code, said = run(f"budget: {{worker_hours: {cap}}}\n")
+    assert code == 0
+    assert "would be exceeded" in said
+    assert probed < spent_by(Study.load(file), out) <= cap
+    judged = table(out)
+    assert set(judged[judged["split"] == "test"]["strategy"]) == {"dgg", "finetune"}  # it was set aside
+    assert not list((out / "stages" / "failed").glob("*"))
+    assert re.search(r"\d stages? w\w+ not started", (out / "report.html").read_text())
+    few = judged["setting"].nunique()
+
+    code, said = run("budget: {worker_hours: 1}\n")
+    assert code == 0
+    assert "would be exceeded" not in said
+    assert table(out)["setting"].nunique() > few
+    assert [entry["refused"] > 0 for entry in forecast.read(out)] == [True, False]
+    _, last = (
+        (said, spent) for _, unit, said, spent in forecast.compared(forecast.read(out), {"worker-hours": 1})
+    )
+    assert last[0]["low"] <= spent_by(Study.load(file), out) - probed
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("clock")
+def test_a_budget_smaller_than_one_run_starts_nothing_but_the_probes(tmp_path, capsys):
+    file, out = tmp_path / "study.yaml", tmp_path / "out"
+    file.write_text(STUDY + "budget: {worker_hours: 1e-3}\n")
+    assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 2
+    assert "budget.worker_hours: must be at least" in capsys.readouterr().err
+    assert not list((out / "stages").glob("??"))
+    assert cli.main(["plan", str(file), "--out", str(out)]) == 2
+
+
+def test_without_a_budget_everything_may_start(world):
+    study = SimpleNamespace(budget=None)
+    free = budget.purse(study, world.store, lambda winner: pytest.fail("nothing is set aside"))
+    assert free.verdict(Work(world.path("ones")[0])) == "go"
