@@ -32,11 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="dgg-ray",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
-        description=__import__("dgg_ray").__doc__.splitlines()[0],
-    )
+    p = argparse.ArgumentParser(prog="dgg-ray", description=__import__("dgg_ray").__doc__.splitlines()[0])
     commands = p.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:

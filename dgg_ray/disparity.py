@@ -90,7 +90,7 @@ def disparities(scores: pd.DataFrame, noise: pd.Series) -> list[list[object]]:
 def seed_noise(scores: pd.DataFrame) -> pd.Series:
     """Task → standard deviation that seeds leave in an order's mean over them; nan for a single seed."""
     within = scores.groupby(["task", "order"])["score"].agg(["var", "count"]).groupby("task").mean()
-    return (within["var"] / within["count"]) ** 0.5
+    return pd.Series((within["var"] / within["count"]) ** 0.5)
 
 
 def overall(results: Results, split: str) -> pd.DataFrame:

@@ -102,10 +102,11 @@ def between_runs(X: np.ndarray, y: np.ndarray, runs: np.ndarray) -> float:
     rest = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
     if len(y) <= X.shape[1] + 1 or np.abs(rest).max() < 1e-9:
         return 0.0
-    from statsmodels.regression.mixed_linear_model import MixedLM  # late: a second of imports
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that σ_b² is at its bound, 0: it is a result, not a fault
+        # That σ_b² is at its bound, 0, is a result and no fault; and the import uses what pandas deprecates.
+        warnings.simplefilter("ignore")
+        from statsmodels.regression.mixed_linear_model import MixedLM  # late: a second of imports
+
         fit = MixedLM(y, X, groups=runs).fit(reml=True)
     ratio = float(np.squeeze(fit.cov_re)) / float(fit.scale)
     return ratio if np.isfinite(ratio) else 0.0

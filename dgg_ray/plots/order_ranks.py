@@ -16,9 +16,9 @@ from dgg_ray.outcomes import Results, compared, final_split
 from dgg_ray.robustness import ENOUGH, agreement, ranks
 
 READING = (
-    "Lines that do not cross are strategies that every order ranks alike. Orders are sorted by how well they "
-    "agree with the ranking of the mean scores, the best first; τ, the mean agreement of two orders, is 1 for "
-    "the same ranking and 0 for chance."
+    "Lines that do not cross are strategies that every order ranks alike. Orders are sorted by how "
+    "well they agree with the ranking of the mean scores, the best first; τ, the mean agreement of two "
+    "orders, is 1 for the same ranking and 0 for chance."
 )
 
 

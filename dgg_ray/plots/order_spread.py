@@ -17,8 +17,8 @@ from dgg_ray.outcomes import Results, compared, final_split, runs
 
 READING = (
     "Left, one row is one order, the best for the first strategy on top: strategies that keep their distance "
-    "row by row depend on the order alike. Right, how far apart a task's best and worst order are (OPD), beside "
-    "the OPD to be expected of as many further orders (tick) with its 95 % interval (bar)."
+    "row by row depend on the order alike. Right, how far apart a task's best and worst order are (OPD), "
+    "beside the OPD to be expected of as many further orders (tick) with its 95 % interval (bar)."
 )
 NAMED = 40  # orders, above which their names would cover each other
 
