@@ -89,8 +89,9 @@ def disparities(scores: pd.DataFrame, noise: pd.Series) -> list[list[object]]:
 
 def seed_noise(scores: pd.DataFrame) -> pd.Series:
     """Task → standard deviation that seeds leave in an order's mean over them; nan for a single seed."""
-    within = scores.groupby(["task", "order"])["score"].agg(["var", "count"]).groupby("task").mean()
-    return pd.Series((within["var"] / within["count"]) ** 0.5)
+    within = scores.groupby(["task", "order"])["score"]
+    variance, seeds = (each.groupby("task").mean() for each in (within.var(), within.count()))
+    return pd.Series(variance.div(seeds).pow(0.5))
 
 
 def overall(results: Results, split: str) -> pd.DataFrame:
@@ -111,7 +112,7 @@ def overall(results: Results, split: str) -> pd.DataFrame:
         mean = mean_interval(faa.groupby(opening(faa.index.to_series())).mean())
         sd = interval_of_scale(*deviations(faa.to_frame()))[:, 0]
         factor = expected_range(len(faa))
-        noise = seed_noise(own.assign(task="", score=own["faa"])).iloc[0]
+        noise = seed_noise(own.assign(task="", score=own["faa"])).item()
         rows.append(
             [
                 *(label, len(faa), own["seed"].nunique(), mean.n, *mean[:3], *sd),

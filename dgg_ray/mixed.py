@@ -6,7 +6,7 @@
     y_ri      score         final score on task i in run r (one order with one seed), in [0, 1]
     τ_i       task          the task's own level
     β         position      per place later in the order; places count from 0
-    γ_j       carry-over    of following task j, against the mean over all tasks; the first task follows none
+    γ_j       carry-over    of following task j, against the mean of all that are followed; none if first
     b_r       run           what all tasks of a run have in common
 
 A mixed linear model by REML (statsmodels MixedLM), one for each strategy. Its own standard errors take
@@ -30,6 +30,7 @@ from dgg_ray.intervals import clustered_jackknife
 from dgg_ray.outcomes import BLOCK, Results, finals, opening
 
 COLUMNS = ["label", "effect", "task", "estimate", "low", "high", "note"]
+LAST = "no order goes on after it"
 CONFOUNDED = "cannot be told apart from the other effects in these orders"
 ONE_CLUSTER = "no interval: it hangs on the orders that begin with one task"
 
@@ -50,13 +51,16 @@ def effects(results: Results, split: str) -> pd.DataFrame:
 def estimates(scores: pd.DataFrame) -> list[list[object]]:
     """(effect, task, estimate, low, high, note) of one strategy's final scores."""
     tasks = sorted(scores["task"].unique())
-    names = [("position", ""), *(("carry-over", task) for task in tasks)]
-    X, y = design(scores, tasks), scores["score"].to_numpy()
+    followed = [task for task in tasks if (scores["before"] == task).any()]
+    names = [("position", ""), *(("carry-over", task) for task in followed)]
+    X, y = design(scores, tasks, followed), scores["score"].to_numpy()
     contrasts = np.zeros((len(names), X.shape[1]))  # rows: linear in the coefficients
     contrasts[0, len(tasks)] = 1
-    contrasts[1:, len(tasks) + 1 :] = np.eye(len(tasks)) - 1 / len(tasks)
-    # A contrast can be estimated where it is a combination of the rows that were observed.
-    known = np.abs(contrasts - contrasts @ np.linalg.pinv(X) @ X).max(axis=1) < 1e-8
+    contrasts[1:, len(tasks) + 1 :] = np.eye(len(followed)) - 1 / len(followed)
+    # Carry-over must show without the first places: against them it would rest on places being linear.
+    first = (scores["before"] == "").to_numpy(dtype=float)[:, None]
+    known = estimable(contrasts, X)
+    known[1:] &= estimable(np.pad(contrasts, ((0, 0), (0, 1))), np.hstack([X, first]))[1:]
     kept = independent(X)
     runs = scores.groupby(BLOCK, sort=True).ngroup().to_numpy()
     between = between_runs(X[:, kept], y, runs)
@@ -77,14 +81,19 @@ def estimates(scores: pd.DataFrame) -> list[list[object]]:
         if is_known and np.isnan(low):
             note = ONE_CLUSTER
         rows.append([effect, task, *((value, low, high) if is_known else [np.nan] * 3), note])
-    return rows
+    return rows + [["carry-over", task, *[np.nan] * 3, LAST] for task in tasks if task not in followed]
 
 
-def design(scores: pd.DataFrame, tasks: list[str]) -> np.ndarray:
-    """One row a score; columns: each task, the place, and each task as the one before, against their mean."""
+def estimable(contrasts: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Which contrasts are combinations of the rows of X, and so of what was observed."""
+    return np.abs(contrasts - contrasts @ np.linalg.pinv(X) @ X).max(axis=1) < 1e-8
+
+
+def design(scores: pd.DataFrame, tasks: list[str], followed: list[str]) -> np.ndarray:
+    """One row a score; columns: each task, the place, each followed task as the one before."""
     own = scores["task"].to_numpy()[:, None] == np.array(tasks)
-    before = scores["before"].to_numpy()[:, None] == np.array(tasks)
-    against = before - before.any(axis=1, keepdims=True) / len(tasks)
+    before = scores["before"].to_numpy()[:, None] == np.array(followed)
+    against = before - before.any(axis=1, keepdims=True) / len(followed)
     return np.hstack([own, scores[["place"]].to_numpy(), against]).astype(float)
 
 

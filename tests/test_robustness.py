@@ -14,7 +14,7 @@ from dgg_ray import cli, draws, robustness
 from dgg_ray import results as loading
 from dgg_ray.disparity import deviations, disparities, disparity, interval_of_scale, overall
 from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval
-from dgg_ray.mixed import CONFOUNDED, ONE_CLUSTER, between_runs, design, estimates, independent
+from dgg_ray.mixed import CONFOUNDED, LAST, ONE_CLUSTER, between_runs, design, estimates, independent
 from dgg_ray.outcomes import CELL, Results, finals
 from dgg_ray.plots import order_effects, order_ranks, order_spread
 
@@ -129,10 +129,8 @@ def test_strategies_are_ranked_in_every_order():
 
 def test_agreement_is_the_mean_over_pairs_of_orders():
     rows = robustness.agreement(TWO, "validation").set_index("label")
-    # rankings 1 2 3, 1½ 1½ 3, 1 3 2: τ_b is 2/√6, 1/3 and 1·(2 pairs: +1, 0)/√6
-    assert rows["pairwise"].iloc[0] == pytest.approx(
-        (2 / 6**0.5 + 1 / 3 + 0 / 6**0.5 + 1 / 6**0.5 * 0) / 3, abs=1
-    )
+    # signs of the three differences: + + +, 0 + +, + + −; so τ_b is 2/√(3·2), 1/3 and (1 - 1)/√(2·3)
+    assert rows["pairwise"].iloc[0] == pytest.approx((2 / 6**0.5 + 1 / 3 + 0) / 3)
     assert rows["first"].to_dict() == pytest.approx({"ours": 2.5 / 3, "other": 0.5 / 3, "third": 0})
     assert rows["mean_rank"].to_dict() == pytest.approx({"ours": 3.5 / 3, "other": 6.5 / 3, "third": 8 / 3})
 
@@ -167,7 +165,10 @@ def additive(orders, level, position, carry, noise=0.0, shared=0.0, seed=0) -> p
     return pd.DataFrame(rows, columns=["order", "seed", "task", "place", "before", "score"])
 
 
-LEVEL, CARRY = {"a": 0.3, "b": 0.5, "c": 0.6, "d": 0.4}, {"a": 0.03, "b": -0.05, "c": 0.02, "d": 0.0}
+LEVEL, CARRY = (
+    {"a": 0.3, "b": 0.5, "c": 0.6, "d": 0.4, "e": 0.5},
+    {"a": 0.03, "b": -0.05, "c": 0.02, "d": 0.0},
+)
 
 
 def test_the_mixed_model_finds_the_effects_that_made_the_scores():
@@ -178,10 +179,11 @@ def test_the_mixed_model_finds_the_effects_that_made_the_scores():
 
 def test_the_estimates_are_those_of_statsmodels():
     scores = additive(permutations("abcd"), LEVEL, -0.02, CARRY, noise=0.03, shared=0.05)
+    scores["score"] *= 100  # statsmodels warns of variances below 0.01
     found = [row[2] for row in estimates(scores)]  # imports statsmodels, without its warnings
     from statsmodels.regression.mixed_linear_model import MixedLM
 
-    X, runs = design(scores, list("abcd")), scores.groupby("order").ngroup().to_numpy()
+    X, runs = design(scores, list("abcd"), list("abcd")), scores.groupby("order").ngroup().to_numpy()
     kept = independent(X)
     fit = MixedLM(scores["score"].to_numpy(), X[:, kept], groups=runs).fit()
     assert between_runs(X[:, kept], scores["score"].to_numpy(), runs) > 0.5
@@ -189,10 +191,12 @@ def test_the_estimates_are_those_of_statsmodels():
     assert found[1] - found[2] == pytest.approx(fit.fe_params[5] - fit.fe_params[6], abs=1e-6)
 
 
-def test_what_cannot_be_told_apart_is_named():
-    rows = estimates(additive(["abc", "acb", "bac"], LEVEL, 0.0, {}))
-    assert {row[5] for row in rows} <= {"", CONFOUNDED, ONE_CLUSTER}
-    assert any(row[5] for row in rows)
+def test_what_cannot_be_estimated_is_named():
+    notes = {row[1]: row[5] for row in estimates(additive(["abcd", "bacd", "cabd"], LEVEL, 0.0, {}))}
+    assert notes["d"] == LAST
+    assert notes[""] == ONE_CLUSTER  # each order holds a part of what tells place from task
+    rows = estimates(additive(["abcde", "abced", "baced"], LEVEL, 0.0, {}))
+    assert [row[5] for row in rows] == [CONFOUNDED] * 6
     assert all(math.isnan(row[3]) for row in rows if row[5])
 
 
@@ -268,7 +272,7 @@ def fixed(order, carry) -> np.ndarray:
 
 @cache
 def studies(tasks: int, count: int, seed: int = 0) -> list[tuple[list[tuple[int, ...]], np.ndarray]]:
-    """(orders, final scores (orders, tasks)) of studies whose runs share the noise of the stages they share."""
+    """(orders, final scores (orders, tasks)) of studies whose runs share their stages' noise."""
     rng = draws.generator(seed, "", "studies", 100 * tasks + count)
     made = []
     for _ in range(STUDIES):
@@ -350,7 +354,7 @@ def test_the_bootstrap_of_clusters_is_too_narrow(tasks, count):
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize(("tasks", "count"), DESIGNS)
+@pytest.mark.parametrize(("tasks", "count"), DESIGNS[1:])
 def test_intervals_of_rank_agreement_hold(tasks, count):
     ahead = np.array([0, 1, 1.5, 3]) * 1.2 * NOISE
     rng = draws.generator(0, "", "rivals")
