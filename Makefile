@@ -3,10 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-core test-all check format benchmark clean
+.PHONY: quickstart robustness test test-core test-all check format benchmark clean
 
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
+
+robustness: .venv/ready
+	$(BIN)/dgg-ray run studies/order_robustness.yaml
 
 test: .venv/ready
 	$(BIN)/pytest -m "not slow and not browser and not gpu"

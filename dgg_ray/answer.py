@@ -13,15 +13,16 @@ from dgg_ray.outcomes import (
     Results,
     chosen,
     compare,
-    compared,
     final_split,
     headline,
     name_of,
-    order_spread,
+    percent,
     runs,
     settings,
+    signed,
     text_of,
 )
+from dgg_ray.robustness import order_sentences
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
 FEW = 3  # blocks; t(0.975) is 12.7 for two of them, 4.3 for three, and below 3.2 from then on
@@ -31,17 +32,16 @@ IN_WORDS = {"replay": "replay at the same buffer", "joint": "joint training on a
 def answer(results: Results) -> list[str]:
     """The report's opening: what to use, how it scores, what it was compared with, and what is uncertain."""
     split = final_split(results)
-    table = runs(results, split)  # raises for an empty study
+    runs(results, split)  # raises for an empty study
     setting = chosen(results)
     known = settings(results)
     if setting is None or setting not in known.index:
         sentences = ["No setting has been judged on all its orders and seeds yet, so none is recommended."]
         return sentences + failures(results) + unspent(results)
-    ours = table[table["setting"] == setting]
     return [
         recommendation(results, known.loc[setting]),
         *score_sentences(results, split),
-        *order_sentences(results, split, ours),
+        *order_sentences(results, split),
         *failures(results),
         *unspent(results),
     ]
@@ -100,22 +100,6 @@ def against(label: object, row: pd.Series, metric: str) -> str:
     return f"{text}."
 
 
-def order_sentences(results: Results, split: str, ours: pd.DataFrame) -> list[str]:
-    """How much the order of the tasks matters; a reminder where only one was tried."""
-    orders = ours["order"].nunique()
-    if orders < 2:
-        return ["Only one order of the tasks was run: how much the result depends on it is not known."]
-    spread = order_spread(results, split)
-    spread = spread[spread["label"] == next(iter(compared(results)))]
-    if spread.empty:
-        return []
-    worst = spread.loc[spread["opd"].idxmax()]
-    return [
-        f"Over {orders} orders a task's final score moves by {percent(spread['opd'].mean())} points on "
-        f"average (AOPD) and by {percent(worst['opd'])} at most (MOPD, {worst['task']}), seed noise included."
-    ]
-
-
 def failures(results: Results) -> list[str]:
     """That stages are missing, where some are."""
     count = len(results.failures)
@@ -135,13 +119,3 @@ def unspent(results: Results) -> list[str]:
     stages = f"{refused} stage{'s were' if refused > 1 else ' was'} not started"
     budget = f"The budget of {results.spending.budget} would be exceeded: {stages}."
     return [budget, "With a larger budget the same command goes on."]
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
-    return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
-
-
-def signed(value: float) -> str:
-    """A difference of scores in points, with its sign."""
-    return ("+" if round(100 * value, 1) > 0 else "") + percent(value)

@@ -1,4 +1,4 @@
-"""dgg-ray plan | probe | run | status | best | report | schema: arguments → functions."""
+"""dgg-ray plan | probe | run | status | best | robustness | report | schema: arguments → functions."""
 
 from __future__ import annotations
 
@@ -68,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     c = command("best", best, "the recommended setting and what it was compared with")
     c.add_argument("out", type=Path, help="folder of the results")
     c.add_argument("--json", action="store_true", help="as JSON")
+    c = command("robustness", robustness, "how much the order of the tasks matters")
+    c.add_argument("out", type=Path, help="folder of the results")
+    c.add_argument("--json", action="store_true", help="every number, as JSON")
     c = command("report", report, "write the report of what is finished")
     c.add_argument("out", type=Path, help="folder of the results")
     command("schema", schema, "JSON Schema of a study file, for editors")
@@ -159,6 +162,14 @@ def best(options: argparse.Namespace) -> None:
         from dgg_ray.report import answer
 
         print("\n".join(answer(loaded)))
+
+
+def robustness(options: argparse.Namespace) -> None:
+    from dgg_ray import results, robustness
+
+    loaded = results.load(options.out)
+    robustness.write(loaded, options.out)
+    print(robustness.as_json(loaded) if options.json else "\n".join(robustness.sentences(loaded)))
 
 
 def report(options: argparse.Namespace) -> None:

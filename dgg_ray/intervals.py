@@ -1,13 +1,14 @@
-"""How sure one can be of a mean: Student's t over blocks, paired differences, bootstrap bands.
+"""How sure one can be of a mean: Student's t over blocks, paired differences, bootstrap bands, clusters.
 
 A block is one order of the tasks with one seed. Settings are judged on the same blocks, with common random
 numbers, so they are compared within blocks; the spread over blocks is what an interval measures.
 Blocks that share an order or a seed are treated as independent; where orders begin alike they share
-stages, and the interval is then somewhat too narrow.
+stages, and the interval is then too narrow. `clustered_jackknife` resamples what shares nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -92,3 +93,39 @@ def bootstrap_band(
             means[:, enough], [(1 - level) / 2, (1 + level) / 2], axis=0
         )
     return low, high
+
+
+def clustered_jackknife(
+    statistic: Callable[[np.ndarray], np.ndarray], clusters: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(estimate, low, high) where runs share work: whole clusters of them are left out in turn.
+
+        s² = (G-1)/G · Σ_g (θ_(g) - mean θ_(·))²        estimate ± t(level, G-1) · s
+
+    statistic: (samples, G) of 0 and 1, which clusters a sample holds → (samples, k), k values at once.
+    The delete-a-group jackknife (Miller 1974, Biometrika 61) with Student's t on the clusters: of the mean
+    of equal clusters it is the t interval over their means, which holds its level however unequal their
+    spreads are (Ibragimov & Müller 2010, JBES 28). Bounds are nan where the statistic is nan without some
+    cluster.
+
+    Against resampling clusters with replacement: on 4 to 8 clusters percentiles of that bootstrap cover
+    80 to 90 % where 95 % is asked for, and its studentised form needs six of them; below that its samples
+    are too few and too alike (77 % for a spread with 4). Measured in tests/test_robustness.py: 93 to 97 %.
+    """
+    kept = np.vstack([np.ones((1, clusters)), 1 - np.eye(clusters)])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a statistic that a sample is too small for
+        values = np.asarray(statistic(kept), dtype=float).reshape(clusters + 1, -1)
+        estimate, left = values[0], values[1:]
+        spread = (clusters - 1) ** 0.5 * left.std(axis=0)
+        half = float(stats.t.ppf((1 + level) / 2, clusters - 1)) * spread if clusters > 1 else np.nan
+    return estimate, estimate - half, estimate + half
+
+
+def expected_range(n: int) -> float:
+    """Mean distance of the largest from the smallest of n independent normal values, in standard deviations.
+
+    d2(n) = ∫ 1 - Φ(x)ⁿ - (1 - Φ(x))ⁿ dx            (Tippett 1925, Biometrika 17)
+    """
+    x = np.linspace(-9, 9, 3601)
+    below = stats.norm.cdf(x)
+    return float(np.trapezoid(1 - below**n - (1 - below) ** n, x))

@@ -246,6 +246,16 @@ def text_of(value: object) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
 
 
+def percent(value: float, digits: int = 1) -> str:
+    """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
+    return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference of scores in points, with its sign."""
+    return ("+" if round(100 * value, 1) > 0 else "") + percent(value)
+
+
 def compare(results: Results, split: str) -> pd.DataFrame:
     """The chosen setting against each rival: one row per label and metric.
 
@@ -276,30 +286,29 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     )
 
 
-def order_spread(results: Results, split: str) -> pd.DataFrame:
-    """How far each task's final score moves with the order: one row per label and task.
+def opening(order: pd.Series) -> pd.Series:
+    """The first task of each order: the name of its cluster, as orders that share none begin differently."""
+    return order.str.split(" > ").str[0]
 
-        OPD_i = max over orders - min over orders of R[T-1, i]
 
-    Yoon et al., ICLR 2020, arXiv:1902.09432; their AOPD is its mean over tasks and MOPD its maximum.
-    Scores are averaged over seeds first; what is left of the noise makes OPD too large, never too small.
-    No rows where a setting was judged on a single order; joint runs have no order.
+def finals(results: Results, split: str) -> pd.DataFrame:
+    """Every task's final score in every compared run: one row per label, order, seed and task.
+
+    place: where the order has the task, 0-based; before: the task learned right before it, "" for the first.
+    Runs that are not finished are left out; so are joint runs, which have no order.
     """
-    last = [
-        {"setting": run.setting, "order": run.order, "task": task, "score": score}
+    labels = {setting: label for label, setting in compared(results).items()}
+    rows = [
+        [labels[run.setting], run.order, run.seed, task, place, before, score]
         for run in walk(results, split)
-        if not run.together
-        for task, score in zip(run.tasks, run.scores.R[-1], strict=True)
+        if run.setting in labels and not run.together and not np.isnan(run.scores.R[-1]).any()
+        for place, (before, task, score) in enumerate(
+            zip(("", *run.tasks), run.tasks, run.scores.R[-1], strict=False)
+        )
     ]
-    table = pd.DataFrame(last, columns=["setting", "order", "task", "score"]).dropna()
-    means = table.groupby(["setting", "task", "order"])["score"].mean().reset_index()
-    rows = []
-    for label, setting in compared(results).items():
-        for task, group in means[means["setting"] == setting].groupby("task"):
-            if len(group) > 1:
-                low, high = group["score"].min(), group["score"].max()
-                rows.append([label, task, low, high, high - low, len(group)])
-    return pd.DataFrame(rows, columns=["label", "task", "lowest", "highest", "opd", "orders"])
+    table = pd.DataFrame(rows, columns=["label", "order", "seed", "task", "place", "before", "score"])
+    place = {label: i for i, label in enumerate(labels.values())}
+    return table.sort_values("label", key=lambda names: names.map(place), kind="stable", ignore_index=True)
 
 
 def judged(results: Results) -> pd.DataFrame:

@@ -36,7 +36,8 @@ class Race(NamedTuple):
     """What a candidate runs against, all of it known when it is proposed.
 
     incumbents: the best settings; level: divided by the settings judged already; hopes: task → the best
-        score seen on it right after learning it; spread: per objective the standard deviation of a paired difference and its
+        score seen on it right after learning it; spread: per objective the standard deviation of a
+        paired difference and its
         degrees of freedom.
     """
 

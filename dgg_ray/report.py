@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dgg_ray import plugins
-from dgg_ray.answer import SHOWN, answer, percent, signed
+from dgg_ray import plugins, robustness
+from dgg_ray.answer import SHOWN, answer
 from dgg_ray.curves import sentences, summary, tradeoffs
+from dgg_ray.disparity import disparity, overall
 from dgg_ray.outcomes import (
     CELL,
     Results,
@@ -29,8 +30,9 @@ from dgg_ray.outcomes import (
     final_split,
     judged,
     name_of,
-    order_spread,
+    percent,
     runs,
+    signed,
     text_of,
 )
 from dgg_ray.rates import Estimate, show
@@ -42,6 +44,9 @@ FIGURES = (
     "alpha_effect",
     "importance",
     "learning_along",
+    "order_spread",
+    "order_effects",
+    "order_ranks",
     "score_matrix",
 )  # the page's order; others follow
 MANY = 60  # rows of the settings table on the page; settings.csv has all
@@ -68,6 +73,7 @@ def write(results: Results, folder: Path) -> Path:
         table.parquet  table.csv        every cell, without times: the same results give the same bytes
         settings.csv  comparison.csv    settings judged; the recommended one against its rivals
         costs.csv     table.tex         costs of every stage; the comparison for LaTeX (booktabs)
+        robustness*.csv                 how much the order matters, see robustness.frames
 
     Raises ResultsError for a study without a finished stage.
     """
@@ -88,15 +94,26 @@ def write(results: Results, folder: Path) -> Path:
         "costs": results.costs,
     }.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    robustness.write(results, folder)
     (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")
 
+    path = folder / "report.html"
+    path.write_text(page(results, opening, figures, comparison, best), encoding="utf-8")
+    return path
+
+
+def page(
+    results: Results, opening: list[str], figures: list[Drawn], comparison: pd.DataFrame, best: pd.DataFrame
+) -> str:
+    """The report as one HTML page with its figures in it."""
+    split = final_split(results)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         results=results,
         answer=opening,
         figures=figures,
@@ -104,7 +121,8 @@ def write(results: Results, folder: Path) -> Path:
         comparison=comparison_rows(comparison),
         shown=SHOWN,
         trades=[(summary(found), " ".join(sentences(found))) for found in tradeoffs(results)],
-        spread=spread_rows(order_spread(results, split)),
+        spread=spread_rows(disparity(results, split), overall(results, split)),
+        robust=robustness.sentences(results)[1:],  # the first is in the answer
         best=judged_rows(results, best),
         all_judged=len(best),
         knobs=[name_of(knob) for knob in results.knobs],
@@ -112,9 +130,6 @@ def write(results: Results, folder: Path) -> Path:
         spending=spending_rows(results.spending),
         facts=flat(results.facts),
     )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 # -- figures -----------------------------------------------------------------------------------------
@@ -193,22 +208,39 @@ def judged_rows(results: Results, best: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def spread_rows(spread: pd.DataFrame) -> dict[str, list[Any]]:
-    """The order table: a row per task, a column per label, and the mean disparity below."""
-    labels = list(dict.fromkeys(spread["label"]))
-    cells = {(row["label"], row["task"]): row for row in spread.to_dict("records")}
-
-    def cell(label: str, task: str) -> tuple[str, str]:
-        row = cells.get((label, task))
-        if row is None:
-            return "–", ""
-        return f"{percent(row['lowest'])} to {percent(row['highest'])}", f"OPD {percent(row['opd'])}"
-
+def spread_rows(tasks: pd.DataFrame, faa: pd.DataFrame) -> dict[str, Any]:
+    """The order table: a row per task, for the disparities and for FAA; a column per label."""
+    cells = {
+        (row["label"], row["task"]): (
+            f"OPD {percent(row['opd'])}" if np.isnan(row["lowest"]) else extent(row),
+            f"expected {percent(row['expected'])}{bounds(row, 'low', 'high')}",
+        )
+        for row in tasks.to_dict("records")
+    }
+    for row in faa.to_dict("records"):
+        cells[row["label"], "FAA"] = extent(row), f"sd {percent(row['sd'])}{bounds(row, 'sd_low', 'sd_high')}"
+    labels = list(dict.fromkeys(tasks["label"]))
+    names = {"AOPD": "mean over tasks (AOPD)", "MOPD": "largest (MOPD)"}
+    rows = dict.fromkeys(sorted(tasks["task"], key=["FAA", "MOPD", "AOPD"].count)) | (
+        {"FAA": None} if labels else {}
+    )
     return {
         "labels": labels,
-        "rows": [(task, [cell(label, task) for label in labels]) for task in dict.fromkeys(spread["task"])],
-        "means": [percent(spread[spread["label"] == label]["opd"].mean()) for label in labels],
+        "rows": [
+            (names.get(task, task), [cells.get((label, task), ("–", "")) for label in labels])
+            for task in rows
+        ],
     }
+
+
+def extent(row: Mapping[str, Any]) -> str:
+    """`41.0 to 62.5`."""
+    return f"{percent(row['lowest'])} to {percent(row['highest'])}"
+
+
+def bounds(row: Mapping[str, Any], low: str, high: str) -> str:
+    """` [12.0, 34.5]`, or nothing where there is no interval."""
+    return "" if np.isnan(row[low]) else f" [{percent(row[low])}, {percent(row[high])}]"
 
 
 def cost_rows(costs: pd.DataFrame) -> list[list[str]]:

@@ -29,6 +29,7 @@ DOORS = {
     "rich": {"progress"},
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
+    "statsmodels": {"mixed"},
 }
 
 

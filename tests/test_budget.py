@@ -178,7 +178,7 @@ tasks:
   - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}
 strategy: dgg
 training: {batch_size: 4, learning_rate: 5e-3}
-search: {sampler: grid, space: {adapter.rank: [2, 4], strategy.alpha: {per_task: [0, 1]}}}
+search: {method: grid, space: {adapter.rank: [2, 4], strategy.alpha: {per_task: [0, 1]}}}
 protocol: {max_new_tokens: 2, rivals: [finetune]}
 """
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from dgg_ray import report
+from dgg_ray.disparity import disparity
 from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import CELL, Results, Spending, compare, judged, order_spread, runs
+from dgg_ray.outcomes import CELL, Results, Spending, compare, judged, runs
 
 SIZES = {"a": 10, "b": 20, "c": 30}
 ORDERS = ("a > b > c", "c > a > b")
@@ -115,9 +116,10 @@ def test_a_joint_run_counts_once_a_seed_however_many_orders_it_serves():
 
 
 def test_order_disparity_is_the_distance_of_the_extremes():
-    spread = order_spread(small_study(), "test").set_index(["label", "task"])["opd"]
-    assert spread["dgg"].to_dict() == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.2})
-    assert spread["finetune"].to_dict() == pytest.approx({"a": 0.0, "b": 0.2, "c": 0.5})
+    spread = disparity(small_study(), "test").set_index(["label", "task"])["opd"]
+    dgg, finetune = spread["dgg"].to_dict(), spread["finetune"].to_dict()
+    assert dgg == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.2, "AOPD": 0.2 / 3, "MOPD": 0.2})
+    assert finetune == pytest.approx({"a": 0.0, "b": 0.2, "c": 0.5, "AOPD": 0.7 / 3, "MOPD": 0.5})
 
 
 def test_settings_are_listed_best_first():

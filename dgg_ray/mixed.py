@@ -1,0 +1,137 @@
+"""Why the order matters: what a task's place and the task before it do to its final score.
+
+    y_ri = τ_i + β · place_ri + γ_before(r,i) + b_r + e_ri        b_r ~ N(0, σ_b²)   e_ri ~ N(0, σ²)
+
+    symbol    here          what
+    y_ri      score         final score on task i in run r (one order with one seed), in [0, 1]
+    τ_i       task          the task's own level
+    β         position      per place later in the order; places count from 0
+    γ_j       carry-over    of following task j, against the mean of all that are followed; none if first
+    b_r       run           what all tasks of a run have in common
+
+A mixed linear model by REML (statsmodels MixedLM), one for each strategy. Its own standard errors take
+the e_ri as independent, and runs that begin alike share stages; so the intervals are of the fit with
+one cluster left out in turn (intervals.clustered_jackknife) at the variances of the whole.
+A cluster is all runs whose order begins with the same task: runs of two clusters share no stage.
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray.intervals import clustered_jackknife
+from dgg_ray.outcomes import BLOCK, Results, finals, opening
+
+COLUMNS = ["label", "effect", "task", "estimate", "low", "high", "note"]
+LAST = "no order goes on after it"
+CONFOUNDED = "cannot be told apart from the other effects in these orders"
+ONE_CLUSTER = "no interval: it hangs on the orders that begin with one task"
+
+
+def effects(results: Results, split: str) -> pd.DataFrame:
+    """Position and carry-over effects on final scores: one row per label and effect, in points of score.
+
+    effect: `position` (per place later) or `carry-over` (task: what was learned right before).
+    note: why a value or an interval is missing; "" where nothing is. No rows for fewer than 3 orders.
+    """
+    rows = []
+    for label, group in finals(results, split).groupby("label", sort=False):
+        if group["order"].nunique() >= 3:
+            rows += [[label, *row] for row in estimates(group)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def estimates(scores: pd.DataFrame) -> list[list[object]]:
+    """(effect, task, estimate, low, high, note) of one strategy's final scores."""
+    tasks = sorted(scores["task"].unique())
+    followed = [task for task in tasks if (scores["before"] == task).any()]
+    names = [("position", ""), *(("carry-over", task) for task in followed)]
+    X, y = design(scores, tasks, followed), scores["score"].to_numpy()
+    contrasts = np.zeros((len(names), X.shape[1]))  # rows: linear in the coefficients
+    contrasts[0, len(tasks)] = 1
+    contrasts[1:, len(tasks) + 1 :] = np.eye(len(followed)) - 1 / len(followed)
+    # Carry-over must show without the first places: against them it would rest on places being linear.
+    first = (scores["before"] == "").to_numpy(dtype=float)[:, None]
+    known = estimable(contrasts, X)
+    known[1:] &= estimable(np.pad(contrasts, ((0, 0), (0, 1))), np.hstack([X, first]))[1:]
+    kept = independent(X)
+    runs = scores.groupby(BLOCK, sort=True).ngroup().to_numpy()
+    between = between_runs(X[:, kept], y, runs)
+    A, b = equations(X[:, kept], y, runs, opening(scores["order"]).to_numpy(), between)
+
+    def solve(samples: np.ndarray) -> np.ndarray:
+        left, right = np.einsum("sg,gij->sij", samples, A), samples @ b
+        full = np.linalg.matrix_rank(left, hermitian=True) == len(kept)
+        found = np.full((len(samples), len(names)), np.nan)
+        found[full] = np.linalg.solve(left[full], right[full][..., None])[..., 0] @ contrasts[:, kept].T
+        return found
+
+    rows: list[list[object]] = []
+    for (effect, task), is_known, value, low, high in zip(
+        names, known, *clustered_jackknife(solve, len(A)), strict=True
+    ):
+        note = "" if is_known else CONFOUNDED
+        if is_known and np.isnan(low):
+            note = ONE_CLUSTER
+        rows.append([effect, task, *((value, low, high) if is_known else [np.nan] * 3), note])
+    return rows + [["carry-over", task, *[np.nan] * 3, LAST] for task in tasks if task not in followed]
+
+
+def estimable(contrasts: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Which contrasts are combinations of the rows of X, and so of what was observed."""
+    return np.abs(contrasts - contrasts @ np.linalg.pinv(X) @ X).max(axis=1) < 1e-8
+
+
+def design(scores: pd.DataFrame, tasks: list[str], followed: list[str]) -> np.ndarray:
+    """One row a score; columns: each task, the place, each followed task as the one before."""
+    own = scores["task"].to_numpy()[:, None] == np.array(tasks)
+    before = scores["before"].to_numpy()[:, None] == np.array(followed)
+    against = before - before.any(axis=1, keepdims=True) / len(followed)
+    return np.hstack([own, scores[["place"]].to_numpy(), against]).astype(float)
+
+
+def independent(X: np.ndarray) -> list[int]:
+    """Columns that span X, first come first kept."""
+    kept: list[int] = []
+    for column in range(X.shape[1]):
+        if np.linalg.matrix_rank(X[:, [*kept, column]]) > len(kept):
+            kept.append(column)
+    return kept
+
+
+def between_runs(X: np.ndarray, y: np.ndarray, runs: np.ndarray) -> float:
+    """σ_b² / σ² by REML; 0 where runs do not differ, or nothing is left to estimate it from."""
+    rest = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
+    if len(y) <= X.shape[1] + 1 or np.abs(rest).max() < 1e-9:
+        return 0.0
+    with warnings.catch_warnings():
+        # That σ_b² is at its bound, 0, is a result and no fault; and the import uses what pandas deprecates.
+        warnings.simplefilter("ignore")
+        from statsmodels.regression.mixed_linear_model import MixedLM  # late: a second of imports
+
+        fit = MixedLM(y, X, groups=runs).fit(reml=True)
+    ratio = float(np.squeeze(fit.cov_re)) / float(fit.scale)
+    return ratio if np.isfinite(ratio) else 0.0
+
+
+def equations(
+    X: np.ndarray, y: np.ndarray, runs: np.ndarray, clusters: np.ndarray, between: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normal equations of generalised least squares, cluster by cluster: (G, p, p) and (G, p)."""
+    names = sorted(set(clusters))
+    A, b = np.zeros((len(names), X.shape[1], X.shape[1])), np.zeros((len(names), X.shape[1]))
+    for run in np.unique(runs):
+        rows = runs == run
+        # (I + ρ 11ᵀ)⁻¹ = I - ρ/(1 + nρ) 11ᵀ, Sherman & Morrison
+        weights = np.eye(rows.sum()) - between / (1 + rows.sum() * between)
+        g = names.index(clusters[rows][0])
+        A[g] += X[rows].T @ weights @ X[rows]
+        b[g] += X[rows].T @ weights @ y[rows]
+    return A, b

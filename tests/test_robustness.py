@@ -1,0 +1,397 @@
+"""What a study says of its orders: numbers to be checked on paper, and intervals that keep their promise."""
+
+import json
+import math
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import kendalltau
+
+from dgg_ray import cli, draws, robustness
+from dgg_ray import results as loading
+from dgg_ray.disparity import deviations, disparities, disparity, interval_of_scale, overall
+from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval
+from dgg_ray.mixed import CONFOUNDED, LAST, ONE_CLUSTER, between_runs, design, estimates, independent
+from dgg_ray.outcomes import CELL, Results, finals
+from dgg_ray.plots import order_effects, order_ranks, order_spread
+
+ORDERS = ("a > b > c", "b > c > a", "c > a > b")
+
+
+def study(scores, knobs=(), tried=(), **changes) -> Results:
+    """label → order → final scores on a, b, c (several tuples: one a seed), the same in every stage."""
+    rows = [
+        {
+            **dict(zip(CELL[:5], [label, label, order, seed, t], strict=True)),
+            "learned": tasks[t],
+            "exam": exam,
+            "split": "validation",
+            "n": 10,
+            "seconds": 0.0,
+            "score": dict(zip(sorted(tasks), final, strict=True))[exam],
+            **{knob: float(label[1:]) for knob in knobs},
+        }
+        for label, orders in scores.items()
+        for order, finals in orders.items()
+        for seed, final in enumerate(finals if isinstance(finals[0], tuple) else [finals])
+        for tasks in [order.split(" > ")]
+        for t in range(len(tasks))
+        for exam in tasks[: t + 1]
+    ]
+    first, *others = scores
+    rivals = {} if tried else {label: label for label in others}
+    table = pd.DataFrame(rows)[[*CELL, *knobs]]
+    costs = pd.DataFrame()
+    return Results("small", "", table, knobs, ("faa",), first, rivals, [], costs, tried=tuple(tried))
+
+
+ONE = study({"ours": dict(zip(ORDERS, [(0.2, 0.5, 0.6), (0.4, 0.5, 0.9), (0.6, 0.5, 0.3)], strict=True))})
+TWO = study(
+    {
+        "ours": dict(zip(ORDERS, [(0.6, 0.6, 0.6), (0.5, 0.5, 0.5), (0.7, 0.7, 0.7)], strict=True)),
+        "other": dict(zip(ORDERS, [(0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)], strict=True)),
+        "third": dict(zip(ORDERS, [(0.1, 0.1, 0.1), (0.3, 0.3, 0.3), (0.4, 0.4, 0.4)], strict=True)),
+    }
+)
+
+
+# -- spread ------------------------------------------------------------------------------------------
+
+
+def test_the_range_of_normal_values_has_the_textbook_mean():
+    assert expected_range(2) == pytest.approx(2 / math.pi**0.5)
+    assert expected_range(3) == pytest.approx(3 / math.pi**0.5)
+    assert expected_range(12) == pytest.approx(3.258, abs=5e-4)  # Tippett's table
+
+
+def test_the_disparity_of_a_task_is_the_distance_of_its_extremes():
+    rows = disparity(ONE, "validation").set_index("task")
+    assert rows["opd"].to_dict() == pytest.approx({"a": 0.4, "b": 0, "c": 0.6, "AOPD": 1 / 3, "MOPD": 0.6})
+    # three orders that share no stage: deviations 0.2, 0 and 0.3
+    expected = {"a": 0.2, "b": 0, "c": 0.3, "AOPD": 0.5 / 3, "MOPD": 0.3}
+    d2 = 3 / math.pi**0.5
+    assert rows["expected"].to_dict() == pytest.approx({t: s * d2 for t, s in expected.items()}, abs=1e-9)
+    assert rows["floor"].isna().all()  # one seed
+
+
+def test_seeds_alone_make_a_disparity_and_it_is_subtracted():
+    scores = {o: [(s - 0.02,) * 3, (s + 0.02,) * 3] for o, s in zip(ORDERS, (0.3, 0.5, 0.7), strict=True)}
+    row = disparity(study({"ours": scores}), "validation").set_index("task").loc["AOPD"]
+    d2 = 3 / math.pi**0.5
+    assert row["floor"] == pytest.approx(d2 * 0.02)  # s² = 2 · 0.02², over 2 seeds
+    assert row["corrected"] == pytest.approx(d2 * math.sqrt(0.2**2 - 0.02**2))
+
+
+def test_pairs_of_orders_that_share_a_stage_do_not_count_in_the_deviation():
+    scores = pd.DataFrame({"t": [0.2, 0.4, 0.6]}, index=["a > b > c", "a > c > b", "b > a > c"])
+    deviation, clusters = deviations(scores)
+    # halves of 0.4² and 0.2², not of the pair that begins with a
+    assert deviation(np.ones((1, clusters)))[0, 0] ** 2 == pytest.approx((0.08 + 0.02) / 2)
+
+
+def test_faa_over_the_orders_has_its_extremes_by_name():
+    row = overall(ONE, "validation").iloc[0]
+    assert row[["lowest", "highest", "range"]].tolist() == pytest.approx([1.3 / 3, 0.6, 0.5 / 3])
+    assert row[["lowest_order", "highest_order"]].tolist() == [ORDERS[0], ORDERS[1]]
+    assert row["sd"] == pytest.approx(np.std([1.3, 1.8, 1.4], ddof=1) / 3)
+
+
+def test_leaving_out_equal_clusters_is_the_t_interval_of_their_means():
+    x = np.array([0.2, 0.5, 0.4, 0.9])
+    found = clustered_jackknife(lambda kept: kept @ x / kept.sum(axis=1), 4)
+    assert np.ravel(found) == pytest.approx(mean_interval(x)[:3])
+
+
+def test_one_cluster_has_no_interval():
+    estimate, low, high = clustered_jackknife(lambda kept: kept.sum(axis=1) / kept.sum(axis=1), 1)
+    assert estimate == [1]
+    assert np.isnan([low, high]).all()
+
+
+# -- ranks -------------------------------------------------------------------------------------------
+
+
+def test_kendalls_tau_is_that_of_scipy_ties_included():
+    scores = draws.generator(0, "", "tau").integers(0, 4, (6, 5)).astype(float)
+    tau = robustness.tau_b(scores)
+    assert tau[2, 4] == pytest.approx(kendalltau(scores[2], scores[4]).statistic)
+    assert tau[0, 1] == pytest.approx(kendalltau(scores[0], scores[1]).statistic)
+
+
+def test_strategies_are_ranked_in_every_order():
+    table = robustness.ranks(TWO, "validation").pivot(index="order", columns="label", values="rank")
+    assert table.loc[ORDERS[1]].to_dict() == {"ours": 1.5, "other": 1.5, "third": 3}
+    assert table.loc[ORDERS[2]].to_dict() == {"ours": 1, "other": 3, "third": 2}
+
+
+def test_agreement_is_the_mean_over_pairs_of_orders():
+    rows = robustness.agreement(TWO, "validation").set_index("label")
+    # signs of the three differences: + + +, 0 + +, + + −; so τ_b is 2/√(3·2), 1/3 and (1 - 1)/√(2·3)
+    assert rows["pairwise"].iloc[0] == pytest.approx((2 / 6**0.5 + 1 / 3 + 0) / 3)
+    assert rows["first"].to_dict() == pytest.approx({"ours": 2.5 / 3, "other": 0.5 / 3, "third": 0})
+    assert rows["mean_rank"].to_dict() == pytest.approx({"ours": 3.5 / 3, "other": 6.5 / 3, "third": 8 / 3})
+
+
+def test_where_all_orders_agree_there_is_no_interval_of_width_0():
+    same = study({"ours": dict.fromkeys(ORDERS, (0.5,) * 3), "other": dict.fromkeys(ORDERS, (0.4,) * 3)})
+    row = robustness.agreement(same, "validation").iloc[0]
+    assert row["pairwise"] == 1
+    assert math.isnan(row["low"])
+
+
+# -- the mixed model ---------------------------------------------------------------------------------
+
+
+def additive(orders, level, position, carry, noise=0.0, shared=0.0, seed=0) -> pd.DataFrame:
+    """Final scores of the model itself, as `finals` gives them."""
+    rng = draws.generator(seed, "", "additive")
+    rows = [
+        [
+            " > ".join(order),
+            0,
+            task,
+            place,
+            before,
+            level[task] + position * place + carry.get(before, 0) + rest,
+        ]
+        for order in orders
+        for run in [shared * rng.normal()]
+        for place, (before, task) in enumerate(zip(("", *order), order, strict=False))
+        for rest in [run + noise * rng.normal()]
+    ]
+    return pd.DataFrame(rows, columns=["order", "seed", "task", "place", "before", "score"])
+
+
+LEVEL, CARRY = (
+    {"a": 0.3, "b": 0.5, "c": 0.6, "d": 0.4, "e": 0.5},
+    {"a": 0.03, "b": -0.05, "c": 0.02, "d": 0.0},
+)
+
+
+def test_the_mixed_model_finds_the_effects_that_made_the_scores():
+    rows = estimates(additive(permutations("abcd"), LEVEL, -0.02, CARRY))
+    assert [row[2] for row in rows] == pytest.approx([-0.02, 0.03, -0.05, 0.02, 0.0])
+    assert [row[1] for row in rows] == ["", *"abcd"]
+
+
+def test_the_estimates_are_those_of_statsmodels():
+    scores = additive(permutations("abcd"), LEVEL, -0.02, CARRY, noise=0.03, shared=0.05)
+    scores["score"] *= 100  # statsmodels warns of variances below 0.01
+    found = [row[2] for row in estimates(scores)]  # imports statsmodels, without its warnings
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    X, runs = design(scores, list("abcd"), list("abcd")), scores.groupby("order").ngroup().to_numpy()
+    kept = independent(X)
+    fit = MixedLM(scores["score"].to_numpy(), X[:, kept], groups=runs).fit()
+    assert between_runs(X[:, kept], scores["score"].to_numpy(), runs) > 0.5
+    assert found[0] == pytest.approx(fit.fe_params[4], abs=1e-6)
+    assert found[1] - found[2] == pytest.approx(fit.fe_params[5] - fit.fe_params[6], abs=1e-6)
+
+
+def test_what_cannot_be_estimated_is_named():
+    notes = {row[1]: row[5] for row in estimates(additive(["abcd", "bacd", "cabd"], LEVEL, 0.0, {}))}
+    assert notes["d"] == LAST
+    assert notes[""] == ONE_CLUSTER  # each order holds a part of what tells place from task
+    rows = estimates(additive(["abcde", "abced", "baced"], LEVEL, 0.0, {}))
+    assert [row[5] for row in rows] == [CONFOUNDED] * 6
+    assert all(math.isnan(row[3]) for row in rows if row[5])
+
+
+def test_the_task_before_is_read_off_the_order():
+    table = finals(ONE, "validation")
+    own = table[table["order"] == ORDERS[1]].set_index("task")
+    assert own["before"].to_dict() == {"b": "", "c": "b", "a": "c"}
+    assert own["place"].to_dict() == {"b": 0, "c": 1, "a": 2}
+
+
+# -- settings ----------------------------------------------------------------------------------------
+
+
+SEARCHED = {
+    "s1": dict(zip(ORDERS, [(0.9,) * 3, (0.8,) * 3, (0.4,) * 3], strict=True)),
+    "s2": dict(zip(ORDERS, [(0.6,) * 3, (0.7,) * 3, (0.5,) * 3], strict=True)),
+    "s3": dict(zip(ORDERS[:1], [(1.0,) * 3], strict=True)),  # not judged on all orders
+}
+
+
+def test_the_best_mean_and_the_best_worst_order_are_two_settings_with_a_price():
+    results = study(SEARCHED, knobs=("strategy.alpha",), tried=("s1", "s2", "s3"))
+    mean, worst = robustness.settings_by_order(results).to_dict("records")
+    assert (mean["setting"], worst["setting"]) == ("s1", "s2")
+    assert [mean["mean"], mean["worst"], mean["cost_worst"]] == pytest.approx([0.7, 0.4, 0.1])
+    assert [worst["mean"], worst["worst"], worst["cost_mean"]] == pytest.approx([0.6, 0.5, 0.1])
+    text = robustness.setting_sentences(results, robustness.settings_by_order(results))[0]
+    assert "Best in the mean over orders: α = 1 (mean 70.0, worst order 40.0)" in text
+    assert "choose the first costs 10.0 points in the worst order" in text
+
+
+# -- words, files, figures ---------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_sentences_and_writes_the_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda out: TWO)
+    assert cli.main(["robustness", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "Over 3 orders a task's final score moves by 20.0 points on average (AOPD)" in text
+    assert "first by FAA is ours in 2.5, other in 0.5, third in 0" in text
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(robustness.frames(TWO))
+    assert cli.main(["robustness", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows["robustness"][0]["range"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("figure", [order_spread, order_effects, order_ranks], ids=lambda f: f.__name__)
+def test_a_figure_of_orders_needs_three(figure):
+    made = figure.draw(TWO)
+    assert made is not None
+    assert len(made[1])
+    two = {label: dict.fromkeys(ORDERS[:2], (0.5, 0.4, 0.3)) for label in ("ours", "other")}
+    assert figure.draw(study(two)) is None
+
+
+# -- coverage ----------------------------------------------------------------------------------------
+
+DESIGNS = [(4, 12), (6, 24), (8, 24)]  # tasks, random orders: 4, 6 and nearly 8 clusters
+POSITION, NOISE, STUDIES = 0.01, 0.02, 1000
+
+
+def carry_of(tasks: int) -> np.ndarray:
+    return np.linspace(-0.03, 0.03, tasks)
+
+
+def fixed(order, carry) -> np.ndarray:
+    """The part of the final scores that the order makes."""
+    y = np.zeros(len(order))
+    for place, task in enumerate(order):
+        y[task] = 0.4 + 0.02 * task + POSITION * place + (carry[order[place - 1]] if place else 0)
+    return y
+
+
+@cache
+def studies(tasks: int, count: int, seed: int = 0) -> list[tuple[list[tuple[int, ...]], np.ndarray]]:
+    """(orders, final scores (orders, tasks)) of studies whose runs share their stages' noise."""
+    rng = draws.generator(seed, "", "studies", 100 * tasks + count)
+    made = []
+    for _ in range(STUDIES):
+        orders: dict[tuple[int, ...], None] = {}
+        while len(orders) < count:
+            orders[tuple(int(i) for i in rng.permutation(tasks))] = None
+        stages: dict[tuple[int, ...], np.ndarray] = {}
+        scores = [
+            fixed(order, carry_of(tasks))
+            + sum(stages.setdefault(order[: t + 1], NOISE * rng.normal(size=tasks)) for t in range(tasks))
+            for order in orders
+        ]
+        made.append((list(orders), np.array(scores)))
+    return made
+
+
+def frame(orders, scores) -> pd.DataFrame:
+    return pd.DataFrame(scores, index=[" > ".join(map(str, order)) for order in orders])
+
+
+@cache
+def truth(tasks: int) -> tuple[float, float, np.ndarray]:
+    """Mean FAA, its standard deviation, each task's: over all orders, with noise that no other run shares."""
+    rng = draws.generator(0, "", "truth")
+    sample = permutations(range(tasks)) if tasks < 7 else (rng.permutation(tasks) for _ in range(5000))
+    scores = np.array([fixed(order, carry_of(tasks)) for order in sample])
+    faa = math.sqrt(scores.mean(axis=1).var() + NOISE**2)  # T stages, each the mean of T noises
+    return scores.mean(), faa, np.sqrt(scores.var(axis=0) + tasks * NOISE**2)
+
+
+def covered(intervals, value: float) -> float:
+    return float(np.mean([low <= value <= high for low, high in intervals]))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("tasks", "count"), DESIGNS)
+def test_intervals_of_the_mean_hold_over_clusters_and_fail_over_orders(tasks, count):
+    mean, _, _ = truth(tasks)
+    clustered, naive = [], []
+    for orders, scores in studies(tasks, count):
+        faa = scores.mean(axis=1)
+        first = np.array([order[0] for order in orders])
+        clustered.append(mean_interval([faa[first == task].mean() for task in set(first)])[1:3])
+        naive.append(mean_interval(faa)[1:3])
+    assert 0.93 <= covered(clustered, mean) <= 0.97
+    assert covered(naive, mean) < 0.92
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("tasks", "count"), DESIGNS)
+def test_intervals_of_spread_and_disparity_hold(tasks, count):
+    _, faa, each = truth(tasks)
+    factor, found = expected_range(count), {"faa": [], "task": [], "AOPD": [], "MOPD": []}
+    none = pd.Series(np.nan, index=range(tasks))
+    for orders, scores in studies(tasks, count):
+        table = frame(orders, scores)
+        found["faa"].append(interval_of_scale(*deviations(table.mean(axis=1).to_frame()))[1:, 0])
+        rows = {row[0]: row[5:7] for row in disparities(table, none)}
+        for name, key in ("task", 1), ("AOPD", "AOPD"), ("MOPD", "MOPD"):
+            found[name].append(rows[key])
+    assert 0.93 <= covered(found["faa"], faa) <= 0.97
+    assert 0.93 <= covered(found["task"], factor * each[1]) <= 0.97
+    assert 0.93 <= covered(found["AOPD"], factor * each.mean()) <= 0.97
+    assert covered(found["MOPD"], factor * each.max()) >= 0.95  # made of intervals that hold jointly
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("tasks", "count"), DESIGNS[:2])
+def test_the_bootstrap_of_clusters_is_too_narrow(tasks, count):
+    mean, _, _ = truth(tasks)
+    rng = draws.generator(0, "", "bootstrap")
+    intervals = []
+    for orders, scores in studies(tasks, count):
+        first = np.array([order[0] for order in orders])
+        means = np.array([scores[first == task].mean() for task in set(first)])
+        resampled = rng.choice(means, (400, len(means))).mean(axis=1)
+        intervals.append(np.quantile(resampled, [0.025, 0.975]))
+    assert covered(intervals, mean) < 0.91
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("tasks", "count"), DESIGNS[1:])
+def test_intervals_of_rank_agreement_hold(tasks, count):
+    ahead = np.array([0, 1, 1.5, 3]) * 1.2 * NOISE
+    rng = draws.generator(0, "", "rivals")
+    alone = ahead + NOISE * rng.normal(size=(3000, 4))  # what the order makes is the same for all
+    tau = robustness.tau_b(alone)
+    expected = (tau.sum() - len(tau)) / (len(tau) * (len(tau) - 1))
+    intervals = []
+    for orders, scores in studies(tasks, count):
+        columns = [scores.mean(axis=1)]
+        for _ in range(3):  # rivals: the same orders, stages of their own
+            stages: dict[tuple[int, ...], float] = {}
+            order_effect = [fixed(order, carry_of(tasks)).mean() for order in orders]
+            noise = [
+                sum(stages.setdefault(o[: t + 1], NOISE / tasks**0.5 * rng.normal()) for t in range(tasks))
+                for o in orders
+            ]
+            columns.append(np.add(order_effect, noise))
+        faa = frame(orders, np.array(columns).T + ahead)
+        intervals.append(robustness.pairwise(faa)[1:])
+    assert 0.93 <= covered(intervals, expected) <= 0.97
+
+
+@pytest.mark.slow
+def test_intervals_of_position_and_carry_over_hold():
+    tasks, count = 6, 24
+    carry = carry_of(tasks)
+    found: list[list[tuple[float, float]]] = [[] for _ in range(tasks + 1)]
+    for orders, scores in studies(tasks, count):
+        rows = [
+            [" > ".join(map(str, order)), 0, str(task), place, before, row[task]]
+            for order, row in zip(orders, scores, strict=True)
+            for place, (before, task) in enumerate(zip(("", *map(str, order)), order, strict=False))
+        ]
+        columns = ["order", "seed", "task", "place", "before", "score"]
+        for i, row in enumerate(estimates(pd.DataFrame(rows, columns=columns))):
+            found[i].append((row[3], row[4]))
+    values = [POSITION, *(carry - carry.mean())]
+    coverage = [covered(intervals, value) for intervals, value in zip(found, values, strict=True)]
+    assert min(coverage) >= 0.93
+    assert max(coverage) <= 0.97
