@@ -56,7 +56,7 @@ class Walk(NamedTuple):
 def parts(study: Study, store: StageStore, probe: Probe) -> Iterator[list[Walk]]:
     """What a probe asks for: all at once, or in a race part by part until it is given up.
 
-    The next part is known once the store holds the one before.
+    The next part is asked for once the store holds the one before; who takes it sees to that.
     """
     at = study.at(probe.setting)
     mine = [Walk(at, run, works(at, run)[: probe.depth]) for run in runs_of(at, probe)]
@@ -93,12 +93,14 @@ def rivals_of(study: Study) -> list[str]:
     return sorted({c.rival for text in texts if (c := Constraint.parse(text)) and c.rival})
 
 
+def missing(store: StageStore, part: Sequence[Walk]) -> list[Chain]:
+    """Chains of what the store does not hold yet."""
+    return [left for walk in part if (left := [work for work in walk.works if not store.has(work)])]
+
+
 def needs(study: Study, store: StageStore, probe: Probe) -> list[Chain]:
-    """Chains of the probe that the store does not hold yet, as far as that can be said; none: it is over."""
-    for part in parts(study, store, probe):
-        if missing := [left for walk in part if (left := [w for w in walk.works if not store.has(w)])]:
-            return missing
-    return []
+    """Chains of the probe that are missing, as far as that can be said; none: it is over."""
+    return next((chains for part in parts(study, store, probe) if (chains := missing(store, part))), [])
 
 
 def asked(study: Study, store: StageStore, probe: Probe) -> list[Walk]:

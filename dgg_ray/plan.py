@@ -163,8 +163,8 @@ def foresee(study: Study, store: StageStore) -> tuple[list[judge.Walk], dict[str
             if isinstance(search, Whole):  # proposals need no answer, and there may be many
                 search.tell(number, None)
                 continue
-            while chains := judge.needs(study, shadow.store, probe):
-                for work in (work for chain in chains for work in chain):
+            for part in judge.parts(study, shadow.store, probe):
+                for work in (work for chain in judge.missing(shadow.store, part) for work in chain):
                     shadow.obtain(work)
             search.tell(number, judge.evidence(study, shadow.store, probe))
         for probe in search.proposed:

@@ -91,9 +91,9 @@ def behind(
 @lru_cache(maxsize=4096)
 def critical(level: float, freedom: int) -> float:
     """t(1 - level, freedom), one-sided."""
-    from scipy import stats  # a second to import: only where a race is run
+    from scipy.special import stdtrit  # not scipy.stats, which takes seconds to import
 
-    return float(stats.t.ppf(1 - level, freedom))
+    return float(stdtrit(freedom, 1 - level))
 
 
 def paired_spread(table: np.ndarray) -> tuple[float, int]:

@@ -118,13 +118,14 @@ def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Metho
 def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
     while not crew.over and (proposal := search.ask()) is not None:
         number, probe = proposal
-        while chains := judge.needs(study, store, probe):
-            crew.obtain(chains)
-            if judge.needs(study, store, probe) == chains:  # all of them failed
+        for part in judge.parts(study, store, probe):
+            crew.obtain(judge.missing(store, part))
+            if judge.missing(store, part):
                 break
-        if crew.over and chains:
+        found = judge.evidence(study, store, probe)
+        if crew.over and found is None:
             return  # not judged, and not told so: with a larger budget it is the next
-        search.tell(number, judge.evidence(study, store, probe))
+        search.tell(number, found)
         crew.display.best = methods.best_so_far(search)
 
 
@@ -155,15 +156,17 @@ def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker:
     """A trial: walk the probe's runs, stage by stage, all at once. It trains nothing itself."""
     race = config["race"]
     probe = Probe(**{**config, "race": Race(**race) if race else None})
-    learned, errors = 0, []
+    learned, errors = 0, list[dict[str, str]]()
 
     def finished(work: Work) -> None:
         nonlocal learned
         learned += 1
         ray.tune.report({"stages": learned, "score": so_far(study, store, probe)})
 
-    while not errors and (chains := judge.needs(study, store, probe)):
-        errors = brokers.walk(chains, broker.need.remote, finished)
+    for part in judge.parts(study, store, probe):
+        errors = brokers.walk(judge.missing(store, part), broker.need.remote, finished)
+        if errors:
+            break
     found = {"failed": len(errors), "over": brokers.over(errors)}
     ray.tune.report({"stages": learned, "score": so_far(study, store, probe), **found})
 

@@ -1,0 +1,134 @@
+"""Which setting is better, and how a run that stopped early is carried on."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.preference import (
+    Constraint,
+    Evidence,
+    Values,
+    completed,
+    dominates,
+    followed,
+    hypervolume,
+    kept_shares,
+    own_scores,
+    preferred,
+    smoothed,
+    values,
+)
+
+NAN = np.nan
+
+
+def scores(*rows):
+    """A matrix from its rows, nan where a row is short or missing; all tasks of equal size."""
+    size = max(len(rows), max(map(len, rows)))
+    R = np.full((size, size), NAN)
+    for t, row in enumerate(rows):
+        R[t, : len(row)] = row
+    return ScoreMatrix(R, np.ones(size), np.full(size, 0.1))
+
+
+def test_values_are_means_over_blocks_and_a_constraint_is_broken_by_what_is_missing():
+    mine = [scores([0.5], [0.3, 0.6]), scores([0.5], [0.5, 0.8])]  # plasticity 0.6, 0.8; stability 0.3, 0.5
+    finetune = [scores([0.5], [0.1, 0.9]), scores([0.5], [0.1, 0.7])]  # plasticity 0.9, 0.7
+    limit = Constraint.parse("plasticity >= finetune - 2 points")
+    found = values(Evidence(mine, {"finetune": finetune}), ["stability"], [limit])
+    assert found.objective == pytest.approx((0.4,))
+    assert found.excess == pytest.approx((0.8 - 0.02 - 0.7,))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plasticity >= finetune - 2 points", ("plasticity", "finetune", -0.02)),
+        ("plasticity>=finetune-1.5 %", ("plasticity", "finetune", -0.015)),
+        ("faa >= replay", ("faa", "replay", 0.0)),
+        ("faa >= replay + 1 point", ("faa", "replay", 0.01)),
+        ("stability >= 60 %", ("stability", None, 0.6)),
+        ("stability >= 0.6", ("stability", None, 0.6)),
+    ],
+)
+def test_constraints_are_read(text, expected):
+    found = Constraint.parse(text)
+    assert (found.metric, found.rival, found.bound) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["plasticity", "plasticity > 3", "faa >= finetune - two", ">= 3", "a >= b >= c"]
+)
+def test_other_texts_are_no_constraints(text):
+    assert Constraint.parse(text) is None
+
+
+def test_a_setting_that_keeps_its_constraints_comes_before_a_better_one_that_breaks_them():
+    found = [Values((0.9,), (0.1,)), Values((0.5,), (0.0,)), Values((0.6,), (0.0,)), Values((0.99,), (0.02,))]
+    assert preferred(found) == [2, 1, 3, 0]
+
+
+def test_fronts_follow_each_other_and_the_highest_mean_leads_its_front():
+    found = [Values(v) for v in ((0.2, 0.9), (0.6, 0.6), (0.5, 0.6), (0.8, 0.3), (0.1, 0.1))]
+    assert preferred(found) == [1, 0, 3, 2, 4]  # 2 is dominated by 1, 4 by all
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
+def test_nothing_dominates_what_is_preferred_to_all(points):
+    best = points[preferred([Values(p) for p in points])[0]]
+    assert not any(dominates(p, best) for p in points)
+
+
+def test_hypervolume_is_the_area_below_a_staircase():
+    # 0.2 wide up to 0.9, 0.4 more up to 0.6, 0.2 more up to 0.3
+    assert hypervolume([(0.2, 0.9), (0.6, 0.6), (0.8, 0.3), (0.5, 0.5)]) == pytest.approx(0.18 + 0.24 + 0.06)
+    assert hypervolume([(0.5, 0.5, 0.5), (1.0, 0.1, 0.1)]) == pytest.approx(0.125 + 0.5 * 0.01)
+    assert hypervolume([]) == 0
+
+
+def test_a_run_that_stopped_is_completed_by_own_scores_and_shares_kept_by_age():
+    # After two of three tasks; kept 0.8 a stage after learning, 0.9 later; task c begins at 0.4
+    half = scores([0.6], [0.5, 0.8], [])
+    R = completed(half, ("a", "b", "c"), {"c": 0.4}, [0.8, 0.9], 0.0).R
+    assert R[2] == pytest.approx([0.5 * 0.9, 0.8 * 0.8, 0.4])
+    assert completed(half, ("a", "b", "c"), {}, (), 1.0).R[2] == pytest.approx([0.5, 0.8, 1.0])
+    assert np.isnan(half.R[2]).all()
+
+
+def test_a_run_follows_another_by_what_that_one_kept_of_each_task():
+    other = scores([0.8], [0.4, 0.6], [0.2, 0.3, 0.7])  # a keeps half, b keeps half
+    R = followed(scores([0.8], [0.6, 0.5], []), other).R
+    assert R[2] == pytest.approx([0.3, 0.25, 0.7])
+
+
+def test_shares_kept_are_quantiles_by_age_and_never_above_one():
+    a = scores([0.8], [0.4, 0.5], [0.4, 0.25, 0.9])  # age 0: 0.5, 0.5; age 1: 1
+    b = scores([0.5], [0.5, 0.6], [0.6, 0.3, 0.9])  # age 0: 1, 0.5; age 1: 1.2, cut to 1
+    assert kept_shares([a, b], 0.5) == pytest.approx([0.5, 1.0])
+    assert kept_shares([a, b], 1.0) == pytest.approx([1.0, 1.0])
+    assert own_scores([(("x", "y", "z"), a)]) == {"x": [0.8], "y": [0.5], "z": [0.9]}
+
+
+def test_points_on_a_parabola_are_left_where_they_are_and_an_outlier_is_drawn_to_it():
+    x = [0.0, 0.1, 0.3, 0.6, 1.0]
+    knobs = {"strategy.alpha.a": None}
+    settings = [{"strategy.alpha.a": v} for v in x]
+    curve = np.array([[0.5 + v - v * v] for v in x])
+    assert smoothed(curve, [0] * 5, settings, knobs) == pytest.approx(curve)
+    off = curve.copy()
+    off[2] += 0.1
+    assert abs(smoothed(off, [0] * 5, settings, knobs)[2] - curve[2]) < 0.05
+
+
+def test_parents_have_levels_of_their_own_on_one_curve():
+    x = [0.0, 0.1, 0.3, 0.6]
+    settings = [{"a": v} for v in x] * 2
+    table = np.array([[v - v * v] for v in x] + [[0.2 + v - v * v] for v in x])
+    assert smoothed(table, [0] * 4 + [1] * 4, settings, {"a": None}) == pytest.approx(table)
+
+
+def test_too_few_points_are_taken_as_they_are():
+    table = np.array([[0.1], [0.9], [0.2]])
+    assert smoothed(table, [0, 0, 0], [{"a": v} for v in (0, 1, 2)], {"a": None}) is table

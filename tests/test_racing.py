@@ -1,0 +1,149 @@
+"""A setting that is behind is given up, and the best one is not."""
+
+import numpy as np
+import pytest
+
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.law import Law
+from dgg_ray.racing import Race, critical, hopeless, paired_spread
+from dgg_ray.rehearse import rehearse
+from dgg_ray.sections import Knob, Orders, Search
+from dgg_ray.simulate import imagined
+from dgg_ray.strategies.dgg import DGG
+
+BLOCKS = tuple(((("a", "b")), seed) for seed in range(4))
+
+
+def run(*finals, own=0.5, depth=2):
+    """Matrices of two tasks that both end at each of `finals`."""
+    found = []
+    for final in finals:
+        R = np.array([[own, np.nan], [final, final]])
+        R[depth:] = np.nan
+        found.append(ScoreMatrix(R, np.ones(2), np.zeros(2)))
+    return found
+
+
+def race(level=0.3, spread=0.1, freedom=10, hopes=None):
+    return Race(({},), level, hopes or {"a": 0.9, "b": 0.9}, ((spread, freedom),))
+
+
+def test_the_margin_is_students_t_of_the_pooled_spread():
+    # level 0.3 over 3 looks: t(0.9, 10) = 1.372; one block: given up beyond 0.1372 behind
+    theirs = [run(0.8, 0.8, 0.8, 0.8)]
+    assert critical(0.1, 10) == pytest.approx(1.372, abs=1e-3)
+    assert not hopeless(race(), ["faa"], BLOCKS, run(0.8 - 0.137), theirs)
+    assert hopeless(race(), ["faa"], BLOCKS, run(0.8 - 0.138), theirs)
+    # two blocks: 0.1372 / √2 = 0.0970 behind in the mean
+    assert not hopeless(race(), ["faa"], BLOCKS, run(0.75, 0.66), theirs)  # 0.095
+    assert hopeless(race(), ["faa"], BLOCKS, run(0.75, 0.65), theirs)  # 0.1
+
+
+def test_the_candidates_own_spread_counts_where_it_is_larger():
+    theirs = [run(0.8, 0.8, 0.8, 0.8)]
+    assert hopeless(race(spread=0.01), ["faa"], BLOCKS, run(0.75, 0.75, 0.75), theirs)
+    assert not hopeless(race(spread=0.01), ["faa"], BLOCKS, run(0.95, 0.95, 0.35), theirs)  # as far behind
+
+
+def test_between_tasks_the_best_that_is_known_stands_for_what_is_to_come():
+    theirs = [run(0.8, 0.8, 0.8, 0.8)]
+    # After task a at 0.5, with b hoped at 0.9: (0.5 + 0.9) / 2 = 0.7, 0.1 behind; at b = 0.7: 0.2 behind
+    assert not hopeless(race(), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
+    assert hopeless(race(hopes={"b": 0.7}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
+    assert not hopeless(race(hopes={}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)  # nothing known: 1
+
+
+def test_with_two_objectives_it_must_be_behind_in_both():
+    two = Race(({},), 0.3, {}, ((0.1, 10), (0.1, 10)))
+    theirs = [run(0.8, 0.8, 0.8, 0.8)]
+    both = ["stability", "plasticity"]
+    assert hopeless(two, both, BLOCKS, run(0.3), theirs)
+    better = run(0.3)
+    better[0].R[1, 1] = 0.9  # plasticity
+    assert not hopeless(two, both, BLOCKS, better, theirs)
+
+
+def test_what_was_run_to_its_end_is_judged_and_not_given_up():
+    theirs = [run(0.8, 0.8, 0.8, 0.8)]
+    assert not hopeless(race(), ["faa"], BLOCKS, run(0.1, 0.1, 0.1, 0.1), theirs)
+
+
+def test_the_spread_is_the_residual_of_settings_and_blocks():
+    # Residuals ±0.1 in a 2 × 2 table: sum of squares 0.04, one degree of freedom, twice that
+    table = np.array([[0.5, 0.7], [0.7, 0.5]])
+    assert paired_spread(table) == (pytest.approx((2 * 0.04) ** 0.5), 1)
+    assert paired_spread(table + np.array([[0.0, 0.3]])) == (pytest.approx(0.08**0.5), 1)
+    assert paired_spread(np.ones((1, 5)))[1] == 0
+
+
+def simulated(seed, level, low=0.0, high=1.0):
+    return imagined(
+        3,
+        DGG(alpha=0.1, buffer=20),
+        simulation=Law(seed=seed, noise=0.01),
+        orders=Orders("random", 2),
+        seeds=(0, 1),
+        search=Search(
+            {"strategy.alpha": Knob(low=low, high=high, per_task=True)},
+            method="random",
+            trials=8,
+            race=level,
+            seed=seed,
+        ),
+    )
+
+
+def truth(of, setting):
+    at, total = of.at(setting), 0.0
+    for order in of.all_orders:
+        skills: dict[str, float] = {}
+        for task in order:
+            skills = of.simulation.learned(skills, task, at.strategy.alpha_for(task), 20, 8)
+        total += sum(skills.values())
+    return total
+
+
+def given_up(seed, level, **space):
+    """(Whether the best setting was given up, how many were, stages learned)."""
+    of = simulated(seed, level, **space)
+    found = rehearse(of, 4, compare=False)
+    search = found.search
+    best = max(range(8), key=lambda n: truth(of, search.proposed[n].setting))
+    judged = search.judged()
+    return best not in judged, 8 - len(judged), found.stages
+
+
+@pytest.mark.whole()
+def test_the_best_setting_is_given_up_less_often_than_the_level_says():
+    # All settings nearly alike: the hardest case, since any of them looks best by luck on some blocks.
+    studies = 60
+    lost = [given_up(seed, 0.2, low=0.3, high=0.301)[0] for seed in range(studies)]
+    assert np.mean(lost) < 0.2
+
+
+def test_a_race_saves_stages_and_keeps_the_best_where_settings_differ():
+    raced = [given_up(seed, 0.2) for seed in range(5)]
+    full = [given_up(seed, None) for seed in range(5)]
+    assert not any(lost for lost, _, _ in raced)
+    assert sum(many for _, many, _ in raced) >= 5
+    assert sum(many for _, many, _ in full) == 0
+    assert sum(stages for _, _, stages in raced) < sum(stages for _, _, stages in full)
+
+
+def test_a_race_is_the_same_on_any_number_of_fleets():
+    a, b = (rehearse(simulated(3, 0.2), fleets, compare=False) for fleets in (1, 5))
+    assert a.search.proposed == b.search.proposed
+    assert a.search.judged() == b.search.judged()
+    assert a.store.records.keys() == b.store.records.keys()
+
+
+def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
+    of = simulated(1, 0.2)
+    search = rehearse(of, compare=False).search
+    given = [n for n in range(8) if n not in search.judged() and search.told[n] is not None]
+    assert given
+    for n in given:
+        rival = next(
+            m for m, p in enumerate(search.proposed) if p.setting == search.proposed[n].race.incumbents[0]
+        )
+        assert search.estimate(n).objective[0] < search.judged()[rival].objective[0]

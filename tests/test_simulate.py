@@ -1,0 +1,196 @@
+"""A learner that follows a known law, behind the same verbs as a real one."""
+
+import numpy as np
+import pytest
+
+from dgg_ray import Study, cli, judge
+from dgg_ray.law import GUESS, Law, capacity
+from dgg_ray.rehearse import Cluster, rehearse
+from dgg_ray.results import table
+from dgg_ray.sections import Knob, Orders, Protocol, Search, Workers
+from dgg_ray.simulate import MemoryStore, Simulated, imagined
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.strategies.dgg import DGG
+
+EXACT = Law(noise=0.0, exam_noise=False, spread=0.0)
+
+
+def test_the_law_is_its_formulas():
+    law = Law(seed=7, place=0.02)
+    top, rigid, frail, _ = law.nature("b")
+    found = law.learned({"a": 0.8}, "b", alpha=0.5, buffer=50, rank=8)
+    # c(8) = 1 - 0.3 / 2; (1-α)² = 0.25; 1 + m/m₀ = 2
+    assert found["b"] == pytest.approx(top * 0.85 * (1 - rigid * 0.25) - 0.02)
+    assert found["a"] == pytest.approx(0.8 * (1 - frail * (1 - 0.85 * 0.75) / 2))
+    assert law.learned({}, "b", 1.0, 0, 8)["b"] == pytest.approx(top * 0.85)  # the first has no guidance
+    assert law.together(("a", "b"), 1e9)["b"] == pytest.approx(top)
+    assert capacity(8) == pytest.approx(0.85)
+
+
+def test_more_guidance_keeps_more_and_learns_less():
+    law, alphas = Law(), np.linspace(0, 1, 11)
+    found = [law.learned({"a": 0.8}, "b", a, 20, 8) for a in alphas]
+    assert (np.diff([f["a"] for f in found]) > 0).all()
+    assert (np.diff([f["b"] for f in found]) < 0).all()
+
+
+def chain(study, store):
+    (run,) = study.runs()
+    return judge.works(study, run, judge.FINAL)
+
+
+def test_scores_without_noise_are_the_laws():
+    study = imagined(3, DGG(alpha=0.4, buffer=10), simulation=EXACT)
+    store = MemoryStore()
+    shop = Simulated.of(study, store)
+    for work in chain(study, store):
+        shop.obtain(work)
+    skills: dict[str, float] = {}
+    for task in study.names:
+        skills = EXACT.learned(skills, task, 0.4, 10, 8)
+    scores = judge.matrix(study, store, study.runs()[0], "test")
+    assert scores.R[2] == pytest.approx([skills[name] for name in study.names])
+    assert np.isnan(scores.R[0, 1:]).all()
+
+
+def test_noise_has_the_size_that_was_asked_for_and_a_part_in_common():
+    def first(seed, alpha, shared):
+        law = Law(noise=0.02, shared=shared, exam_noise=False)
+        study = imagined(2, DGG(alpha=alpha), simulation=law, seeds=(seed,))
+        shop = Simulated.of(study, MemoryStore())
+        stage = study.runs()[0].stages[1]
+        skills = shop.skills(stage)
+        exact = Law(noise=0.0).learned(Law(noise=0.0).learned({}, "task0", 0, 0, 8), "task1", alpha, 0, 8)
+        return skills["task1"] - exact["task1"]
+
+    errors = np.array([[first(seed, a, 0.5) for a in (0.2, 0.6)] for seed in range(1500)])
+    assert errors.std(axis=0) == pytest.approx([0.02, 0.02], rel=0.15)
+    assert np.corrcoef(errors.T)[0, 1] == pytest.approx(0.5, abs=0.08)
+    assert first(3, 0.2, 1.0) == pytest.approx(first(3, 0.6, 1.0))
+
+
+def test_a_folder_and_memory_hold_the_same(tmp_path):
+    study = imagined(3, DGG(alpha=0.4, buffer=10))
+    stores = [MemoryStore(), StageStore(tmp_path)]
+    for store in stores:
+        shop = Simulated.of(study, store)
+        for work in chain(study, store):
+            shop.obtain(work)
+        assert all(store.has(work) for work in chain(study, store))
+    a, b = (judge.matrix(study, store, study.runs()[0], "test").R for store in stores)
+    assert np.array_equal(a, b, equal_nan=True)
+    assert {r["key"] for r in stores[0]} == {r["key"] for r in stores[1]}
+
+
+def test_what_was_never_learned_is_guessed():
+    study = imagined(2, DGG(), simulation=EXACT)
+    store = MemoryStore()
+    Simulated.of(study, store).obtain(Work(study.untouched(), (study.exam("task1", "test"),)))
+    (cell,) = store.cells(study.untouched()).values()
+    assert cell["score"] == GUESS
+
+
+def test_simulated_stages_are_never_taken_for_real_ones():
+    study = imagined(2, DGG())
+    other = imagined(2, DGG(), simulation=Law(seed=1))
+    keys = [{stage.key for stage in s.runs()[0].stages} for s in (study, other)]
+    assert not keys[0] & keys[1]
+    assert study.fingerprint != other.fingerprint != ""
+
+
+def test_one_fleet_works_as_long_as_its_stages_take_and_many_share_it():
+    study = imagined(4, DGG(), simulation=EXACT, orders=Orders("cyclic"), protocol=Protocol(rivals=()))
+    one, four, many = (rehearse(study, fleets) for fleets in (1, 4, 64))
+    assert one.busy == pytest.approx(1.0)
+    assert one.stages == four.stages == 16
+    assert one.hours > 3 * four.hours
+    assert many.hours <= four.hours
+    # No more than four orders can run at once, each one stage after another.
+    longest = max(
+        sum(Simulated.of(study, MemoryStore()).cost(stage)[1] for stage in run.stages) for run in study.runs()
+    )
+    assert many.hours * 3600 >= longest
+
+
+def test_stages_that_two_runs_share_are_learned_once():
+    orders = (("task0", "task1", "task2"), ("task0", "task2", "task1"))
+    study = imagined(3, DGG(alpha=0.5), orders=Orders(given=orders), protocol=Protocol(rivals=()))
+    assert rehearse(study, 2).stages == 5
+
+
+def test_a_clock_that_waits_is_as_long_as_the_law_says(monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    study = imagined(2, DGG(), simulation=Law(wait=0.5, spread=0.0, noise=0.0))
+    shop = Simulated.of(study, MemoryStore())
+    stage = study.runs()[0].stages[0]
+    shop.learn(stage)
+    assert slept == [pytest.approx(0.5 * shop.cost(stage)[1])]
+
+
+def test_thousands_of_stages_pass_through_desk_and_store():
+    study = imagined(
+        6,
+        DGG(alpha=0.1, buffer=20),
+        orders=Orders("random", 8),
+        search=Search({"strategy.alpha": Knob(low=0.0, high=1.0, per_task=True)}, method="random", trials=40),
+        protocol=Protocol(rivals=()),
+    )
+    found = rehearse(study, 16)
+    assert found.stages > 1_500
+    assert len(found.search.judged()) == 40
+    assert found.busy > 0.9
+    assert Cluster(study.simulated(), 2).idle == ["fleet 0", "fleet 1"]
+
+
+FILE = """\
+name: rehearsed
+model: {name: llava_1_5, path: nowhere}
+tasks:
+  - {name: digits, reader: embedded, train: 40}
+  - {name: words, reader: embedded, train: 40}
+  - {name: charts, reader: embedded, train: 40}
+strategy: {name: dgg, buffer: 10}
+search:
+  method: stagewise
+  space:
+    strategy.alpha: {per_task: [0, 0.3, 1.0]}
+protocol: {held_out: 2, rivals: [runner_up, constant, first_two, replay, finetune, joint]}
+workers: {engine: simulated}
+"""
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rehearsed")
+    (folder / "study.yaml").write_text(FILE)
+    arguments = ["run", str(folder / "study.yaml"), "--out", str(folder / "out"), "--local", "--quiet"]
+    assert cli.main(arguments) == 0
+    return folder
+
+
+def test_any_study_can_be_rehearsed_without_its_model(rehearsed):
+    cells = table(rehearsed / "out")
+    assert set(cells["strategy"]) == {"dgg", "replay", "finetune", "joint"}
+    assert (rehearsed / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_the_winner_and_all_its_rivals_meet_on_blocks_that_took_no_part_in_the_choice(rehearsed):
+    study = Study.load(rehearsed / "study.yaml")
+    cells = table(rehearsed / "out")
+    test = cells[cells["split"] == "test"]
+    searched = {" > ".join(order) for order in study.all_orders}
+    assert not set(test["order"]) & searched
+    assert set(test["seed"]) == {1, 2}
+    assert test.groupby("setting")["order"].nunique().eq(2).all()
+
+
+def test_a_rehearsed_study_that_is_run_again_learns_nothing(rehearsed, capsys):
+    (rehearsed / "out" / "report.html").unlink()
+    arguments = ["run", str(rehearsed / "study.yaml"), "--out", str(rehearsed / "out"), "--local", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert "nothing trained, all answered from the store" in capsys.readouterr().out
+
+
+def test_engine_simulated_keeps_its_name_in_one_process():
+    assert Workers(engine="simulated", fleets=4).alone().engine == "simulated"

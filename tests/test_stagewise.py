@@ -1,0 +1,205 @@
+"""The search over tasks, on simulated studies whose optimum is known."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from dgg_ray import judge
+from dgg_ray.law import Law
+from dgg_ray.rehearse import rehearse
+from dgg_ray.sections import Knob, Orders, Protocol, Search
+from dgg_ray.simulate import MemoryStore, Simulated, imagined
+from dgg_ray.stagewise import Stagewise, halvings
+from dgg_ray.strategies.dgg import DGG
+
+VALUES = (0.0, 0.2, 0.5, 1.0)
+EXACT = Law(noise=0.0, exam_noise=False, seed=3)
+PER_TASK = {"strategy.alpha": Knob(values=VALUES, per_task=True)}
+
+
+def study(tasks=4, orders=1, law=EXACT, space=None, **search):
+    search = {"method": "stagewise", "tries": 4, "audit": 0.0, **search}
+    return imagined(
+        tasks,
+        DGG(alpha=0.1, buffer=20),
+        simulation=law,
+        orders=Orders("random", orders),
+        search=Search(space or PER_TASK, **search),
+    )
+
+
+def truth(of, setting):
+    """Mean final score over the study's orders, by the law."""
+    at, finals = of.at(setting), []
+    for order in of.all_orders:
+        skills: dict[str, float] = {}
+        for task in order:
+            alpha, rank = at.strategy.alpha_for(task), at.adapter.rank
+            skills = of.simulation.learned(skills, task, alpha, at.strategy.buffer, rank)
+        finals.append(np.mean(list(skills.values())))
+    return float(np.mean(finals))
+
+
+def best_of_all(of):
+    names = [f"strategy.alpha.{name}" for name in of.names]
+    return max(truth(of, dict(zip(names, v, strict=True))) for v in product(VALUES, repeat=len(names)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_noise_one_order_ends_at_the_best_of_all_settings(seed):
+    of = study(law=Law(noise=0.0, exam_noise=False, seed=seed))
+    found = rehearse(of, compare=False)
+    assert truth(of, found.search.winner()) == pytest.approx(best_of_all(of), abs=1e-3)
+
+
+def by_hand(of, fails=lambda probe: False):
+    """The search walked probe by probe on a store of its own: (search, shop)."""
+    search, shop = Stagewise(of), Simulated.of(of, MemoryStore())
+    while (proposal := search.ask()) is not None:
+        number, probe = proposal
+        for work in (work for chain in judge.needs(of, shop.store, probe) for work in chain):
+            shop.obtain(work)
+        search.tell(number, None if fails(probe) else judge.evidence(of, shop.store, probe))
+    return search, shop
+
+
+def test_a_level_learns_one_stage_for_each_value_of_each_kept_state():
+    # One order of 4 tasks: 4 values on 1 state, then 4 on each of 2, twice; then the revision.
+    search, shop = by_hand(study(beam=2))
+    levels = [probe.depth for probe in search.proposed if probe.block is None]
+    assert levels[:20] == [2] * 4 + [3] * 8 + [4] * 8
+    revised = [probe for probe in search.proposed if probe.block is not None]
+    assert len(revised) == 3 * 4  # a value for each task but the first
+    # The winner's path was kept all along: only its other values at each place, known, are looked at.
+    assert len(shop.store.records) <= 1 + 4 + 8 + 8 + 3
+
+
+def test_a_wider_beam_and_no_noise_are_never_worse():
+    scores = [truth(o := study(tasks=5, beam=b), rehearse(o, compare=False).search.winner()) for b in (1, 3)]
+    assert scores[1] >= scores[0] - 1e-12
+
+
+@pytest.mark.parametrize("orders", [1, 3])
+def test_what_is_found_does_not_depend_on_the_number_of_fleets(orders):
+    of = study(tasks=4, orders=orders, law=Law(seed=1), audit=0.2)
+    a, b = rehearse(of, 1, compare=False), rehearse(of, 7, compare=False)
+    assert a.search.proposed == b.search.proposed
+    assert a.search.winner() == b.search.winner()
+    assert a.store.records.keys() == b.store.records.keys()
+    assert a.hours > b.hours
+
+
+def test_several_orders_share_values_by_the_tasks_name():
+    of = study(tasks=4, orders=3, law=Law(noise=0.0, exam_noise=False, seed=2))
+    found = rehearse(of, compare=False)
+    winner = found.search.winner()
+    placed = {order[t] for order in of.all_orders for t in range(1, 4)}
+    assert set(winner) == {f"strategy.alpha.{name}" for name in placed}
+    assert truth(of, winner) == pytest.approx(best_of_all(of), abs=0.003)
+
+
+def test_the_revision_mends_values_that_were_chosen_at_an_early_place():
+    # Three orders decide a task where it comes first; what is best later shows only then.
+    of = study(tasks=5, orders=4, law=Law(noise=0.0, exam_noise=False, seed=5), beam=1)
+    search = rehearse(of, compare=False).search
+    early = search.proposed[next(n for n, p in enumerate(search.proposed) if p.block is not None) - 1]
+    judged = search.judged()
+    assert truth(of, search.winner()) >= truth(of, early.setting)
+    assert max(judged.values(), key=lambda v: v.objective) == judged[search.best()]
+
+
+def test_rank_and_buffer_are_outer_choices_that_are_halved_along_the_tasks():
+    space = {**PER_TASK, "adapter.rank": Knob(values=(2, 32)), "strategy.buffer": Knob(values=(5, 100))}
+    search = rehearse(study(tasks=4, space=space, outer=4), compare=False).search
+    winner = search.winner()
+    assert (winner["adapter.rank"], winner["strategy.buffer"]) == (32, 100)  # the law: more is better
+    outer = lambda p: (p.setting["adapter.rank"], p.setting["strategy.buffer"])  # noqa: E731
+    by_depth = {d: {outer(p) for p in search.proposed if p.depth == d} for d in (2, 3, 4)}
+    assert [len(by_depth[d]) for d in (2, 3, 4)] == [4, 2, 1]
+
+
+def test_halvings_leave_one_combination_before_the_last_task():
+    assert halvings(1, 6) == set()
+    assert halvings(4, 6) == {3, 5}
+    assert halvings(8, 9) == {3, 5, 7}
+
+
+def test_the_audit_finishes_dropped_states_and_recommends_one_that_wins():
+    of = study(tasks=5, law=Law(seed=4, noise=0.02), audit=0.3, beam=1)
+    search = rehearse(of, compare=False).search
+    assert search.audited
+    values = search.judged()
+    for dropped in search.audited:
+        probe = search.proposed[dropped.number]
+        assert dropped.state.setting.items() <= probe.setting.items()
+        assert probe.depth == 5
+        assert dropped.state.depth < 5
+    assert values[search.best()].objective == max(v.objective for v in values.values())
+    spent = sum(5 - d.state.depth for d in search.audited)
+    assert spent <= 0.3 / 0.7 * len(search.states)
+
+
+def test_a_failed_state_is_dropped_and_the_search_goes_on():
+    of = study(tasks=3)
+    second = f"strategy.alpha.{of.all_orders[0][1]}"
+    best = by_hand(of)[0].winner()[second]
+    search, _ = by_hand(of, fails=lambda probe: probe.setting.get(second) == best)
+    assert search.finished
+    assert search.winner()[second] != best
+
+
+def test_ranges_are_searched_in_two_rounds():
+    space = {"strategy.alpha": Knob(low=0.0, high=1.0, per_task=True)}
+    of = study(tasks=4, space=space, tries=6, law=EXACT)
+    found = rehearse(of, compare=False).search
+    assert truth(of, found.winner()) > best_of_all(of) - 0.01
+    second = [p for p in found.proposed if p.depth == 2 and p.block is None]
+    assert len({tuple(p.setting.items()) for p in second}) == 6
+
+
+def test_a_constraint_holds_for_the_winner_where_it_can():
+    space = {"strategy.alpha": Knob(values=(0.0, 0.3, 0.6, 1.0), per_task=True)}
+    free = study(tasks=4, space=space, objective=("stability",), law=EXACT)
+    bound = study(
+        tasks=4,
+        space=space,
+        objective=("stability",),
+        subject_to=("plasticity >= finetune - 5 points",),
+        law=EXACT,
+    )
+    unbound, kept = rehearse(free, compare=False).search, rehearse(bound, compare=False).search
+    assert kept.judged()[kept.best()].excess == (0.0,)
+
+    def plasticity(of, setting):
+        own = [
+            of.simulation.learned({"x": 0.5}, t, of.at(setting).strategy.alpha_for(t), 0, 8)[t]
+            for t in of.all_orders[0][1:]
+        ]
+        return np.mean(own)
+
+    nothing = {f"strategy.alpha.{name}": 0.0 for name in bound.names}
+    assert plasticity(bound, kept.winner()) >= plasticity(bound, nothing) - 0.05
+    assert plasticity(free, unbound.winner()) < plasticity(bound, kept.winner())
+
+
+def test_the_rivals_of_the_search_are_one_value_for_all_and_the_value_after_two_tasks():
+    rivals = ("runner_up", "constant", "first_two", "replay")
+    of = imagined(
+        4,
+        DGG(alpha=0.1, buffer=20),
+        simulation=EXACT,
+        orders=Orders("random", 2),
+        search=Search(PER_TASK, method="stagewise", tries=4),
+        protocol=Protocol(held_out=2, rivals=rivals),
+    )
+    found = rehearse(of)
+    assert list(found.final) == ["dgg", *rivals]
+    constant = {f"strategy.alpha.{n}": v for n in of.names for v in [0]}
+    best = max(VALUES, key=lambda v: truth(of, dict.fromkeys(constant, v)))
+    assert set(found.final["constant"].strategy.alpha.values()) == {best}
+    assert len(set(found.final["first_two"].strategy.alpha.values())) == 1
+    assert truth(of, found.search.winner()) >= truth(of, dict.fromkeys(constant, best)) - 1e-9
+    orders = {order for at in found.final.values() for order, _ in at.blocks}
+    assert not orders & set(of.all_orders)
+    assert {seed for order, seed in found.final["dgg"].blocks} == {1, 2}
