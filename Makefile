@@ -3,13 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart robustness test test-core test-all check format benchmark clean
+.PHONY: quickstart find-alpha find-alpha-whole robustness test test-core test-all check format benchmark clean
 
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
 
 robustness: .venv/ready
 	$(BIN)/dgg-ray run studies/order_robustness.yaml
+
+find-alpha: .venv/ready
+	$(BIN)/dgg-ray run studies/find_alpha.yaml
+
+find-alpha-whole: .venv/ready
+	$(BIN)/dgg-ray run studies/find_alpha_whole.yaml
 
 test: .venv/ready
 	$(BIN)/pytest -m "not slow and not browser and not gpu"

@@ -1,0 +1,97 @@
+"""What a search may ask for; every fault is told before anything starts."""
+
+import pytest
+from test_study import GOOD, faults, load  # noqa: F401 - load is a fixture
+
+STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        (STAGEWISE + "  beam: 0\n", "search.beam", "must be at least 1, got 0"),
+        (STAGEWISE + "  tries: 1\n", "search.tries", "must be at least 2, got 1"),
+        (STAGEWISE + "  audit: 0.9\n", "search.audit", "must be at most 0.5"),
+        (STAGEWISE + "  race: 0.05\n", "search.race", "`stagewise` drops settings between tasks by itself"),
+        (STAGEWISE.replace("{per_task: [0, 0.5]}", "[0, 0.5]"), "search.space", "searched per task"),
+        (GOOD + "  race: 0.7\n", "search.race", "must be less than 0.5"),
+        (GOOD + "  method: tpee\n", "search.method", "Did you mean 'tpe'?"),
+        (GOOD + "  objective: faaa\n", "search.objective", "Did you mean 'faa'?"),
+        (GOOD + "  objective: [stability, forgetting]\n", "search.objective", "objectives are maximised"),
+        (
+            GOOD + "  subject_to: plasticity >= finetun - 2 points\n",
+            "search.subject_to[0]",
+            "Did you mean 'finetune'?",
+        ),
+        (
+            GOOD + "  subject_to: [plastic >= finetune]\n",
+            "search.subject_to[0]",
+            "Did you mean 'plasticity'?",
+        ),
+        (GOOD + "  subject_to: [plasticity]\n", "search.subject_to[0]", "METRIC >= STRATEGY - NUMBER points"),
+        (GOOD + "  subject_to: [faa >= joint]\n", "search.subject_to[0]", "one task after another"),
+        (
+            GOOD + "protocol: {rivals: [runner_upp]}\n",
+            "protocol.rivals[0]",
+            "Did you mean 'runner_up'?",
+        ),
+        (
+            GOOD.replace("{per_task: [0, 0.5]}", "[0, 0.5]") + "protocol: {rivals: [constant]}\n",
+            "protocol.rivals[0]",
+            "searched per task",
+        ),
+        (
+            GOOD + "protocol: {held_out: 2, final_seeds: [4]}\n",
+            "protocol.final_seeds",
+            "bring their own seeds",
+        ),
+        (
+            GOOD.replace("{design: random, count: 2}", "{design: all}") + "protocol: {held_out: 2}\n",
+            "protocol.held_out",
+            "`all` leaves none",
+        ),
+    ],
+)
+def test_a_fault_is_told_with_its_path_and_what_is_right(load, text, path, words):  # noqa: F811
+    assert words in faults(load, text)[path]
+
+
+def test_a_rival_from_the_search_needs_a_search(load):  # noqa: F811
+    text = GOOD[: GOOD.index("search:")] + "protocol: {rivals: [runner_up]}\n"
+    assert "needs a search" in faults(load, text)["protocol.rivals[0]"]
+
+
+def test_settings_are_not_chosen_on_test_by_accident(load, monkeypatch):  # noqa: F811
+    from dataclasses import replace
+
+    from dgg_ray.tasks.embedded import Embedded
+
+    read = Embedded.read
+
+    def same(self, name):
+        task = read(self, name)
+        if name != "words":
+            return task
+        examples = {**task.examples, "validation": task.examples["test"]}
+        return replace(task, examples=examples, digests={**task.digests, "validation": task.digests["test"]})
+
+    monkeypatch.setattr(Embedded, "read", same)
+    fault = faults(load, GOOD)["tasks"]
+    assert "words: validation and test hold the same examples" in fault
+    assert "protocol.select_on: test" in fault
+    assert load(GOOD + "protocol: {select_on: test}\n").protocol.select_on == "test"
+
+
+def test_held_out_blocks_have_orders_and_seeds_of_their_own(load):  # noqa: F811
+    study = load(GOOD + "protocol: {held_out: 3}\n")
+    orders, seeds = zip(*study.final_blocks, strict=True)
+    assert len(set(orders)) == 3
+    assert not set(orders) & set(study.all_orders)
+    assert seeds == (4, 5, 6)  # the search's are 0 and 3
+
+
+def test_more_held_out_blocks_than_orders_left_come_round_with_new_seeds(load):  # noqa: F811
+    study = load(GOOD + "protocol: {held_out: 6}\n")  # 6 orders of 3 tasks, 2 of them searched
+    orders, seeds = zip(*study.final_blocks, strict=True)
+    assert len(set(orders)) == 4
+    assert len(set(seeds)) == 6
