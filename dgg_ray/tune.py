@@ -21,7 +21,7 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster, judge, methods, studyfile
+from dgg_ray import cluster, judge, methods, studyfile, warm
 from dgg_ray.errors import ClusterError
 from dgg_ray.fleet import Fleets, describe, workshop
 from dgg_ray.progress import Display
@@ -46,6 +46,7 @@ def run(
     from dgg_ray import report, results  # here: trials import this file, and need no plots
 
     out = out.absolute()
+    study = warm.settled(study, out)
     store = StageStore(study.store_folder(out))
     store.sweep()
     studyfile.keep(study, out)
