@@ -109,7 +109,8 @@ def found_files(study: Study, at: str, place: str, faults: list[Fault]) -> dict[
     root = Path(study.root)
     path = next((p for p in (root / place, Path(place).absolute()) if p.exists()), None)
     if path is None:
-        faults.append(Fault(at, "no such folder or file", repr(place)))
+        near = nearest(place, plugins.names("tasks"))
+        faults.append(Fault(at, "no such folder or file", repr(place), near))
         return {}
     folder, first = (path, "") if path.is_dir() else (path.parent, path.name)
     found: dict[str, str] = {}

@@ -66,14 +66,18 @@ def judged(old: Study, folder: Path) -> Method | None:
 def known(study: Study, search: Search, old: Study, searched: Method) -> list[Known]:
     """What the older study's settings are here, best first; each once, and none of which nothing is left."""
     here, values = space(study, search), searched.judged()
-    mine = {path for path in here if path.rpartition(".")[2] not in set(study.names) - set(old.names)}
+    # Tasks whose values need not be known: those to come, and one that is first in every order.
+    free = {*study.names} - {name for order in study.all_orders for name in order[1 : len(old.names)]}
     same = study.tasks == old.tasks and search.subject_to == searched.search.subject_to
     found: dict[str, Known] = {}
     for number in searched.ranking():
         whole = searched.proposed[number].setting
         setting = {path: v for path, v in whole.items() if path in here and contains(here[path], v)}
         objectives = values[number].objective if same and not any(values[number].excess) else ()
-        depth = 0 if len(setting) < len(whole) or set(setting) != mine else shared(study, old, setting)
+        all_there = len(setting) == len(whole) and all(
+            p.rpartition(".")[2] in free for p in here.keys() - setting
+        )
+        depth = shared(study, old, setting) if all_there else 0
         if setting:
             found.setdefault(repr(setting), Known(setting, objectives, depth))
     return list(found.values())

@@ -20,9 +20,12 @@ SIZE = 100_000  # columns; a value stands on one line
 def put(text: str, path: Path, value: Any) -> str:
     """The text with `value` at a path of keys and places; the last one may be new, one after the end too.
 
-    KeyError where nothing stands on the way to it.
+    KeyError where nothing stands on the way to it, or the text is no YAML.
     """
-    above = at(yaml.compose(text, yaml.SafeLoader), path[:-1])
+    try:
+        above = at(yaml.compose(text, yaml.SafeLoader), path[:-1])
+    except yaml.YAMLError as error:
+        raise KeyError(path[-1]) from error
     if (old := child(above, path[-1])) is not None:
         before, rows = text[: old.start_mark.index], block(above, value)
         return (before.rstrip() + rows if rows else before + written(value)) + text[end(old, text) :]
