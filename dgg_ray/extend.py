@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import plugins, studyfile, warm, yamltext
+from dgg_ray import plugins, studyfile, yamltext
 from dgg_ray.errors import Fault, StudyError, nearest
 from dgg_ray.study import Study
 
@@ -51,6 +51,8 @@ def extend(
     name: of the new study; None is the old one's and the tasks'.
     new: the file to write; None is beside the old one, named after the tasks.
     """
+    from dgg_ray import warm  # here: Optuna comes with it, which a misspelt command does not wait for
+
     study = Study.load(file, data)
     suffix = "-".join(tasks)
     new = new or file.with_name(f"{file.stem}-{suffix}{file.suffix}")
@@ -59,19 +61,23 @@ def extend(
     if name == study.name:
         faults.append(Fault("--name", "must differ from the old study's, whose results stay", repr(name)))
     entries = [entry(study, task, place, reader, faults) for task, place in tasks.items()]
-    results = results or Path("out") / study.name
+    named, results = results, results or Path("out") / study.name
     old = studyfile.kept(results)
+    if named and old is None:
+        faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
     faults += warm.changed(study, old, results) if old else []
+    judged = old is not None and warm.judged(old, results) is not None
     if faults:
         raise StudyError(faults, str(file))
-    edits, notes = [((("name",)), name)], [f"{new}: {', '.join(study.names)}, and then {', '.join(tasks)}"]
+    edits: list[Edit] = [(("name",), name)]
+    notes = [f"{new}: {', '.join(study.names)}, and then {', '.join(tasks)}"]
     for at, made in enumerate(entries, start=len(study.names)):
         edits.append((("tasks", at), made))
         notes.append(f"  tasks: {yamltext.written(made)}")
     alpha = getattr(study.strategy, "alpha", None)
     if isinstance(alpha, Mapping) and not (study.search and "strategy.alpha" in study.search.space):
         notes.append(f"  strategy.alpha: leaves out {', '.join(tasks)}, learned with α = 0; name a value")
-    for more, said in (orders(study, list(tasks)), (kept(study, old, results))):
+    for more, said in (orders(study, list(tasks)), (kept(study, old, results, judged))):
         edits += more
         notes += said
     write(study, file, new, edits, data)
@@ -99,13 +105,12 @@ def entry(study: Study, name: str, place: str, reader: str, faults: list[Fault])
     shared = {k: v for k, v in (alike[0] if alike else {}).items() if all(e.get(k) == v for e in alike)}
     if files and "images" not in made and "images" in shared:
         made["images"] = shared["images"]
-    return made | {
-        k: v for k, v in shared.items() if k not in (*OWN, "reader") or (not files and k != "name")
-    }
+    own = OWN if files else OWN[:1]
+    return made | {k: v for k, v in shared.items() if k not in own}
 
 
 def found_files(study: Study, at: str, place: str, faults: list[Fault]) -> dict[str, str]:
-    """Split → file, and the images' folder where there is one beside them; as the study's paths are written."""
+    """Split → file, and the folder of images where there is one beside them; as the study writes paths."""
     root = Path(study.root)
     path = next((p for p in (root / place, Path(place).absolute()) if p.exists()), None)
     if path is None:
@@ -152,8 +157,8 @@ def orders(study: Study, tasks: list[str]) -> tuple[list[Edit], list[str]]:
     return [(("orders",), every)], notes
 
 
-def kept(study: Study, old: Study | None, results: Path) -> tuple[list[Edit], list[str]]:
-    """Where the old results lie."""
+def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[list[Edit], list[str]]:
+    """Where the old results lie; judged: whether they hold a setting to begin with."""
     edits: list[Edit] = []
     if old is None:
         said = f"{results} holds no study: all stages are learned (--from names another folder)"
@@ -164,7 +169,7 @@ def kept(study: Study, old: Study | None, results: Path) -> tuple[list[Edit], li
         value = store if "output" in study.raw else {"store": store}
         edits.append((("output", "store") if "output" in study.raw else ("output",), value))
         notes.append(f"  output.store: {store}, where the old stages are")
-    if study.search and study.search.method != "grid" and warm.judged(old, results):
+    if study.search and study.search.method != "grid" and judged:
         edits.append((("search", "warm_from"), [str(results)]))
         notes.append(f"  search.warm_from: {results}, whose settings are tried with the new task")
     return edits, notes
@@ -180,12 +185,13 @@ def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | N
         for path, value in edits:
             text = yamltext.put(text, path, value)
             above: Any = wanted
-            for step in path[:-1]:
+            *steps, last = path
+            for step in steps:
                 above = above[step]
-            if isinstance(above, list) and path[-1] == len(above):
+            if isinstance(above, list):
                 above.append(value)
             else:
-                above[path[-1]] = value
+                above[last] = value
     except KeyError as error:
         raise unfit(file, edits) from error
     new.write_text(text)

@@ -21,7 +21,7 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster, judge, methods, studyfile, warm
+from dgg_ray import cluster, judge, methods, studyfile
 from dgg_ray.errors import ClusterError
 from dgg_ray.fleet import Fleets, describe, workshop
 from dgg_ray.progress import Display
@@ -43,7 +43,7 @@ def run(
 
     address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
     """
-    from dgg_ray import report, results  # here: trials import this file, and need no plots
+    from dgg_ray import report, results, warm  # here: trials import this file, and need no plots
 
     out = out.absolute()
     study = warm.settled(study, out)

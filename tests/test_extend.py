@@ -1,4 +1,4 @@
-"""A finished study gets one more task and pays for that task only; and what an older study says to a new one."""
+"""A finished study gets one more task and pays for that only; and what an older study says to a new one."""
 
 import json
 from dataclasses import replace
@@ -130,7 +130,7 @@ def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
         ("orders: [[words, digits]] # one\n", "orders: [[words, digits, charts, shapes]] # one\n"),
         (
             "orders:\n  given:\n    - [words, digits]\n    - [digits,\n       words]\n",
-            "orders:\n  given:\n    - [words, digits, charts, shapes]\n    - [digits,\n       words, charts, shapes]\n",
+            "\n    - [words, digits, charts, shapes]\n    - [digits,\n       words, charts, shapes]\n",
         ),
         ("orders: {design: all}\n", "- [digits, words, charts, shapes]\n  - [words, digits, charts, shapes]"),
     ],
@@ -167,6 +167,7 @@ def test_a_file_that_cannot_be_changed_in_place_says_what_to_write(folder):
         ({"charts": "."}, {"reader": "lava"}, "--reader", "Did you mean 'llava'?"),
         ({"chart": "embedded"}, {}, "tasks[2].name", "Did you mean 'charts'?"),
         ({"charts": "embedded"}, {"name": "small"}, "--name", "must differ from the old study's"),
+        ({"charts": "embedded"}, {"results": Path("out")}, "--from", "must be the results folder of a study"),
         ({"charts": "embedded"}, {"new": Path("small.yaml")}, "--out-file", "must be a new file"),
     ],
 )
@@ -296,7 +297,7 @@ def test_a_start_from_a_study_that_judged_nothing_is_a_fault(folder):
 
 def test_what_is_usable_in_part_is_said(finished):
     study = begun(finished, ("strategy.buffer: [5, 10]", "adapter.rank: [2, 4]"))
-    note = "searched strategy.alpha for digits, words and strategy.buffer; usable here: strategy.alpha for digits, "
+    note = "searched strategy.alpha for digits, words and strategy.buffer; usable here: strategy.alpha for"
     assert note in study.warnings[0]
     assert all(
         set(known.setting) == {"strategy.alpha.digits", "strategy.alpha.words"} for known in study.warm
