@@ -1,4 +1,4 @@
-"""dgg-ray plan | probe | run | status | best | robustness | report | schema: arguments → functions."""
+"""dgg-ray plan | probe | run | status | best | robustness | report | extend | schema: arguments → calls."""
 
 from __future__ import annotations
 
@@ -73,6 +73,17 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--json", action="store_true", help="every number, as JSON")
     c = command("report", report, "write the report of what is finished")
     c.add_argument("out", type=Path, help="folder of the results")
+    c = command("extend", extend, "a new dataset has come: write a study that has one more task")
+    c.add_argument("study", type=Path, help="the finished study's YAML file")
+    what = "a folder or a train file; or `embedded`. May be given several times"
+    c.add_argument("--task", type=pair, action="append", required=True, metavar="NAME=PATH", help=what)
+    c.add_argument("--reader", default="llava", help="what reads the files (default: llava)")
+    c.add_argument("--data", type=Path, help="folder of the tasks' files, as for `run`")
+    c.add_argument("--from", type=Path, dest="results", help="the old results (default: out/STUDY)")
+    c.add_argument("--name", help="the new study's name (default: the old one's and the tasks')")
+    c.add_argument(
+        "--out-file", type=Path, metavar="FILE", help="the file to write (default: beside the old one)"
+    )
     command("schema", schema, "JSON Schema of a study file, for editors")
     return p
 
@@ -82,6 +93,13 @@ def points(text: str) -> float:
     if not 0 < (value := float(text)) <= 100:
         raise ValueError
     return value
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not (name and equals and place):
+        raise ValueError
+    return name, place
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Path]:
@@ -100,11 +118,12 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from dgg_ray import budget, designs, methods
+    from dgg_ray import budget, designs, methods, warm
     from dgg_ray.plan import plan
     from dgg_ray.stages import StageStore
 
     study, out = load(options)
+    study = warm.settled(study, out)
     store = StageStore(study.store_folder(out))
     found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
     budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
@@ -176,6 +195,13 @@ def report(options: argparse.Namespace) -> None:
     from dgg_ray import report, results
 
     print(report.write(results.load(options.out), options.out))
+
+
+def extend(options: argparse.Namespace) -> None:
+    from dgg_ray.extend import extend
+
+    o = options
+    print(extend(o.study, dict(o.task), o.data, o.reader, o.results, o.name, o.out_file))
 
 
 def schema(options: argparse.Namespace) -> None:

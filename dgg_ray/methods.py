@@ -11,7 +11,7 @@ Both rivals keep the winner's settings that are not per task, and are judged on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.preference import Evidence, Values, by_block, preferred, values
 from dgg_ray.search import Batches, Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH, Value
-from dgg_ray.space import Known, listed
+from dgg_ray.space import listed
 from dgg_ray.stages import StageStore
 from dgg_ray.stagewise import Stagewise
 from dgg_ray.study import Setting, Study
@@ -28,12 +28,12 @@ from dgg_ray.study import Setting, Study
 POINTS = 5  # values of a range that are tried
 
 
-def method(study: Study, database: Path | None = None, warm: Sequence[Known] = ()) -> Method:
+def method(study: Study, database: Path | None = None) -> Method:
     """The search of a study that has one."""
     assert study.search is not None
     if study.search.method == "stagewise":
-        return Stagewise(study, warm)
-    return Whole(study, database, warm)
+        return Stagewise(study)
+    return Whole(study, database)
 
 
 def rivals(search: Method) -> dict[str, Method]:

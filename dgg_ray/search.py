@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from dgg_ray import plugins
 from dgg_ray.preference import Constraint, Evidence, Values, own_scores, preferred, values
 from dgg_ray.racing import Race, paired_spread
-from dgg_ray.space import Known, grid, optuna_study, space, warm_start
+from dgg_ray.space import grid, optuna_study, space, warm_start
 from dgg_ray.study import Setting, Study
 
 
@@ -163,14 +163,14 @@ class Batches(Method):
 class Whole(Method):
     """Whole settings, each judged on every block unless it falls behind in a race."""
 
-    def __init__(self, study: Study, database: Path | None = None, warm: Sequence[Known] = ()) -> None:
+    def __init__(self, study: Study, database: Path | None = None) -> None:
         super().__init__(study)
         self.space = space(study, self.search)
         self.grid = grid(self.space, self.search.seed) if self.search.method == "grid" else []
         self.passed_on = 0  # results up to here are known to the sampler
         self.trials: list[optuna.Trial] = []
         self.optuna = optuna_study(study, database, len(self.search.objective))
-        warm_start(self.optuna, self.space, warm)
+        warm_start(self.optuna, self.space, study.warm)
         for setting in self.grid:
             self.optuna.enqueue_trial(dict(setting))
 

@@ -27,6 +27,8 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
     if search.race is not None and search.method == "stagewise":
         rule = "bears on whole settings; `stagewise` drops settings between tasks by itself"
         faults.append(Fault("search.race", rule, str(search.race)))
+    if search.warm_from and search.method == "grid":
+        faults.append(Fault("search.warm_from", "has no bearing on `grid`, which tries every combination"))
     if search.method == "stagewise" and not any(knob.per_task for knob in search.space.values()):
         rule = (
             "`stagewise` needs a setting that is searched per task: `strategy.alpha: {per_task: [0, 0.3, 1]}`"

@@ -75,7 +75,8 @@ class Search:
     beam: states kept at each task; tries: values tried on each; outer: combinations of the settings
         that are not per task, halved along the tasks; audit: share of the stages spent on finishing
         branches that were dropped. All for `stagewise`.
-    warm_from: folders of finished studies whose best settings are tried first.
+    warm_from: results folders of finished studies whose best settings are tried first; of one that this
+        study extends by a task, all of them (warm.py).
     """
 
     __pydantic_config__ = STRICT

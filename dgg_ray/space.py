@@ -23,11 +23,10 @@ from dgg_ray import draws
 from dgg_ray.sections import Knob, Search, Value
 
 if TYPE_CHECKING:
-    from dgg_ray.study import Setting, Study
+    from dgg_ray.study import Known, Setting, Study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 Space = Mapping[str, BaseDistribution]
-Known = tuple["Setting", tuple[float, ...]]  # a setting and its objectives, in an older study
 
 
 def space(study: Study, search: Search) -> dict[str, BaseDistribution]:
@@ -101,16 +100,15 @@ def sampler(search: Search) -> optuna.samplers.BaseSampler:
 
 
 def warm_start(study: optuna.Study, space: Space, warm: Sequence[Known]) -> None:
-    """Tell Optuna what older studies found, best first, and let it try their three best settings first.
+    """Tell Optuna what older studies found, best first, and what to try first.
 
-    Values that the present space does not have are left out, tasks that the older study did not have
-    are sampled.
+    That is all of a study that this one goes on from, whose stages are there, and three of others. What a
+    setting does not say, such as the values of a new task, is sampled.
     """
-    usable = [({k: v for k, v in s.items() if k in space and contains(space[k], v)}, of) for s, of in warm]
-    for setting, _ in [known for known in usable if known[0]][:3]:
-        study.enqueue_trial(dict(setting), skip_if_exists=True)
-    for setting, of in usable:
-        if len(setting) == len(space) and len(of) == len(study.directions):
+    for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:3]):
+        study.enqueue_trial(dict(known.setting), skip_if_exists=True)
+    for setting, of, _ in warm:
+        if len(setting) == len(space) and of:
             study.add_trial(create_trial(params=dict(setting), distributions=dict(space), values=list(of)))
 
 

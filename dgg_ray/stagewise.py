@@ -25,11 +25,14 @@ later values were chosen for another state, so the audit can miss an error and c
 
 Settings that are not per task (rank, buffer) are outer combinations, each with a beam of its own; their
 number is halved at even distances along the tasks.
+
+Where the study goes on from an older one with fewer tasks (`Known.depth`), that one's best settings are the
+beam with which it begins: only the places after them are searched and revised, and only these cost stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from math import ceil, inf, log2
@@ -53,7 +56,7 @@ from dgg_ray.preference import (
 )
 from dgg_ray.search import Batches, Probe
 from dgg_ray.sections import Value
-from dgg_ray.space import CategoricalDistribution, Known, Space, contains, distribution, listed, propose
+from dgg_ray.space import CategoricalDistribution, Space, distribution, listed, propose
 from dgg_ray.study import Setting, Study
 
 PESSIMISTIC = 0.25  # quantile of what is known
@@ -86,9 +89,10 @@ class Branch:
 class Stagewise(Batches):
     """See the head of this file. audited: dropped states with the probe that finished each."""
 
-    def __init__(self, study: Study, warm: Sequence[Known] = ()) -> None:
+    def __init__(self, study: Study) -> None:
         assert study.search is not None
-        self.warm = [setting for setting, _ in warm[:3]]
+        self.begun = max((known.depth for known in study.warm), default=0)  # places that are decided
+        self.warm = [known.setting for known in study.warm if known.depth == self.begun]
         self.knobs = study.search.space
         self.states: list[State] = []  # all that were ever judged
         self.dropped: list[State] = []
@@ -100,10 +104,10 @@ class Stagewise(Batches):
 
     def batches(self) -> Iterator[list[Probe]]:
         orders, count = self.study.all_orders, len(self.study.names)
-        branches = [Branch(outer) for outer in self.outer()]
+        branches = (yield from self.resume()) if self.begun else [Branch(outer) for outer in self.outer()]
         rungs = halvings(len(branches), count)
-        decided: set[str] = set()
-        for depth in range(2, count + 1):
+        decided = set(orders[0][: self.begun])
+        for depth in range(max(2, self.begun + 1), count + 1):
             placed = {order[depth - 1] for order in orders}
             fresh = [name for name in self.study.names if name in placed - decided]
             decided |= placed
@@ -114,10 +118,20 @@ class Stagewise(Batches):
         yield from self.revise()
         yield from self.audit()
 
+    def resume(self) -> Generator[list[Probe], Any, list[Branch]]:
+        """The best settings of the study that this one goes on from, with the best one's outer values."""
+        outer = {path: self.warm[0][path] for path, knob in self.knobs.items() if not knob.per_task}
+        alike = [s for s in self.warm if all(s[path] == value for path, value in outer.items())]
+        beam = alike[: self.search.beam]
+        answers: Any = yield [Probe(setting, self.begun) for setting in beam]
+        judged = [(s, e) for s, e in zip(beam, answers, strict=True) if e and self.judgeable(e, self.begun)]
+        self.states += [State(setting, self.begun, evidence) for setting, evidence in judged]
+        return [Branch(outer, list(self.states))]
+
     def outer(self) -> list[Setting]:
         """Combinations of the settings that are not per task."""
         knobs = {path: distribution(k) for path, k in self.knobs.items() if not k.per_task}
-        first = [{k: s[k] for k in knobs} for s in self.warm if all(k in s for k in knobs)]
+        first = [{k: s[k] for k in knobs} for s in self.warm[:3] if all(k in s for k in knobs)]
         return propose(knobs, self.search.seed, self.search.outer, [], first) if knobs else [{}]
 
     def level(self, branches: list[Branch], depth: int, fresh: Sequence[str]) -> Iterator[list[Probe]]:
@@ -164,9 +178,8 @@ class Stagewise(Batches):
                 {k: d.choices[i % len(d.choices)] for k, d in knobs.items()}  # type: ignore[union-attr]
                 for i in range(int(max(sizes)))
             ]
-        warm = [{k: s[k] for k in knobs} for s in self.warm if all(k in s for k in knobs)]
-        usable = [s for s in warm if all(contains(knobs[k], v) for k, v in s.items())]
-        return propose(knobs, seed, ceil(self.search.tries / 2), [], usable)
+        warm = [{k: s[k] for k in knobs} for s in self.warm[:3] if all(k in s for k in knobs)]
+        return propose(knobs, seed, ceil(self.search.tries / 2), [], warm)
 
     def second_half(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
         """Values that Optuna proposes, knowing the first ones."""
@@ -226,7 +239,7 @@ class Stagewise(Batches):
         tried: list[tuple[str, Value, int]] = []  # (setting's path, value, block), and its place
         probes: list[Probe] = []
         for block, (order, _) in enumerate(self.study.blocks):
-            for t, task in enumerate(order[1:], start=1):
+            for t, task in list(enumerate(order))[max(1, self.begun) :]:
                 for path, knob in self.knobs.items():
                     for value in listed(knob, self.search.tries) if knob.per_task else []:
                         tried.append((f"{path}.{task}", value, block))

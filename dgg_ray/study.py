@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
 
@@ -31,6 +31,19 @@ Setting = Mapping[str, Value]
 Block = tuple[tuple[str, ...], int]  # an order of the tasks, a seed
 
 
+class Known(NamedTuple):
+    """What an older study says of a setting.
+
+    setting: what can be used of it here; objectives: its values, none where they are of other tasks.
+    depth: tasks of each order that both studies learn alike, where that is all of the older one's, so
+        that the stages are there and this study goes on from them; else 0.
+    """
+
+    setting: Setting
+    objectives: tuple[float, ...] = ()
+    depth: int = 0
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything that was asked for. `readers` and `tasks` are by task name, in the file's order.
@@ -38,6 +51,7 @@ class Study:
     tasks: what the keys need of the tasks' content; the examples are read where they are used.
     fingerprint: of the base model.
     likeness: (T, T), how alike the tasks are, in [0, 1] (likeness.py); filled for the design `extreme` alone.
+    warm: settings of the older studies in `search.warm_from`, the best first (warm.py).
     raw: the file as read; root: the folder that its relative paths start from.
     fixed: blocks in place of every order with every seed, as the final comparison has them.
     """
@@ -61,6 +75,7 @@ class Study:
     fingerprint: str = ""
     likeness: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = ()
+    warm: tuple[Known, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     root: str = ""
     fixed: tuple[Block, ...] | None = None

@@ -24,7 +24,7 @@ from dgg_ray.law import Law
 from dgg_ray.rules import rules, split_rules, task_rules
 from dgg_ray.sections import Budget, Orders, Output, Protocol, Search, Workers
 from dgg_ray.stages import Data
-from dgg_ray.study import Study
+from dgg_ray.study import Known, Study
 
 SECTIONS: dict[str, type] = {
     "adapter": Adapter,
@@ -56,6 +56,10 @@ def load(path: Path, data: str | Path | None = None) -> Study:
     if study is not None:
         study, found = read_data(study)
         faults += found
+    if study is not None and not faults and study.search and study.search.warm_from:
+        from dgg_ray import warm  # it reads kept studies, so this file meets it late
+
+        study, faults = warm.warmed(study, study.search)
     if faults or study is None:
         raise StudyError([locate(fault, lines) for fault in faults], str(path))
     return study
@@ -176,16 +180,23 @@ def normal(key: str, raw: Any) -> Any:
     if key == "orders" and isinstance(raw, list):
         return {"design": "given", "given": raw}
     if key == "output" and isinstance(raw, Mapping) and isinstance(raw.get("store"), str):
-        return {**raw, "store": str(Path(raw["store"]).expanduser().absolute())}
+        return {**raw, "store": folder(raw["store"])}
     if key != "search" or not isinstance(raw, Mapping):
         return raw
     raw = dict(raw)
     for name in ("objective", "subject_to", "warm_from"):
         if isinstance(raw.get(name), str):
             raw[name] = [raw[name]]
+    if isinstance(raw.get("warm_from"), list):
+        raw["warm_from"] = [folder(place) for place in raw["warm_from"]]
     if isinstance(raw.get("space"), Mapping):
         raw["space"] = {path: knob(value) for path, value in raw["space"].items()}
     return raw
+
+
+def folder(raw: Any) -> Any:
+    """A folder of results: a relative one starts where the study is run, as `--out` does."""
+    return str(Path(raw).expanduser().absolute()) if isinstance(raw, str) else raw
 
 
 def knob(raw: Any) -> Any:
@@ -284,7 +295,7 @@ def keep(study: Study, out: Path) -> None:
     """Write the study as it was checked, so that its results can be read without its data."""
     facts = {name: asdict(data) for name, data in study.tasks.items()}
     content = {"raw": study.raw, "root": study.root, "tasks": facts, "fingerprint": study.fingerprint}
-    content["likeness"] = study.likeness
+    content["likeness"], content["warm"] = study.likeness, study.warm
     content["store"] = study.output.store  # a relative one starts where the study was run
     out.mkdir(parents=True, exist_ok=True)
     draft = out / ".study.json"
@@ -306,7 +317,9 @@ def kept(out: Path) -> Study | None:
     facts = {name: Data(**data) for name, data in content["tasks"].items()}
     output = Output(Path(content["store"]) if content["store"] else None)
     alike = tuple(map(tuple, content.get("likeness", ())))  # studies kept before the field have none
-    return replace(study, tasks=facts, fingerprint=content["fingerprint"], output=output, likeness=alike)
+    warm = tuple(Known(setting, tuple(of), depth) for setting, of, depth in content.get("warm", ()))
+    facts_of = {"tasks": facts, "fingerprint": content["fingerprint"], "likeness": alike}
+    return replace(study, **facts_of, output=output, warm=warm)
 
 
 def the_kept(out: Path) -> Study:

@@ -42,10 +42,11 @@ def run(
 
     address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
     """
-    from dgg_ray import report, results  # here: trials import this file, and need no plots
+    from dgg_ray import report, results, warm  # here: trials import this file, and need no plots
     from dgg_ray.plan import plan
 
     out = out.absolute()
+    study = warm.settled(study, out)
     store = StageStore(study.store_folder(out))
     store.sweep()
     studyfile.keep(study, out)

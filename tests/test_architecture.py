@@ -24,7 +24,7 @@ DOORS = {
     "peft": {"learner"},
     "transformers": {"learner", "pretrained", *plugins.names("models")},
     "pydantic": {"border"},
-    "yaml": {"studyfile"},
+    "yaml": {"studyfile", "yamltext"},
     "matplotlib": {"report", "__init__", *plugins.names("plots")},
     "rich": {"progress"},
     "jinja2": {"report"},

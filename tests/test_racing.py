@@ -113,7 +113,7 @@ def given_up(seed, level, **space):
     return best not in judged, 8 - len(judged), found.stages
 
 
-@pytest.mark.whole()
+@pytest.mark.whole
 def test_the_best_setting_is_given_up_less_often_than_the_level_says():
     # All settings nearly alike: the hardest case, since any of them looks best by luck on some blocks.
     studies = 60

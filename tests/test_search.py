@@ -14,7 +14,7 @@ from dgg_ray.preference import Evidence, dominates
 from dgg_ray.search import Whole
 from dgg_ray.sections import Knob, Search
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
+from dgg_ray.study import Known, Study
 from dgg_ray.tasks.embedded import Embedded
 
 
@@ -86,6 +86,36 @@ def test_more_parallel_settings_wait_for_older_results():
     proposals.tell(0, scored(0.0))
     number, _ = proposals.ask()
     assert number == 3
+
+
+def known(alpha, depth=0, **more):
+    return Known({"strategy.alpha.digits": alpha, **more}, (), depth)
+
+
+def proposed(warm, **search):
+    """Values of α for the digits, as they are proposed without any result known."""
+    proposals = Whole(replace(study(parallel=18, **search), warm=tuple(warm)))
+    return [proposals.ask()[1].setting for _ in range(18)]
+
+
+@pytest.mark.parametrize("method", ["tpe", "random", "nsga2"])
+def test_a_warm_start_tries_three_settings_of_another_study_and_all_of_one_it_goes_on_from(method):
+    alphas = [0.5, 0.1, 1.0, 0.0]
+    ranks = {"adapter.rank": 8, "strategy.buffer": 33}
+    settings = proposed([known(a, **ranks) for a in alphas], method=method)
+    assert [s["strategy.alpha.digits"] for s in settings[:3]] == alphas[:3]
+    assert [s["strategy.buffer"] == 33 for s in settings[:4]] == [True, True, True, False]
+    settings = proposed([known(a, 1, **ranks) for a in alphas], method=method)
+    assert [s["strategy.alpha.digits"] for s in settings[:4]] == alphas
+    assert len({s["strategy.alpha.words"] for s in settings}) > 1  # what they do not say is sampled
+
+
+def test_whole_settings_with_their_values_are_results_to_the_sampler():
+    whole = {"strategy.alpha.words": 0.0, "adapter.rank": 2, "strategy.buffer": 4}
+    told = Whole(
+        replace(study(), warm=(known(0.5, **whole)._replace(objectives=(0.7,)), known(0.1, **whole)))
+    )
+    assert [t.value for t in told.optuna.get_trials(states=[optuna.trial.TrialState.COMPLETE])] == [0.7]
 
 
 def test_the_grid_proposes_every_combination_once():

@@ -1,0 +1,215 @@
+"""A new dataset has come: a study file with one more task, under which every finished stage still counts.
+
+The new task is learned last in every order. So each run begins with the runs that there are, and only
+what follows them is learned. The file's own text stays as it is, comments and all; what changes is `name`,
+`tasks`, `orders`, and where the old results lie (`search.warm_from`, `output.store`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgg_ray import plugins, studyfile, yamltext
+from dgg_ray.errors import Fault, StudyError, nearest
+from dgg_ray.study import Study
+
+SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+ENDINGS = (".json", ".jsonl")
+OWN = ("name", "train", "validation", "test", "references", "images")  # of one task, not of all
+Edit = tuple[tuple[str | int, ...], Any]  # a path in the file, its new value
+
+
+@dataclass(frozen=True)
+class Extended:
+    """The new file, and what was done to it, in words."""
+
+    file: Path
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.notes, f"next: dgg-ray run {self.file}"])
+
+
+def extend(
+    file: Path,
+    tasks: Mapping[str, str],
+    data: Path | None = None,
+    reader: str = "llava",
+    results: Path | None = None,
+    name: str | None = None,
+    new: Path | None = None,
+) -> Extended:
+    """Write a study file with these tasks behind those of `file`; StudyError holds every fault.
+
+    tasks: name → a folder with train and test files, a train file beside its test file, or the name of
+        a reader that needs no files, such as `embedded`.
+    results: folder of the old study's results; None is out/NAME, if there is one.
+    name: of the new study; None is the old one's and the tasks'.
+    new: the file to write; None is beside the old one, named after the tasks.
+    """
+    from dgg_ray import warm  # here: Optuna comes with it, which a misspelt command does not wait for
+
+    study = Study.load(file, data)
+    suffix = "-".join(tasks)
+    new = new or file.with_name(f"{file.stem}-{suffix}{file.suffix}")
+    name = name or f"{study.name}-{suffix}"
+    faults = [Fault("--out-file", "must be a new file", repr(str(new)))] if new.exists() else []
+    if name == study.name:
+        faults.append(Fault("--name", "must differ from the old study's, whose results stay", repr(name)))
+    entries = [entry(study, task, place, reader, faults) for task, place in tasks.items()]
+    named, results = results, results or Path("out") / study.name
+    old = studyfile.kept(results)
+    if named and old is None:
+        faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
+    faults += warm.changed(study, old, results) if old else []
+    judged = old is not None and warm.judged(old, results) is not None
+    if faults:
+        raise StudyError(faults, str(file))
+    edits: list[Edit] = [(("name",), name)]
+    notes = [f"{new}: {', '.join(study.names)}, and then {', '.join(tasks)}"]
+    for at, made in enumerate(entries, start=len(study.names)):
+        edits.append((("tasks", at), made))
+        notes.append(f"  tasks: {yamltext.written(made)}")
+    alpha = getattr(study.strategy, "alpha", None)
+    if isinstance(alpha, Mapping) and not (study.search and "strategy.alpha" in study.search.space):
+        notes.append(f"  strategy.alpha: leaves out {', '.join(tasks)}, learned with α = 0; name a value")
+    for more, said in (orders(study, list(tasks)), (kept(study, old, results, judged))):
+        edits += more
+        notes += said
+    write(study, file, new, edits, data)
+    return Extended(new, tuple(notes))
+
+
+# -- what changes ----------------------------------------------------------------------------------
+
+
+def entry(study: Study, name: str, place: str, reader: str, faults: list[Fault]) -> dict[str, Any]:
+    """The task as an entry of the file, with the settings that all tasks of its reader share."""
+    at, legal = f"--task {name}", plugins.names("tasks")
+    if name in study.names:
+        faults.append(Fault(at, "the study has a task of this name; a changed one needs another name"))
+    files = place not in legal
+    if reader not in legal:
+        faults.append(
+            Fault("--reader", f"must be one of {', '.join(legal)}", repr(reader), nearest(reader, legal))
+        )
+        return {}
+    made = {"name": name, "reader": reader if files else place}
+    if files:
+        made |= found_files(study, at, place, faults)
+    alike = [e for e in study.raw["tasks"] if e["reader"] == made["reader"]]
+    shared = {k: v for k, v in (alike[0] if alike else {}).items() if all(e.get(k) == v for e in alike)}
+    if files and "images" not in made and "images" in shared:
+        made["images"] = shared["images"]
+    own = OWN if files else OWN[:1]
+    return made | {k: v for k, v in shared.items() if k not in own}
+
+
+def found_files(study: Study, at: str, place: str, faults: list[Fault]) -> dict[str, str]:
+    """Split → file, and the folder of images where there is one beside them; as the study writes paths."""
+    root = Path(study.root)
+    path = next((p for p in (root / place, Path(place).absolute()) if p.exists()), None)
+    if path is None:
+        near = nearest(place, plugins.names("tasks"))
+        faults.append(Fault(at, "no such folder or file", repr(place), near))
+        return {}
+    folder, first = (path, "") if path.is_dir() else (path.parent, path.name)
+    found: dict[str, str] = {}
+    for split, names in SPLITS.items():
+        wanted = [name + ending for name in names for ending in ENDINGS]
+        if first:  # charts_train.json has charts_test.json beside it
+            wanted = [first if split == "train" else first.replace("train", name) for name in names]
+        there = next((n for n in wanted if (folder / n).is_file() and (split == "train" or n != first)), None)
+        if there:
+            found[split] = written(folder / there, root)
+        elif split != "validation":
+            near = nearest(wanted[0], [p.name for p in folder.iterdir()])
+            faults.append(Fault(at, f"{folder} must hold {' or '.join(wanted)}", near=near))
+    if (folder / "images").is_dir():
+        found["images"] = written(folder / "images", root)
+    return found
+
+
+def written(path: Path, root: Path) -> str:
+    """Relative to the study's data folder where it lies below it."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def orders(study: Study, tasks: list[str]) -> tuple[list[Edit], list[str]]:
+    """The old orders, each with the new tasks at its end."""
+    o, raw = study.orders, study.raw.get("orders")
+    if o.design == "given" and not o.given:
+        return [], ["  orders: the file's own, the new task last"]
+    every = [[*order, *tasks] for order in study.all_orders]
+    if o.design == "given":
+        above = ("orders",) if isinstance(raw, list) else ("orders", "given")
+        last = len(study.names)
+        edits = [((*above, i, last + k), t) for i in range(len(every)) for k, t in enumerate(tasks)]
+        return edits, [f"  orders: the {len(every)} given, the new task last"]
+    said = f"  orders: the {len(every)} of {o.design!r} as a list, the new task last in each: "
+    notes = [f"{said}another draw for {len(study.names) + len(tasks)} tasks would share no stages"]
+    if study.protocol.held_out:
+        notes.append(f"  protocol.held_out: {study.protocol.held_out} other orders are drawn, learned anew")
+    return [(("orders",), every)], notes
+
+
+def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[list[Edit], list[str]]:
+    """Where the old results lie; judged: whether they hold a setting to begin with."""
+    edits: list[Edit] = []
+    if old is None:
+        said = f"{results} holds no study: all stages are learned (--from names another folder)"
+        return edits, [f"  results: {said}"]
+    notes = []
+    if study.output.store is None:
+        store = str(old.output.store or results / "stages")
+        value = store if "output" in study.raw else {"store": store}
+        edits.append((("output", "store") if "output" in study.raw else ("output",), value))
+        notes.append(f"  output.store: {store}, where the old stages are")
+    if study.search and study.search.method != "grid" and judged:
+        edits.append((("search", "warm_from"), [str(results)]))
+        notes.append(f"  search.warm_from: {results}, whose settings are tried with the new task")
+    return edits, notes
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | None) -> None:
+    """Write the changed text, checked: it says what the old one says and the edits, and is a study."""
+    text, wanted = file.read_text(), copy.deepcopy(dict(study.raw))
+    try:
+        for path, value in edits:
+            text = yamltext.put(text, path, value)
+            above: Any = wanted
+            *steps, last = path
+            for step in steps:
+                above = above[step]
+            if isinstance(above, list):
+                above.append(value)
+            else:
+                above[last] = value
+    except KeyError as error:
+        raise unfit(file, edits) from error
+    new.write_text(text)
+    try:
+        try:
+            said = studyfile.parse(new)[0]
+        except StudyError as error:
+            raise unfit(file, edits) from error
+        if said != wanted:
+            raise unfit(file, edits)
+        Study.load(new, data)
+    except BaseException:
+        new.unlink()
+        raise
+
+
+def unfit(file: Path, edits: list[Edit]) -> StudyError:
+    """The file is written in a way that cannot be changed in place."""
+    places = "; ".join(f"{'.'.join(map(str, path))}: {yamltext.written(value)}" for path, value in edits)
+    rule = "is written in a way that cannot be changed in place (anchors?); copy it and write there"
+    return StudyError([Fault("study", f"{rule} {places}")], str(file))

@@ -1,0 +1,138 @@
+"""What finished studies say to a new one.
+
+    warmed     fill `Study.warm` from the results folders in `search.warm_from`
+    settled    the same list whenever the study is taken up again: the folder it was run into keeps it
+    changed    tasks that are called as they were and hold other examples
+
+A setting's values are passed on where they are values of the same tasks. A study that goes on from an older
+one, with the same blocks and more tasks behind them, has other values, and the same stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dgg_ray import methods, studyfile
+from dgg_ray.contracts import SPLITS
+from dgg_ray.errors import DggError, Fault, StudyError
+from dgg_ray.search import Method
+from dgg_ray.sections import Search
+from dgg_ray.space import contains, space
+from dgg_ray.stages import StageStore
+from dgg_ray.study import Known, Setting, Study
+
+
+def warmed(study: Study, search: Search) -> tuple[Study, list[Fault]]:
+    """The study with what the folders in `search.warm_from` know, best first, folder by folder."""
+    warm, notes, faults = list(study.warm), list(study.warnings), []
+    for i, folder in enumerate(search.warm_from):
+        at = f"search.warm_from[{i}]"
+        try:
+            old = studyfile.the_kept(folder)
+        except DggError as error:
+            faults.append(Fault(at, f"must be the results folder of a finished study: {error}"))
+            continue
+        faults += changed(study, old, folder)
+        searched = judged(old, folder)
+        if searched is None:
+            faults.append(
+                Fault(at, "needs a study that has judged a setting; this one has none", str(folder))
+            )
+        elif searched.search.objective != search.objective:
+            theirs, ours = (", ".join(s.objective) for s in (searched.search, search))
+            rule = f"must have searched for {ours}, as this study does; it searched for {theirs}"
+            faults.append(Fault(at, rule, str(folder)))
+        else:
+            found = known(study, search, old, searched)
+            had, usable = space(old, searched.search), {path for one in found for path in one.setting}
+            said = f"{folder} searched {listing(had, old)}; usable here: {listing(usable, old) or 'nothing'}"
+            if not found:
+                faults.append(Fault(at, f"must know values that are searched here; {said}"))
+            elif usable < set(had):
+                notes.append(f"{at}: {said}")
+            warm += found
+    return replace(study, warm=tuple(warm), warnings=tuple(notes)), faults
+
+
+def judged(old: Study, folder: Path) -> Method | None:
+    """The search of the study in a results folder; None where no setting has been judged."""
+    searched, _ = methods.inquiries(old, StageStore(old.store_folder(folder)))
+    return searched if searched and searched.judged() else None
+
+
+def known(study: Study, search: Search, old: Study, searched: Method) -> list[Known]:
+    """What the older study's settings are here, best first; each once, and none of which nothing is left."""
+    here, values = space(study, search), searched.judged()
+    # Tasks whose values need not be known: those to come, and one that is first in every order.
+    free = {*study.names} - {name for order in study.all_orders for name in order[1 : len(old.names)]}
+    same = study.tasks == old.tasks and search.subject_to == searched.search.subject_to
+    found: dict[str, Known] = {}
+    for number in searched.ranking():
+        whole = searched.proposed[number].setting
+        setting = {path: v for path, v in whole.items() if path in here and contains(here[path], v)}
+        objectives = values[number].objective if same and not any(values[number].excess) else ()
+        all_there = len(setting) == len(whole) and all(
+            p.rpartition(".")[2] in free for p in here.keys() - setting
+        )
+        depth = shared(study, old, setting) if all_there else 0
+        if setting:
+            found.setdefault(repr(setting), Known(setting, objectives, depth))
+    return list(found.values())
+
+
+def shared(study: Study, old: Study, setting: Setting) -> int:
+    """The older study's number of tasks, where each run here, which has more, begins as one there; else 0."""
+    depth = len(old.names)
+    if depth >= len(study.names) or study.strategy.simultaneous or old.strategy.simultaneous:
+        return 0
+    there = {run.stages[-1].key for run in old.at(setting).runs()}
+    return depth if all(run.stages[depth - 1].key in there for run in study.at(setting).runs()) else 0
+
+
+def listing(paths: Iterable[str], old: Study) -> str:
+    """Paths in words, those of one setting for several tasks as one: `strategy.alpha for digits, words`."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        head, _, last = path.rpartition(".")
+        found.setdefault(head if last in old.names else path, []).append(last)
+    each = {path: f" for {', '.join(last)}" if last[0] in old.names else "" for path, last in found.items()}
+    return " and ".join(f"{path}{names}" for path, names in each.items())
+
+
+def settled(study: Study, out: Path) -> Study:
+    """The study as it was begun in a folder: what it learned of older ones then, whatever they became since.
+
+    StudyError where a task of the folder's study holds other examples now.
+    """
+    if study.search and out.absolute() in study.search.warm_from:
+        rule = "must be folders of other studies, and this one is run into it; give it another --out"
+        raise StudyError([Fault("search.warm_from", rule, str(out))], study.name)
+    before = studyfile.kept(out)
+    if before is None:
+        return study
+    if faults := changed(study, before, out):
+        raise StudyError(faults, study.name)
+    return replace(study, warm=before.warm) if asks(before) == asks(study) else study
+
+
+def asks(study: Study) -> tuple[Any, ...]:
+    """All that bears on what can be used of older studies."""
+    s, here = study.search, (study.id, study.blocks, study.tasks)
+    return (s.warm_from, s.space, s.objective, s.subject_to, *here) if s else here
+
+
+def changed(study: Study, old: Study, out: Path) -> list[Fault]:
+    """A fault for each task that holds other examples than when the older study was run."""
+    faults = []
+    for i, name in enumerate(study.names):
+        now, then = study.tasks[name].digests, (old.tasks[name].digests if name in old.tasks else {})
+        if splits := [split for split in SPLITS if then and now[split] != then[split]]:
+            has = "has" if len(splits) == 1 else "have"
+            rule = f"{name}: {' and '.join(splits)} {has} other content than when {out} was run"
+            faults.append(
+                Fault(f"tasks[{i}]", f"{rule}; other examples need another name, or another folder")
+            )
+    return faults

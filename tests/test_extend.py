@@ -1,0 +1,356 @@
+"""A finished study gets one more task and pays for that only; and what an older study says to a new one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dgg_ray import Study, cli, judge, methods, studyfile, warm, yamltext
+from dgg_ray.errors import StudyError
+from dgg_ray.extend import extend
+from dgg_ray.simulate import Simulated
+from dgg_ray.stages import StageStore
+
+STUDY = """\
+# Question: does a comment stay?
+name: small
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}   # the first
+  - {name: words, reader: embedded, train: 12, validation: 10, test: 11}
+  # the last
+strategy: {name: dgg, alpha: 0.2, buffer: 5}
+orders: {design: cyclic} # both
+search:
+  space:
+    strategy.alpha: {per_task: [0, 0.5, 1]}   # α
+    strategy.buffer: [5, 10]
+  trials: 4
+
+# how
+protocol: {rivals: [finetune, joint]}
+workers: {engine: simulated}
+"""
+
+
+@pytest.fixture()
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with the study; commands are given there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dgg_ray.stages._fsync", lambda place: None)  # no power cut is tested here
+    (tmp_path / "small.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def pursued(file: Path, out: Path) -> set[str]:
+    """Search a simulated study into a folder, with the final comparison; names of the new stages' tasks."""
+    study = warm.settled(Study.load(file), out)
+    studyfile.keep(study, out)
+    store = StageStore(study.store_folder(out))
+    shop, before = Simulated.of(study, store), {record["key"] for record in store}
+
+    def done(chains) -> bool:
+        for work in (work for chain in chains for work in chain):
+            shop.obtain(work)
+        return bool(chains)
+
+    search = methods.method(study)
+    while (proposal := search.ask()) is not None:
+        while done(judge.needs(study, store, proposal[1])):
+            pass
+        search.tell(proposal[0], judge.evidence(study, store, proposal[1]))
+    done(judge.final_works(methods.contenders(study, search, {})))
+    new = [r for r in store if r["key"] not in before and r["learned"]]
+    return {" > ".join([*r["earlier"], r["learned"]]) for r in new}
+
+
+def faults(load) -> dict[str, str]:
+    """path → the whole sentence"""
+    with pytest.raises(StudyError) as caught:
+        load()
+    return {fault.path: str(fault) for fault in caught.value.faults}
+
+
+# -- the text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value", "after"),
+    [
+        ("a: 1 # one\n\n# end\n", ("b",), [2, 3], "a: 1 # one\nb: [2, 3]\n\n# end\n"),
+        ("a: 1", ("a",), {"x": "y"}, "a: {x: y}"),
+        ("a: 1 # one\nb: 2", ("a",), [["x"], ["y"]], "a:\n  - [x]\n  - [y] # one\nb: 2"),
+        ("a:\n  # why\n  b: 1\nc: 2", ("a",), [["x"]], "a:\n  # why\n  - [x]\nc: 2"),
+        ("{a: [1, 2], b: {}}", ("a", 2), 3, "{a: [1, 2, 3], b: {}}"),
+        ("{a: [1, 2], b: {}}", ("b", "c"), [[3]], "{a: [1, 2], b: {c: [[3]]}}"),
+        ("a:\n- 1\n- 2 # two\n# three\nb: 3", ("a", 2), 3, "a:\n- 1\n- 2 # two\n- 3\n# three\nb: 3"),
+        (
+            "a:\n  - b: 1\n    c: |\n      text\n\nd: 2",
+            ("a", 1),
+            5,
+            "a:\n  - b: 1\n    c: |\n      text\n  - 5\n\nd: 2",
+        ),
+        ("a: 'it''s'  # α\n", ("a",), "no: 1", "a: 'no: 1'  # α\n"),
+    ],
+)
+def test_a_place_of_a_text_changes_and_nothing_else(text, path, value, after):
+    assert yamltext.put(text, path, value) == after
+    found = yaml.safe_load(after)
+    for step in path:
+        found = found[step]
+    assert found == value
+
+
+def test_a_path_that_leads_nowhere_is_an_error():
+    for path in (("b", "c"), ("a", "b")):
+        with pytest.raises(KeyError):
+            yamltext.put("a: 1\n", path, 1)
+
+
+def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
+    made = extend(Path("small.yaml"), {"charts": "embedded"})
+    assert str(made).endswith("next: dgg-ray run small-charts.yaml")
+    before, after = STUDY.splitlines(), made.file.read_text().splitlines()
+    entry = "  - {name: charts, reader: embedded, train: 12, validation: 10}"  # tests differ in size
+    orders = ["orders:", "  - [digits, words, charts]", "  - [words, digits, charts] # both"]
+    assert [line for line in before if line not in after] == [
+        "name: small",
+        "orders: {design: cyclic} # both",
+    ]
+    assert [line for line in after if line not in before] == ["name: small-charts", entry, *orders]
+    assert Study.load(made.file).names == ("digits", "words", "charts")
+
+
+@pytest.mark.parametrize(
+    ("orders", "new"),
+    [
+        ("", None),
+        ("orders: [[words, digits]] # one\n", "orders: [[words, digits, charts, shapes]] # one\n"),
+        (
+            "orders:\n  given:\n    - [words, digits]\n    - [digits,\n       words]\n",
+            "\n    - [words, digits, charts, shapes]\n    - [digits,\n       words, charts, shapes]\n",
+        ),
+        ("orders: {design: all}\n", "- [digits, words, charts, shapes]\n  - [words, digits, charts, shapes]"),
+    ],
+)
+def test_every_old_order_is_the_beginning_of_a_new_one(folder, orders, new):
+    (folder / "small.yaml").write_text(STUDY.replace("orders: {design: cyclic} # both\n", orders))
+    made = extend(Path("small.yaml"), {"charts": "embedded", "shapes": "embedded"})
+    old, now = Study.load("small.yaml").all_orders, Study.load(made.file).all_orders
+    assert now == [(*order, "charts", "shapes") for order in old]
+    assert (new or "") in made.file.read_text()
+    assert (new is None) == ("orders:" not in made.file.read_text())
+
+
+def test_a_file_that_cannot_be_changed_in_place_says_what_to_write(folder):
+    text = STUDY.replace("name: small\n", "name: &n small\nquestion: *n\n")
+    (folder / "small.yaml").write_text(text)
+    said = faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["study"]
+    assert "anchors" in said
+    assert "tasks.2: {name: charts, reader: embedded" in said
+    assert not (folder / "small-charts.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "path", "said"),
+    [
+        ({"words": "embedded"}, {}, "--task words", "the study has a task of this name"),
+        (
+            {"charts": "embeded"},
+            {},
+            "--task charts",
+            "no such folder or file, got 'embeded'. Did you mean 'emb",
+        ),
+        ({"charts": "."}, {}, "--task charts", "must hold test.json or test.jsonl"),
+        ({"charts": "."}, {"reader": "lava"}, "--reader", "Did you mean 'llava'?"),
+        ({"chart": "embedded"}, {}, "tasks[2].name", "Did you mean 'charts'?"),
+        ({"charts": "embedded"}, {"name": "small"}, "--name", "must differ from the old study's"),
+        ({"charts": "embedded"}, {"results": Path("out")}, "--from", "must be the results folder of a study"),
+        ({"charts": "embedded"}, {"new": Path("small.yaml")}, "--out-file", "must be a new file"),
+    ],
+)
+def test_what_cannot_be_added_is_a_fault_and_writes_nothing(folder, tasks, options, path, said):
+    assert said in faults(lambda: extend(Path("small.yaml"), tasks, **options))[path]
+    assert [p.name for p in folder.iterdir()] == ["small.yaml"]
+
+
+def test_a_folder_in_llavas_format_is_found_with_its_images(folder, capsys):
+    for name in ("train", "test"):
+        (folder / "menus").mkdir(exist_ok=True)
+        records = [{"question_id": i, "text": f"{name} {i}?", "answer": "a plum"} for i in range(20)]
+        (folder / "menus" / f"menus_{name}.json").write_text(json.dumps(records))
+    assert cli.main(["extend", "small.yaml", "--task", "menus=menus/menus_train.json"]) == 0
+    said = "{name: menus, reader: llava, train: menus/menus_train.json, test: menus/menus_test.json}"
+    assert said in capsys.readouterr().out
+    for name in ("train", "test"):
+        (folder / "menus" / f"menus_{name}.json").rename(folder / "menus" / f"{name}.json")
+    (folder / "menus" / "images").mkdir()
+    made = extend(Path("small.yaml"), {"menus": "menus"}, new=Path("other.yaml"))
+    assert "train: menus/train.json, test: menus/test.json, images: menus/images}" in made.file.read_text()
+    assert Study.load(made.file).tasks["menus"].sizes["test"] == 20
+
+
+# -- the stages ------------------------------------------------------------------------------------
+
+METHODS = ["tpe", "random", "nsga2", "grid", "stagewise"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_extended_study_learns_the_new_task_and_nothing_else(folder, method):
+    text = STUDY.replace("trials: 4", f"trials: 4\n  method: {method}\n  outer: 2")
+    (folder / "small.yaml").write_text(text)
+    pursued(folder / "small.yaml", folder / "out/small")
+    file = extend(Path("small.yaml"), {"charts": "embedded"}).file
+    learned = pursued(file, folder / "out/small-charts")
+    assert learned
+    assert [path for path in learned if "charts" not in path] == []
+
+
+def test_the_best_settings_of_a_finished_study_are_the_beam_that_is_gone_on_with(folder):
+    text = STUDY.replace("trials: 4", "method: stagewise")
+    (folder / "small.yaml").write_text(text)
+    pursued(folder / "small.yaml", folder / "out/small")
+    best = Study.load(extend(Path("small.yaml"), {"charts": "embedded"}).file).warm
+    assert all(known.depth == 2 and known.objectives == () for known in best)
+    search = methods.method(Study.load("small-charts.yaml"))
+    assert search.ask()[1] == (best[0].setting, 2, None, None)
+
+
+def test_a_task_with_other_examples_is_refused(folder):
+    pursued(folder / "small.yaml", folder / "out/small")
+    (folder / "small.yaml").write_text(
+        STUDY.replace("train: 12, validation: 10, test: 11", "train: 13, test: 11")
+    )
+    said = "words: train and validation have other content than when"
+    assert said in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[1]"]
+    study = Study.load("small.yaml")
+    assert said in faults(lambda: warm.settled(study, folder / "out/small"))["tasks[1]"]
+    assert warm.settled(study, folder / "out/other") == study
+    assert cli.main(["plan", "small.yaml"]) == 2
+
+
+# -- warm starts -----------------------------------------------------------------------------------
+
+
+def begun(folder: Path, *changes: tuple[str, str]) -> Study:
+    """Another study that starts from the results of the first one."""
+    text = STUDY.replace("name: small", "name: warm").replace(
+        "trials: 4", "trials: 4\n  warm_from: out/small"
+    )
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "warm.yaml").write_text(text)
+    return Study.load("warm.yaml")
+
+
+@pytest.fixture()
+def finished(folder) -> Path:
+    pursued(folder / "small.yaml", folder / "out/small")
+    return folder
+
+
+def test_what_was_judged_is_known_best_first(finished):
+    old = studyfile.the_kept(finished / "out/small")
+    search = methods.inquiries(old, StageStore(finished / "out/small/stages"))[0]
+    study = begun(finished)
+    assert study.warnings == ()
+    values = [known.objectives[0] for known in study.warm]
+    assert values == sorted((v.objective[0] for v in search.judged().values()), reverse=True)
+    assert study.warm[0].setting == search.winner()
+    assert {known.depth for known in study.warm} == {0}  # it has no task more
+    assert methods.method(study).ask()[1].setting == search.winner()
+
+
+def test_values_are_not_passed_on_to_other_tasks(finished):
+    more = begun(finished, ("  # the last", "  - {name: charts, reader: embedded}"))
+    assert {known.objectives for known in more.warm} == {()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "said"),
+    [
+        ([("out/small", "out/smal")], "search.warm_from[0]", "holds no study"),
+        (
+            [("trials: 4", "trials: 4\n  objective: stability")],
+            "search.warm_from[0]",
+            "searched for stability, as",
+        ),
+        ([("trials: 4", "trials: 4\n  method: grid")], "search.warm_from", "has no bearing on `grid`"),
+        (
+            [("strategy.alpha: {per_task: [0, 0.5, 1]}", "adapter.rank: [2, 4]"), ("[5, 10]", "[7, 8]")],
+            "search.warm_from[0]",
+            "searched strategy.alpha for digits, words and strategy.buffer; usable here: nothing",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_warm_is_a_fault(finished, changes, path, said):
+    assert said in faults(lambda: begun(finished, *changes))[path]
+
+
+def test_a_start_from_a_study_that_judged_nothing_is_a_fault(folder):
+    studyfile.keep(Study.load("small.yaml"), folder / "out/small")
+    assert "has judged a setting" in faults(lambda: begun(folder))["search.warm_from[0]"]
+
+
+def test_what_is_usable_in_part_is_said(finished):
+    study = begun(finished, ("strategy.buffer: [5, 10]", "adapter.rank: [2, 4]"))
+    note = "searched strategy.alpha for digits, words and strategy.buffer; usable here: strategy.alpha for"
+    assert note in study.warnings[0]
+    assert all(
+        set(known.setting) == {"strategy.alpha.digits", "strategy.alpha.words"} for known in study.warm
+    )
+
+
+def test_a_study_cannot_start_from_itself(finished):
+    study = begun(finished)
+    assert (
+        "give it another --out"
+        in faults(lambda: warm.settled(study, finished / "out/small"))["search.warm_from"]
+    )
+
+
+def test_what_was_known_at_the_beginning_stays_what_is_known(finished):
+    study = begun(finished)
+    pursued(finished / "warm.yaml", finished / "out/warm")
+    (finished / "small.yaml").write_text(STUDY.replace("trials: 4", "trials: 9"))
+    pursued(finished / "small.yaml", finished / "out/small")
+    later = Study.load("warm.yaml")
+    assert len(later.warm) > len(study.warm)
+    assert warm.settled(later, finished / "out/warm").warm == study.warm
+    assert studyfile.the_kept(finished / "out/warm").warm == study.warm
+    assert pursued(finished / "warm.yaml", finished / "out/warm") == set()  # the same proposals, all there
+    narrower = replace(later.search, space={"strategy.buffer": later.search.space["strategy.buffer"]})
+    asks_more = replace(later, search=narrower)
+    assert warm.settled(asks_more, finished / "out/warm") == asks_more
+
+
+# -- in earnest ------------------------------------------------------------------------------------
+
+
+@pytest.mark.whole
+def test_two_extensions_in_earnest_pay_for_one_task_each(folder, capsys, monkeypatch):
+    monkeypatch.setattr("dgg_ray.report.write", lambda *_: None)
+    sizes = "train: 12, validation: 10, test: 10}"
+    lines = "\n".join(
+        f"  - {{name: {name}, reader: embedded, {sizes}" for name in ("digits", "words", "charts")
+    )
+    text = STUDY[: STUDY.index("  - {name: digits")] + lines + "\n" + STUDY[STUDY.index("strategy:") :]
+    text = text.replace("workers: {engine: simulated}", "training: {batch_size: 12}").replace(
+        "cyclic", "random, count: 2"
+    )
+    text = text.replace("    strategy.buffer: [5, 10]\n", "").replace("trials: 4", "trials: 2")
+    text = text.replace("{rivals: [finetune, joint]}", "{rivals: [finetune], exams: seen, max_new_tokens: 2}")
+    (folder / "small.yaml").write_text(text)
+    run = ["--local", "--quiet"]
+    assert cli.main(["run", "small.yaml", *run]) == 0
+    for old, task in (("small", "shapes"), ("small-shapes", "counting")):
+        capsys.readouterr()
+        assert cli.main(["extend", f"{old}.yaml", "--task", f"{task}=embedded"]) == 0
+        assert cli.main(["run", f"{old}-{task}.yaml", *run]) == 0
+        # Two settings and fine-tuning, each over two orders: one stage a run, the new task's.
+        assert "6 stages trained" in capsys.readouterr().out
+        assert cli.main(["status", f"out/{old}-{task}", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["to_train"] == 0
