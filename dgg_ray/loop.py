@@ -102,20 +102,28 @@ class Workshop:
         for step in range(len(losses), len(batches)):
             losses.append(learner.step(batches[step], step, strategy.edit_gradient))
             if not math.isfinite(losses[-1]):
-                raise NotFinite(
+                raise self.broke(
+                    stage,
                     f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while learning "
-                    f"{stage.task}; lower training.learning_rate or raise training.warmup"
+                    f"{stage.task}; lower training.learning_rate or raise training.warmup",
                 )
             self.keep(stage, strategy, losses, before + time.perf_counter() - start)
             self.tick(stage, step + 1, len(batches))
         weights = learner.weights()
         if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
-            raise NotFinite(f"weights became infinite in the last step of {stage.task}; lower the rate")
+            raise self.broke(
+                stage, f"weights became infinite in the last step of {stage.task}; lower the rate"
+            )
         seconds = before + time.perf_counter() - start
         loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
         cost["begin_seconds"] = start - came
         self.publish(stage, strategy, loss, cost)
+
+    def broke(self, stage: Stage, why: str) -> NotFinite:
+        """The error; a snapshot on the way to it would lead there again."""
+        self.lead(lambda: snapshots.remove(self.store, stage))
+        return NotFinite(why)
 
     def taken(self, stage: Stage) -> Snapshot | None:
         """The stage's snapshot; the same for all that learn together."""

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dgg_ray import snapshots
-from dgg_ray.errors import OtherVersion
+from dgg_ray.errors import NotFinite, OtherVersion
 from dgg_ray.snapshots import ASK_S, NOTICE_S, Rhythm
 from dgg_ray.stages import Work
 from dgg_ray.strategies.dgg import DGG
@@ -84,6 +84,19 @@ def test_a_snapshot_is_removed_when_its_stage_is_published(world):
     world.shop.rhythm = Rhythm(steps=1)
     world.shop.obtain(Work(second))
     assert list((world.store.folder / "inflight").iterdir()) == []
+
+
+def test_a_snapshot_on_the_way_to_a_broken_loss_is_removed_with_the_failure(world):
+    (stage,) = world.path("nines", epochs=3)
+    world.shop.rhythm = Rhythm(steps=1)
+    losses = iter([1.0, 1.0, float("nan")])
+    world.learner.step = lambda batch, step, edit: next(losses)
+    kept = []
+    world.shop.tick = lambda *_: kept.append(snapshots.place(world.store, stage).exists())
+    with pytest.raises(NotFinite):
+        world.shop.obtain(Work(stage))
+    assert kept == [True, True]
+    assert not snapshots.place(world.store, stage).exists()  # it would lead there again
 
 
 def test_what_was_left_of_a_finished_stage_is_swept_up(world):
