@@ -112,10 +112,11 @@ def between_runs(X: np.ndarray, y: np.ndarray, runs: np.ndarray) -> float:
     if len(y) <= X.shape[1] + 1 or np.abs(rest).max() < 1e-9:
         return 0.0
     with warnings.catch_warnings():
-        # That σ_b² is at its bound, 0, is a result and no fault; and the import uses what pandas deprecates.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the import uses what pandas deprecates
         from statsmodels.regression.mixed_linear_model import MixedLM  # late: a second of imports
 
+        # That σ_b² is at its bound, 0, is a result and no fault; the import has switched that warning on.
+        warnings.simplefilter("ignore")
         fit = MixedLM(y, X, groups=runs).fit(reml=True)
     ratio = float(np.squeeze(fit.cov_re)) / float(fit.scale)
     return ratio if np.isfinite(ratio) else 0.0
