@@ -50,7 +50,9 @@ def test_every_run_is_what_its_cells_say():
         np.testing.assert_array_equal(run.scores.R, by_hand(mine, run.order))
         sizes = mine[mine["stage"] >= 0].groupby("exam")["n"].last().reindex(list(run.tasks))
         assert np.isnan(run.scores.sizes).tolist() == sizes.isna().tolist()
-        np.testing.assert_array_equal(run.scores.base, [0.25 if task == "a" else np.nan for task in run.tasks])
+        np.testing.assert_array_equal(
+            run.scores.base, [0.25 if task == "a" else np.nan for task in run.tasks]
+        )
     assert [run.together for run in found] == [True, False, False, False]
 
 
