@@ -24,7 +24,7 @@ def of(rows: list[list[object]]) -> Results:
 
 
 def mixed() -> Results:
-    """Orders of two and of three tasks, a joint run, the untouched model, exams of tasks outside the order."""
+    """Orders of two and of three tasks, a joint run, the untouched model, exams of other tasks."""
     rng, rows = np.random.default_rng(0), []
     for setting, order, seed in [("s2", "a > b > c", 1), ("s1", "c > a", 0), ("s1", "b > c > a", 0)]:
         tasks = order.split(" > ")
