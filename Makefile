@@ -38,6 +38,8 @@ format: .venv/ready
 
 benchmark: .venv/ready
 	$(BIN)/python benchmarks/quickstart.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/schedule.py
 
 # torch comes first and alone, at its pinned version: a looser demand from another package may bring
 # gigabytes of CUDA libraries that this set is not tested with.

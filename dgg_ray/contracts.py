@@ -15,8 +15,6 @@ Settings are dataclass fields with `annotated_types` bounds; the study file is c
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from dgg_ray import draws
+from dgg_ray.digests import digest as digest  # for plug-ins, which find all they need here
 from dgg_ray.errors import STRICT
 
 if TYPE_CHECKING:  # a driver, a broker and a waiting trial know strategies, and need no torch to do so
@@ -321,20 +320,3 @@ def replay_sample(task: Task, size: int, seed: int) -> list[Example]:
     train = task.examples["train"]
     order = draws.generator(seed, task.name, "replay").permutation(len(train))
     return [train[i] for i in order[:size]]
-
-
-def digest(content: Any) -> str:
-    """SHA-256 of a JSON value in canonical form, 64 hex digits; 1 and 1.0 are one number."""
-    text = json.dumps(
-        canonical(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def canonical(content: Any) -> Any:
-    """The value with whole floats as integers, so that a setting's spelling does not matter."""
-    if isinstance(content, Mapping):
-        return {key: canonical(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [canonical(value) for value in content]
-    return int(content) if isinstance(content, float) and content.is_integer() else content

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgg_ray.contracts import Adapter
 from dgg_ray.rates import Estimate, Part, Rate, Seen, show, total
-from dgg_ray.stages import Exam, Stage, StageStore, Work
+from dgg_ray.stages import StageStore, Work, merged
 
 if TYPE_CHECKING:
     from dgg_ray.study import Study, Workers
@@ -150,13 +150,10 @@ class CostModel:
 
     def left(self, works: Iterable[Work]) -> Iterator[Part]:
         """The parts of works that the store does not hold yet; what is asked for twice is done once."""
-        asked: dict[str, tuple[Stage, dict[Exam, None]]] = {}
-        for work in works:
-            asked.setdefault(work.stage.key, (work.stage, {}))[1].update(dict.fromkeys(work.exams))
-        for stage, exams in asked.values():
-            missing = self.store.missing(Work(stage, tuple(exams)))
+        for work in merged(works):
+            stage, missing = work.stage, self.store.missing(work)
             if missing is None:
-                missing = tuple(exams)
+                missing = work.exams
                 yield from self.parts(stage.meaning, stage.earlier)
             for exam in missing:
                 counts = {exam.task: float(self.sizes[exam.task][exam.split])}
@@ -167,9 +164,9 @@ class CostModel:
         """Of the works that are left; None where nothing of that kind was measured."""
         kinds: dict[str, list[Part]] = {}
         for part in self.left(works):
+            if part.kind not in self.rates and part.kind not in DISK:  # of the disk less is known: a probe
+                return None  # keeps no answers
             kinds.setdefault(part.kind, []).append(part)
-        if kinds.keys() - DISK - self.rates.keys():  # a probe keeps no answers, so of the disk less is known
-            return None
         sums = {kind: self.rates[kind].sum(parts) for kind, parts in kinds.items() if kind in self.rates}
         disk = [sums.pop(kind) for kind in sorted(DISK & sums.keys())]
         return Cost(self.workers, total(list(sums.values())), total(disk))

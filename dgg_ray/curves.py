@@ -27,15 +27,16 @@ for more. The curves are straight between the α tried, so no α between them is
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dgg_ray.answer import percent
 from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
-from dgg_ray.outcomes import Results, Run, alphas, name_of, searched, settings, text_of, walk
+from dgg_ray.outcomes import Results, Run, alphas, name_of, once, searched, settings, tasks_of, text_of, walk
 
 EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α
@@ -121,6 +122,7 @@ class Tradeoff:
         return float(np.interp(floor, self.new[around], self.alpha[around]))
 
 
+@once
 def tradeoffs(results: Results) -> list[Tradeoff]:
     """The curves of every task whose α was tried at two values or more that a block connects; by task."""
     stages = observed(results)
@@ -167,42 +169,49 @@ def observed(results: Results) -> pd.DataFrame:
     seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
     alone. On the validation split.
     """
-    rows = [row for run, values in sequences(results) for row in of_run(results, run, values)]
+    there: set[Hashable] = set()
+    rows = [row for run, values in sequences(results) for row in of_run(results, run, values, there)]
     columns = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
     table = pd.DataFrame(rows, columns=columns).astype({"alpha": float, "new": float, "old": float})
     once = table.dropna().drop_duplicates(["alpha", "peers"])  # peers hold the task
     return once.sort_values(["task", "alpha", "peers"], kind="stable", ignore_index=True)
 
 
-def sequences(results: Results) -> Iterator[tuple[Run, pd.Series]]:
+def sequences(results: Results) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Runs whose α is known, with their values: of the settings tried, and replay, which is DGG at α = 0."""
     known, guidance = settings(results), set(alphas(results).values())
     values = known.loc[searched(results).index]
     if (replay := results.rivals.get("replay")) in known.index and replay not in values.index:
         anchor = known.loc[[replay]].astype(dict.fromkeys(guidance, float))
         values = pd.concat([values, anchor.fillna(dict.fromkeys(guidance, 0.0))])
+    of = values.to_dict("index")
     for run in walk(results, "validation"):
-        if run.setting in values.index and not run.together:
-            yield run, values.loc[run.setting]
+        if run.setting in of and not run.together:
+            yield run, of[run.setting]
 
 
-def of_run(results: Results, run: Run, values: pd.Series) -> Iterator[tuple[Hashable, ...]]:
-    """Rows of `observed` of one run, up to where it was examined."""
+def of_run(
+    results: Results, run: Run, values: Mapping[str, Any], there: set[Hashable]
+) -> Iterator[tuple[Hashable, ...]]:
+    """Rows of `observed` of one run, up to where it was examined; `there`: stages that have a row already."""
     columns, R = alphas(results), run.scores.R
     for t, task in enumerate(run.tasks):
-        if t and task in columns:
+        stage = run.setting, run.tasks[: t + 1], run.seed
+        if t and task in columns and stage not in there and not np.isnan(R[t, : t + 1]).any():
+            there.add(stage)
             seen, before = run.tasks[: t + 1], run.tasks[1:t]  # the first task of an order has no guidance
             parent = [float(values[columns[name]]) for name in before if name in columns]
             block = f"{' > '.join(seen)}, seed {run.seed}"
-            alike = ", ".join([block, *(f"{name_of(k)} {values[k]}" for k in shared(results, seen))])
+            alike = ", ".join([block, *(f"{name_of(k)} {values[k]}" for k in shared(results, *seen))])
             old = float(np.mean(R[t, :t] - R[t - 1, :t]))
             alpha = float(values[columns[task]])
             yield task, alpha, R[t, t], old, t, len(run.tasks), block, alike, f"{alike}, α before {parent}"
 
 
-def shared(results: Results, seen: tuple[str, ...]) -> list[str]:
+@once
+def shared(results: Results, *seen: str) -> list[str]:
     """The searched settings but α that bear on a stage: of all tasks, and of the tasks seen."""
-    guidance, tasks = set(alphas(results).values()), set(results.table["exam"])
+    guidance, tasks = set(alphas(results).values()), tasks_of(results)
     unseen = tuple(f".{task}" for task in tasks - set(seen))
     return [knob for knob in results.knobs if knob not in guidance and not knob.endswith(unseen)]
 

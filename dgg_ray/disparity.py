@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval
-from dgg_ray.outcomes import Results, compared, finals, opening, runs
+from dgg_ray.outcomes import Results, compared, finals, once, opening, runs
 
 DISPARITY = ["opd", "expected", "low", "high", "floor", "corrected"]
 
 
+@once
 def disparity(results: Results, split: str) -> pd.DataFrame:
     """How far each task's final score moves with the order: one row per label and task, two below them.
 
@@ -94,6 +95,7 @@ def seed_noise(scores: pd.DataFrame) -> pd.Series:
     return pd.Series(variance.div(seeds).pow(0.5))
 
 
+@once
 def overall(results: Results, split: str) -> pd.DataFrame:
     """FAA over the orders: one row per label with at least 2 orders.
 

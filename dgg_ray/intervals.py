@@ -9,6 +9,7 @@ stages, and the interval is then too narrow. `clustered_jackknife` resamples wha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -81,8 +82,7 @@ def bootstrap_band(
     y = np.atleast_2d(np.asarray(curves, dtype=float))
     blocks = len(y)
     seen = ~np.isnan(y)  # (blocks, points)
-    rng = draws.generator(seed, "", "bootstrap")
-    times = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)  # (resamples, blocks)
+    times = resampled(blocks, resamples, seed)
     count = (times @ seen).astype(float)  # (resamples, points)
     count[count == 0] = np.nan  # this resample happens to lack the point
     means = times @ np.where(seen, y, 0.0) / count
@@ -93,6 +93,13 @@ def bootstrap_band(
             means[:, enough], [(1 - level) / 2, (1 + level) / 2], axis=0
         )
     return low, high
+
+
+@lru_cache(maxsize=1)
+def resampled(blocks: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, blocks): how often each resample holds each block; settings of a study share them."""
+    rng = draws.generator(seed, "", "bootstrap")
+    return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
 
 
 def clustered_jackknife(

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.intervals import clustered_jackknife
-from dgg_ray.outcomes import BLOCK, Results, finals, opening
+from dgg_ray.outcomes import BLOCK, Results, finals, once, opening
 
 COLUMNS = ["label", "effect", "task", "estimate", "low", "high", "note"]
 LAST = "no order goes on after it"
@@ -35,6 +35,7 @@ CONFOUNDED = "cannot be told apart from the other effects in these orders"
 ONE_CLUSTER = "no interval: it hangs on the orders that begin with one task"
 
 
+@once
 def effects(results: Results, split: str) -> pd.DataFrame:
     """Position and carry-over effects on final scores: one row per label and effect, in points of score.
 

@@ -9,17 +9,18 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dgg_ray import plugins
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.errors import ResultsError
 from dgg_ray.intervals import mean_interval, paired_difference
+from dgg_ray.matrices import BLOCK, Run, once, walk
 
 CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
     "setting",  # id of the setting, 8 hex digits
@@ -80,24 +81,13 @@ class Results:
     tried: tuple[str, ...] = ()
     spending: Spending = Spending()
 
+    @cached_property
+    def known(self) -> dict[tuple[str, ...], Any]:
+        """What was read off the table already, see `once`."""
+        return {}
 
-BLOCK = ["order", "seed"]
+
 ALPHA = "strategy.alpha"
-
-
-class Run(NamedTuple):
-    """One setting on one order with one seed, as examined on one split.
-
-    together: all tasks were learned in one stage (joint), so only R's last row is filled.
-    """
-
-    setting: str
-    strategy: str
-    order: str
-    seed: int
-    tasks: tuple[str, ...]
-    together: bool
-    scores: ScoreMatrix
 
 
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
@@ -105,43 +95,14 @@ def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
     return {name: plugins.find("metrics", name) for name in plugins.names("metrics")}
 
 
-def walk(results: Results, split: str) -> Iterator[Run]:
-    """Every run examined on `split`, in a fixed order; cells that were not examined are nan."""
-    if results.table.empty and not results.failures:
-        raise ResultsError(
-            f"study {results.name!r} has no finished stage, so there is nothing to report; "
-            "run the study first, or give the folder in which it was run"
-        )
-    cells = results.table[results.table["split"] == split]
-    untouched = cells[cells["stage"] < 0].groupby("exam")["score"].mean()
-    learned = cells[cells["stage"] >= 0].sort_values(["setting", "order", "seed"], kind="stable")
-    for key, group in learned.groupby(["setting", "strategy", "order", "seed"], sort=True):
-        yield run_of(key, group, untouched)  # pyright: ignore[reportArgumentType] - four columns, four parts
-
-
-def run_of(key: tuple[str, str, str, int], cells: pd.DataFrame, untouched: pd.Series) -> Run:
-    """The run whose cells these are."""
-    setting, strategy, order, seed = key
-    tasks = tuple(order.split(" > "))
-    place = {task: i for i, task in enumerate(tasks)}
-    R = np.full((len(tasks), len(tasks)), np.nan)
-    sizes = np.full(len(tasks), np.nan)
-    for stage, exam, score, n in zip(cells["stage"], cells["exam"], cells["score"], cells["n"], strict=True):
-        if exam in place:
-            R[int(stage), place[exam]] = score
-            sizes[place[exam]] = n
-    base = untouched.reindex(list(tasks)).to_numpy(dtype=float)
-    together = len(tasks) > 1 and not set(cells["learned"]) & set(tasks)
-    return Run(setting, strategy, order, int(seed), tasks, together, ScoreMatrix(R, sizes, base))
-
-
-def selection(results: Results) -> Iterator[Run]:
+@once
+def selection(results: Results) -> list[Run]:
     """The runs on the validation split by which settings were chosen.
 
     Without the runs of the chosen setting, and of a rival that was searched too, on further blocks (seeds
     of the final comparison): there they would be compared on easier or harder ground.
     """
-    found, ours = list(walk(results, "validation")), set(searched(results).index)
+    found, ours = walk(results, "validation"), set(searched(results).index)
     blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in ours}
     for run in found:
         blocks.setdefault(run.setting, set()).add((run.order, run.seed))
@@ -149,11 +110,10 @@ def selection(results: Results) -> Iterator[Run]:
     fair = set().union(*(blocks[setting] for setting in plain))
     if not plain and ours:
         fair = set.intersection(*(blocks[setting] for setting in ours))
-    for run in found:
-        if run.setting not in ours or not fair or (run.order, run.seed) in fair:
-            yield run
+    return [run for run in found if run.setting not in ours or not fair or (run.order, run.seed) in fair]
 
 
+@once
 def runs(results: Results, split: str) -> pd.DataFrame:
     """One row per (setting, strategy, order, seed) examined on `split`, with every metric in metrics/.
 
@@ -161,6 +121,14 @@ def runs(results: Results, split: str) -> pd.DataFrame:
     Raises ResultsError for a study without a finished stage; no rows where only this split is missing.
     """
     return tabulate(walk(results, split))
+
+
+@once
+def selected(results: Results) -> pd.DataFrame:
+    """One row per run of `selection`, with every metric."""
+    chosen_runs = {id(run) for run in selection(results)}
+    kept = [id(run) in chosen_runs for run in walk(results, "validation")]
+    return runs(results, "validation")[kept].reset_index(drop=True)
 
 
 def tabulate(found: Iterable[Run]) -> pd.DataFrame:
@@ -176,6 +144,7 @@ def tabulate(found: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "strategy", *BLOCK, "together", *functions])
 
 
+@once
 def chosen(results: Results) -> str | None:
     """The setting that the report speaks of: the recommended one, or the only one there is."""
     if results.recommended is not None:
@@ -194,12 +163,14 @@ def compared(results: Results) -> dict[str, str]:
     return {f"{label} (recommended)" if label in rivals else label: setting, **rivals}
 
 
+@once
 def settings(results: Results) -> pd.DataFrame:
     """Setting id → strategy and searched values."""
     learned = results.table[results.table["stage"] >= 0]
     return learned.drop_duplicates("setting").set_index("setting").sort_index()[["strategy", *results.knobs]]
 
 
+@once
 def final_split(results: Results) -> str:
     """`test` where the chosen setting was examined on it, else `validation`."""
     table = results.table[(results.table["split"] == "test") & (results.table["stage"] >= 0)]
@@ -211,14 +182,22 @@ def headline(results: Results) -> str:
     return results.objective[0] if len(results.objective) == 1 else "faa"
 
 
+@once
+def tasks_of(results: Results) -> set[str]:
+    """All that were examined."""
+    return set(results.table["exam"].unique())
+
+
+@once
 def alphas(results: Results) -> dict[str, str]:
     """Task → the column that holds its α, for every task whose α was searched."""
-    tasks = sorted(set(results.table["exam"]))
+    tasks = sorted(tasks_of(results))
     own = {k.removeprefix(f"{ALPHA}."): k for k in results.knobs if k.startswith(f"{ALPHA}.")}
     shared = dict.fromkeys(tasks, ALPHA) if ALPHA in results.knobs else {}
     return {**shared, **own}
 
 
+@once
 def searched(results: Results) -> pd.DataFrame:
     """The settings that were searched; the only one where nothing was. Rivals are left out."""
     known, setting = settings(results), chosen(results)
@@ -256,6 +235,7 @@ def signed(value: float) -> str:
     return ("+" if round(100 * value, 1) > 0 else "") + percent(value)
 
 
+@once
 def compare(results: Results, split: str) -> pd.DataFrame:
     """The chosen setting against each rival: one row per label and metric.
 
@@ -291,6 +271,7 @@ def opening(order: pd.Series) -> pd.Series:
     return order.str.split(" > ").str[0]
 
 
+@once
 def finals(results: Results, split: str) -> pd.DataFrame:
     """Every task's final score in every compared run: one row per label, order, seed and task.
 
@@ -311,9 +292,10 @@ def finals(results: Results, split: str) -> pd.DataFrame:
     return table.sort_values("label", key=lambda names: names.map(place), kind="stable", ignore_index=True)
 
 
+@once
 def judged(results: Results) -> pd.DataFrame:
     """Every setting on the validation split, best first: its values, and each metric with its interval."""
-    table = tabulate(selection(results))
+    table = selected(results)
     known = settings(results)
     label = {setting: name for name, setting in compared(results).items()}
     rows = []

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dgg_ray import judge, methods
 from dgg_ray.cost import CostModel, Outlook
+from dgg_ray.glance import Glance
 from dgg_ray.search import Method, Whole
 from dgg_ray.simulate import MemoryStore, Simulated
-from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
+from dgg_ray.stages import Data, StageStore, Work, distinct, merged
 from dgg_ray.study import Study
 
 if TYPE_CHECKING:
@@ -98,12 +99,15 @@ def plan(study: Study, store: StageStore) -> Plan:
     What a sampler proposes depends on results that are not there yet; its proposals without them
     stand in, so that the counts of stages are an estimate unless the search is over.
     """
+    store = Glance(store.folder)
     walks, final, settings, over = foresee(study, store)
     works = [work for walk in walks for work in walk.works]
     runs = len({(walk.at.id, walk.run.order, walk.run.seed) for walk in walks})
     runs += sum(len(at.runs()) for at in final.values())
     works += [work for chain in judge.final_works(final) for work in chain]
-    stages = {work.stage.key: work.stage for work in works if work.stage.learns}
+    asked = sum(bool(work.stage.learns) for work in works)
+    works = merged(works)
+    stages = distinct(work.stage for work in works if work.stage.learns)
     stored = {key for key, stage in stages.items() if store.record(stage) is not None}
     sizes = {name: data.sizes["train"] for name, data in study.tasks.items()}
     examples = steps = 0
@@ -120,7 +124,7 @@ def plan(study: Study, store: StageStore) -> Plan:
         orders=len(study.all_orders),
         seeds=len(study.seeds),
         runs=runs,
-        asked=sum(bool(work.stage.learns) for work in works),
+        asked=asked,
         distinct=len(stages),
         stored=len(stored),
         examples=examples,
@@ -134,13 +138,10 @@ def plan(study: Study, store: StageStore) -> Plan:
 
 def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:
     """Answers that are still to be written: an exam of one stage is sat once, whoever asks for it."""
-    asked: dict[str, tuple[Stage, set[Exam]]] = {}
-    for work in works:
-        asked.setdefault(work.stage.key, (work.stage, set()))[1].update(work.exams)
     count = 0
-    for stage, exams in asked.values():
-        known = store.cells(stage)
-        count += sum(study.tasks[e.task].sizes[e.split] for e in exams if e.key not in known)
+    for work in merged(works):
+        known = store.cells(work.stage)
+        count += sum(study.tasks[e.task].sizes[e.split] for e in work.exams if e.key not in known)
     return count
 
 

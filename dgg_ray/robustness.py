@@ -25,13 +25,13 @@ from dgg_ray.outcomes import (
     final_split,
     headline,
     name_of,
+    once,
     percent,
     runs,
     searched,
-    selection,
+    selected,
     settings,
     signed,
-    tabulate,
     text_of,
 )
 
@@ -69,6 +69,7 @@ def as_json(results: Results) -> str:
 # -- ranks -------------------------------------------------------------------------------------------
 
 
+@once
 def ranks(results: Results, split: str) -> pd.DataFrame:
     """The strategies' ranking by FAA in each order that all of them finished: a row per order and label.
 
@@ -101,6 +102,7 @@ def tau_b(scores: np.ndarray) -> np.ndarray:
         return sign @ sign.T / np.outer(untied, untied)
 
 
+@once
 def agreement(results: Results, split: str) -> pd.DataFrame:
     """Whether orders rank the strategies alike: a row per label; the first five columns are the same in all.
 
@@ -152,6 +154,7 @@ def pairwise(faa: pd.DataFrame) -> np.ndarray:
 # -- settings ----------------------------------------------------------------------------------------
 
 
+@once
 def settings_by_order(results: Results) -> pd.DataFrame:
     """The searched setting with the best mean over orders, and the one with the best worst order.
 
@@ -162,7 +165,7 @@ def settings_by_order(results: Results) -> pd.DataFrame:
     No rows for fewer than 2 settings or orders.
     """
     metric = headline(results)
-    table = tabulate(selection(results)).dropna(subset=metric)
+    table = selected(results).dropna(subset=metric)
     table = table[table["setting"].isin(searched(results).index)]
     scores = table.groupby(["setting", "order"])[metric].mean().unstack().dropna()
     columns = ["criterion", "setting", "mean", "worst", "worst_order", "cost_mean", "cost_worst", "orders"]

@@ -31,12 +31,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from dgg_ray import published
-from dgg_ray.contracts import Adapter, Strategy, Training, digest
+from dgg_ray.contracts import Adapter, Strategy, Training
+from dgg_ray.digests import Canonical, canonical, digest
 
 DRAFT_S = 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
@@ -91,12 +92,11 @@ class Stage:
         """All that bears on the outcome, as JSON."""
         if not self.learns:
             return {"format": FORMAT, "model": self.model, "learns": []}
-        adapter = replace(self.adapter, alpha=self.adapter.alpha or 2.0 * self.adapter.rank)
-        training = {k: v for k, v in asdict(self.training).items() if k not in HOW and v is not None}
+        adapter, training = of_learning(self.adapter, self.training)
         return {
             "format": FORMAT,
             "model": self.model,
-            "adapter": asdict(adapter),
+            "adapter": adapter,
             "training": training,
             "effect": self.strategy.effect(self.task, self.earlier),
             "seed": self.seed,
@@ -109,13 +109,21 @@ class Stage:
         """What is learned, as one name: draws and the table use it."""
         return " + ".join(self.learns)
 
-    @property
+    @cached_property
     def earlier(self) -> tuple[str, ...]:
         """Tasks learned before this stage, in their order."""
         return (*self.parent.earlier, *self.parent.learns) if self.parent else ()
 
     def __str__(self) -> str:
         return f"{self.key[:8]} ({' > '.join((*self.earlier, self.task)) or 'untouched model'})"
+
+
+@lru_cache(maxsize=256)
+def of_learning(adapter: Adapter, training: Training) -> tuple[Canonical, Canonical]:
+    """What of these bears on the outcome, as JSON; the same for thousands of stages."""
+    full = asdict(replace(adapter, alpha=adapter.alpha or 2.0 * adapter.rank))
+    how = {k: v for k, v in asdict(training).items() if k not in HOW and v is not None}
+    return Canonical(canonical(full)), Canonical(canonical(how))
 
 
 @dataclass(frozen=True)
@@ -160,24 +168,48 @@ def path(
     strategy: Strategy,
     seed: int,
     order: Sequence[Data],
+    known: dict[tuple[str, ...], Stage] | None = None,
 ) -> tuple[Stage, ...]:
-    """The stages of one run, first to last; one stage of all tasks for a simultaneous strategy."""
+    """The stages of one run, first to last; one stage of all tasks for a simultaneous strategy.
+
+    known: by the tasks learned so far, stages of other runs of the same setting and seed: they are taken, and
+    new ones added, so that a beginning that runs share is made, and its key computed, once.
+    """
+    known = {} if known is None else known
     if strategy.simultaneous:
         # By name, not by order: every order asks for the same stage.
         tasks = sorted(order, key=lambda data: data.name)
         names, digests = zip(*((d.name, d.digests["train"]) for d in tasks), strict=True)
-        return (Stage(model, adapter, training, strategy, seed, names, digests),)
+        if names not in known:
+            known[names] = Stage(model, adapter, training, strategy, seed, names, digests)
+        return (known[names],)
     stages: list[Stage] = []
+    names: tuple[str, ...] = ()
     for data in order:
-        parent = stages[-1] if stages else None
-        train = (data.digests["train"],)
-        stages.append(Stage(model, adapter, training, strategy, seed, (data.name,), train, parent))
+        names = (*names, data.name)
+        if names not in known:
+            parent, train = stages[-1] if stages else None, (data.digests["train"],)
+            known[names] = Stage(model, adapter, training, strategy, seed, (data.name,), train, parent)
+        stages.append(known[names])
     return tuple(stages)
 
 
 def distinct(stages: Iterable[Stage]) -> dict[str, Stage]:
     """The tree's nodes: one stage per key, in order of first appearance."""
     return {stage.key: stage for stage in stages}
+
+
+def merged(works: Iterable[Work]) -> list[Work]:
+    """One work for each stage, with all the exams that are asked for of it; in order of first appearance."""
+    asked: dict[str, list[Work]] = {}
+    for work in {id(work): work for work in works}.values():  # runs of many orders hold the very same
+        asked.setdefault(work.stage.key, []).append(work)
+    return [
+        replace(some[0], exams=tuple(dict.fromkeys(exam for work in some for exam in work.exams)))
+        if len(some) > 1
+        else some[0]
+        for some in asked.values()
+    ]
 
 
 # -- the store -------------------------------------------------------------------------------------

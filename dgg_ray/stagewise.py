@@ -317,7 +317,8 @@ class Stagewise(Batches):
         chosen: list[State] = []
         while open_:
             depths = sorted({s.depth for s in open_})
-            among = [s for s in open_ if s.depth == depths[rng.integers(len(depths))]]
+            depth = depths[rng.integers(len(depths))]
+            among = [s for s in open_ if s.depth == depth]
             state = among[rng.integers(len(among))]
             open_.remove(state)
             if (left := left - (count - state.depth)) < 0:

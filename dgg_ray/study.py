@@ -27,6 +27,8 @@ from dgg_ray.stages import Data, Exam, Run, Stage, Work, path, untouched
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
 
+RECENT = 64  # settings whose runs are kept at hand
+
 Setting = Mapping[str, Value]
 Block = tuple[tuple[str, ...], int]  # an order of the tasks, a seed
 
@@ -110,10 +112,25 @@ class Study:
 
     def at(self, setting: Mapping[str, Value]) -> Study:
         """The study with these settings, by dotted path, in place of its own."""
-        study = self
-        for dotted, value in setting.items():
-            study = put(study, dotted.split("."), value, self.names)
+        name = tuple(setting.items())
+        study = self.recent.pop(name, None)
+        if study is None:
+            study = self
+            for dotted, value in setting.items():
+                study = put(study, dotted.split("."), value, self.names)
+        self.recent[name] = study
+        if len(self.recent) > RECENT:
+            del self.recent[next(iter(self.recent))]
         return study
+
+    @cached_property
+    def recent(self) -> dict[tuple[tuple[str, Value], ...], Study]:
+        """The settings asked for last: a search asks for each many times, and its runs have many keys."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for, and nothing that was computed from it: a study is sent to many processes."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def beside(self, rival: str) -> Study:
         """The study with another strategy, sharing the settings that both have, such as the buffer."""
@@ -176,24 +193,35 @@ class Study:
 
     @cached_property
     def every_run(self) -> tuple[Run, ...]:
-        return tuple(self.run_of(order, seed) for order, seed in self.blocks)
+        known: dict[int, dict[tuple[str, ...], Stage]] = {seed: {} for _, seed in self.blocks}
+        return tuple(self.run_of(order, seed, known[seed]) for order, seed in self.blocks)
 
     def runs(self) -> tuple[Run, ...]:
         """This setting on all its blocks."""
         return self.every_run
 
-    def run_of(self, order: tuple[str, ...], seed: int) -> Run:
+    def run_of(
+        self, order: tuple[str, ...], seed: int, known: dict[tuple[str, ...], Stage] | None = None
+    ) -> Run:
+        """known: see `stages.path`."""
         data = [self.tasks[name] for name in order]
-        stages = path(self.fingerprint, self.adapter, self.training, self.strategy, seed, data)
+        stages = path(self.fingerprint, self.adapter, self.training, self.strategy, seed, data, known)
         return Run(self.id, order, seed, stages)
 
     def untouched(self) -> Stage:
         return untouched(self.fingerprint)
 
     def exam(self, task: str, split: str) -> Exam:
-        data = self.tasks[task]
-        key = digest([data.digests[split], data.scorer, self.protocol.max_new_tokens])
-        return Exam(task, split, key)
+        return self.every_exam[task, split]
+
+    @cached_property
+    def every_exam(self) -> dict[tuple[str, str], Exam]:
+        """By task and split."""
+        longest, found = self.protocol.max_new_tokens, {}
+        for task, data in self.tasks.items():
+            for split, content in data.digests.items():
+                found[task, split] = Exam(task, split, digest([content, data.scorer, longest]))
+        return found
 
     def work(self, run: Run, stage: Stage, splits: Sequence[str], scope: str = "seen") -> Work:
         """A stage of a run with its exams; `scope` is one of Protocol.exams."""
@@ -201,7 +229,16 @@ class Study:
         until = {"seen": known, "next": known + 1, "all": len(run.order)}[scope]
         # By name, so that the sitting of one stage is the same whichever order asks for it.
         tasks = sorted(run.order[:until])
-        return Work(stage, tuple(self.exam(task, split) for split in splits for task in tasks))
+        name = (stage.key, *splits, *tasks)
+        if name not in self.known_works:
+            exams = tuple(self.exam(task, split) for split in splits for task in tasks)
+            self.known_works[name] = Work(stage, exams)
+        return self.known_works[name]
+
+    @cached_property
+    def known_works(self) -> dict[tuple[str, ...], Work]:
+        """All that was asked for: runs of many orders ask for the same."""
+        return {}
 
     def read_tasks(self) -> dict[str, Task]:
         """The tasks with their examples."""

@@ -21,6 +21,8 @@ READING = (
     "orders, is 1 for the same ranking and 0 for chance."
 )
 
+WIDE = 60  # orders, above which the figure grows no wider
+
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     """The rank by FAA of each strategy in each order, and Kendall's τ; None for fewer than 3 orders."""
@@ -32,7 +34,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     orders = list(dict.fromkeys(sorted_table["order"]))
     wide = table.pivot(index="order", columns="label", values="rank").loc[orders]
     labels = [label for label in compared(results) if label in wide]
-    figure, axes = plots.sheet(max(6.4, 2.6 + 0.32 * len(orders)), 2.1 + 0.34 * len(labels))
+    figure, axes = plots.sheet(max(6.4, 2.6 + 0.32 * min(len(orders), WIDE)), 2.1 + 0.34 * len(labels))
     ax = axes[0, 0]
     plots.quiet(ax, f"{len(orders)} orders of the tasks", "rank by FAA", title(agreement(results, split)))
     x = np.arange(1, len(orders) + 1)

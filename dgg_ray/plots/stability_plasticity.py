@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.intervals import bootstrap_band
-from dgg_ray.outcomes import BLOCK, Results, alphas, compared, name_of, searched, selection, tabulate, text_of
+from dgg_ray.outcomes import BLOCK, Results, alphas, compared, name_of, searched, selected, selection, text_of
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
@@ -61,9 +61,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 
 def settings_as_points(results: Results) -> pd.DataFrame:
     """One row per setting with both metrics, its mean α, its other searched values and its bands."""
-    table = (
-        tabulate(selection(results)).dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
-    )
+    table = selected(results).dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
     known, labels = searched(results), {setting: label for label, setting in compared(results).items()}
     columns = sorted(set(alphas(results).values()))
     others = [k for k in results.knobs if k not in columns and known[k].nunique() > 1]
@@ -113,7 +111,7 @@ def joint_points(results: Results, missing: set[str], labels: dict[str, str]) ->
 
 def along_alpha(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     """The curves: means over the blocks, and over settings of nearly the same α, with their bands."""
-    table = tabulate(selection(results)).dropna(subset=list(AXES))
+    table = selected(results).dropna(subset=list(AXES))
     rows: list[dict[str, Any]] = []
     for others, group in points[points["searched"]].groupby("others", sort=True):
         values = sorted(group["alpha"].dropna().unique())

@@ -1,0 +1,204 @@
+"""What a study costs beside its training: stages through desk and store, a large plan, a large report.
+
+    python benchmarks/schedule.py                           all three, a few minutes
+    python benchmarks/schedule.py --only report --rows 100000
+
+stages   10,000 simulated ones through the desk into a folder's store, as one fleet does it: asked for, taken,
+         published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
+         without fsync, the desk on a store in memory, and plain files each written with one fsync, which
+         is what the disk allows. Wanted: 500 a second, at most 500 MB.
+plan     720 orders × 5 values of α (6 tasks, every order): wanted in 1 s.
+report   a million cells, tables without and with figures: wanted in 10 s and 2 GB.
+
+Seconds of the process's CPU stand beside wall seconds: on a shared machine only the first repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import islice, permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray import judge, published, report
+from dgg_ray.broker import Desk
+from dgg_ray.law import Law
+from dgg_ray.outcomes import CELL, Results
+from dgg_ray.plan import plan
+from dgg_ray.sections import Knob, Orders, Search
+from dgg_ray.simulate import MemoryStore, Simulated, imagined
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.study import Study
+
+ALPHA = "strategy.alpha"
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """(wall, CPU) seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def memory_mb() -> float:
+    """Peak of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def some_works(count: int) -> list[Work]:
+    """Different stages with their exams, in an order in which they can be learned."""
+    found: dict[str, Work] = {}
+    for n in range(1, 1 + count):
+        study = learner_of(n)
+        for run in study.runs():
+            found |= {work.key: work for work in judge.works(study, run)}
+        if len(found) >= count:
+            break
+    return list(found.values())[:count]
+
+
+def learner_of(n: int) -> Study:
+    """A study of 6 tasks on 6 orders; every stage after the first has an α of its own."""
+    law = Law(noise=0.0, exam_noise=False, spread=0.0)
+    return imagined(6, DGG(alpha=n / 1000), simulation=law, orders=Orders("cyclic"))
+
+
+def through(works: list[Work], store: StageStore) -> Callable[[], None]:
+    desk, shop = Desk(store), Simulated.of(learner_of(1), store)
+
+    def run() -> None:
+        for work in works:
+            assert desk.need(work) == "queued"
+            taken = desk.take("fleet")
+            assert taken is not None
+            shop.obtain(taken)
+            desk.done("fleet", taken.key, True, None)
+
+    return run
+
+
+def plain_files(folder: Path, count: int) -> None:
+    for n in range(count):
+        with (folder / str(n)).open("wb") as file:
+            file.write(b"x" * 1000)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def stages(count: int) -> None:
+    works = some_works(count)
+    seconds = {}
+    with tempfile.TemporaryDirectory(prefix="dgg-") as name:
+        folder = Path(name)
+        (folder / "plain").mkdir()
+        rivals = {
+            "desk, store in memory": through(works, MemoryStore()),
+            "desk and store, no fsync": partial(unsynced, through(works, StageStore(folder / "unsynced"))),
+            "desk and store": through(works, StageStore(folder / "store")),
+            "plain files, one fsync": partial(plain_files, folder / "plain", count),
+        }
+        for label, run in rivals.items():
+            seconds[label], cpu = timed(run)
+            print(f"  {label:<26}{count / seconds[label]:8.0f} a second,", end=" ")
+            print(f"{count / cpu:8.0f} a second of CPU", flush=True)
+    ratio = seconds["desk and store"] / seconds["plain files, one fsync"]
+    print(
+        f"  a stage with its exams takes as long as {ratio:.1f} plain files; peak memory {memory_mb():.0f} MB"
+    )
+
+
+def unsynced(run: Callable[[], None]) -> None:
+    fsync, published.fsync = published.fsync, lambda place: None
+    try:
+        run()
+    finally:
+        published.fsync = fsync
+
+
+# -- plan ------------------------------------------------------------------------------------------
+
+
+def planned() -> None:
+    space = {ALPHA: Knob(values=(0.0, 0.1, 0.2, 0.5, 1.0))}
+    with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
+        for _ in range(2):  # the second time nothing is imported
+            study = imagined(6, DGG(buffer=20), orders=Orders("all"), search=Search(space, method="grid"))
+            wall, cpu = timed(
+                lambda study=study: print(f"  {plan(study, StageStore(Path(folder))).asked} stages")
+            )
+    print(f"  wall {wall:.2f} s, CPU {cpu:.2f} s")
+
+
+# -- report ----------------------------------------------------------------------------------------
+
+
+def large(rows: int, tasks: int = 6) -> Results:
+    """A study of all orders with as many settings as make so many rows, its winner against two rivals."""
+    rng, names = np.random.default_rng(0), [f"task{i}" for i in range(tasks)]
+    orders = np.array(list(islice(permutations(range(tasks)), 720)))
+    t, i = np.tril_indices(tasks)
+    count = max(2, rows // (len(orders) * len(t)) - 5)
+    ids = np.array([f"{n:08x}" for n in range(count)] + ["finetune", "replay"], dtype=object)
+    alphas = np.vstack([rng.choice([0.0, 0.1, 0.2, 0.5, 1.0], (count, tasks)), np.full((2, tasks), np.nan)])
+    labels = np.array([" > ".join(names[i] for i in order) for order in orders], dtype=object)
+    named = np.array(names, dtype=object)
+    parts = []
+    for split, settings in (("validation", range(count + 2)), ("test", (0, count, count + 1))):
+        s, o, c = (x.ravel() for x in np.meshgrid(settings, range(len(orders)), range(len(t)), indexing="ij"))
+        learned, age = orders[o, t[c]], t[c] - i[c]
+        a = np.nan_to_num(alphas[s, learned])
+        score = 0.75 - 0.1 * a**2 * (age == 0) - 0.05 * age * (1 - a) + 0.02 * rng.standard_normal(len(s))
+        strategy = np.where(s < count, "dgg", ids[s])
+        columns = [ids[s], strategy, labels[o], 0, t[c], named[learned], named[orders[o, i[c]]]]
+        part = dict(zip(CELL, [*columns, split, score.clip(0, 1), 500, 1.0], strict=True))
+        parts.append(pd.DataFrame(part | {f"{ALPHA}.{n}": alphas[s, k] for k, n in enumerate(names)}))
+    costs = pd.DataFrame(
+        columns=["key", "learned", "runs", "learn_seconds", "exam_seconds", "peak_memory_mb"]
+    )
+    return Results(
+        "large", "", pd.concat(parts, ignore_index=True), tuple(f"{ALPHA}.{n}" for n in names), ("faa",),
+        str(ids[0]), {"finetune": "finetune", "replay": "replay"}, [], costs, tried=tuple(ids[:count]),
+    )  # fmt: skip
+
+
+def reported(rows: int) -> None:
+    names = report.figure_names
+    for label, figures in (("tables alone", list), ("with figures", names)):
+        results, report.figure_names = large(rows), figures
+        with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
+            wall, cpu = timed(partial(report.write, results, Path(folder)))
+        print(f"  {len(results.table):,} cells, {label}: wall {wall:.1f} s, CPU {cpu:.1f} s")
+        print(f"  peak memory {memory_mb():.0f} MB", flush=True)
+    report.figure_names = names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = {"stages": lambda: stages(o.stages), "plan": planned, "report": lambda: reported(o.rows)}
+    parser.add_argument("--only", choices=parts)
+    parser.add_argument("--stages", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    o = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
+    for name, run in parts.items():
+        if o.only in (None, name):
+            print(name, flush=True)
+            run()
+
+
+if __name__ == "__main__":
+    main()
