@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import plugins
+from dgg_ray.conduct import Ahead, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import ResultsError
 from dgg_ray.intervals import mean_interval, paired_difference
@@ -37,20 +38,6 @@ CELL = [  # columns of the table that name a cell; the searched settings follow 
 
 
 @dataclass(frozen=True)
-class Spending:
-    """What a study spent on its own work.
-
-    spent: unit → so far; budget: its cap, empty for none; refused: stages that the cap kept from being
-    started in the last run; runs: (run, unit, {mean, low, high} predicted for it or None, what it spent).
-    """
-
-    spent: dict[str, float] = field(default_factory=dict)
-    budget: str = ""
-    refused: int = 0
-    runs: Sequence[tuple[str, str, dict[str, float] | None, float]] = ()
-
-
-@dataclass(frozen=True)
 class Results:
     """A study's results, all that a report needs.
 
@@ -65,6 +52,8 @@ class Results:
     tried: ids of the settings that the search proposed, in that order.
     facts: what else the report prints: counts of stages asked for, trained, shared; versions.
     spending: what it took, and what was predicted.
+    search: what the search did, None where there was none; terms: on what it chose and compared.
+    ahead: what is left of the study.
     """
 
     name: str
@@ -79,6 +68,9 @@ class Results:
     facts: dict[str, Any] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     spending: Spending = Spending()
+    search: Searched | None = None
+    terms: Terms = Terms()
+    ahead: Ahead = Ahead()
 
 
 BLOCK = ["order", "seed"]

@@ -68,6 +68,15 @@ class State(NamedTuple):
     evidence: Evidence
 
 
+class Level(NamedTuple):
+    """What was tried at one place for one outer combination. hoped: as read off the curve; kept: the beam."""
+
+    depth: int
+    states: list[State]
+    hoped: list[Values]
+    kept: list[State]
+
+
 class Dropped(NamedTuple):
     """A state that was not kept. number: of the probe that finished it in the audit, None if none did."""
 
@@ -92,6 +101,7 @@ class Stagewise(Batches):
         self.knobs = study.search.space
         self.states: list[State] = []  # all that were ever judged
         self.dropped: list[State] = []
+        self.levels: list[Level] = []
         self.audited: list[Dropped] = []
         self.asked, self.answer = (0, 0), ({}, [])  # of `known`, which is asked for many states in turn
         super().__init__(study)
@@ -153,6 +163,7 @@ class Stagewise(Batches):
             best = [states[i] for i in preferred(read)]
             branch.beam = best[: self.search.beam]
             self.dropped += best[self.search.beam :]
+            self.levels.append(Level(depth, states, read, branch.beam))
 
     def first_half(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
         """Values that say most about each task by itself: listed ones in turn, or half of the tries."""
