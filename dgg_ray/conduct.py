@@ -56,12 +56,14 @@ class Level:
 class Audited:
     """A dropped state that was finished after all.
 
-    place: where it was dropped; setting: what finished it; ends: mean objective at the end.
+    place: where it was dropped; state: its id there; setting: what finished it.
+    ends: mean objective at the end.
     gaps: for each block its mean objective minus that of the best setting that was not dropped.
     better: whether it is preferred to that one, constraints included.
     """
 
     place: int
+    state: str
     setting: str
     ends: float
     gaps: tuple[float, ...]

@@ -9,7 +9,7 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -168,6 +168,16 @@ def tabulate(found: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "strategy", *BLOCK, "together", *functions])
 
 
+def final_runs(results: Results, split: str) -> list[Run]:
+    """The runs on the final blocks; all there are while the chosen setting has none of these.
+
+    Where settings were chosen on the same split, those of the search are left out of the comparison.
+    """
+    found, blocks = list(walk(results, split)), set(results.terms.compared_on)
+    final = [run for run in found if (run.order, run.seed) in blocks]
+    return final if chosen(results) in {run.setting for run in final} else found
+
+
 def chosen(results: Results) -> str | None:
     """The setting that the report speaks of: the recommended one, or the only one there is."""
     if results.recommended is not None:
@@ -182,8 +192,21 @@ def compared(results: Results) -> dict[str, str]:
     if setting is None or setting not in (known := settings(results)).index:
         return dict(results.rivals)
     label = str(known.loc[setting, "strategy"])
-    rivals = {name: rival for name, rival in results.rivals.items() if rival != setting}
+    words = printed(results)
+    rivals = {words.get(name, name): rival for name, rival in results.rivals.items() if rival != setting}
     return {f"{label} (recommended)" if label in rivals else label: setting, **rivals}
+
+
+def printed(results: Results) -> dict[str, str]:
+    """Label → what is printed for it, of the rivals that the search gives."""
+    if results.search is None:
+        return {}
+    knob = " and ".join(map(name_of, results.search.knobs))
+    return {
+        "runner_up": "the runner-up",
+        "constant": f"the best constant {knob}",
+        "first_two": f"{knob} chosen on the first two tasks, then kept",
+    }
 
 
 def settings(results: Results) -> pd.DataFrame:
@@ -256,7 +279,7 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     difference, difference_low, difference_high, p, pairs: chosen minus rival, paired over the blocks that
         both have; nan in the chosen setting's own rows.
     """
-    table = runs(results, split)
+    table = tabulate(final_runs(results, split))
     labels = compared(results)
     ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
     rows = []
@@ -292,7 +315,7 @@ def finals(results: Results, split: str) -> pd.DataFrame:
     labels = {setting: label for label, setting in compared(results).items()}
     rows = [
         [labels[run.setting], run.order, run.seed, task, place, before, score]
-        for run in walk(results, split)
+        for run in final_runs(results, split)
         if run.setting in labels and not run.together and not np.isnan(run.scores.R[-1]).any()
         for place, (before, task, score) in enumerate(
             zip(("", *run.tasks), run.tasks, run.scores.R[-1], strict=False)
@@ -301,24 +324,3 @@ def finals(results: Results, split: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["label", "order", "seed", "task", "place", "before", "score"])
     place = {label: i for i, label in enumerate(labels.values())}
     return table.sort_values("label", key=lambda names: names.map(place), kind="stable", ignore_index=True)
-
-
-def judged(results: Results) -> pd.DataFrame:
-    """Every setting on the validation split, best first: its values, and each metric with its interval."""
-    table = tabulate(selection(results))
-    known = settings(results)
-    label = {setting: name for name, setting in compared(results).items()}
-    rows = []
-    for setting, group in table.groupby("setting", sort=True):
-        row = {"setting": setting, "role": label.get(str(setting), ""), **known.loc[str(setting)].to_dict()}
-        for metric in metrics():
-            once = group.groupby("seed")[metric].mean() if group["together"].any() else group[metric]
-            mean, low, high, n = mean_interval(once)
-            row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-            if metric == "faa":
-                row["blocks"] = n
-        rows.append(row)
-    if not rows:  # no stage was finished
-        return pd.DataFrame(columns=["setting", "role", *results.knobs, *metrics()])
-    frame = pd.DataFrame(rows)
-    return frame.sort_values([headline(results), "setting"], ascending=[False, True], ignore_index=True)

@@ -37,7 +37,7 @@ def load(out: Path) -> Results:
         for walk in (walk for found in walks.values() for walk in found):
             asked.add(*walk)
         if method is search:
-            told = retrace.searched(search, more, store, walks, knobs)
+            told = retrace.searched(method, more, store, walks, knobs)
     final = methods.contenders(study, search, more)
     for at in final.values():
         for run in at.runs():

@@ -109,8 +109,10 @@ def audited(search: Stagewise) -> Iterator[Audited]:
         better = preferred([search.values(kept), search.values(end)])[0] == 1
         if np.isfinite(mine).all() and best in known:
             gaps = tuple((mine - theirs).tolist())
-            setting = search.study.at(search.proposed[number].setting).id
-            yield Audited(state.depth, setting, float(mine.mean()), gaps, better)
+            dropped, finished = (
+                search.study.at(s).id for s in (state.setting, search.proposed[number].setting)
+            )
+            yield Audited(state.depth, dropped, finished, float(mine.mean()), gaps, better)
 
 
 def ends(search: Method, evidence: Evidence) -> np.ndarray:
@@ -151,12 +153,18 @@ def stands_for(
         found["runner_up"] = search.proposed[ranking[1]].setting
     wanted = [label for label in FROM_SEARCH if label in search.study.protocol.rivals]
     return {
-        label: {k: setting[k] for k in knobs if k in setting} for label in wanted if (setting := found.get(label))
+        label: {k: setting[k] for k in knobs if k in setting}
+        for label in wanted
+        if (setting := found.get(label))
     }
 
 
 def ahead(
-    study: Study, store: StageStore, search: Method | None, more: Mapping[str, Method], final: Mapping[str, Study]
+    study: Study,
+    store: StageStore,
+    search: Method | None,
+    more: Mapping[str, Method],
+    final: Mapping[str, Study],
 ) -> Ahead:
     """What is left, with its predicted hours."""
     model = CostModel(study, store)
@@ -186,4 +194,7 @@ def missing(store: StageStore, works: Iterable[Work]) -> int:
 
 def predicted(model: CostModel, works: Sequence[Work]) -> Hours | None:
     cost = model.predict(works)
-    return None if cost is None else tuple(cost.amounts()["wall hours"])
+    if cost is None:
+        return None
+    hours = cost.amounts()["wall hours"]
+    return hours.mean, hours.low, hours.high
