@@ -5,13 +5,9 @@ Filled in by `retrace.py` from the search's own objects; read by the answer, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-
-from dgg_ray.preference import Values, fronts, hypervolume, summary
 
 Block = tuple[str, int]  # task names joined by " > ", seed
 
@@ -23,6 +19,7 @@ class Candidate:
     setting: its id; state: `judged` on every block, `given up` in the race, `failed` or `open`.
     rows: for each block finished, in the study's order, every objective, then by how much each
         constraint is kept.
+    objective, excess: means over these of each objective, and by how much each constraint is broken.
     tasks: learned in the block after these.
     stages: distinct stages that the search had asked for, this setting's among them.
     """
@@ -30,6 +27,8 @@ class Candidate:
     setting: str
     state: str
     rows: tuple[tuple[float, ...], ...] = ()
+    objective: tuple[float, ...] = ()
+    excess: tuple[float, ...] = ()
     tasks: int = 0
     stages: int = 0
 
@@ -100,28 +99,9 @@ class Searched:
     def of(self, state: str) -> list[Candidate]:
         return [c for c in self.candidates if c.state == state]
 
-    def values(self, candidate: Candidate) -> Values:
-        """Means over its blocks of each objective, and by how much each constraint is broken."""
-        return summary(np.array(candidate.rows), len(self.objective))
-
     def feasible(self) -> list[Candidate]:
         """Settings judged that break no constraint."""
-        return [c for c in self.of("judged") if not any(self.values(c).excess)]
-
-    def front(self) -> list[Candidate]:
-        """The Pareto set: feasible settings that no other one dominates, by the first objective."""
-        found = self.feasible()
-        objectives = [self.values(c).objective for c in found]
-        first = next(fronts(range(len(found)), objectives), [])
-        return [found[i] for i in sorted(first, key=lambda i: objectives[i], reverse=True)]
-
-    def volumes(self) -> Iterator[tuple[int, int, float]]:
-        """(settings judged, stages asked for, hypervolume of the feasible ones) after each setting judged."""
-        points: list[tuple[float, ...]] = []
-        for number, candidate in enumerate(self.of("judged"), start=1):
-            of = self.values(candidate)
-            points += [] if any(of.excess) else [of.objective]
-            yield number, candidate.stages, hypervolume(points)
+        return [c for c in self.of("judged") if not any(c.excess)]
 
 
 @dataclass(frozen=True)

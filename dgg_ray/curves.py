@@ -33,9 +33,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dgg_ray.answer import percent
 from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
-from dgg_ray.outcomes import Results, Run, alphas, name_of, searched, settings, text_of, walk
+from dgg_ray.outcomes import Results, Run, alphas, name_of, percent, searched, settings, text_of, walk
 
 EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α

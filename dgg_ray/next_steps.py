@@ -85,7 +85,7 @@ def best_of_all(results: Results) -> float:
     search = results.search
     if search is None or search.count is None:
         return inf
-    scores = [search.values(c).objective[0] for c in search.feasible()]
+    scores = [c.objective[0] for c in search.feasible()]
     over = sum(c.state != "open" for c in search.candidates)
     if len(scores) < 2:
         return inf

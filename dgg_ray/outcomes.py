@@ -182,6 +182,8 @@ def chosen(results: Results) -> str | None:
     """The setting that the report speaks of: the recommended one, or the only one there is."""
     if results.recommended is not None:
         return results.recommended
+    if results.search is not None:
+        return None  # a search that has judged nothing yet may have tried a single setting
     others = set(settings(results).index) - set(results.rivals.values())
     return others.pop() if len(others) == 1 else None
 

@@ -21,6 +21,7 @@ from dgg_ray import next_steps, plugins, robustness
 from dgg_ray.answer import SHOWN, answer
 from dgg_ray.curves import sentences, summary, tradeoffs
 from dgg_ray.disparity import disparity, overall
+from dgg_ray.front import front
 from dgg_ray.optimism import audit_sentences, race_sentences, warning
 from dgg_ray.outcomes import (
     CELL,
@@ -222,7 +223,7 @@ def pareto_rows(results: Results, best: pd.DataFrame) -> list[list[str]]:
     if search is None or len(search.objective) < 2:
         return []
     known = {row["setting"]: row for row in best.to_dict("records")}
-    rows = [known[c.setting] for c in search.front() if c.setting in known]
+    rows = [known[c.setting] for c in front(search) if c.setting in known]
     return [
         [row["setting"] + " ★" * (row["setting"] == chosen(results))]
         + [text_of(row[knob]) for knob in results.knobs]

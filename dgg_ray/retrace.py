@@ -11,7 +11,7 @@ from dgg_ray import judge
 from dgg_ray.conduct import Ahead, Audited, Candidate, Hours, Level, Searched, Terms, Tried
 from dgg_ray.cost import CostModel
 from dgg_ray.plan import foresee
-from dgg_ray.preference import Evidence, Values, by_block, preferred
+from dgg_ray.preference import Evidence, Values, by_block, preferred, summary
 from dgg_ray.search import Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH
 from dgg_ray.stages import StageStore, Work
@@ -63,7 +63,8 @@ def candidates(search: Method, walks: Walks) -> Iterator[Candidate]:
         state = "judged" if number in judged else "failed" if done == len(reached) else "given up"
         rows = by_block(evidence, search.search.objective, search.constraints)[:done]
         tasks = reached[done] if done < len(reached) else 0
-        yield Candidate(setting, state, tuple(map(tuple, rows.tolist())), tasks, len(stages))
+        of = summary(rows, len(search.search.objective)) if done else Values(())
+        yield Candidate(setting, state, tuple(map(tuple, rows.tolist())), *of, tasks, len(stages))
 
 
 def whole(search: Method, probe: Probe) -> bool:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dgg_ray import cli, next_steps, report, results
-from dgg_ray.simulate import Simulated
+from dgg_ray.simulate import MemoryStore, Simulated
 
 pytestmark = pytest.mark.whole
 STUDY = """\
@@ -38,6 +38,8 @@ def stops(monkeypatch):
     obtain, left = Simulated.obtain, [0]
 
     def counted(self, work):
+        if isinstance(self.store, MemoryStore):  # what is only foreseen
+            return obtain(self, work)
         if left[0] == 0:
             raise KeyboardInterrupt
         left[0] -= 1
@@ -62,7 +64,7 @@ def test_a_study_that_is_cut_anywhere_has_a_report_that_holds(search, stops, tmp
     assert "run the study first" in capsys.readouterr().err
 
     said = []
-    for step in (1, 5, 6, 9, 10, 10, 12, 12, 15, 15, 20, 25, None):
+    for step in (1, 12, 17, 20, 24, 25, None):
         stops(step)
         ended = cli.main(run)
         assert ended in (0, 130)

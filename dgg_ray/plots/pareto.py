@@ -13,13 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.conduct import Searched
+from dgg_ray.front import front, volumes
 from dgg_ray.outcomes import Results
 
 READING = (
     "Left: settings judged, in the first two objectives; filled ones are dominated by none, the star is "
     "recommended, and crosses break a constraint. Right: the part of the unit square (or cube) that the "
-    "settings judged so far dominate, from the origin (hypervolume). A curve that has been level for long says "
-    "that more settings are unlikely to move the front."
+    "settings judged so far dominate, from the origin (hypervolume). A curve that has been level for long "
+    "says that more settings are unlikely to move the front."
 )
 
 
@@ -33,7 +34,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         return None
     data = points(search)
     data["recommended"] = data["setting"] == results.recommended
-    grown = pd.DataFrame(search.volumes(), columns=["judged", "stages", "volume"])
+    grown = pd.DataFrame(volumes(search), columns=["judged", "stages", "volume"])
     figure, axes = plots.sheet(9.6, 4.0, 1, 2)
     draw_front(axes[0, 0], data, search.objective)
     draw_growth(axes[0, 1], grown)
@@ -42,11 +43,8 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 
 def points(search: Searched) -> pd.DataFrame:
     """One row per setting judged: its objectives, whether it keeps the constraints and is on the front."""
-    front, feasible = ({c.setting for c in found} for found in (search.front(), search.feasible()))
-    rows = [
-        [c.setting, *search.values(c).objective, c.setting in feasible, c.setting in front]
-        for c in search.of("judged")
-    ]
+    best, feasible = ({c.setting for c in found} for found in (front(search), search.feasible()))
+    rows = [[c.setting, *c.objective, c.setting in feasible, c.setting in best] for c in search.of("judged")]
     return pd.DataFrame(rows, columns=["setting", *search.objective, "feasible", "front"])
 
 
@@ -54,9 +52,9 @@ def draw_front(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) -> None
     x, y = objective[:2]
     plots.quiet(ax, f"{x.replace('_', ' ')}, %", f"{y.replace('_', ' ')}, %", "the Pareto set")
     plots.percent(ax.xaxis, ax.yaxis)
-    front = data[data["front"]].sort_values(x)
+    best = data[data["front"]].sort_values(x)
     if len(objective) == 2:
-        ax.step(front[x], front[y], where="pre", color="#d3dce6", lw=6, solid_joinstyle="round", zorder=1)
+        ax.step(best[x], best[y], where="pre", color="#d3dce6", lw=6, solid_joinstyle="round", zorder=1)
     looks = (
         (~data["feasible"], {"marker": "x", "color": plots.QUIET, "label": "breaks a constraint"}),
         (data["feasible"] & ~data["front"], {"fc": "white", "ec": plots.BLUE, "label": "dominated"}),

@@ -16,10 +16,11 @@ from dgg_ray.conduct import Searched
 from dgg_ray.outcomes import Results
 
 READING = (
-    "Task by task: each mark is a state tried at that place of the orders, at the objective that its runs are "
-    "expected to end with, cautiously; filled ones were kept. A line leads from a dropped state to what it became "
-    "when the audit finished it, in orange where that is above the best that was kept (dotted). Whole settings: "
-    "each in the order proposed, the line is the best so far, crosses were given up or broke a constraint."
+    "Task by task: each mark is a state tried at that place of the orders, at the objective that its runs "
+    "are expected to end with, cautiously; filled ones were kept. A line leads from a dropped state to what "
+    "it became when the audit finished it, in orange where that is above the best that was kept (dotted). "
+    "Whole settings: each in the order proposed, the line is the best so far, crosses were given up or broke "
+    "a constraint."
 )
 COLUMNS = ["kind", "place", "setting", "value", "kept", "before"]
 
@@ -55,9 +56,8 @@ def table(search: Searched) -> pd.DataFrame:
     ]
     for number, candidate in enumerate(search.candidates):
         if candidate.rows:
-            values = search.values(candidate)
-            kept = candidate.state == "judged" and not any(values.excess)
-            rows.append(["end", number, candidate.setting, float(np.mean(values.objective)), kept, np.nan])
+            kept = candidate.state == "judged" and not any(candidate.excess)
+            rows.append(["end", number, candidate.setting, float(np.mean(candidate.objective)), kept, np.nan])
     hoped = {(level.place, s.setting): s.hoped for level in search.levels for s in level.tried}
     for a in search.audited:
         rows.append(["audited", a.place, a.setting, a.ends, a.better, hoped[a.place, a.state]])
