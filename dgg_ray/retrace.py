@@ -10,7 +10,6 @@ import numpy as np
 from dgg_ray import judge
 from dgg_ray.conduct import Ahead, Audited, Candidate, Hours, Level, Searched, Terms, Tried
 from dgg_ray.cost import CostModel
-from dgg_ray.plan import foresee
 from dgg_ray.preference import Evidence, Values, by_block, preferred, summary
 from dgg_ray.search import Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH
@@ -172,6 +171,8 @@ def ahead(
     over = search is None or (search.finished and all(own.finished for own in more.values()))
     looked: list[Work] = []
     if not over:
+        from dgg_ray.plan import foresee  # late: only an unfinished study is foreseen
+
         walks, final, _, _ = foresee(study, store)
         looked = [work for walk in walks for work in walk.works]
     compare = [work for chain in judge.final_works(final) for work in chain]
