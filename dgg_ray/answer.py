@@ -9,6 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dgg_ray.optimism import (
+    constraint_sentences,
+    optimism_sentences,
+    progress,
+    same_sentences,
+    warning,
+)
 from dgg_ray.outcomes import (
     Results,
     chosen,
@@ -17,6 +24,7 @@ from dgg_ray.outcomes import (
     headline,
     name_of,
     percent,
+    printed,
     runs,
     settings,
     signed,
@@ -37,10 +45,15 @@ def answer(results: Results) -> list[str]:
     known = settings(results)
     if setting is None or setting not in known.index:
         sentences = ["No setting has been judged on all its orders and seeds yet, so none is recommended."]
-        return sentences + failures(results) + unspent(results)
+        return sentences + warning(results) + progress(results) + failures(results) + unspent(results)
     return [
         recommendation(results, known.loc[setting]),
+        *warning(results),
+        *progress(results),
         *score_sentences(results, split),
+        *same_sentences(results, printed(results)),
+        *constraint_sentences(results),
+        *optimism_sentences(results),
         *order_sentences(results, split),
         *failures(results),
         *unspent(results),
@@ -51,6 +64,8 @@ def recommendation(results: Results, values: pd.Series) -> str:
     """What to use, every searched value by its name."""
     parts = [f"{name_of(knob)} = {text_of(values[knob])}" for knob in results.knobs]
     verb = "Use" if results.knobs else "One setting was run, nothing was searched:"
+    if results.search and not results.search.finished:
+        verb = "So far the best is"
     return f"{verb} {values['strategy']}" + (f" with {', '.join(parts)}." if parts else ".")
 
 

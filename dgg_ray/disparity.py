@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval
-from dgg_ray.outcomes import Results, compared, finals, once, opening, runs
+from dgg_ray.outcomes import Results, compared, final_table, finals, once, opening
 
 DISPARITY = ["opd", "expected", "low", "high", "floor", "corrected"]
 
@@ -104,7 +104,7 @@ def overall(results: Results, split: str) -> pd.DataFrame:
     expected_range and its 95 % interval: of as many orders that share no stage, for normal scores.
     floor: expected range that seeds alone make; nan for a single seed. clusters: first tasks.
     """
-    table = runs(results, split)
+    table = final_table(results, split)
     rows = []
     for label, setting in compared(results).items():
         own = table[(table["setting"] == setting) & ~table["together"].astype(bool)].dropna(subset="faa")

@@ -46,7 +46,7 @@ def compared(
     ends = [entry["spent"] for entry in entries[1:]] + [spent]
     return [
         (f"run {number}", unit, (entry["rest"] or {}).get(unit), end[unit] - entry["spent"][unit])
-        for number, (entry, end) in enumerate(zip(entries, ends, strict=True), start=1)
+        for number, (entry, end) in enumerate(zip(entries, ends, strict=False), start=1)
         for unit in spent
         if unit in entry["spent"] and unit in end
     ]

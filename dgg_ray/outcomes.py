@@ -9,7 +9,7 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import plugins
+from dgg_ray.conduct import Ahead, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.intervals import mean_interval, paired_difference
 from dgg_ray.matrices import BLOCK, Run, once, walk
@@ -38,20 +39,6 @@ CELL = [  # columns of the table that name a cell; the searched settings follow 
 
 
 @dataclass(frozen=True)
-class Spending:
-    """What a study spent on its own work.
-
-    spent: unit → so far; budget: its cap, empty for none; refused: stages that the cap kept from being
-    started in the last run; runs: (run, unit, {mean, low, high} predicted for it or None, what it spent).
-    """
-
-    spent: dict[str, float] = field(default_factory=dict)
-    budget: str = ""
-    refused: int = 0
-    runs: Sequence[tuple[str, str, dict[str, float] | None, float]] = ()
-
-
-@dataclass(frozen=True)
 class Results:
     """A study's results, all that a report needs.
 
@@ -66,6 +53,8 @@ class Results:
     tried: ids of the settings that the search proposed, in that order.
     facts: what else the report prints: counts of stages asked for, trained, shared; versions.
     spending: what it took, and what was predicted.
+    search: what the search did, None where there was none; terms: on what it chose and compared.
+    ahead: what is left of the study.
     """
 
     name: str
@@ -80,6 +69,9 @@ class Results:
     facts: dict[str, Any] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     spending: Spending = Spending()
+    search: Searched | None = None
+    terms: Terms = Terms()
+    ahead: Ahead = Ahead()
 
     @cached_property
     def known(self) -> dict[tuple[str, ...], Any]:
@@ -97,12 +89,12 @@ def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
 
 @once
 def selection(results: Results) -> list[Run]:
-    """The runs on the validation split by which settings were chosen.
+    """The runs by which settings were chosen, on the split on which they were.
 
     Without the runs of the chosen setting, and of a rival that was searched too, on further blocks (seeds
     of the final comparison): there they would be compared on easier or harder ground.
     """
-    found, ours = walk(results, "validation"), set(searched(results).index)
+    found, ours = walk(results, results.terms.select_on), set(searched(results).index)
     blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in ours}
     for run in found:
         blocks.setdefault(run.setting, set()).add((run.order, run.seed))
@@ -127,8 +119,8 @@ def runs(results: Results, split: str) -> pd.DataFrame:
 def selected(results: Results) -> pd.DataFrame:
     """One row per run of `selection`, with every metric."""
     chosen_runs = {id(run) for run in selection(results)}
-    kept = [id(run) in chosen_runs for run in walk(results, "validation")]
-    return runs(results, "validation")[kept].reset_index(drop=True)
+    kept = [id(run) in chosen_runs for run in walk(results, results.terms.select_on)]
+    return runs(results, results.terms.select_on)[kept].reset_index(drop=True)
 
 
 def tabulate(found: Iterable[Run]) -> pd.DataFrame:
@@ -144,11 +136,29 @@ def tabulate(found: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "strategy", *BLOCK, "together", *functions])
 
 
+def final_runs(results: Results, split: str) -> list[Run]:
+    """The runs on the final blocks; all there are while the chosen setting has none of these.
+
+    Where settings were chosen on the same split, those of the search are left out of the comparison.
+    """
+    found, blocks = list(walk(results, split)), set(results.terms.compared_on)
+    final = [run for run in found if (run.order, run.seed) in blocks]
+    return final if chosen(results) in {run.setting for run in final} else found
+
+
+@once
+def final_table(results: Results, split: str) -> pd.DataFrame:
+    """One row per run of `final_runs`, with every metric."""
+    return tabulate(final_runs(results, split))
+
+
 @once
 def chosen(results: Results) -> str | None:
     """The setting that the report speaks of: the recommended one, or the only one there is."""
     if results.recommended is not None:
         return results.recommended
+    if results.search is not None:
+        return None  # a search that has judged nothing yet may have tried a single setting
     others = set(settings(results).index) - set(results.rivals.values())
     return others.pop() if len(others) == 1 else None
 
@@ -159,8 +169,21 @@ def compared(results: Results) -> dict[str, str]:
     if setting is None or setting not in (known := settings(results)).index:
         return dict(results.rivals)
     label = str(known.loc[setting, "strategy"])
-    rivals = {name: rival for name, rival in results.rivals.items() if rival != setting}
+    words = printed(results)
+    rivals = {words.get(name, name): rival for name, rival in results.rivals.items() if rival != setting}
     return {f"{label} (recommended)" if label in rivals else label: setting, **rivals}
+
+
+def printed(results: Results) -> dict[str, str]:
+    """Label → what is printed for it, of the rivals that the search gives."""
+    if results.search is None:
+        return {}
+    knob = " and ".join(map(name_of, results.search.knobs))
+    return {
+        "runner_up": "the runner-up",
+        "constant": f"the best constant {knob}",
+        "first_two": f"{knob} chosen on the first two tasks, then kept",
+    }
 
 
 @once
@@ -244,7 +267,7 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     difference, difference_low, difference_high, p, pairs: chosen minus rival, paired over the blocks that
         both have; nan in the chosen setting's own rows.
     """
-    table = runs(results, split)
+    table = final_table(results, split)
     labels = compared(results)
     ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
     rows = []
@@ -281,7 +304,7 @@ def finals(results: Results, split: str) -> pd.DataFrame:
     labels = {setting: label for label, setting in compared(results).items()}
     rows = [
         [labels[run.setting], run.order, run.seed, task, place, before, score]
-        for run in walk(results, split)
+        for run in final_runs(results, split)
         if run.setting in labels and not run.together and not np.isnan(run.scores.R[-1]).any()
         for place, (before, task, score) in enumerate(
             zip(("", *run.tasks), run.tasks, run.scores.R[-1], strict=False)
@@ -290,25 +313,3 @@ def finals(results: Results, split: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["label", "order", "seed", "task", "place", "before", "score"])
     place = {label: i for i, label in enumerate(labels.values())}
     return table.sort_values("label", key=lambda names: names.map(place), kind="stable", ignore_index=True)
-
-
-@once
-def judged(results: Results) -> pd.DataFrame:
-    """Every setting on the validation split, best first: its values, and each metric with its interval."""
-    table = selected(results)
-    known = settings(results)
-    label = {setting: name for name, setting in compared(results).items()}
-    rows = []
-    for setting, group in table.groupby("setting", sort=True):
-        row = {"setting": setting, "role": label.get(str(setting), ""), **known.loc[str(setting)].to_dict()}
-        for metric in metrics():
-            once = group.groupby("seed")[metric].mean() if group["together"].any() else group[metric]
-            mean, low, high, n = mean_interval(once)
-            row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-            if metric == "faa":
-                row["blocks"] = n
-        rows.append(row)
-    if not rows:  # no stage was finished
-        return pd.DataFrame(columns=["setting", "role", *results.knobs, *metrics()])
-    frame = pd.DataFrame(rows)
-    return frame.sort_values([headline(results), "setting"], ascending=[False, True], ignore_index=True)

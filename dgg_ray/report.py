@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dgg_ray import plugins, robustness
+from dgg_ray import next_steps, plugins, robustness
 from dgg_ray.answer import SHOWN, answer
 from dgg_ray.curves import sentences, summary, tradeoffs
 from dgg_ray.disparity import disparity, overall
+from dgg_ray.front import front
+from dgg_ray.optimism import audit_sentences, race_sentences, warning
 from dgg_ray.outcomes import (
     CELL,
     Results,
@@ -28,7 +30,6 @@ from dgg_ray.outcomes import (
     chosen,
     compare,
     final_split,
-    judged,
     name_of,
     percent,
     runs,
@@ -36,11 +37,14 @@ from dgg_ray.outcomes import (
     text_of,
 )
 from dgg_ray.rates import Estimate, show
+from dgg_ray.standings import judged
 
 __all__ = ["answer", "compare", "runs", "write"]
 
 FIGURES = (
     "stability_plasticity",
+    "pareto",
+    "search",
     "alpha_effect",
     "importance",
     "learning_along",
@@ -116,6 +120,10 @@ def page(
     return environment.get_template("report.html.j2").render(
         results=results,
         answer=opening,
+        bold=warning(results),
+        next_steps=next_steps.sentences(results),
+        went=[*race_sentences(results.search), *audit_sentences(results.search)] if results.search else [],
+        pareto=pareto_rows(results, best),
         figures=figures,
         split=split,
         comparison=comparison_rows(comparison),
@@ -193,6 +201,7 @@ def gap(row: Mapping[str, Any]) -> str:
 
 def judged_rows(results: Results, best: pd.DataFrame) -> list[dict[str, Any]]:
     """The settings table as the page prints it: the first ones, and whatever is compared."""
+    total = results.search.blocks if results.search else 1
     shown = best[(best.index < MANY) | (best["role"] != "")]
     return [
         {
@@ -201,10 +210,25 @@ def judged_rows(results: Results, best: pd.DataFrame) -> list[dict[str, Any]]:
             "strategy": row["strategy"],
             "best": row["setting"] == chosen(results),
             "values": [text_of(row[knob]) for knob in results.knobs],
-            "blocks": row["blocks"],
+            "blocks": row["blocks"] if row["whole"] else f"after {row['blocks']} of {total}",
             "cells": [with_interval(row, name, f"{name}_low", f"{name}_high") for name in SHOWN],
         }
         for row in shown.to_dict("records")
+    ]
+
+
+def pareto_rows(results: Results, best: pd.DataFrame) -> list[list[str]]:
+    """The Pareto set of several objectives, by the first of them: setting, searched values, objectives."""
+    search = results.search
+    if search is None or len(search.objective) < 2:
+        return []
+    known = {row["setting"]: row for row in best.to_dict("records")}
+    rows = [known[c.setting] for c in front(search) if c.setting in known]
+    return [
+        [row["setting"] + " ★" * (row["setting"] == chosen(results))]
+        + [text_of(row[knob]) for knob in results.knobs]
+        + [with_interval(row, name, f"{name}_low", f"{name}_high") for name in search.objective]
+        for row in rows
     ]
 
 

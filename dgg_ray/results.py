@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from dgg_ray import forecast, judge, methods, plugins, studyfile
+from dgg_ray import forecast, judge, methods, plugins, retrace, studyfile
 from dgg_ray.cost import CostModel
 from dgg_ray.errors import ResultsError
 from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
@@ -31,11 +31,13 @@ def load(out: Path) -> Results:
     store = StageStore(study.store_folder(out))
     knobs = tuple(space(study, study.search)) if study.search else ()
     search, more = methods.inquiries(study, store)
-    asked = Asked()
+    asked, told = Asked(), None
     for method in (search, *more.values()) if search else ():
-        for probe in method.proposed:
-            for walk in judge.asked(study, store, probe):
-                asked.add(*walk)
+        walks = {n: judge.asked(study, store, probe) for n, probe in enumerate(method.proposed)}
+        for walk in (walk for found in walks.values() for walk in found):
+            asked.add(*walk)
+        if method is search:
+            told = retrace.searched(method, more, store, walks, knobs)
     final = methods.contenders(study, search, more)
     for at in final.values():
         for run in at.runs():
@@ -57,6 +59,9 @@ def load(out: Path) -> Results:
         costs=costs(store, asked, stages),
         facts=facts(study, store, asked, stages),
         spending=spending(study, store, out),
+        search=told,
+        terms=retrace.terms(study),
+        ahead=retrace.ahead(study, store, search, more, final),
     )
 
 

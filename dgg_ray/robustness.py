@@ -23,11 +23,11 @@ from dgg_ray.outcomes import (
     chosen,
     compared,
     final_split,
+    final_table,
     headline,
     name_of,
     once,
     percent,
-    runs,
     searched,
     selected,
     settings,
@@ -76,7 +76,7 @@ def ranks(results: Results, split: str) -> pd.DataFrame:
     rank: 1 is best, equals share the mean rank. tau: Kendall's τ_b of the order's ranking with that of the
         mean FAAs.
     """
-    table = runs(results, split)
+    table = final_table(results, split)
     table = table[~table["together"].astype(bool)].groupby(["setting", "order"])["faa"].mean().unstack(0)
     labels = {s: label for label, s in compared(results).items() if s in table.columns}
     faa = table[list(labels)].rename(columns=labels).dropna()
@@ -185,7 +185,7 @@ def settings_by_order(results: Results) -> pd.DataFrame:
 
 def order_sentences(results: Results, split: str) -> list[str]:
     """How much the order of the tasks matters to the chosen setting; a reminder where only one was tried."""
-    table = runs(results, split)
+    table = final_table(results, split)
     if table.loc[table["setting"] == chosen(results), "order"].nunique() < 2:
         return ["Only one order of the tasks was run: how much the result depends on it is not known."]
     first = next(iter(compared(results)))

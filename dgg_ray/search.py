@@ -26,8 +26,14 @@ from optuna.trial import TrialState
 from dgg_ray import plugins
 from dgg_ray.preference import Constraint, Evidence, Values, own_scores, preferred, values
 from dgg_ray.racing import Race, paired_spread
+from dgg_ray.sections import Search
 from dgg_ray.space import grid, optuna_study, space, warm_start
 from dgg_ray.study import Setting, Study
+
+
+def limits(search: Search) -> list[Constraint]:
+    """The search's constraints."""
+    return [c for text in search.subject_to if (c := Constraint.parse(text))]
 
 
 class Probe(NamedTuple):
@@ -52,7 +58,7 @@ class Method(ABC):
     def __init__(self, study: Study) -> None:
         assert study.search is not None
         self.study, self.search = study, study.search
-        self.constraints = [c for text in self.search.subject_to if (c := Constraint.parse(text))]
+        self.constraints = limits(self.search)
         self.proposed: list[Probe] = []
         self.told: dict[int, Evidence | None] = {}
         self.returned: deque[tuple[int, Probe]] = deque()

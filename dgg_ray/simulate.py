@@ -117,9 +117,9 @@ class Simulated:
     def learn(self, stage: Stage) -> Record:
         count, seconds = self.cost(stage)
         self.wait(seconds)
-        steps = ceil(count / stage.training.batch_size)
+        steps, begin = ceil(count / stage.training.batch_size), self.law.seconds / 1000
         self.tick(stage, steps, steps)
-        cost = {"steps": steps, "examples": count, "seconds": seconds, "begin_seconds": 0.0}
+        cost = {"steps": steps, "examples": count, "seconds": seconds, "begin_seconds": begin}
         record = {
             "learned": stage.task,
             "earlier": list(stage.earlier),

@@ -11,10 +11,7 @@ tasks and b = 2 that is 46 stages a block in place of 5⁶ sequences. α follows
 differ, all of a setting's orders are judged together, and a task is decided at the first place that
 it takes in any of them.
 
-A state is judged by the objective of its run completed pessimistically: each later stage leaves the lower
-quartile of what stages of good states left so far, by a task's age, and tasks not yet learned reach the
-lowest score seen on them (`preference.completed`). States are ranked by a curve through all values tried,
-not by single points.
+A state is judged by the objective of its run, completed pessimistically and read off a curve (hopes.py).
 
 Greedy choices can be wrong: the best state at task 2 need not be the best at task T (Renate,
 awslabs/Renate issue 58), and with several orders a task is decided where it comes first. So the choice is
@@ -41,34 +38,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgg_ray import draws
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.hopes import Hopes, State
 from dgg_ray.preference import (
-    Evidence,
     Values,
-    by_block,
-    completed,
-    followed,
-    kept_shares,
-    own_scores,
     preferred,
     smoothed,
-    summary,
 )
-from dgg_ray.search import Batches, Probe
-from dgg_ray.sections import Value
+from dgg_ray.search import Batches, Probe, limits
+from dgg_ray.sections import Knob, Value
 from dgg_ray.space import CategoricalDistribution, Space, distribution, listed, propose
 from dgg_ray.study import Setting, Study
 
-PESSIMISTIC = 0.25  # quantile of what is known
 MOST = 4096  # combinations that are looked at
 
 
-class State(NamedTuple):
-    """A setting for the tasks placed so far, and what it came to. depth: tasks of each order."""
+class Level(NamedTuple):
+    """What was tried at one place for one outer combination. hoped: as read off the curve; kept: the beam."""
 
-    setting: Setting
     depth: int
-    evidence: Evidence
+    states: list[State]
+    hoped: list[Values]
+    kept: list[State]
 
 
 class Dropped(NamedTuple):
@@ -94,10 +84,10 @@ class Stagewise(Batches):
         self.begun = max((known.depth for known in study.warm), default=0)  # places that are decided
         self.warm = [known.setting for known in study.warm if known.depth == self.begun]
         self.knobs = study.search.space
-        self.states: list[State] = []  # all that were ever judged
+        self.hopes = Hopes([order for order, _ in study.blocks], study.search.objective, limits(study.search))
         self.dropped: list[State] = []
+        self.levels: list[Level] = []
         self.audited: list[Dropped] = []
-        self.asked, self.answer = (0, 0), ({}, [])  # of `known`, which is asked for many states in turn
         super().__init__(study)
 
     # -- the search --------------------------------------------------------------------------------
@@ -124,9 +114,8 @@ class Stagewise(Batches):
         alike = [s for s in self.warm if all(s[path] == value for path, value in outer.items())]
         beam = alike[: self.search.beam]
         answers: Any = yield [Probe(setting, self.begun) for setting in beam]
-        judged = [(s, e) for s, e in zip(beam, answers, strict=True) if e and self.judgeable(e, self.begun)]
-        self.states += [State(setting, self.begun, evidence) for setting, evidence in judged]
-        return [Branch(outer, list(self.states))]
+        found = [self.hopes.take(s, self.begun, e) for s, e in zip(beam, answers, strict=True)]
+        return [Branch(outer, [state for state in found if state])]
 
     def outer(self) -> list[Setting]:
         """Combinations of the settings that are not per task."""
@@ -153,20 +142,16 @@ class Stagewise(Batches):
                     batch.append(((b, p), {**base, **new}))
             answers: Any = (yield [Probe(setting, depth) for _, setting in batch]) if batch else []
             for (place, setting), evidence in zip(batch, answers, strict=True):
-                if evidence is not None and self.judgeable(evidence, depth):
-                    found[place].append(State(setting, depth, evidence))
-                    self.states.append(found[place][-1])
+                if state := self.hopes.take(setting, depth, evidence):
+                    found[place].append(state)
         for b, branch in enumerate(branches):
             here = [(p, state) for (of, p), states in found.items() if of == b for state in states]
             states = [state for _, state in here]
-            tables = np.array([self.hoped_table(state).mean(axis=0) for state in states])
-            read = [
-                self.values_of(row)
-                for row in smoothed(tables, [p for p, _ in here], [s.setting for s in states], knobs)
-            ]
+            read = self.hopes.read(states, [p for p, _ in here], knobs)
             best = [states[i] for i in preferred(read)]
             branch.beam = best[: self.search.beam]
             self.dropped += best[self.search.beam :]
+            self.levels.append(Level(depth, states, read, branch.beam))
 
     def first_half(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
         """Values that say most about each task by itself: listed ones in turn, or half of the tries."""
@@ -185,7 +170,7 @@ class Stagewise(Batches):
         """Values that Optuna proposes, knowing the first ones."""
         if (left := self.search.tries - len(known)) <= 0 or not knobs or not known:
             return []
-        ranked = [known[i].setting for i in preferred(self.hoped(known))]
+        ranked = [known[i].setting for i in preferred(self.hopes.of(known))]
         return propose(knobs, seed + 1, left, [{k: setting[k] for k in knobs} for setting in ranked])
 
     def together(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
@@ -196,7 +181,7 @@ class Stagewise(Batches):
         """
         if len(knobs) < 2 or not known:
             return []
-        tables = {id(s): self.hoped_table(s) for s in known}
+        tables = {id(s): self.hopes.table(s) for s in known}
         # Per block: which tried state stands for these values of the knobs that bear on it.
         bears = [
             tuple(k for k in knobs if k.rpartition(".")[2] in order[: known[0].depth])
@@ -212,12 +197,12 @@ class Stagewise(Batches):
             if all(parts) and all(setting != {k: s.setting[k] for k in knobs} for s in known):
                 found.append(setting)
                 tabled.append(np.stack([tables[id(s)][i] for i, s in enumerate(parts)]))
-        of = [self.values_of(table) for table in tabled]
+        of = [self.hopes.values_of(table) for table in tabled]
         return [found[i] for i in preferred(of)[: self.search.beam]]
 
     def halve(self, branches: list[Branch]) -> list[Branch]:
         """The better half of the outer combinations, by the best state of each."""
-        ranked = preferred(self.hoped([branch.beam[0] for branch in branches]))
+        ranked = preferred(self.hopes.of([branch.beam[0] for branch in branches]))
         keep = ceil(len(branches) / 2)
         for i in ranked[keep:]:
             self.dropped += branches[i].beam
@@ -241,7 +226,7 @@ class Stagewise(Batches):
         for block, (order, _) in enumerate(self.study.blocks):
             for t, task in list(enumerate(order))[max(1, self.begun) :]:
                 for path, knob in self.knobs.items():
-                    for value in listed(knob, self.search.tries) if knob.per_task else []:
+                    for value in self.worth_trying(knob, f"{path}.{task}", base) if knob.per_task else []:
                         tried.append((f"{path}.{task}", value, block))
                         probes.append(Probe({**base, f"{path}.{task}": value}, t + 1, None, block))
         answers: Any = yield probes
@@ -250,58 +235,26 @@ class Stagewise(Batches):
             rows: dict[Value, list[np.ndarray]] = {}
             for (of, value, block), answer in zip(tried, answers, strict=True):
                 if of == name and answer is not None:
-                    rows.setdefault(value, []).append(self.gone_on(answer, evidence, block))
+                    rows.setdefault(value, []).append(self.hopes.gone_on(answer, evidence, block))
             full = [value for value, row in rows.items() if len(row) == max(map(len, rows.values()))]
             table = np.array([np.mean(rows[value], axis=0) for value in full])
             of_knob = {name: distribution(self.knobs[name.rpartition(".")[0]])}
             read = smoothed(table, [0] * len(full), [{name: value} for value in full], of_knob)
-            best[name] = full[preferred([self.values_of(row) for row in read])[0]]
+            best[name] = full[preferred([self.hopes.values_of(row) for row in read])[0]]
         if best != base:
             yield [Probe(best, len(self.study.names))]
 
-    def gone_on(self, evidence: Evidence, winner: Evidence, block: int) -> np.ndarray:
-        """One block's row of `by_block`, carried on as the winner's run on that block went on."""
-        ended = Evidence(
-            [followed(evidence.scores[0], winner.scores[block])],
-            {name: [followed(m[0], winner.beside[name][block])] for name, m in evidence.beside.items()},
-        )
-        return by_block(ended, self.search.objective, self.constraints)[0]
+    def worth_trying(self, knob: Knob, path: str, base: Setting) -> list[Value]:
+        """Values for the revision: all listed ones, or those of its level where the task has one place alone."""
+        task = path.rpartition(".")[2]
+        if len({order.index(task) for order in self.study.all_orders}) > 1:
+            return listed(knob, self.search.tries)
 
-    # -- judging what is not finished --------------------------------------------------------------
+        def unlike(state: State) -> int:
+            return sum(state.setting.get(k) != v for k, v in base.items() if k != path)
 
-    def judgeable(self, evidence: Evidence, depth: int) -> bool:
-        return all(not np.isnan(s.R[depth - 1, :depth]).any() for s in evidence.scores)
-
-    def values_of(self, table: np.ndarray) -> Values:
-        return summary(np.atleast_2d(table), len(self.search.objective))
-
-    def hoped(self, states: Sequence[State]) -> list[Values]:
-        """Values of the states' runs, completed pessimistically."""
-        return [self.values_of(self.hoped_table(s)) for s in states]
-
-    def hoped_table(self, state: State) -> np.ndarray:
-        """`by_block` of the state's runs, completed by what all states judged so far make of it."""
-        orders = [order for order, _ in self.study.blocks]
-        lowest, kept = self.known(state.depth)
-
-        def end(scores: Sequence[ScoreMatrix]) -> list[ScoreMatrix]:
-            return [completed(m, order, lowest, kept, 0.0) for m, order in zip(scores, orders, strict=True)]
-
-        beside = {name: end(scores) for name, scores in state.evidence.beside.items()}
-        ended = Evidence(end(state.evidence.scores), beside)
-        return by_block(ended, self.search.objective, self.constraints)
-
-    def known(self, depth: int) -> tuple[dict[str, float], list[float]]:
-        """(Lowest own score of each task, share kept at each age by the better half at this depth)."""
-        if (depth, len(self.states)) != self.asked:
-            orders = [order for order, _ in self.study.blocks]
-            runs = [pair for s in self.states for pair in zip(orders, s.evidence.scores, strict=True)]
-            lowest = {task: min(scores) for task, scores in own_scores(runs).items()}
-            here = [s for s in self.states if s.depth == depth]
-            here.sort(key=lambda s: -float(np.mean([m.R[depth - 1, :depth] for m in s.evidence.scores])))
-            good = [m for s in here[: ceil(len(here) / 2)] for m in s.evidence.scores]
-            self.asked, self.answer = (depth, len(self.states)), (lowest, kept_shares(good, PESSIMISTIC))
-        return self.answer
+        near = sorted((s for s in self.hopes.states if path in s.setting), key=unlike)
+        return list(dict.fromkeys(s.setting[path] for s in near))[: self.search.tries]
 
     # -- the audit ---------------------------------------------------------------------------------
 
@@ -311,7 +264,7 @@ class Stagewise(Batches):
         open_ = [s for s in self.dropped if s.depth < count]
         if winner is None or not open_ or not self.search.audit:
             return
-        spent = len(self.states)  # stages a block: each state was one
+        spent = len(self.hopes.states)  # stages a block: each state was one
         left = max(spent * self.search.audit / (1 - self.search.audit), count - max(s.depth for s in open_))
         rng = draws.generator(self.search.seed, "", "audit")
         chosen: list[State] = []

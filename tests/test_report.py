@@ -11,7 +11,8 @@ import pytest
 from dgg_ray import report
 from dgg_ray.disparity import disparity
 from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import CELL, Results, Spending, compare, judged, runs
+from dgg_ray.outcomes import CELL, Results, Spending, compare, runs
+from dgg_ray.standings import judged
 
 SIZES = {"a": 10, "b": 20, "c": 30}
 ORDERS = ("a > b > c", "c > a > b")

@@ -137,7 +137,7 @@ def test_the_audit_finishes_dropped_states_and_recommends_one_that_wins():
         assert dropped.state.depth < 5
     assert values[search.best()].objective == max(v.objective for v in values.values())
     spent = sum(5 - d.state.depth for d in search.audited)
-    assert spent <= 0.3 / 0.7 * len(search.states)
+    assert spent <= 0.3 / 0.7 * len(search.hopes.states)
 
 
 def test_a_failed_state_is_dropped_and_the_search_goes_on():

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from dgg_ray import plots
 from dgg_ray.curves import SERIES, tradeoffs
 from dgg_ray.importance import importance
-from dgg_ray.outcomes import Results, headline, judged, name_of
+from dgg_ray.outcomes import Results, headline, name_of
+from dgg_ray.standings import judged
 
 READING = (
     "Left: functional ANOVA of the settings judged, the share of the variance that a setting explains by "
@@ -49,6 +50,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 def explained(results: Results) -> pd.DataFrame:
     """Importance of each searched setting for the headline metric, over what the search judged."""
     table, metric = judged(results), headline(results)
+    table = table[table["whole"].astype(bool)]  # few blocks may be easy ones
     table = table[table["setting"].isin(results.tried)].dropna(subset=[metric, *results.knobs])
     found = importance(table, table[metric].tolist(), results.knobs)
     rows = [["importance", name_of(knob), share, np.nan, np.nan] for knob, share in found.items()]

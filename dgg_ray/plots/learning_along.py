@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.intervals import mean_interval
-from dgg_ray.outcomes import Results, compared, final_split, walk
+from dgg_ray.outcomes import Results, compared, final_runs, final_split
 
 READING = (
     "A line that stays level forgets nothing; bars are 95 % intervals over blocks, and the dashed level "
@@ -52,7 +52,7 @@ def stages(results: Results, split: str) -> pd.DataFrame:
     """One row per label and stage: mean over blocks of the mean score so far, and its interval."""
     labels = {setting: label for label, setting in compared(results).items()}
     rows = []
-    for run in walk(results, split):
+    for run in final_runs(results, split):
         if run.setting in labels:
             for t, scores in enumerate(run.scores.R):
                 block = ("", run.seed) if run.together else (run.order, run.seed)

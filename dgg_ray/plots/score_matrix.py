@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray import plots
-from dgg_ray.outcomes import Results, Run, compared, final_split, walk
+from dgg_ray.outcomes import Results, Run, compared, final_runs, final_split
 
 READING = (
     "Row by row the sequence goes on; read down a column to see what becomes of one task. The diagonal is a "
@@ -72,7 +72,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 def averaged(results: Results) -> list[Panel]:
     """The panels, in the order in which they are drawn."""
     labels = {setting: label for label, setting in compared(results).items()}
-    found = [run for run in walk(results, final_split(results)) if run.setting in labels]
+    found = [run for run in final_runs(results, final_split(results)) if run.setting in labels]
     found = [run for run in found if not np.isnan(run.scores.R).all()]
     apart = len({run.order for run in found}) <= ORDERS_APART
     groups: dict[tuple[str, str], list[Run]] = {}

@@ -1,0 +1,186 @@
+"""What further work would most likely change, with what it would take; estimates, the largest first.
+
+Each step has a gain in points of the headline metric:
+
+    search      expected best of all settings minus that of those judged, if the ones left are like them:
+                s · (d(n + m) - d(n)) / 2, d(n) the expected range of n normal values (Tippett 1925)
+    blocks      half width of the headline difference's interval now, minus that after as many more blocks
+                as an hour affords: t(n-1) s/√n - t(n+k-1) s/√(n+k), s of the paired differences so far
+    α           expected improvement (Mockus 1978) of the best α that cannot be told apart from the one in
+                use: e φ(g/e) + g Φ(g/e), g its gain of the mean final score so far, e its standard error
+
+What is not known yet at all, a recommendation or a comparison, comes before all of these.
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from dgg_ray.conduct import Hours
+from dgg_ray.curves import Tradeoff, tradeoffs
+from dgg_ray.intervals import expected_range
+from dgg_ray.outcomes import (
+    BLOCK,
+    Results,
+    chosen,
+    compared,
+    final_runs,
+    final_split,
+    headline,
+    percent,
+    signed,
+    tabulate,
+    text_of,
+)
+from dgg_ray.power import needed
+
+MOST = 3  # steps that are listed
+HOUR = 1.0
+
+
+class Step(NamedTuple):
+    """gain: in the unit of scores, infinite where something is not known at all; text: what, and why."""
+
+    gain: float
+    text: str
+
+
+def sentences(results: Results) -> list[str]:
+    """The steps with the largest expected change, the largest first; empty for a study without a stage."""
+    if results.table.empty:
+        return []
+    found = [*unfinished(results), *more_blocks(results), *more_alphas(results)]
+    return [step.text for step in sorted(found, key=lambda step: -step.gain)[:MOST]]
+
+
+def unfinished(results: Results) -> list[Step]:
+    """What the study itself still has to do."""
+    found = []
+    (search, search_hours), (compare, compare_hours) = results.ahead.search, results.ahead.comparison
+    if search:
+        gain = best_of_all(results)
+        text = f"Finish the search: about {search} stages are left, {taking(search_hours)}."
+        if np.isfinite(gain):
+            text += f" If the settings left are like those judged, the best of all is {percent(gain)} points "
+            text += "better."
+        else:
+            text += " Until then no setting is recommended, or nothing says how much settings differ."
+        found.append(Step(gain, text))
+    if compare:
+        text = f"Finish the comparison: {compare} stages are left, {taking(compare_hours)}."
+        found.append(Step(inf, text + " Until then the recommendation and its rivals are not all compared."))
+    return found
+
+
+def best_of_all(results: Results) -> float:
+    """Gain of judging the settings that are left; infinite where nothing tells."""
+    search = results.search
+    if search is None or search.count is None:
+        return inf
+    scores = [c.objective[0] for c in search.feasible()]
+    over = sum(c.state != "open" for c in search.candidates)
+    if len(scores) < 2:
+        return inf
+    more = max(search.count - over, 0)
+    return float(np.std(scores, ddof=1) * (expected_range(over + more) - expected_range(over)) / 2)
+
+
+def more_blocks(results: Results) -> list[Step]:
+    """Blocks for the difference to the rival that is nearest, in units of its error."""
+    metric, found = headline(results), []
+    for label, gaps in differences(results, metric).items():
+        n, sd = len(gaps), float(gaps.std(ddof=1)) if len(gaps) > 1 else np.nan
+        if not sd > 1e-12:
+            continue
+        found.append((abs(float(gaps.mean())) / sd * n**0.5, label, gaps))
+    if not found:
+        return []
+    _, label, gaps = min(found, key=lambda entry: entry[0])
+    n, sd, mean = len(gaps), float(gaps.std(ddof=1)), float(gaps.mean())
+    hours = results.ahead.block
+    k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
+    k = min(k, 9 * n)  # beyond ten times the blocks nothing is gained by saying more
+    now, then = half_width(n, sd), half_width(n + k, sd)
+    enough = needed(mean, sd) if mean else None
+    text = (
+        f"Compare on {k} more block{'s' * (k > 1)}, {taking(times(hours, k))}: the 95 % interval of the "
+        f"difference to {label} ({signed(mean)} points over {n} blocks) narrows from ±{percent(now)} to "
+        f"about ±{percent(then)}."
+    )
+    if enough is not None and enough > n:
+        text += f" To see a true difference of that size with 80 % power takes {enough} blocks in all."
+    return [Step(now - then, text)]
+
+
+def differences(results: Results, metric: str) -> dict[str, np.ndarray]:
+    """Label → the chosen setting minus this rival, on each final block that both finished."""
+    table = tabulate(final_runs(results, final_split(results)))
+    scores = {s: group.set_index(BLOCK)[metric].astype(float) for s, group in table.groupby("setting")}
+    ours = scores.get(chosen(results))
+    if ours is None:
+        return {}
+    labels = {label: s for label, s in compared(results).items() if s in scores and s != chosen(results)}
+    return {label: (ours - scores[s]).dropna().to_numpy() for label, s in labels.items()}
+
+
+def half_width(n: int, sd: float) -> float:
+    """Of the 95 % t interval of a mean of n values."""
+    return float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5
+
+
+def more_alphas(results: Results) -> list[Step]:
+    """The task whose undecided α promises most."""
+    found = [step for tradeoff in tradeoffs(results) if (step := undecided(results, tradeoff))]
+    return [max(found, key=lambda step: step.gain)] if found else []
+
+
+def undecided(results: Results, tradeoff: Tradeoff) -> Step | None:
+    """Which α of a task to try on further blocks; None where the best is known, or nothing has a band."""
+    rows = tradeoff.points()
+    other = rows[rows["open"] & ~rows["best"]].dropna(subset="gain_high")
+    if other.empty:
+        return None
+    freedom = np.maximum(other["blocks"].to_numpy() - 1, 1)
+    error = (other["gain_high"] - other["gain"]).to_numpy() / stats.t.ppf(0.975, freedom)
+    gains = improvement(other["gain"].to_numpy(), error)
+    best = text_of(rows.loc[rows["best"], "alpha"].iloc[0])
+    values = sorted(other["alpha"])
+    stages = len(values) + 1
+    text = (
+        f"Try α = {listed(values)} for {tradeoff.task} beside {best} on another order or seed, "
+        f"{taking(times(results.ahead.stage, stages))} ({stages} stages, if their beginning is there): they "
+        f"cannot be told apart. To know which is best adds {percent(float(gains.max()))} points to the mean "
+        "final score, on average over what is not known."
+    )
+    return Step(float(gains.max()), text)
+
+
+def improvement(gain: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Mean of max(x, 0) for normal x of this mean and standard deviation > 0."""
+    z = gain / np.maximum(error, 1e-12)
+    return error * stats.norm.pdf(z) + gain * stats.norm.cdf(z)
+
+
+def listed(values: list[float]) -> str:
+    return " and ".join(filter(None, [", ".join(map(text_of, values[:-1])), text_of(values[-1])]))
+
+
+def times(hours: Hours | None, count: int) -> Hours | None:
+    return (hours[0] * count, hours[1] * count, hours[2] * count) if hours else None
+
+
+def taking(hours: Hours | None) -> str:
+    """`about 2.1 hours (95 %: 1.8 to 2.4)`"""
+    if hours is None:
+        return "of unknown length (nothing was measured on such workers; `dgg-ray probe` does it)"
+    unit, factor = ("hours", 1.0) if hours[0] >= 1 else ("minutes", 60.0)
+    mean, low, high = (f"{hour * factor:.2g}" for hour in hours)
+    return f"about {mean} {unit} (95 %: {low} to {high})"

@@ -1,0 +1,263 @@
+"""How far what the search saw can be trusted: its score's optimism, its constraints, race and audit.
+
+The winner was picked for its score on some blocks and a split, so that score is too good. The gap to the
+test score on the final blocks has two parts:
+
+    seen − test, final  =  (seen − same split, final)  +  (same split, final − test, final)
+                                   choice                             split
+
+What the search saw is one known number, and what is not known is what new orders and seeds would give. So
+on held-out blocks the gap's interval is that of the final mean, turned round: Student's t over blocks that
+took no part in the choice, which holds whatever was chosen. To add the spread over the search's blocks, as
+Welch's interval does, would count luck that has already happened. Without held-out blocks the final mean
+is not independent of the choice, so only the second part, paired within blocks, has an interval.
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray.conduct import Searched
+from dgg_ray.intervals import Difference, Interval, mean_interval, paired_difference
+from dgg_ray.outcomes import (
+    BLOCK,
+    Results,
+    chosen,
+    final_split,
+    headline,
+    percent,
+    runs,
+    signed,
+)
+from dgg_ray.preference import Constraint
+
+
+class Optimism(NamedTuple):
+    """seen: the winner's mean where it was chosen; test: on test, on the final blocks.
+
+    total, choice, split: the gap and its parts, in [-1, 1]; split is None where settings were chosen on test.
+    """
+
+    seen: float
+    test: Interval
+    total: Interval
+    choice: Interval
+    split: Difference | None
+
+
+def optimism(results: Results) -> Optimism | None:
+    """None where nothing was searched, or the winner has no test score on the final blocks."""
+    terms, on = results.terms, results.terms.select_on
+    if results.search is None or chosen(results) is None:
+        return None
+    seen = scores(results, on, terms.chosen_on).mean()
+    again, test = scores(results, on, terms.compared_on), scores(results, "test", terms.compared_on)
+    if np.isnan(seen) or test.empty or again.empty:
+        return None
+    pairs = pd.concat([again, test], axis=1, join="inner").to_numpy()
+    return Optimism(
+        float(seen),
+        mean_interval(test),
+        below(float(seen), mean_interval(test), terms.held_out),
+        below(float(seen), mean_interval(again), terms.held_out),
+        None if on == "test" else paired_difference(pairs[:, 0], pairs[:, 1]),
+    )
+
+
+def below(seen: float, of: Interval, independent: bool) -> Interval:
+    """How far a mean lies below a known number."""
+    low, high = (seen - of.high, seen - of.low) if independent else (np.nan, np.nan)
+    return Interval(seen - of.mean, low, high, of.n)
+
+
+def scores(results: Results, split: str, blocks: tuple[tuple[str, int], ...], metric: str = "") -> pd.Series:
+    """The winner's score in each of these blocks that it finished."""
+    return of_setting(results, chosen(results), split, blocks, metric or headline(results))
+
+
+def of_setting(
+    results: Results, setting: str | None, split: str, blocks: tuple[tuple[str, int], ...], metric: str
+) -> pd.Series:
+    table = runs(results, split)
+    mine = table[table["setting"] == setting].set_index(BLOCK)[metric].astype(float)
+    return mine[mine.index.isin(list(blocks))].dropna()
+
+
+# -- in words --------------------------------------------------------------------------------------
+
+
+def warning(results: Results) -> list[str]:
+    """That settings were chosen on the test split; the report prints it in bold."""
+    if results.terms.select_on != "test" or results.search is None:
+        return []
+    return [
+        "Settings were chosen on the test split (protocol.select_on: test): its examples are not unseen, so "
+        "scores on it are optimistic" + (", on new blocks too." if results.terms.held_out else ".")
+    ]
+
+
+def progress(results: Results) -> list[str]:
+    """How far the search is, while it is not over."""
+    search = results.search
+    if search is None or search.finished:
+        return []
+    judged, given_up = len(search.of("judged")), len(search.of("given up"))
+    if search.count is not None:
+        text = f"{judged + given_up} of about {search.count} settings are judged"
+        return [f"The search is not over: {text}{f', {given_up} of them given up' if given_up else ''}."]
+    places = {level.place for level in search.levels}
+    if len(places) < search.tasks - 1:
+        return [
+            f"The search is not over: settings are decided for {len(places)} of {search.tasks - 1} places of "
+            "the orders after the first, and none has been run to the end."
+        ]
+    return ["The search is not over: every place is decided once, the choice is being revised and audited."]
+
+
+def optimism_sentences(results: Results) -> list[str]:
+    """The gap, its two parts, and whether the comparison is independent of the choice."""
+    found, terms = optimism(results), results.terms
+    if found is None:
+        return []
+    blocks = f"{len(terms.chosen_on)} block{'s' * (len(terms.chosen_on) > 1)}"
+    text = (
+        f"On the {blocks} and the {terms.select_on} split on which it was chosen it scored "
+        f"{percent(found.seen)} %, {over(found.total)} than on test on the final blocks"
+    )
+    if found.split is not None:
+        text += f": {part(found.choice)} of choice and {part(found.split)} of split"
+    same = set(terms.compared_on) <= set(terms.chosen_on)
+    if terms.held_out:
+        end = "The final blocks took no part in the choice."
+    elif same:
+        end = "The final blocks are those of the choice, so the comparison is not independent of it."
+    else:
+        end = "The final blocks have the orders of the choice, so the comparison is not independent of it."
+    advice = "" if terms.held_out else " Set protocol.held_out for one that is."
+    return [f"{text}. {end}{advice}"]
+
+
+def over(gap: Interval) -> str:
+    """`2.8 points [0.4, 5.2] higher`"""
+    sign = 1 if gap.mean >= 0 else -1
+    bounds = sorted((sign * gap.low, sign * gap.high))
+    return f"{percent(sign * gap.mean)} points{band(*bounds)} {'higher' if sign > 0 else 'lower'}"
+
+
+def part(gap: Interval | Difference) -> str:
+    return f"{signed(gap.mean)}{band(gap.low, gap.high)}"
+
+
+def band(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" [{percent(low)}, {percent(high)}]"
+
+
+def constraint_sentences(results: Results) -> list[str]:
+    """Whether the winner keeps the search's constraints, where it was chosen and on the final blocks."""
+    search, setting = results.search, chosen(results)
+    mine = next((c for c in search.of("judged") if c.setting == setting), None) if search else None
+    if search is None or mine is None or not search.subject_to:
+        return []
+    found = []
+    if not search.feasible():
+        found.append(
+            "No setting judged satisfies all constraints; the one that breaks them least is recommended."
+        )
+    margins = np.array(mine.rows)[:, len(search.objective) :]
+    for text, margin in zip(search.subject_to, margins.T, strict=True):
+        final = on_final(results, text)
+        said = f"{results.terms.select_on} where it was chosen: {verdict(mean_interval(margin))}"
+        found.append(f"Constraint {text}: {said}; {final}.")
+    return found
+
+
+def on_final(results: Results, text: str) -> str:
+    """Of one constraint."""
+    constraint, split, blocks = Constraint.parse(text), final_split(results), results.terms.compared_on
+    assert constraint is not None
+    margin = scores(results, split, blocks, constraint.metric) - constraint.bound
+    if constraint.rival:
+        if constraint.rival not in results.rivals:
+            return f"on the final blocks it cannot be checked, {constraint.rival} is not among the rivals"
+        rival = results.rivals[constraint.rival]
+        margin = (margin - of_setting(results, rival, split, blocks, constraint.metric)).dropna()
+    if margin.empty:
+        return "on the final blocks it is not known yet"
+    return f"{split} on the final blocks: {verdict(mean_interval(margin))}"
+
+
+def verdict(margin: Interval) -> str:
+    """`kept by 1.2 points [-0.3, 2.7]`"""
+    sign = 1 if margin.mean >= 0 else -1
+    bounds = sorted((sign * margin.low, sign * margin.high))
+    said = f"{'kept' if sign > 0 else 'broken'} by {percent(sign * margin.mean)} points{band(*bounds)}"
+    return said + (", which could be either" if margin.low < 0 < margin.high else "")
+
+
+def same_sentences(results: Results, words: dict[str, str]) -> list[str]:
+    """Rivals that are not compared: the winner itself, or not known yet. words: label → as it is printed."""
+    setting, found = chosen(results), []
+    if setting is None:
+        return []
+    same = [words.get(label, label) for label, rival in results.rivals.items() if rival == setting]
+    waiting = [words.get(label, label) for label in results.terms.rivals if label not in results.rivals]
+    if same:
+        found.append(f"The recommended setting is itself {listing(same)}: there is nothing to compare.")
+    if waiting:
+        found.append(f"Not compared yet, as their settings are not known: {listing(waiting)}.")
+    return found
+
+
+def listing(parts: list[str]) -> str:
+    """`a, b and c`"""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def race_sentences(search: Searched) -> list[str]:
+    """How many settings were given up, how early, and what that saved."""
+    gone = search.of("given up")
+    if not gone:
+        return []
+    after = np.mean([len(c.rows) + c.tasks / search.tasks for c in gone])
+    return [
+        f"{len(gone)} of {len(search.candidates)} settings were given up in the race, after {after:.1f} of "
+        f"{search.blocks} blocks on average; that saved about {search.saved} stages."
+    ]
+
+
+def audit_sentences(search: Searched) -> list[str]:
+    """How often, and by how much, a branch that was dropped ended above what was kept."""
+    found = search.audited
+    if not found:
+        return []
+    better = [a for a in found if a.better]
+    gaps = np.array([a.gaps for a in found])
+    average = mean_interval(gaps.mean(axis=0))
+    said = [
+        f"Audit: {len(found)} of the branches that were dropped on the way were finished, and "
+        f"{len(better) or 'none'} of them ended above the best that was kept. On average they ended "
+        f"{away(average)}."
+    ]
+    if better:
+        best = max(better, key=lambda a: float(np.mean(a.gaps)))
+        gap = mean_interval(best.gaps, 1 - 0.05 / len(found))
+        said.append(
+            f"The best of them, dropped at task {best.place} of the orders, ended {away(gap)} (95 % for all "
+            f"{len(found)} at once): there the choice task by task was wrong. It counts among the settings "
+            "judged."
+        )
+    return said
+
+
+def away(gap: Interval) -> str:
+    """`1.2 points [0.3, 2.1] below it`"""
+    sign = 1 if gap.mean >= 0 else -1
+    bounds = sorted((sign * gap.low, sign * gap.high))
+    return f"{percent(sign * gap.mean)} points{band(*bounds)} {'above' if sign > 0 else 'below'} it"

@@ -1,0 +1,202 @@
+"""A search's own objects → what a report says of it (conduct.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dgg_ray import judge
+from dgg_ray.conduct import Ahead, Audited, Candidate, Hours, Level, Searched, Terms, Tried
+from dgg_ray.cost import CostModel
+from dgg_ray.preference import Evidence, Values, by_block, preferred, summary
+from dgg_ray.search import Method, Probe, Whole
+from dgg_ray.sections import FROM_SEARCH
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.stagewise import Stagewise
+from dgg_ray.study import Block, Setting, Study
+
+Walks = Mapping[int, Sequence[judge.Walk]]  # by the number of the probe
+
+
+def searched(
+    search: Method, more: Mapping[str, Method], store: StageStore, walks: Walks, knobs: Sequence[str]
+) -> Searched:
+    """The search as it stands, with the small searches of its rivals. walks: what each probe asked for."""
+    study, of = search.study, search.search
+    found = Searched(
+        method=of.method,
+        objective=of.objective,
+        subject_to=of.subject_to,
+        knobs=tuple(path for path, knob in of.space.items() if knob.per_task),
+        blocks=len(study.blocks),
+        tasks=len(study.names),
+        count=search.count if isinstance(search, Whole) else None,
+        finished=search.finished,
+        candidates=tuple(candidates(search, walks)),
+        stands_for=stands_for(search, more, knobs),
+        saved=saved(search, store),
+    )
+    if isinstance(search, Stagewise):
+        found = replace(found, levels=tuple(levels(search)), audited=tuple(audited(search)))
+    return found
+
+
+def candidates(search: Method, walks: Walks) -> Iterator[Candidate]:
+    """Whole settings in the order proposed, each once."""
+    study, known, stages = search.study, set[str](), set[str]()
+    judged = search.judged()
+    for number, probe in enumerate(search.proposed):
+        stages |= {work.stage.key for walk in walks.get(number, ()) for work in walk.works}
+        setting = study.at(probe.setting).id
+        if not whole(search, probe) or setting in known:
+            continue
+        known.add(setting)
+        evidence = search.told.get(number)
+        if evidence is None:
+            yield Candidate(setting, "failed" if number in search.told else "open", stages=len(stages))
+            continue
+        reached = [int((~np.isnan(m.R.diagonal())).sum()) for m in evidence.scores]
+        done = next((b for b, tasks in enumerate(reached) if tasks < len(study.names)), len(reached))
+        state = "judged" if number in judged else "failed" if done == len(reached) else "given up"
+        rows = by_block(evidence, search.search.objective, search.constraints)[:done]
+        tasks = reached[done] if done < len(reached) else 0
+        of = summary(rows, len(search.search.objective)) if done else Values(())
+        yield Candidate(setting, state, tuple(map(tuple, rows.tolist())), *of, tasks, len(stages))
+
+
+def whole(search: Method, probe: Probe) -> bool:
+    return probe.depth == len(search.study.names) and probe.block is None
+
+
+def saved(search: Method, store: StageStore) -> int:
+    """Stages of the settings given up that nothing has learned."""
+    study, left = search.study, set[str]()
+    for number, probe in enumerate(search.proposed):
+        if search.told.get(number) and probe.race and number not in search.judged():
+            at = study.at(probe.setting)
+            stages = [stage for run in at.runs() for stage in run.stages]
+            left |= {stage.key for stage in stages if store.record(stage) is None}
+    return len(left)
+
+
+# -- stagewise -------------------------------------------------------------------------------------
+
+
+def levels(search: Stagewise) -> Iterator[Level]:
+    """Every place that was decided, once for each outer combination."""
+    for level in search.levels:
+        kept = {id(state) for state in level.kept}
+        tried = [
+            Tried(search.study.at(s.setting).id, dict(s.setting), mean(v), id(s) in kept)
+            for s, v in zip(level.states, level.hoped, strict=True)
+        ]
+        yield Level(level.depth, tuple(tried))
+
+
+def audited(search: Stagewise) -> Iterator[Audited]:
+    """What became of the dropped states that were finished; none before all of them were."""
+    numbers = {dropped.number for dropped in search.audited}
+    best = next((n for n in search.ranking() if n not in numbers), None)
+    if best is None:
+        return
+    kept, known = search.told[best], search.judged()
+    for state, number in search.audited:
+        if number is None or (end := search.told.get(number)) is None or kept is None:
+            continue
+        mine, theirs = (ends(search, evidence) for evidence in (end, kept))
+        better = preferred([search.values(kept), search.values(end)])[0] == 1
+        if np.isfinite(mine).all() and best in known:
+            gaps = tuple((mine - theirs).tolist())
+            dropped, finished = (
+                search.study.at(s).id for s in (state.setting, search.proposed[number].setting)
+            )
+            yield Audited(state.depth, dropped, finished, float(mine.mean()), gaps, better)
+
+
+def ends(search: Method, evidence: Evidence) -> np.ndarray:
+    """(blocks,): the mean of the objectives."""
+    return by_block(evidence, search.search.objective).mean(axis=1)
+
+
+def mean(values: Values) -> float:
+    return float(np.mean(values.objective))
+
+
+# -- what it was chosen and compared on, and what is left ------------------------------------------
+
+
+def terms(study: Study) -> Terms:
+    rivals = [r for rival in study.protocol.rivals for r in ([rival] if isinstance(rival, str) else rival)]
+    return Terms(
+        select_on=study.protocol.select_on,
+        chosen_on=tuple(map(named, study.blocks)) if study.search else (),
+        compared_on=tuple(map(named, study.final_blocks)),
+        held_out=study.protocol.held_out > 0,
+        rivals=tuple(dict.fromkeys(rivals)),
+    )
+
+
+def named(block: Block) -> tuple[str, int]:
+    order, seed = block
+    return " > ".join(order), seed
+
+
+def stands_for(
+    search: Method, more: Mapping[str, Method], knobs: Sequence[str]
+) -> dict[str, dict[str, object]]:
+    """Rival that the search gives → its setting."""
+    ranking = search.ranking()
+    found: dict[str, Setting | None] = {label: own.winner() for label, own in more.items()}
+    if len(ranking) > 1:
+        found["runner_up"] = search.proposed[ranking[1]].setting
+    wanted = [label for label in FROM_SEARCH if label in search.study.protocol.rivals]
+    return {
+        label: {k: setting[k] for k in knobs if k in setting}
+        for label in wanted
+        if (setting := found.get(label))
+    }
+
+
+def ahead(
+    study: Study,
+    store: StageStore,
+    search: Method | None,
+    more: Mapping[str, Method],
+    final: Mapping[str, Study],
+) -> Ahead:
+    """What is left, with its predicted hours."""
+    model = CostModel(study, store)
+    over = search is None or (search.finished and all(own.finished for own in more.values()))
+    looked: list[Work] = []
+    if not over:
+        from dgg_ray.plan import foresee  # late: only an unfinished study is foreseen
+
+        walks, final, _, _ = foresee(study, store)
+        looked = [work for walk in walks for work in walk.works]
+    compare = [work for chain in judge.final_works(final) for work in chain]
+    fresh = 1 + max(seed for _, seed in (*study.blocks, *study.final_blocks))
+    one = {label: replace(at, fixed=((study.final_blocks[0][0], fresh),)) for label, at in final.items()}
+    block = [work for chain in judge.final_works(one) for work in chain if work.stage.learns]
+    stages = len({work.stage.key for work in block})
+    hours = predicted(model, block)
+    return Ahead(
+        search=(missing(store, looked), predicted(model, looked)),
+        comparison=(missing(store, compare), predicted(model, compare)),
+        block=hours,
+        stage=(hours[0] / stages, hours[1] / stages, hours[2] / stages) if hours and stages else None,
+    )
+
+
+def missing(store: StageStore, works: Iterable[Work]) -> int:
+    """Distinct stages that are to be learned or examined still."""
+    return len({work.stage.key for work in works if not store.has(work)})
+
+
+def predicted(model: CostModel, works: Sequence[Work]) -> Hours | None:
+    cost = model.predict(works)
+    if cost is None:
+        return None
+    hours = cost.amounts()["wall hours"]
+    return hours.mean, hours.low, hours.high
