@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.csv
 from matplotlib.figure import Figure
 
 from dgg_ray import next_steps, plugins, robustness
@@ -91,12 +93,11 @@ def write(results: Results, folder: Path) -> Path:
     table = results.table.drop(columns="seconds")
     table = table.sort_values([c for c in CELL if c in table], kind="stable", ignore_index=True)
     table.to_parquet(folder / "table.parquet", index=False)
-    for name, frame in {
-        "table": table,
-        "settings": best,
-        "comparison": comparison,
-        "costs": results.costs,
-    }.items():
+    # Arrow writes a million rows in the time that pandas takes for a tenth of them.
+    quoted = pyarrow.csv.WriteOptions(quoting_style="needed")
+    rows = pyarrow.Table.from_pandas(table, preserve_index=False)
+    pyarrow.csv.write_csv(rows, folder / "table.csv", quoted)
+    for name, frame in {"settings": best, "comparison": comparison, "costs": results.costs}.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     robustness.write(results, folder)
     (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")

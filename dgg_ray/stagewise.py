@@ -245,7 +245,7 @@ class Stagewise(Batches):
             yield [Probe(best, len(self.study.names))]
 
     def worth_trying(self, knob: Knob, path: str, base: Setting) -> list[Value]:
-        """Values for the revision: all listed ones, or those of its level where the task has one place alone."""
+        """Values for the revision: all listed ones; those of its level where the task has one place."""
         task = path.rpartition(".")[2]
         if len({order.index(task) for order in self.study.all_orders}) > 1:
             return listed(knob, self.search.tries)

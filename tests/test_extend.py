@@ -39,7 +39,7 @@ workers: {engine: simulated}
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder with the study; commands are given there."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dgg_ray.stages._fsync", lambda place: None)  # no power cut is tested here
+    monkeypatch.setattr("dgg_ray.published.fsync", lambda place: None)  # no power cut is tested here
     (tmp_path / "small.yaml").write_text(STUDY)
     return tmp_path
 
