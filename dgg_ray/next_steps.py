@@ -32,12 +32,11 @@ from dgg_ray.outcomes import (
     Results,
     chosen,
     compared,
-    final_runs,
     final_split,
+    final_table,
     headline,
     percent,
     signed,
-    tabulate,
     text_of,
 )
 from dgg_ray.power import needed
@@ -121,8 +120,11 @@ def more_blocks(results: Results) -> list[Step]:
 
 
 def differences(results: Results, metric: str) -> dict[str, np.ndarray]:
-    """Label → the chosen setting minus this rival, on each final block that both finished."""
-    table = tabulate(final_runs(results, final_split(results)))
+    """Label → the chosen setting minus this rival, on each final block that both finished.
+
+    Without joint training: it is a reference from above, nobody asks how sure its lead is."""
+    table = final_table(results, final_split(results))
+    table = table[~table["together"].astype(bool)]
     scores = {s: group.set_index(BLOCK)[metric].astype(float) for s, group in table.groupby("setting")}
     ours = scores.get(chosen(results))
     if ours is None:

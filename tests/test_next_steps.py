@@ -1,0 +1,77 @@
+"""What the search's score hides, and what more work would change, in numbers from paper."""
+
+import pytest
+from test_report import ORDERS, small_study
+
+from dgg_ray.conduct import Ahead, Candidate, Searched, Terms
+from dgg_ray.front import front, volumes
+from dgg_ray.next_steps import best_of_all, more_blocks, sentences
+from dgg_ray.optimism import optimism
+
+FIRST, SECOND = ((order, 0) for order in ORDERS)
+SEARCH = Searched("tpe", ("faa",))
+
+
+def test_optimism_is_what_was_seen_minus_test_on_the_final_blocks():
+    # d1: (6 + 10 + 27) / 60 on the first order, (21 + 6 + 10) / 60 on the second, the same on both splits
+    held = Terms(chosen_on=(FIRST,), compared_on=(SECOND,), held_out=True)
+    found = optimism(small_study(search=SEARCH, terms=held))
+    assert found.seen == pytest.approx(43 / 60)
+    assert found.total.mean == pytest.approx(0.1)
+    assert found.choice.mean == pytest.approx(0.1)
+    assert found.split.mean == pytest.approx(0)
+
+
+def test_the_gap_has_an_interval_where_the_final_blocks_are_held_out():
+    # finals 43/60 and 37/60: mean 2/3, sd 0.1/√2, half width 12.706 · 0.05
+    both = {"chosen_on": (FIRST,), "compared_on": (FIRST, SECOND)}
+    held = optimism(small_study(search=SEARCH, terms=Terms(**both, held_out=True))).total
+    assert (held.mean, held.low) == pytest.approx((0.05, 0.05 - 0.6353), abs=1e-4)
+    same = optimism(small_study(search=SEARCH, terms=Terms(**both))).total
+    assert same.mean == held.mean
+    assert same.low != same.low  # not independent of the choice: none is given
+
+
+def test_nothing_searched_has_no_optimism():
+    assert optimism(small_study()) is None
+
+
+def test_more_blocks_narrow_the_interval_of_the_nearest_rival_by_students_t():
+    # d1 - ft: 5/60 and 10/60, mean 12.5 points, sd 5.89. Two blocks: 12.706 · 5.89 / √2 = 52.9; two more,
+    # at half an hour each: 3.182 · 5.89 / 2 = 9.4
+    terms = Terms(chosen_on=(FIRST,), compared_on=(FIRST, SECOND))
+    (step,) = more_blocks(small_study(terms=terms, ahead=Ahead(block=(0.5, 0.4, 0.6))))
+    assert step.text.startswith("Compare on 2 more blocks")
+    assert (
+        "the difference to finetune (+12.5 points over 2 blocks) narrows from ±52.9 to about ±9.4"
+        in step.text
+    )
+    assert step.gain == pytest.approx(0.529 - 0.0937, abs=1e-3)
+
+
+def test_a_search_under_way_comes_first_while_nothing_says_how_much_settings_differ():
+    left = Ahead(search=(12, (2.0, 1.0, 3.0)))
+    search = Searched("tpe", ("faa",), count=4, finished=False)
+    first = sentences(small_study(search=search, ahead=left))[0]
+    assert first.startswith("Finish the search: about 12 stages are left")
+
+
+def test_the_settings_left_gain_what_the_best_of_more_normal_values_does():
+    # sd 0.1; the expected range of 2 values is 1.128, of 4 it is 2.059: half of 0.931 · 0.1
+    judged = tuple(
+        Candidate(str(i), "judged", objective=(v,)) for i, v in enumerate((0.5, 0.5 + 0.1 * 2**0.5))
+    )
+    search = Searched("tpe", ("faa",), count=4, candidates=judged)
+    assert best_of_all(small_study(search=search)) == pytest.approx(0.0465, abs=2e-4)
+
+
+def test_the_front_and_its_volume_leave_out_what_breaks_a_constraint():
+    points = ((0.2, 0.9), (0.6, 0.6), (0.5, 0.5), (0.9, 0.9))
+    found = tuple(
+        Candidate(str(i), "judged", objective=p, excess=(0.1 if i == 3 else 0.0,), stages=i)
+        for i, p in enumerate(points)
+    )
+    search = Searched("nsga2", ("stability", "plasticity"), candidates=found)
+    assert [c.setting for c in front(search)] == ["1", "0"]
+    areas = [volume for _, _, volume in volumes(search)]
+    assert areas == pytest.approx([0.18, 0.18 + 0.24, 0.42, 0.42])
