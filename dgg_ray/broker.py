@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,8 +146,9 @@ class Desk:
         return sum(order.fleet is None and not order.held for order in self.orders.values())
 
     @property
-    def running(self) -> list[Work]:
-        return [order.work for order in self.orders.values() if order.fleet]
+    def running(self) -> Iterator[Work]:
+        """What fleets have; looked up by a purse that asks, as most do not."""
+        return (order.work for order in self.orders.values() if order.fleet)
 
 
 @ray.remote(  # pyright: ignore

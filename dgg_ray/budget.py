@@ -33,7 +33,7 @@ class Purse:
     def begin(self) -> None:
         """Look into the store anew: a broker that was restarted gets the purse as it once was."""
 
-    def verdict(self, work: Work, running: Sequence[Work] = ()) -> Verdict:
+    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
         """Whether work may start beside what is running: `go`, `wait` until that has ended, or `over`."""
         return "go"
 
@@ -86,7 +86,8 @@ class Capped(Purse):
         """Seconds that work must leave: the comparison's, which itself is known by its test exams."""
         return 0.0 if any(exam.split == "test" for exam in work.exams) else self.upper(self.final) or 0.0
 
-    def verdict(self, work: Work, running: Sequence[Work] = ()) -> Verdict:
+    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
+        running = list(running)
         left = self.cap / self.rate - self.spent
         if work.probe:
             return "go" if left > 0 else "over"
