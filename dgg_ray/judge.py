@@ -29,7 +29,7 @@ def matrix(study: Study, store: StageStore, run: Run, split: str, depth: int | N
     count = len(run.order)
     R = np.full((count, count), np.nan)
     for t, stage in enumerate(run.stages, start=count - len(run.stages)):
-        if depth is None or t < depth or len(run.stages) == 1:
+        if depth is None or t < depth or (depth and len(run.stages) == 1):
             R[t] = row(study, store, run, stage, split)
     sizes = np.array([study.tasks[name].sizes[split] for name in run.order])
     return ScoreMatrix(R, sizes, row(study, store, run, study.untouched(), split))
@@ -114,13 +114,18 @@ def asked(study: Study, store: StageStore, probe: Probe) -> list[Walk]:
 
 
 def evidence(study: Study, store: StageStore, probe: Probe) -> Evidence | None:
-    """What the store says of a probe that is over; None where a stage of it failed or is missing."""
+    """What the store says of a probe that is over; None where a stage of it failed or is missing.
+
+    Of a race only what it asked for: that another setting had the next stage too is not known to it.
+    """
     if needs(study, store, probe):
         return None
     at, on = study.at(probe.setting), study.protocol.select_on
+    got = {(w.at.id, w.run.order, w.run.seed): len(w.works) for w in asked(study, store, probe)}
 
     def scores(of: Study) -> list[ScoreMatrix]:
-        return [matrix(of, store, run, on, probe.depth) for run in runs_of(of, probe)]
+        runs = runs_of(of, probe)
+        return [matrix(of, store, run, on, got.get((of.id, run.order, run.seed), 0)) for run in runs]
 
     return Evidence(scores(at), {name: scores(at.beside(name)) for name in rivals_of(study)})
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as counter
-from itertools import cycle, islice, permutations
+from itertools import islice, permutations
 from math import factorial
 
 import numpy as np
@@ -230,7 +230,7 @@ def existing(tasks: int) -> dict[str, int]:
 
 
 def others(tasks: Sequence[str], used: Sequence[Order], count: int, seed: int) -> list[Order]:
-    """`count` random orders that are not among `used`; where there are fewer, they come round again."""
+    """`count` random orders that are not among `used`; all there are where these are fewer."""
     ask, fresh = Ask(len(tasks), seed), dict[Order, None]()
     left = factorial(len(tasks)) - len(set(used))
     for draw in counter():
@@ -238,4 +238,4 @@ def others(tasks: Sequence[str], used: Sequence[Order], count: int, seed: int) -
             break
         order = tuple(tasks[i] for i in shuffled(ask, "held out", draw))
         fresh |= {} if order in used else {order: None}
-    return list(islice(cycle(fresh), count))
+    return list(fresh)

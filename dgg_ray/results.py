@@ -172,7 +172,7 @@ def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, St
         "runs": len(asked.runs),
         "orders": [" > ".join(order) for order in study.all_orders],
         "seeds of the search": list(study.seeds),
-        "seeds of the comparison": list(study.protocol.final_seeds or study.seeds),
+        "seeds of the comparison": sorted({seed for _, seed in study.final_blocks}),
         "model": f"{plugins.name_of(study.model)} ({study.fingerprint[:12]})",
         "tasks": {name: dict(data.sizes) for name, data in study.tasks.items()},
         "versions": {p: version(p) for p in ("dgg_ray", "torch", "transformers", "peft", "ray", "optuna")},

@@ -24,7 +24,7 @@ import optuna
 from optuna.trial import TrialState
 
 from dgg_ray import plugins
-from dgg_ray.preference import Constraint, Evidence, Values, own_scores, preferred, values
+from dgg_ray.preference import Constraint, Evidence, Values, by_block, own_scores, preferred, values
 from dgg_ray.racing import Race, paired_spread
 from dgg_ray.sections import Search
 from dgg_ray.space import grid, optuna_study, space, warm_start
@@ -222,19 +222,21 @@ class Whole(Method):
         of = self.values(evidence)
         if np.isfinite(of.objective).all() or race is None:
             return of if np.isfinite(of.objective).all() else None
-        rival = next(n for n, p in enumerate(self.proposed) if p.setting == race.incumbents[0])
+        judged = {n: v for n, v in self.judged().items() if n <= number - self.search.parallel}
+        rival = next(n for n in judged if self.proposed[n].setting == race.incumbents[0])
         best = self.told[rival]
         assert best is not None
-        estimates = []
-        for name in self.search.objective:
-            score = plugins.find("metrics", name)
-            mine = np.array([score(s) for s in evidence.scores])
-            theirs = np.array([score(s) for s in best.scores])
-            there = ~np.isnan(mine)
-            # Given up inside its first block, it has no difference yet: the worst score seen stands in.
-            gap = (mine - theirs)[there].mean() if there.any() else -theirs.mean()
-            estimates.append(float(theirs.mean() + gap))
-        return Values(tuple(estimates), tuple(0.0 if np.isnan(e) else e for e in of.excess))
+        names = self.search.objective
+        mine = by_block(evidence, names, self.constraints)  # nan in blocks that it did not finish
+        theirs = by_block(best, names, self.constraints)
+        there = ~np.isnan(mine[:, : len(names)]).any(axis=1)
+        if not there.any():  # given up inside its first block: no better than the worst that is known
+            worst = tuple(min(v.objective[j] for v in judged.values()) for j in range(len(names)))
+            return Values(worst, tuple(1.0 for _ in self.constraints))
+        gaps = (mine - theirs)[there, : len(names)].mean(axis=0)
+        kept = mine[there, len(names) :].mean(axis=0)
+        objective = theirs[:, : len(names)].mean(axis=0) + gaps
+        return Values(tuple(objective.tolist()), tuple(np.maximum(-kept, 0.0).tolist()))
 
     def race(self, known: int) -> Race | None:
         """Against the best of the settings up to `known`; None where that says nothing yet."""

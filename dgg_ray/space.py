@@ -90,6 +90,9 @@ def sampler(search: Search) -> optuna.samplers.BaseSampler:
     limits: Any = (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.subject_to else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # constraints_func: its heir is new in Optuna 5
         if search.method == "nsga2":
             size = max(4, search.trials // 4)
             return optuna.samplers.NSGAIISampler(
@@ -131,7 +134,9 @@ def propose(
         every = [s for s in grid(space, seed) if s not in known]
         if len(every) <= count:
             return every
-    found = [s for s in first if s not in known][:count]
+    found: list[Setting] = []
+    for setting in first:
+        found += [setting] if setting not in known and setting not in found and len(found) < count else []
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=0 if known else 1000),
         direction=StudyDirection.MAXIMIZE,

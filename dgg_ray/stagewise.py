@@ -115,7 +115,8 @@ class Stagewise(Batches):
         beam = alike[: self.search.beam]
         answers: Any = yield [Probe(setting, self.begun) for setting in beam]
         found = [self.hopes.take(s, self.begun, e) for s, e in zip(beam, answers, strict=True)]
-        return [Branch(outer, [state for state in found if state])]
+        beam = [state for state in found if state]
+        return [Branch(outer, beam)] if beam else []
 
     def outer(self) -> list[Setting]:
         """Combinations of the settings that are not per task."""
@@ -236,6 +237,8 @@ class Stagewise(Batches):
             for (of, value, block), answer in zip(tried, answers, strict=True):
                 if of == name and answer is not None:
                     rows.setdefault(value, []).append(self.hopes.gone_on(answer, evidence, block))
+            if not rows:  # all of them failed
+                continue
             full = [value for value, row in rows.items() if len(row) == max(map(len, rows.values()))]
             table = np.array([np.mean(rows[value], axis=0) for value in full])
             of_knob = {name: distribution(self.knobs[name.rpartition(".")[0]])}
@@ -248,7 +251,7 @@ class Stagewise(Batches):
         """Values for the revision: all listed ones; those of its level where the task has one place."""
         task = path.rpartition(".")[2]
         if len({order.index(task) for order in self.study.all_orders}) > 1:
-            return listed(knob, self.search.tries)
+            return list(dict.fromkeys([base[path], *listed(knob, self.search.tries)]))
 
         def unlike(state: State) -> int:
             return sum(state.setting.get(k) != v for k, v in base.items() if k != path)
@@ -284,6 +287,6 @@ class Stagewise(Batches):
 
 
 def halvings(branches: int, tasks: int) -> set[int]:
-    """Places after which the outer combinations are halved, evenly over the tasks; one is left at the end."""
+    """Places after which the outer combinations are halved, evenly over the tasks as far as these go."""
     times = ceil(log2(branches)) if branches > 1 else 0
     return {1 + ceil(r * (tasks - 1) / (times + 1)) for r in range(1, times + 1)}

@@ -180,7 +180,9 @@ class Study:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """What a setting is judged on: every order with every seed."""
-        return self.fixed or tuple((order, seed) for order in self.all_orders for seed in self.seeds)
+        if self.fixed is not None:
+            return self.fixed
+        return tuple((order, seed) for order in self.all_orders for seed in self.seeds)
 
     @cached_property
     def final_blocks(self) -> tuple[Block, ...]:

@@ -21,7 +21,7 @@ from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.law import Law
-from dgg_ray.rules import rules, split_rules, task_rules
+from dgg_ray.rules import held_out_rules, rules, split_rules, task_rules
 from dgg_ray.sections import Budget, Orders, Output, Protocol, Search, Workers
 from dgg_ray.stages import Data
 from dgg_ray.study import Known, Study
@@ -285,6 +285,8 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
     if faults or isinstance(study.model, NoModel) or (not simulated and study.model.faults()):
         return study, faults
     study = replace(study, tasks=facts, likeness=likeness.matrix(profiles), warnings=tuple(notes))
+    if found := list(held_out_rules(study)):
+        return study, found
     return study.simulated() if simulated else replace(study, fingerprint=study.model.fingerprint()), faults
 
 
