@@ -120,7 +120,7 @@ def selected(results: Results) -> pd.DataFrame:
     """One row per run of `selection`, with every metric."""
     chosen_runs = {id(run) for run in selection(results)}
     kept = [id(run) in chosen_runs for run in walk(results, results.terms.select_on)]
-    return runs(results, results.terms.select_on)[kept].reset_index(drop=True)
+    return runs(results, results.terms.select_on)[np.array(kept, dtype=bool)].reset_index(drop=True)
 
 
 def tabulate(found: Iterable[Run]) -> pd.DataFrame:

@@ -228,7 +228,5 @@ def held_out_rules(study: Study) -> Iterator[Fault]:
     """Whether as many orders are left as the comparison wants for itself."""
     left = factorial(len(study.names)) - len(set(study.all_orders))
     if study.protocol.held_out > left:
-        rule = (
-            f"must be at most {left}: so many orders took no part in the choice"
-        )
+        rule = f"must be at most {left}: so many orders took no part in the choice"
         yield Fault("protocol.held_out", rule, str(study.protocol.held_out))

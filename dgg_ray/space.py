@@ -90,9 +90,7 @@ def sampler(search: Search) -> optuna.samplers.BaseSampler:
     limits: Any = (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.subject_to else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # constraints_func: its heir is new in Optuna 5
+        warnings.simplefilter("ignore", FutureWarning)  # constraints_func: its heir is new in Optuna 5
         if search.method == "nsga2":
             size = max(4, search.trials // 4)
             return optuna.samplers.NSGAIISampler(

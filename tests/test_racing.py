@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from dgg_ray import methods
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.law import Law
 from dgg_ray.racing import Race, critical, hopeless, paired_spread
 from dgg_ray.rehearse import rehearse
-from dgg_ray.sections import Knob, Orders, Search
+from dgg_ray.sections import Knob, Orders, Protocol, Search
 from dgg_ray.simulate import imagined
 from dgg_ray.strategies.dgg import DGG
 
@@ -147,3 +148,31 @@ def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
             m for m, p in enumerate(search.proposed) if p.setting == search.proposed[n].race.incumbents[0]
         )
         assert search.estimate(n).objective[0] < search.judged()[rival].objective[0]
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
+    # Values of a list repeat, and an order's first α has no effect: settings share stages, so that the store
+    # holds more of a setting that was given up than it asked for itself.
+    of = imagined(
+        3,
+        DGG(alpha=0.1, buffer=20),
+        simulation=Law(seed=seed, noise=0.02),
+        orders=Orders("random", 2),
+        seeds=(0, 1),
+        search=Search(
+            {"strategy.alpha": Knob(values=(0.0, 0.3, 1.0), per_task=True)},
+            method="random",
+            trials=24,
+            race=0.3,
+            parallel=4,
+            seed=seed,
+        ),
+        protocol=Protocol(rivals=("constant", "replay")),
+    )
+    found = rehearse(of, 3)
+    assert len(found.search.judged()) < 20
+    again, _ = methods.inquiries(of, found.store)
+    assert again.proposed == found.search.proposed
+    assert again.judged() == found.search.judged()
+    assert again.finished
