@@ -158,9 +158,11 @@ def foresee(study: Study, store: StageStore) -> tuple[list[judge.Walk], dict[str
 
     def pursue(search: Method) -> Method:
         nonlocal over
+        guessed = set[int]()
         while (blocked := judge.replay(study, store, search)) is not None:
             over = False
             number, probe = blocked
+            guessed.add(number)
             if isinstance(search, Whole):  # proposals need no answer, and there may be many
                 search.tell(number, None)
                 continue
@@ -168,8 +170,8 @@ def foresee(study: Study, store: StageStore) -> tuple[list[judge.Walk], dict[str
                 for work in (work for chain in judge.missing(shadow.store, part) for work in chain):
                     shadow.obtain(work)
             search.tell(number, judge.evidence(study, shadow.store, probe))
-        for probe in search.proposed:
-            walks.extend(judge.asked(study, store if over else shadow.store, probe))
+        for number, probe in enumerate(search.proposed):
+            walks.extend(judge.asked(study, shadow.store if number in guessed else store, probe))
         return search
 
     search = pursue(methods.method(study))

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
 
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.preference import Evidence, dominates
+from dgg_ray.racing import Race
 from dgg_ray.search import Whole
 from dgg_ray.sections import Knob, Search
+from dgg_ray.space import propose
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Known, Study
 from dgg_ray.tasks.embedded import Embedded
@@ -163,3 +166,25 @@ def test_a_rival_takes_over_the_settings_that_it_shares():
     assert dgg.beside("replay").strategy.buffer == 17
     assert dgg.beside("l2sp").strategy.buffer == 17
     assert dgg.beside("finetune").strategy.effect("words", ("digits",)) == {}
+
+
+def test_equal_settings_to_begin_with_are_one():
+    knobs = {"adapter.rank": IntDistribution(2, 64)}
+    first = [{"adapter.rank": 8}] * 3
+    found = propose(knobs, 0, 4, [], first)
+    assert found[0] == {"adapter.rank": 8}
+    assert len({s["adapter.rank"] for s in found}) == len(found) == 4
+
+
+def test_a_setting_given_up_in_its_first_block_is_told_as_the_worst_that_is_known():
+    # Backward transfer is negative: 0 would be the best of all.
+    raced = Whole(study(objective=("backward_transfer",), trials=6, parallel=1))
+    for final in (0.4, 0.3):  # 0.5 at first: −0.1 and −0.2
+        raced.tell(raced.ask()[0], scored(final))
+    number, probe = raced.ask()
+    best = raced.proposed[0].setting
+    raced.proposed[number] = probe._replace(race=Race((best,), 0.1, {}, ((0.1, 3),)))
+    unfinished = scored(0.2)
+    unfinished.scores[0].R[1] = np.nan
+    raced.told[number] = unfinished
+    assert raced.estimate(number).objective == pytest.approx((-0.2,))

@@ -203,3 +203,18 @@ def test_the_rivals_of_the_search_are_one_value_for_all_and_the_value_after_two_
     orders = {order for at in found.final.values() for order, _ in at.blocks}
     assert not orders & set(of.all_orders)
     assert {seed for order, seed in found.final["dgg"].blocks} == {1, 2}
+
+
+def test_the_revision_may_keep_a_value_of_a_range_that_the_best_run_has():
+    space = {"strategy.alpha": Knob(low=0.0, high=1.0, per_task=True)}
+    search = rehearse(study(tasks=3, orders=3, space=space, tries=4), compare=False).search
+    first = next(n for n, p in enumerate(search.proposed) if p.block is not None)
+    whole = [p.setting for p in search.proposed[:first] if p.depth == 3]
+    tried = {p.setting["strategy.alpha.task0"] for p in search.proposed[first:] if p.block is not None}
+    assert tried & {setting["strategy.alpha.task0"] for setting in whole}
+
+
+def test_a_revision_of_which_every_probe_fails_leaves_the_best_as_it_was():
+    search, _ = by_hand(study(tasks=3), fails=lambda probe: probe.block is not None)
+    assert search.finished
+    assert search.winner() is not None
