@@ -76,7 +76,7 @@ def draw_orders(ax: Axes, faa: pd.DataFrame, orders: list[str], labels: list[str
 
 def draw_disparity(ax: Axes, opd: pd.DataFrame, tasks: list[str], labels: list[str]) -> None:
     """A row per task, and for their mean and maximum; strategies one below the other."""
-    plots.quiet(ax, "distance of the best from the worst order, points", "")
+    plots.quiet(ax, "best minus worst order, points", "")
     plots.percent(ax.xaxis)
     for place, label in enumerate(labels):
         rows = opd[opd["label"] == label].set_index("task").reindex(tasks)
