@@ -47,7 +47,7 @@ benchmark: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,caption,deepspeed]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,caption,deepspeed,s3,mlflow]"
 	touch $@
 
 clean:
