@@ -159,8 +159,8 @@ class Simulated:
         skills = (self.store.record(stage) or {}).get("skills", {})
         noise = [0.0] * len(exams)
         if self.law.exam_noise:
-            splits = "+".join(exam.key[:8] for exam in exams)
-            noise = draws.generator(0, stage.key, splits).standard_normal(len(exams)).tolist()
+            # Each exam's own: which ones are sat together depends on who asked first.
+            noise = [draws.generator(0, stage.key, exam.key).standard_normal() for exam in exams]
         cells = []
         for exam, e in zip(exams, noise, strict=True):
             score, n = skills.get(exam.task, GUESS), self.sizes[exam.task][exam.split]

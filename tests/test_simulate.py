@@ -194,3 +194,20 @@ def test_a_rehearsed_study_that_is_run_again_learns_nothing(rehearsed, capsys):
 
 def test_engine_simulated_keeps_its_name_in_one_process():
     assert Workers(engine="simulated", fleets=4).alone().engine == "simulated"
+
+
+def test_an_exam_has_the_same_noise_whatever_is_sat_with_it():
+    study = imagined(2, DGG(), simulation=Law(exam_noise=True))
+    (first, *_), (task, *_) = study.runs()[0].stages, study.names
+    alone, together = MemoryStore(), MemoryStore()
+    exams = [study.exam(task, split) for split in ("validation", "test")]
+    Simulated.of(study, together).obtain(Work(first, tuple(exams)))
+    for exam in exams:
+        Simulated.of(study, alone).obtain(Work(first, (exam,)))
+    scores = [{key: cell["score"] for key, cell in store.cells(first).items()} for store in (alone, together)]
+    assert scores[0] == scores[1]
+
+
+def test_how_long_workers_wait_is_no_part_of_a_key():
+    keys = [imagined(2, DGG(), simulation=Law(wait=w)).runs()[0].stages[0].key for w in (0.0, 1.0)]
+    assert keys[0] == keys[1]
