@@ -61,7 +61,7 @@ def main() -> None:
         began = time.perf_counter()
         outcome = tune.run(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
-        store = StageStore(study.store_folder(Path(folder) / "tree"))
+        store = study.store(Path(folder) / "tree")
         found, _ = methods.inquiries(study, store)
         settings = [probe.setting for probe in found.proposed]
 

@@ -120,11 +120,10 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
 def plan(options: argparse.Namespace) -> None:
     from dgg_ray import budget, designs, methods, warm
     from dgg_ray.plan import plan
-    from dgg_ray.stages import StageStore
 
     study, out = load(options)
     study = warm.settled(study, out)
-    store = StageStore(study.store_folder(out))
+    store = study.store(out)
     found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
     budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
@@ -153,11 +152,10 @@ def run(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> None:
     from dgg_ray import methods, progress
     from dgg_ray.plan import plan
-    from dgg_ray.stages import StageStore
     from dgg_ray.studyfile import the_kept
 
     study = the_kept(options.out)
-    store = StageStore(study.store_folder(options.out))
+    store = study.store(options.out)
     found, live = plan(study, store), progress.live(options.out)
     search, _ = methods.inquiries(study, store)
     best = methods.best_so_far(search) if search else ""

@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgg_ray.contracts import Adapter
+from dgg_ray.glance import Glance
 from dgg_ray.rates import Estimate, Part, Rate, Seen, show, total
 from dgg_ray.stages import StageStore, Work, merged
 
@@ -82,8 +83,9 @@ class CostModel:
         """Take up everything that the store holds."""
         for number, probe in enumerate(self.store.probes()):
             self.add(f"{PROBE}{number}", (probe,), self.of_probe)
-        for record in self.store:
-            self.add(record["key"], (record, *self.store.sittings(record["key"])), self.of_stage)
+        seen = Glance(self.store)  # one listing, however many there are
+        for record in seen:
+            self.add(record["key"], (record, *seen.sittings(record["key"])), self.of_stage)
 
     def finished(self, work: Work) -> None:
         """Take up what was just done."""

@@ -226,7 +226,7 @@ def measured(study: Study, store: StageStore) -> Spread | None:
     Pooled over all pairs of them, each with its own mean difference; None where no two have 2 blocks
     in common.
     """
-    if not store.folder.exists():
+    if next(iter(store), None) is None:
         return None
     search, more = methods.inquiries(study, store)
     final = methods.contenders(study, search, more)

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from dgg_ray import draws, plugins, snapshots
 from dgg_ray.contracts import Example, Learner, Strategy, Task
 from dgg_ray.errors import NoParent, NotFinite, StoreError
-from dgg_ray.published import weight
+from dgg_ray.objects import weight
 from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
@@ -222,17 +222,32 @@ class Workshop:
         if stage.parent is None:
             return None
         parent = stage.parent
-        folder = self.lead(lambda: self.store.open(parent))
+        folder = self.opened(parent)
         if folder is None:  # never learned, or damaged and set aside
             self.learn(parent)
-            folder = self.lead(lambda: self.store.open(parent))
+            folder = self.opened(parent)
         if folder is None:
             raise NoParent(f"{stage} starts from {parent}, which was learned and is not in the store")
         return folder
 
+    def opened(self, stage: Stage) -> Path | None:
+        """The verified folder of a finished stage, for each on its own machine; None for all, or for none."""
+        leads: list[Path | None] = []
+
+        def look() -> bool:
+            leads.append(self.store.open(stage))
+            return leads[0] is not None
+
+        if not self.lead(look):
+            return None
+        folder = leads[0] if leads else self.store.open(stage)
+        if folder is None:  # no StageError: the group ends, is started anew and looks again
+            raise RuntimeError(f"{stage}: its files are at hand for the lead, and not here")
+        return folder
+
     def take_up(self, stage: Stage) -> None:
         """Put the learner where a finished stage left it."""
-        folder = self.lead(lambda: self.store.open(stage)) if stage.learns else None
+        folder = self.opened(stage) if stage.learns else None
         if stage.learns and folder is None:
             return self.learn(stage)
         self.learner.begin(stage.adapter, stage.training, 0, stage.seed, stage.task, folder)

@@ -99,7 +99,7 @@ def plan(study: Study, store: StageStore) -> Plan:
     What a sampler proposes depends on results that are not there yet; its proposals without them
     stand in, so that the counts of stages are an estimate unless the search is over.
     """
-    store = Glance(store.folder)
+    store = Glance(store)
     walks, final, settings, over = foresee(study, store)
     works = [work for walk in walks for work in walk.works]
     runs = len({(walk.at.id, walk.run.order, walk.run.seed) for walk in walks})

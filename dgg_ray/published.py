@@ -1,17 +1,19 @@
-"""A folder that is written once, whole or not at all, and noticed when it was damaged since.
+"""What is written once, whole or not at all, and noticed when it was damaged since.
 
-    write(root, place, record, fill)   draft → fsync → rename: a reader sees all of it or nothing
-    read(root, place)                  its record, checksums verified; damaged ones are set aside
+    write(objects, name, place, record, fill)   files first, then one manifest, created last
+    read(objects, name)                         its record; a damaged one is set aside
+    opened(objects, name)                       a local folder with its files, each verified
 
-`root` holds what is in between: `drafts/`, and `damaged/`.
+A manifest is one object: the record, where the files lie, and their SHA-256, under a SHA-256 of its own.
+Whoever sees it sees all of it, as its files were there before it. Writers have a place each, so that two of
+them never mix their files; the first manifest stays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -19,93 +21,124 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.errors import StoreError
+from dgg_ray.objects import Damaged, Folder, Objects, drafted, sha256
+
+HEAD, MIDDLE, TAIL = b'{"sha256": "', b'", "of":\n', b"}\n"
+BODY = len(HEAD) + 64 + len(MIDDLE)
 
 
-def read(root: Path, place: Path, everything: bool = False, again: bool = True) -> dict[str, Any] | None:
-    """The folder's record, with the checksum of the record, or of every file, verified."""
+def seal(content: dict[str, Any]) -> bytes:
+    """JSON that holds its own checksum."""
+    body = json.dumps(content, sort_keys=True, allow_nan=False).encode()
+    return HEAD + hashlib.sha256(body).hexdigest().encode() + MIDDLE + body + TAIL
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """What was sealed; raises Damaged."""
+    body = data[BODY : -len(TAIL)]
+    if data[len(HEAD) : len(HEAD) + 64] != hashlib.sha256(body).hexdigest().encode():
+        raise Damaged("the record is not what was written")
+    return json.loads(body)
+
+
+def manifest(objects: Objects, name: str, data: bytes | None) -> dict[str, Any] | None:
+    """What was read under that name as a manifest, {record, files, place}; a damaged one is set aside."""
+    if data is None:
+        return None
     try:
-        manifest = json.loads((place / "manifest.json").read_bytes())
-        for name in manifest if everything else ("record.json",):
-            if hashlib.sha256((place / name).read_bytes()).hexdigest() != manifest[name]:
-                raise ValueError(f"{name} is not what was written")
-        return json.loads((place / "record.json").read_bytes())
-    except FileNotFoundError as error:
-        if not place.exists():
-            return None
-        if again:  # it may have been published between the two looks
-            return read(root, place, everything, again=False)
-        reason = f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error) or type(error).__name__
-    set_aside(root, place, reason)
-    return None
+        return unseal(data)
+    except Damaged as error:
+        set_aside(objects, name, data, str(error))
+        return None
 
 
-def set_aside(root: Path, place: Path, reason: str) -> None:
-    aside = root / "damaged" / f"{place.name}-{uuid.uuid4().hex[:8]}"
-    aside.parent.mkdir(parents=True, exist_ok=True)
+def read(objects: Objects, name: str) -> dict[str, Any] | None:
+    """The record, its checksum verified; None where there is none, or it was damaged."""
+    found = manifest(objects, name, objects.read(name))
+    return found and found["record"]
+
+
+def opened(objects: Objects, name: str) -> Path | None:
+    """A local folder with the files, verified; None where there is none, or one was damaged."""
+    data = objects.read(name, fresh=True)
+    if data is None or (found := manifest(objects, name, data)) is None:
+        return None
     try:
-        place.rename(aside)
-    except FileNotFoundError:
+        return objects.opened(found["place"], found["files"])
+    except Damaged as error:
+        set_aside(objects, name, data, str(error))
+        return None
+
+
+def set_aside(objects: Objects, name: str, data: bytes, reason: str) -> None:
+    """Put a manifest where it stands for nothing; its files stay where it says."""
+    aside = f"damaged/{Path(name).stem}-{uuid.uuid4().hex[:8]}.json"
+    if objects.read(name, fresh=True) != data:
         return  # another process was first
-    warnings.warn(f"{place} is damaged ({reason}); kept as {aside}, done again", stacklevel=3)
+    objects.write(aside, data)
+    objects.remove(name)
+    warnings.warn(f"{name} is damaged ({reason}); kept as {aside}, done again", stacklevel=3)
 
 
-def write(root: Path, place: Path, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
-    """`fill` writes the files into the folder it is given; `record` is kept beside them, with their bytes.
+def write(
+    objects: Objects, name: str, kept: str, record: dict[str, Any], fill: Callable[[Path], None]
+) -> None:
+    """`fill` writes the files into the folder it is given; `record` is kept with them, and their bytes.
 
-    The first of two equal publications stays.
+    kept: where the places of all its writers are. The first of two equal publications stays.
     """
-    draft = root / "drafts" / uuid.uuid4().hex
+    writer = uuid.uuid4().hex[:12]
+    place, mark = f"{kept}{writer}", f"writers/{writer}.json"
     try:
-        draft.mkdir(parents=True)
-        fill(draft)
-        whole = json.dumps(record | {"bytes": weight(draft)}, indent=1, sort_keys=True, allow_nan=False)
-        (draft / "record.json").write_text(whole)
-        files = sorted(f for f in draft.rglob("*") if f.is_file())
-        sums = {str(f.relative_to(draft)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-        (draft / "manifest.json").write_text(json.dumps(sums, indent=1))
-        for file in (*files, draft / "manifest.json", *{f.parent for f in files}):
-            fsync(file)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.rename(place)
-        except OSError:
-            if not place.exists():
-                raise
-            if read(root, place) is None:  # damaged, and set aside by this look
-                draft.rename(place)
-        fsync(place.parent)
+        with drafted(objects) as draft:
+            fill(draft)
+            files = sorted(file for file in draft.rglob("*") if file.is_file())
+            sums = {file.relative_to(draft).as_posix(): sha256(file) for file in files}
+            size = sum(file.stat().st_size for file in files)
+            data = seal({"record": record | {"bytes": size}, "files": sums, "place": place})
+            if files:  # a writer that dies before its manifest leaves files of which only this tells
+                objects.write(mark, json.dumps({"at": time.time(), "place": place, "of": name}).encode())
+                objects.put(draft, place)
+        first = objects.create(name, data)
+        if not first and read(objects, name) is None:  # damaged, and set aside by this look
+            first = objects.create(name, data)
+        if files:
+            if not first:
+                objects.clear(place)
+            objects.remove(mark)
     except OSError as error:
-        raise StoreError(f"cannot write {place}: {error}. Free some space or name another folder") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise StoreError(
+            f"cannot write {name} in {objects.url}: {error}. Free some space or name another folder"
+        ) from error
+
+
+def sweep(objects: Objects, before: float) -> None:
+    """Remove the files of writers that began before that time and made no manifest."""
+    for mark in objects.names("writers/"):
+        try:
+            left = json.loads(objects.read(mark) or b"{}")
+            if left["at"] >= before:
+                continue
+            found = manifest(objects, left["of"], objects.read(left["of"]))
+        except (ValueError, KeyError):
+            continue
+        if found is None or found["place"] != left["place"]:
+            objects.clear(left["place"])
+        objects.remove(mark)
+
+
+# -- beside a store --------------------------------------------------------------------------------
 
 
 def note(file: Path, content: Any) -> None:
     """Write a small JSON file in one piece, in place of an earlier one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
-    draft.write_text(json.dumps(content, indent=1, sort_keys=True))
-    draft.replace(file)
+    data = json.dumps(content, indent=1, sort_keys=True).encode()
+    Folder(file.parent).write(file.name, data)
 
 
 def noted(file: Path) -> Any:
     """What `note` wrote; None where there is nothing that can be read."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-
-
-def weight(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def fsync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

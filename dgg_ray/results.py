@@ -14,6 +14,7 @@ import pandas as pd
 from dgg_ray import forecast, judge, methods, plugins, retrace, studyfile
 from dgg_ray.cost import CostModel
 from dgg_ray.errors import ResultsError
+from dgg_ray.glance import Glance
 from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
@@ -28,7 +29,7 @@ def table(out: str | Path) -> pd.DataFrame:
 def load(out: Path) -> Results:
     """All results of the study that was run into a folder, as far as it got; its data are not needed."""
     study = studyfile.the_kept(out)
-    store = StageStore(study.store_folder(out))
+    store = Glance(study.store(out))
     knobs = tuple(space(study, study.search)) if study.search else ()
     search, more = methods.inquiries(study, store)
     asked, told = Asked(), None

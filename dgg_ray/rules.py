@@ -55,6 +55,11 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
         faults += zero_rules(study)
     elif study.workers.offload:
         faults.append(Fault("workers.offload", "needs one of the engines zero1, zero2, zero3", "true"))
+    if "output" not in broken and "://" in (study.output.store or ""):
+        from dgg_ray import remote  # a study in a folder needs none of it
+
+        if rule := remote.fault(str(study.output.store)):
+            faults.append(Fault("output.store", rule, repr(study.output.store)))
     return faults + (search_rules(study, study.search, broken) if study.search else [])
 
 

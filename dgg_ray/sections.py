@@ -139,6 +139,7 @@ class Workers:
     retries: times a stage is taken up again after its fleet was lost.
     idle_s: seconds without work after which a fleet gives its machine back.
     price_per_hour: of one worker, in any currency; 0 is not given.
+    cache_gb: of each node's disk, for what was fetched by URL.
     """
 
     __pydantic_config__ = STRICT
@@ -155,6 +156,7 @@ class Workers:
     retries: Annotated[int, Ge(0)] = 2
     idle_s: Annotated[float, Gt(0)] = 20.0
     price_per_hour: Annotated[float, Ge(0)] = 0.0
+    cache_gb: Annotated[float, Gt(0)] = 50.0
 
     @property
     def zero(self) -> int:
@@ -195,8 +197,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Output:
-    """Where finished stages go: `store`, a folder that studies may share; None is DIR/stages."""
+    """Where finished stages go.
+
+    store: a folder, or the URL of a place on an object store, `s3://bucket/path`, `gs://…`, `abfs://…`, that
+        studies may share; None is DIR/stages.
+    """
 
     __pydantic_config__ = STRICT
 
-    store: Path | None = None
+    store: str | None = None

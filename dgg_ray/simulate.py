@@ -19,6 +19,7 @@ from typing import Any
 from dgg_ray import draws
 from dgg_ray.contracts import SPLITS, Strategy
 from dgg_ray.law import GUESS, Law
+from dgg_ray.objects import Objects
 from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
 from dgg_ray.study import Study
 
@@ -26,16 +27,42 @@ Tick = Callable[[Stage, int, int], None]
 Record = dict[str, Any]
 
 
+@dataclass
+class Memory(Objects):
+    """Small objects in a dictionary."""
+
+    held: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    url = "memory"
+
+    def read(self, name: str, fresh: bool = False) -> bytes | None:
+        return self.held[name][0] if name in self.held else None
+
+    def write(self, name: str, data: bytes) -> None:
+        self.held[name] = (data, time.time())
+
+    def create(self, name: str, data: bytes, lasting: bool = True) -> bool:
+        mine = (data, time.time())
+        return self.held.setdefault(name, mine) is mine
+
+    def names(self, prefix: str) -> list[str]:
+        return sorted(name for name in self.held if name.startswith(prefix))
+
+    def remove(self, name: str) -> None:
+        self.held.pop(name, None)
+
+    def modified(self, name: str) -> float | None:
+        return self.held[name][1] if name in self.held else None
+
+
 @dataclass(frozen=True)
 class MemoryStore(StageStore):
-    """Finished stages in this process's memory, behind the store's verbs."""
+    """Finished stages in this process's memory, behind the store's verbs; files are not kept."""
 
     folder: Path = Path("memory")
+    objects: Memory = field(default_factory=Memory)  # type: ignore[assignment]
     records: dict[str, Record] = field(default_factory=dict)
     sat: dict[str, list[Record]] = field(default_factory=dict)
     found: dict[str, dict[str, Record]] = field(default_factory=dict)  # cells, by stage and exam
-    failures: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Record] = field(default_factory=dict)
 
     def record(self, stage: Stage) -> Record | None:
         return self.records.get(stage.key)
@@ -46,15 +73,12 @@ class MemoryStore(StageStore):
     def sittings(self, key: str) -> Iterator[Record]:
         return iter(self.sat.get(key, ()))
 
-    def has(self, work: Work) -> bool:
-        return work.key in self.measured if work.probe else self.missing(work) == ()
-
     def open(self, stage: Stage) -> Path | None:
-        return self.place(stage) if stage.key in self.records else None
+        return self.folder / stage.key if stage.key in self.records else None
 
     def publish(self, stage: Stage, record: Record, fill: Callable[[Path], None]) -> None:
         self.records.setdefault(stage.key, {"key": stage.key, "bytes": 0} | record)
-        self.failures.pop(stage.key, None)
+        self.forget(f"failed/{stage.key}")
 
     def sit(
         self,
@@ -65,19 +89,12 @@ class MemoryStore(StageStore):
     ) -> None:
         self.sat.setdefault(stage.key, []).append({"cells": cells, "bytes": 0, **(by or {})})
         self.found.setdefault(stage.key, {}).update((cell["exam"], cell) for cell in cells)
-        self.failures.pop(stage.key, None)
+        self.forget(f"failed/{stage.key}")
 
-    def fail(self, stage: Stage, error: dict[str, str]) -> None:
-        self.failures[stage.key] = error
-
-    def failure(self, stage: Stage) -> dict[str, str] | None:
-        return self.failures.get(stage.key)
-
-    def measure(self, work: Work, record: Record) -> None:
-        self.measured[work.key] = record
-
-    def probes(self) -> Iterator[Record]:
-        return iter(self.measured.values())
+    def discard(self, key: str) -> int:
+        for kept in (self.records, self.sat, self.found):
+            kept.pop(key, None)
+        return 0
 
     def sweep(self) -> None:
         """Nothing is left by writers here."""

@@ -3,21 +3,17 @@
 A snapshot is one file in the store, `inflight/<key>.safetensors`: weights, optimizer and the
 strategy's memory, whole, so that any number of workers on any engine goes on from it; in its
 header, as JSON, the losses so far (their count is the position in the data and the schedule: all
-draws are counters) and the memory's plain values. It is replaced by a rename, and removed when the
+draws are counters) and the memory's plain values. It is replaced whole, and removed when the
 stage is published. Nothing else refers to it: without it the stage is learned from its start.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -25,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dgg_ray.errors import OtherVersion, StoreError
+from dgg_ray.objects import drafted
 from dgg_ray.stages import FORMAT, Stage, StageStore
 
 VERSION = f"{FORMAT}.1"  # the second number rises when the file's layout changes
@@ -42,27 +39,22 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
 
 
-def place(store: StageStore, stage: Stage) -> Path:
-    return store.folder / "inflight" / f"{stage.key}.safetensors"
+def name_of(stage: Stage) -> str:
+    return f"inflight/{stage.key}.safetensors"
 
 
 def write(store: StageStore, stage: Stage, snapshot: Snapshot) -> None:
-    file = place(store, stage)
     about = {"version": VERSION, "stage": str(stage), "losses": snapshot.losses}
     about |= {"seconds": snapshot.seconds, "memory": snapshot.memory}
-    folder = store.folder / "drafts" / uuid.uuid4().hex  # swept up when its writer dies
-    draft = folder / file.name
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(parents=True)
-        save_file(dict(snapshot.tensors), draft, {"about": json.dumps(about)})
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
-        draft.replace(file)
+        with drafted(store.objects) as folder:  # swept up when its writer dies
+            draft = folder / "snapshot"
+            save_file(dict(snapshot.tensors), draft, {"about": json.dumps(about)})
+            store.objects.upload(draft, name_of(stage))
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write {file}: {error}. Free some space or name another folder") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise StoreError(
+            f"cannot write {name_of(stage)} in {store.url}: {error}. Free some space or name another folder"
+        ) from error
 
 
 def read(store: StageStore, stage: Stage) -> Snapshot | None:
@@ -70,24 +62,28 @@ def read(store: StageStore, stage: Stage) -> Snapshot | None:
 
     Raises OtherVersion for one that was written by a version with another layout.
     """
-    file = place(store, stage)
+    if (file := store.objects.download(name_of(stage))) is None:
+        return None
     try:
         with safe_open(file, "pt") as opened:
             about = json.loads(opened.metadata()["about"])
             if about["version"] != VERSION:
                 raise OtherVersion(
-                    f"{file} was written by another version of dgg_ray (layout {about['version']}, this is "
-                    f"{VERSION}): remove it to learn the stage from its start, or go on with that version"
+                    f"{name_of(stage)} in {store.url} was written by another version of dgg_ray (layout "
+                    f"{about['version']}, this is {VERSION}): remove it to learn the stage from its start, "
+                    f"or go on with that version"
                 )
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError):
         return None  # none, or cut off: as if it had not been taken
+    finally:
+        store.objects.release(file)
     return Snapshot(about["losses"], about["seconds"], about["memory"], tensors)
 
 
 def remove(store: StageStore, stage: Stage) -> None:
-    with suppress(OSError):
-        place(store, stage).unlink()
+    with suppress(OSError, StoreError):
+        store.objects.remove(name_of(stage))
 
 
 def plain(memory: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,16 @@ there already?" answers resuming, sharing between runs, extending and repeating 
 Workers, engines and micro-batches are not in it: they change who computes, not what. (With LoRA
 dropout the masks follow how a batch is cut: there the outcome is equal in distribution only.)
 
-On disk, under the store's folder:
+A store, in a folder or on an object store, by name:
 
-    ab/abcdef…/                    one stage, published by a rename, never changed afterwards
-        adapter/                   a PEFT checkpoint
-        strategy.safetensors       what the strategy hands to the next stage, if anything
-        record.json                what was learned, cost, environment
-        manifest.json              SHA-256 of each file above, checked on read
-        exams/0123…/               one sitting: some exams sat together, published the same way
-            record.json            a score per (task, split)
-            predictions.parquet    every answer
-            manifest.json
+    stages/ab/abcdef….json         one stage: what was learned, cost, environment; checksums (published.py)
+    stages/ab/abcdef….0123….json   one sitting after it, some exams sat together: a score per (task, split)
+    files/abcdef…/WRITER/          the stage's files: adapter/, a PEFT checkpoint; strategy.safetensors, what
+                                   the strategy hands to the next stage, if anything
+    files/abcdef…/0123…-WRITER/    the sitting's: predictions.parquet, every answer
     probes/abcdef…-SETUP.json      what a few steps and answers of the stage took there
-    damaged/   failed/   inflight/  set aside; why it failed; snapshots (snapshots.py)
+    failed/  inflight/  leases/    why it ended early; snapshots (snapshots.py); who is at it (leases.py)
+    damaged/ drafts/ writers/      manifests set aside; what is being written
 """
 
 from __future__ import annotations
@@ -30,14 +27,17 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import published
+from dgg_ray import older, published
 from dgg_ray.contracts import Adapter, Strategy, Training
 from dgg_ray.digests import Canonical, canonical, digest
+from dgg_ray.errors import StoreError
+from dgg_ray.notes import Notes
+from dgg_ray.objects import Objects
 
 DRAFT_S = 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
@@ -216,34 +216,36 @@ def merged(works: Iterable[Work]) -> list[Work]:
 
 
 @dataclass(frozen=True)
-class StageStore:
-    """Finished stages by key, in a local folder. Every method is safe with many processes at work.
+class StageStore(Notes):
+    """Finished stages by key. Every method is safe with many processes at work.
 
-    Object stores come behind the same verbs: record, cells, open, publish, sit, measure, fail.
+    This one lies in a folder; remote.RemoteStore, behind the same verbs, on an object store.
     """
 
     folder: Path
 
-    def place(self, stage: Stage) -> Path:
-        return self.folder / stage.key[:2] / stage.key
+    @cached_property
+    def objects(self) -> Objects:  # type: ignore[override]
+        return older.folder(self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where it is, and no connection: a store is sent to many processes."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
         """The stage's record; None where it is not finished."""
-        return published.read(self.folder, self.place(stage))
+        return published.read(self.objects, name_of(stage.key))
 
     def cells(self, stage: Stage) -> dict[str, dict[str, Any]]:
-        """What was examined after the stage: exam key → {task, split, score, n, folder}."""
-        found: dict[str, dict[str, Any]] = {}
-        for sitting in self.sittings(stage.key):
-            for cell in sitting["cells"]:
-                found[cell["exam"]] = cell | {"folder": sitting["folder"]}
-        return found
+        """What was examined after the stage: exam key → {task, split, score, n, …}."""
+        return {cell["exam"]: cell for sitting in self.sittings(stage.key) for cell in sitting["cells"]}
 
     def sittings(self, key: str) -> Iterator[dict[str, Any]]:
-        """Records of the sittings after the stage with that key: {cells, study, workers, folder, …}."""
-        for folder in sorted((self.folder / key[:2] / key / "exams").glob("[0-9a-f]*")):
-            if (record := published.read(self.folder, folder)) is not None:
-                yield record | {"folder": str(folder)}
+        """Records of the sittings after the stage with that key: {cells, study, workers, …}."""
+        stage = name_of(key)
+        for name, data in self.objects.reads(n for n in self.objects.names(stage[:-4]) if n != stage):
+            if found := published.manifest(self.objects, name, data):
+                yield found["record"]
 
     def missing(self, work: Work) -> tuple[Exam, ...] | None:
         """The exams still to be sat; None where the stage itself is still to be learned."""
@@ -256,24 +258,17 @@ class StageStore:
 
     def has(self, work: Work) -> bool:
         """Whether nothing is left to do."""
-        return self._probe(work).exists() if work.probe else self.missing(work) == ()
+        return self.noted(f"probes/{work.key}") is not None if work.probe else self.missing(work) == ()
 
     def open(self, stage: Stage) -> Path | None:
-        """The stage's folder with every file verified; None where it is not there (any more)."""
-        place = self.place(stage)
-        return place if published.read(self.folder, place, everything=True) is not None else None
+        """A local folder with the stage's files, each verified; None where it is not there (any more)."""
+        return published.opened(self.objects, name_of(stage.key))
 
     def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
         """Write a finished stage; `fill` writes its files into the folder it is given."""
         content = {"key": stage.key, "meaning": stage.meaning} | record
-        published.write(self.folder, self.place(stage), content, fill)
-        self._failed(stage).unlink(missing_ok=True)
-        # Sittings of a copy that was set aside: learning is repeatable, so they are of this one too.
-        for sitting in self.folder.glob(f"damaged/{stage.key}-*/exams/[0-9a-f]*"):
-            if published.read(self.folder, sitting, everything=True) is not None:
-                (self.place(stage) / "exams").mkdir(exist_ok=True)
-                with contextlib.suppress(OSError):
-                    sitting.rename(self.place(stage) / "exams" / sitting.name)
+        published.write(self.objects, name_of(stage.key), f"files/{stage.key}/", content, fill)
+        self.forget(f"failed/{stage.key}")
 
     def sit(
         self,
@@ -285,50 +280,59 @@ class StageStore:
         """Write a sitting of a finished stage; each cell needs exam, task, split, score, n.
 
         by: who sat it, as the stage's own record says it: {study, workers}."""
-        name = digest(sorted(cell["exam"] for cell in cells))[:16]
-        place = self.place(stage) / "exams" / name
-        published.write(self.folder, place, {"cells": cells, **(by or {})}, fill)
-        self._failed(stage).unlink(missing_ok=True)
+        sitting = digest(sorted(cell["exam"] for cell in cells))[:16]
+        name, kept = name_of(stage.key, sitting), f"files/{stage.key}/{sitting}-"
+        published.write(self.objects, name, kept, {"cells": cells, **(by or {})}, fill)
+        self.forget(f"failed/{stage.key}")
 
     def fail(self, stage: Stage, error: dict[str, str]) -> None:
         """Keep why a stage or its exams ended early, until it is published. Never raises.
 
         error: {error, message, traceback}."""
-        with contextlib.suppress(OSError):
-            published.note(self._failed(stage), {"meaning": stage.meaning} | error)
+        with contextlib.suppress(OSError, StoreError):
+            self.note(f"failed/{stage.key}", {"meaning": stage.meaning} | error)
 
     def failure(self, stage: Stage) -> dict[str, str] | None:
         """What `fail` kept; None where the stage did not fail, or was done since."""
-        return published.noted(self._failed(stage))
+        return self.noted(f"failed/{stage.key}")
 
     def measure(self, work: Work, record: dict[str, Any]) -> None:
         """Keep what a probe took."""
-        published.note(self._probe(work), record)
+        self.note(f"probes/{work.key}", record)
 
     def probes(self) -> Iterator[dict[str, Any]]:
         """What all probes took."""
-        for file in sorted(self.folder.glob("probes/*.json")):
-            if (record := published.noted(file)) is not None:
-                yield record
+        return (record for _, record in self.notes("probes/"))
+
+    def discard(self, key: str) -> int:
+        """Remove a finished stage with its sittings and files, as if it had never been; bytes freed."""
+        stage = name_of(key)
+        names = sorted(self.objects.names(stage[:-4]), key=lambda name: name != stage)  # the stage's first
+        freed = sum(len(self.objects.read(name) or b"") for name in names)
+        for name in (*names, f"inflight/{key}.safetensors", f"failed/{key}.json"):
+            self.objects.remove(name)
+        return freed + self.objects.clear(f"files/{key}")
 
     def sweep(self) -> None:
         """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
-        for snapshot in self.folder.glob("inflight/*.safetensors"):
-            if (self.folder / snapshot.stem[:2] / snapshot.stem).exists():
-                snapshot.unlink(missing_ok=True)
-        for draft in self.folder.glob("drafts/*"):
+        before = time.time() - DRAFT_S
+        for snapshot in self.objects.names("inflight/"):
+            if self.objects.read(name_of(Path(snapshot).stem)) is not None:
+                self.objects.remove(snapshot)
+        published.sweep(self.objects, before)
+        for draft in self.objects.drafts():
             with contextlib.suppress(OSError):
-                if time.time() - draft.stat().st_mtime > DRAFT_S:
+                if draft.stat().st_mtime < before:
                     shutil.rmtree(draft)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
-        for place in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*")):
-            if (record := published.read(self.folder, place)) is not None:
-                yield record
+        stages = [name for name in self.objects.names("stages/") if name.count(".") == 1]
+        for name, data in self.objects.reads(stages):
+            if found := published.manifest(self.objects, name, data):
+                yield found["record"]
 
-    def _failed(self, stage: Stage) -> Path:
-        return self.folder / "failed" / f"{stage.key}.json"
 
-    def _probe(self, work: Work) -> Path:
-        return self.folder / "probes" / f"{work.key}.json"
+def name_of(key: str, sitting: str = "") -> str:
+    """A manifest's name."""
+    return f"stages/{key[:2]}/{key}{sitting and '.'}{sitting}.json"

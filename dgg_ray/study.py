@@ -22,7 +22,7 @@ from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, 
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
 from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Protocol, Search, Value, Workers
-from dgg_ray.stages import Data, Exam, Run, Stage, Work, path, untouched
+from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
 
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
@@ -247,8 +247,14 @@ class Study:
         """The tasks with their examples."""
         return {name: reader.read(name) for name, reader in self.readers.items()}
 
-    def store_folder(self, out: Path) -> Path:
-        return self.output.store or out / "stages"
+    def store(self, out: Path) -> StageStore:
+        """Where its finished stages are, and go; `out` is the folder that it is run into."""
+        place = self.output.store or str(out / "stages")
+        if "://" not in place:
+            return StageStore(Path(place))
+        from dgg_ray.remote import RemoteStore  # a folder needs none of it
+
+        return RemoteStore(place, self.workers.cache_gb)
 
 
 def put(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) -> Any:

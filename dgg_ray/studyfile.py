@@ -180,7 +180,7 @@ def normal(key: str, raw: Any) -> Any:
     if key == "orders" and isinstance(raw, list):
         return {"design": "given", "given": raw}
     if key == "output" and isinstance(raw, Mapping) and isinstance(raw.get("store"), str):
-        return {**raw, "store": folder(raw["store"])}
+        return {**raw, "store": place(raw["store"])}
     if key != "search" or not isinstance(raw, Mapping):
         return raw
     raw = dict(raw)
@@ -192,6 +192,11 @@ def normal(key: str, raw: Any) -> Any:
     if isinstance(raw.get("space"), Mapping):
         raw["space"] = {path: knob(value) for path, value in raw["space"].items()}
     return raw
+
+
+def place(raw: str) -> str:
+    """Of a store: a URL as it is, a folder as `folder` says; `file://` is a folder."""
+    return raw if "://" in raw and not raw.startswith("file://") else folder(raw.removeprefix("file://"))
 
 
 def folder(raw: Any) -> Any:
@@ -317,7 +322,7 @@ def kept(out: Path) -> Study | None:
     if study is None or faults:
         raise StudyError(faults, str(out / "study.json"))
     facts = {name: Data(**data) for name, data in content["tasks"].items()}
-    output = Output(Path(content["store"]) if content["store"] else None)
+    output = Output(content["store"])
     alike = tuple(map(tuple, content.get("likeness", ())))  # studies kept before the field have none
     warm = tuple(Known(setting, tuple(of), depth) for setting, of, depth in content.get("warm", ()))
     facts_of = {"tasks": facts, "fingerprint": content["fingerprint"], "likeness": alike}

@@ -47,7 +47,8 @@ def run(
 
     out = out.absolute()
     study = warm.settled(study, out)
-    store = StageStore(study.store_folder(out))
+    store = study.store(out)
+    store.check()
     store.sweep()
     studyfile.keep(study, out)
     study = here(study, local)
@@ -84,7 +85,8 @@ def probe(
     from dgg_ray.plan import plan
 
     out = out.absolute()
-    store = StageStore(study.store_folder(out))
+    store = study.store(out)
+    store.check()
     study = here(study, local)
     with (
         Display(f"{study.name}, probes", quiet=quiet) as display,

@@ -21,7 +21,6 @@ from dgg_ray.errors import DggError, Fault, StudyError
 from dgg_ray.search import Method
 from dgg_ray.sections import Search
 from dgg_ray.space import contains, space
-from dgg_ray.stages import StageStore
 from dgg_ray.study import Known, Setting, Study
 
 
@@ -59,7 +58,7 @@ def warmed(study: Study, search: Search) -> tuple[Study, list[Fault]]:
 
 def judged(old: Study, folder: Path) -> Method | None:
     """The search of the study in a results folder; None where no setting has been judged."""
-    searched, _ = methods.inquiries(old, StageStore(old.store_folder(folder)))
+    searched, _ = methods.inquiries(old, old.store(folder))
     return searched if searched and searched.judged() else None
 
 

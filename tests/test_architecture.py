@@ -30,6 +30,7 @@ DOORS = {
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
     "statsmodels": {"mixed"},
+    "fsspec": {"remote"},
 }
 
 

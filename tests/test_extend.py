@@ -39,7 +39,7 @@ workers: {engine: simulated}
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder with the study; commands are given there."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dgg_ray.published.fsync", lambda place: None)  # no power cut is tested here
+    monkeypatch.setattr("dgg_ray.objects.fsync", lambda place: None)  # no power cut is tested here
     (tmp_path / "small.yaml").write_text(STUDY)
     return tmp_path
 
@@ -48,7 +48,7 @@ def pursued(file: Path, out: Path) -> set[str]:
     """Search a simulated study into a folder, with the final comparison; names of the new stages' tasks."""
     study = warm.settled(Study.load(file), out)
     studyfile.keep(study, out)
-    store = StageStore(study.store_folder(out))
+    store = study.store(out)
     shop, before = Simulated.of(study, store), {record["key"] for record in store}
 
     def done(chains) -> bool:

@@ -130,7 +130,7 @@ def test_weights_that_overflow_in_the_last_step_are_not_published(world):
 def test_a_damaged_parent_is_learned_again_on_the_way(world):
     first, second = world.path("ones", "fours", learning_rate=0.5)
     world.shop.obtain(Work(first))
-    (world.store.place(first) / "adapter" / "theta.safetensors").write_bytes(b"noise")
+    (world.store.open(first) / "adapter" / "theta.safetensors").write_bytes(b"noise")
     with pytest.warns(UserWarning, match="is damaged"):
         world.shop.obtain(Work(second))
     assert theta(world, second) == 2.25

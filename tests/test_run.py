@@ -75,7 +75,9 @@ def same_table(a: Path, b: Path) -> bool:
 
 def published(out: Path) -> dict[str, int]:
     """stage → when it was published, in ns"""
-    return {m.parent.name: m.stat().st_mtime_ns for m in (out / "stages").glob("??/*/manifest.json")}
+    return {
+        m.stem: m.stat().st_mtime_ns for m in (out / "stages").glob("stages/??/*.json") if "." not in m.stem
+    }
 
 
 def test_a_run_in_one_process_answers_the_study(undisturbed):

@@ -17,6 +17,10 @@ class Taken(Exception):
     """The machine is taken away."""
 
 
+def place(world, stage):
+    return world.store.folder / snapshots.name_of(stage)
+
+
 def stages(world):
     """Two tasks, six steps each; the second guided, so that it has an anchor to remember."""
     return world.path("ones", "fours", strategy=DGG(alpha=1.0), learning_rate=0.3, epochs=6)
@@ -92,29 +96,29 @@ def test_a_snapshot_on_the_way_to_a_broken_loss_is_removed_with_the_failure(worl
     losses = iter([1.0, 1.0, float("nan")])
     world.learner.step = lambda batch, step, edit: next(losses)
     kept = []
-    world.shop.tick = lambda *_: kept.append(snapshots.place(world.store, stage).exists())
+    world.shop.tick = lambda *_: kept.append(place(world, stage).exists())
     with pytest.raises(NotFinite):
         world.shop.obtain(Work(stage))
     assert kept == [True, True]
-    assert not snapshots.place(world.store, stage).exists()  # it would lead there again
+    assert not place(world, stage).exists()  # it would lead there again
 
 
 def test_what_was_left_of_a_finished_stage_is_swept_up(world):
     first, second = stages(world)
     world.shop.obtain(Work(first))
     for stage in (first, second):
-        file = snapshots.place(world.store, stage)
+        file = place(world, stage)
         file.parent.mkdir(exist_ok=True)
         file.touch()
     world.store.sweep()
-    assert not snapshots.place(world.store, first).exists()
-    assert snapshots.place(world.store, second).exists()  # that one is still wanted
+    assert not place(world, first).exists()
+    assert place(world, second).exists()  # that one is still wanted
 
 
 def test_a_snapshot_that_is_cut_off_is_as_none(world, undisturbed):
     first, second = stages(world)
     world.shop.obtain(Work(first))
-    file = snapshots.place(world.store, second)
+    file = place(world, second)
     file.parent.mkdir()
     file.write_bytes(b"\x10\x00")
     world.shop.obtain(Work(second))
@@ -124,7 +128,7 @@ def test_a_snapshot_that_is_cut_off_is_as_none(world, undisturbed):
 def test_a_snapshot_of_another_version_says_what_to_do(world):
     first, second = stages(world)
     world.shop.obtain(Work(first))
-    file = snapshots.place(world.store, second)
+    file = place(world, second)
     file.parent.mkdir()
     save_file({"theta": torch.zeros(1)}, file, {"about": json.dumps({"version": "0.7"})})
     with pytest.raises(OtherVersion, match=r"layout 0\.7.*remove it to learn the stage from its start"):
@@ -161,9 +165,7 @@ def test_on_a_notice_it_is_kept_at_once_and_not_on_every_step(world):
     kept = []
     clock = iter(range(1000))  # one second a look
     world.shop.rhythm = Rhythm(notice=lambda: True, clock=lambda: float(next(clock)))
-    world.shop.tick = lambda stage, done, steps: kept.append(
-        (stage.task, done, snapshots.place(world.store, stage).exists())
-    )
+    world.shop.tick = lambda stage, done, steps: kept.append((stage.task, done, place(world, stage).exists()))
     world.shop.obtain(Work(second))
     assert kept[0] == ("ones", 1, True)
 

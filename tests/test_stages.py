@@ -1,5 +1,6 @@
 """Keys, the tree, and the store."""
 
+import hashlib
 import json
 import os
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from dgg_ray.contracts import Adapter
 from dgg_ray.errors import StoreError
-from dgg_ray.stages import DRAFT_S, StageStore, Work, distinct, untouched
+from dgg_ray.glance import Glance
+from dgg_ray.stages import DRAFT_S, StageStore, Work, distinct, name_of, untouched
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.joint import Joint
@@ -97,11 +99,15 @@ def test_the_first_of_two_publications_stays(world):
     assert (world.store.open(stage) / "weights").read_text() == "first"
 
 
-@pytest.mark.parametrize("harm", ["change", "remove", "cut", "no manifest"])
+def manifest(world, stage):
+    return world.store.folder / name_of(stage.key)
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "cut"])
 def test_a_damaged_stage_is_set_aside_with_a_warning(world, harm):
     (stage,) = world.path("ones")
     world.store.publish(stage, {}, lambda f: (f / "weights").write_text("weights"))
-    file = world.store.place(stage) / ("manifest.json" if harm == "no manifest" else "weights")
+    file = world.store.open(stage) / "weights"
     if harm == "change":
         file.write_text("weightz")
     elif harm == "cut":
@@ -116,12 +122,13 @@ def test_a_damaged_stage_is_set_aside_with_a_warning(world, harm):
     assert len(list((world.store.folder / "damaged").iterdir())) == 1
 
 
-def test_a_damaged_record_is_noticed_without_reading_the_weights(world):
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_record_is_noticed_without_reading_the_weights(world, cut):
     (stage,) = world.path("ones")
     world.store.publish(stage, {"loss": 1.25}, lambda f: None)
-    record = world.store.place(stage) / "record.json"
-    record.write_text(record.read_text().replace("1.25", "1.26"))
-    with pytest.warns(UserWarning, match=r"record.json is not what was written"):
+    text = manifest(world, stage).read_text()
+    manifest(world, stage).write_text(text[:200] if cut else text.replace("1.25", "1.26"))
+    with pytest.warns(UserWarning, match="the record is not what was written"):
         assert world.store.record(stage) is None
 
 
@@ -157,7 +164,7 @@ def test_relearning_a_damaged_stage_takes_up_the_exams_that_were_sat(world):
     work = Work(stage, (world.exam("ones"), world.exam("fours")))
     world.shop.obtain(work)
     cells = world.store.cells(stage)
-    (world.store.place(stage) / "adapter" / "theta.safetensors").write_bytes(b"noise")
+    (world.store.open(stage) / "adapter" / "theta.safetensors").write_bytes(b"noise")
     with pytest.warns(UserWarning, match="is damaged"):
         assert world.store.open(stage) is None
     world.shop.learn(stage)
@@ -216,23 +223,70 @@ def test_two_stores_on_one_folder_see_the_same(world):
 def test_a_record_says_in_words_what_was_learned(world):
     stage = world.path("ones", "fours", strategy=DGG(alpha=0.5))[1]
     world.store.publish(stage, {}, lambda f: None)
-    kept = json.loads((world.store.place(stage) / "record.json").read_text())
+    kept = json.loads(manifest(world, stage).read_text())["of"]["record"]
     assert kept["meaning"]["effect"]["dgg"]["alpha"] == 0.5
     assert kept["meaning"]["learns"][0][0] == "fours"
 
 
-def test_a_stage_published_between_two_looks_is_found_and_not_set_aside(world, monkeypatch):
+# -- stores of older versions ----------------------------------------------------------------------
+
+
+def older(world, stage, files, cells=()):
+    """Write a stage as it was written before manifests were sealed."""
+
+    def published(place, record, files):
+        place.mkdir(parents=True)
+        files = {"record.json": json.dumps(record, indent=1).encode(), **files}
+        for name, data in files.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_bytes(data)
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        (place / "manifest.json").write_text(json.dumps(sums))
+
+    place = world.store.folder / stage.key[:2] / stage.key
+    published(place, {"key": stage.key, "meaning": stage.meaning, "bytes": 1}, files)
+    if cells:
+        published(place / "exams" / "0123456789abcdef", {"cells": list(cells)}, {"predictions": b"p"})
+    return place
+
+
+def test_a_store_of_an_older_version_is_read_and_gone_on_with(world):
+    first, second = world.path("ones", "fours")
+    ones = world.exam("ones")
+    cell = {"exam": ones.key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    older(world, first, {"adapter/weights": b"w"}, [cell])
+    store = StageStore(world.store.folder)
+
+    assert store.has(Work(first, (ones,)))
+    assert store.missing(Work(first, (ones, world.exam("fours")))) == (world.exam("fours"),)
+    assert (store.open(first) / "adapter" / "weights").read_bytes() == b"w"
+    store.publish(second, {}, lambda f: None)
+    assert {record["key"] for record in store} == {first.key, second.key}
+    assert {record["key"] for record in Glance(store)} == {first.key, second.key}
+
+
+def test_a_damaged_stage_of_an_older_version_is_set_aside_and_learned_anew(world):
     (stage,) = world.path("ones")
-    place, hidden = world.store.place(stage), world.store.folder / "hidden"
-    world.shop.obtain(Work(stage))
-    place.rename(hidden)
-    look = type(place).exists
+    cell = {"exam": "e", "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    place = older(world, stage, {"weights": b"w"}, [cell])
+    (place / "weights").write_bytes(b"v")
+    store = StageStore(world.store.folder)
+    with pytest.warns(UserWarning, match="weights is not what was written"):
+        assert store.open(stage) is None
+    assert store.record(stage) is None
+    store.publish(stage, {}, lambda f: (f / "weights").write_bytes(b"w"))
+    assert (store.open(stage) / "weights").read_bytes() == b"w"
+    assert store.cells(stage)["e"]["score"] == 0.5
 
-    def exists(path, **how):
-        if path == place and hidden.exists():  # the other process's rename, just after the first look
-            hidden.rename(place)
-        return look(path, **how)
 
-    monkeypatch.setattr(type(place), "exists", exists)
-    assert world.store.record(stage)["learned"] == "ones"
-    assert not (world.store.folder / "damaged").exists()
+def test_a_stage_of_an_older_version_can_be_discarded(world):
+    first, second = world.path("ones", "fours")
+    cell = {"exam": "e", "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    place = older(world, first, {"weights": b"w" * 1000}, [cell])
+    older(world, second, {})
+    store = StageStore(world.store.folder)
+    assert store.discard(first.key) > 1000
+    assert not place.exists()
+    assert store.record(first) is None
+    assert store.cells(first) == {}
+    assert store.record(second)["key"] == second.key

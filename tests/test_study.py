@@ -14,6 +14,7 @@ from dgg_ray.errors import StudyError
 from dgg_ray.models import embedded
 from dgg_ray.schema import schema
 from dgg_ray.search import Whole
+from dgg_ray.stages import StageStore
 from dgg_ray.strategies.dgg import DGG
 
 GOOD = """\
@@ -328,7 +329,7 @@ def test_a_relative_store_is_kept_from_where_the_study_was_run(load, tmp_path, m
     study = load(GOOD + "output: {store: shared}\n")
     studyfile.keep(study, tmp_path / "out")
     monkeypatch.chdir("/")
-    assert studyfile.the_kept(tmp_path / "out").store_folder(tmp_path / "out") == tmp_path / "shared"
+    assert studyfile.the_kept(tmp_path / "out").store(tmp_path / "out") == StageStore(tmp_path / "shared")
 
 
 @pytest.mark.parametrize("design", ["shared_prefix", "extreme"])

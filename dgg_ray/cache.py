@@ -1,0 +1,174 @@
+"""What a node has fetched, kept on its disk for all of its processes, up to a size.
+
+    $DGG_RAY_CACHE, or ~/.cache/dgg_ray
+        entries/HASH-name/     a folder that was filled whole and is never changed; its time is its last use
+        locks/HASH             held while one process fills the entry, so that the others wait for it
+        drafts/                being filled
+
+Least recently used entries go out first. An entry that a process has among its last few is locked by it, and
+stays; locks end with their process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from dgg_ray.errors import StoreError
+from dgg_ray.objects import weight
+
+CACHE_GB = 50.0
+HELD = 32  # entries that a process has at hand
+_held: OrderedDict[str, int] = OrderedDict()
+_guard = RLock()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """root: None is the environment's. gigabytes: the most that its entries take."""
+
+    root: Path | None = None
+    gigabytes: float = CACHE_GB
+
+    @property
+    def folder(self) -> Path:
+        return (
+            self.root or Path(os.environ.get("DGG_RAY_CACHE") or "~/.cache/dgg_ray").expanduser().absolute()
+        )
+
+    def draft(self) -> Path:
+        draft = self.folder / "drafts" / uuid.uuid4().hex
+        draft.mkdir(parents=True)
+        return draft
+
+    def place(self, name: str) -> Path:
+        tail = re.sub(r"[^\w.-]", "_", name.rstrip("/").rpartition("/")[2])[-40:]
+        return self.folder / "entries" / f"{hash_of(name)}-{tail}"
+
+    def get(self, name: str, fill: Callable[[Path], None], check: Callable[[Path], None]) -> Path:
+        """The folder of that name; where there is none that `check` lets pass, `fill` fills it.
+
+        Both raise what the caller gets; `check` is called again after `fill`.
+        """
+        place = self.place(name)
+        try:
+            with self.filling(name):
+                if hold(place):
+                    try:
+                        check(place)
+                        return place
+                    except ValueError:
+                        drop(place)
+                        self.evict(place)
+                draft = self.draft()
+                try:
+                    fill(draft)
+                    check(draft)
+                    self.keep(draft, name)
+                finally:
+                    shutil.rmtree(draft, ignore_errors=True)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot keep {name} in {self.folder}: {error}. Free some space, lower workers.cache_gb, or "
+                f"name another folder as DGG_RAY_CACHE"
+            ) from error
+        self.trim()
+        return place
+
+    def keep(self, draft: Path, name: str) -> None:
+        """Make a filled draft an entry; an older one of that name stays."""
+        place = self.place(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            draft.rename(place)
+        hold(place)
+
+    def forget(self, name: str) -> None:
+        drop(self.place(name))
+        self.evict(self.place(name))
+
+    @contextmanager
+    def filling(self, name: str) -> Iterator[None]:
+        file = self.folder / "locks" / hash_of(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            yield
+
+    def trim(self) -> None:
+        """Evict until the entries fit, with a tenth to spare so that it is not done for each."""
+        found: list[tuple[float, int, Path]] = []
+        for place in (self.folder / "entries").glob("*"):
+            with suppress(OSError):  # another process was first
+                found.append((place.stat().st_mtime, weight(place), place))
+        total, cap = sum(size for _, size, _ in found), self.gigabytes * 1e9
+        if total <= cap:
+            return
+        for _, size, place in sorted(found):
+            if total <= 0.9 * cap:
+                return
+            if self.evict(place):
+                total -= size
+
+    def evict(self, place: Path) -> bool:
+        """Whether it is gone; one that is in use stays."""
+        try:
+            handle = os.open(place, os.O_RDONLY)
+        except OSError:
+            return False
+        gone = self.folder / "drafts" / uuid.uuid4().hex
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone.parent.mkdir(parents=True, exist_ok=True)
+            place.rename(gone)
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        shutil.rmtree(gone, ignore_errors=True)
+        return True
+
+
+def hold(place: Path) -> bool:
+    """Whether the entry is there, and is this process's to look at."""
+    with _guard:
+        try:
+            handle = os.open(place, os.O_RDONLY)
+        except OSError:
+            return False
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        try:
+            same = os.path.samestat(os.fstat(handle), os.stat(place))
+        except OSError:
+            same = False
+        if not same:  # evicted before it was locked
+            os.close(handle)
+            return False
+        os.utime(place)
+        drop(place)
+        _held[str(place)] = handle
+        while len(_held) > HELD:
+            os.close(_held.popitem(last=False)[1])
+        return True
+
+
+def drop(place: Path) -> None:
+    with _guard:
+        if (handle := _held.pop(str(place), None)) is not None:
+            os.close(handle)
+
+
+def hash_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:24]

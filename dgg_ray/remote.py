@@ -1,0 +1,277 @@
+"""A store on S3, Google's or Azure's object store, or anything else that fsspec can reach by a URL.
+
+Credentials and endpoints are taken from the environment, as the provider's own tools do (for S3 AWS_PROFILE,
+AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, or the machine's role); none are in a study or in a store that travels.
+
+Creation is conditional on S3 (If-None-Match), Google (ifGenerationMatch), Azure and in memory. Where a file
+system offers none, `create` looks first and then writes: two that do so within the same moment may both be
+told that they were first. `check` finds a place that overwrites, not that moment.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from dgg_ray import patience, published
+from dgg_ray.cache import CACHE_GB, Cache
+from dgg_ray.errors import StoreError
+from dgg_ray.objects import Damaged, Objects, verify
+from dgg_ray.stages import Exam, StageStore, Work, name_of
+
+CHECK_S = 8.0  # patience of a check, which is to tell within seconds
+AT_ONCE = 32  # requests
+REMEMBERED = 50_000  # stages whose manifests are remembered, some kilobytes each
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RemoteStore(StageStore):
+    """Finished stages at a URL. What a process has read it takes as there; for what it has not, it asks.
+
+    cache_gb: of this node's disk, for files that were fetched.
+    """
+
+    folder: Path = field(init=False, repr=False, default=Path())
+    address: str = ""
+    cache_gb: float = CACHE_GB
+
+    @cached_property
+    def objects(self) -> Url:  # type: ignore[override]
+        return Url(self.address.rstrip("/"), Cache(gigabytes=self.cache_gb))
+
+    def missing(self, work: Work) -> tuple[Exam, ...] | None:
+        read = self.objects.remembered.get(work.stage.key, {})
+        if (stage := name_of(work.stage.key)) in read:
+            sat = [published.unseal(data)["record"] for name, data in read.items() if name != stage]
+            known = {cell["exam"] for sitting in sat for cell in sitting["cells"]}
+            if all(exam.key in known for exam in work.exams):
+                return ()
+        return super().missing(work)
+
+    def check(self) -> None:
+        hasty = copy(self)
+        vars(hasty)["objects"] = replace(self.objects, patience=CHECK_S)
+        super(RemoteStore, hasty).check()
+
+
+@dataclass
+class Url(Objects):
+    """At a URL, by fsspec. Connects when it is first asked for something."""
+
+    url: str
+    cache: Cache = field(default_factory=Cache)
+    patience: float | None = None  # seconds; None is patience.PATIENCE_S
+    remembered: OrderedDict[str, dict[str, bytes]] = field(default_factory=OrderedDict, repr=False)
+
+    near = False
+
+    @cached_property
+    def fs(self) -> Any:
+        return connected(self.url)
+
+    @cached_property
+    def root(self) -> str:
+        return self.fs._strip_protocol(self.url)
+
+    def at(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    # -- small objects -----------------------------------------------------------------------------
+
+    def read(self, name: str, fresh: bool = False) -> bytes | None:
+        kept = self.remembered.get(key_of(name), {})
+        if not fresh and name in kept:
+            return kept[name]
+        try:
+            data = self.ask(lambda: self.fs.cat_file(self.at(name)))
+        except FileNotFoundError:
+            return None
+        if name.startswith("stages/"):
+            self.remember(name, data)
+        return data
+
+    def remember(self, name: str, data: bytes) -> None:
+        self.remembered.setdefault(key_of(name), {})[name] = data
+        if len(self.remembered) > REMEMBERED:
+            self.remembered.popitem(last=False)
+
+    def write(self, name: str, data: bytes) -> None:
+        self.ask(lambda: self.fs.pipe_file(self.at(name), data))
+
+    def create(self, name: str, data: bytes, lasting: bool = True) -> bool:
+        try:
+            self.ask(lambda: self._create(self.at(name), data))
+        except FileExistsError:
+            # Of our own try before the last one, perhaps, whose answer was lost.
+            return self.read(name, fresh=True) == data
+        return True
+
+    def _create(self, path: str, data: bytes) -> None:
+        names = signature(getattr(self.fs, "_pipe_file", self.fs.pipe_file)).parameters
+        if "mode" in names:
+            self.fs.pipe_file(path, data, mode="create")
+        elif "overwrite" in names:
+            self.fs.pipe_file(path, data, overwrite=False)
+        elif self.fs.exists(path):
+            raise FileExistsError(path)
+        else:
+            self.fs.pipe_file(path, data)
+
+    def names(self, prefix: str) -> list[str]:
+        top, _, start = prefix.rpartition("/")
+        how = (
+            {"prefix": start}
+            if "prefix" in signature(getattr(self.fs, "_find", self.fs.find)).parameters
+            else {}
+        )
+        try:
+            found = self.ask(lambda: self.fs.find(self.at(top).rstrip("/"), **how))
+        except FileNotFoundError:
+            return []
+        names = (name[len(self.root) + 1 :] for name in found)
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def reads(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        names = list(names)
+        with ThreadPoolExecutor(min(AT_ONCE, len(names) or 1)) as pool:
+            for name, data in zip(names, pool.map(self.read, names), strict=True):
+                if data is not None:
+                    yield name, data
+
+    def remove(self, name: str) -> None:
+        self.remembered.get(key_of(name), {}).pop(name, None)
+        try:
+            self.ask(lambda: self.fs.rm_file(self.at(name)))
+        except FileNotFoundError:
+            return
+
+    def modified(self, name: str) -> float | None:
+        try:
+            return self.ask(lambda: self.fs.modified(self.at(name))).timestamp()
+        except (FileNotFoundError, NotImplementedError, KeyError):
+            return None
+
+    # -- folders of files, and large files ---------------------------------------------------------
+
+    def draft(self) -> Path:
+        return self.cache.draft()
+
+    def drafts(self) -> Iterator[Path]:
+        yield from self.cache.folder.glob("drafts/*")
+
+    def put(self, draft: Path, place: str) -> None:
+        files = [file for file in draft.rglob("*") if file.is_file()]
+        self.together(
+            lambda file: self.fs.put_file(
+                str(file), self.at(f"{place}/{file.relative_to(draft).as_posix()}")
+            ),
+            files,
+        )
+        self.cache.keep(draft, f"{self.url}/{place}")  # the next stage is learned here, as like as not
+        self.cache.trim()
+
+    def opened(self, place: str, files: Mapping[str, str]) -> Path:
+        def fill(draft: Path) -> None:
+            for file in files:
+                (draft / file).parent.mkdir(parents=True, exist_ok=True)
+            self.together(lambda f: self.fs.get_file(self.at(f"{place}/{f}"), str(draft / f)), list(files))
+
+        for last in (False, True):  # what came damaged may lie there as it should
+            try:
+                return self.cache.get(f"{self.url}/{place}", fill, lambda folder: verify(folder, files))
+            except FileNotFoundError as error:
+                raise Damaged(f"{Path(str(error)).name} is missing") from error
+            except Damaged:
+                if last:
+                    raise
+        raise AssertionError
+
+    def clear(self, place: str) -> int:
+        freed, names = 0, self.names(f"{place}/")
+        self.cache.forget(f"{self.url}/{place}")
+        for size in self.together(lambda name: self.fs.size(self.at(name)), names):
+            freed += size or 0
+        self.together(self.remove, names)
+        return freed
+
+    def upload(self, file: Path, name: str) -> None:
+        self.ask(lambda: self.fs.put_file(str(file), self.at(name)))
+
+    def download(self, name: str) -> Path | None:
+        file = self.draft() / "file"
+        try:
+            self.ask(lambda: self.fs.get_file(self.at(name), str(file)))
+        except FileNotFoundError:
+            self.release(file)
+            return None
+        return file
+
+    def release(self, file: Path) -> None:
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def ask(self, request: Callable[[], T]) -> T:
+        return patience.ask(request, self.url, self.patience)
+
+    def together(self, do: Callable[[Any], T], things: list[Any]) -> list[T]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda thing: self.ask(lambda: do(thing)), things))
+
+
+def connected(url: str) -> Any:
+    """fsspec's file system for a URL; StoreError where there is none."""
+    kind = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    if kind in ("s3", "s3a"):  # tried again here, and nowhere below
+        options["config_kwargs"] = {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": 5,
+            "read_timeout": 60,
+        }
+    try:
+        fs = fsspec.filesystem(kind, skip_instance_cache=True, use_listings_cache=False, **options)
+    except (ImportError, ValueError) as error:
+        raise StoreError(fault(url) or f"{url} cannot be reached: {error}") from error
+    if kind in ("s3", "s3a"):
+        fs.retries = 1
+    return fs
+
+
+def fault(url: str) -> str:
+    """Why there can be no store at that URL; empty where there can. Nothing is connected."""
+    kind, _, rest = url.partition("://")
+    try:
+        fsspec.get_filesystem_class(kind)
+    except ImportError as error:
+        extra = {
+            "s3": "s3",
+            "s3a": "s3",
+            "gs": "gcs",
+            "gcs": "gcs",
+            "abfs": "azure",
+            "abfss": "azure",
+            "az": "azure",
+        }
+        how = f"pip install 'dgg_ray[{extra[kind]}]'" if kind in extra else str(error)
+        return f"{kind}:// needs a package that is not installed: {how}"
+    except ValueError:
+        return f"fsspec knows no {kind}://"
+    return "" if rest.strip("/") else f"{url} names no bucket"
+
+
+def key_of(name: str) -> str:
+    """Of a manifest's name, the stage's key."""
+    return name.rpartition("/")[2].partition(".")[0]
