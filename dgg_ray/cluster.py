@@ -7,14 +7,18 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 
 import ray
 
+from dgg_ray.digests import digest
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
 
@@ -76,6 +80,24 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def code() -> str:
+    """This package's version and what its source files hash to."""
+    folder = Path(__file__).parent
+    files = {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.rglob("*.py"))}
+    return f"{version('dgg_ray')} ({digest(files)[:12]})"
+
+
+def other_code(wanted: str) -> str:
+    """Why this process cannot work for a driver whose `code()` is `wanted`; empty where it can."""
+    if wanted == code():
+        return ""
+    return (
+        f"a worker on {socket.gethostname()} has another dgg_ray than the driver: {code()}, not {wanted}; "
+        "install the driver's on every machine (setup_commands in cluster.yaml, or the job's working_dir)"
+    )
 
 
 def demand(study: Study) -> None:
