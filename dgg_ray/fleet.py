@@ -161,6 +161,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+class Losses(ray.train.UserCallback):
+    """Tells the broker at once that a fleet's workers died: others may be had only much later, or never."""
+
+    def __init__(self, broker: Any, fleet: str) -> None:
+        self.broker, self.fleet = broker, fleet
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.broker.lost.remote(self.fleet)
+
+
 @ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
 def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
     """One fleet, from start to end. In a task of its own: `fit` wants a main thread."""
@@ -178,6 +188,7 @@ def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
             name=config["fleet"],
             storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            callbacks=[Losses(config["broker"], config["fleet"])],
         ),
     ).fit()
 
