@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dgg_ray.loop import Workshop
 
 POLL_S = 0.2
+LOOK_S = 5.0  # between questions to the autoscaler
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
 PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
 
@@ -212,6 +214,7 @@ class Fleets:
         self.heard = heard  # told the broker's status, a few times a second
         self.running: dict[ray.ObjectRef, str] = {}
         self.started = 0
+        self.next_look, self.refusals = 0.0, 0
         self.sent: dict[str, Any] = {}  # what all fleets get, put into Ray's object store once
         self.crashes, self.done_at_crash = 0, -1
         self.failure = ""
@@ -242,12 +245,28 @@ class Fleets:
                 # All at once: asking one by one makes an autoscaler grow one by one.
                 for _ in range(wanted - len(self.running)):
                     self._start()
-                if status["closed"]:
-                    return self._give_up(status["closed"])
+                if reason := status["closed"] or self._never(status):
+                    return self._give_up(reason)
             except Exception as problem:  # nobody else would notice that no fleets come any more
                 if not self.over.is_set():
                     self._give_up(f"fleets cannot be looked after: {type(problem).__name__}: {problem}")
                 return
+
+    def _never(self, status: dict[str, Any]) -> str:
+        """Why no fleet will come, where an autoscaler says so of all of them, twice in a row."""
+        now = time.monotonic()
+        if status["running"] or not self.running:
+            self.refusals = 0
+        elif now >= self.next_look:
+            self.next_look = now + LOOK_S
+            refused = cluster.infeasible()
+            self.refusals = self.refusals + 1 if len(refused) >= len(self.running) else 0
+            if self.refusals == 2:
+                return (
+                    f"the autoscaler has no machines for a fleet, which wants {refused[0]}: lower "
+                    "workers.per_fleet, workers.cpus or workers.gpus, or add such machines to the cluster"
+                )
+        return ""
 
     def _start(self) -> None:
         self.started += 1
