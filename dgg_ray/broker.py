@@ -30,7 +30,7 @@ from dgg_ray.stages import StageStore, Work
 
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
-GRACE_S = 4.0  # after a restart: time for all fleets to say what they have, before anything is handed out
+GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
 AILMENTS = 5  # stages in a row that were lost to machines or the store, none finished: the study ends
 
 

@@ -171,12 +171,15 @@ def kinds() -> list[tuple[dict[str, float], float]] | None:
 
 
 def autoscaled() -> bool:
-    """Whether an autoscaler looks after the cluster."""
+    """Whether an autoscaler looks after the cluster, or may do so."""
     from ray.experimental.internal_kv import _internal_kv_get
 
-    if _internal_kv_get(b"__autoscaler_v2_enabled", namespace=b"__autoscaler"):
-        return True
-    return b"worker" in (_internal_kv_get(b"__autoscaling_status") or b"")
+    if _internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1":
+        return True  # `infeasible` asks it
+    status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
+    active = (status.get("autoscaler_report") or {}).get("active_nodes") or {}
+    # Where machines are started by hand, each is of a kind of its own, `node_` and its id.
+    return any(not name.startswith("node_") for name in active)
 
 
 def infeasible() -> list[str]:

@@ -46,7 +46,7 @@ class Crew:
     )
     broker: Any = None
     shop: Any = field(default=None, init=False)
-    claims: Claims = field(init=False)
+    claims: Claims = field(init=False, repr=False)
     over: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
     failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one

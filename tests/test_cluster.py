@@ -104,6 +104,24 @@ def test_an_autoscaler_that_does_not_say_what_it_can_start_is_given_the_chance(m
     wants(gpus=8, per_fleet=16)
 
 
+@pytest.mark.parametrize(
+    ("v2", "names", "grows"),
+    [
+        (b"1", [], True),
+        (b"0", ["ray.head.default"], True),
+        (b"0", ["node_0123", "node_4567"], False),  # started by hand
+        (None, None, False),
+    ],
+)
+def test_an_autoscaler_is_told_from_machines_that_were_started_by_hand(monkeypatch, v2, names, grows):
+    report = None if names is None else {"autoscaler_report": {"active_nodes": dict.fromkeys(names, 1)}}
+    kept = {"__autoscaler_v2_enabled": v2, "__autoscaling_status": report and json.dumps(report).encode()}
+    monkeypatch.setattr(
+        "ray.experimental.internal_kv._internal_kv_get", lambda name, namespace=None: kept[name]
+    )
+    assert cluster.autoscaled() is grows
+
+
 def test_nobody_at_the_address_is_said_within_seconds_with_what_to_do():
     began = time.monotonic()
     with pytest.raises(ClusterError, match=r"no cluster answers at 127.0.0.1:1: .*ray status"):
