@@ -1,154 +1,37 @@
 """Who trains what. Trials ask, fleets take; a stage asked for by ten trials is trained once.
 
     need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued
-    take(fleet) →  the work that waits longest
+    take(fleet) →  the work that waits longest, once no other driver on the same store has it
     done(fleet) →  whoever needs it is answered
 
-`Desk` is the book-keeping, in plain Python; `Broker` is the Ray actor around it. What the desk knows
-can be lost: the store is the truth, and whoever needs a stage asks again.
+`Desk` (desk.py) is the book-keeping, `Claims` (claims.py) what other drivers see of it; `Broker` is the
+Ray actor around them. The store is asked in threads: it may be slow, and nobody waits for another's answer.
+Restarted, the broker knows nothing: whoever needs a stage asks again, and fleets in the middle of one say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 from dgg_ray.budget import Purse
+from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD
+from dgg_ray.desk import Desk
 from dgg_ray.errors import OverBudget, describe
-from dgg_ray.stages import Exam, StageStore, Work
+from dgg_ray.leases import Holder
+from dgg_ray.stages import StageStore, Work
 
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
-
-@dataclass
-class Order:
-    """Work that somebody waits for. exams: all that were asked for; losses: fleets lost over it.
-
-    held: it waits for the budget, until what is in training has ended.
-    """
-
-    asked: Work
-    exams: dict[str, Exam] = field(default_factory=dict)
-    held: bool = False
-    fleet: str | None = None
-    losses: int = 0
-    started: float = 0.0
-    steps: tuple[int, int] = (0, 0)
-
-    @property
-    def work(self) -> Work:
-        return replace(self.asked, exams=tuple(self.exams.values()))
-
-
-class Desk:
-    """The queue's book-keeping: no Ray, no waiting, no clock but for what it shows."""
-
-    def __init__(self, store: StageStore, retries: int = 2, purse: Purse | None = None) -> None:
-        self.store = store
-        self.retries = retries
-        self.purse = purse or Purse()
-        self.purse.begin()
-        self.orders: dict[str, Order] = {}  # by the work's key; dicts keep the order of asking
-        self.later: dict[str, dict[str, Exam]] = {}  # exams asked for while their stage was out
-        self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
-        self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
-        self.counts: Counter[str] = Counter()
-
-    def need(self, work: Work) -> str:
-        """`ready`, `failed`, `joined`, `queued`, or `over`: the budget has nothing for it."""
-        self.counts["asked"] += 1
-        key = work.key
-        if key in self.failed:
-            return "failed"
-        order = self.orders.get(key)
-        wanted = {exam.key: exam for exam in work.exams}
-        if order is None:
-            if self.store.has(work):
-                return "ready"
-            if self.purse.verdict(work, self.running) == "over":
-                return "over"
-            self.orders[key] = Order(work, wanted)
-            return "queued"
-        if order.fleet is None:
-            order.exams |= wanted
-        elif not wanted.keys() <= order.exams.keys():
-            self.later.setdefault(key, {}).update(wanted)
-        return "joined"
-
-    def take(self, fleet: str) -> Work | None:
-        """The work that waits longest; None when none waits, or the budget makes it wait."""
-        for key, order in list(self.orders.items()):
-            if order.fleet is None:
-                verdict = self.purse.verdict(order.work, self.running)
-                if verdict == "go":
-                    order.fleet, order.started, order.steps = fleet, time.time(), (0, 0)
-                    return order.work
-                if verdict == "wait":
-                    order.held = True
-                    return None
-                self.refused[key] = describe(self.purse.refusal(order.work))
-                del self.orders[key]
-        return None
-
-    def settle(self, order: Order, in_vain: bool) -> None:
-        """What an order took is on the bill, and others may start again."""
-        if in_vain:
-            self.purse.lose(time.time() - order.started)
-        else:
-            self.purse.finished(order.work)
-        for other in self.orders.values():
-            other.held = False
-
-    def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> bool:
-        """Close the order; False when exams asked for meanwhile put it back into the queue."""
-        order = self.orders.get(key)
-        if order is None or order.fleet != fleet:
-            return True  # it was taken from a fleet believed lost; the store holds the result all the same
-        del self.orders[key]
-        self.settle(order, in_vain=error is not None)
-        self.counts["trained"] += learned
-        later = self.later.pop(key, None)
-        if error:
-            self.fail(key, error)
-        elif later:
-            self.orders[key] = Order(order.asked, later)
-            return False
-        return True
-
-    def fail(self, key: str, error: dict[str, str]) -> None:
-        self.failed[key] = error
-        self.counts["failed"] += 1
-
-    def lost(self, fleet: str) -> list[Work]:
-        """Put the fleet's work back; what was lost too often is given up and returned."""
-        given_up = []
-        for key, order in list(self.orders.items()):
-            if order.fleet == fleet:
-                self.settle(order, in_vain=True)
-                order.fleet = None
-                order.losses += 1
-                self.counts["lost"] += 1
-                if order.losses > self.retries:
-                    given_up.append(order.work)
-                    del self.orders[key]
-        return given_up
-
-    @property
-    def waiting(self) -> int:
-        """What a fleet could take."""
-        return sum(order.fleet is None and not order.held for order in self.orders.values())
-
-    @property
-    def running(self) -> Iterator[Work]:
-        """What fleets have; looked up by a purse that asks, as most do not."""
-        return (order.work for order in self.orders.values() if order.fleet)
+GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
+AILMENTS = 5  # stages in a row that were lost to machines or the store, none finished: the study ends
 
 
 @ray.remote(  # pyright: ignore
@@ -161,18 +44,26 @@ class Desk:
 class Broker:
     """The desk, as an actor that can be waited for."""
 
-    def __init__(self, store: StageStore, retries: int, purse: Purse | None = None) -> None:
-        self.desk = Desk(store, retries, purse)
+    def __init__(
+        self, store: StageStore, retries: int, purse: Purse | None = None, holder: Holder | None = None
+    ) -> None:
+        self.store, self.desk = store, Desk(store, retries, purse)
+        self.claims = Claims(store, holder)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
         self.closed = False
         self.reason = ""  # why it was closed
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
+        self.ailments = 0
+        self.ready_at = time.monotonic() + GRACE_S * restarted()
+        self.looking: asyncio.Task[None] | None = None
 
     async def need(self, work: Work) -> Answer:
         """Wait until the store has it, or until it failed."""
+        key = work.key
+        self.desk.counts["asked"] += 1
         while True:
-            key, found = work.key, self.desk.need(work)
+            found = self.desk.known(work) or self.desk.enter(work, await self._there(work))
             if found == "ready":
                 return {"ok": True}
             if self.closed:
@@ -182,45 +73,52 @@ class Broker:
             if found == "over":
                 return {"ok": False, "error": describe(self.desk.purse.refusal(work))}
             answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
-            async with self.news:
-                self.news.notify_all()
+            await self._tell()
             # Shielded: one asker that is cancelled must not cancel the others' answer.
             result = await asyncio.shield(answer)
-            if not result["ok"] or self.desk.store.has(work):
+            if not result["ok"] or await self._there(work):
                 return result
 
     async def take(self, fleet: str, patience_s: float) -> Work | None:
         """Work for the fleet; None when none came for that long, or when the study is over."""
         deadline, life = time.monotonic() + patience_s, self.lives[fleet]
+        for key in self.desk.of(fleet):  # who asks has nothing
+            self.desk.put_back(key)
         # A worker killed while it waits here must not be handed work that nobody then does.
         while not self.closed and self.lives[fleet] == life:
-            work = self.desk.take(fleet)
+            now = time.monotonic()
+            work = self.desk.take(fleet) if now >= self.ready_at else None
             while self.desk.refused:
                 key, error = self.desk.refused.popitem()
                 self._answer(key, {"ok": False, "error": error})
             if work:
-                return work
-            left = deadline - time.monotonic()
-            if left <= 0:
+                if await self._ours(work) and self.lives[fleet] == life:
+                    return work
+                continue
+            if now >= deadline:
                 return None
+            until = min(deadline, self.ready_at) if now < self.ready_at else deadline
             async with self.news:
-                try:
-                    await asyncio.wait_for(self.news.wait(), left)
-                except TimeoutError:
-                    return None
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.news.wait(), until - now)
         return None
 
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
+        if key in self.desk.of(fleet):
+            await asyncio.to_thread(self.claims.drop, key)
+        if error is None:
+            self.ailments = 0
         if self.desk.done(fleet, key, learned, error):
             self._answer(key, {"ok": error is None, "error": error})
-        async with self.news:  # there may be more to do, or money for it
-            self.news.notify_all()
+        await self._tell()  # there may be more to do, or money for it
 
-    async def lost(self, fleet: str) -> None:
+    async def lost(self, fleet: str, cause: dict[str, str] | None = None) -> None:
         """The fleet's workers began anew, or are gone: what they had is to be taken again."""
         self.lives[fleet] += 1
+        for key in self.desk.of(fleet):
+            await asyncio.to_thread(self.claims.drop, key)
         for work in self.desk.lost(fleet):
-            error = {
+            error = cause or {
                 "error": "WorkerLost",
                 "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
                 "see the workers' logs, often memory ran out",
@@ -229,31 +127,85 @@ class Broker:
             self.desk.fail(work.key, error)
             self._answer(work.key, {"ok": False, "error": error})
             if not work.probe:
-                self.desk.store.fail(work.stage, error)
-        async with self.news:
-            self.news.notify_all()
+                await asyncio.to_thread(self.store.fail, work.stage, error)
+        await self._tell()
 
-    async def tick(self, key: str, steps: tuple[int, int]) -> None:
-        if order := self.desk.orders.get(key):
-            order.steps = steps
+    async def unwell(self, fleet: str, cause: dict[str, str]) -> None:
+        """The fleet ends over something that is not its stage's fault, as a full disk."""
+        self.ailments += 1
+        await self.lost(fleet, cause)
+        if self.ailments >= AILMENTS:
+            why = f"{cause['error']}: {cause['message']}"
+            await self.close(f"{AILMENTS} stages in a row could not be done and are not at fault; {why}")
+
+    async def tick(self, fleet: str, key: str, steps: tuple[int, int]) -> None:
+        """The fleet has this in hand, and came so far with it."""
+        if self.desk.heard(fleet, key, steps):
+            await asyncio.to_thread(self.claims.take, key)
 
     async def close(self, reason: str = "") -> None:
         """End the fleets; whoever still waits is told why."""
         self.closed, self.reason = True, self.reason or reason
-        async with self.news:
-            self.news.notify_all()
+        await self._tell()
         for key in list(self.answers):
             self._answer(key, {"ok": False, "error": closing(self.reason)})
 
     async def status(self) -> dict[str, Any]:
-        """Counts, and what is in training."""
-        out = [o for o in self.desk.orders.values() if o.fleet]
-        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in out]
-        return {**self.desk.counts, "waiting": self.desk.waiting, "running": shown, "closed": self.reason}
+        """Counts, what is in training, and what another driver has."""
+        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.desk.out.values()]
+        counts = {"waiting": self.desk.waiting, "elsewhere": len(self.desk.elsewhere)}
+        return {**self.desk.counts, **counts, "running": shown, "closed": self.reason}
+
+    async def _there(self, work: Work) -> bool:
+        return await asyncio.to_thread(self.store.has, work)
+
+    async def _ours(self, work: Work) -> bool:
+        """Whether the work, which was just taken, is this driver's to do."""
+        try:
+            other = await asyncio.to_thread(self.claims.take, work.key)
+        except BaseException:
+            self.desk.put_back(work.key)
+            raise
+        if other is not None:
+            self.desk.put_back(work.key, elsewhere=str(other))
+            self.looking = self.looking or asyncio.create_task(self._look())
+        return other is None
+
+    async def _look(self) -> None:
+        """Now and then, whether work that other drivers have is done, or theirs no more."""
+        while (elsewhere := self.desk.elsewhere) and not self.closed:
+            await asyncio.sleep(LOOK_S)
+            for work in elsewhere:
+                try:
+                    there = await self._there(work)
+                    free = not there and await asyncio.to_thread(self.claims.take, work.key) is None
+                except Exception:  # the store cannot be reached now
+                    break
+                if work.key not in {other.key for other in self.desk.elsewhere}:
+                    continue  # one of our own fleets said meanwhile that it has it
+                if there:
+                    self.desk.answered(work.key)
+                    self._answer(work.key, {"ok": True})
+                elif free:
+                    self.desk.put_back(work.key)
+            await self._tell()
+        self.looking = None
+
+    async def _tell(self) -> None:
+        async with self.news:
+            self.news.notify_all()
 
     def _answer(self, key: str, answer: Answer) -> None:
         if (future := self.answers.pop(key, None)) and not future.done():
             future.set_result(answer)
+
+
+def restarted() -> bool:
+    """Whether this process continues an actor that died."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return bool(context.get_actor_id() and context.was_current_actor_reconstructed)
 
 
 def closing(reason: str) -> dict[str, str]:

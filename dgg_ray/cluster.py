@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
-from collections.abc import Iterator
-from math import ceil
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from math import ceil, inf
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
+from dgg_ray.digests import digest
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
 
+LAUNCHED = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, whatever its name says
 ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays
 
 # Read by Ray when it starts and by its workers.
@@ -49,8 +56,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     # A short path: Ray's sockets live below it, and their names have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="dgg-")) if started and not address else None
     if started and address:
-        environment = {"env_vars": ENVIRONMENT}
-        ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+        join(address)
     elif started:
         cores = max(os.cpu_count() or 1, ceil(w.fleets * w.per_fleet * w.cpus))
         ray.init(
@@ -66,8 +72,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
-        if started and not address:  # an autoscaling cluster may be small now and grow
-            demand(study)
+        demand(study)
         yield
     finally:
         if main:
@@ -78,12 +83,116 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def join(address: str) -> None:
+    """Connect to a cluster; ClusterError within seconds where that cannot be."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdecimal():  # Ray itself waits a minute and then ends the process
+            socket.create_connection((host, int(port)), timeout=5).close()
+        environment = {"env_vars": ENVIRONMENT}
+        ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError as problem:
+        raise ClusterError(
+            f"the cluster at {address} does not accept this machine's token: {problem}. Set "
+            "RAY_AUTH_TOKEN to the cluster's (on its head: `ray get-auth-token`)"
+        ) from problem
+    except (OSError, ValueError) as problem:
+        raise ClusterError(
+            f"no cluster answers at {address}: {problem}. Is it up (`ray status` on its head), and is the "
+            "address its head's HOST:PORT, as `ray start --head` prints it?"
+        ) from problem
+    except RuntimeError as problem:  # another version of Ray or Python, as Ray says
+        raise ClusterError(f"cannot work on the cluster at {address}: {problem}") from problem
+
+
+@cache
+def code() -> str:
+    """This package's version and what its source files hash to."""
+    folder = Path(__file__).parent
+    files = {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.rglob("*.py"))}
+    return f"{version('dgg_ray')} ({digest(files)[:12]})"
+
+
+def other_code(wanted: str) -> str:
+    """Why this process cannot work for a driver whose `code()` is `wanted`; empty where it can."""
+    if wanted == code():
+        return ""
+    return (
+        f"a worker on {socket.gethostname()} has another dgg_ray than the driver: {code()}, not {wanted}; "
+        "install the driver's on every machine (setup_commands in cluster.yaml, or the job's working_dir)"
+    )
+
+
 def demand(study: Study) -> None:
-    """ClusterError where one fleet would wait for ever."""
-    w, have = study.workers, ray.cluster_resources()
-    for name, each in (("GPU", w.gpus), ("CPU", w.cpus)):
-        if each * w.per_fleet > have.get(name, 0):
-            raise ClusterError(
-                f"a fleet wants {each * w.per_fleet:g} {name}s, this machine has {have.get(name, 0):g}; "
-                f"lower workers.per_fleet or workers.{name.lower()}s, or name a cluster with --address"
-            )
+    """ClusterError where one fleet would wait for ever: what it wants is more than there can be."""
+    if (machines := kinds()) is None:
+        return
+    w = study.workers
+    each = {name: amount for name, amount in (("GPU", w.gpus), ("CPU", w.cpus)) if amount}
+    worker = " and ".join(f"{amount:g} {name}{'s' * (amount != 1)}" for name, amount in each.items())
+    room = sum(fit(have, each) * count for have, count in machines)
+    if not room:
+        have = "; ".join(f"{r.get('GPU', 0):g} GPUs, {r.get('CPU', 0):g} CPUs" for r, _ in machines)
+        raise ClusterError(
+            f"a worker wants {worker} on one machine, the cluster has, or can start, machines with {have}; "
+            "lower workers.gpus or workers.cpus, or add larger machines (available_node_types in "
+            "cluster.yaml, --address for another cluster)"
+        )
+    if room < w.per_fleet:
+        raise ClusterError(
+            f"a fleet wants {w.per_fleet} workers with {worker} each, there is room for {room:g}; lower "
+            "workers.per_fleet, or add machines (max_workers in cluster.yaml, --address for another cluster)"
+        )
+
+
+def fit(have: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """Workers that one machine holds."""
+    return min(int(have.get(name, 0.0) / amount + 1e-9) for name, amount in each.items())
+
+
+def kinds() -> list[tuple[dict[str, float], float]] | None:
+    """Machines that are there or can be started: what each has, and how many of its kind there can be.
+
+    None where an autoscaler is at work that does not say what it can start.
+    """
+    there = [(node["Resources"], 1.0) for node in ray.nodes() if node["Alive"]]
+    found: list[tuple[dict[str, float], float]] = []
+    config = ray._private.state.state.get_cluster_config()  # written by KubeRay's autoscaler
+    for group in config.node_group_configs if config else ():
+        have = {name: inf if amount < 0 else float(amount) for name, amount in group.resources.items()}
+        found.append((have, inf if group.max_count < 0 else group.max_count))
+    if not found and LAUNCHED.exists():  # written by `ray up`
+        content = json.loads(LAUNCHED.read_text())
+        for kind in content["available_node_types"].values():
+            found.append((kind["resources"], kind.get("max_workers", content["max_workers"])))
+    if found:
+        return there + found
+    return None if autoscaled() else there
+
+
+def autoscaled() -> bool:
+    """Whether an autoscaler looks after the cluster, or may do so."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if _internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1":
+        return True  # `infeasible` asks it
+    status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
+    active = (status.get("autoscaler_report") or {}).get("active_nodes") or {}
+    # Where machines are started by hand, each is of a kind of its own, `node_` and its id.
+    return any(not name.startswith("node_") for name in active)
+
+
+def infeasible() -> list[str]:
+    """What was asked for that the autoscaler says it can never start; nothing while it starts something."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply, address = GetClusterStatusReply(), ray.get_runtime_context().gcs_address
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=5))
+    said = reply.autoscaling_state
+    if said.pending_instance_requests or said.pending_instances:
+        return []
+    return [
+        " + ".join(str(dict(one.resources_bundle)) for one in gang.requests)
+        for gang in said.infeasible_gang_resource_requests
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ import ray
 from dgg_ray import broker as brokers
 from dgg_ray import cluster
 from dgg_ray.budget import Purse
+from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.errors import ClusterError, describe
 from dgg_ray.fleet import Fleets, workshop
+from dgg_ray.leases import Holder
 from dgg_ray.progress import Display
 from dgg_ray.stages import Stage, StageStore, Work
 from dgg_ray.study import Study
@@ -43,6 +46,7 @@ class Crew:
     )
     broker: Any = None
     shop: Any = field(default=None, init=False)
+    claims: Claims = field(init=False, repr=False)
     over: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
     failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
@@ -84,20 +88,43 @@ class Crew:
             self.display.finished(was_there=True)
 
     def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
+        """Chain after chain; one at whose next stage another driver is comes last."""
         if not chains:
             return
         if self.shop is None:
             self.shop = workshop(self.study, self.store)
             self.shop.tick = self.tick
-        for chain in chains:
-            for work in chain:
-                if work.key in self.failed:
-                    break
-                if self.purse.verdict(work) == "over":
-                    self.over = True
-                    break
+            self.claims = Claims(self.store)
+            self.stack.callback(self.claims.close)
+        left, waited = deque(deque(chain) for chain in chains), 0
+        while left:
+            chain = left.popleft()
+            if self.follow(chain):
+                waited = 0
+                continue
+            left.append(chain)
+            waited += 1
+            if waited >= len(left):
+                time.sleep(LOOK_S)
+
+    def follow(self, chain: deque[Work]) -> bool:
+        """Do a chain's works; False where another driver has the next one."""
+        while chain:
+            work = chain[0]
+            if work.key in self.failed:
+                break
+            if self.purse.verdict(work) == "over":
+                self.over = True
+                break
+            if self.claims.take(work.key) is not None:
+                return False
+            try:
                 if not self.done_here(work):
                     break
+            finally:
+                self.claims.drop(work.key)
+            chain.popleft()
+        return True
 
     def done_here(self, work: Work) -> bool:
         """Whether it ended well."""
@@ -129,7 +156,8 @@ class Crew:
             self.display.say("starting Ray …")
             self.stack.enter_context(cluster.connected(self.study, self.address))
             retries = self.study.workers.retries
-            self.broker = brokers.Broker.remote(self.store, retries, self.purse)  # type: ignore[attr-defined]
+            desk = (self.store, retries, self.purse, Holder.here())
+            self.broker = brokers.Broker.remote(*desk)  # type: ignore[attr-defined]
             folder = self.out / "ray"
             self.fleets = self.stack.enter_context(
                 Fleets(self.study, self.store, self.broker, folder, self.heard)

@@ -13,21 +13,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import ray
 import ray.train
 
-from dgg_ray.cluster import ON_HEAD
-from dgg_ray.errors import ClusterError, Fault, StageError, StoreError, StudyError, describe
+from dgg_ray import cluster
+from dgg_ray.errors import ClusterError, Fault, OtherVersion, StageError, StoreError, StudyError, describe
+from dgg_ray.pulse import Pulse, Watchdog, stuck, trace
+from dgg_ray.sections import Workers
 from dgg_ray.simulate import Simulated
-from dgg_ray.stages import Stage, StageStore
+from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
 
 if TYPE_CHECKING:
     from dgg_ray.loop import Workshop
 
 POLL_S = 0.2
-TICK_S = 0.5
+LOOK_S = 5.0  # between questions to the autoscaler
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
 PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
 
@@ -37,38 +40,65 @@ def work_loop(config: dict[str, Any]) -> None:
     import torch  # here and below: only what trains waits for torch and transformers to be imported
     from ray.train.torch import get_device
 
-    study, store, broker, fleet = (config[k] for k in ("study", "store", "broker", "fleet"))
-    if study.workers.gpus:  # Ray shows every worker all GPUs of the group on its machine
+    broker, fleet, life, lead = config["broker"], config["fleet"], config["life"], leading()
+    if why := cluster.other_code(config["code"]):  # before anything of the driver's is unpickled
+        return ray.get(broker.close.remote(why))
+    study, store = ray.get([config["study"], config["store"]])
+    w = study.workers
+    if w.gpus:  # Ray shows every worker all GPUs of the group on its machine
         torch.cuda.set_device(get_device())
-    lead = leading()
-    lead(lambda: ray.get(broker.lost.remote(fleet)))  # what the group had before it was replaced
+    # What the group had before it was replaced.
+    lead(lambda: ray.get(broker.lost.remote(fleet, stuck(life, w.stuck_minutes))))
+    dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
     try:
-        shop = workshop(study, store, study.workers.zero)
+        shop = workshop(study, store, w.zero, dog.alive)
     except Exception as problem:  # it would happen again: say why, rather than start again for ever
         why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
-        ray.get(broker.close.remote(why))
-        return
-    shop.lead, shop.tick = lead, Ticker(broker)
+        return ray.get(broker.close.remote(why))
+    say = None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps)
+    shop.lead, pulse = lead, Pulse(dog, say)
+    shop.tick = pulse.step
     if not isinstance(shop, Simulated):
         shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
-    # With several workers, only errors that all of them see leave the group in step; any other ends
-    # the group, and Ray Train starts it anew.
-    caught = Exception if study.workers.per_fleet == 1 else (StageError, StoreError)
-    while work := lead(lambda: ray.get(broker.take.remote(fleet, study.workers.idle_s))):
-        stage, error = work.stage, None
-        fresh = lead(lambda s=stage: store.record(s)) is None
-        try:
-            shop.obtain(work)
-        except caught as problem:
-            error = describe(problem)
-            if not work.probe:
-                lead(lambda s=stage, e=error: store.fail(s, e))
-        learned = fresh and error is None and bool(stage.learns) and not work.probe
+    while work := lead(lambda: ray.get(broker.take.remote(fleet, w.idle_s))):
+        pulse.begin(work)
+        fresh = lead(lambda s=work.stage: store.record(s)) is None
+        error, at_fault = tried(shop, work, together=w.per_fleet > 1)
+        if error and at_fault and not work.probe:
+            lead(lambda s=work.stage, e=error: store.fail(s, e))
+        pulse.end()
+        if error and not at_fault:  # another machine may do better: this fleet ends
+            return lead(lambda e=error: ray.get(broker.unwell.remote(fleet, e)))
+        learned = fresh and error is None and bool(work.stage.learns) and not work.probe
         lead(lambda k=work.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
 
 
-def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop | Simulated:
-    """All that a process needs to do a study's work, set up so that it gives the same bytes again."""
+def tried(shop: Workshop | Simulated, work: Work, together: bool) -> tuple[dict[str, str] | None, bool]:
+    """Do the work: its error, if any, and whether the stage is to blame for it.
+
+    With several workers, only errors that all of them see leave the group in step; any other ends
+    the group, and Ray Train starts it anew.
+    """
+    try:
+        shop.obtain(work)
+    except (StageError, OtherVersion) as problem:
+        return describe(problem), True
+    except StoreError as problem:
+        return describe(problem), False
+    except Exception as problem:
+        if together:
+            raise
+        return describe(problem), True
+    return None, True
+
+
+def workshop(
+    study: Study, store: StageStore, zero: int = 0, alive: Callable[[], None] = lambda: None
+) -> Workshop | Simulated:
+    """All that a process needs to do a study's work, set up so that it gives the same bytes again.
+
+    alive: called after each batch of answers.
+    """
     if study.workers.engine == "simulated":
         return Simulated.of(study, store)
     import torch
@@ -96,6 +126,7 @@ def workshop(study: Study, store: StageStore, zero: int = 0) -> Workshop | Simul
         raise StudyError([Fault(path, rule) for path in other], study.name)
     w = study.workers
     learner = PeftLearner(study.model, "cuda" if w.gpus else "cpu", zero, w.offload)
+    learner.alive = alive
     rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)
     shop = Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
     shop.by = {"study": study.name, "workers": w.setup}
@@ -125,27 +156,29 @@ def leading() -> Callable[[Callable[[], Any]], Any]:
     return lead
 
 
-class Ticker:
-    """Tells the broker how far a stage is, now and then."""
+def rank() -> int:
+    """Of this process in its worker group."""
+    import torch.distributed as dist
 
-    def __init__(self, broker: Any) -> None:
-        self.broker = broker
-        self.last = 0.0
-
-    def __call__(self, stage: Stage, done: int, steps: int) -> None:
-        if time.monotonic() - self.last > TICK_S:
-            self.last = time.monotonic()
-            self.broker.tick.remote(stage.key, (done, steps))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-@ray.remote(num_cpus=0, resources=ON_HEAD, max_retries=0)
-def run_fleet(study: Study, store: StageStore, broker: Any, fleet: str, folder: str) -> None:
+class Losses(ray.train.UserCallback):
+    """Tells the broker at once that a fleet's workers died: others may be had only much later, or never."""
+
+    def __init__(self, broker: Any, fleet: str) -> None:
+        self.broker, self.fleet = broker, fleet
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.broker.lost.remote(self.fleet)
+
+
+@ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
+def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
     """One fleet, from start to end. In a task of its own: `fit` wants a main thread."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    w = study.workers
     resources = {"CPU": w.cpus} | ({"GPU": w.gpus} if w.gpus else {})
-    config = {"study": study, "store": store, "broker": broker, "fleet": fleet}
     TorchTrainer(
         work_loop,
         train_loop_config=config,
@@ -154,9 +187,10 @@ def run_fleet(study: Study, store: StageStore, broker: Any, fleet: str, folder: 
         ),
         torch_config=TorchConfig(backend="nccl" if w.gpus else "gloo"),
         run_config=ray.train.RunConfig(
-            name=fleet,
+            name=config["fleet"],
             storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            callbacks=[Losses(config["broker"], config["fleet"])],
         ),
     ).fit()
 
@@ -165,7 +199,7 @@ class Fleets:
     """Starts fleets while stages wait, from a thread of the driver.
 
     failure: why no fleet can be had: its workers cannot begin, or three fleets in a row ended with an
-        error and no stage was finished between.
+        error and no stage was finished or given up between.
     """
 
     def __init__(
@@ -180,6 +214,8 @@ class Fleets:
         self.heard = heard  # told the broker's status, a few times a second
         self.running: dict[ray.ObjectRef, str] = {}
         self.started = 0
+        self.next_look, self.refusals = 0.0, 0
+        self.sent: dict[str, Any] = {}  # what all fleets get, put into Ray's object store once
         self.crashes, self.done_at_crash = 0, -1
         self.failure = ""
         self.over = threading.Event()
@@ -209,17 +245,36 @@ class Fleets:
                 # All at once: asking one by one makes an autoscaler grow one by one.
                 for _ in range(wanted - len(self.running)):
                     self._start()
-                if status["closed"]:
-                    return self._give_up(status["closed"])
+                if reason := status["closed"] or self._never(status):
+                    return self._give_up(reason)
             except Exception as problem:  # nobody else would notice that no fleets come any more
                 if not self.over.is_set():
                     self._give_up(f"fleets cannot be looked after: {type(problem).__name__}: {problem}")
                 return
 
+    def _never(self, status: dict[str, Any]) -> str:
+        """Why no fleet will come, where an autoscaler says so of all of them, twice in a row."""
+        now = time.monotonic()
+        if status["running"] or not self.running:
+            self.refusals = 0
+        elif now >= self.next_look:
+            self.next_look = now + LOOK_S
+            refused = cluster.infeasible()
+            self.refusals = self.refusals + 1 if len(refused) >= len(self.running) else 0
+            if self.refusals == 2:
+                return (
+                    f"the autoscaler has no machines for a fleet, which wants {refused[0]}: lower "
+                    "workers.per_fleet, workers.cpus or workers.gpus, or add such machines to the cluster"
+                )
+        return ""
+
     def _start(self) -> None:
         self.started += 1
         fleet = f"fleet-{self.started:03d}"
-        ref = run_fleet.remote(self.study, self.store, self.broker, fleet, str(self.folder))
+        if not self.sent:
+            self.sent = {"study": ray.put(self.study), "store": ray.put(self.store), "code": cluster.code()}
+        config = {**self.sent, "broker": self.broker, "fleet": fleet, "life": uuid4().hex[:12]}
+        ref = run_fleet.remote(self.study.workers, config, str(self.folder))
         self.running[ref] = fleet
 
     def _give_up(self, reason: str) -> None:
@@ -240,7 +295,7 @@ class Fleets:
                 ray.get(ref)
                 self.crashes = 0
             except Exception as problem:
-                done = status.get("trained", 0)
+                done = status.get("trained", 0) + status.get("failed", 0)  # given up: the rest goes on
                 self.crashes = 1 + (self.crashes if done == self.done_at_crash else 0)
                 self.done_at_crash = done
                 if self.crashes == 3:

@@ -60,6 +60,7 @@ class PeftLearner:
         self.mounted: tuple[Adapter, bool] | None = None
         self.checkpointing = False
         self.encode = Encoder(self.processor, self.device)
+        self.alive: Callable[[], None] = lambda: None  # called after each batch of answers
 
     # -- Learner -----------------------------------------------------------------------------------
 
@@ -160,6 +161,7 @@ class PeftLearner:
                 )
             new = ids[: len(batch), inputs["input_ids"].shape[1] :]
             answers += [a.strip() for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+            self.alive()
         if self.world == 1:
             return answers
         shares: list[Any] = [None] * self.world

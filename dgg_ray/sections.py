@@ -136,7 +136,9 @@ class Workers:
     offload: with ZeRO, keep the optimizer's memory on the CPU.
     snapshot_minutes, snapshot_steps: how often a stage is kept in its middle; 0 is never. It is kept
         at once, too, when a machine is about to be taken away.
-    retries: times a stage is taken up again after its fleet was lost.
+    retries: times a stage is taken up again after its fleet was lost, unless it gets further each time.
+    stuck_minutes: time without any step or batch of answers after which a worker is ended, and its stage
+        counts as lost; 0 is never. The default is far above what a step of any model here takes.
     idle_s: seconds without work after which a fleet gives its machine back.
     price_per_hour: of one worker, in any currency; 0 is not given.
     cache_gb: of each node's disk, for what was fetched by URL.
@@ -154,6 +156,7 @@ class Workers:
     snapshot_minutes: Annotated[float, Ge(0)] = 10.0
     snapshot_steps: Annotated[int, Ge(0)] = 0
     retries: Annotated[int, Ge(0)] = 2
+    stuck_minutes: Annotated[float, Ge(0)] = 30.0
     idle_s: Annotated[float, Gt(0)] = 20.0
     price_per_hour: Annotated[float, Ge(0)] = 0.0
     cache_gb: Annotated[float, Gt(0)] = 50.0

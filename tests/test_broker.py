@@ -1,11 +1,14 @@
 """The desk: a stage asked for by ten is trained once, and none is forgotten."""
 
 import asyncio
+import time
+from dataclasses import replace
 
 import pytest
 
 from dgg_ray.broker import Broker, Desk
-from dgg_ray.stages import Work
+from dgg_ray.leases import Holder
+from dgg_ray.stages import StageStore, Work
 
 
 @pytest.fixture()
@@ -155,3 +158,179 @@ def test_a_failure_answers_all_who_wait_and_is_counted(world, desk):
     assert desk.waiting == 0
     assert desk.need(work) == "failed"  # not tried again in this run
     assert (desk.counts["failed"], desk.counts["trained"]) == (1, 0)
+
+
+# -- what is not the stage's fault -----------------------------------------------------------------
+
+
+def test_a_loss_after_which_the_stage_had_got_further_is_not_counted(world, desk):
+    (work,) = works(world, ["ones"])
+    desk.need(work)
+    for done in (40, 80, 80):  # of 100 steps, kept by snapshots; the third gets no further
+        desk.take("a")
+        desk.heard("a", work.key, (done, 100))
+        assert desk.lost("a") == []
+    desk.take("a")
+    desk.heard("a", work.key, (81, 100))
+    assert desk.lost("a") == [work]  # the second that counts, one retry allowed
+
+
+def test_a_stage_given_up_keeps_why_its_worker_was_ended(world, broker):
+    (work,) = works(world, ["ones"])
+    cause = {"error": "Stuck", "message": "nothing moved", "traceback": "in sleep"}
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        for _ in range(2):
+            await broker.take("a", patience_s=60)
+            await broker.lost("a", cause)
+        return await asker
+
+    assert asyncio.run(scene())["error"] == cause
+    assert world.store.failure(work.stage)["traceback"] == "in sleep"
+
+
+def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world):
+    broker = Broker.__ray_metadata__.modified_class(world.store, retries=100)
+    (work,) = works(world, ["ones"])
+    full = {"error": "StoreError", "message": "no space left", "traceback": ""}
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        while not broker.closed:
+            assert await broker.take("a", patience_s=60) == work
+            await broker.unwell("a", full)
+        return await asker
+
+    assert "5 stages in a row" in asyncio.run(scene())["error"]["message"]
+    assert broker.reason.endswith("StoreError: no space left")
+
+
+# -- a broker that was restarted knows nothing -----------------------------------------------------
+
+
+def test_a_fleet_that_says_what_it_has_keeps_it(world, broker):
+    """The order was queued again by who needs it; it is handed to nobody else."""
+    (work,) = works(world, ["ones"])
+    broker.ready_at = time.monotonic() + 0.2  # as after a restart
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        other = asyncio.create_task(broker.take("b", patience_s=0.4))
+        await asyncio.sleep(0.1)
+        await broker.tick("a", work.key, (3, 8))
+        assert [r["fleet"] for r in (await broker.status())["running"]] == ["a"]
+        assert await other is None
+        world.shop.obtain(work)
+        await broker.done("a", work.key, learned=True, error=None)
+        return await asker
+
+    assert asyncio.run(scene())["ok"]
+    assert broker.desk.counts["trained"] == 1
+
+
+def test_a_fleet_that_asks_has_nothing_whatever_was_said_of_it(world, broker):
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        await asyncio.sleep(0.1)
+        await broker.tick("a", work.key, (1, 8))  # late, of an earlier life
+        assert await broker.take("a", patience_s=60) == work
+        asker.cancel()
+
+    asyncio.run(scene())
+
+
+# -- two drivers on one store ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(world, monkeypatch):
+    monkeypatch.setattr("dgg_ray.broker.LOOK_S", 0.05)
+    here = Holder.here()
+    new = Broker.__ray_metadata__.modified_class
+    return [new(world.store, 1, None, replace(here, id=name)) for name in ("first", "second")]
+
+
+def test_a_stage_that_another_driver_has_is_waited_for_and_not_done_again(world, two):
+    first, second = two
+    one, four = works(world, ["ones"], ["fours"])
+
+    async def scene():
+        askers = [asyncio.create_task(broker.need(one)) for broker in two]
+        assert await first.take("a", patience_s=60) == one
+        assert await second.take("b", patience_s=0.1) is None
+        assert (await second.status())["waiting"] == 0  # no fleet is started for it
+        more = asyncio.create_task(second.need(four))
+        assert await second.take("b", patience_s=60) == four  # what is free goes on
+        world.shop.obtain(one)
+        await first.done("a", one.key, learned=True, error=None)
+        answers = [await asyncio.wait_for(asker, 5) for asker in askers]
+        more.cancel()
+        return answers
+
+    assert [answer["ok"] for answer in asyncio.run(scene())] == [True, True]
+    assert second.desk.counts["trained"] == 0
+
+
+def test_a_stage_that_another_driver_gives_back_is_done_here(world, two):
+    first, second = two
+    (one,) = works(world, ["ones"])
+
+    async def scene():
+        askers = [asyncio.create_task(broker.need(one)) for broker in two]
+        await first.take("a", patience_s=60)
+        taking = asyncio.create_task(second.take("b", patience_s=5))
+        await asyncio.sleep(0.1)
+        assert not taking.done()
+        await first.lost("a")
+        assert await taking == one
+        for asker in askers:
+            asker.cancel()
+
+    asyncio.run(scene())
+
+
+def test_exams_that_only_one_driver_wants_are_sat_after_the_other_is_done(world, two):
+    first, second = two
+    (stage,) = world.path("ones")
+    mine, more = Work(stage, (world.exam("ones"),)), Work(stage, (world.exam("fours"),))
+
+    async def scene():
+        askers = [asyncio.create_task(b.need(w)) for b, w in zip(two, (mine, more), strict=True)]
+        await first.take("a", patience_s=60)
+        taking = asyncio.create_task(second.take("b", patience_s=5))
+        await asyncio.sleep(0.1)
+        world.shop.obtain(mine)
+        await first.done("a", stage.key, learned=True, error=None)
+        assert await taking == more
+        world.shop.obtain(more)
+        await second.done("b", stage.key, learned=False, error=None)
+        return [await asker for asker in askers]
+
+    assert all(answer["ok"] for answer in asyncio.run(scene()))
+    assert world.learner.taught == ["ones-train-0", "ones-train-1"]  # once
+
+
+def test_a_slow_store_keeps_nobody_else_waiting(world, monkeypatch):
+    """Every look into the store takes 0.3 s; ten askers and a status do not take three."""
+
+    class Slow(StageStore):
+        def has(self, work):
+            time.sleep(0.3)
+            return super().has(work)
+
+    broker = Broker.__ray_metadata__.modified_class(Slow(world.store.folder), 1)
+
+    async def scene():
+        asked = [asyncio.create_task(broker.need(w)) for w in works(world, ["ones"], ["fours"], ["nines"])]
+        await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await broker.status()
+        quick = time.monotonic() - began
+        for asker in asked:
+            asker.cancel()
+        return quick
+
+    assert asyncio.run(scene()) < 0.2

@@ -6,17 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dgg_ray import fleet
-from dgg_ray.errors import ClusterError
+from dgg_ray import cluster, fleet
+from dgg_ray.errors import ClusterError, OtherVersion, StoreError
 from dgg_ray.sections import Workers
+from dgg_ray.simulate import Simulated
+from dgg_ray.stages import Work
 
 
 class Desk:
     """A broker whose calls are answered at once; `close` keeps the reason."""
 
     def __init__(self, **answers):
-        self.reason = ""
-        answers = {"lost": None, "close": None, **answers}
+        self.reason, self.calls = "", []
+        answers = dict.fromkeys(("lost", "close", "tick", "done", "unwell")) | answers
         for name, answer in answers.items():
             setattr(self, name, SimpleNamespace(remote=self.call(name, answer)))
 
@@ -24,7 +26,9 @@ class Desk:
         def remote(*arguments):
             if name == "close":
                 self.reason = arguments[0]
-            return answer
+            elif name != "tick":
+                self.calls.append((name, *arguments))
+            return answer(*arguments) if callable(answer) else answer
 
         return remote
 
@@ -47,8 +51,54 @@ def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatc
     monkeypatch.setattr(fleet, "workshop", workshop)
     desk = Desk()
     study = SimpleNamespace(workers=Workers())
-    fleet.work_loop({"study": study, "store": None, "broker": desk, "fleet": "fleet-001"})
+    fleet.work_loop(given(desk, study))
     assert desk.reason == "a worker cannot begin: OSError: the weights are gone"
+
+
+def given(desk, study=None, store=None, code=None):
+    """What a worker of a fleet is given."""
+    what = {"study": study, "store": store, "broker": desk, "fleet": "fleet-001", "life": "0123"}
+    return {**what, "code": code or cluster.code()}
+
+
+def test_a_worker_with_another_version_says_both_and_what_to_do_before_it_reads_the_study():
+    desk = Desk()
+    fleet.work_loop(given(desk, code="0.0.9 (0123456789ab)"))
+    assert f"another dgg_ray than the driver: {cluster.code()}, not 0.0.9 (0123456789ab)" in desk.reason
+    assert "install the driver's on every machine" in desk.reason
+
+
+class Shop(Simulated):
+    """Every stage ends with this error."""
+
+    def __init__(self, problem):
+        self.problem = problem
+
+    def obtain(self, work):
+        raise self.problem
+
+
+def served(world, monkeypatch, problem):
+    """Calls to the broker that a worker makes over one stage that ends with the error."""
+    (stage,) = world.path("ones")
+    works = iter([Work(stage), None])
+    desk = Desk(take=lambda *_: next(works))
+    monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(problem))
+    fleet.work_loop(given(desk, SimpleNamespace(workers=Workers()), world.store))
+    return desk.calls, world.store.failure(stage)
+
+
+def test_a_full_disk_is_not_the_stages_fault(world, monkeypatch):
+    calls, failure = served(world, monkeypatch, StoreError("cannot write: no space left"))
+    assert [name for name, *_ in calls] == ["lost", "take", "unwell"]  # no other take: the fleet ends
+    assert failure is None
+
+
+@pytest.mark.parametrize("problem", [OtherVersion("by another version"), ValueError("a corrupt image")])
+def test_what_a_stage_ends_with_everywhere_is_kept_with_it_and_the_next_is_taken(world, monkeypatch, problem):
+    calls, failure = served(world, monkeypatch, problem)
+    assert [name for name, *_ in calls] == ["lost", "take", "done", "take"]
+    assert failure["error"] == type(problem).__name__
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

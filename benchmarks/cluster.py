@@ -1,0 +1,204 @@
+"""Fleets that do nothing but wait: what the broker, Ray Train and the store take of their time.
+
+    python benchmarks/cluster.py [--only stages|rate|restart] [--fleets 1 2 4 8 16 32] [--seconds 5]
+
+stages   share of the time that fleets spend on stages of 5 s, against plain Ray tasks that sleep as long;
+         from a fleet's first stage on, start-up apart
+rate     stages a second through the broker's actor: asked for, leased, handed out, answered
+restart  a broker that is killed while 10,000 stages wait: until it knows them again, until it hands one out
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from dgg_ray import cluster
+from dgg_ray.broker import Broker
+from dgg_ray.budget import Purse
+from dgg_ray.crew import Crew
+from dgg_ray.law import Law
+from dgg_ray.leases import Holder
+from dgg_ray.progress import Display
+from dgg_ray.sections import Workers
+from dgg_ray.simulate import MemoryStore, Simulated, imagined
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.study import Study
+
+
+@dataclass(frozen=True)
+class Clocked(StageStore):
+    """Keeps when each worker began each stage."""
+
+    def missing(self, work: Work) -> Any:
+        found = super().missing(work)
+        if found is None:
+            with (self.folder / "begun").open("a") as log:
+                log.write(f"{os.getpid()} {time.time()}\n")
+        return found
+
+
+@dataclass(frozen=True)
+class Marked(StageStore):
+    """Takes an empty file for a finished stage, so that the broker alone is measured."""
+
+    def has(self, work: Work) -> bool:
+        return (self.folder / f"{work.key}.done").exists() or super().has(work)
+
+
+def works(study: Study, count: int) -> list[Work]:
+    """So many first stages, all different and equally long."""
+    study = replace(study, seeds=tuple(range(count)))
+    return [Work(run.stages[0]) for run in study.runs()]
+
+
+def sleeping(fleets: int, seconds: float) -> Study:
+    """A study whose first stages take so many seconds."""
+    law = Law(seconds=1.0, wait=1.0, spread=0.0, noise=0.0)
+    study = imagined(2, DGG(), simulation=law)
+    _, once = Simulated.of(study, MemoryStore()).cost(works(study, 1)[0].stage)
+    workers = Workers(fleets=fleets, engine="simulated", idle_s=2.0, stuck_minutes=0)
+    return replace(study, simulation=replace(law, seconds=seconds / once), workers=workers)
+
+
+def busy(begun: Iterable[tuple[int, float]], seconds: float) -> float:
+    """Share of the time between workers' first and last beginnings that they slept."""
+    starts = defaultdict[int, list[float]](list)
+    for worker, when in begun:
+        starts[worker].append(when)
+    cycles = sum(len(times) - 1 for times in starts.values())
+    return cycles * seconds / sum(max(times) - min(times) for times in starts.values())
+
+
+def by_fleets(fleets: int, rounds: int, seconds: float) -> tuple[float, float]:
+    """(busy share, seconds until the last fleet began)."""
+    study = sleeping(fleets, seconds)
+    with tempfile.TemporaryDirectory(prefix="dgg-") as name, ExitStack() as stack:
+        store, began = Clocked(Path(name) / "stages"), time.time()
+        store.folder.mkdir()
+        display = stack.enter_context(Display("", quiet=True))
+        crew = stack.enter_context(Crew(study, store, Path(name), display, Purse()))
+        crew.obtain([[work] for work in works(study, fleets * rounds)])
+        lines = [line.split() for line in (store.folder / "begun").read_text().splitlines()]
+    begun = [(int(worker), float(when)) for worker, when in lines]
+    first = {worker: min(when for w, when in begun if w == worker) for worker, _ in begun}
+    return busy(begun, seconds), max(first.values()) - began
+
+
+def by_tasks(fleets: int, rounds: int, seconds: float, cores: int) -> float:
+    """Busy share of plain Ray tasks."""
+
+    @ray.remote(num_cpus=cores / fleets)
+    def nap() -> tuple[int, float]:
+        begun = time.time()
+        time.sleep(seconds)
+        return os.getpid(), begun
+
+    return busy(ray.get([nap.remote() for _ in range(fleets * rounds)]), seconds)
+
+
+def memory_gb() -> float:
+    """Of all processes that this one started, each counted with what it has for itself."""
+    return sum(p.memory_full_info().uss for p in psutil.Process().children(recursive=True)) / 1e9
+
+
+def stages(counts: list[int], rounds: int, seconds: float) -> None:
+    cores = max(counts)
+    with cluster.connected(sleeping(cores, seconds)):
+        for fleets in counts:
+            share, start = by_fleets(fleets, rounds, seconds)
+            plain = by_tasks(fleets, rounds, seconds, cores)
+            print(f"  {fleets:3} fleets: busy {share:6.1%}, plain tasks {plain:6.1%}; ", end="")
+            print(f"all at work after {start:.0f} s", flush=True)
+
+
+# -- the broker ------------------------------------------------------------------------------------
+
+
+def broker_of(store: StageStore) -> Any:
+    return Broker.remote(store, 2, None, Holder.here())  # type: ignore[attr-defined]
+
+
+def rate(count: int, fleets: int = 8) -> None:
+    study = sleeping(fleets, 1.0)
+    with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
+        store = Marked(Path(name))
+        broker, asked = broker_of(store), works(study, count)
+        ray.get(broker.status.remote())
+        began = time.perf_counter()
+        answers = [broker.need.remote(work) for work in asked]
+        taking = {broker.take.remote(f"fleet {n}", 60.0): f"fleet {n}" for n in range(fleets)}
+        left = count
+        while left:
+            (ready,), _ = ray.wait(list(taking))
+            fleet, work = taking.pop(ready), ray.get(ready)
+            (store.folder / f"{work.key}.done").touch()
+            broker.done.remote(fleet, work.key, True, None)
+            left -= 1
+            if left >= len(taking) + 1:
+                taking[broker.take.remote(fleet, 60.0)] = fleet
+        ray.get(answers)
+        seconds = time.perf_counter() - began
+        print(f"  {count} stages in {seconds:.1f} s: {count / seconds:.0f} a second")
+
+
+def restart(count: int) -> None:
+    study = sleeping(1, 1.0)
+    with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
+        broker = broker_of(StageStore(Path(name)))
+        asked = [broker.need.remote(work) for work in works(study, count)]
+        known(broker, count)
+        ray.kill(broker, no_restart=False)
+        killed = time.perf_counter()
+        taking = broker.take.remote("fleet", 60.0)
+        known(broker, count)
+        again = time.perf_counter() - killed
+        assert ray.get(taking) is not None
+        print(f"  {len(asked)} stages known again after {again:.1f} s, ", end="")
+        print(f"the first handed out after {time.perf_counter() - killed:.1f} s")
+
+
+def known(broker: Any, count: int) -> None:
+    while True:
+        status: dict[str, Any] = ray.get(broker.status.remote())
+        if status["waiting"] + len(status["running"]) == count:
+            return
+        time.sleep(0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = {
+        "rate": lambda: rate(o.stages),
+        "restart": lambda: restart(o.known),
+        "stages": lambda: stages(o.fleets, o.rounds, o.seconds),
+    }
+    parser.add_argument("--only", choices=parts)
+    parser.add_argument("--fleets", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=6, help="stages for each fleet")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a stage")
+    parser.add_argument("--stages", type=int, default=2_000, help="through the broker")
+    parser.add_argument("--known", type=int, default=10_000, help="that wait when the broker is killed")
+    o = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
+    for name, run in parts.items():
+        if o.only in (None, name):
+            print(name, flush=True)
+            run()
+
+
+if __name__ == "__main__":
+    main()

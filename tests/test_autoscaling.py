@@ -1,0 +1,88 @@
+"""A cluster that Ray's own autoscaler grows from nothing for a study, and shrinks to nothing after it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from local_autoscaler import LocalAutoscaler
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+STUDY = """\
+name: grows
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 40, validation: 10, test: 10}
+  - {name: words, reader: embedded, train: 40, validation: 10, test: 10}
+  - {name: charts, reader: embedded, train: 40, validation: 10, test: 10}
+strategy: {name: dgg, alpha: 0.2, buffer: 4}
+seeds: [0, 1, 2, 3, 4, 5]
+protocol: {rivals: []}
+simulation: {wait: 1.0, seconds: 20}
+workers: {engine: simulated, fleets: 3, idle_s: 2, cpus: CPUS}
+"""
+LATEST_S = 240  # alone on two cores it takes a fifth of that
+
+
+def start(folder, address, cpus=1):
+    (folder / "study.yaml").write_text(STUDY.replace("CPUS", str(cpus)))
+    command = [sys.executable, "-m", "dgg_ray", "run", folder / "study.yaml", "--out", folder / "out"]
+    with (folder / "log").open("w") as log:
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        return subprocess.Popen(
+            [*command, "--address", address], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def look(address, folder):
+    """(nodes beside the head, groups of workers asked for and not given, queued, running)."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(address)
+    nodes = len(status.active_nodes) + len(status.idle_nodes) - 1
+    groups = status.resource_demands.placement_group_demand
+    asked = sum(bundle.count for group in groups for bundle in group.bundles_by_count)
+    try:
+        note = json.loads((folder / "out" / "progress.json").read_text())
+    except (OSError, ValueError):
+        note = {"queued": 0, "running": []}
+    return nodes, asked, note["queued"], len(note["running"])
+
+
+@pytest.mark.parametrize("v2", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_study_grows_the_cluster_to_its_cap_and_gives_it_back(v2, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    seen = []
+    with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3, v2=v2) as machines:
+        run, began = start(tmp_path, machines.address), time.monotonic()
+        try:
+            while run.poll() is None or look(machines.address, tmp_path)[0]:
+                assert time.monotonic() - began < LATEST_S, (tmp_path / "log").read_text()[-3000:]
+                if (now := look(machines.address, tmp_path)) != (seen[-1][1:] if seen else None):
+                    seen.append((round(time.monotonic() - began, 1), *now))
+                time.sleep(0.2)
+        finally:
+            run.kill()
+    print("\n  time  nodes  asked for  queued  running")
+    for when, nodes, asked, queued, running in seen:
+        print(f"{when:6.1f} {nodes:6} {asked:10} {queued:7} {running:8}")
+    assert run.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    _, nodes, asked, _, running = zip(*seen, strict=True)
+    assert (nodes[0], max(nodes), nodes[-1]) == (0, 3, 0)
+    assert max(running) == 3
+    # All at once, not one after the other was there.
+    assert max(a for n, a in zip(nodes, asked, strict=True) if n == 0) == 3
+
+
+@pytest.mark.slow
+def test_a_fleet_that_no_machine_of_the_autoscaler_can_hold_is_said_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3) as machines:
+        run = start(tmp_path, machines.address, cpus=16)
+        try:
+            assert run.wait(timeout=120) == 1
+        finally:
+            run.kill()
+    assert "the autoscaler has no machines for a fleet" in (tmp_path / "log").read_text()
