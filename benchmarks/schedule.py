@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import judge, published, report
-from dgg_ray.broker import Desk
+from dgg_ray.desk import Desk
 from dgg_ray.law import Law
 from dgg_ray.outcomes import CELL, Results
 from dgg_ray.plan import plan

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from dgg_ray import judge, methods
-from dgg_ray.broker import Desk
+from dgg_ray.desk import Desk
 from dgg_ray.search import Method, Probe
 from dgg_ray.simulate import MemoryStore, Simulated
 from dgg_ray.stages import Work
