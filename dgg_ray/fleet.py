@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.2
 LOOK_S = 5.0  # between questions to the autoscaler
+ERRORS, DEATHS = 3, 20  # of fleets in a row; a machine that is taken away is no reason to give up
+DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.ActorDiedError, ray.exceptions.NodeDiedError)
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
 PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
 
@@ -198,8 +201,8 @@ def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
 class Fleets:
     """Starts fleets while stages wait, from a thread of the driver.
 
-    failure: why no fleet can be had: its workers cannot begin, or three fleets in a row ended with an
-        error and no stage was finished or given up between.
+    failure: why no fleet can be had: its workers cannot begin; or ERRORS fleets ended with an error of their
+        own, or DEATHS by whatever it was, and no stage was finished or given up between.
     """
 
     def __init__(
@@ -216,7 +219,7 @@ class Fleets:
         self.started = 0
         self.next_look, self.refusals = 0.0, 0
         self.sent: dict[str, Any] = {}  # what all fleets get, put into Ray's object store once
-        self.crashes, self.done_at_crash = 0, -1
+        self.ends, self.done_at_end = Counter[bool](), -1  # of fleets, by whether a process of them died
         self.failure = ""
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._supervise, name="fleets", daemon=True)
@@ -293,11 +296,14 @@ class Fleets:
             fleet = self.running.pop(ref)
             try:
                 ray.get(ref)
-                self.crashes = 0
+                self.ends.clear()
             except Exception as problem:
                 done = status.get("trained", 0) + status.get("failed", 0)  # given up: the rest goes on
-                self.crashes = 1 + (self.crashes if done == self.done_at_crash else 0)
-                self.done_at_crash = done
-                if self.crashes == 3:
-                    self._give_up(f"three fleets in a row ended with an error; the last: {problem}")
+                if done != self.done_at_end:
+                    self.ends.clear()
+                self.done_at_end = done
+                self.ends[isinstance(problem, DIED)] += 1
+                if self.ends[False] == ERRORS or self.ends.total() == DEATHS:
+                    why = f"{self.ends.total()} fleets in a row ended with an error"
+                    self._give_up(f"{why} and nothing was finished between; the last: {problem}")
             ray.get(self.broker.lost.remote(fleet), timeout=PATIENCE_S)

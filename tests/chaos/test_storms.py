@@ -1,0 +1,114 @@
+"""Thousands of deaths on a simulated cluster, with the real desk, searches and stage tree: all of it in seconds."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from heapq import heapify
+
+import pytest
+
+from dgg_ray import judge, methods
+from dgg_ray.desk import Desk
+from dgg_ray.law import Law
+from dgg_ray.rehearse import Cluster
+from dgg_ray.sections import Knob, Orders, Protocol, Search
+from dgg_ray.simulate import MemoryStore, imagined
+from dgg_ray.strategies.dgg import DGG
+
+RETRIES = 1000  # no stage is given up for being unlucky
+
+
+class DriverDied(Exception):
+    pass
+
+
+class Storm(Cluster):
+    """A cluster on which something dies before about every second end of a stage.
+
+    begun: how often each stage was handed out; killed: deaths of each kind, over all drivers.
+    """
+
+    def __init__(self, study, fleets, store, chance, begun, killed, rate=0.5):
+        super().__init__(study, fleets, store)
+        self.desk = Desk(store, RETRIES)
+        self.chance, self.begun, self.killed, self.rate = chance, begun, killed, rate
+
+    def takes(self, work):
+        if self.store.missing(work) is None:  # else only exams are left to sit
+            self.begun[work.key] += 1
+        return super().takes(work)
+
+    def step(self):
+        if self.running and self.chance.random() < self.rate:
+            self.strike(self.chance.choices(["worker", "broker", "driver"], [6, 3, 1])[0])
+        return super().step()
+
+    def strike(self, kind):
+        self.killed[kind] += 1
+        if kind == "driver":
+            self.killed["in flight"] += len(self.running)
+            raise DriverDied
+        if kind == "worker":
+            self.killed["in flight"] += 1
+            _, _, fleet, _ = self.running.pop(self.chance.randrange(len(self.running)))
+            heapify(self.running)
+            assert self.desk.lost(fleet) == []
+            self.idle.append(fleet)  # another in its place
+            return
+        asked = [wanted(self.desk, key) for key in self.waiting]
+        self.desk = Desk(self.store, RETRIES)  # it knows nothing
+        for work in asked:  # whoever waited asks again
+            assert self.desk.need(work) == "queued"
+        for _, key, fleet, _ in self.running:  # and fleets say what they have
+            assert self.desk.heard(fleet, key, (0, 1))
+
+
+def wanted(desk, key):
+    """What those who wait for a stage asked for, together."""
+    order = desk.orders[key]
+    return replace(order.work, exams=tuple((order.exams | desk.later.get(key, {})).values()))
+
+
+def outlived(study, fleets, seed):
+    """(store, begun, killed) of a study that was run again whenever its driver had died."""
+    store, begun, killed, chance = MemoryStore(), Counter(), Counter(), random.Random(seed)
+    while True:
+        try:
+            cluster = Storm(study, fleets, store, chance, begun, killed)
+            winner = conducted(cluster)
+            return store, winner, begun, killed
+        except DriverDied:
+            continue
+
+
+def conducted(cluster):
+    search = cluster.pursue(methods.method(cluster.study))
+    more = {name: cluster.pursue(own) for name, own in methods.rivals(search).items()}
+    final = methods.contenders(cluster.study, search, more)
+    cluster.obtain(judge.final_works(final))
+    return search.winner()
+
+
+@pytest.mark.parametrize("method", ["tpe", "stagewise"])
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_dies_the_results_are_the_same_and_little_is_begun_twice(method, seed):
+    space = {"strategy.alpha": Knob(values=(0.0, 0.1, 0.3, 1.0), per_task=True)}
+    study = imagined(
+        4,
+        DGG(buffer=20),
+        simulation=Law(seed=seed),
+        orders=Orders("random", count=3),
+        search=Search(space, method=method, trials=12),
+        protocol=Protocol(rivals=("constant", "replay", "joint")),
+    ).simulated()
+    calm = Cluster(study, 3)
+    expected = conducted(calm)
+    store, winner, begun, killed = outlived(study, 3, seed)
+
+    assert winner == expected
+    assert store.found == calm.store.found  # every score of every stage
+    assert store.records.keys() == calm.store.records.keys()
+    assert sum(begun.values()) - len(begun) <= killed["in flight"]
+    deaths = {kind: killed[kind] for kind in ("worker", "broker", "driver")}
+    assert min(deaths.values()) >= 1
+    assert sum(deaths.values()) >= 30  # eight such studies: some hundreds
