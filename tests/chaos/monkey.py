@@ -32,7 +32,7 @@ PATIENCE_S = 300.0  # without a stage, a kill or an end
 
 @dataclass
 class Monkey:
-    """pause: seconds between two kills, drawn from this range; weights: of the kinds, the driver among them."""
+    """pause: seconds between two kills, drawn from this range; weights: of the kinds of processes."""
 
     study: Path
     folder: Path
@@ -44,7 +44,6 @@ class Monkey:
     )
     killed: Counter[str] = field(default_factory=Counter)
     run_of: subprocess.Popen | None = None
-    dead: float = 0.0  # seconds between a driver's death and the next one's start
 
     @property
     def out(self) -> Path:
@@ -72,7 +71,7 @@ class Monkey:
             self.run_of = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
 
     def harass(self, chance: random.Random) -> bool:
-        """Kill one process after another; True when the study ended well, False when its driver was killed."""
+        """Kill one process after another; whether the study ended well, and not by its driver's death."""
         assert self.run_of is not None
         while sum(self.killed.values()) < self.kills:
             kind = chance.choices(list(self.weights), list(self.weights.values()))[0]
@@ -126,7 +125,7 @@ def titled(process: psutil.Process, titles: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Trace:
-    """Per stage, in seconds since the epoch: when some process began to learn it, when one had published it."""
+    """Per stage, in seconds since the epoch: when a process began to learn it, when one had published it."""
 
     begun: dict[str, list[float]]
     ended: dict[str, list[float]]

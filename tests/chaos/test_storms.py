@@ -1,4 +1,4 @@
-"""Thousands of deaths on a simulated cluster, with the real desk, searches and stage tree: all of it in seconds."""
+"""Hundreds of deaths on a simulated cluster, with the real desk, searches and stage tree, in seconds."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Writes down every stage that any process begins and ends to learn: `begin|end KEY PID SECONDS` in $DGG_TRACE.
+"""Writes down each stage that a process begins and ends to learn: `begin|end KEY PID SECONDS` in $DGG_TRACE.
 
 Python imports this file by its name at the start of every process that has its folder in PYTHONPATH, so
 workers that Ray starts are traced without a word of it in the package.
