@@ -36,8 +36,9 @@ import pandas as pd
 import psutil
 import ray
 
-from dgg_ray import judge, published, report
-from dgg_ray.broker import Broker, Desk
+from dgg_ray import judge, objects, report
+from dgg_ray.broker import Broker
+from dgg_ray.desk import Desk
 from dgg_ray.law import Law
 from dgg_ray.outcomes import CELL, Results
 from dgg_ray.plan import plan
@@ -128,11 +129,11 @@ def stages(count: int) -> None:
 
 
 def unsynced(run: Callable[[], None]) -> None:
-    fsync, published.fsync = published.fsync, lambda place: None
+    fsync, objects.fsync = objects.fsync, lambda place: None
     try:
         run()
     finally:
-        published.fsync = fsync
+        objects.fsync = fsync
 
 
 # -- through Ray -----------------------------------------------------------------------------------
@@ -142,8 +143,8 @@ class Nowhere(MemoryStore):
     """Keeps nothing: a stage is there from the second time that it is asked for."""
 
     def has(self, work: Work) -> bool:
-        there = work.key in self.measured
-        self.measured[work.key] = {}
+        there = work.key in self.records
+        self.records[work.key] = {}
         return there
 
 
