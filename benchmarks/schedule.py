@@ -1,12 +1,15 @@
 """What a study costs beside its training: stages through desk and store, a large plan, a large report.
 
-    python benchmarks/schedule.py                           all three, a few minutes
+    python benchmarks/schedule.py                           all four, some minutes
     python benchmarks/schedule.py --only report --rows 100000
 
 stages   10,000 simulated ones through the desk into a folder's store, as one fleet does it: asked for, taken,
          published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
          without fsync, the desk on a store in memory, and plain files each written with one fsync, which
          is what the disk allows. Wanted: 500 a second, at most 500 MB.
+ray      as many through Ray's broker actor: the driver asks for them, 200 at once, two actors take and learn
+         them. Beside it, in the same run: nothing stored, and three calls a stage of an actor that does
+         nothing. Wanted: 500 a second, at most 500 MB in driver and broker.
 plan     720 orders × 5 values of α (6 tasks, every order): wanted in 1 s.
 report   a million cells, tables without and with figures: wanted in 10 s and 2 GB.
 
@@ -21,7 +24,8 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice, permutations
 from pathlib import Path
@@ -29,8 +33,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
+import ray
 
-from dgg_ray import judge, published, report
+from dgg_ray import judge, objects, report
+from dgg_ray.broker import Broker
 from dgg_ray.desk import Desk
 from dgg_ray.law import Law
 from dgg_ray.outcomes import CELL, Results
@@ -122,11 +129,88 @@ def stages(count: int) -> None:
 
 
 def unsynced(run: Callable[[], None]) -> None:
-    fsync, published.fsync = published.fsync, lambda place: None
+    fsync, objects.fsync = objects.fsync, lambda place: None
     try:
         run()
     finally:
-        published.fsync = fsync
+        objects.fsync = fsync
+
+
+# -- through Ray -----------------------------------------------------------------------------------
+
+
+class Nowhere(MemoryStore):
+    """Keeps nothing: a stage is there from the second time that it is asked for."""
+
+    def has(self, work: Work) -> bool:
+        there = work.key in self.records
+        self.records[work.key] = {}
+        return there
+
+
+@ray.remote(num_cpus=0)
+class Taker:
+    """Takes and learns until nothing is left, as a fleet does."""
+
+    def work(self, name: str, broker: Any, store: StageStore, nothing: bool) -> None:
+        shop = Simulated.of(learner_of(1), store)
+        while work := ray.get(broker.take.remote(name, 5.0)):
+            if not nothing:
+                shop.obtain(work)
+            ray.get(broker.done.remote(name, work.key, True, None))
+
+
+@ray.remote(num_cpus=0)
+class Echo:
+    async def call(self, work: Work) -> Work:
+        return work
+
+
+def answered(calls: Iterable[ray.ObjectRef], at_once: int = 200) -> None:
+    """Every call's answer, so many open at once; calls are made as they are drawn."""
+    waiting: deque[ray.ObjectRef] = deque()
+    for call in calls:
+        waiting.append(call)
+        if len(waiting) >= at_once:
+            ray.get(waiting.popleft())
+    ray.get(list(waiting))
+
+
+def brokered(works: list[Work], store: StageStore, takers: int = 2) -> str:
+    """What the broker's process took: its CPU and its peak memory."""
+    broker = Broker.remote(store, 2, None)  # pyright: ignore[reportAttributeAccessIssue]
+    ray.get(broker.status.remote())
+    mine = [p for p in psutil.Process().children(recursive=True) if "Broker" in " ".join(p.cmdline()[:1])][-1]
+    fleets = [Taker.remote() for _ in range(takers)]
+    open_ = [f.work.remote(f"f{i}", broker, store, isinstance(store, Nowhere)) for i, f in enumerate(fleets)]
+    wall, _ = timed(lambda: answered(broker.need.remote(work) for work in works))
+    times = mine.cpu_times()
+    peak = next(row for row in Path(f"/proc/{mine.pid}/status").read_text().splitlines() if "VmHWM" in row)
+    ray.get([broker.close.remote(), *open_])
+    for actor in (broker, *fleets):
+        ray.kill(actor)
+    used = times.user + times.system
+    return (
+        f"{len(works) / wall:6.0f} a second; broker {1e3 * used / len(works):.2f} ms of CPU a stage, "
+        f"peak {int(peak.split()[1]) / 1e3:.0f} MB"
+    )
+
+
+def through_ray(count: int) -> None:
+    works = some_works(count)
+    options = {"include_dashboard": False, "object_store_memory": 200_000_000, "log_to_driver": False}
+    ray.init(address="local", num_cpus=2, **options)
+    try:
+        echo = Echo.remote()
+        ray.get(echo.call.remote(works[0]))
+        wall, _ = timed(lambda: answered(echo.call.remote(work) for work in works for _ in range(3)))
+        print(f"  three idle calls a stage   {count / wall:6.0f} a second", flush=True)
+        print(f"  broker, nothing stored     {brokered(works, Nowhere())}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="dgg-") as name:
+            print(f"  broker and folder store    {brokered(works, StageStore(Path(name)))}", flush=True)
+        print(f"  peak memory of the driver  {memory_mb():.0f} MB")
+    finally:
+        ray.shutdown()
 
 
 # -- plan ------------------------------------------------------------------------------------------
@@ -188,7 +272,12 @@ def reported(rows: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = {"stages": lambda: stages(o.stages), "plan": planned, "report": lambda: reported(o.rows)}
+    parts = {
+        "stages": lambda: stages(o.stages),
+        "ray": lambda: through_ray(o.stages),
+        "plan": planned,
+        "report": lambda: reported(o.rows),
+    }
     parser.add_argument("--only", choices=parts)
     parser.add_argument("--stages", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)

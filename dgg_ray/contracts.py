@@ -7,7 +7,7 @@ A plug-in is one file in the folder of its kind; the file's name is the name in 
     scorers/     score(predictions, examples) -> Score                     tasks: - scorer: NAME
     models/      a subclass of Model                                       model: name: NAME
     strategies/  a subclass of Strategy                                    strategy: name: NAME
-    metrics/     a function ScoreMatrix -> float, named as its file        search: objective: NAME
+    metrics/     a function ScoreMatrix -> Value, named as its file       search: objective: NAME
     plots/       draw(results) -> Figure                                   -
 
 Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them.
@@ -28,6 +28,9 @@ from annotated_types import Ge, Gt, Le
 from dgg_ray import draws
 from dgg_ray.digests import digest as digest  # for plug-ins, which find all they need here
 from dgg_ray.errors import STRICT
+from dgg_ray.scores import ScoreMatrix as ScoreMatrix
+from dgg_ray.scores import Value as Value
+from dgg_ray.scores import mean as mean
 
 if TYPE_CHECKING:  # a driver, a broker and a waiting trial know strategies, and need no torch to do so
     from torch import Tensor
@@ -71,20 +74,6 @@ class Task:
     digests: Mapping[str, str]
     scorer: str = "exact_match"
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreMatrix:
-    """One run's scores on one split, tasks in the order in which the run learned them.
-
-    R: (T, T), R[t, i] is the score on task i after stage t, in [0, 1], nan where not examined.
-    sizes: (T,), examples behind column i.
-    base: (T,), the untouched model's score on task i, nan where not examined.
-    """
-
-    R: np.ndarray
-    sizes: np.ndarray
-    base: np.ndarray
 
 
 class Score(NamedTuple):

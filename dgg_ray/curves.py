@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -205,18 +205,41 @@ def of_run(
     results: Results, run: Run, values: Mapping[str, Any], there: set[Hashable]
 ) -> Iterator[tuple[Hashable, ...]]:
     """Rows of `observed` of one run, up to where it was examined; `there`: stages that have a row already."""
-    columns, R = alphas(results), run.scores.R
-    for t, task in enumerate(run.tasks):
-        stage = run.setting, run.tasks[: t + 1], run.seed
-        if t and task in columns and stage not in there and not np.isnan(R[t, : t + 1]).any():
+    R = run.scores.R
+    examined = ~np.isnan(np.where(np.tri(len(R), dtype=bool), R, 0)).any(axis=1)
+    for t, seen, own, before, others in guided(results, *run.tasks):
+        stage = run.setting, seen, run.seed
+        if examined[t] and stage not in there:
             there.add(stage)
-            seen, before = run.tasks[: t + 1], run.tasks[1:t]  # the first task of an order has no guidance
-            parent = [float(values[columns[name]]) for name in before if name in columns]
+            parent = [float(values[column]) for column in before]
             block = f"{' > '.join(seen)}, seed {run.seed}"
-            alike = ", ".join([block, *(f"{name_of(k)} {values[k]}" for k in shared(results, *seen))])
-            old = float(np.mean(R[t, :t] - R[t - 1, :t]))
-            alpha = float(values[columns[task]])
-            yield task, alpha, R[t, t], old, t, len(run.tasks), block, alike, f"{alike}, α before {parent}"
+            alike = ", ".join([block, *(f"{name} {values[knob]}" for name, knob in others)])
+            old, alpha = float((R[t, :t] - R[t - 1, :t]).mean()), float(values[own])
+            tasks = len(run.tasks)
+            yield seen[-1], alpha, R[t, t], old, t, tasks, block, alike, f"{alike}, α before {parent}"
+
+
+class Guided(NamedTuple):
+    """A stage of an order that has a searched α: its place, the tasks up to it, the column of its α and of
+    those before it, and (printed, dotted) name of the other searched settings that bear on it."""
+
+    place: int
+    seen: tuple[str, ...]
+    own: str
+    before: list[str]
+    others: list[tuple[str, str]]
+
+
+@once
+def guided(results: Results, *order: str) -> list[Guided]:
+    """The stages of an order that learn a task with a searched α after another one."""
+    columns, found = alphas(results), []
+    for t, task in enumerate(order):
+        if t and task in columns:
+            seen, before = order[: t + 1], order[1:t]  # the first task of an order has no guidance
+            others = [(name_of(knob), knob) for knob in shared(results, *seen)]
+            found.append(Guided(t, seen, columns[task], [columns[n] for n in before if n in columns], others))
+    return found
 
 
 @once

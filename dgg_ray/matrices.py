@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value
 from dgg_ray.errors import ResultsError
 
 if TYPE_CHECKING:
@@ -105,6 +105,27 @@ def matrices(
     together = np.array([len(of) > 1 for of in tasks], dtype=bool)
     together[run[places(number, stages)[order, learned] >= 0]] = False
     return R, sizes, together
+
+
+def stacks(found: Sequence[ScoreMatrix]) -> Iterator[tuple[np.ndarray, ScoreMatrix]]:
+    """Matrices of equally many tasks as one: (their places among all, the stack)."""
+    counts = np.array([len(scores.R) for scores in found], dtype=int)
+    for T in np.unique(counts):
+        mine = np.flatnonzero(counts == T)
+        members = [found[i] for i in mine]
+        yield mine, ScoreMatrix(*(np.array([getattr(m, n) for m in members]) for n in ("R", "sizes", "base")))
+
+
+def of_each(metric: Callable[[ScoreMatrix], Value], stack: ScoreMatrix) -> np.ndarray:
+    """A metric of each run of a stack; run by run where it was written for one and makes no such array."""
+    count = len(stack.R)
+    try:
+        if (values := np.asarray(metric(stack))).shape == (count,):
+            return values
+    except (TypeError, ValueError):  # a metric that is at fault itself says so below
+        pass
+    alone = [ScoreMatrix(stack.R[i], stack.sizes[i], stack.base[i]) for i in range(count)]
+    return np.array([metric(scores) for scores in alone])
 
 
 def places(orders: Iterable[tuple[str, ...]], names: Iterable[str]) -> np.ndarray:

@@ -9,8 +9,8 @@
     γ_j       carry-over    of following task j, against the mean of all that are followed; none if first
     b_r       run           what all tasks of a run have in common
 
-A mixed linear model by REML (statsmodels MixedLM), one for each strategy. Its own standard errors take
-the e_ri as independent, and runs that begin alike share stages; so the intervals are of the fit with
+A mixed linear model by REML, one for each strategy. The model's own standard errors would take the e_ri
+as independent, and runs that begin alike share stages; so the intervals are of the fit with
 one cluster left out in turn (intervals.clustered_jackknife) at the variances of the whole.
 A cluster is all runs whose order begins with the same task: runs of two clusters share no stage.
 """
@@ -21,10 +21,10 @@ A cluster is all runs whose order begins with the same task: runs of two cluster
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
 
 from dgg_ray.intervals import clustered_jackknife
 from dgg_ray.outcomes import BLOCK, Results, finals, once, opening
@@ -60,9 +60,10 @@ def estimates(scores: pd.DataFrame) -> list[list[object]]:
     contrasts[1:, len(tasks) + 1 :] = np.eye(len(followed)) - 1 / len(followed)
     # Carry-over must show without the first places: against them it would rest on places being linear.
     first = (scores["before"] == "").to_numpy(dtype=float)[:, None]
-    known = estimable(contrasts, X)
-    known[1:] &= estimable(np.pad(contrasts, ((0, 0), (0, 1))), np.hstack([X, first]))[1:]
-    kept = independent(X)
+    kinds = np.unique(np.hstack([X, first]), axis=0)  # what can be told apart does not hang on how often
+    known = estimable(contrasts, kinds[:, :-1])
+    known[1:] &= estimable(np.pad(contrasts, ((0, 0), (0, 1))), kinds)[1:]
+    kept = independent(kinds[:, :-1])
     runs = scores.groupby(BLOCK, sort=True).ngroup().to_numpy()
     between = between_runs(X[:, kept], y, runs)
     A, b = equations(X[:, kept], y, runs, opening(scores["order"]).to_numpy(), between)
@@ -108,32 +109,55 @@ def independent(X: np.ndarray) -> list[int]:
 
 
 def between_runs(X: np.ndarray, y: np.ndarray, runs: np.ndarray) -> float:
-    """σ_b² / σ² by REML; 0 where runs do not differ, or nothing is left to estimate it from."""
-    rest = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
-    if len(y) <= X.shape[1] + 1 or np.abs(rest).max() < 1e-9:
-        return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the import uses what pandas deprecates
-        from statsmodels.regression.mixed_linear_model import MixedLM  # late: a second of imports
+    """ρ = σ_b² / σ² by REML; 0 where runs do not differ, or nothing is left to estimate it from.
 
-        # That σ_b² is at its bound, 0, is a result and no fault; the import has switched that warning on.
-        warnings.simplefilter("ignore")
-        fit = MixedLM(y, X, groups=runs).fit(reml=True)
-    ratio = float(np.squeeze(fit.cov_re)) / float(fit.scale)
-    return ratio if np.isfinite(ratio) else 0.0
+        -2 ℓ(ρ) = (N - p) log yᵀPy + log |XᵀV⁻¹X| + Σ_r log (1 + n_r ρ)       Harville 1977, JASA 72
+
+    with σ² profiled out and V = I + ρ 11ᵀ within a run of n_r scores. Sought as ρ / (1 + ρ), the correlation
+    of two scores of a run: over a grid, then between the neighbours of its best point.
+    """
+    rest = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]  # the same likelihood, and less to be rounded
+    left = len(y) - X.shape[1]
+    if left <= 1 or np.abs(rest).max() < 1e-9:
+        return 0.0
+    Z, n = np.column_stack([X, rest / rest.std()]), np.bincount(runs)
+    plain, shared = Z.T @ Z, squares(Z, runs)
+
+    def criterion(correlation: ArrayLike) -> np.ndarray:
+        ratio = (c := np.asarray(correlation)) / (1 - c)
+        M = plain - np.tensordot(discount(ratio[..., None], n), shared, 1)
+        A, whole = (np.linalg.slogdet(part)[1] for part in (M[..., :-1, :-1], M))
+        # A determinant is its block's times the Schur complement, here yᵀPy.
+        return left * (whole - A) + A + np.log1p(ratio[..., None] * n).sum(axis=-1)
+
+    grid = np.linspace(0, 0.9999, 200)
+    best = int(np.argmin(criterion(grid)))
+    around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = minimize_scalar(criterion, bounds=around, method="bounded", options={"xatol": 1e-10})
+    correlation = found.x if found.fun < criterion(grid[best]) else grid[best]
+    return float(correlation / (1 - correlation))
+
+
+def discount(between: float | np.ndarray, n: np.ndarray) -> np.ndarray:
+    """ρ / (1 + n ρ): (I + ρ 11ᵀ)⁻¹ = I - that · 11ᵀ for n scores of a run (Sherman & Morrison)."""
+    return between / (1 + n * between)
+
+
+def squares(Z: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """(runs, p, p): each run's Zᵀ11ᵀZ."""
+    sums = np.zeros((runs.max() + 1, Z.shape[1]))
+    np.add.at(sums, runs, Z)
+    return sums[:, :, None] * sums[:, None, :]
 
 
 def equations(
     X: np.ndarray, y: np.ndarray, runs: np.ndarray, clusters: np.ndarray, between: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normal equations of generalised least squares, cluster by cluster: (G, p, p) and (G, p)."""
-    names = sorted(set(clusters))
-    A, b = np.zeros((len(names), X.shape[1], X.shape[1])), np.zeros((len(names), X.shape[1]))
-    for run in np.unique(runs):
-        rows = runs == run
-        # (I + ρ 11ᵀ)⁻¹ = I - ρ/(1 + nρ) 11ᵀ, Sherman & Morrison
-        weights = np.eye(rows.sum()) - between / (1 + rows.sum() * between)
-        g = names.index(clusters[rows][0])
-        A[g] += X[rows].T @ weights @ X[rows]
-        b[g] += X[rows].T @ weights @ y[rows]
-    return A, b
+    Z, n = np.column_stack([X, y]), np.bincount(runs)
+    shared = discount(between, n)[:, None, None] * squares(Z, runs)
+    M = []
+    for name in sorted(set(clusters)):
+        mine = clusters == name
+        M.append(Z[mine].T @ Z[mine] - shared[np.unique(runs[mine])].sum(axis=0))
+    return np.array(M)[:, :-1, :-1], np.array(M)[:, :-1, -1]

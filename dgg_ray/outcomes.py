@@ -21,7 +21,7 @@ from dgg_ray import plugins
 from dgg_ray.conduct import Ahead, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.intervals import mean_interval, paired_difference
-from dgg_ray.matrices import BLOCK, Run, once, walk
+from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
 
 CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
     "setting",  # id of the setting, 8 hex digits
@@ -112,36 +112,35 @@ def runs(results: Results, split: str) -> pd.DataFrame:
     A metric is nan where the run is not far enough, or where it has no meaning (`together`: joint).
     Raises ResultsError for a study without a finished stage; no rows where only this split is missing.
     """
-    return tabulate(walk(results, split))
+    found, functions = walk(results, split), metrics()
+    about = {n: [getattr(run, n) for run in found] for n in ("setting", "strategy", *BLOCK, "together")}
+    values = {name: np.full(len(found), np.nan) for name in functions}
+    for mine, stack in stacks([run.scores for run in found]):
+        for name, function in functions.items():
+            values[name][mine] = of_each(function, stack)
+    return pd.DataFrame(about | values)
 
 
 @once
 def selected(results: Results) -> pd.DataFrame:
     """One row per run of `selection`, with every metric."""
-    chosen_runs = {id(run) for run in selection(results)}
-    kept = [id(run) in chosen_runs for run in walk(results, results.terms.select_on)]
-    return runs(results, results.terms.select_on)[np.array(kept, dtype=bool)].reset_index(drop=True)
+    return rows_of(selection(results), results, results.terms.select_on)
 
 
-def tabulate(found: Iterable[Run]) -> pd.DataFrame:
-    """One row per run, with every metric."""
-    functions = metrics()
-    rows = [
-        {
-            **{name: getattr(run, name) for name in ("setting", "strategy", *BLOCK, "together")},
-            **{name: function(run.scores) for name, function in functions.items()},
-        }
-        for run in found
-    ]
-    return pd.DataFrame(rows, columns=["setting", "strategy", *BLOCK, "together", *functions])
+def rows_of(some: Iterable[Run], results: Results, split: str) -> pd.DataFrame:
+    """The rows of `runs` that are of some of the split's runs."""
+    wanted = set(map(id, some))
+    kept = np.array([id(run) in wanted for run in walk(results, split)], dtype=bool)
+    return runs(results, split)[kept].reset_index(drop=True)
 
 
+@once
 def final_runs(results: Results, split: str) -> list[Run]:
     """The runs on the final blocks; all there are while the chosen setting has none of these.
 
     Where settings were chosen on the same split, those of the search are left out of the comparison.
     """
-    found, blocks = list(walk(results, split)), set(results.terms.compared_on)
+    found, blocks = walk(results, split), set(results.terms.compared_on)
     final = [run for run in found if (run.order, run.seed) in blocks]
     return final if chosen(results) in {run.setting for run in final} else found
 
@@ -149,7 +148,7 @@ def final_runs(results: Results, split: str) -> list[Run]:
 @once
 def final_table(results: Results, split: str) -> pd.DataFrame:
     """One row per run of `final_runs`, with every metric."""
-    return tabulate(final_runs(results, split))
+    return rows_of(final_runs(results, split), results, split)
 
 
 @once

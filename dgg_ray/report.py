@@ -55,6 +55,7 @@ FIGURES = (
     "order_ranks",
     "score_matrix",
 )  # the page's order; others follow
+DPI = 160  # of the PNG, and of what is too many marks for the PDF
 MANY = 60  # rows of the settings table on the page; settings.csv has all
 
 
@@ -158,9 +159,12 @@ def draw(name: str, results: Results, folder: Path) -> Drawn | None:
         return None
     figure, data = made
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=160)
+    figure.savefig(image, format="png", dpi=DPI)
+    figure.set_layout_engine("none")  # it is laid out, once for both
     (folder / f"{name}.png").write_bytes(image.getvalue())
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})  # or no two files would be equal
+    figure.savefig(
+        folder / f"{name}.pdf", dpi=DPI, metadata={"CreationDate": None}
+    )  # or no two files would be equal
     data.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     caption = (module.__doc__ or name).strip().splitlines()[0]
     reading = getattr(module, "READING", "")

@@ -15,12 +15,14 @@ from dgg_ray.outcomes import (
     compared,
     headline,
     metrics,
+    once,
     searched,
     selected,
     settings,
 )
 
 
+@once
 def judged(results: Results) -> pd.DataFrame:
     """Every setting on the validation split, best first: its values, and each metric with its interval.
 
@@ -40,8 +42,8 @@ def judged(results: Results) -> pd.DataFrame:
             **known.loc[str(setting)].to_dict(),
         }
         for metric in metrics():
-            once = group.groupby("seed")[metric].mean() if group["together"].any() else group[metric]
-            mean, low, high, n = mean_interval(once)
+            values = group.groupby("seed")[metric].mean() if group["together"].any() else group[metric]
+            mean, low, high, n = mean_interval(values)
             row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
             if metric == "faa":
                 row["blocks"] = n

@@ -29,7 +29,6 @@ DOORS = {
     "rich": {"progress"},
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
-    "statsmodels": {"mixed"},
     "fsspec": {"remote"},
 }
 

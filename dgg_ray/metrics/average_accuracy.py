@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def average_accuracy(scores: ScoreMatrix) -> float:
+def average_accuracy(scores: ScoreMatrix) -> Value:
     """Mean over the tasks of the score after the last stage, unweighted; in [0, 1].
 
         ACC = 1/T · Σ_i R[T-1, i]
@@ -19,4 +19,4 @@ def average_accuracy(scores: ScoreMatrix) -> float:
     >>> round(average_accuracy(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)
     0.75
     """
-    return float(scores.R[-1].mean())
+    return mean(scores.R[..., -1, :])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def backward_transfer(scores: ScoreMatrix) -> float:
+def backward_transfer(scores: ScoreMatrix) -> Value:
     """Mean change of the earlier tasks' scores since each was learned; in [-1, 1], negative is forgetting.
 
         BWT = 1/(T-1) · Σ_{i < T-1} ( R[T-1, i] - R[i, i] )
@@ -19,7 +19,4 @@ def backward_transfer(scores: ScoreMatrix) -> float:
     >>> round(backward_transfer(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)
     -0.2
     """
-    R = scores.R
-    if len(R) < 2:
-        return float("nan")
-    return float((R[-1, :-1] - R.diagonal()[:-1]).mean())
+    return mean(scores.R[..., -1, :-1] - scores.diagonal()[..., :-1])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def faa(scores: ScoreMatrix) -> float:
+def faa(scores: ScoreMatrix) -> Value:
     """Mean final score over all examples, whichever task they belong to; in [0, 1].
 
         FAA = Σ_i n_i R[T-1, i] / Σ_i n_i
@@ -18,4 +18,4 @@ def faa(scores: ScoreMatrix) -> float:
     >>> round(faa(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)  # (60 + 45) / 150
     0.7
     """
-    return float(scores.sizes @ scores.R[-1] / scores.sizes.sum())
+    return mean(scores.R[..., -1, :], weights=scores.sizes)

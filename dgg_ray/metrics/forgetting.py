@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def forgetting(scores: ScoreMatrix) -> float:
+def forgetting(scores: ScoreMatrix) -> Value:
     """Mean fall from each earlier task's best score so far; in [-1, 1], negative where the end is the best.
 
         F = 1/(T-1) · Σ_{i < T-1} ( max_{i ≤ t < T-1} R[t, i] - R[T-1, i] )
@@ -24,8 +24,6 @@ def forgetting(scores: ScoreMatrix) -> float:
     >>> round(forgetting(matrix), 6)  # ((0.8 - 0.6) + (0.5 - 0.6)) / 2
     0.05
     """
-    R = scores.R
-    if len(R) < 2:
-        return float("nan")
-    falls = [R[i:-1, i].max() - R[-1, i] for i in range(len(R) - 1)]
-    return float(np.mean(falls))
+    end, earlier = scores.R[..., -1, :-1], scores.R[..., :-1, :-1]
+    learned = np.tri(earlier.shape[-1], dtype=bool)  # (t, i): stage t had learned task i
+    return mean(np.where(learned, earlier, -np.inf).max(axis=-2, initial=-np.inf) - end)

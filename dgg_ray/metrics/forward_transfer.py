@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def forward_transfer(scores: ScoreMatrix) -> float:
+def forward_transfer(scores: ScoreMatrix) -> Value:
     """Mean gain over the untouched model on each task right before it is learned; in [-1, 1].
 
         FWT = 1/(T-1) · Σ_{i ≥ 1} ( R[i-1, i] - base[i] )
@@ -21,7 +19,4 @@ def forward_transfer(scores: ScoreMatrix) -> float:
     >>> round(forward_transfer(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)
     0.05
     """
-    R = scores.R
-    if len(R) < 2:
-        return float("nan")
-    return float(np.mean(R.diagonal(offset=1) - scores.base[1:]))
+    return mean(scores.diagonal(1) - scores.base[..., 1:])

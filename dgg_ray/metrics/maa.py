@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def maa(scores: ScoreMatrix) -> float:
+def maa(scores: ScoreMatrix) -> Value:
     """Mean over the stages of the mean score on the tasks learned up to then; in [0, 1].
 
         MAA = 1/T · Σ_t ( 1/(t+1) · Σ_{j ≤ t} R[t, j] )
@@ -20,4 +20,5 @@ def maa(scores: ScoreMatrix) -> float:
     >>> round(maa(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)
     0.775
     """
-    return float(np.mean([row[: t + 1].mean() for t, row in enumerate(scores.R)]))
+    learned = np.tri(scores.R.shape[-1], dtype=bool)  # (t, i): stage t had learned task i
+    return mean(np.where(learned, scores.R, 0).sum(axis=-1) / learned.sum(axis=-1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def mfn(scores: ScoreMatrix) -> float:
+def mfn(scores: ScoreMatrix) -> Value:
     """Mean over the tasks of the score after the last stage, unweighted; in [0, 1].
 
         MFN = 1/T · Σ_i R[T-1, i]
@@ -18,4 +18,4 @@ def mfn(scores: ScoreMatrix) -> float:
     >>> round(mfn(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)  # (0.5 + 0.9) / 2
     0.7
     """
-    return float(scores.R[-1].mean())
+    return mean(scores.R[..., -1, :])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def mft(scores: ScoreMatrix) -> float:
+def mft(scores: ScoreMatrix) -> Value:
     """Mean of the diagonal: how well each task was learned when its turn came; in [0, 1].
 
         MFT = 1/T · Σ_t R[t, t]
@@ -18,4 +18,4 @@ def mft(scores: ScoreMatrix) -> float:
     >>> round(mft(ScoreMatrix(R, sizes=np.array([100, 50]), base=np.array([0.1, 0.2]))), 6)  # (0.8 + 0.9) / 2
     0.85
     """
-    return float(scores.R.diagonal().mean())
+    return mean(scores.diagonal())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def plasticity(scores: ScoreMatrix) -> float:
+def plasticity(scores: ScoreMatrix) -> Value:
     """Mean score on each task right after learning it, but for the first; in [0, 1].
 
         plasticity = 1/(T-1) · Σ_{t ≥ 1} R[t, t]
@@ -25,7 +23,4 @@ def plasticity(scores: ScoreMatrix) -> float:
     >>> round(plasticity(matrix), 6)  # (0.5 + 0.9) / 2
     0.7
     """
-    R = scores.R
-    if np.isnan(R[:-1]).all():  # a single task, or all tasks at once
-        return float("nan")
-    return float(R.diagonal()[1:].mean())
+    return mean(scores.diagonal()[..., 1:], where=~scores.together)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.contracts import ScoreMatrix, Value, mean
 
 
-def stability(scores: ScoreMatrix) -> float:
+def stability(scores: ScoreMatrix) -> Value:
     """Mean final score on the tasks learned before the last one; in [0, 1].
 
         stability = 1/(T-1) · Σ_{i < T-1} R[T-1, i]
@@ -25,7 +23,4 @@ def stability(scores: ScoreMatrix) -> float:
     >>> round(stability(matrix), 6)  # (0.6 + 0.4) / 2
     0.5
     """
-    R = scores.R
-    if np.isnan(R[:-1]).all():  # a single task, or all tasks at once
-        return float("nan")
-    return float(R[-1, :-1].mean())
+    return mean(scores.R[..., -1, :-1], where=~scores.together)

@@ -17,6 +17,7 @@ from dgg_ray.outcomes import Results
 
 ABREAST = 4  # tasks beside each other
 TICKS = [0, 0.02, 0.1, 0.25, 0.5, 1]
+MANY = 1000  # stages, above which a PDF holds their dots as a picture
 READING = (
     "Above: what α costs the new task. Below: what it saves of the old ones. Lines are monotone fits within "
     "blocks, with 95 % bands of their shape; faint dots are single stages, their block's level taken out. "
@@ -64,7 +65,8 @@ def draw_panel(ax: Axes, tradeoff: Tradeoff, name: str) -> None:
     rows = tradeoff.points()
     alpha, value, low, high = (rows[c].to_numpy() for c in ("alpha", name, f"{name}_low", f"{name}_high"))
     stages = tradeoff.stages[name] - tradeoff.stages[f"{name}_level"]
-    ax.scatter(tradeoff.stages["alpha"], stages, s=14, color=colour, alpha=0.35, lw=0, zorder=2)
+    dots = {"s": 14, "color": colour, "alpha": 0.35, "lw": 0, "rasterized": len(stages) > MANY}
+    ax.scatter(tradeoff.stages["alpha"], stages, zorder=2, **dots)
     ax.fill_between(alpha, low, high, color=colour, alpha=0.15, lw=0, zorder=1)
     ax.plot(alpha, value, color=colour, lw=1.8, zorder=4)
     anchor = np.isin(alpha, (0, 1))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from dgg_ray import plots
 from dgg_ray.disparity import disparity
-from dgg_ray.outcomes import Results, compared, final_runs, final_split, tabulate
+from dgg_ray.outcomes import Results, compared, final_split, final_table
 
 READING = (
     "Left, one row is one order, the best for the first strategy on top: strategies that keep their distance "
@@ -46,7 +46,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 def by_order(results: Results, split: str) -> pd.DataFrame:
     """FAA, mean over seeds: one row per order and label, the best order of the first label first."""
     labels = {setting: label for label, setting in compared(results).items()}
-    table = tabulate(final_runs(results, split)).dropna(subset="faa")
+    table = final_table(results, split).dropna(subset="faa")
     table = table[table["setting"].isin(list(labels)) & ~table["together"].astype(bool)]
     faa = table.assign(label=table["setting"].map(labels)).groupby(["order", "label"])["faa"].mean().unstack()
     faa = faa[[label for label in labels.values() if label in faa]]
