@@ -321,6 +321,26 @@ class StageStore:
                 if time.time() - draft.stat().st_mtime > DRAFT_S:
                     shutil.rmtree(draft)
 
+    @property
+    def url(self) -> str:
+        """How another machine names it."""
+        return str(self.folder)
+
+    def note(self, name: str, content: dict[str, Any]) -> None:
+        published.note(self.folder / "notes" / name, content)
+
+    def noted(self, name: str) -> dict[str, Any] | None:
+        return published.noted(self.folder / "notes" / name)
+
+    def notes(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        top = self.folder / "notes"
+        for file in sorted(f for f in top.rglob("[!.]*") if f.is_file()):
+            if (name := str(file.relative_to(top))).startswith(prefix) and (found := self.noted(name)):
+                yield name, found
+
+    def forget(self, name: str) -> None:
+        (self.folder / "notes" / name).unlink(missing_ok=True)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
         for place in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*")):
