@@ -85,15 +85,16 @@ class Study:
     # -- the face ----------------------------------------------------------------------------------
 
     @staticmethod
-    def load(path: str | Path, data: str | Path | None = None) -> Study:
+    def load(path: str | Path, data: str | Path | None = None, store: str | None = None) -> Study:
         """The study in a YAML file, its data read and checked; StudyError holds every fault.
 
         data: folder that the tasks' relative paths start from; by default the environment's
         DGG_RAY_DATA, or else the study file's own folder.
+        store: in place of the file's `output.store`.
         """
         from dgg_ray import studyfile  # the reader knows the study, so the study meets it late
 
-        return studyfile.load(Path(path), data)
+        return studyfile.load(Path(path), data, store)
 
     def run(self, out: str | Path, local: bool = False) -> Outcome:
         """Run or continue the study; everything that is in the store already is taken from there.
