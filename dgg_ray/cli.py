@@ -18,7 +18,9 @@ from typing import Any
 from dgg_ray.errors import DggError, Fault, StudyError
 
 STUDY_IS_WRONG, STOPPED = 2, 130
-TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the head's door
+TUNNEL = os.environ.get("DGG_RAY_ADDRESS") or "http://127.0.0.1:8265"  # where `ray dashboard` opens it
+STORE = os.environ.get("DGG_RAY_STORE") or None
+STORED = "stages go there (else $DGG_RAY_STORE, else the study's output.store)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
             "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, else the study's)"
         )
         c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
-        c.add_argument("--store", metavar="URL", help="stages go there, in place of output.store")
+        c.add_argument("--store", default=STORE, metavar="URL", help=STORED)
 
     def takes_results(c: argparse.ArgumentParser) -> None:
         c.add_argument("out", metavar="DIR", help="folder of the results; with --address or --store a NAME")
@@ -106,7 +108,7 @@ def from_afar(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> No
     c = command("submit", submit, "run a study on a cluster, or go on with it, from afar")
     c.add_argument("study", type=Path, help="a study's YAML file")
     c.add_argument("--address", default=TUNNEL, help="the cluster's head (default: %(default)s)")
-    c.add_argument("--store", metavar="URL", help="stages go there, in place of output.store")
+    c.add_argument("--store", default=STORE, metavar="URL", help=STORED)
     c.add_argument("--data", help="folder of the tasks' files on the cluster (default: they are sent along)")
     c.add_argument("--out", help="folder of the results on the head (default: dgg_ray/NAME in its home)")
     pins = {"nargs": "?", "const": Path("constraints.txt"), "metavar": "FILE"}
@@ -204,6 +206,13 @@ def status(options: argparse.Namespace) -> None:
     from dgg_ray.stages import StageStore
     from dgg_ray.studyfile import the_kept
 
+    if options.address:
+        from dgg_ray import launch
+
+        print(launch.said(job := launch.the_job(launch.Head(options.address), options.out)), file=sys.stderr)
+        if not job.over and not launch.begun(job):
+            print("its first stages are not known yet; `dgg-ray logs` shows what it says", file=sys.stderr)
+            return
     out = folder(options)
     study = the_kept(out)
     store = StageStore(study.store_folder(out))

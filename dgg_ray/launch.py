@@ -309,6 +309,13 @@ def said(job: Job) -> str:
     return f"{job.study}: {in_words(job)} since {since}, job {job.id}, stages in {job.about['store']}"
 
 
+def begun(job: Job) -> bool:
+    """Whether the study's store says anything of it; True where it cannot be read from here."""
+    with contextlib.suppress(DggError, OSError, ImportError):
+        return ledger.at(job.about["store"]).noted(ledger.note(job.study, ledger.STUDY)) is not None
+    return True
+
+
 def copied(name: str, address: str | None, store: str | None, out: Path | None) -> Path:
     """A folder here with the small files of the study's results; its stages stay in the store."""
     job = the_job(Head(address), name) if address and not store else None
