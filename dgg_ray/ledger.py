@@ -112,8 +112,9 @@ def by_study(store: StageStore, prefix: str = "studies/") -> dict[str, dict[str,
     """Study → file → its content."""
     found: dict[str, dict[str, Any]] = {}
     for name, kept in store.notes(prefix):
-        _, study, file = name.split("/")
-        found.setdefault(study, {})[file] = kept["content"]
+        _, study, *file = name.split("/")
+        if file[:1] in ([STUDY], [LIVE], [forecast.FILE]):  # others may keep notes on studies, too
+            found.setdefault(study, {})[file[0]] = kept["content"]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Cluster files are checked without a cloud: as `ray up` does, by KubeRay's fields, on a stand-in for Slurm."""
+"""Cluster files are checked without a cloud: as `ray up` does, by KubeRay's fields, on a stand-in Slurm."""
 
 import contextlib
 import os
