@@ -138,8 +138,8 @@ class Folder(Objects):
         draft = f"{file.parent}/.{uuid.uuid4().hex}"
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            write_all(handle, data)
             try:
+                write_all(handle, data)
                 os.link(draft, file)
             except FileExistsError:
                 return False
