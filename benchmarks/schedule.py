@@ -4,7 +4,7 @@
     python benchmarks/schedule.py --only report --rows 100000
 
 stages   10,000 simulated ones through the desk into a folder's store, as one fleet does it: asked for, taken,
-         published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
+         published (one manifest), their exams published, answered. Beside it, in the same run:
          without fsync, the desk on a store in memory, and plain files each written with one fsync, which
          is what the disk allows. Wanted: 500 a second, at most 500 MB.
 plan     720 orders × 5 values of α (6 tasks, every order): wanted in 1 s.
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dgg_ray import judge, published, report
+from dgg_ray import judge, objects, report
 from dgg_ray.broker import Desk
 from dgg_ray.law import Law
 from dgg_ray.outcomes import CELL, Results
@@ -122,11 +122,11 @@ def stages(count: int) -> None:
 
 
 def unsynced(run: Callable[[], None]) -> None:
-    fsync, published.fsync = published.fsync, lambda place: None
+    fsync, objects.fsync = objects.fsync, lambda place: None
     try:
         run()
     finally:
-        published.fsync = fsync
+        objects.fsync = fsync
 
 
 # -- plan ------------------------------------------------------------------------------------------
