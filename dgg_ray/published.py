@@ -17,6 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ from dgg_ray.objects import Damaged, Folder, Objects, drafted, sha256
 
 HEAD, MIDDLE, TAIL = b'{"sha256": "', b'", "of":\n', b"}\n"
 BODY = len(HEAD) + 64 + len(MIDDLE)
+
+
+def name_of(key: str, sitting: str = "") -> str:
+    """A manifest's name."""
+    return f"stages/{key[:2]}/{key}{sitting and '.'}{sitting}.json"
+
+
+def key_of(name: str) -> str:
+    """The stage's key in a manifest's name."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def seal(content: dict[str, Any]) -> bytes:
@@ -106,7 +117,12 @@ def write(
             if not first:
                 objects.clear(place)
             objects.remove(mark)
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        with suppress(OSError, StoreError):
+            if not objects.read(name):
+                objects.clear(place)
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(
             f"cannot write {name} in {objects.url}: {error}. Free some space or name another folder"
         ) from error

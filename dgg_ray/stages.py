@@ -17,7 +17,7 @@ A store, in a folder or on an object store, by name:
                                    the strategy hands to the next stage, if anything
     files/abcdef…/0123…-WRITER/    the sitting's: predictions.parquet, every answer
     probes/abcdef…-SETUP.json      what a few steps and answers of the stage took there
-    failed/  inflight/  leases/    why it ended early; snapshots (snapshots.py); who is at it (leases.py)
+    failed/ inflight/ leases/      why it ended early; snapshots (snapshots.py); who is at it (leases.py)
     damaged/ drafts/ writers/      manifests set aside; what is being written
 """
 
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from dgg_ray.digests import Canonical, canonical, digest
 from dgg_ray.errors import StoreError
 from dgg_ray.notes import Notes
 from dgg_ray.objects import Objects
+from dgg_ray.published import key_of, name_of
 
 DRAFT_S = 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
@@ -219,7 +221,7 @@ def merged(works: Iterable[Work]) -> list[Work]:
 class StageStore(Notes):
     """Finished stages by key. Every method is safe with many processes at work.
 
-    This one lies in a folder; remote.RemoteStore, behind the same verbs, on an object store.
+    This one lies in a folder; remote.RemoteStore, with the same verbs, on an object store.
     """
 
     folder: Path
@@ -306,8 +308,7 @@ class StageStore(Notes):
 
     def discard(self, key: str) -> int:
         """Remove a finished stage with its sittings and files, as if it had never been; bytes freed."""
-        stage = name_of(key)
-        names = sorted(self.objects.names(stage[:-4]), key=lambda name: name != stage)  # the stage's first
+        names = sorted(self.objects.names(name_of(key)[:-4]), key=len)  # the stage's own first
         freed = sum(len(self.objects.read(name) or b"") for name in names)
         for name in (*names, f"inflight/{key}.safetensors", f"failed/{key}.json"):
             self.objects.remove(name)
@@ -317,7 +318,7 @@ class StageStore(Notes):
         """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
         before = time.time() - DRAFT_S
         for snapshot in self.objects.names("inflight/"):
-            if self.objects.read(name_of(Path(snapshot).stem)) is not None:
+            if self.objects.read(name_of(key_of(snapshot))) is not None:
                 self.objects.remove(snapshot)
         published.sweep(self.objects, before)
         for draft in self.objects.drafts():
@@ -325,17 +326,18 @@ class StageStore(Notes):
                 if draft.stat().st_mtime < before:
                     shutil.rmtree(draft)
 
+    def finished(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """(Record, records of the sittings) of all finished stages, by key; by one listing."""
+        every = self.objects.reads(self.objects.names("stages/"))
+        for key, some in groupby(every, key=lambda named: key_of(named[0])):
+            read = ((name, published.manifest(self.objects, name, data)) for name, data in some)
+            found = {name: whole["record"] for name, whole in read if whole}
+            if record := found.pop(name_of(key), None):
+                yield record, [*found.values()]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
-        stages = [name for name in self.objects.names("stages/") if name.count(".") == 1]
-        for name, data in self.objects.reads(stages):
-            if found := published.manifest(self.objects, name, data):
-                yield found["record"]
-
-
-def name_of(key: str, sitting: str = "") -> str:
-    """A manifest's name."""
-    return f"stages/{key[:2]}/{key}{sitting and '.'}{sitting}.json"
+        return (record for record, _ in self.finished())
 
 
 def store_at(place: str | Path, cache_gb: float | None = None) -> StageStore:
