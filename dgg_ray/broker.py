@@ -31,6 +31,7 @@ from dgg_ray.stages import StageStore, Work
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
+NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
 AILMENTS = 5  # stages in a row that were lost to machines or the store, none finished: the study ends
 
 
@@ -129,6 +130,13 @@ class Broker:
             if not work.probe:
                 await asyncio.to_thread(self.store.fail, work.stage, error)
         await self._tell()
+
+    async def orphaned(self, fleet: str) -> None:
+        """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
+        life = self.lives[fleet]
+        await asyncio.sleep(NEW_LIFE_S)
+        if self.lives[fleet] == life:
+            await self.lost(fleet)
 
     async def unwell(self, fleet: str, cause: dict[str, str]) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
