@@ -105,11 +105,12 @@ class Broker:
         return None
 
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
-        if key in self.desk.of(fleet):
-            await asyncio.to_thread(self.claims.drop, key)
         if error is None:
             self.ailments = 0
+        mine = key in self.desk.of(fleet)
         if self.desk.done(fleet, key, learned, error):
+            if mine:
+                await asyncio.to_thread(self.claims.drop, key)
             self._answer(key, {"ok": error is None, "error": error})
         await self._tell()  # there may be more to do, or money for it
 
@@ -212,8 +213,8 @@ def restarted() -> bool:
     """Whether this process continues an actor that died."""
     if not ray.is_initialized():
         return False
-    context = ray.get_runtime_context()
-    return bool(context.get_actor_id() and context.was_current_actor_reconstructed)
+    actor = ray.get_runtime_context().get_actor_id()
+    return bool(actor and ray._private.state.actors(actor)["NumRestarts"])
 
 
 def closing(reason: str) -> dict[str, str]:
