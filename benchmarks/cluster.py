@@ -14,6 +14,7 @@ import argparse
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -140,16 +141,14 @@ def rate(count: int, fleets: int = 8) -> None:
         ray.get(broker.status.remote())
         began = time.perf_counter()
         answers = [broker.need.remote(work) for work in asked]
-        taking = {broker.take.remote(f"fleet {n}", 60.0): f"fleet {n}" for n in range(fleets)}
-        left = count
-        while left:
-            (ready,), _ = ray.wait(list(taking))
-            fleet, work = taking.pop(ready), ray.get(ready)
-            (store.folder / f"{work.key}.done").touch()
-            broker.done.remote(fleet, work.key, True, None)
-            left -= 1
-            if left >= len(taking) + 1:
-                taking[broker.take.remote(fleet, 60.0)] = fleet
+
+        def serve(fleet: str) -> None:
+            while (work := ray.get(broker.take.remote(fleet, 2.0))) is not None:
+                (store.folder / f"{work.key}.done").touch()
+                ray.get(broker.done.remote(fleet, work.key, True, None))
+
+        for n in range(fleets):
+            threading.Thread(target=serve, args=[f"fleet {n}"], daemon=True).start()
         ray.get(answers)
         seconds = time.perf_counter() - began
         print(f"  {count} stages in {seconds:.1f} s: {count / seconds:.0f} a second")
