@@ -31,6 +31,7 @@ from dgg_ray.stages import StageStore, Work
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
+NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
 AILMENTS = 5  # stages in a row that were lost to machines or the store, none finished: the study ends
 
 
@@ -104,11 +105,12 @@ class Broker:
         return None
 
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
-        if key in self.desk.of(fleet):
-            await asyncio.to_thread(self.claims.drop, key)
         if error is None:
             self.ailments = 0
+        mine = key in self.desk.of(fleet)
         if self.desk.done(fleet, key, learned, error):
+            if mine:
+                await asyncio.to_thread(self.claims.drop, key)
             self._answer(key, {"ok": error is None, "error": error})
         await self._tell()  # there may be more to do, or money for it
 
@@ -129,6 +131,13 @@ class Broker:
             if not work.probe:
                 await asyncio.to_thread(self.store.fail, work.stage, error)
         await self._tell()
+
+    async def orphaned(self, fleet: str) -> None:
+        """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
+        life = self.lives[fleet]
+        await asyncio.sleep(NEW_LIFE_S)
+        if self.lives[fleet] == life:
+            await self.lost(fleet)
 
     async def unwell(self, fleet: str, cause: dict[str, str]) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
@@ -204,8 +213,8 @@ def restarted() -> bool:
     """Whether this process continues an actor that died."""
     if not ray.is_initialized():
         return False
-    context = ray.get_runtime_context()
-    return bool(context.get_actor_id() and context.was_current_actor_reconstructed)
+    actor = ray.get_runtime_context().get_actor_id()
+    return bool(actor and ray._private.state.actors(actor)["NumRestarts"])
 
 
 def closing(reason: str) -> dict[str, str]:

@@ -168,13 +168,13 @@ def rank() -> int:
 
 
 class Losses(ray.train.UserCallback):
-    """Tells the broker at once that a fleet's workers died: others may be had only much later, or never."""
+    """Tells the broker that a fleet's workers died: there may be no machine for others."""
 
     def __init__(self, broker: Any, fleet: str) -> None:
         self.broker, self.fleet = broker, fleet
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.broker.lost.remote(self.fleet)
+        self.broker.orphaned.remote(self.fleet)
 
 
 @ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
