@@ -154,11 +154,10 @@ def test_the_job_is_one_command_for_a_shell_with_awkward_names(study):
     assert launch.slug("a b") != launch.slug("a.b")
 
 
-def test_the_pinned_set_is_what_the_package_needs_and_nothing_more():
+def test_the_pinned_set_is_installed_without_ray_which_is_the_images_own():
     pins = launch.requirements(ROOT / "constraints.txt")
-    names = {pin.partition("==")[0] for pin in pins}
-    assert {"torch", "s3fs", "aiobotocore", "transformers", "opencensus"} <= names
-    assert not {"ray", "pytest", "ruff", "moto"} & names
+    assert {"torch", "s3fs", "transformers"} <= {pin.partition("==")[0] for pin in pins}
+    assert all(pin.count("==") == 1 and not pin.startswith("ray==") for pin in pins)
 
 
 # -- one name, one study ---------------------------------------------------------------------------
@@ -187,7 +186,8 @@ def test_where_the_data_lie_makes_no_other_study(files, monkeypatch):
     before = ledger.parts(raw)
     monkeypatch.chdir("/")
     assert ledger.parts(dict(raw)) == before
-    assert ledger.parts({**raw, "tasks": raw["tasks"][::-1]})["tasks"] != before["tasks"] or True
+    renamed = [{**task, "name": f"{task['name']}2"} for task in raw["tasks"]]
+    assert ledger.parts({**raw, "tasks": renamed})["tasks"] != before["tasks"]
 
 
 def run_here(study, tmp_path):
