@@ -308,7 +308,7 @@ def batch(slurm, folder, *more):
 @pytest.mark.ray
 def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_path):
     study = tmp_path / "study.yaml"
-    study.write_text(SIMULATED + "simulation: {wait: 1, seconds: 2000}\n")
+    study.write_text(SIMULATED + "simulation: {wait: 1, seconds: 100}\n")  # a stage takes some seconds
     with batch(slurm, tmp_path) as run:
         deadline = time.monotonic() + 120
         while not (tmp_path / "out" / "progress.json").exists():
@@ -323,7 +323,6 @@ def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_
     assert "Traceback" not in log
     assert calls.splitlines()[-1] == f"scontrol requeue {slurm['SLURM_JOB_ID']}"
 
-    study.write_text(SIMULATED)
     with batch(slurm, tmp_path) as run:
         assert run.wait(timeout=120) == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "out" / "report.html").exists()

@@ -415,17 +415,20 @@ def cluster(tmp_path_factory):
 
 
 @pytest.mark.ray
-def test_the_documents_commands_do_what_it_says(cluster, tmp_path):
+def test_the_documents_commands_do_what_it_says(cluster, tmp_path, monkeypatch, capfd):
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "quickstart.yaml").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_AUTH_TOKEN", "DGG_RAY_ADDRESS"):
+        monkeypatch.setenv(name, cluster[name])
     said = {}
 
     def do(command: str) -> str:
         words = shlex.split(command.replace("s3://BUCKET", str(tmp_path / "bucket")))
-        words = [sys.executable, "-m", "dgg_ray", *words[1:]]
-        done = subprocess.run(words, env=cluster, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
+        code = cli.main(words[1:])
+        told = "".join(capfd.readouterr())
+        assert code == 0, f"{command}\n{told}"
+        return told
 
     assert [c.split()[1] for c in WALK][:5] == ["submit", "studies", "status", "logs", "stop"]
     for command in WALK:
