@@ -21,6 +21,7 @@ import psutil
 
 from dgg_ray import ledger
 from dgg_ray.progress import LIVE
+from dgg_ray.stages import store_at
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = 21_080
@@ -73,7 +74,7 @@ def until_a_stage_is_learned(words: list[str], environment: dict[str, str], name
     began = time.perf_counter()
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while True:
-        live = ledger.at(str(store)).noted(ledger.note(name, LIVE)) if store.exists() else None
+        live = store_at(str(store)).noted(ledger.note(name, LIVE)) if store.exists() else None
         if live and live["content"]["running"]:
             break
         assert time.perf_counter() - began < 300, "no stage began"

@@ -140,8 +140,7 @@ def requirements(pins: Path) -> list[str]:
 
 def checked(file: Path, data: str | None, store: str | None, pip: Path | None = None) -> Errand:
     """StudyError with every fault of the file, and of its data as far as they are on this machine."""
-    raw, lines, faults = studyfile.parse(file)
-    raw = studyfile.stored(raw, store) if store and isinstance(raw, Mapping) else raw
+    raw, lines, faults = studyfile.parse(file, store)
     built = studyfile.build(raw, ledger.ANYWHERE, files=False) if isinstance(raw, Mapping) else (None, [])
     study, found = built
     faults += found
