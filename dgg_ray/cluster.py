@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
 from math import ceil, inf
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from dgg_ray.digests import digest
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
+from dgg_ray.versions import version
 
 LAUNCHED = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, whatever its name says
 ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import version
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +33,7 @@ from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.objects import weight
 from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
+from dgg_ray.versions import version
 
 ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a probe: rounds that count; steps and most answers in each
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
+from dgg_ray.versions import version
 
 
 def table(out: str | Path) -> pd.DataFrame:
