@@ -19,7 +19,7 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import budget, cluster, forecast, judge, methods, studyfile
+from dgg_ray import budget, cluster, forecast, judge, logs, methods, studyfile
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
 from dgg_ray.progress import LIVE, Display
@@ -55,6 +55,7 @@ def run(
     purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
     with (
+        logs.of_driver(study.name, out),
         Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=out / LIVE) as display,
         Crew(study, store, out, display, purse, local, address) as crew,
     ):
