@@ -6,6 +6,7 @@
     ray_dgg_worker_hours_total{study}     of that, counted over workers
     ray_dgg_gpu_hours_total{study}        … over their GPUs
 
+Of the histogram Ray exports the counts; its sum is made from the buckets' middles, the hours are exact.
 The broker fills them, which knows all. A broker that was restarted begins again at 0, as counters may.
 """
 
