@@ -202,8 +202,8 @@ class Budget:
 class Output:
     """Where results go.
 
-    store: of finished stages: a folder, or the URL of a place on an object store, `s3://bucket/path`, `gs://…`, `abfs://…`, that
-        studies may share; None is DIR/stages.
+    store: of finished stages: a folder, or the URL of a place on an object store, `s3://bucket/path`,
+        `gs://…`, `abfs://…`, that studies may share; None is DIR/stages.
     trackers: that are told of every setting while the study runs (trackers.py).
     """
 

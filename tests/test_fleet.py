@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dgg_ray import cluster, fleet
+from dgg_ray import cluster, fleet, logs
 from dgg_ray.errors import ClusterError, OtherVersion, StoreError
 from dgg_ray.sections import Workers
 from dgg_ray.simulate import Simulated
@@ -42,6 +42,8 @@ def got(answer, timeout=None):
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
     monkeypatch.setattr(fleet.ray, "get", got)
+    yield
+    logs.ended()  # the loop of a worker ran in this process
 
 
 def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatch):

@@ -72,7 +72,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
             for value in event.summary.value:
                 if value.WhichOneof("value") == "simple_value":
                     found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
+    return {tag: sorted(points) for tag, points in found.items()}
 
 
 def test_tensorboard_has_a_point_for_every_stage_and_the_metrics_at_the_end(tmp_path):
