@@ -51,7 +51,7 @@ def page():
 def test_the_page_has_the_studys_tally(world, page, tmp_path):
     """Three stages: one is learned, one fails, one waits."""
     watch = Watch("toy", {"worker-hours": 2 / 3600, "GPU-hours": 8 / 3600}, tmp_path)
-    broker = Broker.remote(world.store, 1, None, watch)
+    broker = Broker.remote(world.store, 1, watch=watch)
     one, four, nine = (Work(world.path(name)[0], (world.exam(name),)) for name in ("ones", "fours", "nines"))
     began = time.monotonic()
     asked = [broker.need.remote(work) for work in (one, four, nine)]

@@ -1,6 +1,7 @@
 """Every setting is one tracked run, with a point for each stage, however often the study is run."""
 
 import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def test_a_study_that_was_stopped_goes_on_with_the_same_runs_and_repeats_no_poin
     study, store = study_of("tensorboard"), MemoryStore()
     folder = tmp_path / FOLDER / "tensorboard" / run(study, store, tmp_path, stages=2)
     assert [step for step, _ in events(folder)["ray/tune/score"]] == [1, 2]
+    time.sleep(1.1)  # files of events are named by the second
     run(study, store, tmp_path)
     whole = events(folder)
     assert [step for step, _ in whole["ray/tune/score"]] == [1, 2, 3]
