@@ -47,6 +47,7 @@ class Watch:
     def begin(self) -> None:
         """In the process that tells it."""
         logs.started(self.study, "broker", self.logs)
+        logs.event("begun")
 
     def show(self, status: Mapping[str, Any]) -> None:
         """The broker's status: its counts, `waiting` and `running`."""

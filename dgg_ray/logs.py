@@ -8,8 +8,8 @@
     taken      broker          fleet, queued
     refused    broker, driver  error, message: the budget had nothing for it
     lost       broker          fleet, losses
-    begun      worker          kind of machine
-    ended      worker          –
+    begun      all             of a worker its kind of machine
+    ended      worker, driver  –
     fleet over driver          fleet, error: its workers are gone
     gone on    worker          step: from a snapshot
     snapshot   worker          step
@@ -98,7 +98,7 @@ class Lines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         # What a fact is called must not hide what every line has.
-        line = getattr(record, "facts", {}) | line
+        line |= {name: fact for name, fact in getattr(record, "facts", {}).items() if name not in line}
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -110,9 +110,11 @@ def of_driver(study: str, out: Path) -> Iterator[None]:
     """The driver's lines, for the length of the block; the terminal stays as it is."""
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     started(study, "driver", out / FOLDER, stdout=False)
+    event("begun")
     try:
         yield
     finally:
+        event("ended")
         ended()
 
 
