@@ -319,7 +319,6 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def latex(comparison: pd.DataFrame, split: str) -> str:
     """The comparison as a booktabs table, in percent, with half widths of the 95 % intervals."""
-
     signs = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "–": "--"}
 
     def safe(text: object) -> str:

@@ -54,21 +54,25 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
     broker = Broker.remote(world.store, 1, watch=watch)
     one, four, nine = (Work(world.path(name)[0], (world.exam(name),)) for name in ("ones", "fours", "nines"))
     began = time.monotonic()
-    asked = [broker.need.remote(work) for work in (one, four, nine)]
-
+    good = broker.need.remote(one)
     assert ray.get(broker.take.remote("fleet-001", 10)) == one
     world.shop.obtain(one)
     ray.get(broker.done.remote("fleet-001", one.key, True, None))
+    bad = broker.need.remote(four)
     assert ray.get(broker.take.remote("fleet-001", 10)) == four
     ray.get(broker.done.remote("fleet-001", four.key, False, {"error": "NotFinite", "message": "nan"}))
-    assert ray.get(asked[0])["ok"]
-    assert not ray.get(asked[1])["ok"]
-    tally = ray.get(broker.status.remote())
+    assert ray.get(good)["ok"]
+    assert not ray.get(bad)["ok"]
+    waits = broker.need.remote(nine)
+    while not (tally := ray.get(broker.status.remote()))["waiting"]:
+        time.sleep(0.05)
 
     want = {"queued": 1, "running": 0, "trained": tally["trained"], "failed": tally["failed"], "lost": 0}
     assert (tally["trained"], tally["failed"], tally["waiting"]) == (1, 1, 1)
     found, until = {}, time.monotonic() + 40
-    while ("ray_dgg_gpu_hours_total", "toy") not in found and time.monotonic() < until:
+    hours = ("ray_dgg_gpu_hours_total", "toy")
+    while (found.get(("ray_dgg_stages", "toy,queued")), hours in found) != (1, True):
+        assert time.monotonic() < until, found
         time.sleep(0.3)
         with contextlib.suppress(OSError):  # the agent's page is not there at once
             found = page()
@@ -78,7 +82,8 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
     assert 0 < found["ray_dgg_worker_hours_total", "toy"] < 2 / 3600 * (time.monotonic() - began)
     four_gpus_each = 4 * found["ray_dgg_worker_hours_total", "toy"]
     assert found["ray_dgg_gpu_hours_total", "toy"] == pytest.approx(four_gpus_each)
-    ray.get(broker.close.remote())
+    ray.get(broker.close.remote("it was enough"))
+    assert not ray.get(waits)["ok"]
 
 
 def test_the_hours_are_those_of_the_workers(tmp_path):
