@@ -1,4 +1,8 @@
-"""dgg-ray plan | probe | run | status | best | robustness | report | extend | schema: arguments → calls."""
+"""dgg-ray: arguments → calls.
+
+plan | probe | run | status | best | robustness | report | extend | schema
+submit | studies | logs | stop: on a cluster, from afar
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,9 @@ from typing import Any
 from dgg_ray.errors import DggError, Fault, StudyError
 
 STUDY_IS_WRONG, STOPPED = 2, 130
+TUNNEL = os.environ.get("DGG_RAY_ADDRESS") or "http://127.0.0.1:8265"  # where `ray dashboard` opens it
+STORE = os.environ.get("DGG_RAY_STORE") or None
+STORED = "stages go there (else $DGG_RAY_STORE, else the study's output.store)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
             "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, else the study's)"
         )
         c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
+        c.add_argument("--store", default=STORE, metavar="URL", help=STORED)
+
+    def takes_results(c: argparse.ArgumentParser) -> None:
+        c.add_argument("out", metavar="DIR", help="folder of the results; with --address or --store a NAME")
+        c.add_argument("--address", nargs="?", const=TUNNEL, help=f"a cluster's head (default: {TUNNEL})")
+        c.add_argument("--store", metavar="URL", help="the store that the study was run with")
+        c.add_argument("--copy", type=Path, metavar="DIR", help="what is fetched (default: out/cluster/NAME)")
 
     c = command("plan", plan, "check a study and its data, count its stages, start nothing")
     takes_study(c)
@@ -63,16 +77,16 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
         c.add_argument("--quiet", action="store_true", help="no progress display")
     c = command("status", status, "how far a study is")
-    c.add_argument("out", type=Path, help="folder of the results")
+    takes_results(c)
     c.add_argument("--json", action="store_true", help="counts as JSON")
     c = command("best", best, "the recommended setting and what it was compared with")
-    c.add_argument("out", type=Path, help="folder of the results")
+    takes_results(c)
     c.add_argument("--json", action="store_true", help="as JSON")
     c = command("robustness", robustness, "how much the order of the tasks matters")
-    c.add_argument("out", type=Path, help="folder of the results")
+    takes_results(c)
     c.add_argument("--json", action="store_true", help="every number, as JSON")
     c = command("report", report, "write the report of what is finished")
-    c.add_argument("out", type=Path, help="folder of the results")
+    takes_results(c)
     c = command("extend", extend, "a new dataset has come: write a study that has one more task")
     c.add_argument("study", type=Path, help="the finished study's YAML file")
     what = "a folder or a train file; or `embedded`. May be given several times"
@@ -84,8 +98,35 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--out-file", type=Path, metavar="FILE", help="the file to write (default: beside the old one)"
     )
+    from_afar(command)
     command("schema", schema, "JSON Schema of a study file, for editors")
     return p
+
+
+def from_afar(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+    """Commands for a study on a cluster, given on any machine that reaches its head."""
+    c = command("submit", submit, "run a study on a cluster, or go on with it, from afar")
+    c.add_argument("study", type=Path, help="a study's YAML file")
+    c.add_argument("--address", default=TUNNEL, help="the cluster's head (default: %(default)s)")
+    c.add_argument("--store", default=STORE, metavar="URL", help=STORED)
+    c.add_argument("--data", help="folder of the tasks' files on the cluster (default: they are sent along)")
+    c.add_argument("--out", help="folder of the results on the head (default: dgg_ray/NAME in its home)")
+    pins = {"nargs": "?", "const": Path("constraints.txt"), "metavar": "FILE"}
+    c.add_argument("--pip", type=Path, **pins, help="install what is needed there, at this file's versions")
+    c.add_argument("--follow", action="store_true", help="pass on what it says until it ends")
+    c = command("studies", studies, "all studies that a cluster or a store knows")
+    c.add_argument("--address", nargs="?", const=TUNNEL, help=f"the cluster's head (default: {TUNNEL})")
+    c.add_argument("--store", metavar="URL", help="a store")
+    c.add_argument("--json", action="store_true", help="as JSON")
+    for name, do, text in (
+        ("logs", logs, "what a study on a cluster says"),
+        ("stop", stop, "stop a study on a cluster as Ctrl-C does; its finished stages are kept"),
+    ):
+        c = command(name, do, text)
+        c.add_argument("name", help="the study's name")
+        c.add_argument("--address", default=TUNNEL, help="the cluster's head (default: %(default)s)")
+        if do is logs:
+            c.add_argument("--follow", action="store_true", help="go on until it ends")
 
 
 def points(text: str) -> float:
@@ -105,7 +146,7 @@ def pair(text: str) -> tuple[str, str]:
 def load(options: argparse.Namespace) -> tuple[Any, Path]:
     from dgg_ray.study import Study
 
-    study = Study.load(options.study, options.data)
+    study = Study.load(options.study, options.data, options.store)
     for note in study.warnings:
         print(f"warning: {note}", file=sys.stderr)
     out = (options.out or Path("out") / study.name).absolute()
@@ -115,6 +156,15 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
             [Fault("--out", "must be a folder that can be written", repr(str(out)))], "arguments"
         )
     return study, out
+
+
+def folder(options: argparse.Namespace) -> Path:
+    """The folder of the results; those of a cluster are fetched."""
+    if not options.address and not options.store:
+        return Path(options.out)
+    from dgg_ray import launch
+
+    return launch.copied(options.out, options.address, options.store, options.copy)
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -154,9 +204,17 @@ def status(options: argparse.Namespace) -> None:
     from dgg_ray.plan import plan
     from dgg_ray.studyfile import the_kept
 
-    study = the_kept(options.out)
-    store = study.store(options.out)
-    found, live = plan(study, store), progress.live(options.out)
+    if options.address:
+        from dgg_ray import launch
+
+        print(launch.said(job := launch.the_job(launch.Head(options.address), options.out)), file=sys.stderr)
+        if not job.over and not launch.begun(job):
+            print("its first stages are not known yet; `dgg-ray logs` shows what it says", file=sys.stderr)
+            return
+    out = folder(options)
+    study = the_kept(out)
+    store = study.store(out)
+    found, live = plan(study, store), progress.live(out)
     search, _ = methods.inquiries(study, store)
     best = methods.best_so_far(search) if search else ""
     if options.json:
@@ -172,7 +230,7 @@ def status(options: argparse.Namespace) -> None:
 def best(options: argparse.Namespace) -> None:
     from dgg_ray import results
 
-    loaded = results.load(options.out)
+    loaded = results.load(folder(options))
     if options.json:
         print(json.dumps(results.recommendation(loaded), indent=1))
     else:
@@ -184,15 +242,15 @@ def best(options: argparse.Namespace) -> None:
 def robustness(options: argparse.Namespace) -> None:
     from dgg_ray import results, robustness
 
-    loaded = results.load(options.out)
-    robustness.write(loaded, options.out)
+    loaded = results.load(out := folder(options))
+    robustness.write(loaded, out)
     print(robustness.as_json(loaded) if options.json else "\n".join(robustness.sentences(loaded)))
 
 
 def report(options: argparse.Namespace) -> None:
     from dgg_ray import report, results
 
-    print(report.write(results.load(options.out), options.out))
+    print(report.write(results.load(out := folder(options)), out))
 
 
 def extend(options: argparse.Namespace) -> None:
@@ -200,6 +258,56 @@ def extend(options: argparse.Namespace) -> None:
 
     o = options
     print(extend(o.study, dict(o.task), o.data, o.reader, o.results, o.name, o.out_file))
+
+
+def submit(options: argparse.Namespace) -> int:
+    from dgg_ray import launch
+
+    o = options
+    job, new, notes = launch.submit(o.study, o.address, o.data, o.store, o.out, o.pip)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{launch.said(job)}{'' if new else '; it is not started a second time'}")
+    return listen(o.address, job) if o.follow else 0
+
+
+def studies(options: argparse.Namespace) -> None:
+    from dgg_ray import launch
+
+    address = options.address if options.store else options.address or TUNNEL
+    found = launch.listed(address, options.store)
+    print(json.dumps(found, indent=1) if options.json else launch.as_table(found))
+
+
+def logs(options: argparse.Namespace) -> int:
+    from dgg_ray import launch
+
+    head = launch.Head(options.address)
+    job = launch.the_job(head, options.name)
+    if options.follow:
+        return listen(options.address, job)
+    print(head.log(job), end="")
+    return 0
+
+
+def listen(address: str, job: Any) -> int:
+    """Its exit code, or 130 where it was stopped; Ctrl-C ends the listening alone."""
+    from dgg_ray import launch
+
+    try:
+        job = launch.Head(address).follow(job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(f"\nit goes on there; `dgg-ray stop {job.study}` stops it", file=sys.stderr)
+        return 0
+    print(launch.said(job), file=sys.stderr)
+    return STOPPED if job.state == "STOPPED" else job.code if job.code is not None else 1
+
+
+def stop(options: argparse.Namespace) -> None:
+    from dgg_ray import launch
+
+    head = launch.Head(options.address)
+    print(launch.said(head.stop(launch.the_job(head, options.name))))
 
 
 def schema(options: argparse.Namespace) -> None:

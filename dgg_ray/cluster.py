@@ -153,9 +153,11 @@ def kinds() -> list[tuple[dict[str, float], float]] | None:
 
     None where an autoscaler is at work that does not say what it can start.
     """
+    from ray._private.state import state  # there is no public way to it
+
     there = [(node["Resources"], 1.0) for node in ray.nodes() if node["Alive"]]
     found: list[tuple[dict[str, float], float]] = []
-    config = ray._private.state.state.get_cluster_config()  # written by KubeRay's autoscaler
+    config = state.get_cluster_config()  # written by KubeRay's autoscaler
     for group in config.node_group_configs if config else ():
         have = {name: inf if amount < 0 else float(amount) for name, amount in group.resources.items()}
         found.append((have, inf if group.max_count < 0 else group.max_count))
@@ -182,8 +184,8 @@ def autoscaled() -> bool:
 
 def infeasible() -> list[str]:
     """What was asked for that the autoscaler says it can never start; nothing while it starts something."""
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # pyright: ignore
 
     reply, address = GetClusterStatusReply(), ray.get_runtime_context().gcs_address
     reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=5))

@@ -206,7 +206,7 @@ def of_run(
 ) -> Iterator[tuple[Hashable, ...]]:
     """Rows of `observed` of one run, up to where it was examined; `there`: stages that have a row already."""
     R = run.scores.R
-    examined = ~np.isnan(np.where(np.tri(len(R), dtype=bool), R, 0)).any(axis=1)
+    examined: np.ndarray = ~np.isnan(np.where(np.tri(len(R), dtype=bool), R, 0)).any(axis=1)
     for t, seen, own, before, others in guided(results, *run.tasks):
         stage = run.setting, seen, run.seed
         if examined[t] and stage not in there:

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import ray
 import ray.train
+from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
 from dgg_ray import cluster, logs
 from dgg_ray.environment import kind
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 LOOK_S = 5.0  # between questions to the autoscaler
 ERRORS, DEATHS = 3, 20  # of fleets in a row; a machine that is taken away is no reason to give up
-DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.ActorDiedError, ray.exceptions.NodeDiedError)
+DIED = (ActorDiedError, NodeDiedError, WorkerCrashedError)
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
 PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
 

@@ -37,7 +37,7 @@ class Display:
     total: pieces of work in all, as far as known; it grows when the search proposes more.
     look: predicts the rest from the store; asked now and then.
     told: called after every finished piece.
-    note: file that says what is running, for others to read while it does.
+    note: told now and then what is running, for others to read while it does.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Display:
     running: list[dict[str, Any]] = field(default_factory=list)
     quiet: bool = False
     look: Callable[[], Looked] | None = None
-    note: Path | None = None
+    note: Callable[[dict[str, Any]], None] | None = None
     told: Callable[[], None] = lambda: None
     outlook: Outlook | None = field(default=None, init=False)
     looked: float = field(default=0.0, init=False)
@@ -79,8 +79,6 @@ class Display:
         self.running = []
         if self.live:
             self.live.stop()
-        if self.note:
-            self.note.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -104,7 +102,7 @@ class Display:
         now = time.monotonic()
         if self.note and now >= self.next_note:
             self.next_note = now + NOTE_EVERY_S
-            published.note(self.note, {"at": time.time(), "running": self.running, "queued": self.waiting})
+            self.note({"at": time.time(), "running": self.running, "queued": self.waiting})
         self.predict()
 
     def predict(self) -> None:

@@ -336,3 +336,12 @@ class StageStore(Notes):
 def name_of(key: str, sitting: str = "") -> str:
     """A manifest's name."""
     return f"stages/{key[:2]}/{key}{sitting and '.'}{sitting}.json"
+
+
+def store_at(place: str | Path, cache_gb: float | None = None) -> StageStore:
+    """The store in a folder or at a URL. cache_gb: of this node's disk, for what is fetched from there."""
+    if "://" not in str(place):
+        return StageStore(Path(place).expanduser().absolute())
+    from dgg_ray.remote import CACHE_GB, RemoteStore  # a folder needs none of it
+
+    return RemoteStore(str(place), cache_gb or CACHE_GB)

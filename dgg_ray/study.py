@@ -22,7 +22,7 @@ from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, 
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
 from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Protocol, Search, Value, Workers
-from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
+from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, store_at, untouched
 
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
@@ -85,15 +85,16 @@ class Study:
     # -- the face ----------------------------------------------------------------------------------
 
     @staticmethod
-    def load(path: str | Path, data: str | Path | None = None) -> Study:
+    def load(path: str | Path, data: str | Path | None = None, store: str | None = None) -> Study:
         """The study in a YAML file, its data read and checked; StudyError holds every fault.
 
         data: folder that the tasks' relative paths start from; by default the environment's
         DGG_RAY_DATA, or else the study file's own folder.
+        store: in place of the file's `output.store`.
         """
         from dgg_ray import studyfile  # the reader knows the study, so the study meets it late
 
-        return studyfile.load(Path(path), data)
+        return studyfile.load(Path(path), data, store)
 
     def run(self, out: str | Path, local: bool = False) -> Outcome:
         """Run or continue the study; everything that is in the store already is taken from there.
@@ -249,12 +250,7 @@ class Study:
 
     def store(self, out: Path) -> StageStore:
         """Where its finished stages are, and go; `out` is the folder that it is run into."""
-        place = self.output.store or str(out / "stages")
-        if "://" not in place:
-            return StageStore(Path(place))
-        from dgg_ray.remote import RemoteStore  # a folder needs none of it
-
-        return RemoteStore(place, self.workers.cache_gb)
+        return store_at(self.output.store or str(out / "stages"), self.workers.cache_gb)
 
 
 def put(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) -> Any:

@@ -47,9 +47,11 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def load(path: Path, data: str | Path | None = None) -> Study:
+def load(path: Path, data: str | Path | None = None, store: str | None = None) -> Study:
     """See Study.load."""
     raw, lines, faults = parse(path)
+    if store and isinstance(raw, Mapping):
+        raw = stored(raw, store)
     root = Path(data or os.environ.get("DGG_RAY_DATA") or path.parent).expanduser().absolute()
     study, found = build(raw, str(root)) if isinstance(raw, Mapping) else (None, [])
     faults += found
@@ -63,6 +65,12 @@ def load(path: Path, data: str | Path | None = None) -> Study:
     if faults or study is None:
         raise StudyError([locate(fault, lines) for fault in faults], str(path))
     return study
+
+
+def stored(raw: Mapping[str, Any], store: str) -> dict[str, Any]:
+    """A file's content with another `output.store`."""
+    output = raw.get("output") or {}
+    return {**raw, "output": {**output, "store": store} if isinstance(output, Mapping) else output}
 
 
 def parse(path: Path) -> tuple[Any, dict[str, int], list[Fault]]:

@@ -19,10 +19,11 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import budget, cluster, forecast, judge, logs, methods, studyfile, trackers
+from dgg_ray import budget, cluster, forecast, judge, logs, methods, trackers
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
-from dgg_ray.progress import LIVE, Display
+from dgg_ray.ledger import Ledger
+from dgg_ray.progress import Display
 from dgg_ray.racing import Race
 from dgg_ray.search import Method, Probe
 from dgg_ray.stages import StageStore, Work
@@ -50,13 +51,13 @@ def run(
     store = study.store(out)
     store.check()
     store.sweep()
-    studyfile.keep(study, out)
     study = here(study, local)
     purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
     with (
         logs.of_driver(study.name, out),
-        Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=out / LIVE) as display,
+        Ledger(study, store, out, shared=address is not None) as ledger,
+        Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
         Crew(study, store, out, display, purse, local, address) as crew,
         trackers.tracking(study, store, out, crew.start) as tracking,
     ):

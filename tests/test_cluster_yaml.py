@@ -1,16 +1,29 @@
-"""The cluster file is checked as `ray up` checks it, without a cloud."""
+"""Cluster files are checked without a cloud: as `ray up` does, by KubeRay's fields, on a stand-in Slurm."""
 
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from commands import ROOT, check, in_comments
 
-FILE = Path(__file__).parent.parent / "cluster.yaml"
+DEPLOY = ROOT / "deploy"
+AUTOSCALED = [ROOT / "cluster.yaml", DEPLOY / "gcp.yaml"]
+FILES = [*AUTOSCALED, DEPLOY / "kuberay.yaml", DEPLOY / "slurm.sh", DEPLOY / "Dockerfile"]
+RAY = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 
 
-@pytest.fixture
-def cluster():
-    return yaml.safe_load(FILE.read_text())
+@pytest.fixture(params=AUTOSCALED, ids=lambda file: file.name)
+def cluster(request):
+    return yaml.safe_load(request.param.read_text())
 
 
 def validate(cluster):
@@ -20,6 +33,20 @@ def validate(cluster):
     prepared = prepare_config(cluster)
     validate_config(prepared)
     return prepared
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_command_in_the_comments_exists(file):
+    commands = list(in_comments(file.read_text()))
+    assert commands
+    for command in commands:
+        check(command)
+
+
+def test_a_command_that_does_not_exist_would_be_noticed():
+    for wrong in ("ray upp x.yaml", "ray up --fast x.yaml", "dgg-ray submit", "kubectl apply --file x"):
+        with pytest.raises(AssertionError):
+            check(wrong)
 
 
 @pytest.mark.ray
@@ -41,21 +68,264 @@ def test_the_check_would_notice_a_head_that_is_not_there(cluster):
         validate(cluster)
 
 
+@pytest.mark.ray
+def test_commands_that_start_ray_exist_and_the_dashboard_listens_inside_alone(cluster):
+    lines = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
+    for line in lines:
+        check(line.rpartition("; ")[2])
+    assert sum("--dashboard-host=127.0.0.1" in line for line in lines) == 1
+
+
+@pytest.mark.ray
+def test_the_world_reaches_ssh_and_nothing_else():
+    from ray.autoscaler._private.aws.config import _create_default_inbound_rules
+
+    aws = yaml.safe_load(AUTOSCALED[0].read_text())
+    rules = _create_default_inbound_rules({"sg-1"}, aws["provider"]["security_group"]["IpPermissions"])
+    from_anywhere = [rule for rule in rules if rule.get("IpRanges")]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in from_anywhere] == [(22, 22)]
+
+
 def test_gpu_machines_are_spot_and_there_are_none_until_they_are_wanted(cluster):
     worker = cluster["available_node_types"]["gpu"]
     assert worker["min_workers"] == 0
     assert 0 < worker["max_workers"] <= cluster["max_workers"]
-    assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    node = worker["node_config"]
+    aws = node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+    assert aws or {"preemptible": True} in node["scheduling"]
 
 
 def test_the_head_is_on_demand_and_offers_nothing_to_train_on(cluster):
     head = cluster["available_node_types"][cluster["head_node_type"]]
-    assert "InstanceMarketOptions" not in head["node_config"]
+    assert not {"InstanceMarketOptions", "scheduling"} & head["node_config"].keys()
     assert head["resources"] == {"CPU": 0, "GPU": 0}
 
 
-def test_the_package_is_installed_from_the_folder_that_is_mounted(cluster):
-    (remote,) = cluster["file_mounts"]
-    assert any(
-        f"--constraint {remote}/constraints.txt {remote}" in command for command in cluster["setup_commands"]
-    )
+def test_machines_run_the_pinned_ray_and_install_the_pinned_set_from_the_folder_that_is_mounted(cluster):
+    assert {image.split(":")[1].split("-")[0] for k, image in cluster["docker"].items() if "image" in k} == {
+        RAY
+    }
+    (remote,) = (there for there, here in cluster["file_mounts"].items() if here == ".")
+    pip = cluster["setup_commands"][-1]
+    assert re.search(rf'--constraint {remote}/constraints.txt "{remote}\[(s3|gcs)\]"$', pip)
+
+
+def test_every_machine_gets_the_token_and_demands_it(cluster):
+    assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+
+
+@pytest.mark.parametrize("file", AUTOSCALED, ids=lambda file: file.name)
+def test_what_a_user_must_change_says_so(file):
+    told = [line for line in file.read_text().splitlines() if "CHANGE" in line]
+    for setting in ("region", "availability_zone", "max_workers", "cluster_name"):
+        assert any(line.strip().startswith(setting) for line in told), setting
+
+
+# -- Kubernetes ------------------------------------------------------------------------------------
+
+# Fields of ray.io/v1 (KubeRay 1.6) and of pods that the file may use; None: anything goes below it.
+REQUIREMENTS = {"limits": None, "requests": None}
+CONTAINER = {
+    "name": str,
+    "image": str,
+    "ports": [{"containerPort": int, "name": str}],
+    "envFrom": [{"secretRef": {"name": str}}],
+    "resources": REQUIREMENTS,
+    "volumeMounts": [{"name": str, "mountPath": str}],
+}
+MATCH = {"matchExpressions": [{"key": str, "operator": str}]}
+AFFINITY = {
+    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [MATCH]}}
+}
+POD = {
+    "affinity": AFFINITY,
+    "nodeSelector": None,
+    "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
+    "terminationGracePeriodSeconds": int,
+    "containers": [CONTAINER],
+    "volumes": [{"name": str, "emptyDir": {"medium": str, "sizeLimit": str}}],
+}
+SPEC = {
+    "rayVersion": str,
+    "authOptions": {"mode": str, "secretName": str},
+    "enableInTreeAutoscaling": bool,
+    "autoscalerOptions": {
+        "version": str,
+        "upscalingMode": str,
+        "idleTimeoutSeconds": int,
+        "resources": REQUIREMENTS,
+    },
+    "headGroupSpec": {"serviceType": str, "rayStartParams": None, "template": {"spec": POD}},
+    "workerGroupSpecs": [
+        {
+            "groupName": str,
+            "replicas": int,
+            "minReplicas": int,
+            "maxReplicas": int,
+            "rayStartParams": None,
+            "template": {"spec": POD},
+        }
+    ],
+}
+CLUSTER = {"apiVersion": str, "kind": str, "metadata": {"name": str}, "spec": SPEC}
+
+
+def unfit(content, legal, at=""):
+    """Places of a manifest that the fields do not allow."""
+    if legal is None:
+        return []
+    if isinstance(legal, list):
+        assert isinstance(content, list), at
+        return [place for i, one in enumerate(content) for place in unfit(one, legal[0], f"{at}[{i}]")]
+    if isinstance(legal, dict):
+        wrong = [f"{at}.{key}" for key in content if key not in legal]
+        both = content.keys() & legal.keys()
+        return wrong + [place for key in both for place in unfit(content[key], legal[key], f"{at}.{key}")]
+    return [] if isinstance(content, legal) else [f"{at}: {content!r}"]
+
+
+@pytest.fixture
+def kube():
+    return yaml.safe_load((DEPLOY / "kuberay.yaml").read_text())
+
+
+def pods(kube):
+    groups = [kube["spec"]["headGroupSpec"], *kube["spec"]["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_the_kubernetes_file_has_legal_fields_alone(kube):
+    assert unfit(kube, CLUSTER) == []
+    assert (kube["apiVersion"], kube["kind"]) == ("ray.io/v1", "RayCluster")
+    assert kube["spec"]["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
+    kube["spec"]["workerGroupSpecs"][0]["maxReplica"] = 3
+    assert unfit(kube, CLUSTER) == [".spec.workerGroupSpecs[0].maxReplica"]
+
+
+def test_pods_are_whole(kube):
+    for pod in pods(kube):
+        (container,) = pod["containers"]
+        assert {m["name"] for m in container.get("volumeMounts", ())} == {
+            v["name"] for v in pod.get("volumes", ())
+        }
+        assert container["image"].endswith(RAY)
+        wanted, most = container["resources"]["requests"], container["resources"]["limits"]
+        assert wanted.keys() == most.keys()
+        assert (
+            wanted["memory"] == most["memory"]
+        )  # or the node may kill a stage to give memory to another pod
+        assert container["envFrom"] == [{"secretRef": {"name": "dgg-ray-store"}}]
+    strings = [
+        g["rayStartParams"] for g in (kube["spec"]["headGroupSpec"], *kube["spec"]["workerGroupSpecs"])
+    ]
+    assert all(isinstance(v, str) for params in strings for v in params.values())
+
+
+def test_on_kubernetes_the_head_trains_nothing_and_gpus_are_spot_and_come_and_go(kube):
+    head, gpu = kube["spec"]["headGroupSpec"], kube["spec"]["workerGroupSpecs"][0]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert (gpu["replicas"], gpu["minReplicas"]) == (0, 0)
+    assert gpu["maxReplicas"] > 0
+    pod = gpu["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {t["key"] for t in pod["tolerations"]} == {*pod["nodeSelector"], "nvidia.com/gpu"}
+    assert "tolerations" not in head["template"]["spec"]
+    assert kube["spec"]["authOptions"] == {"mode": "token", "secretName": "dgg-ray-token"}
+    assert kube["spec"]["rayVersion"] == RAY
+
+
+# -- Slurm -----------------------------------------------------------------------------------------
+
+SRUN = """#!/usr/bin/env bash
+while [[ ${1:-} == --* ]]; do shift; done
+echo "srun $*" >> "$CALLS"
+if [[ $1 == hostname ]]; then echo "::1 127.0.0.1"; else exec "$@"; fi
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >> "$CALLS"
+[[ $1 == show ]] && echo here
+exit 0
+"""
+SIMULATED = """\
+name: quickstart
+question: Does it run there?
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 24, validation: 10, test: 12}
+  - {name: words, reader: embedded, train: 24, validation: 12, test: 10}
+strategy: {name: dgg, alpha: 0.2, buffer: 4}
+workers: {engine: simulated, idle_s: 1}
+protocol: {rivals: [finetune]}
+"""
+
+
+def test_the_slurm_script_is_bash():
+    subprocess.run(["bash", "-n", DEPLOY / "slurm.sh"], check=True)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """An environment in which srun runs a command here, as on an allocation of one node."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    dgg_ray = tmp_path / "bin" / "dgg-ray"
+    dgg_ray.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -m dgg_ray "$@"\n')
+    dgg_ray.chmod(0o755)
+    (tmp_path / "study.yaml").write_text(SIMULATED)
+    number = os.getpid() % 9000 + 500
+    return os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "SLURM_JOB_ID": str(number),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_CPUS_PER_TASK": "2",
+        "DGG_RAY_REQUEUE": "1",
+    }
+
+
+@contextlib.contextmanager
+def batch(slurm, folder, *more):
+    """The script as Slurm would run it; all that it starts is ended."""
+    command = ["bash", DEPLOY / "slurm.sh", folder / "study.yaml", "--out", folder / "out", *more]
+    with (folder / "log").open("w") as log:
+        run = subprocess.Popen(command, env=slurm, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield run
+    finally:
+        family = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
+        for process in (*family, run):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        run.wait()
+        shutil.rmtree(f"/tmp/dgg-{slurm['SLURM_JOB_ID']}", ignore_errors=True)
+
+
+@pytest.mark.ray
+def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text(SIMULATED + "simulation: {wait: 1, seconds: 2000}\n")
+    with batch(slurm, tmp_path) as run:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out" / "progress.json").exists():
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        os.kill(run.pid, signal.SIGUSR1)  # as `--signal=B:USR1@300` has it: to the script alone
+        assert run.wait(timeout=90) == 130
+    log, calls = (tmp_path / "log").read_text(), (tmp_path / "calls").read_text()
+    assert "1 nodes, 0 GPUs" in log
+    assert "out of time; queued again" in log
+    assert "Traceback" not in log
+    assert calls.splitlines()[-1] == f"scontrol requeue {slurm['SLURM_JOB_ID']}"
+    mine = f"/tmp/dgg-{slurm['SLURM_JOB_ID']}"
+    left = [p for p in psutil.process_iter(["cmdline"]) if mine in " ".join(p.info["cmdline"] or ())]
+    assert left == []
+
+    study.write_text(SIMULATED)
+    with batch(slurm, tmp_path) as run:
+        assert run.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "stages trained" in (tmp_path / "log").read_text()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
+from dgg_ray import published
 from dgg_ray.cost import Cost, Outlook
 from dgg_ray.progress import LIVE, Display, live
 from dgg_ray.rates import Estimate
@@ -82,13 +83,15 @@ def test_looks_are_rare(monkeypatch):
     assert len(looks) == 1
 
 
-def test_what_is_running_can_be_read_by_others_until_it_ends(tmp_path):
-    running = [{"stage": "s", "fleet": "fleet-001", "steps": [1, 4]}]
-    with Display("toy", quiet=True, note=tmp_path / LIVE) as display:
+def test_what_is_running_can_be_read_by_others(tmp_path):
+    running, told = [{"stage": "s", "fleet": "fleet-001", "steps": [1, 4]}], []
+    with Display("toy", quiet=True, note=told.append) as display:
         display.update({"running": running, "waiting": 3})
-        assert live(tmp_path) == {"running": running, "queued": 3}
-        assert "3 queued" in display.line()
-    assert live(tmp_path) == {"running": [], "queued": 0}
+        display.update({"running": running, "waiting": 2})  # too soon after the last one
+        assert "2 queued" in display.line()
+    assert [(t["running"], t["queued"]) for t in told] == [(running, 3)]
+    published.note(tmp_path / LIVE, told[0])
+    assert live(tmp_path) == {"running": running, "queued": 3}
 
 
 def test_what_a_killed_run_left_is_not_believed(tmp_path):

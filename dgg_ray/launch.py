@@ -1,0 +1,333 @@
+"""A study is sent to a cluster and looked after from afar.
+
+    submit   checked here, sent with its files and this very code, run on the head by Ray Jobs
+    listed   what runs and ran, as the head and the store know it
+    copied   the small files of its results, so that reports are written here
+
+A study's name is what it is asked for by. Its runs are jobs NAME-1, NAME-2, …; each goes on from what the
+store has, and there is never more than one at a time: Ray takes a job's id once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dgg_ray
+from dgg_ray import ledger, studyfile
+from dgg_ray.digests import digest
+from dgg_ray.errors import ClusterError, DggError, Fault, StudyError, nearest
+from dgg_ray.jobs import Head, Job
+from dgg_ray.objects import weight
+from dgg_ray.stages import store_at
+from dgg_ray.study import Study
+
+LARGEST = 100_000_000  # bytes that are sent with a study; every machine takes a copy
+HOME = "dgg_ray"  # in the home of whom the head runs as: results by study
+
+
+class Errand(NamedTuple):
+    """A study that may be sent.
+
+    files: relative paths that it names, below `root`; notes: what is not checked here."""
+
+    study: Study
+    file: Path
+    root: Path
+    files: tuple[Path, ...]
+    store: str
+    notes: tuple[str, ...] = ()
+
+
+def submit(
+    file: Path, address: str, data: str | None, store: str | None, out: str | None, pip: Path | None = None
+) -> tuple[Job, bool, tuple[str, ...]]:
+    """(its job, whether it was started by this call, notes); StudyError holds every fault that shows here.
+
+    data: folder on the cluster that the tasks' files start from; None sends those of this machine along.
+    pip: file of pinned versions, to install what this package needs on machines that lack it.
+    """
+    errand = checked(file, data, store, pip)
+    name, mine = errand.study.name, ledger.parts(errand.study.raw)
+    head = Head(address)
+    last = head.last(name)
+    if last is not None:
+        ledger.refuse_other(name, mine, last.about["parts"], head.address)
+        if not last.over:
+            return last, False, errand.notes
+    with contextlib.suppress(DggError, OSError, ImportError):  # out of reach from here: the head looks again
+        kept = store_at(errand.store).noted(ledger.note(name, ledger.STUDY))
+        if kept:
+            ledger.refuse_other(name, mine, ledger.parts(kept["content"]["raw"]), errand.store)
+    out = out or f"{HOME}/{name}"
+    about = {
+        "study": name,
+        "parts": mine,
+        "store": errand.store,
+        "out": out,
+        "question": errand.study.question,
+    }
+    with packed(errand, pip) as environment:
+        new = head.submit(
+            f"{slug(name)}-{last.number + 1 if last else 1}",
+            entrypoint(errand, data, out),
+            about,
+            **environment,
+        )
+    now = head.last(name)
+    if now is None:
+        raise ClusterError(f"{head.address} took {name} and does not list it; look at its dashboard")
+    ledger.refuse_other(name, mine, now.about["parts"], head.address)
+    return now, new, errand.notes
+
+
+def slug(name: str) -> str:
+    """A name as part of a job's id, which stands in addresses and file names."""
+    plain = re.sub(r"[^\w-]+", "-", name)
+    return plain if plain == name else f"{plain}-{digest(name)[:6]}"
+
+
+def entrypoint(errand: Errand, data: str | None, out: str) -> str:
+    """The shell command of the job. `exec`: the signal to stop is for Python."""
+    place = shlex.quote(out) if out.startswith("/") else f'"$HOME"/{shlex.quote(out)}'
+    words = ["python", "-m", "dgg_ray", "run", errand.file.name, "--address", "auto", "--store", errand.store]
+    words += ["--data", data] if data else []
+    return f"exec {shlex.join(words)} --out {place}"
+
+
+@contextlib.contextmanager
+def packed(errand: Errand, pip: Path | None) -> Iterator[dict[str, Any]]:
+    """The environment of the job: the study and its files, and this package as it is here.
+
+    What Ray's processes read from the environment is set by the driver for all that it starts
+    (cluster.connected), the same as on one machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
+        shutil.copy(errand.file, folder)
+        for path in errand.files:
+            there = Path(folder) / path
+            there.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (errand.root / path).is_dir() else shutil.copy
+            copy(errand.root / path, there)
+        package = Path(dgg_ray.__file__).parent
+        environment: dict[str, Any] = {
+            "working_dir": folder,
+            "py_modules": [str(package)],
+            "excludes": ["__pycache__"],
+        }
+        if pip:
+            environment["pip"] = {"packages": requirements(pip)}
+        yield environment
+
+
+def requirements(pins: Path) -> list[str]:
+    """All that this package and its store on S3 need, each at its pinned version."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line.partition("#")[0].strip() for line in pins.read_text().splitlines()]
+    pinned = {canonicalize_name(line.partition("==")[0]): line for line in lines if "==" in line}
+    found, ahead = dict[str, str](), [("dgg-ray", frozenset({"s3"}))]
+    seen = set(ahead)
+    while ahead:
+        package, extras = ahead.pop()
+        with contextlib.suppress(ModuleNotFoundError):  # needed elsewhere only
+            for text in requires(package) or ():
+                r = Requirement(text)
+                if r.marker and not any(r.marker.evaluate({"extra": e}) for e in extras or {""}):
+                    continue
+                name = canonicalize_name(r.name)
+                if name in pinned and name != "ray":  # Ray is the image's own, and checked
+                    found[name] = pinned[name]
+                if (more := (name, frozenset(r.extras or {""}))) not in seen:
+                    seen.add(more)
+                    ahead.append(more)
+    return sorted(found.values())
+
+
+# -- what can be checked on this machine -----------------------------------------------------------
+
+
+def checked(file: Path, data: str | None, store: str | None, pip: Path | None = None) -> Errand:
+    """StudyError with every fault of the file, and of its data as far as they are on this machine."""
+    raw, lines, faults = studyfile.parse(file)
+    raw = studyfile.stored(raw, store) if store and isinstance(raw, Mapping) else raw
+    built = studyfile.build(raw, ledger.ANYWHERE, files=False) if isinstance(raw, Mapping) else (None, [])
+    study, found = built
+    faults += found
+    root = Path(os.environ.get("DGG_RAY_DATA") or file.parent).expanduser().absolute()
+    if pip and not pip.is_file():
+        faults.append(Fault("--pip", "must be a file of pinned versions", repr(str(pip))))
+    if study is None:
+        raise StudyError([studyfile.locate(fault, lines) for fault in faults], str(file))
+    faults += [*store_faults(raw), *warm_faults(raw), *model_faults(raw)]
+    relative, elsewhere = places(study)
+    notes = [f"{path}: looked at on the cluster" for path in elsewhere]
+    if data:
+        notes += [f"{path}, from {data}: looked at on the cluster" for path in relative]
+    else:
+        faults += sent_faults(relative, root)
+    if not faults and not notes:
+        study, found = studyfile.build(raw, str(root))
+        faults += found
+        if study is not None and not found:
+            study, found = studyfile.read_data(study)
+            faults += found
+    if faults or study is None:
+        raise StudyError([studyfile.locate(fault, lines) for fault in faults], str(file))
+    files = () if data else tuple(relative)
+    return Errand(study, file, root, files, str(raw["output"]["store"]), tuple(notes))
+
+
+def places(study: Study) -> tuple[dict[Path, str], list[Path]]:
+    """(Relative paths that the study names → the setting, full paths that are not on this machine)."""
+    relative: dict[Path, str] = {}
+    elsewhere: list[Path] = []
+    parts = [(f"tasks.{name}", reader) for name, reader in study.readers.items()]
+    for at, plugin in [("model", study.model), *parts]:
+        for f in fields(plugin):  # type: ignore[arg-type]
+            value = getattr(plugin, f.name)
+            if isinstance(value, str) and value.startswith(("/", "~")):
+                value = Path(value).expanduser()
+            if not isinstance(value, Path):
+                continue
+            if value.is_relative_to(ledger.ANYWHERE):
+                relative[value.relative_to(ledger.ANYWHERE)] = f"{at}.{f.name}"
+            elif not value.exists():
+                elsewhere.append(value)
+    return relative, elsewhere
+
+
+def sent_faults(relative: Mapping[Path, str], root: Path) -> Iterator[Fault]:
+    size = 0
+    for path, at in relative.items():
+        whole = root / path
+        if ".." in path.parts:
+            yield Fault(
+                at, "must lie below the study's folder to be sent along, or be a full path", str(path)
+            )
+        elif not whole.exists():
+            names = [p.name for p in whole.parent.iterdir()] if whole.parent.is_dir() else []
+            rule = f"must be here, in {root}; --data DIR says that it is on the cluster"
+            yield Fault(at, rule, str(path), nearest(path.name, names))
+        else:
+            size += weight(whole) if whole.is_dir() else whole.stat().st_size
+    if size > LARGEST:
+        rule = f"may send files of {LARGEST / 1e6:.0f} MB along with a study"
+        todo = "put them where all machines reach them, and name that folder with --data"
+        yield Fault("tasks", f"{rule}; {todo}", f"{size / 1e6:.0f} MB")
+
+
+def store_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """A folder of one machine is no store of a cluster: the next machine would find nothing in it."""
+    output = raw.get("output")
+    store = output.get("store") if isinstance(output, Mapping) else None
+    wanted = "where all machines reach it: s3://BUCKET/PATH, or the full path of a shared disk"
+    if store is None:
+        yield Fault("output.store", f"is required on a cluster, {wanted}; --store sets it")
+    elif isinstance(store, str) and not ("://" in store or store.startswith(("/", "~"))):
+        yield Fault("output.store", f"must be {wanted}", repr(store))
+
+
+def warm_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    search = raw.get("search")
+    warm = search.get("warm_from") if isinstance(search, Mapping) else None
+    for i, place in enumerate([warm] if isinstance(warm, str) else warm or ()):
+        if isinstance(place, str) and not place.startswith(("/", "~")):
+            rule = f"must be a full path on the cluster, such as ~/{HOME}/NAME for a study that was run there"
+            yield Fault(f"search.warm_from[{i}]", rule, repr(place))
+
+
+def model_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    model = raw.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else None
+    if isinstance(path, str) and not path.startswith(("/", "~")) and Path(path).is_dir():
+        rule = "must be a name on the hub, or a full path that all machines have: weights are not sent along"
+        yield Fault("model.path", rule, repr(path))
+
+
+# -- looking after it ------------------------------------------------------------------------------
+
+
+def the_job(head: Head, name: str) -> Job:
+    """The study's last run; ClusterError where the head knows none."""
+    jobs = head.jobs()
+    mine = [job for job in jobs if job.study == name]
+    if not mine:
+        names = sorted({job.study for job in jobs})
+        near = f"did you mean {near!r}? " if (near := nearest(name, names)) else ""
+        raise ClusterError(
+            f"{head.address} has run no study {name!r}; {near}it knows {', '.join(names) or 'none'}. "
+            f"A cluster forgets when it goes down; the store does not (--store)"
+        )
+    return mine[-1]
+
+
+def listed(address: str | None, store: str | None) -> list[dict[str, Any]]:
+    """Every study that the head or the store knows: {name, state, at, where, question}, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in ledger.entries(store_at(store)) if store else ():
+        found[entry.name] = entry._asdict() | {"where": store}
+    for job in Head(address).jobs() if address else ():  # the last one of a name stays
+        about = {"where": job.about["store"], "question": job.about["question"]}
+        now = {"name": job.study, "state": in_words(job), "at": job.ended or job.began}
+        found[job.study] = found.get(job.study, {}) | now | about
+    return [found[name] for name in sorted(found)]
+
+
+def as_table(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return "no studies"
+    rows = [(f["name"], f["state"], stamp(f["at"]) if f["at"] else "", f["question"]) for f in found]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, wide)).rstrip() for row in rows)
+
+
+def stamp(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def in_words(job: Job) -> str:
+    """Of Ray's states, as the store's are told."""
+    state = {"SUCCEEDED": "ended", "FAILED": "failed"}.get(job.state, job.state.lower())
+    return f"{state}: exit code {job.code}" if state == "failed" and job.code is not None else state
+
+
+def said(job: Job) -> str:
+    """One line on a run."""
+    since = stamp(job.ended or job.began)
+    return f"{job.study}: {in_words(job)} since {since}, job {job.id}, stages in {job.about['store']}"
+
+
+def begun(job: Job) -> bool:
+    """Whether the study's store says anything of it; True where it cannot be read from here."""
+    with contextlib.suppress(DggError, OSError, ImportError):
+        return store_at(job.about["store"]).noted(ledger.note(job.study, ledger.STUDY)) is not None
+    return True
+
+
+def copied(name: str, address: str | None, store: str | None, out: Path | None) -> Path:
+    """A folder here with the small files of the study's results; its stages stay in the store."""
+    job = the_job(Head(address), name) if address and not store else None
+    place = store or (job.about["store"] if job else "")
+    try:
+        return ledger.fetched(store_at(place), name, (out or Path("out/cluster") / name).absolute())
+    except DggError as error:
+        if job is None:
+            raise
+        there = f"`ray exec cluster.yaml 'dgg-ray report ~/{job.about['out']}'`"
+        raise ClusterError(
+            f"{said(job)}\nThat store cannot be read from here ({error}). Where it is a disk of the cluster, "
+            f"ask there: {there}; a study that has just begun is there in a moment"
+        ) from error

@@ -1,0 +1,173 @@
+"""What a store says of the studies that were run with it, so that any machine that reaches it can read them.
+
+    studies/NAME/study.json       the study as it was checked, from which everything else is read
+    studies/NAME/forecast.json    what was predicted of each run
+    studies/NAME/progress.json    what runs at this moment; after its end, how the run ended
+
+They are the small files of a results folder. `fetched` lays them into a folder elsewhere, and there every
+command that reads results works: the stages come from the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from dgg_ray import forecast, plugins, published, studyfile
+from dgg_ray.digests import digest
+from dgg_ray.errors import DggError, Fault, ResultsError, StudyError, nearest
+from dgg_ray.progress import LIVE, NOTE_HOLDS_S
+from dgg_ray.stages import StageStore
+from dgg_ray.study import Study
+
+STUDY = "study.json"
+TELL_EVERY_S = NOTE_HOLDS_S / 4  # a write to an object store costs money, and a reader looks now and then
+ANYWHERE = "/a/folder/of/any/machine"
+
+
+@dataclass
+class Ledger:
+    """Writes of a run while it goes on, beside its results and into the store.
+
+    shared: other machines may run studies of other people with this store: a name that is another study's is
+        a fault, and not simply taken over.
+    """
+
+    study: Study
+    store: StageStore
+    out: Path
+    shared: bool = False
+    next_told: float = field(default=0.0, init=False)
+
+    def __enter__(self) -> Self:
+        if self.shared and (before := self.store.noted(note(self.study.name, STUDY))):
+            refuse_other(
+                self.study.name, parts(self.study.raw), parts(before["content"]["raw"]), self.store.url
+            )
+        studyfile.keep(self.study, self.out)
+        self.put(STUDY)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        (self.out / LIVE).unlink(missing_ok=True)
+        how = "ended" if kind is None else f"failed: {kind.__name__}: {error}"
+        how = "stopped" if kind is not None and issubclass(kind, KeyboardInterrupt) else how
+        self.tell({"at": time.time(), "running": [], "queued": 0, "ended": how})
+
+    def live(self, content: dict[str, Any]) -> None:
+        """What runs now: {at, running, queued}. Never raises for a store that is out of reach."""
+        published.note(self.out / LIVE, content)
+        if time.monotonic() >= self.next_told:
+            self.next_told = time.monotonic() + TELL_EVERY_S
+            self.tell(content)
+
+    def tell(self, content: dict[str, Any]) -> None:
+        content |= {"host": socket.gethostname(), "pid": os.getpid()}
+        with contextlib.suppress(DggError, OSError):  # only a display: the stages are what counts
+            self.put(forecast.FILE)
+            self.store.note(note(self.study.name, LIVE), {"content": content})
+
+    def put(self, file: str) -> None:
+        if (content := published.noted(self.out / file)) is not None:
+            self.store.note(note(self.study.name, file), {"content": content})
+
+
+def note(study: str, file: str) -> str:
+    return f"studies/{study}/{file}"
+
+
+class Entry(NamedTuple):
+    """A study as a store knows it. state: running, ended, stopped, failed: …, silent."""
+
+    name: str
+    state: str
+    at: float
+    question: str
+
+
+def entries(store: StageStore) -> list[Entry]:
+    """All studies that were run with the store, by name."""
+    return [entry(name, files) for name, files in sorted(by_study(store).items()) if STUDY in files]
+
+
+def entry(name: str, files: Mapping[str, Any]) -> Entry:
+    live: dict[str, Any] = files.get(LIVE) or {"at": 0.0}
+    fresh = time.time() - live["at"] < NOTE_HOLDS_S
+    state = live.get("ended") or ("running" if fresh else "silent")
+    return Entry(name, state, live["at"], files[STUDY]["raw"].get("question", ""))
+
+
+def by_study(store: StageStore, prefix: str = "studies/") -> dict[str, dict[str, Any]]:
+    """Study → file → its content."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, kept in store.notes(prefix):
+        _, study, *file = name.split("/")
+        if file[:1] in ([STUDY], [LIVE], [forecast.FILE]):  # others may keep notes on studies, too
+            found.setdefault(study, {})[file[0]] = kept["content"]
+    return found
+
+
+def fetched(store: StageStore, name: str, out: Path) -> Path:
+    """The folder, with what the store says of the study; ResultsError where it has none of that name.
+
+    ResultsError also for a folder with another study's results, or with stages of its own."""
+    files = by_study(store, note(name, "")).get(name, {})
+    if STUDY not in files:
+        names = [entry.name for entry in entries(store)]
+        near = f"did you mean {near!r}? " if (near := nearest(name, names)) else ""
+        raise ResultsError(
+            f"{store.url} holds no study {name!r}; {near}it holds {', '.join(names) or 'none'}"
+        )
+    if (out / "stages").exists():
+        raise ResultsError(f"{out} has stages of its own; name another folder for this copy with --out")
+    for file, content in files.items():
+        published.note(out / file, content | {"store": store.url} if file == STUDY else content)
+    return out
+
+
+# -- one name, one study ---------------------------------------------------------------------------
+
+
+def parts(raw: Mapping[str, Any]) -> dict[str, str]:
+    """8 hex digits each of what all of a study's stages have in common, wherever its data lie.
+
+    Orders, seeds, the search and the budget may grow under one name: what was learned stays of use.
+    """
+    study, _ = studyfile.build(raw, ANYWHERE, files=False)
+    if study is None:
+        return {}
+    readers = {name: [plugins.name_of(r), asdict(r)] for name, r in study.readers.items()}  # type: ignore[arg-type]
+    simulated = study.workers.engine == "simulated"
+    found = {
+        "model": [plugins.name_of(study.model), asdict(study.model)],  # type: ignore[arg-type]
+        "tasks": readers,
+        "strategy": [plugins.name_of(study.strategy), asdict(study.strategy)],
+        "adapter": asdict(study.adapter),
+        "training": asdict(study.training),
+        "simulation": asdict(study.simulation) if simulated else None,
+    }
+    return {part: digest(plain(content))[:8] for part, content in found.items()}
+
+
+def plain(content: Any) -> Any:
+    """With paths as text."""
+    if isinstance(content, Mapping):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return str(content) if isinstance(content, Path) else content
+
+
+def refuse_other(name: str, mine: Mapping[str, str], theirs: Mapping[str, str], where: str) -> None:
+    """StudyError where the name is of a study that learns something else."""
+    differ = [part for part in mine if mine[part] != theirs.get(part)]
+    if differ:
+        rule = f"is the name of a study at {where} with another {' and '.join(differ)}"
+        todo = "give this one another name, or undo that change to go on with the other"
+        raise StudyError([Fault("name", f"{rule}; {todo}", repr(name))], name)

@@ -1,0 +1,103 @@
+"""Commands as documents and comments give them: found, and checked without running them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from dgg_ray import cli
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = (
+    "ray",
+    "dgg-ray",
+    "kubectl",
+    "helm",
+    "docker",
+    "gcloud",
+    "aws",
+    "sbatch",
+    "squeue",
+    "scancel",
+    "pip",
+)
+
+# What programs that are not here take: verb → its options, as their manuals list them.
+OTHERS: dict[str, set[str]] = {
+    "kubectl apply": {"--filename"},
+    "kubectl delete": {"--filename"},
+    "kubectl port-forward": set(),
+    "kubectl get raycluster": set(),
+    "kubectl create secret generic": {"--from-file", "--from-env-file"},
+    "helm repo add": set(),
+    "helm install": {"--version"},
+    "docker build": {"--file", "--tag"},
+    "docker push": set(),
+    "gcloud auth application-default login": set(),
+    "gcloud iam service-accounts create": set(),
+    "gcloud storage buckets create": {"--location"},
+    "gcloud storage buckets add-iam-policy-binding": {"--member", "--role"},
+    "aws configure": set(),
+    "aws s3 mb": {"--region"},
+    "aws s3 rm": {"--recursive"},
+    "aws iam create-role": {"--role-name", "--assume-role-policy-document"},
+    "aws iam put-role-policy": {"--role-name", "--policy-name", "--policy-document"},
+    "aws iam create-instance-profile": {"--instance-profile-name"},
+    "aws iam add-role-to-instance-profile": {"--instance-profile-name", "--role-name"},
+    "sbatch": {"--nodes", "--time"},
+    "squeue": {"--me"},
+    "scancel": set(),
+    "pip install": {"--constraint"},
+}
+
+
+def in_comments(text: str) -> Iterator[str]:
+    """Lines such as `#   ray up cluster.yaml      what it does`."""
+    for line in re.findall(r"^ *#   (\S.*)$", text, re.MULTILINE):
+        command = re.split(r" {3,}", line)[0]
+        if command.split()[0] in PROGRAMS:
+            yield command
+
+
+def in_blocks(text: str) -> Iterator[str]:
+    """Commands of a Markdown page's indented blocks, lines that go on joined, remarks cut off."""
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        command = re.split(r" {3,}#|  # ", line.strip())[0].strip()
+        if command:
+            yield re.sub(r"\s{2,}", " ", command)
+
+
+def check(command: str) -> None:
+    """AssertionError where the program has no such command or option."""
+    words = [w for w in shlex.split(command) if "=" not in w or not re.match(r"[A-Z_]+=", w)]
+    program = words[0]
+    if program == "dgg-ray":
+        try:
+            cli.parser().parse_args(words[1:])
+        except SystemExit:
+            raise AssertionError(f"no such command: {command}") from None
+    elif program == "ray":
+        check_ray(words[1:], command)
+    else:
+        found = [verb for verb in OTHERS if command.startswith(verb)]
+        assert found, f"not in the table of commands: {command}"
+        legal = OTHERS[max(found, key=len)]
+        script = next((i for i, w in enumerate(words) if w.endswith(".sh")), None)
+        words = words[:script]  # what follows a script is for it
+        used = {w.partition("=")[0] for w in words if w.startswith("-")}
+        assert used <= legal, f"{sorted(used - legal)} of: {command}"
+
+
+def check_ray(words: list[str], command: str) -> None:
+    import click
+    from ray.scripts.scripts import cli as ray
+
+    verb = ray.get_command(None, words[0])  # type: ignore[arg-type]
+    assert verb is not None, f"ray has no {words[0]!r}: {command}"
+    try:
+        verb.make_context(words[0], words[1:])
+    except click.ClickException as error:
+        raise AssertionError(f"{error.format_message()}: {command}") from None
