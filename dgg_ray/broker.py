@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,11 +21,13 @@ from typing import Any
 
 import ray
 
+from dgg_ray import logs
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD
 from dgg_ray.desk import Desk
 from dgg_ray.errors import OverBudget, describe
+from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
 from dgg_ray.stages import StageStore, Work
 
@@ -46,9 +49,17 @@ class Broker:
     """The desk, as an actor that can be waited for."""
 
     def __init__(
-        self, store: StageStore, retries: int, purse: Purse | None = None, holder: Holder | None = None
+        self,
+        store: StageStore,
+        retries: int,
+        purse: Purse | None = None,
+        holder: Holder | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.store, self.desk = store, Desk(store, retries, purse)
+        self.store, self.desk, self.watch = store, Desk(store, retries, purse), watch
+        if watch:
+            watch.begin()
+            self.desk.bill = watch.bill
         self.claims = Claims(store, holder)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
@@ -91,9 +102,11 @@ class Broker:
             work = self.desk.take(fleet) if now >= self.ready_at else None
             while self.desk.refused:
                 key, error = self.desk.refused.popitem()
+                logs.trouble("refused", error, level=logging.WARNING)
                 self._answer(key, {"ok": False, "error": error})
             if work:
                 if await self._ours(work) and self.lives[fleet] == life:
+                    logs.event("taken", work, fleet=fleet, queued=self.desk.waiting)
                     return work
                 continue
             if now >= deadline:
@@ -118,6 +131,7 @@ class Broker:
         """The fleet's workers began anew, or are gone: what they had is to be taken again."""
         self.lives[fleet] += 1
         for key in self.desk.of(fleet):
+            logs.event("lost", self.desk.out[key].asked, logging.WARNING, fleet=fleet)
             await asyncio.to_thread(self.claims.drop, key)
         for work in self.desk.lost(fleet):
             error = cause or {
@@ -163,7 +177,10 @@ class Broker:
         """Counts, what is in training, and what another driver has."""
         shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.desk.out.values()]
         counts = {"waiting": self.desk.waiting, "elsewhere": len(self.desk.elsewhere)}
-        return {**self.desk.counts, **counts, "running": shown, "closed": self.reason}
+        found = {**self.desk.counts, **counts, "running": shown, "closed": self.reason}
+        if self.watch:
+            self.watch.show(found)
+        return found
 
     async def _there(self, work: Work) -> bool:
         return await asyncio.to_thread(self.store.has, work)

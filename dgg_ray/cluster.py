@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
-from dgg_ray.digests import digest
+from dgg_ray import environment
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
 from dgg_ray.versions import version
@@ -109,9 +109,7 @@ def join(address: str) -> None:
 @cache
 def code() -> str:
     """This package's version and what its source files hash to."""
-    folder = Path(__file__).parent
-    files = {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.rglob("*.py"))}
-    return f"{version('dgg_ray')} ({digest(files)[:12]})"
+    return f"{version('dgg_ray')} ({environment.source()})"
 
 
 def other_code(wanted: str) -> str:

@@ -56,7 +56,10 @@ class Glance(StageStore):
     """A store whose stages are looked up once, and read once. What is published later is not seen."""
 
     def __init__(self, store: StageStore) -> None:
-        under = copy(store.under if isinstance(store, Glance) else store)
+        if isinstance(store, Glance):  # what was seen stays what it was
+            vars(self).update(vars(store))
+            return
+        under = copy(store)
         vars(under)["objects"] = objects = Seen(store.objects)
         vars(self).update(folder=store.folder, objects=objects, under=under, records={}, sat={})
 
