@@ -90,7 +90,7 @@ def test_imports_go_one_way():
     assert max(longest.values()) <= LONGEST, longest
 
 
-LONGEST = 9
+LONGEST = 10
 
 
 def test_files_and_functions_stay_small():
