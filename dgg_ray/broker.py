@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray._private.state import actors
 
 from dgg_ray import logs
 from dgg_ray.budget import Purse
