@@ -231,7 +231,6 @@ def restarted() -> bool:
     """Whether this process continues an actor that died."""
     if not ray.is_initialized():
         return False
-    from ray._private.state import actors  # a runtime context says only whether there were any
 
     actor = ray.get_runtime_context().get_actor_id()
     return bool(actor and actors(actor)["NumRestarts"])

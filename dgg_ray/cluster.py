@@ -197,3 +197,22 @@ def infeasible() -> list[str]:
         " + ".join(str(dict(one.resources_bundle)) for one in gang.requests)
         for gang in said.infeasible_gang_resource_requests
     ]
+
+
+def free_abandoned() -> int:
+    """Give back what fleets reserved whose controllers were killed; how many such there were.
+
+    Ray keeps a placement group until the whole job ends, unless a helper of Ray Train removes it. That one
+    asks the dashboard, which is not there on one machine, and does not know groups that were still awaited.
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData as Group  # pyright: ignore
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    every = map(Group.FromString, state._connect_and_get_accessor().get_placement_group_table())
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    gone = [g for g in every if g.creator_job_id == job and g.creator_actor_dead]
+    left = [g for g in gone if g.state != Group.REMOVED]
+    for group in left:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return len(left)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dgg_ray.loop import Workshop
 
 POLL_S = 0.2
-LOOK_S = 5.0  # between questions to the autoscaler
+LOOK_S = 5.0  # between looks at the cluster
 ERRORS, DEATHS = 3, 20  # of fleets in a row; a machine that is taken away is no reason to give up
 DIED = (ActorDiedError, NodeDiedError, WorkerCrashedError)
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
@@ -260,28 +260,30 @@ class Fleets:
                 # All at once: asking one by one makes an autoscaler grow one by one.
                 for _ in range(wanted - len(self.running)):
                     self._start()
-                if reason := status["closed"] or self._never(status):
+                if reason := status["closed"] or self._look(status):
                     return self._give_up(reason)
             except Exception as problem:  # nobody else would notice that no fleets come any more
                 if not self.over.is_set():
                     self._give_up(f"fleets cannot be looked after: {type(problem).__name__}: {problem}")
                 return
 
-    def _never(self, status: dict[str, Any]) -> str:
-        """Why no fleet will come, where an autoscaler says so of all of them, twice in a row."""
-        now = time.monotonic()
-        if status["running"] or not self.running:
-            self.refusals = 0
-        elif now >= self.next_look:
-            self.next_look = now + LOOK_S
-            refused = cluster.infeasible()
-            self.refusals = self.refusals + 1 if len(refused) >= len(self.running) else 0
-            if self.refusals == 2:
-                return (
-                    f"the autoscaler has no machines for a fleet, which wants {refused[0]}: lower "
-                    "workers.per_fleet, workers.cpus or workers.gpus, or add such machines to the cluster"
-                )
-        return ""
+    def _look(self, status: dict[str, Any]) -> str:
+        """At the cluster, now and then: what killed fleets hold is given back.
+
+        Returns why no fleet will come, where an autoscaler says so of all of them, twice in a row.
+        """
+        if not self.running or time.monotonic() < self.next_look:
+            return ""
+        self.next_look = time.monotonic() + LOOK_S
+        cluster.free_abandoned()
+        refused = [] if status["running"] else cluster.infeasible()
+        self.refusals = self.refusals + 1 if len(refused) >= len(self.running) else 0
+        if self.refusals < 2:
+            return ""
+        return (
+            f"the autoscaler has no machines for a fleet, which wants {refused[0]}: lower "
+            "workers.per_fleet, workers.cpus or workers.gpus, or add such machines to the cluster"
+        )
 
     def _start(self) -> None:
         self.started += 1
