@@ -1,6 +1,6 @@
 """dgg-ray: arguments → calls.
 
-plan | probe | run | status | best | robustness | report | extend | schema
+plan | probe | run | status | best | robustness | report | extend | gc | schema
 submit | studies | logs | stop: on a cluster, from afar
 """
 
@@ -98,6 +98,15 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--out-file", type=Path, metavar="FILE", help="the file to write (default: beside the old one)"
     )
+    c = command("gc", gc, "what the studies of a store no longer need; with --delete, remove it")
+    c.add_argument("out", type=Path, nargs="+", help="folders of the results of all studies in the store")
+    c.add_argument("--store", type=Path, metavar="PLACE", help="the store, if it is not where they had it")
+    c.add_argument("--adapters", action="store_true", help="weights that nothing will start from, too")
+    c.add_argument(
+        "--gone", action="append", default=[], metavar="NAME", help="a study whose results folder is no more"
+    )
+    c.add_argument("--delete", action="store_true", help="remove it; without, it is only shown")
+    c.add_argument("--json", action="store_true", help="each piece, as JSON")
     from_afar(command)
     command("schema", schema, "JSON Schema of a study file, for editors")
     return p
@@ -258,6 +267,18 @@ def extend(options: argparse.Namespace) -> None:
 
     o = options
     print(extend(o.study, dict(o.task), o.data, o.reader, o.results, o.name, o.out_file))
+
+
+def gc(options: argparse.Namespace) -> None:
+    from dgg_ray import gc
+
+    litter = gc.find(options.out, options.store, options.gone, options.adapters)
+    freed = litter.delete() if options.delete else 0
+    if options.json:
+        print(json.dumps(litter.as_json() | {"freed": freed}, indent=1))
+        return
+    print(litter)
+    print(f"{freed / 1e9:.3g} GB freed" if options.delete else "nothing was removed; --delete removes it")
 
 
 def submit(options: argparse.Namespace) -> int:
