@@ -39,6 +39,7 @@ def adapters(monkeypatch):
         publish(self, stage, record, adapter)
 
     monkeypatch.setattr(StageStore, "publish", full)
+    monkeypatch.setattr("dgg_ray.report.write", lambda results, out: out)  # figures take seconds
 
 
 @pytest.fixture()
@@ -90,7 +91,7 @@ def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(
     stages = {item.key for item in litter.items if item.what == gc.STAGES}
     assert len(stages) == 2  # of 0.9
     assert stages < earlier
-    assert 200 * KB < litter.bytes < held
+    assert litter.bytes == 200 * KB
 
     assert cli.main(["gc", str(out)]) == 0  # only shown
     assert "nothing was removed" in capsys.readouterr().out
