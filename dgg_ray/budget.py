@@ -247,6 +247,7 @@ class Disk(Cap):
     def finished(self, work: Work) -> None:
         if work.probe:
             self.sizes.read()
+        self.sizes.finished(work)
         whole = self.sizes.whole(work)
         self.since += float("inf") if whole is None else whole  # a look will tell
 

@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     )
     c = command("gc", gc, "what the studies of a store no longer need; with --delete, remove it")
     c.add_argument("out", type=Path, nargs="+", help="folders of the results of all studies in the store")
-    c.add_argument("--store", type=Path, metavar="PLACE", help="the store, if it is not where they had it")
+    c.add_argument("--store", metavar="PLACE", help="the store, if it is not where they had it")
     c.add_argument("--adapters", action="store_true", help="weights that nothing will start from, too")
     c.add_argument(
         "--gone", action="append", default=[], metavar="NAME", help="a study whose results folder is no more"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dgg_ray.contracts import Strategy
+from dgg_ray.glance import Glance
 from dgg_ray.stages import Exam, Stage, StageStore, Work, merged, of_learning
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def held(study: Study, store: StageStore) -> Held:
 
 
 class Sizes:
-    """Sizes of adapters by rank, as far as a store knows them. begun: whether it has a stage of the study."""
+    """Sizes of adapters by rank, as far as a store knew them when it was read; it is not asked again.
+
+    sat: keys of the exams that were sat, by the key of their stage; begun: whether one is of the study.
+    shed: keys of stages without their adapters, which are learned again when they are started from.
+    """
 
     def __init__(self, study: Study, store: StageStore) -> None:
         self.name, self.store = study.name, store
@@ -55,10 +60,15 @@ class Sizes:
 
     def read(self) -> None:
         self.known: dict[Kind, dict[int, int]] = {}
+        self.sat: dict[str, set[str]] = {}
+        self.shed = {name.rpartition("/")[2] for name, _ in self.store.notes("shed/")}
         self.begun = False
         for record in self.store.probes():
             self.add(record["meaning"], record["bytes"])
-        for record in self.store:
+        seen = Glance(self.store)  # one listing, however many there are
+        for record in seen:
+            sittings = seen.sittings(record["key"])
+            self.sat[record["key"]] = {cell["exam"] for sitting in sittings for cell in sitting["cells"]}
             self.begun |= record.get("study") == self.name
             self.add(record["meaning"], record["bytes"])
 
@@ -78,17 +88,31 @@ class Sizes:
 
     def left(self, work: Work) -> float | None:
         """Most bytes that the work leaves behind, of what the store does not hold yet; None: not known."""
-        missing = self.store.missing(work)
-        return self.whole(work) if missing is None else self.sitting(missing)
+        return self.whole(work) if work.probe or self.learns(work) else self.sitting(self.missing(work))
+
+    def missing(self, work: Work) -> list[Exam]:
+        return [exam for exam in work.exams if exam.key not in self.sat.get(work.stage.key, ())]
+
+    def learns(self, work: Work) -> bool:
+        """Whether the stage itself is learned for it."""
+        key = work.stage.key
+        return key not in self.sat or (key in self.shed and bool(self.missing(work)))
+
+    def finished(self, work: Work) -> None:
+        """It is in the store now."""
+        if not work.probe:
+            self.sat.setdefault(work.stage.key, set()).update(exam.key for exam in work.exams)
 
     def whole(self, work: Work) -> float | None:
-        """Most bytes of all of it; None: not known."""
+        """Most bytes of all of it, and of what is learned again before; None: not known."""
         if work.probe:
             return PAPERS
-        adapter, hands_on = self.adapter(work.stage), type(work.stage.strategy).state is not Strategy.state
-        if adapter is None:
+        stage = work.stage
+        adapter, hands_on = self.adapter(stage), type(stage.strategy).state is not Strategy.state
+        again = self.whole(Work(stage.parent)) if stage.parent and stage.parent.key in self.shed else 0.0
+        if adapter is None or again is None:
             return None
-        return adapter * (1 + STATE * hands_on) + PAPERS + self.sitting(work.exams)
+        return adapter * (1 + STATE * hands_on) + PAPERS + self.sitting(work.exams) + again
 
     def sitting(self, exams: Sequence[Exam]) -> float:
         answers = sum(self.sizes[exam.task][exam.split] for exam in exams)
@@ -96,9 +120,9 @@ class Sizes:
 
     def inside(self, work: Work) -> float:
         """Most bytes that it needs beside these while it is being learned."""
-        stage = work.stage
-        if self.store.record(stage) is not None:
+        if work.probe or not self.learns(work):
             return 0.0
+        stage = work.stage
         count = sum(self.sizes[name]["train"] for name in (*stage.learns, *stage.earlier))
         steps = stage.training.epochs * count / stage.training.batch_size
         return 2 * (SNAPSHOT * (self.adapter(stage) or 0.0) + LOSS * steps + PAPERS)

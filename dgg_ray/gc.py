@@ -9,38 +9,61 @@ Without its adapter a stage keeps its record, scores and predictions, so every t
 weights are asked for after all it is learned again. Kept are the adapters of first stages, of the recommended
 setting, of what a missing stage or exam starts from, and while a study is unfinished of all but last stages.
 
-Nothing is touched that changed within the last hour: other drivers may be at work. Each removal begins with
-a rename, so that an interruption leaves the store valid.
+Nothing is touched that changed within the last hour, or that a driver has a lease of: others may be at work.
+What goes is leased meanwhile. A stage's own record goes first, and that an adapter goes is noted before, so
+that an interruption leaves the store valid.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgg_ray import judge, methods, published, studyfile
-from dgg_ray.errors import InUse, ResultsError
+from dgg_ray import judge, leases, methods, published, studyfile
+from dgg_ray.errors import InUse, NoTimes, ResultsError
 from dgg_ray.glance import Glance
+from dgg_ray.leases import Holder
+from dgg_ray.objects import Objects
 from dgg_ray.plan import foresee
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.sections import Output
+from dgg_ray.stages import DRAFT_S, StageStore, Work, name_of
 from dgg_ray.study import Study
 
 YOUNG_S = 3600.0
+AT_ONCE = 16
 STAGES, ADAPTERS = "stages that no study asks for", "adapters that nothing starts from"
+KINDS = {
+    "damaged": "what was set aside",
+    "drafts": "drafts of writers that died",
+    "checks": "drafts of writers that died",
+    "writers": "drafts of writers that died",
+    "files": "files of no stage",
+    "inflight": "snapshots without a use",
+    "failed": "notes of failures without a use",
+    "leases": "leases that ended",
+}
 
 
 class Item(NamedTuple):
-    """place: what is removed; key: of its stage, empty for leftovers; seconds: that it took to be learned."""
+    """Of the store's objects, those whose names begin with `place`. key: of its stage, if it has one.
+
+    seconds: that the stage took to be learned."""
 
     what: str
-    place: Path
+    place: str
     bytes: int
     key: str = ""
     seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.key if self.what in (STAGES, ADAPTERS) else self.place
 
 
 @dataclass(frozen=True)
@@ -56,23 +79,25 @@ class Litter:
         return sum(item.bytes for item in self.items)
 
     def delete(self) -> int:
-        """Remove it, but for what has changed meanwhile; bytes freed."""
-        freed = 0
-        for item in self.items:
-            if young(item.place):
-                continue
-            if item.key:
-                freed += self.store.discard(item.key, "adapter" if item.what == ADAPTERS else "")
-            elif item.place.is_dir():
-                freed += published.remove(self.store.folder, item.place)
-            else:
-                item.place.unlink(missing_ok=True)
-                freed += item.bytes
+        """Remove it, but for what has changed or is in use meanwhile; bytes freed."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return sum(pool.map(self.remove, self.items))
+
+    def remove(self, item: Item) -> int:
+        store, objects = self.store, self.store.objects
+        if used(objects, item):
+            return 0
+        if item.what not in (STAGES, ADAPTERS):
+            return cleared(objects, item.place)
+        if store.lease(item.key, Holder.here()) is not None:
+            return 0
+        freed = store.discard(item.key, "adapter" if item.what == ADAPTERS else "")
+        cleared(objects, f"leases/{item.key}")
         return freed
 
     def as_json(self) -> dict[str, Any]:
-        items = [{"what": i.what, "name": i.key or i.place.name, "bytes": i.bytes} for i in self.items]
-        return {"store": str(self.store.folder), "size": self.size, "bytes": self.bytes, "items": items}
+        items = [{"what": i.what, "name": i.name, "bytes": i.bytes} for i in self.items]
+        return {"store": self.store.url, "size": self.size, "bytes": self.bytes, "items": items}
 
     def __str__(self) -> str:
         kinds = {item.what: [i for i in self.items if i.what == item.what] for item in self.items}
@@ -85,12 +110,12 @@ class Litter:
         note = (
             f"  going on from these would learn up to {len(again)} stages again, {hours:.3g} hours of a fleet"
         )
-        return "\n".join([f"{self.store.folder}: {self.size / 1e9:.3g} GB", *lines, *[note] * bool(again)])
+        return "\n".join([f"{self.store.url}: {self.size / 1e9:.3g} GB", *lines, *[note] * bool(again)])
 
 
 def find(
     outs: Sequence[Path],
-    place: Path | None = None,
+    place: str | None = None,
     gone: Collection[str] = (),
     adapters: bool = False,
 ) -> Litter:
@@ -99,48 +124,101 @@ def find(
     place: of the store, where it is not where the studies had it; gone: names of studies whose results
     folders are no more, so that nothing is kept for them.
 
-    Raises InUse where the store holds stages of other studies, whose needs are not known.
+    Raises InUse where the store holds stages of other studies, whose needs are not known, and NoTimes.
     """
     studies = {out: studyfile.the_kept(out) for out in outs}
-    places = {(place or study.store_folder(out)).absolute() for out, study in studies.items()}
-    if len(places) > 1:
-        raise ResultsError(f"these studies have several stores, name those of one: {named(map(str, places))}")
-    store = StageStore(places.pop())
-    if not store.folder.is_dir():
-        raise ResultsError(f"{store.folder} is no folder; name the store with --store")
-    records = {record["key"]: record for record in store}
-    sittings = {key: list(store.sittings(key)) for key in records}
+    if place:
+        studies = {out: replace(study, output=Output(place)) for out, study in studies.items()}
+    stores = {(store := study.store(out)).url: store for out, study in studies.items()}
+    if len(stores) > 1:
+        raise ResultsError(f"these studies have several stores, name those of one: {named(stores)}")
+    (store,) = stores.values()
+    held = Held(store)
+    if not held.sizes:
+        raise ResultsError(f"{store.url} holds nothing; name the store with --store")
     known = {study.name for study in studies.values()} | set(gone)
-    others = {r.get("study", "") for r in chain(records.values(), *sittings.values())} - known
-    if others:
+    if others := held.studies - known:
         raise InUse(
-            f"{store.folder} holds stages of {named(others)}, and what these need is not known: name their "
+            f"{store.url} holds stages of {named(others)}, and what these need is not known: name their "
             "results folders too, or, where those are no more, say `--gone NAME` for each"
         )
-    needs = [Needs(study, store) for study in studies.values()]
+    needs = [Needs(study, held.store) for study in studies.values()]
     asked = {key for need in needs for key in need.asked}
-    items = [
-        Item(STAGES, at, record["bytes"] + sum(s["bytes"] for s in sittings[key]), key)
-        for key, record in records.items()
-        if key not in asked and not young(at := store.folder / key[:2] / key)
-    ]
-    items += leftovers(store.folder, asked, records)
+    items = [*held.unasked(asked), *held.leftovers(asked)]
     if adapters:
-        starts = {key for need in needs for key in need.starts}
-        for key in sorted(records.keys() & asked - starts):
-            at = store.folder / key[:2] / key
-            if not young(at) and (size := published.weight(at / "adapter")):
-                cost = records[key]["cost"]
+        items += held.adapters(asked - {key for need in needs for key in need.starts})
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        stay = list(pool.map(lambda item: used(store.objects, item), items))
+    return Litter(store, [item for item, stays in zip(items, stay, strict=True) if not stays], held.size)
+
+
+class Held:
+    """What a store holds, at one look. stages: by key, manifests by name, of the stage and its sittings."""
+
+    def __init__(self, store: StageStore) -> None:
+        self.sizes = store.objects.sizes("")
+        self.size = sum(self.sizes.values())
+        self.store = Glance(store)
+        objects = self.store.objects
+        self.stages: dict[str, dict[str, dict[str, Any]]] = {}
+        for name, data in objects.reads(objects.names("stages/")):
+            if found := published.manifest(objects, name, data):
+                self.stages.setdefault(Path(name).name.partition(".")[0], {})[name] = found
+        self.weights: dict[str, int] = defaultdict(int)  # of the adapter at a place
+        for name, size in self.sizes.items():
+            at, adapter, _ = name.partition("/adapter/")
+            self.weights[at] += size * bool(adapter)
+
+    @property
+    def studies(self) -> set[str]:
+        every = chain.from_iterable(some.values() for some in self.stages.values())
+        return {found["record"].get("study", "") for found in every}
+
+    def unasked(self, asked: Collection[str]) -> Iterator[Item]:
+        """Stages, and sittings of stages that are no more."""
+        for key, some in self.stages.items():
+            if key not in asked:
+                size = sum(found["record"]["bytes"] for found in some.values())
+                yield Item(STAGES, place_of(key), size, key)
+
+    def adapters(self, keys: Collection[str]) -> Iterator[Item]:
+        """Of the finished stages among these."""
+        for key in sorted(self.stages.keys() & keys):
+            if (found := self.stages[key].get(name_of(key))) and (size := self.weights[found["place"]]):
+                cost = found["record"]["cost"]
                 seconds = cost["seconds"] + cost.get("begin_seconds", 0.0)
-                items.append(Item(ADAPTERS, at, size, key, seconds))
-    return Litter(store, items, store.size())
+                yield Item(ADAPTERS, place_of(key), size, key, seconds)
+
+    def leftovers(self, asked: Collection[str]) -> Iterator[Item]:
+        """What lies beside the stages without a use."""
+        places: dict[str, int] = defaultdict(int)
+        for name, size in self.sizes.items():
+            kind, *parts = name.split("/")
+            if kind in KINDS or len(kind) == 2:  # as older versions kept a stage
+                places["/".join([kind, *parts[: 1 + (kind == "files")]])] += size
+        marks = dict(self.store.notes("writers/"))
+        writing = {name for name, mark in marks.items() if mark.get("at", 0.0) > time.time() - DRAFT_S}
+        live = {found["place"] for some in self.stages.values() for found in some.values()}
+        live |= {marks[name].get("place") for name in writing}
+        for place, size in places.items():
+            kind, name = place.split("/")[:2]
+            key = name.removesuffix(".json").removesuffix(".safetensors")
+            useful = {
+                "failed": key in asked,
+                "inflight": key in asked and name_of(key) not in self.stages.get(key, ()),
+                # Of a stage that goes, all goes with it.
+                "files": place in live or (key in self.stages and key not in asked),
+                "writers": f"writers/{key}" in writing,
+            }
+            if not useful.get(kind, len(kind) == 2 and key in self.stages):
+                stage = kind in ("files", "inflight", "leases")
+                yield Item(KINDS.get(kind, KINDS["files"]), place, size, key if stage else "")
 
 
 class Needs:
     """asked: keys of all stages that a study asks for; starts: of those whose weights it needs."""
 
     def __init__(self, study: Study, store: StageStore) -> None:
-        store = Glance(store.folder)
         search, more = methods.inquiries(study, store)
         walks, final, _, over = foresee(study, store)  # what is left, as far as it can be said
         for method in (search, *more.values()) if search else ():  # and what failures led to
@@ -167,28 +245,34 @@ def weights_of(works: Sequence[Work], store: StageStore, whole: bool, tasks: int
             yield works[i - 1].stage.key
 
 
-def leftovers(folder: Path, asked: Collection[str], finished: Collection[str]) -> Iterator[Item]:
-    """What lies beside the stages without a use."""
-    for kind, name in (
-        ("damaged", "damaged copies"),
-        ("drafts", "drafts of writers that died"),
-        ("inflight", "snapshots without a use"),
-        ("failed", "notes of failures without a use"),
-    ):
-        for at in sorted((folder / kind).glob("*")):
-            key = at.name.partition("-")[0].partition(".")[0]
-            # A damaged copy of a stage that is learned again gives it its sittings.
-            useful = key in asked and (kind == "failed" or key not in finished) and kind != "drafts"
-            if not useful and not young(at):
-                yield Item(name, at, published.weight(at) if at.is_dir() else at.stat().st_size)
+def used(objects: Objects, item: Item) -> bool:
+    """Whether anything of it changed within the last hour, or a driver has it."""
+    return young(objects, item.place) or bool(item.key and leases.holder_of(objects, item.key))
 
 
-def young(place: Path) -> bool:
-    """Whether anything of it changed within the last hour."""
-    times = [
-        at.stat().st_mtime for at in (place, *place.glob("exams"), *place.glob("exams/*")) if at.exists()
-    ]
-    return max(times, default=0.0) > time.time() - YOUNG_S
+def young(objects: Objects, place: str) -> bool:
+    since = time.time() - YOUNG_S
+    for name in objects.names(place):
+        if (at := objects.modified(name)) is None and name in objects.sizes(name):
+            raise NoTimes(
+                f"{objects.url} does not say when {name} was written, and others may be writing it now; "
+                "remove what is not needed with the provider's own tools while no study runs"
+            )
+        if at is not None and at > since:
+            return True
+    return False
+
+
+def cleared(objects: Objects, place: str) -> int:
+    """Remove an object, or all below a place; bytes freed."""
+    if (size := objects.sizes(place).get(place)) is not None:
+        objects.remove(place)
+    return (size or 0) + objects.clear(place)
+
+
+def place_of(key: str) -> str:
+    """Where the names of the manifests of a stage and its sittings begin."""
+    return name_of(key).removesuffix(".json")
 
 
 def named(names: Any) -> str:

@@ -19,6 +19,7 @@ A store, in a folder or on an object store, by name:
     probes/abcdef…-SETUP.json      what a few steps and answers of the stage took there
     failed/  inflight/  leases/    why it ended early; snapshots (snapshots.py); who is at it (leases.py)
     damaged/ drafts/ writers/      manifests set aside; what is being written
+    shed/abcdef….json              its adapter was removed on purpose
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ class StageStore(Notes):
 
     def open(self, stage: Stage) -> Path | None:
         """A local folder with the stage's files, each verified; None where it is not there (any more)."""
-        return published.opened(self.objects, name_of(stage.key))
+        return published.opened(self.objects, name_of(stage.key), f"shed/{stage.key}.json")
 
     def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
         """Write a finished stage; `fill` writes its files into the folder it is given."""
@@ -304,14 +305,15 @@ class StageStore(Notes):
         """What all probes took."""
         return (record for _, record in self.notes("probes/"))
 
-    def discard(self, key: str) -> int:
-        """Remove a finished stage with its sittings and files, as if it had never been; bytes freed."""
-        stage = name_of(key)
-        names = sorted(self.objects.names(stage[:-4]), key=lambda name: name != stage)  # the stage's first
-        freed = sum(len(self.objects.read(name) or b"") for name in names)
-        for name in (*names, f"inflight/{key}.safetensors", f"failed/{key}.json"):
-            self.objects.remove(name)
-        return freed + self.objects.clear(f"files/{key}")
+    def discard(self, key: str, part: str = "") -> int:
+        """Remove a finished stage with its sittings and files, as if it had never been; bytes freed.
+
+        part: no more than this folder of its files; where they are wanted it is learned again."""
+        if part:
+            return published.shed(self.objects, name_of(key), part, f"shed/{key}.json")
+        for note in (f"inflight/{key}.safetensors", f"failed/{key}.json", f"shed/{key}.json"):
+            self.objects.remove(note)
+        return published.remove(self.objects, name_of(key), f"files/{key}")
 
     def sweep(self) -> None:
         """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""

@@ -3,13 +3,17 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from dgg_ray import cli, gc, studyfile
-from dgg_ray.published import weight
+from dgg_ray.errors import NoTimes
+from dgg_ray.leases import Holder
+from dgg_ray.objects import Folder, weight
 from dgg_ray.results import table
-from dgg_ray.stages import StageStore
+from dgg_ray.sections import Output
+from dgg_ray.stages import StageStore, Work, name_of
 
 KB = 1000
 STUDY = """\
@@ -46,9 +50,9 @@ def adapters(monkeypatch):
 def run(tmp_path, adapters, capsys):
     """Run a study with these values of α, all in one store; its folder of results."""
 
-    def run(alphas, name="one"):
+    def run(alphas, name="one", scheme=""):
         text = STUDY.replace("NAME", name).replace("ALPHAS", str(alphas))
-        (tmp_path / "study.yaml").write_text(text + f"output: {{store: {tmp_path / 'stages'}}}\n")
+        (tmp_path / "study.yaml").write_text(text + f"output: {{store: '{scheme}{tmp_path / 'stages'}'}}\n")
         out = tmp_path / name
         arguments = ["run", str(tmp_path / "study.yaml"), "--out", str(out), "--local", "--quiet"]
         assert cli.main(arguments) == 0
@@ -91,7 +95,7 @@ def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(
     stages = {item.key for item in litter.items if item.what == gc.STAGES}
     assert len(stages) == 2  # of 0.9
     assert stages < earlier
-    assert litter.bytes == 200 * KB
+    assert litter.bytes == 200 * KB  # and, when it goes, the records
 
     assert cli.main(["gc", str(out)]) == 0  # only shown
     assert "nothing was removed" in capsys.readouterr().out
@@ -130,38 +134,73 @@ def test_what_is_younger_than_an_hour_stays(run, store):
     aged(store, hours=1.1)
     litter = gc.find([out])
     assert len(litter.items) == 2
-    exams = store.folder / litter.items[0].key[:2] / litter.items[0].key / "exams"
-    os.utime(exams)  # another driver examines it just now
+    one, other = (item.place for item in litter.items)
+    sitting = store.objects.names(f"{one}.")[1]
+    os.utime(store.folder / sitting)  # another driver examined it just now
     litter.delete()
-    assert exams.exists()
-    assert not litter.items[1].place.exists()
+    assert sitting in store.objects.names(one)
+    assert store.objects.names(other) == []
+
+
+def test_what_a_driver_has_stays(run, store):
+    out = run([0.2, 0.9])
+    run([0.2])
+    aged(store)
+    litter = gc.find([out])
+    one, other = (item.key for item in litter.items)
+    driver = Holder("another", "elsewhere", 1)
+    assert store.lease(one, driver) is None
+    assert [item.key for item in gc.find([out]).items] == [other]
+    litter.delete()
+    assert one in keys(store)
+    assert other not in keys(store)
+    store.release(one, driver)
+    gc.find([out]).delete()
+    assert one not in keys(store)
+    aged(store)
+    assert store.objects.names("leases/") == []
 
 
 def test_leftovers_go_and_what_is_of_use_stays(run, store):
     out = run([0.2])
     key, lost = sorted(keys(store))[:2]
-    (store.folder / "damaged" / f"{key}-01234567").mkdir(parents=True)
-    (store.folder / lost[:2] / lost).rename(store.folder / "damaged" / f"{lost}-01234567")
-    for kind, name in (("drafts", "0f"), ("damaged", "0123456789abcdef-01234567")):
-        (store.folder / kind / name).mkdir(parents=True)
-    (store.folder / "inflight").mkdir(exist_ok=True)
-    for name in (key, lost, "f" * 64):
-        (store.folder / "inflight" / f"{name}.safetensors").write_bytes(b"x")
-    (store.folder / "failed").mkdir(exist_ok=True)
-    for name in (lost, "f" * 64):
-        (store.folder / "failed" / f"{name}.json").write_text("{}")
-    aged(store)
-    found = {str(item.place.relative_to(store.folder)) for item in gc.find([out]).items}
-    assert found == {
-        f"damaged/{key}-01234567",  # the stage itself is there
-        "damaged/0123456789abcdef-01234567",
-        "drafts/0f",
-        f"inflight/{key}.safetensors",
-        f"inflight/{'f' * 64}.safetensors",
-        f"failed/{'f' * 64}.json",
+    content = store.objects.read(name_of(lost))
+    store.objects.remove(
+        name_of(lost)
+    )  # damaged and set aside; its sittings and what failed since are of use
+    files = f"files/{lost}/{os.listdir(store.folder / 'files' / lost)[0]}"
+    unknown, writing, dead = "f" * 64, "0" * 12, "1" * 12
+    litter = {
+        f"damaged/{lost}-01234567.json": content,
+        "drafts/0f/adapter/weights": b"x",
+        "checks/0f.json": b"x",
+        f"inflight/{key}.safetensors": b"x",
+        f"inflight/{unknown}.safetensors": b"x",
+        f"failed/{unknown}.json": b"{}",
+        f"files/{key}/{dead}/adapter/weights": b"x",
+        f"writers/{dead}.json": json.dumps({"at": 0, "place": f"files/{key}/{dead}"}).encode(),
+        f"leases/{key}/000007.json": b"{}",
     }
-    litter = gc.find([out])
-    assert litter.delete() == litter.bytes
+    of_use = {
+        f"inflight/{lost}.safetensors": b"x",
+        f"failed/{lost}.json": b"{}",
+        f"files/{key}/{writing}/adapter/weights": b"x",
+        f"writers/{writing}.json": json.dumps(
+            {"at": time.time(), "place": f"files/{key}/{writing}"}
+        ).encode(),
+        "studies/one/live.json": b"{}",
+        f"probes/{unknown}-1xgpu1.json": b"{}",
+    }
+    for name, data in (litter | of_use).items():
+        store.objects.write(name, data)
+    aged(store)
+    found = gc.find([out])
+    places = {item.place for item in found.items}
+    gone = {name for name in store.objects.sizes("") if any(name.startswith(place) for place in places)}
+    assert gone == {*litter, *store.objects.sizes(files)}
+    before = set(store.objects.sizes(""))
+    assert found.delete() == found.bytes
+    assert set(store.objects.sizes("")) == before - gone
     assert gc.find([out]).items == []
 
 
@@ -169,19 +208,20 @@ def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
     out = run([0.2, 0.9])
     run([0.2])
     aged(store)
-    litter = gc.find([out])
-    real = StageStore.discard
-
-    def stopped(self, key, part=""):
-        real(self, key, part)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(StageStore, "discard", stopped)
+    before = table(out)
+    monkeypatch.setattr(Folder, "clear", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        litter.delete()
+        gc.find([out]).delete()
     monkeypatch.undo()
-    assert len(gc.find([out]).items) == 1
-    assert len(table(out)) > 0
+    assert table(out).equals(before)
+    aged(store)
+    monkeypatch.setattr("dgg_ray.leases.LEASE_S", 0)
+    while litter := gc.find([out]).items:  # what was begun is litter still
+        assert gc.find([out]).delete() > 0
+        assert len(litter) < 99
+        aged(store)
+    assert not [name for name in store.objects.sizes("files/") if name.split("/")[1] not in keys(store)]
+    assert table(out).equals(before)
 
 
 def test_adapters_that_nothing_starts_from_go_and_tables_stay(run, store, capsys):
@@ -202,17 +242,16 @@ def test_adapters_that_nothing_starts_from_go_and_tables_stay(run, store, capsys
     assert gc.find([out], adapters=True).items == []
 
 
-@pytest.mark.filterwarnings("ignore:.*is damaged")
 def test_a_stage_without_its_adapter_is_learned_again_with_its_scores(world):
     first, second = world.path("ones", "fours")
-    from dgg_ray.stages import Work
-
     world.shop.obtain(Work(first, (world.exam("ones"),)))
     theta = (world.store.open(first) / "adapter" / "theta.safetensors").read_bytes()
     assert world.store.discard(first.key, "adapter") == len(theta)
     assert world.store.discard(first.key, "adapter") == 0
     assert set(world.store.cells(first)) == {world.exam("ones").key}
-    world.shop.obtain(Work(second))
+    assert world.store.has(Work(first, (world.exam("ones"),)))  # its record is whole
+    with pytest.warns(UserWarning, match="shed of its weights to free space; .* done again"):
+        world.shop.obtain(Work(second))
     assert (world.store.open(first) / "adapter" / "theta.safetensors").read_bytes() == theta
     assert set(world.store.cells(first)) == {world.exam("ones").key}
     assert world.learner.begun == ["ones", "ones", "fours"]
@@ -246,18 +285,42 @@ def test_studies_of_several_stores_are_refused(run, store, tmp_path):
     one = run([0.2])
     study = studyfile.the_kept(one)
     other = tmp_path / "moved"
-    from dataclasses import replace
-
-    from dgg_ray.sections import Output
-
-    studyfile.keep(replace(study, output=Output(tmp_path / "elsewhere")), other)
+    studyfile.keep(replace(study, output=Output(str(tmp_path / "elsewhere"))), other)
     with pytest.raises(gc.ResultsError, match="several stores"):
         gc.find([one, other])
     aged(store)
-    assert gc.find([one, other], store.folder).items == []
-    with pytest.raises(gc.ResultsError, match="is no folder"):
+    assert gc.find([one, other], str(store.folder)).items == []
+    with pytest.raises(gc.ResultsError, match="holds nothing"):
         gc.find([other])
 
 
 def test_discarding_what_is_not_there_frees_nothing(store):
     assert store.discard("f" * 64) == 0
+
+
+def test_a_store_at_a_url_is_cleaned_by_the_same_rules(run, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
+    out = run([0.2, 0.9], scheme="file://")
+    run([0.2], scheme="file://")
+    assert gc.find([out]).items == []  # all of it is young
+    aged(store)
+    before, held = table(out), weight(store.folder)
+    litter = gc.find([out], adapters=True)
+    assert litter.store.url == f"file://{store.folder}"
+    assert litter.size == litter.store.size() == held
+    assert sum(item.what == gc.STAGES for item in litter.items) == 2
+    assert sum(item.what == gc.ADAPTERS for item in litter.items) >= 2
+    assert cli.main(["gc", str(out), "--adapters", "--delete", "--store", f"file://{store.folder}"]) == 0
+    assert held - weight(store.folder) >= litter.bytes
+    assert table(out).equals(before)
+    aged(store)
+    assert gc.find([out], adapters=True).items == []
+
+
+def test_a_store_that_tells_no_times_is_left_alone(run, store, monkeypatch):
+    out = run([0.2, 0.9])
+    run([0.2])
+    aged(store)
+    monkeypatch.setattr(Folder, "modified", lambda self, name: None)
+    with pytest.raises(NoTimes, match="does not say when"):
+        gc.find([out])
