@@ -21,7 +21,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgg_ray.contracts import Adapter
-from dgg_ray.glance import Glance
 from dgg_ray.rates import Estimate, Part, Rate, Seen, show, total
 from dgg_ray.stages import StageStore, Work, merged
 
@@ -83,9 +82,8 @@ class CostModel:
         """Take up everything that the store holds."""
         for number, probe in enumerate(self.store.probes()):
             self.add(f"{PROBE}{number}", (probe,), self.of_probe)
-        seen = Glance(self.store)  # one listing, however many there are
-        for record in seen:
-            self.add(record["key"], (record, *seen.sittings(record["key"])), self.of_stage)
+        for record, sittings in self.store.finished():
+            self.add(record["key"], (record, *sittings), self.of_stage)
 
     def finished(self, work: Work) -> None:
         """Take up what was just done."""

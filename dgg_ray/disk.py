@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dgg_ray.contracts import Strategy
-from dgg_ray.glance import Glance
 from dgg_ray.stages import Exam, Stage, StageStore, Work, merged, of_learning
 
 if TYPE_CHECKING:
@@ -65,9 +64,7 @@ class Sizes:
         self.begun = False
         for record in self.store.probes():
             self.add(record["meaning"], record["bytes"])
-        seen = Glance(self.store)  # one listing, however many there are
-        for record in seen:
-            sittings = seen.sittings(record["key"])
+        for record, sittings in self.store.finished():
             self.sat[record["key"]] = {cell["exam"] for sitting in sittings for cell in sitting["cells"]}
             self.begun |= record.get("study") == self.name
             self.add(record["meaning"], record["bytes"])

@@ -31,9 +31,9 @@ from dgg_ray.glance import Glance
 from dgg_ray.leases import Holder
 from dgg_ray.objects import Objects
 from dgg_ray.plan import foresee
-from dgg_ray.sections import Output
-from dgg_ray.stages import DRAFT_S, StageStore, Work, name_of
-from dgg_ray.study import Study
+from dgg_ray.published import key_of, name_of
+from dgg_ray.stages import DRAFT_S, StageStore, Work
+from dgg_ray.study import Study, store_at
 
 YOUNG_S = 3600.0
 AT_ONCE = 16
@@ -127,9 +127,8 @@ def find(
     Raises InUse where the store holds stages of other studies, whose needs are not known, and NoTimes.
     """
     studies = {out: studyfile.the_kept(out) for out in outs}
-    if place:
-        studies = {out: replace(study, output=Output(place)) for out, study in studies.items()}
-    stores = {(store := study.store(out)).url: store for out, study in studies.items()}
+    each = [store_at(place) if place else study.store(out) for out, study in studies.items()]
+    stores = {store.url: store for store in each}
     if len(stores) > 1:
         raise ResultsError(f"these studies have several stores, name those of one: {named(stores)}")
     (store,) = stores.values()
@@ -163,7 +162,7 @@ class Held:
         self.stages: dict[str, dict[str, dict[str, Any]]] = {}
         for name, data in objects.reads(objects.names("stages/")):
             if found := published.manifest(objects, name, data):
-                self.stages.setdefault(Path(name).name.partition(".")[0], {})[name] = found
+                self.stages.setdefault(key_of(name), {})[name] = found
         self.weights: dict[str, int] = defaultdict(int)  # of the adapter at a place
         for name, size in self.sizes.items():
             at, adapter, _ = name.partition("/adapter/")

@@ -80,5 +80,5 @@ class Glance(StageStore):
             self.sat[key] = list(self.under.sittings(key))
         return iter(self.sat[key])
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.under)
+    def finished(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        return self.under.finished()

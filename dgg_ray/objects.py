@@ -143,8 +143,8 @@ class Folder(Objects):
         draft = f"{file.parent}/.{uuid.uuid4().hex}"
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            write_all(handle, data)
             try:
+                write_all(handle, data)
                 os.link(draft, file)
             except FileExistsError:
                 return False
@@ -155,7 +155,7 @@ class Folder(Objects):
             finally:
                 os.unlink(draft)
             if lasting:  # after the names: one commit of the journal holds all of it
-                os.fsync(handle)
+                fsync(handle)
                 fsync(file.parent)
             return True
         finally:
@@ -297,9 +297,11 @@ def write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def fsync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
+def fsync(place: Path | int) -> None:
+    """Of a file or folder, or of one that is open."""
+    handle = place if isinstance(place, int) else os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
-        os.close(handle)
+        if handle is not place:
+            os.close(handle)

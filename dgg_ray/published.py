@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,16 @@ from dgg_ray.objects import Damaged, Folder, Objects, drafted, sha256
 
 HEAD, MIDDLE, TAIL = b'{"sha256": "', b'", "of":\n', b"}\n"
 BODY = len(HEAD) + 64 + len(MIDDLE)
+
+
+def name_of(key: str, sitting: str = "") -> str:
+    """A manifest's name."""
+    return f"stages/{key[:2]}/{key}{sitting and '.'}{sitting}.json"
+
+
+def key_of(name: str) -> str:
+    """The stage's key in a manifest's name."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def seal(content: dict[str, Any]) -> bytes:
@@ -113,7 +125,12 @@ def write(
             if not first:
                 objects.clear(place)
             objects.remove(mark)
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        with suppress(OSError, StoreError):
+            if not objects.read(name):
+                objects.clear(place)
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(
             f"cannot write {name} in {objects.url}: {error}. Free some space or name another folder"
         ) from error
@@ -137,7 +154,11 @@ def shed(objects: Objects, name: str, part: str, note: str) -> int:
 
 
 def sweep(objects: Objects, before: float) -> None:
-    """Remove the files of writers that began before that time and made no manifest."""
+    """Remove drafts, and files of writers that made no manifest, begun before that time."""
+    for draft in objects.drafts():
+        with suppress(OSError):
+            if draft.stat().st_mtime < before:
+                shutil.rmtree(draft)
     for mark in objects.names("writers/"):
         try:
             left = json.loads(objects.read(mark) or b"{}")

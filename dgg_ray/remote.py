@@ -27,7 +27,8 @@ from dgg_ray import patience, published
 from dgg_ray.cache import CACHE_GB, Cache
 from dgg_ray.errors import StoreError
 from dgg_ray.objects import Damaged, Objects, verify
-from dgg_ray.stages import Exam, StageStore, Work, name_of
+from dgg_ray.published import key_of, name_of
+from dgg_ray.stages import Exam, StageStore, Work
 
 CHECK_S = 8.0  # patience of a check, which is to tell within seconds
 AT_ONCE = 32  # requests
@@ -271,8 +272,3 @@ def fault(url: str) -> str:
     except ValueError:
         return f"fsspec knows no {kind}://"
     return "" if rest.strip("/") else f"{url} names no bucket"
-
-
-def key_of(name: str) -> str:
-    """Of a manifest's name, the stage's key."""
-    return name.rpartition("/")[2].partition(".")[0]

@@ -102,8 +102,8 @@ class MemoryStore(StageStore):
     def sweep(self) -> None:
         """Nothing is left by writers here."""
 
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self.records.values())
+    def finished(self) -> Iterator[tuple[Record, list[Record]]]:
+        return ((record, self.sat.get(key, [])) for key, record in self.records.items())
 
 
 @dataclass

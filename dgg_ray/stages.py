@@ -17,7 +17,7 @@ A store, in a folder or on an object store, by name:
                                    the strategy hands to the next stage, if anything
     files/abcdef…/0123…-WRITER/    the sitting's: predictions.parquet, every answer
     probes/abcdef…-SETUP.json      what a few steps and answers of the stage took there
-    failed/  inflight/  leases/    why it ended early; snapshots (snapshots.py); who is at it (leases.py)
+    failed/ inflight/ leases/      why it ended early; snapshots (snapshots.py); who is at it (leases.py)
     damaged/ drafts/ writers/      manifests set aside; what is being written
     shed/abcdef….json              its adapter was removed on purpose
 """
@@ -25,11 +25,11 @@ A store, in a folder or on an object store, by name:
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from dgg_ray.digests import Canonical, canonical, digest
 from dgg_ray.errors import StoreError
 from dgg_ray.notes import Notes
 from dgg_ray.objects import Objects
+from dgg_ray.published import key_of, name_of
 
 DRAFT_S = 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
@@ -220,7 +221,7 @@ def merged(works: Iterable[Work]) -> list[Work]:
 class StageStore(Notes):
     """Finished stages by key. Every method is safe with many processes at work.
 
-    This one lies in a folder; remote.RemoteStore, behind the same verbs, on an object store.
+    This one lies in a folder; remote.RemoteStore, with the same verbs, on an object store.
     """
 
     folder: Path
@@ -319,31 +320,19 @@ class StageStore(Notes):
         """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
         before = time.time() - DRAFT_S
         for snapshot in self.objects.names("inflight/"):
-            if self.objects.read(name_of(Path(snapshot).stem)) is not None:
+            if self.objects.read(name_of(key_of(snapshot))) is not None:
                 self.objects.remove(snapshot)
         published.sweep(self.objects, before)
-        for draft in self.objects.drafts():
-            with contextlib.suppress(OSError):
-                if draft.stat().st_mtime < before:
-                    shutil.rmtree(draft)
+
+    def finished(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """(Record, records of the sittings) of all finished stages, by key; by one listing."""
+        every = self.objects.reads(self.objects.names("stages/"))
+        for key, some in groupby(every, key=lambda named: key_of(named[0])):
+            read = ((name, published.manifest(self.objects, name, data)) for name, data in some)
+            found = {name: whole["record"] for name, whole in read if whole}
+            if record := found.pop(name_of(key), None):
+                yield record, [*found.values()]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
-        stages = [name for name in self.objects.names("stages/") if name.count(".") == 1]
-        for name, data in self.objects.reads(stages):
-            if found := published.manifest(self.objects, name, data):
-                yield found["record"]
-
-
-def name_of(key: str, sitting: str = "") -> str:
-    """A manifest's name."""
-    return f"stages/{key[:2]}/{key}{sitting and '.'}{sitting}.json"
-
-
-def store_at(place: str | Path, cache_gb: float | None = None) -> StageStore:
-    """The store in a folder or at a URL. cache_gb: of this node's disk, for what is fetched from there."""
-    if "://" not in str(place):
-        return StageStore(Path(place).expanduser().absolute())
-    from dgg_ray.remote import CACHE_GB, RemoteStore  # a folder needs none of it
-
-    return RemoteStore(str(place), cache_gb or CACHE_GB)
+        return (record for record, _ in self.finished())

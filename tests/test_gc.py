@@ -11,9 +11,10 @@ from dgg_ray import cli, gc, studyfile
 from dgg_ray.errors import NoTimes
 from dgg_ray.leases import Holder
 from dgg_ray.objects import Folder, weight
+from dgg_ray.published import name_of
 from dgg_ray.results import table
 from dgg_ray.sections import Output
-from dgg_ray.stages import StageStore, Work, name_of
+from dgg_ray.stages import StageStore, Work
 
 KB = 1000
 STUDY = """\
