@@ -14,6 +14,7 @@ import argparse
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -57,6 +58,17 @@ class Marked(StageStore):
 
     def has(self, work: Work) -> bool:
         return (self.folder / f"{work.key}.done").exists() or super().has(work)
+
+
+@dataclass(frozen=True)
+class Alone(Marked):
+    """Without leases: as if no other driver could be there."""
+
+    def lease(self, key: str, holder: Holder, seconds: float = 60.0) -> None:
+        return None
+
+    def release(self, key: str, holder: Holder) -> None:
+        pass
 
 
 def works(study: Study, count: int) -> list[Work]:
@@ -132,27 +144,34 @@ def broker_of(store: StageStore) -> Any:
     return Broker.remote(store, 2, None, Holder.here())  # type: ignore[attr-defined]
 
 
-def rate(count: int, fleets: int = 8) -> None:
-    study = sleeping(fleets, 1.0)
-    with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
-        store = Marked(Path(name))
-        broker, asked = broker_of(store), works(study, count)
-        ray.get(broker.status.remote())
-        began = time.perf_counter()
-        answers = [broker.need.remote(work) for work in asked]
-        taking = {broker.take.remote(f"fleet {n}", 60.0): f"fleet {n}" for n in range(fleets)}
-        left = count
-        while left:
-            (ready,), _ = ray.wait(list(taking))
-            fleet, work = taking.pop(ready), ray.get(ready)
+def rate(count: int) -> None:
+    with cluster.connected(sleeping(1, 1.0)):
+        for label, store in (("leased", Marked), ("without leases", Alone)):
+            with tempfile.TemporaryDirectory(prefix="dgg-") as name:
+                seconds = served(store(Path(name)), count)
+            print(f"  {label}: {count} stages in {seconds:.1f} s, {count / seconds:.0f} a second", flush=True)
+
+
+def served(store: StageStore, count: int, fleets: int = 8) -> float:
+    """Seconds in which so many stages were asked for, taken by fleets and answered."""
+    broker, asked = broker_of(store), works(sleeping(1, 1.0), count)
+    ray.get(broker.status.remote())
+
+    def serve(fleet: str) -> None:
+        while (work := ray.get(broker.take.remote(fleet, 2.0))) is not None:
             (store.folder / f"{work.key}.done").touch()
-            broker.done.remote(fleet, work.key, True, None)
-            left -= 1
-            if left >= len(taking) + 1:
-                taking[broker.take.remote(fleet, 60.0)] = fleet
-        ray.get(answers)
-        seconds = time.perf_counter() - began
-        print(f"  {count} stages in {seconds:.1f} s: {count / seconds:.0f} a second")
+            ray.get(broker.done.remote(fleet, work.key, True, None))
+
+    began = time.perf_counter()
+    answers = [broker.need.remote(work) for work in asked]
+    threads = [threading.Thread(target=serve, args=[f"fleet {n}"]) for n in range(fleets)]
+    for thread in threads:
+        thread.start()
+    ray.get(answers)
+    seconds = time.perf_counter() - began
+    for thread in threads:
+        thread.join()
+    return seconds
 
 
 def restart(count: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dgg_ray import drift
 from dgg_ray.optimism import (
     constraint_sentences,
     optimism_sentences,
@@ -55,6 +56,7 @@ def answer(results: Results) -> list[str]:
         *constraint_sentences(results),
         *optimism_sentences(results),
         *order_sentences(results, split),
+        *drift.sentences(results.machines),
         *failures(results),
         *unspent(results),
     ]

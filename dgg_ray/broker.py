@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,17 +21,20 @@ from typing import Any
 
 import ray
 
+from dgg_ray import logs
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD
 from dgg_ray.desk import Desk
 from dgg_ray.errors import OverBudget, describe
+from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
 from dgg_ray.stages import StageStore, Work
 
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
+NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
 AILMENTS = 5  # stages in a row that were lost to machines or the store, none finished: the study ends
 
 
@@ -45,9 +49,17 @@ class Broker:
     """The desk, as an actor that can be waited for."""
 
     def __init__(
-        self, store: StageStore, retries: int, purse: Purse | None = None, holder: Holder | None = None
+        self,
+        store: StageStore,
+        retries: int,
+        purse: Purse | None = None,
+        holder: Holder | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.store, self.desk = store, Desk(store, retries, purse)
+        self.store, self.desk, self.watch = store, Desk(store, retries, purse), watch
+        if watch:
+            watch.begin()
+            self.desk.bill = watch.bill
         self.claims = Claims(store, holder)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
@@ -90,9 +102,11 @@ class Broker:
             work = self.desk.take(fleet) if now >= self.ready_at else None
             while self.desk.refused:
                 key, error = self.desk.refused.popitem()
+                logs.trouble("refused", error, level=logging.WARNING)
                 self._answer(key, {"ok": False, "error": error})
             if work:
                 if await self._ours(work) and self.lives[fleet] == life:
+                    logs.event("taken", work, fleet=fleet, queued=self.desk.waiting)
                     return work
                 continue
             if now >= deadline:
@@ -104,11 +118,12 @@ class Broker:
         return None
 
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
-        if key in self.desk.of(fleet):
-            await asyncio.to_thread(self.claims.drop, key)
         if error is None:
             self.ailments = 0
+        mine = key in self.desk.of(fleet)
         if self.desk.done(fleet, key, learned, error):
+            if mine:
+                await asyncio.to_thread(self.claims.drop, key)
             self._answer(key, {"ok": error is None, "error": error})
         await self._tell()  # there may be more to do, or money for it
 
@@ -116,6 +131,7 @@ class Broker:
         """The fleet's workers began anew, or are gone: what they had is to be taken again."""
         self.lives[fleet] += 1
         for key in self.desk.of(fleet):
+            logs.event("lost", self.desk.out[key].asked, logging.WARNING, fleet=fleet)
             await asyncio.to_thread(self.claims.drop, key)
         for work in self.desk.lost(fleet):
             error = cause or {
@@ -129,6 +145,13 @@ class Broker:
             if not work.probe:
                 await asyncio.to_thread(self.store.fail, work.stage, error)
         await self._tell()
+
+    async def orphaned(self, fleet: str) -> None:
+        """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
+        life = self.lives[fleet]
+        await asyncio.sleep(NEW_LIFE_S)
+        if self.lives[fleet] == life:
+            await self.lost(fleet)
 
     async def unwell(self, fleet: str, cause: dict[str, str]) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
@@ -154,7 +177,10 @@ class Broker:
         """Counts, what is in training, and what another driver has."""
         shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.desk.out.values()]
         counts = {"waiting": self.desk.waiting, "elsewhere": len(self.desk.elsewhere)}
-        return {**self.desk.counts, **counts, "running": shown, "closed": self.reason}
+        found = {**self.desk.counts, **counts, "running": shown, "closed": self.reason}
+        if self.watch:
+            self.watch.show(found)
+        return found
 
     async def _there(self, work: Work) -> bool:
         return await asyncio.to_thread(self.store.has, work)
@@ -204,8 +230,10 @@ def restarted() -> bool:
     """Whether this process continues an actor that died."""
     if not ray.is_initialized():
         return False
-    context = ray.get_runtime_context()
-    return bool(context.get_actor_id() and context.was_current_actor_reconstructed)
+    from ray._private.state import actors  # a runtime context says only whether there were any
+
+    actor = ray.get_runtime_context().get_actor_id()
+    return bool(actor and actors(actor)["NumRestarts"])
 
 
 def closing(reason: str) -> dict[str, str]:

@@ -18,9 +18,9 @@ from typing import Any
 from dgg_ray.errors import DggError, Fault, StudyError
 
 STUDY_IS_WRONG, STOPPED = 2, 130
-TUNNEL = os.environ.get("DGG_RAY_ADDRESS") or "http://127.0.0.1:8265"  # where `ray dashboard` opens it
-STORE = os.environ.get("DGG_RAY_STORE") or None
+TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the head's door
 STORED = "stages go there (else $DGG_RAY_STORE, else the study's output.store)"
+THERE = f"the cluster's head (else $DGG_RAY_ADDRESS, else {TUNNEL})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,11 +54,11 @@ def parser() -> argparse.ArgumentParser:
             "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, else the study's)"
         )
         c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
-        c.add_argument("--store", default=STORE, metavar="URL", help=STORED)
+        c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
 
     def takes_results(c: argparse.ArgumentParser) -> None:
         c.add_argument("out", metavar="DIR", help="folder of the results; with --address or --store a NAME")
-        c.add_argument("--address", nargs="?", const=TUNNEL, help=f"a cluster's head (default: {TUNNEL})")
+        c.add_argument("--address", nargs="?", const=tunnel(), help=THERE)
         c.add_argument("--store", metavar="URL", help="the store that the study was run with")
         c.add_argument("--copy", type=Path, metavar="DIR", help="what is fetched (default: out/cluster/NAME)")
 
@@ -112,19 +112,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def tunnel() -> str:
+    return os.environ.get("DGG_RAY_ADDRESS") or TUNNEL
+
+
 def from_afar(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     """Commands for a study on a cluster, given on any machine that reaches its head."""
     c = command("submit", submit, "run a study on a cluster, or go on with it, from afar")
     c.add_argument("study", type=Path, help="a study's YAML file")
-    c.add_argument("--address", default=TUNNEL, help="the cluster's head (default: %(default)s)")
-    c.add_argument("--store", default=STORE, metavar="URL", help=STORED)
+    c.add_argument("--address", default=tunnel(), help=THERE)
+    c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
     c.add_argument("--data", help="folder of the tasks' files on the cluster (default: they are sent along)")
     c.add_argument("--out", help="folder of the results on the head (default: dgg_ray/NAME in its home)")
     pins = {"nargs": "?", "const": Path("constraints.txt"), "metavar": "FILE"}
     c.add_argument("--pip", type=Path, **pins, help="install what is needed there, at this file's versions")
     c.add_argument("--follow", action="store_true", help="pass on what it says until it ends")
     c = command("studies", studies, "all studies that a cluster or a store knows")
-    c.add_argument("--address", nargs="?", const=TUNNEL, help=f"the cluster's head (default: {TUNNEL})")
+    c.add_argument("--address", nargs="?", const=tunnel(), help=THERE)
     c.add_argument("--store", metavar="URL", help="a store")
     c.add_argument("--json", action="store_true", help="as JSON")
     for name, do, text in (
@@ -133,7 +137,7 @@ def from_afar(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> No
     ):
         c = command(name, do, text)
         c.add_argument("name", help="the study's name")
-        c.add_argument("--address", default=TUNNEL, help="the cluster's head (default: %(default)s)")
+        c.add_argument("--address", default=tunnel(), help=THERE)
         if do is logs:
             c.add_argument("--follow", action="store_true", help="go on until it ends")
 
@@ -275,8 +279,7 @@ def gc(options: argparse.Namespace) -> None:
     litter = gc.find(options.out, options.store, options.gone, options.adapters)
     freed = litter.delete() if options.delete else 0
     if options.json:
-        print(json.dumps(litter.as_json() | {"freed": freed}, indent=1))
-        return
+        return print(json.dumps(litter.as_json() | {"freed": freed}, indent=1))
     print(litter)
     print(f"{freed / 1e9:.3g} GB freed" if options.delete else "nothing was removed; --delete removes it")
 
@@ -295,7 +298,7 @@ def submit(options: argparse.Namespace) -> int:
 def studies(options: argparse.Namespace) -> None:
     from dgg_ray import launch
 
-    address = options.address if options.store else options.address or TUNNEL
+    address = options.address if options.store else options.address or tunnel()
     found = launch.listed(address, options.store)
     print(json.dumps(found, indent=1) if options.json else launch.as_table(found))
 

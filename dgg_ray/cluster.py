@@ -13,16 +13,16 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
 from math import ceil, inf
 from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
 
-from dgg_ray.digests import digest
+from dgg_ray import environment
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
+from dgg_ray.versions import version
 
 LAUNCHED = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, whatever its name says
 ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays
@@ -31,6 +31,7 @@ ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: th
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default, 2, delays every start and end by it
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # of the 30 s that some clouds give, the default takes 5
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the fleets must end too
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshot is never read: the store is the truth
@@ -108,9 +109,7 @@ def join(address: str) -> None:
 @cache
 def code() -> str:
     """This package's version and what its source files hash to."""
-    folder = Path(__file__).parent
-    files = {str(file.relative_to(folder)): file.read_text() for file in sorted(folder.rglob("*.py"))}
-    return f"{version('dgg_ray')} ({digest(files)[:12]})"
+    return f"{version('dgg_ray')} ({environment.source()})"
 
 
 def other_code(wanted: str) -> str:

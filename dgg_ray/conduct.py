@@ -150,3 +150,46 @@ class Ahead:
     comparison: tuple[int, Hours | None] = (0, None)
     block: Hours | None = None
     stage: Hours | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine that stages of the study were learned on.
+
+    kind: all that tells it apart; stages: learned there.
+    drift: largest difference of a score, when the sentinel stage was learned again there, from what was
+        published, in [0, 1]; None where that was not done (`reference`: it was published from there).
+    exam: "task split" of that score; same: whether the weights were the same to the bit, None if not known.
+    """
+
+    kind: str
+    stages: int
+    drift: float | None = None
+    exam: str = ""
+    same: bool | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The kinds of machine that a study's stages come from, the most used first.
+
+    noise: standard deviation over seeds of the same scores, in [0, 1]; None where no two seeds are there.
+    noise_of: over what it was taken.
+    """
+
+    kinds: tuple[Machine, ...] = ()
+    noise: float | None = None
+    noise_of: str = ""
+
+    @property
+    def largest(self) -> Machine | None:
+        """The one that drifts most, of those measured."""
+        measured = [machine for machine in self.kinds if machine.drift is not None]
+        return max(measured, key=lambda machine: machine.drift or 0.0, default=None)
+
+    @property
+    def apart(self) -> bool:
+        """Whether kinds differ by more than seeds do."""
+        most = self.largest
+        return most is not None and self.noise is not None and (most.drift or 0.0) > self.noise

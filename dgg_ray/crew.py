@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,13 +14,15 @@ from typing import Any, Self
 import ray
 
 from dgg_ray import broker as brokers
-from dgg_ray import cluster
+from dgg_ray import cluster, logs
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.errors import ClusterError, describe
 from dgg_ray.fleet import Fleets, workshop
+from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
 from dgg_ray.progress import Display
+from dgg_ray.sentinel import Sentinel
 from dgg_ray.stages import Stage, StageStore, Work
 from dgg_ray.study import Study
 
@@ -94,6 +97,7 @@ class Crew:
         if self.shop is None:
             self.shop = workshop(self.study, self.store)
             self.shop.tick = self.tick
+            self.sentinel = Sentinel(self.study, self.shop)
             self.claims = Claims(self.store)
             self.stack.callback(self.claims.close)
         left, waited = deque(deque(chain) for chain in chains), 0
@@ -115,6 +119,7 @@ class Crew:
                 break
             if self.purse.verdict(work) == "over":
                 self.over = True
+                logs.trouble("refused", describe(self.purse.refusal(work)), work, logging.WARNING)
                 break
             if self.claims.take(work.key) is not None:
                 return False
@@ -129,10 +134,13 @@ class Crew:
     def done_here(self, work: Work) -> bool:
         """Whether it ended well."""
         fresh, began = self.store.record(work.stage) is None, time.monotonic()
+        self.sentinel.before(work)
         try:
-            self.shop.obtain(work)
+            with logs.about(work):
+                self.shop.obtain(work)
         except Exception as problem:
             self.errors.append(describe(problem))
+            logs.trouble("failed", self.errors[-1], work)
             if not work.probe:
                 self.store.fail(work.stage, self.errors[-1])
             self.purse.lose(time.monotonic() - began)
@@ -156,7 +164,7 @@ class Crew:
             self.display.say("starting Ray …")
             self.stack.enter_context(cluster.connected(self.study, self.address))
             retries = self.study.workers.retries
-            desk = (self.store, retries, self.purse, Holder.here())
+            desk = (self.store, retries, self.purse, Holder.here(), Watch.of(self.study, self.out))
             self.broker = brokers.Broker.remote(*desk)  # type: ignore[attr-defined]
             folder = self.out / "ray"
             self.fleets = self.stack.enter_context(

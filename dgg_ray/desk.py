@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from dgg_ray.budget import Purse
@@ -69,6 +69,7 @@ class Desk:
         self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
         self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
         self.counts: Counter[str] = Counter()
+        self.bill: Callable[[Work, float], None] = lambda work, seconds: None  # told what each order took
 
     def need(self, work: Work) -> str:
         """`ready`, `failed`, `joined`, `queued`, or `over`: the budget has nothing for it."""
@@ -145,6 +146,7 @@ class Desk:
 
     def settle(self, order: Order, in_vain: bool) -> None:
         """What an order took is on the bill, and others may start again."""
+        self.bill(order.asked, time.time() - order.started)
         if in_vain:
             self.purse.lose(time.time() - order.started)
         else:

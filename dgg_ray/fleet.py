@@ -20,10 +20,12 @@ import ray
 import ray.train
 from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
-from dgg_ray import cluster
+from dgg_ray import cluster, logs
+from dgg_ray.environment import kind
 from dgg_ray.errors import ClusterError, Fault, OtherVersion, StageError, StoreError, StudyError, describe
 from dgg_ray.pulse import Pulse, Watchdog, stuck, trace
 from dgg_ray.sections import Workers
+from dgg_ray.sentinel import Sentinel
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
@@ -49,6 +51,7 @@ def work_loop(config: dict[str, Any]) -> None:
         return ray.get(broker.close.remote(why))
     study, store = ray.get([config["study"], config["store"]])
     w = study.workers
+    logs.started(study.name, fleet, config.get("logs"), rank())
     if w.gpus:  # Ray shows every worker all GPUs of the group on its machine
         torch.cuda.set_device(get_device())
     # What the group had before it was replaced.
@@ -64,10 +67,16 @@ def work_loop(config: dict[str, Any]) -> None:
     shop.tick = pulse.step
     if not isinstance(shop, Simulated):
         shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
+    caught = (StageError, StoreError) if w.per_fleet > 1 else Exception
+    sentinel = Sentinel(study, shop, caught)
+    logs.event("begun", kind=kind(shop.where()).name)
     while work := lead(lambda: ray.get(broker.take.remote(fleet, w.idle_s))):
         pulse.begin(work)
+        sentinel.before(work)
         fresh = lead(lambda s=work.stage: store.record(s)) is None
         error, at_fault = tried(shop, work, together=w.per_fleet > 1)
+        if error:
+            logs.trouble("failed", error, work)
         if error and at_fault and not work.probe:
             lead(lambda s=work.stage, e=error: store.fail(s, e))
         pulse.end()
@@ -75,6 +84,7 @@ def work_loop(config: dict[str, Any]) -> None:
             return lead(lambda e=error: ray.get(broker.unwell.remote(fleet, e)))
         learned = fresh and error is None and bool(work.stage.learns) and not work.probe
         lead(lambda k=work.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
+    logs.event("ended")
 
 
 def tried(shop: Workshop | Simulated, work: Work, together: bool) -> tuple[dict[str, str] | None, bool]:
@@ -84,7 +94,8 @@ def tried(shop: Workshop | Simulated, work: Work, together: bool) -> tuple[dict[
     the group, and Ray Train starts it anew.
     """
     try:
-        shop.obtain(work)
+        with logs.about(work):
+            shop.obtain(work)
     except (StageError, OtherVersion) as problem:
         return describe(problem), True
     except StoreError as problem:
@@ -168,13 +179,13 @@ def rank() -> int:
 
 
 class Losses(ray.train.UserCallback):
-    """Tells the broker at once that a fleet's workers died: others may be had only much later, or never."""
+    """Tells the broker that a fleet's workers died: there may be no machine for others."""
 
     def __init__(self, broker: Any, fleet: str) -> None:
         self.broker, self.fleet = broker, fleet
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.broker.lost.remote(self.fleet)
+        self.broker.orphaned.remote(self.fleet)
 
 
 @ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
@@ -278,6 +289,7 @@ class Fleets:
         if not self.sent:
             self.sent = {"study": ray.put(self.study), "store": ray.put(self.store), "code": cluster.code()}
         config = {**self.sent, "broker": self.broker, "fleet": fleet, "life": uuid4().hex[:12]}
+        config["logs"] = self.folder.parent / logs.FOLDER
         ref = run_fleet.remote(self.study.workers, config, str(self.folder))
         self.running[ref] = fleet
 
@@ -299,6 +311,7 @@ class Fleets:
                 ray.get(ref)
                 self.ends.clear()
             except Exception as problem:
+                logs.trouble("fleet over", describe(problem), fleet=fleet)
                 done = status.get("trained", 0) + status.get("failed", 0)  # given up: the rest goes on
                 if done != self.done_at_end:
                     self.ends.clear()

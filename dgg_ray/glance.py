@@ -62,6 +62,9 @@ class Glance(StageStore):
     """A store whose stages are looked up once, and read once. What is published later is not seen."""
 
     def __init__(self, store: StageStore) -> None:
+        if isinstance(store, Glance):  # what was seen stays what it was
+            vars(self).update(vars(store))
+            return
         under = copy(store)
         vars(under)["objects"] = objects = Seen(store.objects)
         vars(self).update(folder=store.folder, objects=objects, under=under, records={}, sat={})

@@ -86,6 +86,7 @@ class Head:
             with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
                 return json.load(answer)["ray_version"]
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code in (401, 403):
                 return None
             raise self.no_jobs(f"HTTP {error.code}") from error

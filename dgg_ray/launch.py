@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,30 +129,9 @@ def packed(errand: Errand, pip: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def requirements(pins: Path) -> list[str]:
-    """All that this package and its store on S3 need, each at its pinned version."""
-    from importlib.metadata import requires
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    lines = [line.partition("#")[0].strip() for line in pins.read_text().splitlines()]
-    pinned = {canonicalize_name(line.partition("==")[0]): line for line in lines if "==" in line}
-    found, ahead = dict[str, str](), [("dgg-ray", frozenset({"s3"}))]
-    seen = set(ahead)
-    while ahead:
-        package, extras = ahead.pop()
-        with contextlib.suppress(ModuleNotFoundError):  # needed elsewhere only
-            for text in requires(package) or ():
-                r = Requirement(text)
-                if r.marker and not any(r.marker.evaluate({"extra": e}) for e in extras or {""}):
-                    continue
-                name = canonicalize_name(r.name)
-                if name in pinned and name != "ray":  # Ray is the image's own, and checked
-                    found[name] = pinned[name]
-                if (more := (name, frozenset(r.extras or {""}))) not in seen:
-                    seen.add(more)
-                    ahead.append(more)
-    return sorted(found.values())
+    """The pinned set but for Ray, which is the image's own, and checked."""
+    lines = (line.partition("#")[0].strip() for line in pins.read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("ray==")]
 
 
 # -- what can be checked on this machine -----------------------------------------------------------
@@ -160,8 +139,7 @@ def requirements(pins: Path) -> list[str]:
 
 def checked(file: Path, data: str | None, store: str | None, pip: Path | None = None) -> Errand:
     """StudyError with every fault of the file, and of its data as far as they are on this machine."""
-    raw, lines, faults = studyfile.parse(file)
-    raw = studyfile.stored(raw, store) if store and isinstance(raw, Mapping) else raw
+    raw, lines, faults = studyfile.parse(file, store)
     built = studyfile.build(raw, ledger.ANYWHERE, files=False) if isinstance(raw, Mapping) else (None, [])
     study, found = built
     faults += found
@@ -195,7 +173,7 @@ def places(study: Study) -> tuple[dict[Path, str], list[Path]]:
     elsewhere: list[Path] = []
     parts = [(f"tasks.{name}", reader) for name, reader in study.readers.items()]
     for at, plugin in [("model", study.model), *parts]:
-        for f in fields(plugin):  # type: ignore[arg-type]
+        for f in fields(plugin) if is_dataclass(plugin) else ():  # what is broken is none
             value = getattr(plugin, f.name)
             if isinstance(value, str) and value.startswith(("/", "~")):
                 value = Path(value).expanduser()

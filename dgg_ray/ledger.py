@@ -44,6 +44,7 @@ class Ledger:
     out: Path
     shared: bool = False
     next_told: float = field(default=0.0, init=False)
+    begun: bool = field(default=False, init=False)
 
     def __enter__(self) -> Self:
         if self.shared and (before := self.store.noted(note(self.study.name, STUDY))):
@@ -63,7 +64,9 @@ class Ledger:
     def live(self, content: dict[str, Any]) -> None:
         """What runs now: {at, running, queued}. Never raises for a store that is out of reach."""
         published.note(self.out / LIVE, content)
-        if time.monotonic() >= self.next_told:
+        first = bool(content["running"]) and not self.begun
+        if first or time.monotonic() >= self.next_told:
+            self.begun |= first
             self.next_told = time.monotonic() + TELL_EVERY_S
             self.tell(content)
 

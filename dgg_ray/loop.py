@@ -9,15 +9,11 @@ and so does a single process.
 from __future__ import annotations
 
 import math
-import platform
 import resource
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import version
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,8 +24,9 @@ import pyarrow.parquet
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray import draws, plugins, snapshots
+from dgg_ray import draws, logs, plugins, snapshots
 from dgg_ray.contracts import Example, Learner, Strategy, Task
+from dgg_ray.environment import environment
 from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.objects import weight
 from dgg_ray.snapshots import Rhythm, Snapshot
@@ -49,6 +46,7 @@ class Workshop:
     tick: called after every step.
     rhythm: when a stage in its middle is kept.
     by: who does it: {study, workers}, kept with all that is published and measured.
+    where: on what, kept with every stage.
     """
 
     learner: Learner
@@ -59,6 +57,7 @@ class Workshop:
     tick: Tick = lambda stage, done, steps: None
     rhythm: Rhythm = field(default_factory=Rhythm)
     by: Mapping[str, str] = field(default_factory=dict)
+    where: Callable[[], dict[str, str]] = environment
 
     def obtain(self, work: Work) -> None:
         """Leave the store with the stage and all the exams in it."""
@@ -93,6 +92,7 @@ class Workshop:
         if taken:
             losses, before = list(taken.losses), taken.seconds
             strategy.memory.update(taken.memory | learner.begin(*begun, len(losses), taken.tensors))
+            logs.event("gone on", stage, step=len(losses))
         else:
             losses, before = [], 0.0
             learner.begin(*begun)
@@ -118,6 +118,7 @@ class Workshop:
         loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
         cost["begin_seconds"] = start - came
+        logs.event("learned", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
         self.publish(stage, strategy, loss, cost)
 
     def broke(self, stage: Stage, why: str) -> NotFinite:
@@ -145,6 +146,7 @@ class Workshop:
             taken = Snapshot(losses, seconds, snapshots.plain(strategy.memory), tensors)
             self.lead(lambda: self.written(stage, taken))
             rhythm.kept(done)
+            logs.event("snapshot", stage, step=done)
 
     def written(self, stage: Stage, taken: Snapshot) -> None:
         try:
@@ -178,6 +180,7 @@ class Workshop:
         table = pyarrow.Table.from_pylist(rows)
         write = lambda folder: pyarrow.parquet.write_table(table, folder / "predictions.parquet")  # noqa: E731
         self.lead(lambda: self.store.sit(stage, cells, write, self.by))
+        logs.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
 
     def probe(self, work: Work) -> None:
         """Time a few steps and answers of the stage from a fresh adapter, and weigh that; keep no more."""
@@ -264,12 +267,13 @@ class Workshop:
             "earlier": list(stage.earlier),
             "loss": loss,
             "cost": cost | {"peak_memory_mb": peak_memory_mb()},
-            "environment": environment(),
+            "environment": self.where(),
             **self.by,
         }
         if stage.learns:
             self.learner.gather()
         self.lead(lambda: self.store.publish(stage, record, fill))
+        logs.event("published", stage)
         self.lead(lambda: snapshots.remove(self.store, stage))
 
 
@@ -294,16 +298,3 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-@cache
-def environment() -> dict[str, str]:
-    """Where a stage was learned: numbers differ between devices and versions, so they are kept."""
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("dgg_ray", "torch", "transformers", "peft")},
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "host": socket.gethostname(),
-        "threads": str(torch.get_num_threads()),
-    }

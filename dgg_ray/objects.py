@@ -139,7 +139,7 @@ class Folder(Objects):
         and of which nobody was told that it is there: its reader checks.
         """
         file = self.root / name
-        made(file.parent)
+        made(file.parent, lasting)
         draft = f"{file.parent}/.{uuid.uuid4().hex}"
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -283,12 +283,13 @@ def below(folder: Path | str, lead: str, start: str = "") -> Iterator[str]:
                 yield lead + entry.name
 
 
-def made(folder: Path) -> None:
-    """Make a folder and those above it, so that they are there after a power cut."""
+def made(folder: Path, lasting: bool = True) -> None:
+    """Make a folder and those above it; `lasting`: so that they are there after a power cut."""
     if not folder.is_dir():
-        made(folder.parent)
+        made(folder.parent, lasting)
         folder.mkdir(exist_ok=True)
-        fsync(folder.parent)
+        if lasting:
+            fsync(folder.parent)
 
 
 def write_all(handle: int, data: bytes) -> None:

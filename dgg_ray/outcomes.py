@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import plugins
-from dgg_ray.conduct import Ahead, Searched, Spending, Terms
+from dgg_ray.conduct import Ahead, Machines, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.intervals import mean_interval, paired_difference
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
@@ -49,12 +49,12 @@ class Results:
     rivals: label ("finetune", "replay", "joint") → setting id of the run it is compared with.
     failures: stages that ended early: {"stage", "learned", "error", "message", "traceback"}.
     costs: one row per distinct stage: key, learned, depth, runs (how many share it), steps,
-        examples, learn_seconds, exam_seconds, peak_memory_mb, device, host.
+        examples, learn_seconds, exam_seconds, peak_memory_mb, device, host, machine (its kind).
     tried: ids of the settings that the search proposed, in that order.
     facts: what else the report prints: counts of stages asked for, trained, shared; versions.
     spending: what it took, and what was predicted.
     search: what the search did, None where there was none; terms: on what it chose and compared.
-    ahead: what is left of the study.
+    ahead: what is left of the study; machines: the kinds that its stages were learned on.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Results:
     search: Searched | None = None
     terms: Terms = Terms()
     ahead: Ahead = Ahead()
+    machines: Machines = Machines()
 
     @cached_property
     def known(self) -> dict[tuple[str, ...], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ class Display:
 
     total: pieces of work in all, as far as known; it grows when the search proposes more.
     look: predicts the rest from the store; asked now and then.
+    told: called after every finished piece.
     note: told now and then what is running, for others to read while it does.
     """
 
@@ -52,6 +52,7 @@ class Display:
     quiet: bool = False
     look: Callable[[], Looked] | None = None
     note: Callable[[dict[str, Any]], None] | None = None
+    told: Callable[[], None] = lambda: None
     outlook: Outlook | None = field(default=None, init=False)
     looked: float = field(default=0.0, init=False)
 
@@ -86,11 +87,12 @@ class Display:
     def finished(self, was_there: bool = False) -> None:
         self.done += 1
         self.ready += was_there
+        self.told()
         self.predict()
         now = time.monotonic()
         if self.live is None and not self.quiet and now - self.spoke > PLAIN_EVERY_S:
             self.spoke = now
-            print(self.line(), file=sys.stderr, flush=True)
+            self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
 
     def update(self, status: dict[str, Any]) -> None:
         self.trained = status.get("trained", 0)

@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.csv
 from matplotlib.figure import Figure
 
-from dgg_ray import next_steps, plugins, robustness
+from dgg_ray import drift, next_steps, plugins, robustness
 from dgg_ray.answer import SHOWN, answer
 from dgg_ray.curves import sentences, summary, tradeoffs
 from dgg_ray.disparity import disparity, overall
@@ -122,7 +122,7 @@ def page(
     return environment.get_template("report.html.j2").render(
         results=results,
         answer=opening,
-        bold=warning(results),
+        bold=[*warning(results), *drift.warning(results.machines)],
         next_steps=next_steps.sentences(results),
         went=[*race_sentences(results.search), *audit_sentences(results.search)] if results.search else [],
         pareto=pareto_rows(results, best),
@@ -137,6 +137,7 @@ def page(
         all_judged=len(best),
         knobs=[name_of(knob) for knob in results.knobs],
         costs=cost_rows(results.costs),
+        machines=drift.rows(results.machines),
         spending=spending_rows(results.spending),
         facts=flat(results.facts),
     )
@@ -318,7 +319,6 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def latex(comparison: pd.DataFrame, split: str) -> str:
     """The comparison as a booktabs table, in percent, with half widths of the 95 % intervals."""
-
     signs = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "–": "--"}
 
     def safe(text: object) -> str:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dgg_ray import forecast, judge, methods, plugins, retrace, studyfile
+from dgg_ray import drift, forecast, judge, methods, plugins, retrace, studyfile
 from dgg_ray.cost import CostModel
+from dgg_ray.environment import kind
 from dgg_ray.errors import ResultsError
 from dgg_ray.glance import Glance
 from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
+from dgg_ray.versions import version
 
 
 def table(out: str | Path) -> pd.DataFrame:
@@ -47,6 +48,7 @@ def load(out: Path) -> Results:
     rivals = {label: at.id for label, at in final.items() if at is not winner}
     untouched = judge.base_work(winner) if winner is not None else None
     stages = distinct(work.stage for works in asked.works.values() for work in works)
+    paid = costs(store, asked, stages)
     return Results(
         name=study.name,
         question=study.question,
@@ -57,12 +59,13 @@ def load(out: Path) -> Results:
         rivals=rivals,
         tried=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
         failures=failures(store, stages),
-        costs=costs(store, asked, stages),
+        costs=paid,
         facts=facts(study, store, asked, stages),
         spending=spending(study, store, out),
         search=told,
         terms=retrace.terms(study),
         ahead=retrace.ahead(study, store, search, more, final),
+        machines=drift.machines(study, store, learned_on(paid)),
     )
 
 
@@ -152,10 +155,17 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
                     "peak_memory_mb": cost["peak_memory_mb"],
                     "device": where["device"],
                     "host": where["host"],
+                    "machine": kind(where).name,
                 }
             )
     columns = ["key", "learned", "depth", "runs", "steps", "examples", "learn_seconds", "exam_seconds"]
-    return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host"])
+    return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host", "machine"])
+
+
+def learned_on(paid: pd.DataFrame) -> dict[str, int]:
+    """Kind of machine → stages learned there; the untouched model is not learned."""
+    counts = paid.loc[paid["learned"] != "", "machine"].value_counts()
+    return {str(name): int(count) for name, count in counts.items()}
 
 
 def spending(study: Study, store: StageStore, out: Path) -> Spending:
@@ -234,4 +244,5 @@ def recommendation(results: Results) -> dict[str, Any]:
         "split": split,
         "comparison": json.loads(str(compared.to_json(orient="records"))),  # as numbers, nan as null
         "failed_stages": len(results.failures),
+        "machines": drift.sentences(results.machines),
     }

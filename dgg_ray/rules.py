@@ -14,7 +14,7 @@ from dgg_ray.contracts import SPLITS, Task
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.orders import DESIGNS, Ask, existing, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
-from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Workers
+from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Workers
 from dgg_ray.stages import Data
 from dgg_ray.study import Study
 
@@ -60,6 +60,7 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
 
         if rule := remote.fault(str(study.output.store)):
             faults.append(Fault("output.store", rule, repr(study.output.store)))
+    faults += tracker_rules(study.output)
     return faults + (search_rules(study, study.search, broken) if study.search else [])
 
 
@@ -189,6 +190,17 @@ def budget_rules(budget: Budget, workers: Workers) -> Iterator[Fault]:
         yield Fault("budget.gpu_hours", rule, f"{budget.gpu_hours:g}")
     if budget.money and not workers.price_per_hour:
         yield Fault("budget.money", "needs workers.price_per_hour, which is not given", f"{budget.money:g}")
+
+
+PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+INSTALLS = {"tensorboard": "tensorboardX", "mlflow": "mlflow-skinny", "wandb": "wandb"}
+
+
+def tracker_rules(output: Output) -> Iterator[Fault]:
+    for i, name in enumerate(output.trackers):
+        if find_spec(PACKAGES[name]) is None:
+            rule = f"its package {PACKAGES[name]} is not installed: pip install {INSTALLS[name]}"
+            yield Fault(f"output.trackers[{i}]", rule, repr(name))
 
 
 def zero_rules(study: Study) -> Iterator[Fault]:

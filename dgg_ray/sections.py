@@ -203,12 +203,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Output:
-    """Where finished stages go.
+    """Where results go.
 
-    store: a folder, or the URL of a place on an object store, `s3://bucket/path`, `gs://…`, `abfs://…`, that
-        studies may share; None is DIR/stages.
+    store: of finished stages: a folder, or the URL of a place on an object store, `s3://bucket/path`,
+        `gs://…`, `abfs://…`, that studies may share; None is DIR/stages.
+    trackers: that are told of every setting while the study runs (trackers.py).
     """
 
     __pydantic_config__ = STRICT
 
     store: str | None = None
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()

@@ -16,7 +16,7 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import draws
+from dgg_ray import draws, logs
 from dgg_ray.contracts import SPLITS, Strategy
 from dgg_ray.law import GUESS, Law
 from dgg_ray.objects import Objects
@@ -116,6 +116,7 @@ class Simulated:
     by: Mapping[str, str]
     tick: Tick = lambda stage, done, steps: None
     lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
+    where: Callable[[], dict[str, str]] = lambda: {"device": "simulated", "host": "simulated"}
 
     @classmethod
     def of(cls, study: Study, store: StageStore) -> Simulated:
@@ -146,10 +147,12 @@ class Simulated:
             "skills": self.skills(stage),
             "loss": {},
             "cost": cost | {"peak_memory_mb": 0.0},
-            "environment": {"device": "simulated", "host": "simulated"},
+            "environment": self.where(),
             **self.by,
         }
+        logs.event("learned", stage, steps=steps, seconds=seconds)
         self.store.publish(stage, record, lambda folder: None)
+        logs.event("published", stage)
         return record
 
     def skills(self, stage: Stage) -> dict[str, float]:
@@ -191,6 +194,7 @@ class Simulated:
             )
         self.wait(sum(cell["seconds"] for cell in cells))
         self.store.sit(stage, cells, lambda folder: None, self.by)
+        logs.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
 
     def probe(self, work: Work) -> None:
         """What a probe of the stage would measure: the law's own pace."""

@@ -49,9 +49,7 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 
 def load(path: Path, data: str | Path | None = None, store: str | None = None) -> Study:
     """See Study.load."""
-    raw, lines, faults = parse(path)
-    if store and isinstance(raw, Mapping):
-        raw = stored(raw, store)
+    raw, lines, faults = parse(path, store)
     root = Path(data or os.environ.get("DGG_RAY_DATA") or path.parent).expanduser().absolute()
     study, found = build(raw, str(root)) if isinstance(raw, Mapping) else (None, [])
     faults += found
@@ -67,14 +65,8 @@ def load(path: Path, data: str | Path | None = None, store: str | None = None) -
     return study
 
 
-def stored(raw: Mapping[str, Any], store: str) -> dict[str, Any]:
-    """A file's content with another `output.store`."""
-    output = raw.get("output") or {}
-    return {**raw, "output": {**output, "store": store} if isinstance(output, Mapping) else output}
-
-
-def parse(path: Path) -> tuple[Any, dict[str, int], list[Fault]]:
-    """(content, line of each dotted path, faults) of a YAML file."""
+def parse(path: Path, store: str | None = None) -> tuple[Any, dict[str, int], list[Fault]]:
+    """(content, line of each dotted path, faults) of a YAML file; `store` takes `output.store`'s place."""
     try:
         text = path.read_text()
         node = yaml.compose(text, Loader)
@@ -97,6 +89,8 @@ def parse(path: Path) -> tuple[Any, dict[str, int], list[Fault]]:
     if not isinstance(raw, Mapping):
         found = "an empty file" if raw is None else show(raw)
         faults.append(Fault("study", "must be a mapping of settings", found))
+    elif store and isinstance(output := raw.get("output") or {}, Mapping):
+        raw = {**raw, "output": {**output, "store": store}}
     return raw, lines, faults
 
 

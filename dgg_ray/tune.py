@@ -19,7 +19,7 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import broker as brokers
-from dgg_ray import budget, cluster, forecast, judge, methods
+from dgg_ray import budget, cluster, forecast, judge, logs, methods, trackers
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
 from dgg_ray.ledger import Ledger
@@ -55,10 +55,13 @@ def run(
     purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
     with (
+        logs.of_driver(study.name, out),
         Ledger(study, store, out, shared=address is not None) as ledger,
         Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
         Crew(study, store, out, display, purse, local, address) as crew,
+        trackers.tracking(study, store, out, crew.start) as tracking,
     ):
+        display.told = tracking.look
         if study.budget:
             crew.obtain([[work] for work in probes(study)])
             purse.begin()
@@ -66,9 +69,13 @@ def run(
         with forecast.kept(out, plan(study, store)) as entry:
             found, more = None, {}
             if study.search is not None:
-                found = pursue(study, store, crew, methods.method(study, out / "search.db"))
+                found = methods.method(study, out / "search.db")
+                tracking.follow(found)
+                pursue(study, store, crew, found)
                 more = {name: pursue(study, store, crew, own) for name, own in methods.rivals(found).items()}
-            crew.obtain(judge.final_works(methods.contenders(study, found, more)))
+            final = methods.contenders(study, found, more)
+            tracking.compare(final)
+            crew.obtain(judge.final_works(final))
             if crew.over:
                 entry["refused"] = plan(study, store).to_train
     outcome = results.Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})

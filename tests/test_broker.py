@@ -206,6 +206,31 @@ def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world)
     assert broker.reason.endswith("StoreError: no space left")
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_fleet_whose_workers_died_gives_its_work_back_even_if_no_others_come(
+    world, broker, monkeypatch, replaced
+):
+    monkeypatch.setattr("dgg_ray.broker.NEW_LIFE_S", 0.1)
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        await broker.take("a", patience_s=60)
+        death = asyncio.create_task(broker.orphaned("a"))
+        await asyncio.sleep(0.01)
+        if replaced:
+            await broker.lost("a")
+            assert await broker.take("a", patience_s=60) == work
+            await death
+            assert broker.desk.of("a") == [work.key]  # the new workers keep it
+        else:
+            assert await broker.take("b", patience_s=60) == work
+        assert broker.desk.counts["lost"] == 1
+        asker.cancel()
+
+    asyncio.run(scene())
+
+
 # -- a broker that was restarted knows nothing -----------------------------------------------------
 
 

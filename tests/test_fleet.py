@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dgg_ray import cluster, fleet
+from dgg_ray import cluster, fleet, logs
 from dgg_ray.errors import ClusterError, OtherVersion, StoreError
 from dgg_ray.sections import Workers
 from dgg_ray.simulate import Simulated
@@ -42,6 +42,8 @@ def got(answer, timeout=None):
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
     monkeypatch.setattr(fleet.ray, "get", got)
+    yield
+    logs.ended()  # the loop of a worker ran in this process
 
 
 def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatch):
@@ -50,7 +52,7 @@ def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatc
 
     monkeypatch.setattr(fleet, "workshop", workshop)
     desk = Desk()
-    study = SimpleNamespace(workers=Workers())
+    study = SimpleNamespace(name="toy", workers=Workers())
     fleet.work_loop(given(desk, study))
     assert desk.reason == "a worker cannot begin: OSError: the weights are gone"
 
@@ -72,7 +74,7 @@ class Shop(Simulated):
     """Every stage ends with this error."""
 
     def __init__(self, problem):
-        self.problem = problem
+        self.problem, self.where = problem, dict
 
     def obtain(self, work):
         raise self.problem
@@ -84,7 +86,7 @@ def served(world, monkeypatch, problem):
     works = iter([Work(stage), None])
     desk = Desk(take=lambda *_: next(works))
     monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(problem))
-    fleet.work_loop(given(desk, SimpleNamespace(workers=Workers()), world.store))
+    fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
     return desk.calls, world.store.failure(stage)
 
 
@@ -103,14 +105,14 @@ def test_what_a_stage_ends_with_everywhere_is_kept_with_it_and_the_next_is_taken
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpus_that_pytorch_does_not_find_are_said_before_anything_is_read():
-    study = SimpleNamespace(workers=Workers(gpus=1))
+    study = SimpleNamespace(name="toy", workers=Workers(gpus=1))
     with pytest.raises(ClusterError, match=r"finds no GPU here.*set workers.gpus to 0"):
         fleet.workshop(study, None)
 
 
 def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason():
     desk = Desk(status=RuntimeError("the broker is gone"))
-    study = SimpleNamespace(workers=Workers())
+    study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
         fleets.thread.join(timeout=10)
         assert not fleets.thread.is_alive()
@@ -120,7 +122,7 @@ def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason():
 
 def test_a_broker_that_was_closed_ends_the_fleets():
     status = {"waiting": 0, "running": [], "closed": "a worker cannot begin: no GPU"}
-    study = SimpleNamespace(workers=Workers())
+    study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, Desk(status=status), Path(), heard=lambda status: None) as fleets:
         fleets.thread.join(timeout=10)
         assert fleets.failure == "a worker cannot begin: no GPU"

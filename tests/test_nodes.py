@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 import psutil
 import pytest
 import ray
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
-from dgg_ray import cluster, judge
+from dgg_ray import Study, cluster, judge
 from dgg_ray.budget import Purse
 from dgg_ray.crew import Crew
 from dgg_ray.law import Law
@@ -158,7 +160,7 @@ def test_a_stage_that_ends_its_process_is_set_aside_and_the_rest_goes_on(machine
 
 
 def test_a_stage_that_hangs_is_ended_and_kept_with_where_it_hung(machines, tmp_path):
-    study = study_of(0.1, tasks=2, retries=0, stuck_minutes=0.05)
+    study = study_of(0.1, tasks=2, retries=0, stuck_minutes=0.15)
     works = chains(study)
     store = Faulty(tmp_path / "stages", hangs=frozenset([works[0][0].key]))
     with crew_of(study, store, tmp_path) as crew:
@@ -199,6 +201,51 @@ def test_a_node_that_is_killed_gives_its_stage_to_another(machines, tmp_path):
     assert crew.errors == []
     assert scores(study, store) == undisturbed(study)
     assert set(store.count.values()) == {1}
+
+
+def test_a_node_that_is_called_back_leaves_its_stage_half_done_in_the_store(machines, tmp_path):
+    """A real learner: it is told of the notice, and another machine goes on from its snapshot."""
+    (tmp_path / "study.yaml").write_text(LONG)
+    study = Study.load(tmp_path / "study.yaml")
+    store, taken = Faulty(tmp_path / "stages"), []
+
+    def call_back():
+        (node,) = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+        add_soon.set()
+        gcs = GcsClient(machines.address)
+        deadline = int(1000 * (time.time() + 15))
+        assert gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)[0]
+        while not taken:
+            taken.extend(store.folder.glob("inflight/*"))
+            time.sleep(0.05)
+
+    add_soon = threading.Event()
+    with crew_of(study, store, tmp_path) as crew, meanwhile(crew, in_the_middle, call_back):
+        other = threading.Thread(target=lambda: crew.obtain(chains(study)))
+        other.start()
+        assert add_soon.wait(120)
+        add(machines)  # by the main thread, as Ray wants it
+        other.join(timeout=180)
+        assert not other.is_alive()
+    assert crew.errors == []
+    assert set(store.count.values()) == {1}
+
+
+def in_the_middle(running):
+    return len(running) == 1 and running[0]["steps"][0] > 20
+
+
+LONG = """\
+name: long
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 200, validation: 10, test: 10}
+  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
+strategy: {name: finetune}
+training: {epochs: 60, batch_size: 8, learning_rate: 5e-3}
+protocol: {max_new_tokens: 2, rivals: [], exams: seen}
+workers: {idle_s: 5, snapshot_minutes: 0}
+"""
 
 
 def test_two_drivers_on_one_store_learn_every_stage_once(tmp_path):

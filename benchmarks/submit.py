@@ -1,0 +1,115 @@
+"""What a submission from afar adds before the first stage, against the same command given on the head.
+
+    python benchmarks/submit.py [--rounds 3]
+
+Both begin with a new process; both end when the store says that a stage is being learned. Ray is there
+already: a head of this machine, with its dashboard, its jobs and a token.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from dgg_ray import ledger
+from dgg_ray.progress import LIVE
+from dgg_ray.stages import store_at
+
+ROOT = Path(__file__).parent.parent
+DASHBOARD = 21_080
+STUDY = """\
+name: {name}
+model: embedded
+tasks:
+  - {{name: digits, reader: embedded, train: 24, validation: 10, test: 12}}
+  - {{name: words, reader: embedded, train: 24, validation: 12, test: 10}}
+strategy: {{name: dgg, alpha: 0.2, buffer: 4}}
+workers: {{engine: simulated, idle_s: 1}}
+simulation: {{wait: 1, seconds: 2000}}
+"""
+
+
+@contextlib.contextmanager
+def head(folder: Path):
+    """An environment in which commands find a head."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.urandom(32).hex(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "DGG_RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}",
+    }
+    names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    ports = {name: DASHBOARD + 1 + i for i, name in enumerate((*names, "metrics-export-port"))}
+    options = ports | {"dashboard-port": DASHBOARD, "num-cpus": 2, "temp-dir": f"/tmp/dgg-{os.getpid()}"}
+    words = [Path(sys.executable).parent / "ray", "start", "--head", "--block"]
+    words += [f"--{name}={value}" for name, value in options.items()]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", DASHBOARD), 1):
+                break
+            time.sleep(0.2)
+        time.sleep(5)  # its agents are a little later than its dashboard
+        yield environment | {"RAY_ADDRESS": f"127.0.0.1:{ports['port']}"}
+    finally:
+        for member in (*psutil.Process(process.pid).children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait()
+
+
+def until_a_stage_is_learned(words: list[str], environment: dict[str, str], name: str, store: Path) -> float:
+    """Seconds from the command to its first stage; the study is stopped then."""
+    began = time.perf_counter()
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while True:
+        live = store_at(str(store)).noted(ledger.note(name, LIVE)) if store.exists() else None
+        if live and live["content"]["running"]:
+            break
+        assert time.perf_counter() - began < 300, "no stage began"
+        time.sleep(0.02)
+    seconds = time.perf_counter() - began
+    if "submit" in words:
+        subprocess.run([*words[:3], "stop", name], env=environment, stdout=subprocess.DEVNULL, check=True)
+    else:
+        process.terminate()
+    process.wait()
+    return seconds
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--rounds", type=int, default=3)
+    rounds = p.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="dgg-") as temporary, head(Path(temporary)) as environment:
+        folder, dgg_ray = Path(temporary), [sys.executable, "-m", "dgg_ray"]
+        found: dict[str, list[float]] = {"on the head": [], "submitted": []}
+        for i in range(rounds):
+            for how, command in (("on the head", "run"), ("submitted", "submit")):
+                name = f"{command}{i}"
+                file, store = folder / f"{name}.yaml", folder / "stages" / name
+                file.write_text(STUDY.format(name=name))
+                words = [*dgg_ray, command, str(file), "--store", str(store)]
+                if command == "run":
+                    words += ["--address", environment["RAY_ADDRESS"], "--out", str(folder / name)]
+                found[how].append(until_a_stage_is_learned(words, environment, name, store))
+                print(f"{how:12} {found[how][-1]:6.1f} s", flush=True)
+        medians = {how: statistics.median(seconds) for how, seconds in found.items()}
+        print(
+            f"a submission adds {medians['submitted'] - medians['on the head']:.1f} s (medians of {rounds})"
+        )
+
+
+if __name__ == "__main__":
+    main()

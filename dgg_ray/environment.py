@@ -1,0 +1,113 @@
+"""Where a stage was learned: kept with it, and no part of its key.
+
+The same stage gives other digits on another device, driver or version of torch. What of that is worth
+knowing apart is a kind of machine; how far kinds drift apart is measured by sentinel.py.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import NamedTuple
+
+from dgg_ray.digests import digest
+
+PACKAGES = ("dgg_ray", "torch", "transformers", "peft", "ray")
+OF_KIND = ("device", "driver", "cuda", "torch", "transformers", "peft", "threads")
+UNKNOWN = "unknown"
+
+
+class Kind(NamedTuple):
+    """A kind of machine. name: for people, all that tells it apart; id: its digest, 12 hex digits."""
+
+    id: str
+    name: str
+
+
+def kind(environment: Mapping[str, str]) -> Kind:
+    """The kind of machine that a record's `environment` is of."""
+    parts = {name: environment[name] for name in OF_KIND if environment.get(name)}
+    device = parts.pop("device", UNKNOWN)
+    if "driver" in parts:
+        parts.pop("threads", None)  # they feed the GPU, and change no digit
+    return named(", ".join([device, *(f"{name} {value}" for name, value in parts.items())]))
+
+
+@cache
+def named(name: str) -> Kind:
+    return Kind(digest(name)[:12], name)
+
+
+def environment() -> dict[str, str]:
+    """Of this process, as each stage's record keeps it.
+
+    device: the GPU's model or the processor's; driver, cuda: empty without a GPU; source: digest of this
+    package's files; packages: of all distributions installed, by name and version, so that two processes
+    with equal ones were set up alike; deepspeed: its version where it has been imported.
+    """
+    import torch  # here: a simulated worker does without it
+
+    gpu = torch.cuda.is_available()
+    found = {
+        "python": platform.python_version(),
+        **{package: installed(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name() if gpu else processor(),
+        "driver": driver() if gpu else "",
+        "cuda": (torch.version.cuda or "") if gpu else "",
+        "host": socket.gethostname(),
+        "threads": str(torch.get_num_threads()),
+        "source": source(),
+        "packages": packages(),
+    }
+    return found | ({"deepspeed": installed("deepspeed")} if "deepspeed" in sys.modules else {})
+
+
+@cache
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+@cache
+def processor() -> str:
+    """The processor's model, as far as it says so."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), "") or platform.processor() or platform.machine()
+
+
+@cache
+def driver() -> str:
+    """Version of the GPUs' driver, which PyTorch does not say; `unknown` where nvidia-smi is not there."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN
+    return next(iter(said.split()), UNKNOWN)
+
+
+@cache
+def source() -> str:
+    """12 hex digits of this package's own code, plug-ins of the user among it."""
+    root = Path(__file__).parent
+    files = {str(file.relative_to(root)): file.read_text(encoding="utf-8") for file in root.rglob("*.py")}
+    return digest(files)[:12]
+
+
+@cache
+def packages() -> str:
+    """12 hex digits of what is installed: equal where the same constraints were met."""
+    found = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in distributions()}
+    return digest(found)[:12]

@@ -1,0 +1,270 @@
+"""TensorBoard, MLflow and Weights & Biases are told of every setting, through Ray Tune's own callbacks.
+
+    output: {trackers: [tensorboard, mlflow, wandb]}
+
+    tracked run    a setting that the search judged, by its id; or one of the final comparison, `final-ID`
+    parameters     its searched values
+    a point        after each finished stage: `stages` so far; `score`, over the runs begun the mean of their
+                   last stage's mean score; `score/TASK`, the same of each task; on the split of the judgement
+    at the end     every metric in metrics/, its mean over the blocks
+
+A trial of Ray Tune is no more than one question of a search, and in a single process there are none. So what
+is told is read off the store, whoever left it there: the same with Ray and without, and of settings that the
+store answered. What was told is kept in OUT/trackers/told.json: a study that is run again goes on with the
+same tracked runs and repeats none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.tune.logger import LoggerCallback
+
+from dgg_ray import judge, logs, plugins, published
+from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.errors import describe
+from dgg_ray.stages import StageStore, Work
+from dgg_ray.study import Study
+
+if TYPE_CHECKING:
+    from dgg_ray.search import Method
+
+FOLDER, TOLD = "trackers", "told.json"
+Place = tuple[str, int, str]  # order, seed, stage's key
+
+
+@dataclass(eq=False)
+class Tracked:
+    """A tracked run, as Ray's callbacks see a trial: `trial_id` to `evaluated_params`.
+
+    at: the study at the setting; split: on which it is judged.
+    works: what is asked for, by (order, seed, stage's key); told: those that trackers know, in that order.
+    given_up: whether no more of it will come.
+    """
+
+    trial_id: str
+    name: str
+    config: dict[str, Any]
+    local_path: str
+    at: Study
+    split: str
+    works: dict[Place, Work]
+    given_up: Callable[[], bool] = lambda: False
+    told: list[Place] = field(default_factory=list)
+    experiment_dir_name: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def evaluated_params(self) -> dict[str, Any]:
+        return self.config
+
+    def init_local_path(self) -> None:
+        Path(self.local_path).mkdir(parents=True, exist_ok=True)
+
+    def news(self, store: StageStore) -> list[Place]:
+        """What was finished since, with all its exams."""
+        known = set(self.told)
+        return [place for place, work in self.works.items() if place not in known and store.has(work)]
+
+    def state(self, store: StageStore) -> str:
+        """`open`, `ended`, or `failed` where a stage of it did."""
+        left = [work for place, work in self.works.items() if place not in set(self.told)]
+        if any(store.failure(work.stage) for work in left):
+            return "failed"
+        return "open" if left and not self.given_up() else "ended"
+
+    def matrices(self, store: StageStore) -> Iterator[tuple[tuple[str, ...], ScoreMatrix]]:
+        """(Order, R) of each run, with what was told of it."""
+        told = set(self.told)
+        for run in self.at.runs():
+            scores = judge.matrix(self.at, store, run, self.split)
+            for t, stage in enumerate(run.stages, start=len(run.order) - len(run.stages)):
+                if (" > ".join(run.order), run.seed, stage.key) not in told:
+                    scores.R[t] = np.nan
+            yield run.order, scores
+
+    def point(self, store: StageStore) -> dict[str, float]:
+        """What is told after a stage."""
+        means: list[float] = []
+        tasks: dict[str, list[float]] = {name: [] for name in self.at.names}
+        for order, scores in self.matrices(store):
+            begun = np.flatnonzero(~np.isnan(scores.R).all(axis=1))
+            if len(begun):
+                row = scores.R[begun[-1]]
+                means.append(float(np.nanmean(row)))
+                for name, score in zip(order, row.tolist(), strict=True):
+                    tasks[name] += [score] * (score == score)  # nan is not itself
+        found = {f"score/{name}": float(np.mean(of)) for name, of in tasks.items() if of}
+        return {"stages": len(self.told)} | ({"score": float(np.mean(means))} if means else {}) | found
+
+    def metrics(self, store: StageStore) -> dict[str, float]:
+        """Every metric, its mean over the runs that have it."""
+        matrices, found = [scores for _, scores in self.matrices(store)], {}
+        for name in plugins.names("metrics"):
+            values = np.array([plugins.find("metrics", name)(scores) for scores in matrices])
+            if not np.isnan(values).all():
+                found[name] = float(np.nanmean(values))
+        return found
+
+
+class Tracking:
+    """Tells trackers what the store has of a study; one that cannot be told is dropped with a warning."""
+
+    def __init__(
+        self, study: Study, store: StageStore, out: Path, callbacks: Mapping[str, LoggerCallback]
+    ) -> None:
+        self.study, self.store, self.folder = study, store, out / FOLDER
+        self.callbacks = dict(callbacks)
+        self.known: dict[str, dict[str, Any]] = published.noted(self.folder / TOLD) or {}
+        self.open: dict[str, Tracked] = {}
+        self.searches: list[tuple[Method, set[int]]] = []  # with the numbers of the probes looked at
+
+    def follow(self, search: Method) -> None:
+        """Track every whole setting that the search proposes."""
+        self.searches += [(search, set())] * bool(self.callbacks)
+
+    def compare(self, contenders: Mapping[str, Study]) -> None:
+        """Track what is compared in the end."""
+        for label, at in contenders.items() if self.callbacks else ():
+            config = {"strategy": plugins.name_of(at.strategy), "comparison": label}
+            self.begin(f"final-{at.id}", label, config, at, "test", judge.FINAL, at.protocol.exams)
+
+    def look(self) -> None:
+        """Tell what was finished since the last look."""
+        if not self.callbacks:
+            return
+        for search, seen in self.searches:
+            for number, probe in enumerate(list(search.proposed)):
+                if number not in seen and probe.block is None and probe.depth == len(self.study.names):
+                    at, given_up = self.study.at(probe.setting), lambda s=search, n=number: n in s.told
+                    self.begin(at.id, at.id, dict(probe.setting), at, given_up=given_up)
+                seen.add(number)
+        for run in list(self.open.values()):
+            self.tell(run)
+
+    def begin(
+        self,
+        id: str,
+        name: str,
+        config: dict[str, Any],
+        at: Study,
+        split: str = "",
+        splits: tuple[str, ...] = (),
+        scope: str = "seen",
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        known = self.known.setdefault(id, {"told": [], "ended": False})
+        if known["ended"] or id in self.open:
+            return
+        works = {
+            (" > ".join(run.order), run.seed, work.stage.key): work
+            for run in at.runs()
+            for work in judge.works(at, run, splits, scope)
+        }
+        folder = str(self.folder / "tensorboard" / id)
+        split, told = split or at.protocol.select_on, [(o, s, k) for o, s, k in known["told"]]
+        run = Tracked(id, name, config, folder, at, split, works, given_up, told, self.study.name)
+        self.open[id] = run
+        self.each(lambda callback: resume(callback, run, known))
+        self.tell(run)
+
+    def tell(self, run: Tracked) -> None:
+        news = run.news(self.store)
+        for place in news:
+            run.told.append(place)
+            self.result(run, run.point(self.store))
+        state = run.state(self.store)
+        if state == "ended" and run.told:
+            self.result(run, run.metrics(self.store))
+        if state != "open":
+            self.each(lambda callback: callback.log_trial_end(run, failed=state == "failed"))  # pyright: ignore
+            del self.open[run.trial_id]
+        if news or state != "open":
+            self.known[run.trial_id] |= {"told": run.told, "ended": state == "ended"}
+            published.note(self.folder / TOLD, self.known)
+
+    def close(self) -> None:
+        """Of what is still open, TensorBoard's files are written out; a later run adds to them."""
+        if writer := self.callbacks.get("tensorboard"):
+            for run in self.open.values():
+                writer.log_trial_end(run)  # pyright: ignore
+
+    def result(self, run: Tracked, found: dict[str, float]) -> None:
+        at = len(run.told)
+        found = {**found, "training_iteration": at}
+        self.each(lambda callback: callback.log_trial_result(at, run, dict(found)))  # pyright: ignore
+
+    def each(self, do: Callable[[LoggerCallback], None]) -> None:
+        for name, callback in list(self.callbacks.items()):
+            try:
+                do(callback)
+            except Exception as problem:  # a server that is gone is no reason to stop learning
+                del self.callbacks[name]
+                logs.trouble("tracker", describe(problem), tracker=name)
+                warnings.warn(f"{name} is told no more of this study: {problem}", stacklevel=2)
+
+
+def resume(callback: LoggerCallback, run: Tracked, known: dict[str, Any]) -> None:
+    """Begin a tracked run, or go on with the one that was begun for it in an earlier run of the study."""
+    runs = getattr(callback, "_trial_runs", None)  # MLflow's: it finds a run by its id alone
+    if runs is not None and "mlflow" in known:
+        runs[run] = known["mlflow"]
+    callback.log_trial_start(run)  # pyright: ignore
+    if runs is not None:
+        known["mlflow"] = runs[run]
+
+
+@contextmanager
+def tracking(study: Study, store: StageStore, out: Path, start: Callable[[], Any]) -> Iterator[Tracking]:
+    """The trackers that the study names, for the length of the block. start: makes sure that Ray runs."""
+    callbacks: dict[str, LoggerCallback] = {}
+    for name in study.output.trackers:
+        if name == "wandb":
+            start()  # each of its runs is told by an actor
+        callbacks[name] = MADE[name](study, out)
+        callbacks[name].setup()
+    found = Tracking(study, store, out, callbacks)
+    try:
+        yield found
+    finally:
+        found.look()
+        found.close()
+        found.each(lambda callback: callback.on_experiment_end([]))
+
+
+def tensorboard(study: Study, out: Path) -> LoggerCallback:
+    from ray.tune.logger import TBXLoggerCallback
+
+    return TBXLoggerCallback()
+
+
+def mlflow(study: Study, out: Path) -> LoggerCallback:
+    """At MLFLOW_TRACKING_URI, else in a database in the results' folder; the study is the experiment."""
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / FOLDER / 'mlflow.db'}"
+    return MLflowLoggerCallback(place, experiment_name=study.name, tags={"study": study.name})
+
+
+def wandb(study: Study, out: Path) -> LoggerCallback:
+    """In the project WANDB_PROJECT_NAME, else `dgg_ray`; the study is the group."""
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    project = os.environ.get("WANDB_PROJECT_NAME") or "dgg_ray"
+    return WandbLoggerCallback(project, study.name, resume="allow")
+
+
+MADE = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}

@@ -1,0 +1,172 @@
+"""Every setting is one tracked run, with a point for each stage, however often the study is run."""
+
+import struct
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dgg_ray import judge, methods, tune
+from dgg_ray.budget import Purse
+from dgg_ray.crew import Crew
+from dgg_ray.errors import StudyError
+from dgg_ray.law import Law
+from dgg_ray.progress import Display
+from dgg_ray.sections import Knob, Output, Protocol, Search
+from dgg_ray.simulate import MemoryStore, imagined
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.study import Study
+from dgg_ray.trackers import FOLDER, tracking
+
+ALPHA = "strategy.alpha"
+
+
+def study_of(*trackers: str, **changes) -> Study:
+    settings = {
+        "search": Search({ALPHA: Knob(values=(0.0, 1.0))}, method="grid"),
+        "protocol": Protocol(exams="seen", rivals=("finetune",)),
+        "simulation": Law(noise=0.0, exam_noise=False, spread=0.0),
+        "output": Output(trackers=trackers),  # pyright: ignore
+    }
+    return imagined(3, DGG(alpha=0.5, buffer=10), **(settings | changes))
+
+
+def run(study, store, out, stages=None) -> str:
+    """What `tune.run` does, without plan and report. stages: of the first setting alone; its id is given."""
+    with (
+        Display("", quiet=True) as display,
+        Crew(study, store, out, display, Purse(), local=True) as crew,
+        tracking(study, store, out, crew.start) as told,
+    ):
+        display.told = told.look
+        search = methods.method(study)
+        told.follow(search)
+        if stages is not None:
+            _, probe = search.ask() or pytest.fail("nothing was proposed")
+            at = study.at(probe.setting)
+            crew.obtain([judge.works(at, at.runs()[0])[:stages]])
+            return at.id
+        tune.pursue(study, store, crew, search)
+        final = methods.contenders(study, search, {})
+        told.compare(final)
+        crew.obtain(judge.final_works(final))
+    return ""
+
+
+def score(study, store, alpha, t, split="validation"):
+    at = study.at({ALPHA: alpha})
+    return judge.matrix(at, store, at.runs()[0], split).R[t]
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Scalars of all event files in a folder: tag → (step, value)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.glob("events*")):
+        content = file.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            event, content = Event.FromString(content[12 : 12 + size]), content[16 + size :]
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return {tag: sorted(points) for tag, points in found.items()}
+
+
+def test_tensorboard_has_a_point_for_every_stage_and_the_metrics_at_the_end(tmp_path):
+    study, store = study_of("tensorboard"), MemoryStore()
+    run(study, store, tmp_path)
+    folder = tmp_path / FOLDER / "tensorboard"
+    found = events(folder / study.at({ALPHA: 1.0}).id)
+    assert [step for step, _ in found["ray/tune/score"]] == [1, 2, 3]
+    means = [np.nanmean(score(study, store, 1.0, t)) for t in range(3)]
+    assert [value for _, value in found["ray/tune/score"]] == pytest.approx(means)
+    of_task1 = [score(study, store, 1.0, t)[1] for t in (1, 2)]
+    assert found["ray/tune/score/task1"] == [
+        (2, pytest.approx(of_task1[0])),
+        (3, pytest.approx(of_task1[1])),
+    ]
+    assert found["ray/tune/faa"] == [(3, pytest.approx(means[2]))]  # tasks of one size
+    assert len(list(folder.iterdir())) == 4  # two settings, and the winner and finetune compared
+    assert sum(f.name.startswith("final-") for f in folder.iterdir()) == 2
+
+
+def test_a_study_that_was_stopped_goes_on_with_the_same_runs_and_repeats_no_point(tmp_path):
+    study, store = study_of("tensorboard"), MemoryStore()
+    folder = tmp_path / FOLDER / "tensorboard" / run(study, store, tmp_path, stages=2)
+    assert [step for step, _ in events(folder)["ray/tune/score"]] == [1, 2]
+    time.sleep(1.1)  # files of events are named by the second
+    run(study, store, tmp_path)
+    whole = events(folder)
+    assert [step for step, _ in whole["ray/tune/score"]] == [1, 2, 3]
+    run(study, store, tmp_path)
+    assert events(folder) == whole
+
+
+@pytest.mark.filterwarnings("ignore")  # those of MLflow and its database
+def test_mlflow_has_a_run_for_every_setting_with_its_values_and_no_more_when_run_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study, store = study_of("mlflow"), MemoryStore()
+    run(study, store, tmp_path, stages=1)
+    run(study, store, tmp_path)
+    run(study, store, tmp_path)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / FOLDER / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(study.name)
+    assert experiment is not None
+    found = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    ids = {alpha: study.at({ALPHA: alpha}).id for alpha in (0.0, 1.0)}
+    assert sorted(found) == sorted([*ids.values(), "dgg", "finetune"])
+    for alpha, id in ids.items():
+        assert found[id].data.params == {ALPHA: str(alpha)}
+        assert found[id].info.status == "FINISHED"
+        history = client.get_metric_history(found[id].info.run_id, "score")
+        means = [np.nanmean(score(study, store, alpha, t)) for t in range(3)]
+        assert [(m.step, m.value) for m in history] == [(t + 1, pytest.approx(means[t])) for t in range(3)]
+        assert found[id].data.metrics["faa"] == pytest.approx(means[2])
+    assert found["finetune"].data.params["strategy"] == "finetune"
+
+
+def test_a_tracker_that_breaks_is_dropped_with_a_warning_and_the_study_goes_on(tmp_path, monkeypatch):
+    from ray.tune.logger import TBXLoggerCallback
+
+    def gone(*_):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(TBXLoggerCallback, "log_trial_result", gone)
+    study, store = study_of("tensorboard"), MemoryStore()
+    with pytest.warns(UserWarning, match="tensorboard is told no more of this study: no route to host"):
+        run(study, store, tmp_path)
+    assert all(store.record(stage) for stage in study.at({ALPHA: 1.0}).runs()[0].stages)
+
+
+def test_a_tracker_that_is_not_installed_is_a_fault_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("dgg_ray.rules.find_spec", lambda name: None if name == "wandb" else object())
+    file = tmp_path / "study.yaml"
+    file.write_text("""\
+name: tracked
+model: embedded
+tasks: [{name: digits, reader: embedded}, {name: words, reader: embedded}]
+strategy: dgg
+output:
+  trackers:
+    - tensorboard
+    - wandb
+    - mlflow
+""")
+    with pytest.raises(StudyError) as found:
+        Study.load(file)
+    (fault,) = found.value.faults
+    assert (fault.line, fault.path) == (8, "output.trackers[1]")
+    assert str(fault).endswith("its package wandb is not installed: pip install wandb, got 'wandb'")
+
+
+def test_without_trackers_nothing_is_written(tmp_path):
+    with warnings.catch_warnings():
+        run(study_of(), MemoryStore(), tmp_path)
+    assert not (tmp_path / FOLDER).exists()
