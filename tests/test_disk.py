@@ -195,6 +195,7 @@ def test_without_caps_nobody_is_asked_what_runs():
 # -- what a stage leaves ---------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_a_published_stage_keeps_its_adapter_and_nothing_of_its_middle(tmp_path):
     """With L2SP, whose memory holds an anchor, a snapshot has what disk.py counts."""
     from dgg_ray.contracts import Training
@@ -276,6 +277,7 @@ def heavy(monkeypatch):
     return largest
 
 
+@pytest.mark.whole
 def test_a_study_ends_within_its_disk_and_goes_on_with_a_larger_one(tmp_path, capsys, heavy):
     file, out = tmp_path / "study.yaml", tmp_path / "out"
 
