@@ -42,14 +42,12 @@ from dgg_ray.study import Study
 
 @dataclass(frozen=True)
 class Clocked(StageStore):
-    """Keeps when each worker began each stage."""
+    """Keeps when each worker ended each stage."""
 
-    def missing(self, work: Work) -> Any:
-        found = super().missing(work)
-        if found is None:
-            with (self.folder / "begun").open("a") as log:
-                log.write(f"{os.getpid()} {time.time()}\n")
-        return found
+    def publish(self, stage: Any, record: dict[str, Any], fill: Any) -> None:
+        super().publish(stage, record, fill)
+        with (self.folder / "ended").open("a") as log:
+            log.write(f"{os.getpid()} {time.time()}\n")
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ def by_fleets(fleets: int, rounds: int, seconds: float) -> tuple[float, float]:
         display = stack.enter_context(Display("", quiet=True))
         crew = stack.enter_context(Crew(study, store, Path(name), display, Purse()))
         crew.obtain([[work] for work in works(study, fleets * rounds)])
-        lines = [line.split() for line in (store.folder / "begun").read_text().splitlines()]
-    begun = [(int(worker), float(when)) for worker, when in lines]
+        lines = [line.split() for line in (store.folder / "ended").read_text().splitlines()]
+    begun = [(int(worker), float(when) - seconds) for worker, when in lines]
     first = {worker: min(when for w, when in begun if w == worker) for worker, _ in begun}
     return busy(begun, seconds), max(first.values()) - began
 

@@ -72,12 +72,14 @@ def head(folder: Path):
 def until_a_stage_is_learned(words: list[str], environment: dict[str, str], name: str, store: Path) -> float:
     """Seconds from the command to its first stage; the study is stopped then."""
     began = time.perf_counter()
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = (store.parent.parent / f"{name}.log").open("w+")
+    process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
     while True:
         live = store_at(str(store)).noted(ledger.note(name, LIVE)) if store.exists() else None
         if live and live["content"]["running"]:
             break
-        assert time.perf_counter() - began < 300, "no stage began"
+        if process.poll() or time.perf_counter() - began > 300:
+            sys.exit(f"no stage began: {Path(log.name).read_text()}")
         time.sleep(0.02)
     seconds = time.perf_counter() - began
     if "submit" in words:
@@ -85,6 +87,7 @@ def until_a_stage_is_learned(words: list[str], environment: dict[str, str], name
     else:
         process.terminate()
     process.wait()
+    log.close()
     return seconds
 
 

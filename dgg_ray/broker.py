@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray._private.state import actors
 
 from dgg_ray import logs
 from dgg_ray.budget import Purse
@@ -122,9 +123,9 @@ class Broker:
             self.ailments = 0
         mine = key in self.desk.of(fleet)
         if self.desk.done(fleet, key, learned, error):
+            self._answer(key, {"ok": error is None, "error": error})
             if mine:
                 await asyncio.to_thread(self.claims.drop, key)
-            self._answer(key, {"ok": error is None, "error": error})
         await self._tell()  # there may be more to do, or money for it
 
     async def lost(self, fleet: str, cause: dict[str, str] | None = None) -> None:
@@ -230,7 +231,6 @@ def restarted() -> bool:
     """Whether this process continues an actor that died."""
     if not ray.is_initialized():
         return False
-    from ray._private.state import actors  # a runtime context says only whether there were any
 
     actor = ray.get_runtime_context().get_actor_id()
     return bool(actor and actors(actor)["NumRestarts"])

@@ -100,30 +100,27 @@ def set_aside(objects: Objects, name: str, data: bytes, why: str) -> None:
 
 
 def write(
-    objects: Objects, name: str, kept: str, record: dict[str, Any], fill: Callable[[Path], None]
+    objects: Objects, name: str, kept: str, record: dict[str, Any], fill: Callable[[Path], None] | None
 ) -> None:
     """`fill` writes the files into the folder it is given; `record` is kept with them, and their bytes.
 
     kept: where the places of all its writers are. The first of two equal publications stays.
     """
-    writer = uuid.uuid4().hex[:12]
-    place, mark = f"{kept}{writer}", f"writers/{writer}.json"
+    place = f"{kept}{uuid.uuid4().hex[:12]}"
     try:
+        if fill is None:
+            return created(objects, name, place, record, {}, 0)
         with drafted(objects) as draft:
             fill(draft)
             files = sorted(file for file in draft.rglob("*") if file.is_file())
             sums = {file.relative_to(draft).as_posix(): sha256(file) for file in files}
             size = sum(file.stat().st_size for file in files)
-            data = seal({"record": record | {"bytes": size}, "files": sums, "place": place})
+            mark = f"writers/{Path(place).name}.json"
             if files:  # a writer that dies before its manifest leaves files of which only this tells
                 objects.write(mark, json.dumps({"at": time.time(), "place": place, "of": name}).encode())
                 objects.put(draft, place)
-        first = objects.create(name, data)
-        if not first and read(objects, name) is None:  # damaged, and set aside by this look
-            first = objects.create(name, data)
+        created(objects, name, place, record, sums, size)
         if files:
-            if not first:
-                objects.clear(place)
             objects.remove(mark)
     except (OSError, StoreError) as error:
         with suppress(OSError, StoreError):
@@ -134,6 +131,18 @@ def write(
         raise StoreError(
             f"cannot write {name} in {objects.url}: {error}. Free some space or name another folder"
         ) from error
+
+
+def created(
+    objects: Objects, name: str, place: str, record: dict[str, Any], sums: dict[str, str], size: int
+) -> None:
+    """Make the manifest of files that are in their place; remove them where another writer was first."""
+    data = seal({"record": record | {"bytes": size}, "files": sums, "place": place})
+    first = objects.create(name, data)
+    if not first and read(objects, name) is None:  # damaged, and set aside by this look
+        first = objects.create(name, data)
+    if sums and not first:
+        objects.clear(place)
 
 
 def remove(objects: Objects, name: str, kept: str) -> int:

@@ -20,7 +20,7 @@ from dgg_ray import draws, logs
 from dgg_ray.contracts import SPLITS, Strategy
 from dgg_ray.law import GUESS, Law
 from dgg_ray.objects import Objects
-from dgg_ray.stages import Data, Exam, Stage, StageStore, Work
+from dgg_ray.stages import Data, Exam, Fill, Stage, StageStore, Work
 from dgg_ray.study import Study
 
 Tick = Callable[[Stage, int, int], None]
@@ -79,7 +79,7 @@ class MemoryStore(StageStore):
     def open(self, stage: Stage) -> Path | None:
         return self.folder / stage.key if stage.key in self.records else None
 
-    def publish(self, stage: Stage, record: Record, fill: Callable[[Path], None]) -> None:
+    def publish(self, stage: Stage, record: Record, fill: Fill) -> None:
         self.records.setdefault(stage.key, {"key": stage.key, "bytes": 0} | record)
         self.forget(f"failed/{stage.key}")
 
@@ -87,7 +87,7 @@ class MemoryStore(StageStore):
         self,
         stage: Stage,
         cells: list[Record],
-        fill: Callable[[Path], None],
+        fill: Fill,
         by: Mapping[str, str] | None = None,
     ) -> None:
         self.sat.setdefault(stage.key, []).append({"cells": cells, "bytes": 0, **(by or {})})
@@ -151,7 +151,7 @@ class Simulated:
             **self.by,
         }
         logs.event("learned", stage, steps=steps, seconds=seconds)
-        self.store.publish(stage, record, lambda folder: None)
+        self.store.publish(stage, record, None)
         logs.event("published", stage)
         return record
 
@@ -193,7 +193,7 @@ class Simulated:
                 | {"seconds": self.pace(exam.task) / 3 * n}
             )
         self.wait(sum(cell["seconds"] for cell in cells))
-        self.store.sit(stage, cells, lambda folder: None, self.by)
+        self.store.sit(stage, cells, None, self.by)
         logs.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
 
     def probe(self, work: Work) -> None:

@@ -43,6 +43,7 @@ from dgg_ray.published import key_of, name_of
 
 DRAFT_S = 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
+Fill = Callable[[Path], None] | None
 FORMAT = 1  # raised when the same settings would be learned differently than before
 
 
@@ -219,10 +220,9 @@ def merged(works: Iterable[Work]) -> list[Work]:
 
 @dataclass(frozen=True)
 class StageStore(Notes):
-    """Finished stages by key. Every method is safe with many processes at work.
+    """Finished stages by key, in a folder; remote.RemoteStore is one on an object store.
 
-    This one lies in a folder; remote.RemoteStore, with the same verbs, on an object store.
-    """
+    Every method is safe with many processes at work."""
 
     folder: Path
 
@@ -266,8 +266,8 @@ class StageStore(Notes):
         """A local folder with the stage's files, each verified; None where it is not there (any more)."""
         return published.opened(self.objects, name_of(stage.key), f"shed/{stage.key}.json")
 
-    def publish(self, stage: Stage, record: dict[str, Any], fill: Callable[[Path], None]) -> None:
-        """Write a finished stage; `fill` writes its files into the folder it is given."""
+    def publish(self, stage: Stage, record: dict[str, Any], fill: Fill) -> None:
+        """Write a finished stage; `fill` writes its files into the folder it is given; None: it has none."""
         content = {"key": stage.key, "meaning": stage.meaning} | record
         published.write(self.objects, name_of(stage.key), f"files/{stage.key}/", content, fill)
         self.forget(f"failed/{stage.key}")
@@ -276,7 +276,7 @@ class StageStore(Notes):
         self,
         stage: Stage,
         cells: list[dict[str, Any]],
-        fill: Callable[[Path], None],
+        fill: Fill,
         by: Mapping[str, str] | None = None,
     ) -> None:
         """Write a sitting of a finished stage; each cell needs exam, task, split, score, n.

@@ -310,13 +310,13 @@ def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_
     study = tmp_path / "study.yaml"
     study.write_text(SIMULATED + "simulation: {wait: 1, seconds: 100}\n")  # a stage takes some seconds
     with batch(slurm, tmp_path) as run:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         while not (tmp_path / "out" / "progress.json").exists():
             assert run.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.2)
         os.kill(run.pid, signal.SIGUSR1)  # as `--signal=B:USR1@300` has it: to the script alone
-        assert run.wait(timeout=90) == 130
+        assert run.wait(timeout=120) == 130
     log, calls = (tmp_path / "log").read_text(), (tmp_path / "calls").read_text()
     assert "1 nodes, 0 GPUs" in log
     assert "out of time; queued again" in log
@@ -324,6 +324,6 @@ def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_
     assert calls.splitlines()[-1] == f"scontrol requeue {slurm['SLURM_JOB_ID']}"
 
     with batch(slurm, tmp_path) as run:
-        assert run.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+        assert run.wait(timeout=240) == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "out" / "report.html").exists()
     assert "stages trained" in (tmp_path / "log").read_text()

@@ -126,3 +126,21 @@ def test_a_broker_that_was_closed_ends_the_fleets():
     with fleet.Fleets(study, None, Desk(status=status), Path(), heard=lambda status: None) as fleets:
         fleets.thread.join(timeout=10)
         assert fleets.failure == "a worker cannot begin: no GPU"
+
+
+def test_all_fleets_that_are_wanted_are_asked_for_at_once(monkeypatch):
+    """One after the other, an autoscaler would grow machine by machine."""
+    asked = []
+    over = SimpleNamespace(workers=Workers(fleets=4))
+    statuses = iter([{"waiting": 3, "running": [{}], "closed": ""}])
+
+    def status():
+        asked.append(len(fleets.running))
+        return next(statuses, {"waiting": 3, "running": [{}], "closed": "enough"})
+
+    monkeypatch.setattr(fleet.ray, "wait", lambda refs, **_: ([], refs))
+    monkeypatch.setattr(fleet.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
+    fleets = fleet.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
+    with fleets:
+        fleets.thread.join(timeout=10)
+    assert asked == [0, 4]

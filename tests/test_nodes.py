@@ -159,6 +159,7 @@ def test_a_stage_that_ends_its_process_is_set_aside_and_the_rest_goes_on(machine
     assert store.count == {work.key: 1 for work in works[2]}
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_ended_and_kept_with_where_it_hung(machines, tmp_path):
     study = study_of(0.1, tasks=2, retries=0, stuck_minutes=0.15)
     works = chains(study)
@@ -203,6 +204,7 @@ def test_a_node_that_is_killed_gives_its_stage_to_another(machines, tmp_path):
     assert set(store.count.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_node_that_is_called_back_leaves_its_stage_half_done_in_the_store(machines, tmp_path):
     """A real learner: it is told of the notice, and another machine goes on from its snapshot."""
     (tmp_path / "study.yaml").write_text(LONG)
