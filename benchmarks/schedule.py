@@ -4,7 +4,7 @@
     python benchmarks/schedule.py --only report --rows 100000
 
 stages   10,000 simulated ones through the desk into a folder's store, as one fleet does it: asked for, taken,
-         published (one manifest), their exams published, answered. Beside it, in the same run:
+         published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
          without fsync, the desk on a store in memory, and plain files each written with one fsync, which
          is what the disk allows. Wanted: 500 a second, at most 500 MB.
 ray      as many through Ray's broker actor: the driver asks for them, 200 at once, two actors take and learn

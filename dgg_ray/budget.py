@@ -1,21 +1,26 @@
-"""A study's budget: a hard cap, kept by one rule, for fleets and for a single process.
+"""A study's budget: hard caps, kept by one rule, for fleets and for a single process.
 
-A stage starts if
+A stage starts if, for every cap,
 
-    spent + set aside + the upper end of what it and the stages in training are predicted to take  ≤  budget
+    spent + set aside + the most that it and the stages in training are predicted to take  ≤  cap
 
-with the 95 % interval of cost.py. Spent is what the store says that this study trained, examined and
-probed, and what this run lost to failures and lost machines (an earlier run's losses are not known).
-While a search goes on, the final comparison is set aside: what it is predicted to take at most, at the
-dearest corner of the search space. So that all this is known, a run with a budget probes first.
+Of hours and money, spent is what the store says that this study trained, examined and probed, and what
+this run lost to failures and lost machines (an earlier run's losses are not known); the most is the upper
+end of cost.py's 95 % interval. Of the disk, spent is all that the store holds, and the most is disk.py's
+bound; of several drivers on one store, each knows of the others' work what is on the disk already. While
+a search goes on, the final comparison is set aside: what it will take at most, at the dearest corner of the
+search space. So that all this is known, a run with a budget probes first.
 """
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from dgg_ray.cost import PROBE, CostModel, units
+from dgg_ray.disk import Sizes
 from dgg_ray.errors import Fault, OverBudget, StudyError
 from dgg_ray.stages import StageStore, Work
 
@@ -24,89 +29,159 @@ if TYPE_CHECKING:
     from dgg_ray.study import Study
 
 Verdict = Literal["go", "wait", "over"]
+WORST: tuple[Verdict, ...] = ("over", "wait", "go")
 UNITS = {"gpu_hours": "GPU-hours", "worker_hours": "worker-hours", "money": "money"}
+LOOK_S, LOOKING = 60.0, 0.05  # between looks at the disk; most of the time that may go into them
 
 
 class Purse:
-    """Without a budget: everything may start."""
+    """All caps of a study together; without any, everything may start."""
+
+    def __init__(self, caps: Sequence[Cap] = (), name: str = "") -> None:
+        self.caps, self.study = caps, name
 
     def begin(self) -> None:
         """Look into the store anew: a broker that was restarted gets the purse as it once was."""
+        for cap in self.caps:
+            cap.begin()
 
     def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
         """Whether work may start beside what is running: `go`, `wait` until that has ended, or `over`."""
-        return "go"
+        if not self.caps:  # and nobody is asked what is running
+            return "go"
+        running = list(running)
+        found: list[Verdict] = [cap.verdict(work, running) for cap in self.caps]
+        return min(found, key=WORST.index)
 
     def refusal(self, work: Work) -> OverBudget:
-        """Why it was not started."""
-        raise NotImplementedError
+        """Why it was not started: by the first cap that has nothing for it."""
+        return next((cap for cap in self.caps if cap.verdict(work) == "over"), self.caps[0]).refusal(work)
 
     def finished(self, work: Work) -> None:
         """Work was done; what it took is in the store."""
+        for cap in self.caps:
+            cap.finished(work)
 
     def lose(self, seconds: float) -> None:
         """A fleet worked that long for nothing."""
+        for cap in self.caps:
+            cap.lose(seconds)
 
     def check(self, works: Iterable[Work]) -> None:
         """StudyError where nothing is done yet and these works, one run of the study, would not fit."""
+        works = list(works)
+        if faults := [fault for cap in self.caps if (fault := cap.fault(works))]:
+            raise StudyError(faults, self.study)
 
 
-class Capped(Purse):
-    """With a budget. final: works of the comparison that the search must leave something for."""
+class Cap(Purse):
+    """One cap, and the rule. final: works of the comparison that the search must leave something for.
+
+    cap, and what the methods give, are in a unit of the cap's own; rate: what one of it is in `unit`.
+    """
+
+    name: str
+    unit: str
+    rate: float
+    cap: float
+    final: Sequence[Work]
+    advice = ""
+    where = "spent on probes"
+
+    @property
+    @abstractmethod
+    def spent(self) -> float: ...
+
+    @property
+    @abstractmethod
+    def begun(self) -> bool:
+        """Whether anything but probes was done."""
+
+    @abstractmethod
+    def upper(self, works: Iterable[Work]) -> float | None:
+        """Most that works take side by side; None where that is not known."""
+
+    def in_turn(self, works: Iterable[Work]) -> float:
+        """Most that works take one after another, as far as that is known."""
+        return self.upper(works) or 0.0
+
+    def aside(self, work: Work) -> float:
+        """What work must leave: the comparison's, which itself is known by its test exams."""
+        return 0.0 if any(exam.split == "test" for exam in work.exams) else self.in_turn(self.final)
+
+    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
+        running = list(running)
+        left = self.cap - self.spent
+        if work.probe:
+            return "go" if left > 0 else "over"
+        together = self.upper([*running, work])
+        if together is None:
+            return self.unknown(running)
+        left -= self.aside(work)
+        if together <= left:
+            return "go"
+        return "wait" if running and (self.upper([work]) or 0.0) <= left else "over"
+
+    def unknown(self, running: Sequence[Work]) -> Verdict:
+        """Its probe failed: it is the first measurement, alone."""
+        return "wait" if running else "go"
+
+    def refusal(self, work: Work) -> OverBudget:
+        most, aside = self.upper([work]), self.aside(work)
+        kept = f", {self.show(aside)} are set aside for the comparison" if aside else ""
+        takes = "what it takes is not known" if most is None else f"it may take {self.show(most)}"
+        return OverBudget(
+            f"{work} was not started: {takes}, and of the budget of "
+            f"{self.show(self.cap)} {self.show(self.spent)} are spent{kept}; "
+            f"raise budget.{self.name}{self.advice}"
+        )
+
+    def fault(self, works: Sequence[Work]) -> Fault | None:
+        """That one run, these works, would not fit where nothing is done yet."""
+        once, final = self.in_turn(works), self.in_turn(self.final)
+        needed = self.spent + once + final
+        if self.begun or needed <= self.cap:
+            return None
+        parts = [f"up to {self.show(once)} for one run", f"{self.show(self.spent)} {self.where}"]
+        parts += [f"up to {self.show(final)} for the comparison"] * bool(final)
+        rule = f"must be at least {needed * self.rate:.3g} to start with: {', '.join(parts)}"
+        return Fault(f"budget.{self.name}", rule, f"{self.cap * self.rate:g}")
+
+    def check(self, works: Iterable[Work]) -> None:
+        Purse([self], self.study).check(works)
+
+    def show(self, amount: float) -> str:
+        return f"{amount * self.rate:.3g} {self.unit}"
+
+
+class Hours(Cap):
+    """Of hours or money, whichever binds first; counted in seconds of a fleet."""
 
     def __init__(self, study: Study, store: StageStore, final: Sequence[Work]) -> None:
         assert study.budget is not None
-        self.model, self.final, self.lost = CostModel(study, store), final, 0.0
+        self.model, self.final, self.lost, self.study = CostModel(study, store), final, 0.0, study.name
         rates = {name: units(study.workers).get(unit, 0.0) for name, unit in UNITS.items()}
         given = {name: cap for name in UNITS if (cap := getattr(study.budget, name))}
-        self.name = min(given, key=lambda name: given[name] / rates[name])  # the one that binds first
-        self.rate, self.cap = rates[self.name], given[self.name]
+        self.name = min(given, key=lambda name: given[name] / rates[name])
+        self.unit, self.rate = UNITS[self.name], rates[self.name]
+        self.cap = given[self.name] / self.rate
 
     def begin(self) -> None:
         self.model.read()
 
     @property
     def spent(self) -> float:
-        """Seconds of a fleet."""
         return sum(self.model.spent.values()) + self.lost
 
     @property
     def begun(self) -> bool:
-        """Whether anything but probes was done."""
         return bool(self.lost) or any(
             seconds for key, seconds in self.model.spent.items() if not key.startswith(PROBE)
         )
 
     def upper(self, works: Iterable[Work]) -> float | None:
-        """Most seconds that works will take; None where that is not known."""
         cost = self.model.predict(works)
         return cost.seconds.high if cost else None
-
-    def aside(self, work: Work) -> float:
-        """Seconds that work must leave: the comparison's, which itself is known by its test exams."""
-        return 0.0 if any(exam.split == "test" for exam in work.exams) else self.upper(self.final) or 0.0
-
-    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
-        running = list(running)
-        left = self.cap / self.rate - self.spent
-        if work.probe:
-            return "go" if left > 0 else "over"
-        together = self.upper([*running, work])
-        if together is None:  # its probe failed: it is the first measurement, alone
-            return "wait" if running else "go"
-        left -= self.aside(work)
-        if together <= left:
-            return "go"
-        return "wait" if running and (self.upper([work]) or 0.0) <= left else "over"
-
-    def refusal(self, work: Work) -> OverBudget:
-        most, aside = self.upper([work]) or 0.0, self.aside(work)
-        kept = f", {self.show(aside)} are set aside for the comparison" if aside else ""
-        return OverBudget(
-            f"{work} was not started: it may take {self.show(most)}, and of the budget of "
-            f"{self.show(self.cap / self.rate)} {self.show(self.spent)} are spent{kept}; "
-            f"raise budget.{self.name}"
-        )
 
     def finished(self, work: Work) -> None:
         self.model.finished(work)
@@ -114,25 +189,80 @@ class Capped(Purse):
     def lose(self, seconds: float) -> None:
         self.lost += seconds
 
-    def check(self, works: Iterable[Work]) -> None:
-        once, final = self.upper(works) or 0.0, self.upper(self.final) or 0.0
-        needed = self.spent + once + final
-        if self.begun or needed * self.rate <= self.cap:
-            return
-        parts = [f"up to {self.show(once)} for one run", f"{self.show(self.spent)} spent on probes"]
-        parts += [f"up to {self.show(final)} for the comparison"] * bool(final)
-        rule = f"must be at least {needed * self.rate:.3g} to start with: {', '.join(parts)}"
-        raise StudyError([Fault(f"budget.{self.name}", rule, f"{self.cap:g}")], self.model.study)
 
-    def show(self, seconds: float) -> str:
-        return f"{seconds * self.rate:.3g} {UNITS[self.name]}"
+class Disk(Cap):
+    """Of the store's size, whoever filled it; counted in bytes.
+
+    seen: at the last look; since: the most that was added by what was finished after it.
+    """
+
+    name, unit, rate = "disk_gb", "GB on disk", 1e-9
+    advice, where = " or run `dgg-ray gc OUT`", "in the store"
+
+    def __init__(self, study: Study, store: StageStore, final: Sequence[Work]) -> None:
+        assert study.budget is not None
+        assert study.budget.disk_gb is not None
+        self.sizes, self.final, self.study = Sizes(study, store), final, study.name
+        self.cap = study.budget.disk_gb * 1e9
+        self.look()
+
+    def begin(self) -> None:
+        self.sizes.read()
+        self.look()
+
+    def look(self) -> None:
+        began = time.monotonic()
+        self.seen, self.since = self.sizes.store.size(), 0.0
+        now = time.monotonic()
+        self.next_look = now + max(LOOK_S, (now - began) / LOOKING)
+
+    @property
+    def spent(self) -> float:
+        return self.seen + self.since
+
+    @property
+    def begun(self) -> bool:
+        return self.sizes.begun
+
+    def upper(self, works: Iterable[Work]) -> float | None:
+        return self.sizes.together(works)
+
+    def in_turn(self, works: Iterable[Work]) -> float:
+        return self.sizes.in_turn(works) or 0.0
+
+    def unknown(self, running: Sequence[Work]) -> Verdict:
+        return "over"  # no first measurement: it might fill the disk
+
+    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
+        running = list(running)
+        if time.monotonic() >= self.next_look:  # others may fill the same store
+            self.look()
+        found = super().verdict(work, running)
+        if found != "go" and self.since:
+            self.look()
+            found = super().verdict(work, running)
+        # What runs has snapshots and drafts on the disk, which are gone when it has ended.
+        return "wait" if found == "over" and running else found
+
+    def finished(self, work: Work) -> None:
+        if work.probe:
+            self.sizes.read()
+        self.sizes.finished(work)
+        whole = self.sizes.whole(work)
+        self.since += float("inf") if whole is None else whole  # a look will tell
+
+    def lose(self, seconds: float) -> None:
+        self.next_look = 0.0  # what it left in its middle is there still
 
 
 def purse(study: Study, store: StageStore, final: Callable[[Study], Iterable[Iterable[Work]]]) -> Purse:
     """What the study may spend; `final` gives the chains of works of a winner's comparison."""
     if study.budget is None:
         return Purse()
-    return Capped(study, store, [w for chain in final(dearest(study)) for w in chain] if study.search else [])
+    works = [w for chain in final(dearest(study)) for w in chain] if study.search else []
+    kinds = [Hours] * any(getattr(study.budget, name) for name in UNITS)
+    kinds += [Disk] * bool(study.budget.disk_gb)
+    return Purse([kind(study, store, works) for kind in kinds], study.name)
 
 
 def dearest(study: Study) -> Study:

@@ -1,6 +1,6 @@
 """dgg-ray: arguments → calls.
 
-plan | probe | run | status | best | robustness | report | extend | schema
+plan | probe | run | status | best | robustness | report | extend | gc | schema
 submit | studies | logs | stop: on a cluster, from afar
 """
 
@@ -21,6 +21,8 @@ STUDY_IS_WRONG, STOPPED = 2, 130
 TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the head's door
 STORED = "stages go there (else $DGG_RAY_STORE, else the study's output.store)"
 THERE = f"the cluster's head (else $DGG_RAY_ADDRESS, else {TUNNEL})"
+
+Command = Callable[[str, Any, str], argparse.ArgumentParser]  # name, function, what it does
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +50,17 @@ def parser() -> argparse.ArgumentParser:
         c.set_defaults(do=do)
         return c
 
+    on_this_machine(command)
+    from_afar(command)
+    command("schema", schema, "JSON Schema of a study file, for editors")
+    return p
+
+
+def on_this_machine(command: Command) -> None:
     def takes_study(c: argparse.ArgumentParser) -> None:
         c.add_argument("study", type=Path, help="a study's YAML file")
         c.add_argument(
-            "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, else the study's)"
+            "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, the study's)"
         )
         c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
         c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
@@ -76,17 +85,14 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--local", action="store_true", help="in this process, without Ray")
         c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
         c.add_argument("--quiet", action="store_true", help="no progress display")
-    c = command("status", status, "how far a study is")
-    takes_results(c)
-    c.add_argument("--json", action="store_true", help="counts as JSON")
-    c = command("best", best, "the recommended setting and what it was compared with")
-    takes_results(c)
-    c.add_argument("--json", action="store_true", help="as JSON")
-    c = command("robustness", robustness, "how much the order of the tasks matters")
-    takes_results(c)
-    c.add_argument("--json", action="store_true", help="every number, as JSON")
-    c = command("report", report, "write the report of what is finished")
-    takes_results(c)
+    for name, do, text in (
+        ("status", status, "how far a study is"),
+        ("best", best, "the recommended setting and what it was compared with"),
+        ("robustness", robustness, "how much the order of the tasks matters"),
+    ):
+        takes_results(c := command(name, do, text))
+        c.add_argument("--json", action="store_true", help="every number, as JSON")
+    takes_results(command("report", report, "write the report of what is finished"))
     c = command("extend", extend, "a new dataset has come: write a study that has one more task")
     c.add_argument("study", type=Path, help="the finished study's YAML file")
     what = "a folder or a train file; or `embedded`. May be given several times"
@@ -95,19 +101,21 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--data", type=Path, help="folder of the tasks' files, as for `run`")
     c.add_argument("--from", type=Path, dest="results", help="the old results (default: out/STUDY)")
     c.add_argument("--name", help="the new study's name (default: the old one's and the tasks')")
-    c.add_argument(
-        "--out-file", type=Path, metavar="FILE", help="the file to write (default: beside the old one)"
-    )
-    from_afar(command)
-    command("schema", schema, "JSON Schema of a study file, for editors")
-    return p
+    c.add_argument("--out-file", type=Path, metavar="FILE", help="to write (default: beside the old one)")
+    c = command("gc", gc, "what the studies of a store no longer need; with --delete, remove it")
+    c.add_argument("out", type=Path, nargs="+", help="folders of the results of all studies in the store")
+    c.add_argument("--store", metavar="PLACE", help="the store, if it is not where they had it")
+    c.add_argument("--adapters", action="store_true", help="weights that nothing will start from, too")
+    c.add_argument("--gone", action="append", default=[], metavar="NAME", help="a study that is no more")
+    c.add_argument("--delete", action="store_true", help="remove it; without, it is only shown")
+    c.add_argument("--json", action="store_true", help="each piece, as JSON")
 
 
 def tunnel() -> str:
     return os.environ.get("DGG_RAY_ADDRESS") or TUNNEL
 
 
-def from_afar(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+def from_afar(command: Command) -> None:
     """Commands for a study on a cluster, given on any machine that reaches its head."""
     c = command("submit", submit, "run a study on a cluster, or go on with it, from afar")
     c.add_argument("study", type=Path, help="a study's YAML file")
@@ -262,6 +270,17 @@ def extend(options: argparse.Namespace) -> None:
 
     o = options
     print(extend(o.study, dict(o.task), o.data, o.reader, o.results, o.name, o.out_file))
+
+
+def gc(options: argparse.Namespace) -> None:
+    from dgg_ray import gc
+
+    litter = gc.find(options.out, options.store, options.gone, options.adapters)
+    freed = litter.delete() if options.delete else 0
+    if options.json:
+        return print(json.dumps(litter.as_json() | {"freed": freed}, indent=1))
+    print(litter)
+    print(f"{freed / 1e9:.3g} GB freed" if options.delete else "nothing was removed; --delete removes it")
 
 
 def submit(options: argparse.Namespace) -> int:

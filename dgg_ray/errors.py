@@ -7,7 +7,9 @@ DggError
 │   ├── NoParent        the state that the stage starts from is not to be had
 │   └── OverBudget      the stage was not started: it might not end within the study's budget
 ├── StoreError      a stage cannot be written or read
-│   └── OtherVersion    a snapshot was written by a version with another layout
+│   ├── OtherVersion    a snapshot was written by a version with another layout
+│   ├── InUse           the store holds stages of studies whose needs are not known
+│   └── NoTimes         the store does not say how old what it holds is
 ├── ClusterError    the cluster cannot give what was asked for
 └── ResultsError    a folder holds no results that answer the question
 """
@@ -92,6 +94,14 @@ class StoreError(DggError):
 
 class OtherVersion(StoreError):
     """What another version wrote in the middle of a stage cannot be gone on with."""
+
+
+class InUse(StoreError):
+    """What a store holds may be needed by studies that nobody named."""
+
+
+class NoTimes(StoreError):
+    """Without times nobody knows what others are writing just now."""
 
 
 class ClusterError(DggError):

@@ -44,6 +44,12 @@ class Seen(Objects):
     def reads(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         return ((name, data) for name in names if (data := self.read(name)) is not None)
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        return self.under.sizes(prefix)
+
+    def modified(self, name: str) -> float | None:
+        return self.under.modified(name)
+
     def write(self, name: str, data: bytes) -> None:
         self.under.write(name, data)
 

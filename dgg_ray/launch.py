@@ -28,8 +28,7 @@ from dgg_ray.digests import digest
 from dgg_ray.errors import ClusterError, DggError, Fault, StudyError, nearest
 from dgg_ray.jobs import Head, Job
 from dgg_ray.objects import weight
-from dgg_ray.stages import store_at
-from dgg_ray.study import Study
+from dgg_ray.study import Study, store_at
 
 LARGEST = 100_000_000  # bytes that are sent with a study; every machine takes a copy
 HOME = "dgg_ray"  # in the home of whom the head runs as: results by study

@@ -85,12 +85,19 @@ def take(
     """Take or renew the lease of a key; None where it is `holder`'s now, else who has it."""
     while True:
         top, numbers = look(objects, key)
-        if top and numbers:
-            other, until = top
-            if other.id != holder.id and clock() < until and not other.dead:
-                return other
+        if (other := alive(top, clock())) and other.id != holder.id:
+            return other
         if add(objects, key, numbers, holder, clock() + seconds, seconds):
             return None
+
+
+def holder_of(objects: Objects, key: str) -> Holder | None:
+    """Who has it now, if anybody."""
+    return alive(look(objects, key)[0], time.time())
+
+
+def alive(top: tuple[Holder, float] | None, now: float) -> Holder | None:
+    return top[0] if top and now < top[1] and not top[0].dead else None
 
 
 def release(objects: Objects, key: str, holder: Holder) -> None:

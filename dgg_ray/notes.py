@@ -29,6 +29,10 @@ class Notes:
         """How another machine names the place."""
         return self.objects.url
 
+    def size(self) -> int:
+        """Bytes of all that is there."""
+        return sum(self.objects.sizes("").values())
+
     def note(self, name: str, content: dict[str, Any]) -> None:
         """Keep a small document, in place of an earlier one of that name."""
         self.objects.write(of_note(name), json.dumps(content, indent=1, sort_keys=True).encode())

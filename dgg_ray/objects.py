@@ -1,6 +1,7 @@
 """Small objects by name, and folders of files beside them: all that a store asks of what it lies on.
 
     read write create names remove        small objects; a name has parts with / between them
+    sizes modified                        bytes and times of all that is there
     draft put opened clear                folders of files: filled here, put there, looked at here
     upload download                       one large file, replaced whole (a snapshot)
 
@@ -63,6 +64,10 @@ class Objects:
 
     def remove(self, name: str) -> None:
         """Nothing happens where there is none."""
+        raise NotImplementedError
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes by name, of all that begins with it, large files and those of folders too."""
         raise NotImplementedError
 
     def modified(self, name: str) -> float | None:
@@ -175,6 +180,13 @@ class Folder(Objects):
         with suppress(*GONE):
             os.unlink(self.root / name)
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in Folder.names(self, prefix):
+            with suppress(*GONE):  # removed meanwhile
+                found[name] = (self.root / name).stat().st_size
+        return found
+
     def modified(self, name: str) -> float | None:
         with suppress(*GONE):
             return (self.root / name).stat().st_mtime
@@ -248,8 +260,13 @@ def sha256(file: Path) -> str:
 
 
 def weight(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes of all files below a folder; what vanishes meanwhile counts nothing."""
+    total = 0
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(above, name)).st_size
+    return total
 
 
 def below(folder: Path | str, lead: str, start: str = "") -> Iterator[str]:

@@ -48,6 +48,11 @@ class OlderFolder(Folder):
                     found.add(f"stages/{key_[:2]}/{'.'.join((key_, *exam))}.json")
         return sorted(name for name in found if name.startswith(prefix))
 
+    def modified(self, name: str) -> float | None:
+        if (at := super().modified(name)) is None and (old := self._old(name)):
+            at = super().modified(f"{old}/manifest.json")
+        return at
+
     def remove(self, name: str) -> None:
         super().remove(name)
         if old := self._old(name):

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from dgg_ray import judge, methods
+from dgg_ray import disk, judge, methods
 from dgg_ray.cost import CostModel, Outlook
+from dgg_ray.disk import Held
 from dgg_ray.glance import Glance
 from dgg_ray.search import Method, Whole
 from dgg_ray.simulate import MemoryStore, Simulated
@@ -30,6 +31,7 @@ class Plan:
     steps: optimizer steps in which they will see them.
     answers: to be written in the exams that are not stored.
     outlook: what is left, as predicted, and what was spent.
+    held: what the store holds, with what others put there.
     tasks: what was read of each, in the study's order.
     exact: False while what the sampler proposes later, or who wins, may still change the counts.
     designs: the designs of orders beside each other, where they were asked for.
@@ -47,6 +49,7 @@ class Plan:
     steps: int
     answers: int
     outlook: Outlook
+    held: Held
     tasks: Mapping[str, Data]
     exact: bool
     designs: Table | None = None
@@ -63,7 +66,8 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         tasks = {name: {**data.sizes, "scorer": data.scorer} for name, data in self.tasks.items()}
         counts = {"shared": self.shared, "to_train": self.to_train}
-        return asdict(self) | {"tasks": tasks, "outlook": self.outlook.as_json()} | counts
+        told = {"tasks": tasks, "outlook": self.outlook.as_json(), "held": self.held._asdict()}
+        return asdict(self) | told | counts
 
     def __str__(self) -> str:
         about = "" if self.exact else "about "
@@ -81,6 +85,7 @@ class Plan:
                 f"  optimizer steps   {about}{self.steps:,}",
                 f"  exam answers      {about}{self.answers:,}",
                 str(self.outlook),
+                f"  disk used         {self.held}",
                 *["  what the search proposes later may change all of these"] * (not self.exact),
                 f"  {'task':<{width}}  {'train':>9}  validation  {'test':>9}  scorer",
                 *(
@@ -131,6 +136,7 @@ def plan(study: Study, store: StageStore) -> Plan:
         steps=steps,
         answers=answers(study, store, works),
         outlook=CostModel(study, store).outlook(works),
+        held=disk.held(study, store),
         tasks=study.tasks,
         exact=over,
     )

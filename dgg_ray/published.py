@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import uuid
 import warnings
@@ -59,7 +60,7 @@ def manifest(objects: Objects, name: str, data: bytes | None) -> dict[str, Any] 
     try:
         return unseal(data)
     except Damaged as error:
-        set_aside(objects, name, data, str(error))
+        set_aside(objects, name, data, f"is damaged ({error})")
         return None
 
 
@@ -69,26 +70,33 @@ def read(objects: Objects, name: str) -> dict[str, Any] | None:
     return found and found["record"]
 
 
-def opened(objects: Objects, name: str) -> Path | None:
-    """A local folder with the files, verified; None where there is none, or one was damaged."""
+def opened(objects: Objects, name: str, shed: str) -> Path | None:
+    """A local folder with the files, verified; None where there is none, or one was damaged.
+
+    shed: the object that is there where files were removed on purpose.
+    """
     data = objects.read(name, fresh=True)
     if data is None or (found := manifest(objects, name, data)) is None:
         return None
     try:
         return objects.opened(found["place"], found["files"])
     except Damaged as error:
-        set_aside(objects, name, data, str(error))
+        gone = objects.read(shed) is not None
+        why = "was shed of its weights to free space" if gone else f"is damaged ({error})"
+        set_aside(objects, name, data, why)
+        if gone:
+            objects.remove(shed)
         return None
 
 
-def set_aside(objects: Objects, name: str, data: bytes, reason: str) -> None:
+def set_aside(objects: Objects, name: str, data: bytes, why: str) -> None:
     """Put a manifest where it stands for nothing; its files stay where it says."""
     aside = f"damaged/{Path(name).stem}-{uuid.uuid4().hex[:8]}.json"
     if objects.read(name, fresh=True) != data:
         return  # another process was first
     objects.write(aside, data)
     objects.remove(name)
-    warnings.warn(f"{name} is damaged ({reason}); kept as {aside}, done again", stacklevel=3)
+    warnings.warn(f"{name} {why}; kept as {aside}, done again", stacklevel=3)
 
 
 def write(
@@ -137,8 +145,29 @@ def created(
         objects.clear(place)
 
 
+def remove(objects: Objects, name: str, kept: str) -> int:
+    """Remove a manifest, then those of what belongs to it, then all their files; bytes freed."""
+    freed = sum(objects.sizes(name[:-4]).values())
+    for each in sorted(objects.names(name[:-4]), key=lambda each: each != name):
+        objects.remove(each)
+    return freed + objects.clear(kept)
+
+
+def shed(objects: Objects, name: str, part: str, note: str) -> int:
+    """Remove a folder of the files on purpose, of which the note tells; bytes freed."""
+    found = manifest(objects, name, objects.read(name, fresh=True))
+    if not found or not objects.sizes(f"{found['place']}/{part}/"):
+        return 0
+    objects.write(note, json.dumps({"part": part, "at": time.time()}).encode())
+    return objects.clear(f"{found['place']}/{part}")
+
+
 def sweep(objects: Objects, before: float) -> None:
-    """Remove the files of writers that began before that time and made no manifest."""
+    """Remove drafts, and files of writers that made no manifest, begun before that time."""
+    for draft in objects.drafts():
+        with suppress(OSError):
+            if draft.stat().st_mtime < before:
+                shutil.rmtree(draft)
     for mark in objects.names("writers/"):
         try:
             left = json.loads(objects.read(mark) or b"{}")

@@ -131,6 +131,9 @@ class Url(Objects):
             self.fs.pipe_file(path, data)
 
     def names(self, prefix: str) -> list[str]:
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
         top, _, start = prefix.rpartition("/")
         how = (
             {"prefix": start}
@@ -138,11 +141,11 @@ class Url(Objects):
             else {}
         )
         try:
-            found = self.ask(lambda: self.fs.find(self.at(top).rstrip("/"), **how))
+            found = self.ask(lambda: self.fs.find(self.at(top).rstrip("/"), detail=True, **how))
         except FileNotFoundError:
-            return []
-        names = (name[len(self.root) + 1 :] for name in found)
-        return sorted(name for name in names if name.startswith(prefix))
+            return {}
+        sizes = {name[len(self.root) + 1 :]: about["size"] or 0 for name, about in found.items()}
+        return {name: sizes[name] for name in sorted(sizes) if name.startswith(prefix)}
 
     def reads(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         names = list(names)
@@ -200,12 +203,10 @@ class Url(Objects):
         raise AssertionError
 
     def clear(self, place: str) -> int:
-        freed, names = 0, self.names(f"{place}/")
+        sizes = self.sizes(f"{place}/")
         self.cache.forget(f"{self.url}/{place}")
-        for size in self.together(lambda name: self.fs.size(self.at(name)), names):
-            freed += size or 0
-        self.together(self.remove, names)
-        return freed
+        self.together(self.remove, list(sizes))
+        return sum(sizes.values())
 
     def upload(self, file: Path, name: str) -> None:
         self.ask(lambda: self.fs.put_file(str(file), self.at(name)))

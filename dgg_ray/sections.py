@@ -185,6 +185,7 @@ class Budget:
 
     gpu_hours: hours of a GPU, of all workers together; worker_hours: the same, of workers.
     money: worker-hours at workers.price_per_hour.
+    disk_gb: size of the store, in 10⁹ bytes, whoever filled it: other studies' stages count too.
     """
 
     __pydantic_config__ = STRICT
@@ -192,9 +193,11 @@ class Budget:
     gpu_hours: Annotated[float, Gt(0)] | None = None
     worker_hours: Annotated[float, Gt(0)] | None = None
     money: Annotated[float, Gt(0)] | None = None
+    disk_gb: Annotated[float, Gt(0)] | None = None
 
     def __str__(self) -> str:
         said = {"GPU-hours": self.gpu_hours, "worker-hours": self.worker_hours, "money": self.money}
+        said["GB on disk"] = self.disk_gb
         return " or ".join(f"{cap:g} {unit}" for unit, cap in said.items() if cap)
 
 

@@ -50,6 +50,9 @@ class Memory(Objects):
     def remove(self, name: str) -> None:
         self.held.pop(name, None)
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        return {name: len(self.held[name][0]) for name in self.names(prefix)}
+
     def modified(self, name: str) -> float | None:
         return self.held[name][1] if name in self.held else None
 
@@ -91,8 +94,8 @@ class MemoryStore(StageStore):
         self.found.setdefault(stage.key, {}).update((cell["exam"], cell) for cell in cells)
         self.forget(f"failed/{stage.key}")
 
-    def discard(self, key: str) -> int:
-        for kept in (self.records, self.sat, self.found):
+    def discard(self, key: str, part: str = "") -> int:
+        for kept in (self.records, self.sat, self.found) if not part else ():
             kept.pop(key, None)
         return 0
 

@@ -19,12 +19,12 @@ A store, in a folder or on an object store, by name:
     probes/abcdef…-SETUP.json      what a few steps and answers of the stage took there
     failed/ inflight/ leases/      why it ended early; snapshots (snapshots.py); who is at it (leases.py)
     damaged/ drafts/ writers/      manifests set aside; what is being written
+    shed/abcdef….json              its adapter was removed on purpose
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -264,7 +264,7 @@ class StageStore(Notes):
 
     def open(self, stage: Stage) -> Path | None:
         """A local folder with the stage's files, each verified; None where it is not there (any more)."""
-        return published.opened(self.objects, name_of(stage.key))
+        return published.opened(self.objects, name_of(stage.key), f"shed/{stage.key}.json")
 
     def publish(self, stage: Stage, record: dict[str, Any], fill: Fill) -> None:
         """Write a finished stage; `fill` writes its files into the folder it is given; None: it has none."""
@@ -306,13 +306,15 @@ class StageStore(Notes):
         """What all probes took."""
         return (record for _, record in self.notes("probes/"))
 
-    def discard(self, key: str) -> int:
-        """Remove a finished stage with its sittings and files, as if it had never been; bytes freed."""
-        names = sorted(self.objects.names(name_of(key)[:-4]), key=len)  # the stage's own first
-        freed = sum(len(self.objects.read(name) or b"") for name in names)
-        for name in (*names, f"inflight/{key}.safetensors", f"failed/{key}.json"):
-            self.objects.remove(name)
-        return freed + self.objects.clear(f"files/{key}")
+    def discard(self, key: str, part: str = "") -> int:
+        """Remove a finished stage with its sittings and files, as if it had never been; bytes freed.
+
+        part: no more than this folder of its files; where they are wanted it is learned again."""
+        if part:
+            return published.shed(self.objects, name_of(key), part, f"shed/{key}.json")
+        for note in (f"inflight/{key}.safetensors", f"failed/{key}.json", f"shed/{key}.json"):
+            self.objects.remove(note)
+        return published.remove(self.objects, name_of(key), f"files/{key}")
 
     def sweep(self) -> None:
         """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
@@ -321,10 +323,6 @@ class StageStore(Notes):
             if self.objects.read(name_of(key_of(snapshot))) is not None:
                 self.objects.remove(snapshot)
         published.sweep(self.objects, before)
-        for draft in self.objects.drafts():
-            with contextlib.suppress(OSError):
-                if draft.stat().st_mtime < before:
-                    shutil.rmtree(draft)
 
     def finished(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """(Record, records of the sittings) of all finished stages, by key; by one listing."""
@@ -338,12 +336,3 @@ class StageStore(Notes):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of all finished stages, by key."""
         return (record for record, _ in self.finished())
-
-
-def store_at(place: str | Path, cache_gb: float | None = None) -> StageStore:
-    """The store in a folder or at a URL. cache_gb: of this node's disk, for what is fetched from there."""
-    if "://" not in str(place):
-        return StageStore(Path(place).expanduser().absolute())
-    from dgg_ray.remote import CACHE_GB, RemoteStore  # a folder needs none of it
-
-    return RemoteStore(str(place), cache_gb or CACHE_GB)

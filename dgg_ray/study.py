@@ -22,7 +22,7 @@ from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, 
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
 from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Protocol, Search, Value, Workers
-from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, store_at, untouched
+from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
 
 if TYPE_CHECKING:
     from dgg_ray.results import Outcome
@@ -251,6 +251,15 @@ class Study:
     def store(self, out: Path) -> StageStore:
         """Where its finished stages are, and go; `out` is the folder that it is run into."""
         return store_at(self.output.store or str(out / "stages"), self.workers.cache_gb)
+
+
+def store_at(place: str | Path, cache_gb: float | None = None) -> StageStore:
+    """The store in a folder or at a URL. cache_gb: of this node's disk, for what is fetched from there."""
+    if "://" not in str(place):
+        return StageStore(Path(place).expanduser().absolute())
+    from dgg_ray.remote import CACHE_GB, RemoteStore  # a folder needs none of it
+
+    return RemoteStore(str(place), cache_gb or CACHE_GB)
 
 
 def put(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) -> Any:

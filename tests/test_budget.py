@@ -9,7 +9,7 @@ import pytest
 
 from dgg_ray import Study, budget, cli, forecast, loop
 from dgg_ray.broker import Broker, Desk
-from dgg_ray.budget import Capped, dearest
+from dgg_ray.budget import Hours, dearest
 from dgg_ray.cost import CostModel
 from dgg_ray.errors import OverBudget, StudyError
 from dgg_ray.learner import PeftLearner
@@ -38,7 +38,7 @@ def measured(world):
 def purse(world, final=(), cap=None):
     tasks = {name: world.data(name) for name in world.tasks}
     study = {"name": "toy", "workers": WORKERS, "fingerprint": "model", "tasks": tasks}
-    return Capped(SimpleNamespace(**study, budget=cap or Budget(worker_hours=6)), world.store, final)
+    return Hours(SimpleNamespace(**study, budget=cap or Budget(worker_hours=6)), world.store, final)
 
 
 def desk_of(world, **how):
@@ -186,7 +186,7 @@ protocol: {max_new_tokens: 2, rivals: [finetune]}
 @pytest.mark.parametrize(
     ("more", "fault"),
     [
-        ("budget: {}\n", r"budget: needs at least one of gpu_hours, worker_hours, money"),
+        ("budget: {}\n", r"budget: needs at least one of gpu_hours, worker_hours, money, disk_gb"),
         ("budget: {gpu_hours: 1}\n", r"line 10  budget.gpu_hours: needs workers.gpus, which is 0"),
         ("budget: {money: 1}\n", r"budget.money: needs workers.price_per_hour"),
         ("budget: {worker_hours: 0}\n", r"budget.worker_hours: must be greater than 0, got 0"),

@@ -270,6 +270,30 @@ def test_a_discarded_stage_is_as_if_it_had_never_been(store):
     assert not any(first.key in name for name in store.objects.names(""))
 
 
+@with_files
+def test_a_stage_shed_of_its_adapter_keeps_its_record_and_is_learned_again(store, tmp_path, monkeypatch):
+    def fill(folder):
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "theta").write_bytes(b"x" * 1000)
+
+    stage, _ = some_stages()
+    store.publish(stage, {}, fill)
+    store.sit(stage, [cell("a")], lambda f: (f / "answers").write_bytes(b"y" * 100))
+    held = store.size()
+    assert store.discard(stage.key, "adapter") == 1000
+    assert held - 1000 < store.size() < held - 900  # a note tells of it
+    monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "another node"))
+    seen = anew(store)
+    assert seen.has(Work(stage, (exam("a"),)))
+    with pytest.warns(UserWarning, match="shed of its weights to free space; .* done again"):
+        assert seen.open(stage) is None
+    assert seen.record(stage) is None
+    seen.publish(stage, {}, fill)
+    assert (seen.open(stage) / "adapter" / "theta").read_bytes() == b"x" * 1000
+    assert seen.has(Work(stage, (exam("a"),)))
+    assert seen.objects.names("shed/") == []
+
+
 @everywhere
 def test_a_glance_sees_what_was_there_and_nothing_after(store):
     first, second = some_stages()
