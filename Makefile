@@ -17,8 +17,9 @@ find-alpha: .venv/ready
 find-alpha-whole: .venv/ready
 	$(BIN)/dgg-ray run studies/find_alpha_whole.yaml
 
+# Two processes: whole files go to one of them, since tests of a file share what they have run.
 test: .venv/ready
-	$(BIN)/pytest -m "not slow and not browser and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not browser and not gpu"
 
 # Without Ray, whole studies and processes of its own.
 test-core: .venv/ready
