@@ -42,7 +42,10 @@ def got(answer, timeout=None):
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
     monkeypatch.setattr(fleet.ray, "get", got)
+    monkeypatch.setattr(fleet.ray, "cancel", lambda ref: None)  # else it would start a Ray of its own
+    monkeypatch.setattr(fleet.cluster, "free_abandoned", lambda: 0)
     yield
+    assert not fleet.ray.is_initialized()
     logs.ended()  # the loop of a worker ran in this process
 
 
