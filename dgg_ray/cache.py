@@ -5,8 +5,8 @@
         locks/HASH             held while one process fills the entry, so that the others wait for it
         drafts/                being filled
 
-Least recently used entries go out first. An entry that a process has among its last few is locked by it, and
-stays; locks end with their process.
+Least recently used entries go out first. An entry that a process has among its last few, or has pinned, is
+locked by it, and stays; locks end with their process.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dgg_ray.objects import weight
 CACHE_GB = 50.0
 HELD = 32  # entries that a process has at hand
 _held: OrderedDict[str, int] = OrderedDict()
+_pinned: dict[str, int] = {}
 _guard = RLock()
 
 
@@ -46,6 +47,11 @@ class Cache:
             self.root or Path(os.environ.get("DGG_RAY_CACHE") or "~/.cache/dgg_ray").expanduser().absolute()
         )
 
+    @property
+    def cap(self) -> float:
+        """Bytes."""
+        return self.gigabytes * 1e9
+
     def draft(self) -> Path:
         draft = self.folder / "drafts" / uuid.uuid4().hex
         draft.mkdir(parents=True)
@@ -55,10 +61,13 @@ class Cache:
         tail = re.sub(r"[^\w.-]", "_", name.rstrip("/").rpartition("/")[2])[-40:]
         return self.folder / "entries" / f"{hash_of(name)}-{tail}"
 
-    def get(self, name: str, fill: Callable[[Path], None], check: Callable[[Path], None]) -> Path:
+    def get(
+        self, name: str, fill: Callable[[Path], None], check: Callable[[Path], None], room: int = 0
+    ) -> Path:
         """The folder of that name; where there is none that `check` lets pass, `fill` fills it.
 
         Both raise what the caller gets; `check` is called again after `fill`.
+        room: bytes that are made free of other entries before it is filled.
         """
         place = self.place(name)
         try:
@@ -70,6 +79,7 @@ class Cache:
                     except ValueError:
                         drop(place)
                         self.evict(place)
+                self.trim(room)
                 draft = self.draft()
                 try:
                     fill(draft)
@@ -107,17 +117,18 @@ class Cache:
             fcntl.flock(opened, fcntl.LOCK_EX)
             yield
 
-    def trim(self) -> None:
-        """Evict until the entries fit, with a tenth to spare so that it is not done for each."""
+    def trim(self, room: int = 0) -> None:
+        """Evict until the entries fit, and `room` bytes with them; with a tenth to spare so that it is not
+        done for each."""
         found: list[tuple[float, int, Path]] = []
         for place in (self.folder / "entries").glob("*"):
             with suppress(OSError):  # another process was first
                 found.append((place.stat().st_mtime, weight(place), place))
-        total, cap = sum(size for _, size, _ in found), self.gigabytes * 1e9
-        if total <= cap:
+        total = room + sum(size for _, size, _ in found)
+        if total <= self.cap:
             return
         for _, size, place in sorted(found):
-            if total <= 0.9 * cap:
+            if total <= 0.9 * self.cap:
                 return
             if self.evict(place):
                 total -= size
@@ -162,6 +173,14 @@ def hold(place: Path) -> bool:
         while len(_held) > HELD:
             os.close(_held.popitem(last=False)[1])
         return True
+
+
+def pin(place: Path) -> bool:
+    """As `hold`, until the process ends."""
+    with _guard:
+        if str(place) not in _pinned and hold(place):
+            _pinned[str(place)] = _held.pop(str(place))
+        return str(place) in _pinned
 
 
 def drop(place: Path) -> None:

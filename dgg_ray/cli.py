@@ -60,7 +60,7 @@ def on_this_machine(command: Command) -> None:
     def takes_study(c: argparse.ArgumentParser) -> None:
         c.add_argument("study", type=Path, help="a study's YAML file")
         c.add_argument(
-            "--data", type=Path, help="folder of the tasks' files (else $DGG_RAY_DATA, the study's)"
+            "--data", type=Path, help="folder or URL of the tasks' files (else $DGG_RAY_DATA, the study's)"
         )
         c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
         c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
@@ -98,7 +98,7 @@ def on_this_machine(command: Command) -> None:
     what = "a folder or a train file; or `embedded`. May be given several times"
     c.add_argument("--task", type=pair, action="append", required=True, metavar="NAME=PATH", help=what)
     c.add_argument("--reader", default="llava", help="what reads the files (default: llava)")
-    c.add_argument("--data", type=Path, help="folder of the tasks' files, as for `run`")
+    c.add_argument("--data", type=Path, help="folder or URL of the tasks' files, as for `run`")
     c.add_argument("--from", type=Path, dest="results", help="the old results (default: out/STUDY)")
     c.add_argument("--name", help="the new study's name (default: the old one's and the tasks')")
     c.add_argument("--out-file", type=Path, metavar="FILE", help="to write (default: beside the old one)")
@@ -121,7 +121,7 @@ def from_afar(command: Command) -> None:
     c.add_argument("study", type=Path, help="a study's YAML file")
     c.add_argument("--address", default=tunnel(), help=THERE)
     c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
-    c.add_argument("--data", help="folder of the tasks' files on the cluster (default: they are sent along)")
+    c.add_argument("--data", help="URL, or folder there, of the tasks' files (default: they are sent along)")
     c.add_argument("--out", help="folder of the results on the head (default: dgg_ray/NAME in its home)")
     pins = {"nargs": "?", "const": Path("constraints.txt"), "metavar": "FILE"}
     c.add_argument("--pip", type=Path, **pins, help="install what is needed there, at this file's versions")

@@ -9,7 +9,8 @@ DggError
 ├── StoreError      a stage cannot be written or read
 │   ├── OtherVersion    a snapshot was written by a version with another layout
 │   ├── InUse           the store holds stages of studies whose needs are not known
-│   └── NoTimes         the store does not say how old what it holds is
+│   ├── NoTimes         the store does not say how old what it holds is
+│   └── Refused         another try would give the same answer: not allowed, not there, a package is missing
 ├── ClusterError    the cluster cannot give what was asked for
 └── ResultsError    a folder holds no results that answer the question
 """
@@ -102,6 +103,10 @@ class InUse(StoreError):
 
 class NoTimes(StoreError):
     """Without times nobody knows what others are writing just now."""
+
+
+class Refused(StoreError):
+    """What was asked for over a network is not to be had from this machine, however often it is tried."""
 
 
 class ClusterError(DggError):

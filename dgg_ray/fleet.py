@@ -22,7 +22,16 @@ from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
 from dgg_ray import cluster, logs
 from dgg_ray.environment import kind
-from dgg_ray.errors import ClusterError, Fault, OtherVersion, StageError, StoreError, StudyError, describe
+from dgg_ray.errors import (
+    ClusterError,
+    Fault,
+    OtherVersion,
+    Refused,
+    StageError,
+    StoreError,
+    StudyError,
+    describe,
+)
 from dgg_ray.pulse import Pulse, Watchdog, stuck, trace
 from dgg_ray.sections import Workers
 from dgg_ray.sentinel import Sentinel
@@ -59,7 +68,10 @@ def work_loop(config: dict[str, Any]) -> None:
     dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
     try:
         shop = workshop(study, store, w.zero, dog.alive)
-    except Exception as problem:  # it would happen again: say why, rather than start again for ever
+    except Exception as problem:
+        if isinstance(problem, StoreError) and not isinstance(problem, Refused):  # data that did not come
+            return ray.get(broker.unwell.remote(fleet, describe(problem)))
+        # It would happen again: say why, rather than start again for ever
         why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
         return ray.get(broker.close.remote(why))
     say = None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dgg_ray
-from dgg_ray import ledger, studyfile
+from dgg_ray import ledger, staging, studyfile
 from dgg_ray.digests import digest
 from dgg_ray.errors import ClusterError, DggError, Fault, StudyError, nearest
 from dgg_ray.jobs import Head, Job
@@ -52,9 +52,11 @@ def submit(
 ) -> tuple[Job, bool, tuple[str, ...]]:
     """(its job, whether it was started by this call, notes); StudyError holds every fault that shows here.
 
-    data: folder on the cluster that the tasks' files start from; None sends those of this machine along.
+    data: URL, or folder on the cluster, that the tasks' files start from; None is a URL in $DGG_RAY_DATA, or
+        else sends those of this machine along.
     pip: file of pinned versions, to install what this package needs on machines that lack it.
     """
+    data = data or staging.address(os.environ.get("DGG_RAY_DATA", "")) or None
     errand = checked(file, data, store, pip)
     name, mine = errand.study.name, ledger.parts(errand.study.raw)
     head = Head(address)
@@ -167,14 +169,17 @@ def checked(file: Path, data: str | None, store: str | None, pip: Path | None = 
     return Errand(study, file, root, files, str(raw["output"]["store"]), tuple(notes))
 
 
-def places(study: Study) -> tuple[dict[Path, str], list[Path]]:
-    """(Relative paths that the study names → the setting, full paths that are not on this machine)."""
+def places(study: Study) -> tuple[dict[Path, str], list[str | Path]]:
+    """(Relative paths that the study names → the setting, URLs and full paths that are not here)."""
     relative: dict[Path, str] = {}
-    elsewhere: list[Path] = []
+    elsewhere: list[str | Path] = []
     parts = [(f"tasks.{name}", reader) for name, reader in study.readers.items()]
     for at, plugin in [("model", study.model), *parts]:
         for f in fields(plugin) if is_dataclass(plugin) else ():  # what is broken is none
             value = getattr(plugin, f.name)
+            if (f.name == "path" or isinstance(value, Path)) and (url := staging.address(value)):
+                elsewhere.append(url)
+                continue
             if isinstance(value, str) and value.startswith(("/", "~")):
                 value = Path(value).expanduser()
             if not isinstance(value, Path):
@@ -230,7 +235,7 @@ def model_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
     model = raw.get("model")
     path = model.get("path") if isinstance(model, Mapping) else None
     if isinstance(path, str) and not path.startswith(("/", "~")) and Path(path).is_dir():
-        rule = "must be a name on the hub, or a full path that all machines have: weights are not sent along"
+        rule = "must be a URL, a hub name, or a full path that all machines have: weights are not sent along"
         yield Fault("model.path", rule, repr(path))
 
 

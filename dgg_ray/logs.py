@@ -5,6 +5,8 @@
      "worker": {"name": "fleet-001", "rank": 0, "node": "gpu-7", "pid": 4711}}
 
     event      said by         with
+    fetching   worker, driver  url, files, bytes: data or a model
+    fetched    worker, driver  url, seconds
     taken      broker          fleet, queued
     refused    broker, driver  error, message: the budget had nothing for it
     lost       broker          fleet, losses

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from dgg_ray.errors import StoreError
+from dgg_ray.errors import Refused, StoreError
 
 PATIENCE_S = 120.0
 PAUSE_S, LONGEST_S = 0.2, 15.0  # the first pause, and the longest
@@ -37,7 +37,7 @@ def ask(request: Callable[[], T], url: str, seconds: float | None = None) -> T:
             if taken(error):
                 raise FileExistsError(str(error)) from error
             if why := final(error, url):
-                raise StoreError(why) from error
+                raise Refused(why) from error
             if isinstance(error, FileNotFoundError) or not passes(error):
                 raise
             if time.monotonic() + pause > until:
@@ -84,14 +84,14 @@ def taken(error: BaseException) -> bool:
 def final(error: BaseException, url: str) -> str:
     """What to do about an error that another try cannot cure; empty where one may."""
     if code(error) == "NoSuchBucket" or "bucket does not exist" in str(error):
-        return f"{url}: there is no such bucket; make it, or name another one as output.store"
+        return f"{url}: there is no such bucket; make it, or name another one"
     if code(error) == "RequestTimeTooSkewed":
         return f"{url}: the clocks of this machine and of the store are apart; set this machine's clock (NTP)"
     named = {kind.__name__ for one in causes(error) for kind in type(one).__mro__}
     if isinstance(error, PermissionError) or status(error) in (401, 403) or named & set(FINAL):
         return (
-            f"{url}: not allowed ({said(error)}); give this machine credentials that may list, read, write "
-            f"and remove there, in the environment as the provider's own tools take them"
+            f"{url}: not allowed ({said(error)}); give this machine credentials that may list and read there "
+            f"(and for a store write and remove), in the environment as the provider's own tools take them"
         )
     return ""
 

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from dgg_ray import staging
 from dgg_ray.contracts import Model, digest
-from dgg_ray.errors import StageError
+from dgg_ray.errors import Refused, StageError
 
 UNREAD = (".md", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 NEEDED = ("config.json", "tokenizer_config.json", "*.safetensors", "*processor_config.json")
@@ -24,7 +25,7 @@ NEEDED = ("config.json", "tokenizer_config.json", "*.safetensors", "*processor_c
 class Pretrained(Model):
     """A model from a folder or a hub.
 
-    path: a folder, or a hub name.
+    path: a folder, its URL (s3://BUCKET/LLAVA; each node fetches it once), or a hub name.
     revision: commit of a hub name, required there: it stands for the weights in every stage key.
     dtype: of the frozen base; the LoRA weights are fp32 whatever it is.
     four_bit: hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314: nf4,
@@ -40,7 +41,7 @@ class Pretrained(Model):
     four_bit: bool = False
 
     def __post_init__(self) -> None:
-        if (folder := Path(self.path).expanduser()).is_dir():  # a worker may stand elsewhere
+        if (folder := staging.path(self.path)).is_dir():  # a worker may stand elsewhere
             object.__setattr__(self, "path", str(folder.absolute()))
 
     @property
@@ -59,8 +60,8 @@ class Pretrained(Model):
 
     @property
     def folder(self) -> Path | None:
-        """Where the files are; None for a hub name."""
-        place = Path(self.path).expanduser()
+        """Where the files are; None for a hub name. Those of a URL are fetched: Refused, StoreError."""
+        place = staging.staged(self.path)
         return place if place.is_dir() or place.is_absolute() else None
 
     def weights(self, kind: Any) -> Any:
@@ -96,20 +97,24 @@ class Pretrained(Model):
         found = []
         if self.four_bit and find_spec("bitsandbytes") is None:
             found.append(("four_bit", "needs bitsandbytes, which is not installed: pip install it", "true"))
-        if self.folder is None:
+        try:
+            folder = self.folder
+        except Refused as error:
+            return [*found, ("path", f"must be there, and readable from here: {error}", "")]
+        if folder is None:
             if not self.revision:
                 rule = "is required for a hub name: the commit that stands for the weights"
                 found.append(("revision", rule, ""))
             return found
-        if not self.folder.is_dir():
+        if not folder.is_dir():
             return [*found, ("path", "no such folder", repr(self.path))]
-        missing = [name for name in NEEDED if not any(self.folder.glob(name))]
-        if "*.safetensors" in missing and any(self.folder.glob("*.bin")):
+        missing = [name for name in NEEDED if not any(folder.glob(name))]
+        if "*.safetensors" in missing and any(folder.glob("*.bin")):
             missing.remove("*.safetensors")
             rule = "must hold safetensors; its weights are pickles, which are never read"
             found.append(("path", rule, repr(self.path)))
         found += [("path", f"must hold {name}", repr(self.path)) for name in missing]
-        return found + ([] if "config.json" in missing else self.unfit(self.folder))
+        return found + ([] if "config.json" in missing else self.unfit(folder))
 
     def unfit(self, folder: Path) -> list[tuple[str, str, str]]:
         """What config.json says against it."""

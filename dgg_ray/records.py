@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgg_ray.errors import Fault, StudyError, nearest
+from dgg_ray import staging
+from dgg_ray.errors import Fault, Refused, StudyError, nearest
 
 SHOWN = 20  # faults of one rule in one file; the next one says how many more there are
 COMPARED = 2000  # names; comparing a misspelt one with a folder of 100,000 takes seconds
@@ -72,6 +73,15 @@ def near_file(path: Path) -> str:
     except OSError:
         return ""
     return nearest(path.name, names) if len(names) <= COMPARED else ""
+
+
+def here(place: Path, setting: str, faults: Faults) -> Path | None:
+    """The place on this machine; None after a fault."""
+    try:
+        return staging.staged(place)
+    except Refused as error:
+        faults.add(Place(setting), f"must be there, and readable from here: {error}")
+        return None
 
 
 def load_text(path: Path, setting: str, faults: Faults) -> str | None:
@@ -254,3 +264,25 @@ def captions_by_picture(file: Path, faults: Faults) -> dict[str, tuple[str, ...]
     uses = Counter(name.name for name in captions)
     found = {name.name: tuple(texts) for name, texts in captions.items() if texts and uses[name.name] == 1}
     return found | {str(name): tuple(texts) for name, texts in captions.items() if texts}
+
+
+def image_name(value: Any, place: Place, faults: Faults) -> str:
+    """The one picture that a record names, "" for none; some files hold it in a list."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            faults.add(place, "must be one picture", f"{len(value)} pictures")
+            return ""
+        value = value[0] if value else None
+    return "" if value is None else text_of(value, place, faults)
+
+
+def inside(image: str, root: Path, place: Place, faults: Faults) -> Path | None:
+    """The picture's path under the image folder; None after a fault. Links are followed later."""
+    path = Path(image)
+    depth = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0 or path.is_absolute() or "\0" in image:
+            faults.add(place, "must be a path inside the image folder", repr(image))
+            return None
+    return root / path

@@ -3,7 +3,8 @@
 Credentials and endpoints are taken from the environment, as the provider's own tools do (for S3 AWS_PROFILE,
 AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, or the machine's role); none are in a study or in a store that travels.
 
-Creation is conditional on S3 (If-None-Match), Google (ifGenerationMatch), Azure and in memory. Where a file
+Creation is conditional on S3 (If-None-Match) and in memory, where it was tried (S3's API, not Amazon's own
+servers), and by reading their packages' source alone on Google (ifGenerationMatch) and Azure. Where a file
 system offers none, `create` looks first and then writes: two that do so within the same moment may both be
 told that they were first. `check` finds a place that overwrites, not that moment.
 """
@@ -25,13 +26,14 @@ import fsspec
 
 from dgg_ray import patience, published
 from dgg_ray.cache import CACHE_GB, Cache
-from dgg_ray.errors import StoreError
+from dgg_ray.errors import Refused
 from dgg_ray.objects import Damaged, Objects, verify
 from dgg_ray.published import key_of, name_of
 from dgg_ray.stages import Exam, StageStore, Work
 
 CHECK_S = 8.0  # patience of a check, which is to tell within seconds
 AT_ONCE = 32  # requests
+VERSION = ("ETag", "md5Hash", "etag", "content_md5", "LastModified", "last_modified", "mtime", "created")
 REMEMBERED = 50_000  # stages whose manifests are remembered, some kilobytes each
 
 T = TypeVar("T")
@@ -223,13 +225,44 @@ class Url(Objects):
     def release(self, file: Path) -> None:
         shutil.rmtree(file.parent, ignore_errors=True)
 
+    # -- what others laid there ----------------------------------------------------------------------
+
+    def versions(self) -> dict[str, tuple[int, str]]:
+        """(bytes, version) of every file below by its name; a file that lies here itself has the name ``.
+
+        The version changes with the content; it is what the provider tells of it in a listing.
+        """
+        try:
+            found = self.ask(lambda: self.fs.find(self.root, detail=True))
+            found = found or {self.root: self.ask(lambda: self.fs.info(self.root))}
+        except FileNotFoundError:
+            return {}
+        return {
+            name[len(self.root) + 1 :]: (
+                info["size"],
+                next((str(info[k]) for k in VERSION if info.get(k)), ""),
+            )
+            for name, info in sorted(found.items())
+            if info["type"] == "file" and not name.endswith("/")
+        }
+
+    def fetch(self, files: Mapping[str, Path]) -> None:
+        """Name → the new local file."""
+        for folder in {file.parent for file in files.values()}:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.together(
+            lambda name: self.fs.get_file(self.at(name) if name else self.root, str(files[name])),
+            list(files),
+            AT_ONCE,
+        )
+
     # -- requests ----------------------------------------------------------------------------------
 
     def ask(self, request: Callable[[], T]) -> T:
         return patience.ask(request, self.url, self.patience)
 
-    def together(self, do: Callable[[Any], T], things: list[Any]) -> list[T]:
-        with ThreadPoolExecutor(8) as pool:
+    def together(self, do: Callable[[Any], T], things: list[Any], at_once: int = 8) -> list[T]:
+        with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda thing: self.ask(lambda: do(thing)), things))
 
 
@@ -246,14 +279,14 @@ def connected(url: str) -> Any:
     try:
         fs = fsspec.filesystem(kind, skip_instance_cache=True, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
-        raise StoreError(fault(url) or f"{url} cannot be reached: {error}") from error
+        raise Refused(fault(url) or f"{url} cannot be reached: {error}") from error
     if kind in ("s3", "s3a"):
         fs.retries = 1
     return fs
 
 
 def fault(url: str) -> str:
-    """Why there can be no store at that URL; empty where there can. Nothing is connected."""
+    """Why nothing can be kept or read at that URL; empty where there can. Nothing is connected."""
     kind, _, rest = url.partition("://")
     try:
         fsspec.get_filesystem_class(kind)

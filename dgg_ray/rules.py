@@ -16,11 +16,15 @@ from dgg_ray.orders import DESIGNS, Ask, existing, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
 from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Workers
 from dgg_ray.stages import Data
+from dgg_ray.staging import address
 from dgg_ray.study import Study
 
 
-def rules(study: Study, broken: set[str]) -> list[Fault]:
-    """What no single section can know; nothing is said of what rests on a broken section."""
+def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
+    """What no single section can know; nothing is said of what rests on a broken section.
+
+    fetch: a model at a URL may be fetched, to look at its layers.
+    """
     faults = []
     if "name" not in broken and not re.fullmatch(r"\w[\w. -]*", study.name):
         rule = "must be letters, digits, spaces, dots, _ and -: it names a folder"
@@ -44,7 +48,7 @@ def rules(study: Study, broken: set[str]) -> list[Fault]:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
     faults += rival_rules(study, broken)
     if not broken & {"model", "adapter"} and study.workers.engine != "simulated":
-        faults += target_rules(study)
+        faults += target_rules(study) if fetch or not address(getattr(study.model, "path", "")) else []
     if not broken & {"model", "training"}:
         faults += projector_rules(study)
     if getattr(study.model, "four_bit", False) and not study.workers.gpus:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
 
-from dgg_ray import plugins
+from dgg_ray import plugins, staging
 from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
@@ -88,7 +88,7 @@ class Study:
     def load(path: str | Path, data: str | Path | None = None, store: str | None = None) -> Study:
         """The study in a YAML file, its data read and checked; StudyError holds every fault.
 
-        data: folder that the tasks' relative paths start from; by default the environment's
+        data: folder, or URL, that the tasks' relative paths start from; by default the environment's
         DGG_RAY_DATA, or else the study file's own folder.
         store: in place of the file's `output.store`.
         """
@@ -246,6 +246,7 @@ class Study:
 
     def read_tasks(self) -> dict[str, Task]:
         """The tasks with their examples."""
+        staging.within(self.workers.cache_gb)
         return {name: reader.read(name) for name, reader in self.readers.items()}
 
     def store(self, out: Path) -> StageStore:

@@ -10,13 +10,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dgg_ray import likeness, plugins
+from dgg_ray import likeness, plugins, staging
 from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
@@ -50,8 +50,8 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 def load(path: Path, data: str | Path | None = None, store: str | None = None) -> Study:
     """See Study.load."""
     raw, lines, faults = parse(path, store)
-    root = Path(data or os.environ.get("DGG_RAY_DATA") or path.parent).expanduser().absolute()
-    study, found = build(raw, str(root)) if isinstance(raw, Mapping) else (None, [])
+    root = staging.full(data or os.environ.get("DGG_RAY_DATA") or path.parent)
+    study, found = build(raw, root) if isinstance(raw, Mapping) else (None, [])
     faults += found
     if study is not None:
         study, found = read_data(study)
@@ -159,10 +159,11 @@ def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study 
     if "readers" not in whole:
         return None, faults
     study = Study(**{"name": "", "model": NoModel(), "strategy": Strategy(), **whole}, raw=raw, root=root)
+    staging.within(study.workers.cache_gb)
     if files and study.workers.engine != "simulated":
         for setting, rule, found in study.model.faults():
             faults.append(Fault(f"model.{setting}", rule, found))
-    faults += [fault for fault in rules(study, broken) if fault.path not in {f.path for f in faults}]
+    faults += [fault for fault in rules(study, broken, files) if fault.path not in {f.path for f in faults}]
     return study, faults
 
 
@@ -228,14 +229,7 @@ def plugged(kind: str, raw: Any, at: str, root: str, faults: list[Fault], key: s
         faults += [replace(fault, path=f"{at}.{key}") for fault in error.faults]
         return BROKEN
     plugin = checked(cls, {k: v for k, v in raw.items() if k != key}, at, faults)
-    return plugin if plugin is BROKEN else rooted(plugin, Path(root))
-
-
-def rooted(plugin: Any, root: Path) -> Any:
-    """Relative paths among the settings, made to start from the study's root."""
-    paths = {f.name: getattr(plugin, f.name) for f in fields(plugin)}
-    found = {name: root / p.expanduser() for name, p in paths.items() if isinstance(p, Path)}
-    return replace(plugin, **found)
+    return plugin if plugin is BROKEN else staging.rooted(plugin, root)
 
 
 def readers(raw: Any, root: str, faults: list[Fault]) -> Any:

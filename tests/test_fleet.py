@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dgg_ray import cluster, fleet, logs
-from dgg_ray.errors import ClusterError, OtherVersion, StoreError
+from dgg_ray.errors import ClusterError, OtherVersion, Refused, StoreError
 from dgg_ray.sections import Workers
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import Work
@@ -58,6 +58,19 @@ def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatc
     study = SimpleNamespace(name="toy", workers=Workers())
     fleet.work_loop(given(desk, study))
     assert desk.reason == "a worker cannot begin: OSError: the weights are gone"
+
+
+def test_data_that_do_not_come_end_the_fleet_and_not_the_study(monkeypatch):
+    for error, said in ((StoreError("no answer"), "unwell"), (Refused("not allowed"), "")):
+
+        def workshop(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(fleet, "workshop", workshop)
+        desk = Desk()
+        fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers())))
+        assert bool(desk.reason) == (not said)
+        assert [name for name, *_ in desk.calls if name != "lost"] == [said] * bool(said)
 
 
 def given(desk, study=None, store=None, code=None):

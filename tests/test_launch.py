@@ -18,7 +18,7 @@ import psutil
 import pytest
 from commands import ROOT, check, in_blocks
 
-from dgg_ray import Study, cli, launch, ledger, progress
+from dgg_ray import Study, cli, launch, ledger, progress, staging
 from dgg_ray.errors import ClusterError, ResultsError, StudyError
 from dgg_ray.stages import StageStore
 
@@ -128,6 +128,24 @@ def test_full_paths_that_are_not_here_are_looked_at_there(files):
     files.write_text(FILES.replace("a/train.json", "/on/the/cluster/train.json"))
     errand = launch.checked(files, None, None)
     assert errand.notes == ("/on/the/cluster/train.json: looked at on the cluster",)
+
+
+def test_urls_are_neither_sent_nor_fetched_here(files, monkeypatch):
+    monkeypatch.setattr(staging, "fetched", lambda url: pytest.fail(f"{url} was fetched"))
+    text = FILES.replace("a/train.json", "memory://bucket/train.json")
+    text = text.replace("model: embedded", "model: {name: llava_1_5, path: 'memory://bucket/llava'}")
+    files.write_text(text)
+    errand = launch.checked(files, None, None)
+    assert errand.notes == (
+        "memory://bucket/llava: looked at on the cluster",
+        "memory://bucket/train.json: looked at on the cluster",
+    )
+    assert not any("bucket" in str(path) for path in errand.files)
+    errand = launch.checked(files, "memory://bucket", None)
+    assert errand.files == ()
+    words = shlex.split(launch.entrypoint(errand, "memory://bucket/data", "x"))
+    told = cli.parser().parse_args(words[4:])
+    assert staging.full(told.data) == "memory://bucket/data"
 
 
 def test_too_much_to_send_names_the_sizes_and_the_way_out(files, monkeypatch):

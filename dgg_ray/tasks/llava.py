@@ -30,7 +30,7 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Gt, Lt
 
-from dgg_ray import draws
+from dgg_ray import draws, staging
 from dgg_ray.contracts import SPLITS, Example, Reader, Task, digest
 from dgg_ray.errors import nearest
 from dgg_ray.pictures import inspect
@@ -39,6 +39,9 @@ from dgg_ray.records import (
     Place,
     Record,
     captions_by_picture,
+    here,
+    image_name,
+    inside,
     load_records,
     near_file,
     text_of,
@@ -60,6 +63,9 @@ class Item(NamedTuple):
 @dataclass(frozen=True)
 class Llava(Reader):
     """A task from files in LLaVA's format. Relative paths start at the study's data folder.
+
+    All paths may be URLs (s3://BUCKET/train.json): each node fetches the files, and the whole folder of
+    images where an example has one, once.
 
     validation: without it a share of `train` is set apart, by picture: all examples that name one
         picture are on one side.
@@ -87,20 +93,24 @@ class Llava(Reader):
         """The task, its pictures read and decoded once (later calls know them by size and time)."""
         faults = Faults()
         files = {"train": self.train, "validation": self.validation, "test": self.test}
-        root = Path(self.images or Path(self.train).expanduser().parent).expanduser().absolute()
+        root = staging.path(self.images or Path(self.train).parent)
+        root = root if staging.address(root) else root.absolute()
         items = {
-            split: parse(Path(path).expanduser(), split, root, faults)
+            split: parse(here(path, split, faults), split, root, faults)
             for split, path in files.items()
             if path is not None
         }
         if self.validation is None:
             items |= self.divided(items["train"], name, faults)
         if self.references is not None:
-            captions = captions_by_picture(Path(self.references).expanduser(), faults)
+            file = here(self.references, "references", faults)
+            captions = captions_by_picture(file, faults) if file else {}
             for split in ("validation", "test"):
                 items[split] = with_captions(items[split], captions, split == "test", faults)
         limits = {"train": self.limit, "validation": self.limit_test, "test": self.limit_test}
         items = {split: self.sample(items[split], limits[split], name, split) for split in SPLITS}
+        if staging.address(root):
+            items, root = with_pictures(items, root, faults)
         hashes = picture_hashes(items, root, faults)
         faults.raise_any(f"task {name}")
 
@@ -138,11 +148,11 @@ class Llava(Reader):
 # -- records to examples ---------------------------------------------------------------------------
 
 
-def parse(file: Path, split: str, root: Path, faults: Faults) -> list[Item]:
+def parse(file: Path | None, split: str, root: Path, faults: Faults) -> list[Item]:
     """The examples of one file, their pictures not yet looked at."""
     items = [
         item
-        for index, record in enumerate(load_records(file, split, faults))
+        for index, record in enumerate(load_records(file, split, faults) if file else ())
         for item in examples_of(record, f"#{index}", root, faults)
     ]
     first: dict[str, Place] = {}
@@ -236,26 +246,21 @@ def without_token(question: str) -> str:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def image_name(value: Any, place: Place, faults: Faults) -> str:
-    """The one picture that a record names, "" for none; some files hold it in a list."""
-    if isinstance(value, list):
-        if len(value) > 1:
-            faults.add(place, "must be one picture", f"{len(value)} pictures")
-            return ""
-        value = value[0] if value else None
-    return "" if value is None else text_of(value, place, faults)
+def with_pictures(
+    items: Mapping[str, list[Item]], root: Path, faults: Faults
+) -> tuple[dict[str, list[Item]], Path]:
+    """The items with their pictures on this machine, and the folder of them; none is fetched for text."""
+    using = any(item.example.image is not None for split in SPLITS for item in items[split])
+    there = here(root, "images", faults) if using else root
+    if there is None or not using:  # a fault was noted: nothing more is said of the pictures
+        return {split: [] for split in items} if using else dict(items), root
 
+    def moved(item: Item) -> Item:
+        if not isinstance(image := item.example.image, Path):
+            return item
+        return item._replace(example=replace(item.example, image=there / image.relative_to(root)))
 
-def inside(image: str, root: Path, place: Place, faults: Faults) -> Path | None:
-    """The picture's path under the image folder; None after a fault. Links are followed later."""
-    path = Path(image)
-    depth = 0
-    for part in path.parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0 or path.is_absolute() or "\0" in image:
-            faults.add(place, "must be a path inside the image folder", repr(image))
-            return None
-    return root / path
+    return {split: [moved(item) for item in some] for split, some in items.items()}, there
 
 
 def picture_hashes(items: Mapping[str, Sequence[Item]], root: Path, faults: Faults) -> dict[Path, str]:

@@ -1,0 +1,396 @@
+"""Data and models by URL: fetched once into the node's cache, and the same as they are in a folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dgg_ray import cache, ledger, plugins, staging, studyfile
+from dgg_ray.errors import Refused, StoreError, StudyError
+from dgg_ray.remote import Url, connected
+from dgg_ray.study import Study
+from dgg_ray.tasks.llava import Llava
+
+from servers import ENVIRONMENT, s3_server  # isort: skip
+
+STUDY = """
+name: far
+model: embedded
+strategy: finetune
+tasks:
+  - {name: a, reader: llava, train: a/train.json, test: a/test.json, images: pictures}
+  - {name: b, reader: llava, train: b/train.json, test: b/test.json, images: pictures}
+training: {batch_size: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "hashes"))
+    staging.within(50)
+    yield
+    as_another_process()
+
+
+def as_another_process():
+    """It asks again, and has nothing in use."""
+    staging.fetched.cache_clear()
+    for handles in (cache._held, cache._pinned):
+        while handles:
+            os.close(handles.popitem()[1])
+
+
+@pytest.fixture()
+def asked(monkeypatch):
+    """The names that are fetched, as they are."""
+    names = []
+    whole = Url.fetch
+
+    def fetch(self, files):
+        names.extend(files)
+        whole(self, files)
+
+    monkeypatch.setattr(Url, "fetch", fetch)
+    return names
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    """Two tasks, each with its own questions about ten pictures."""
+    root = tmp_path / "data"
+    for i in range(10):
+        picture(root / "pictures" / f"set {i % 2}" / f"{i}.png", 20 * i)
+    for task in "ab":
+        (root / task).mkdir()
+        for split, chosen in (("train", range(7)), ("test", range(7, 10))):
+            records = [
+                {
+                    "question_id": i,
+                    "image": f"set {i % 2}/{i}.png",
+                    "text": f"{task}?",
+                    "answer": f"{task}{i}",
+                }
+                for i in chosen
+            ]
+            (root / task / f"{split}.json").write_text(json.dumps(records))
+    return root
+
+
+def picture(file, shade):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (shade, 255 - shade, 7)).save(file)
+
+
+@pytest.fixture(scope="module")
+def s3_port():
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture(params=["memory", "local", pytest.param("s3", marks=pytest.mark.whole)])
+def bucket(request, tmp_path, monkeypatch):
+    """A URL under which there is nothing yet."""
+    if request.param == "local":
+        return f"local://{tmp_path}/bucket"
+    if request.param == "s3":
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{request.getfixturevalue('s3_port')}")
+    url = f"{request.param}://bucket-{uuid.uuid4().hex[:12]}"
+    connected(url).mkdir(url)
+    return f"{url}/a place"
+
+
+def lay(folder: Path, url: str) -> str:
+    """Upload a folder."""
+    fs = connected(url)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            place = f"{url}/{file.relative_to(folder).as_posix()}"
+            fs.makedirs(fs._parent(place), exist_ok=True)
+            fs.put_file(str(file), place)
+    return url
+
+
+def read(root, **settings):
+    reader = Llava(Path(root) / "a/train.json", Path(root) / "a/test.json", **settings)
+    return reader.read("a")
+
+
+def faults(do):
+    with pytest.raises(StudyError) as caught:
+        do()
+    return {fault.path: str(fault) for fault in caught.value.faults}
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_a_url_survives_being_a_path():
+    for url in ("s3://bucket/a b/c.json", "gs://bucket", "memory://x/y", "local:///tmp/x"):
+        assert staging.address(url) == url
+        assert staging.address(Path(url)) == url
+        assert staging.address(Path(url) / "d") == f"{url}/d"
+
+
+def test_a_path_of_this_machine_is_given_as_it_is(tmp_path):
+    for place in (tmp_path, Path("relative/x"), Path("org/model"), "C:/x"):
+        assert staging.address(place) == ""
+        assert staging.staged(place) == Path(place)
+    assert staging.staged(f"file://{tmp_path}") == tmp_path
+    assert staging.staged("~/x") == Path.home() / "x"
+
+
+def test_relative_paths_start_at_the_url_and_others_do_not():
+    reader = Llava(Path("a.json"), Path("/abs/t.json"), references=Path("gs://other/r.json"))
+    found = staging.rooted(reader, "s3://bucket/data")
+    assert staging.address(found.train) == "s3://bucket/data/a.json"
+    assert found.test == Path("/abs/t.json")
+    assert staging.address(found.references) == "gs://other/r.json"
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def test_a_task_at_a_url_is_the_same_as_in_a_folder(folder, bucket):
+    near, far = (
+        read(folder, images=folder / "pictures"),
+        read(lay(folder, bucket), images=Path(bucket) / "pictures"),
+    )
+    assert far.digests == near.digests
+    said = [[(e.id, e.question, e.answer) for e in task.examples["test"]] for task in (near, far)]
+    assert said[0] == said[1]
+    assert all(example.image.is_file() for examples in far.examples.values() for example in examples)
+
+
+def test_what_is_unchanged_is_not_fetched_again_and_what_is_changed_is(folder, bucket, asked):
+    lay(folder, bucket)
+    first = read(bucket, images=Path(bucket) / "pictures")
+    assert len(asked) == 2 + 10
+    as_another_process()
+    assert read(bucket, images=Path(bucket) / "pictures").digests == first.digests
+    assert len(asked) == 2 + 10
+    as_another_process()
+    picture(folder / "pictures/set 1/9.png", 255)
+    connected(bucket).put_file(str(folder / "pictures/set 1/9.png"), f"{bucket}/pictures/set 1/9.png")
+    second = read(bucket, images=Path(bucket) / "pictures")
+    assert len(asked) == 2 + 10 + 10
+    assert second.digests["train"] == first.digests["train"]
+    assert second.digests["test"] != first.digests["test"]
+
+
+def test_pictures_beside_the_training_file_are_found(folder, bucket):
+    shutil.copytree(folder / "pictures", folder / "a", dirs_exist_ok=True)
+    near = read(folder)
+    assert read(lay(folder, bucket)).digests == near.digests
+
+
+def test_a_task_of_text_fetches_no_folder(folder, asked):
+    url = f"memory://{uuid.uuid4().hex}"
+    for split in ("train", "test"):
+        records = [{"text": f"{split} {i}?", "answer": "x"} for i in range(4)]
+        (folder / "a" / f"{split}.json").write_text(json.dumps(records))
+    read(lay(folder, url))
+    assert asked == ["", ""]
+
+
+def test_a_damaged_copy_is_fetched_again(folder, asked):
+    url = lay(folder, f"memory://{uuid.uuid4().hex}")
+    file = staging.staged(f"{url}/a/train.json")
+    as_another_process()
+    file.write_text("[")
+    assert json.loads(staging.staged(f"{url}/a/train.json").read_text())
+    assert len(asked) == 2
+
+
+def test_a_place_that_changes_while_it_is_fetched_is_never_taken_as_whole(folder, monkeypatch):
+    url, whole = lay(folder, f"memory://{uuid.uuid4().hex}"), Url.fetch
+
+    def fetch(self, files):
+        whole(self, files)
+        self.fs.pipe_file(f"{url}/a/train.json", uuid.uuid4().hex.encode())
+
+    monkeypatch.setattr(Url, "fetch", fetch)
+    with pytest.raises(StoreError, match="changes while it is fetched"):
+        staging.staged(f"{url}/a/train.json")
+
+
+def test_a_study_at_a_url_has_the_keys_of_the_one_in_a_folder(folder, bucket, tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    near = Study.load(tmp_path / "study.yaml", folder)
+    far = Study.load(tmp_path / "study.yaml", lay(folder, bucket))
+    assert [run.stages for run in far.runs()] == [run.stages for run in near.runs()]
+    assert far.read_tasks()["b"].digests == near.tasks["b"].digests
+    assert ledger.parts(far.raw) == ledger.parts(near.raw)
+    monkeypatch.setenv("DGG_RAY_DATA", bucket)
+    assert Study.load(tmp_path / "study.yaml").root == bucket
+    studyfile.keep(far, tmp_path / "out")
+    assert json.loads((tmp_path / "out/study.json").read_text())["root"] == bucket
+    connected(bucket).rm(bucket, recursive=True)
+    kept = studyfile.kept(tmp_path / "out")
+    assert kept.readers == far.readers
+    assert staging.address(kept.readers["a"].train) == f"{bucket}/a/train.json"
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def weights(tmp_path):
+    """What a model's folder is known by."""
+    place = tmp_path / "llava"
+    place.mkdir()
+    config = {"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}
+    (place / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer_config.json", "preprocessor_config.json", "model.safetensors"):
+        (place / name).write_text("{}")
+    return place
+
+
+def llava(path):
+    return plugins.find("models", "llava_1_5")(str(path))
+
+
+def test_a_model_at_a_url_has_the_fingerprint_of_its_folder(weights, bucket, asked):
+    url = lay(weights, bucket)
+    assert llava(url).faults() == []
+    assert llava(url).fingerprint() == llava(weights).fingerprint()
+    assert len(asked) == 4
+    (weights / "model.safetensors").write_text("{ }")
+    as_another_process()
+    lay(weights, bucket)
+    assert llava(url).fingerprint() != llava(weights).fingerprint()  # the folder's was remembered
+    other = shutil.copytree(weights, weights.with_name("other"))
+    assert llava(url).fingerprint() == llava(other).fingerprint()
+
+
+def test_a_model_is_loaded_from_a_url(tmp_path):
+    from dgg_ray.models import embedded
+
+    url = lay(embedded.FOLDER, f"memory://{uuid.uuid4().hex}")
+    model, processor = plugins.find("models", "llava_1_5")(url, dtype="float32").load()
+    assert processor.image_token == "<image>"
+    assert model.config.model_type == "llava"
+
+
+def test_reading_a_kept_study_fetches_no_model(asked):
+    raw = {
+        "name": "x",
+        "model": {"name": "llava_1_5", "path": "memory://nowhere/llava"},
+        "tasks": [{"name": n, "reader": "embedded"} for n in ("digits", "words")],
+        "strategy": "finetune",
+        "adapter": {"targets": ["q_proj"]},
+    }
+    assert studyfile.build(raw, "/", files=False)[1] == []
+    assert asked == []
+    assert [fault.path for fault in studyfile.build(raw, "/")[1]] == ["model.path"]
+
+
+# -- what is said of a URL that does not serve ------------------------------------------------------
+
+
+def test_what_is_not_there_is_a_fault_of_the_study(folder, bucket, tmp_path):
+    lay(folder, bucket)
+    text = STUDY.replace("a/train.json", "a/trian.json").replace("images: pictures}", "images: none}", 1)
+    text = text.replace("model: embedded", f"model: {{name: llava_1_5, path: '{bucket}/llava'}}")
+    (tmp_path / "study.yaml").write_text(text)
+    found = faults(lambda: Study.load(tmp_path / "study.yaml", bucket))
+    assert set(found) == {"model.path", "tasks[0].train", "tasks[0].images"}
+    assert "line 3" in found["model.path"]
+    assert f"nothing is at {bucket}/llava" in found["model.path"]
+    assert "line 6" in found["tasks[0].train"]
+    assert f"nothing is at {bucket}/a/trian.json" in found["tasks[0].train"]
+    assert f"nothing is at {bucket}/none" in found["tasks[0].images"]
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("nosuch://bucket/data", "fsspec knows no nosuch://"),
+        ("gs://bucket/data", "gs:// needs a package that is not installed: pip install 'dgg_ray[gcs]'"),
+    ],
+)
+def test_a_door_that_is_missing_is_a_fault_of_the_study(url, why, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    found = faults(lambda: read(url))
+    assert set(found) == {"train", "test"}
+    assert why in found["train"]
+
+
+def test_a_place_without_rights_is_a_fault_of_the_study(folder, monkeypatch):
+    def refuse(self):
+        return self.ask(lambda: (_ for _ in ()).throw(PermissionError("Forbidden")))
+
+    monkeypatch.setattr(Url, "versions", refuse)
+    found = faults(lambda: read("memory://closed"))
+    assert "not allowed (PermissionError: Forbidden); give this machine credentials" in found["train"]
+    assert [path for path, *_ in llava("memory://closed").faults()] == ["path"]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_bucket_that_is_not_there_is_a_fault_of_the_study(bucket):
+    assert "there is no such bucket" in faults(lambda: read("s3://no-such-bucket/data"))["train"]
+
+
+def test_names_that_lead_out_of_a_place_are_refused(monkeypatch):
+    monkeypatch.setattr(Url, "versions", lambda self: {"../../.bashrc": (1, "")})
+    with pytest.raises(Refused, match="lead out of it"):
+        staging.staged("memory://x/y")
+
+
+# -- one cache for a node --------------------------------------------------------------------------
+
+FETCH = """
+import sys
+from dgg_ray import staging
+from dgg_ray.remote import Url
+whole = Url.fetch
+def fetch(self, files):
+    print(len(files), flush=True)
+    whole(self, files)
+Url.fetch = fetch
+staging.staged(sys.argv[1])
+"""
+
+
+def test_two_processes_fetch_once(folder, tmp_path):
+    url = lay(folder, f"local://{tmp_path}/bucket")
+    command = [sys.executable, "-c", FETCH, f"{url}/pictures"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate()[0] for process in both) == ["", "10\n"]
+    assert all(process.returncode == 0 for process in both)
+
+
+def test_what_was_staged_stays_while_its_process_lives_and_others_make_room(tmp_path):
+    fs, root = connected("memory://x"), f"memory://{uuid.uuid4().hex}"
+    for name in "abc":
+        fs.pipe_file(f"{root}/{name}/file", bytes(400))
+    staging.within(1000e-9)
+    a, b = (staging.staged(f"{root}/{name}") for name in "ab")
+    cache.Cache(gigabytes=0).trim()
+    for i in range(cache.HELD + 1):  # among the last few no longer
+        cache.Cache().get(f"{i}", lambda folder: None, lambda folder: None)
+    cache.Cache(gigabytes=0).trim()
+    assert a.exists()
+    assert b.exists()
+    as_another_process()
+    staging.staged(f"{root}/b")
+    c = staging.staged(f"{root}/c")
+    assert (a.exists(), b.exists(), c.exists()) == (False, True, True)
+
+
+def test_a_place_larger_than_the_cache_is_refused(asked):
+    root = f"memory://{uuid.uuid4().hex}"
+    connected(root).pipe_file(f"{root}/weights", bytes(2000))
+    staging.within(1000e-9)
+    with pytest.raises(Refused, match=r"takes 2e-06 GB, and a node keeps 1e-06 GB: raise workers.cache_gb"):
+        staging.staged(f"{root}/weights")
+    assert asked == []
