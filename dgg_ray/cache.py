@@ -3,19 +3,22 @@
     $DGG_RAY_CACHE, or ~/.cache/dgg_ray
         entries/HASH-name/     a folder that was filled whole and is never changed; its time is its last use
         locks/HASH             held while one process fills the entry, so that the others wait for it
-        drafts/                being filled
+        drafts/                being filled; they count, and what is a day old was left by a process that died
 
-Least recently used entries go out first. An entry that a process has among its last few, or has pinned, is
-locked by it, and stays; locks end with their process.
+Least recently used entries go out first. An entry that a process has among its last two, or has pinned, is
+locked by it, and stays; locks end with their process. A damaged one goes whoever has it: what they have open they
+can read on.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,7 +31,8 @@ from dgg_ray.errors import StoreError
 from dgg_ray.objects import weight
 
 CACHE_GB = 50.0
-HELD = 32  # entries that a process has at hand
+HELD = 2  # entries that a process has at hand: a stage's parent, and the stage
+DRAFT_S = 86_400.0
 _held: OrderedDict[str, int] = OrderedDict()
 _pinned: dict[str, int] = {}
 _guard = RLock()
@@ -78,13 +82,14 @@ class Cache:
                         return place
                     except ValueError:
                         drop(place)
-                        self.evict(place)
+                        self.evict(place, damaged=True)
                 self.trim(room)
                 draft = self.draft()
                 try:
                     fill(draft)
                     check(draft)
-                    self.keep(draft, name)
+                    if not self.keep(draft, name):
+                        check(place)
                 finally:
                     shutil.rmtree(draft, ignore_errors=True)
         except FileNotFoundError:
@@ -97,13 +102,18 @@ class Cache:
         self.trim()
         return place
 
-    def keep(self, draft: Path, name: str) -> None:
-        """Make a filled draft an entry; an older one of that name stays."""
+    def keep(self, draft: Path, name: str) -> bool:
+        """Make a filled draft an entry; whether it is one now. An older one of that name stays."""
         place = self.place(name)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError):
+        try:
             draft.rename(place)
-        hold(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            hold(place)
+            return False
+        return hold(place)
 
     def forget(self, name: str) -> None:
         drop(self.place(name))
@@ -118,13 +128,19 @@ class Cache:
             yield
 
     def trim(self, room: int = 0) -> None:
-        """Evict until the entries fit, and `room` bytes with them; with a tenth to spare so that it is not
-        done for each."""
+        """Evict until entries and drafts fit, and `room` bytes with them; with a tenth to spare so that it is
+        not done for each."""
+        total = room
+        for draft in (self.folder / "drafts").glob("*"):
+            with suppress(OSError):
+                if draft.stat().st_mtime < time.time() - DRAFT_S:
+                    shutil.rmtree(draft, ignore_errors=True)
+                total += weight(draft)
         found: list[tuple[float, int, Path]] = []
         for place in (self.folder / "entries").glob("*"):
             with suppress(OSError):  # another process was first
                 found.append((place.stat().st_mtime, weight(place), place))
-        total = room + sum(size for _, size, _ in found)
+        total += sum(size for _, size, _ in found)
         if total <= self.cap:
             return
         for _, size, place in sorted(found):
@@ -133,15 +149,16 @@ class Cache:
             if self.evict(place):
                 total -= size
 
-    def evict(self, place: Path) -> bool:
-        """Whether it is gone; one that is in use stays."""
+    def evict(self, place: Path, damaged: bool = False) -> bool:
+        """Whether it is gone; one that is in use stays, unless it is damaged."""
         try:
             handle = os.open(place, os.O_RDONLY)
         except OSError:
             return False
         gone = self.folder / "drafts" / uuid.uuid4().hex
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not damaged:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             gone.parent.mkdir(parents=True, exist_ok=True)
             place.rename(gone)
         except OSError:

@@ -92,7 +92,7 @@ class Litter:
         if store.lease(item.key, Holder.here()) is not None:
             return 0
         freed = store.discard(item.key, "adapter" if item.what == ADAPTERS else "")
-        cleared(objects, f"leases/{item.key}")
+        leases.remove(objects, item.key)
         return freed
 
     def as_json(self) -> dict[str, Any]:

@@ -1,38 +1,42 @@
 """Who is at work on what: leases that end by themselves, kept as small objects.
 
-    leases/KEY/000007.json       {id, host, pid, until, seconds}: the highest number is the one that counts
+    leases/KEY/000007.json       {id, host, pid, until, seconds, at}: the highest number counts
 
 Taking, renewing and giving back all create the next number, so that of two that try at once one succeeds;
 where creating is atomic (objects.py), nobody can be given what somebody holds. A lower number is removed only
-once several higher ones are there, the highest never: who stopped between a look and a creation finds a
-higher one when it looks again, and has lost.
+once several higher ones are there, the highest not before its lease has been over for a day, or its stage is
+removed: who stopped between a look and a creation finds a higher one when it looks again, and has lost.
 
-A lease ends by its holder's clock; others take it `seconds` / 4 later, which is how far clocks may be
-apart (Notes.check). On the holder's own machine it ends at once when its process is dead.
+A lease ends by its holder's clock; others take it `seconds` × SLACK later, which is how far clocks may be
+apart (Notes.check). Where the holder's processes can be seen it ends at once when its process is dead.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import groupby
+from math import inf
 from pathlib import Path
 
 from dgg_ray.objects import Objects
 
-LEASE_S = 60.0
-SLACK = 0.25  # of a lease's seconds, before others take it
+LEASE_S = 180.0  # four renewals, each of which may wait for a slow store
+SLACK = 1 / 12  # of a lease's seconds, before others take it: 15 s
+NAME = re.compile(r"leases/(.+)/(\d+)\.json")
 KEPT = 3  # numbers kept, so that a listing made while one is added and one removed sees one of them
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A driver, as others see it. host: a machine since it was started; pid: its process there."""
+    """A driver, as others see it. host: processes that see each other by number; pid: its own."""
 
     id: str
     host: str
@@ -45,7 +49,7 @@ class Holder:
 
     @property
     def dead(self) -> bool:
-        """Whether it is known to have ended: only of a process of this machine it is."""
+        """Whether it is known to have ended: only of a process that this one could see it is."""
         if self.host != host() or self.pid == os.getpid():
             return False
         try:
@@ -67,12 +71,17 @@ def of_process(pid: int) -> Holder:
 
 @cache
 def host() -> str:
-    """The host's name; and which start of which machine, as names are not always unique."""
+    """The host's name; which start of which machine, as names are not always unique; and which numbering of
+    its processes, as each container may have its own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:
         boot = f"{uuid.getnode():x}"
-    return f"{socket.gethostname()}/{boot}"
+    try:
+        numbering = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        numbering = ""
+    return f"{socket.gethostname()}/{boot}/{numbering}"
 
 
 def take(
@@ -109,21 +118,29 @@ def release(objects: Objects, key: str, holder: Holder) -> None:
 
 def look(objects: Objects, key: str) -> tuple[tuple[Holder, float] | None, list[int]]:
     """((who has it, until when others leave it to them), the numbers that are there)."""
-    numbers = sorted(int(name.rpartition("/")[2][:-5]) for name in objects.names(f"leases/{key}/"))
+    named = (NAME.fullmatch(name) for name in objects.names(f"leases/{key}/"))
+    numbers = sorted(int(name[2]) for name in named if name and name[1] == key)
     if not numbers:
         return None, []
+    top = parsed(objects.read(place(key, numbers[-1])) or b"{}")
+    return top and top[:2], numbers
+
+
+def parsed(data: bytes) -> tuple[Holder, float, float] | None:
+    """(Who has it, until when others leave it to them, when that was written); None where it was cut off, so
+    that nobody was told that it is theirs."""
     try:
-        found = json.loads(objects.read(place(key, numbers[-1])) or b"{}")
-        until = found.pop("until") + SLACK * found.pop("seconds")
-        return (Holder(**found), until), numbers
-    except (ValueError, KeyError, TypeError):
-        return None, numbers  # cut off: nobody was told that it is theirs
+        found = json.loads(data)
+        until, at = found.pop("until") + SLACK * found.pop("seconds"), found.pop("at", inf)
+        return Holder(**found), until, at
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def add(objects: Objects, key: str, numbers: list[int], holder: Holder, until: float, seconds: float) -> bool:
     """Whether the next number is this holder's, and the highest."""
     mine = numbers[-1] + 1 if numbers else 1
-    content = asdict(holder) | {"until": until, "seconds": seconds}
+    content = asdict(holder) | {"until": until, "seconds": seconds, "at": time.time()}
     if not objects.create(place(key, mine), json.dumps(content).encode(), lasting=False):
         return False
     _, now = look(objects, key)
@@ -133,6 +150,22 @@ def add(objects: Objects, key: str, numbers: list[int], holder: Holder, until: f
     for old in numbers[: 1 - KEPT]:
         objects.remove(place(key, old))
     return True
+
+
+def remove(objects: Objects, key: str) -> None:
+    """Forget who had the key, as nothing is to be done about it; another driver's live lease stays."""
+    holder = holder_of(objects, key)
+    if holder is None or holder.id == Holder.here().id:
+        objects.clear(f"leases/{key}")
+
+
+def sweep(objects: Objects, before: float) -> None:
+    """Remove the leases that ended before that time."""
+    named = [found for name in objects.names("leases/") if (found := NAME.fullmatch(name))]
+    tops = {max(some, key=lambda name: int(name[2]))[0] for _, some in groupby(named, lambda name: name[1])}
+    for name, data in objects.reads(sorted(tops)):
+        if (top := parsed(data)) and max(top[1:]) < before:
+            objects.clear(name.rpartition("/")[0])
 
 
 def place(key: str, number: int) -> str:

@@ -147,7 +147,10 @@ class Folder(Objects):
                 write_all(handle, data)
                 os.link(draft, file)
             except FileExistsError:
-                return False
+                if (
+                    os.fstat(handle).st_nlink != 2
+                ):  # else it is ours: the answer to a first try was lost (NFS)
+                    return False
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise

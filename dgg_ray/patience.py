@@ -1,11 +1,13 @@
 """Requests over a network: what passes is tried again, what does not is told at once.
 
-What passes: timeouts, refused connections, 5xx, 429. What does not: credentials, no such bucket, not allowed.
+What passes: timeouts, refused connections, 5xx, 429, 409 (S3: two wrote at once). What does not: credentials,
+no such bucket, not allowed; and faults of this machine, such as a full disk.
 Providers have errors of their own; they are told apart by their codes and names, so that none is imported.
 """
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,8 @@ PATIENCE_S = 120.0
 PAUSE_S, LONGEST_S = 0.2, 15.0  # the first pause, and the longest
 FINAL = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
 FINAL = (*FINAL, "DefaultCredentialsError", "ClientAuthenticationError", "ParamValidationError")
-CONDITION = ("PreconditionFailed", "ConditionalRequestConflict", "412")  # S3: it is there already
+CONDITION = ("PreconditionFailed", "412")  # S3: it is there already
+LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 PASSING = (408, 409, 425, 429)
 NETWORK = {"OSError", "TimeoutError", "HTTPClientError", "ClientError", "BotoCoreError"}
 
@@ -87,6 +90,11 @@ def final(error: BaseException, url: str) -> str:
         return f"{url}: there is no such bucket; make it, or name another one"
     if code(error) == "RequestTimeTooSkewed":
         return f"{url}: the clocks of this machine and of the store are apart; set this machine's clock (NTP)"
+    if local(error):
+        return (
+            f"this machine failed, not {url}: {said(error)}. Free some space there or name another folder as "
+            f"DGG_RAY_CACHE, or see to its disk or its limit of open files"
+        )
     named = {kind.__name__ for one in causes(error) for kind in type(one).__mro__}
     if isinstance(error, PermissionError) or status(error) in (401, 403) or named & set(FINAL):
         return (
@@ -94,6 +102,11 @@ def final(error: BaseException, url: str) -> str:
             f"(and for a store write and remove), in the environment as the provider's own tools take them"
         )
     return ""
+
+
+def local(error: BaseException) -> bool:
+    """Whether this machine's disk or limits are at fault: of a request that was answered neither is."""
+    return isinstance(error, OSError) and error.errno in LOCAL and error.__cause__ is None
 
 
 def passes(error: BaseException) -> bool:

@@ -124,7 +124,7 @@ def write(
             objects.remove(mark)
     except (OSError, StoreError) as error:
         with suppress(OSError, StoreError):
-            if not objects.read(name):
+            if place.encode() not in (objects.read(name, fresh=True) or b""):
                 objects.clear(place)
         if isinstance(error, StoreError):
             raise
@@ -138,10 +138,14 @@ def created(
 ) -> None:
     """Make the manifest of files that are in their place; remove them where another writer was first."""
     data = seal({"record": record | {"bytes": size}, "files": sums, "place": place})
-    first = objects.create(name, data)
-    if not first and read(objects, name) is None:  # damaged, and set aside by this look
-        first = objects.create(name, data)
-    if sums and not first:
+    for _ in range(3):
+        if objects.create(name, data):
+            return
+        if there := manifest(objects, name, objects.read(name, fresh=True)):
+            break  # else it was damaged, and set aside by this look
+    else:
+        raise StoreError(f"{name} in {objects.url} can be neither created nor read; run the study again")
+    if sums and there["place"] != place:  # it is ours where the answer to our first try was lost
         objects.clear(place)
 
 

@@ -11,10 +11,12 @@ told that they were first. `check` finds a place that overwrites, not that momen
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,8 +34,10 @@ from dgg_ray.published import key_of, name_of
 from dgg_ray.stages import Exam, StageStore, Work
 
 CHECK_S = 8.0  # patience of a check, which is to tell within seconds
+READ_S = 60.0  # until a request that is not answered is tried again
 AT_ONCE = 32  # requests
 VERSION = ("ETag", "md5Hash", "etag", "content_md5", "LastModified", "last_modified", "mtime", "created")
+AZURE = ("abfs", "abfss", "az")
 REMEMBERED = 50_000  # stages whose manifests are remembered, some kilobytes each
 
 T = TypeVar("T")
@@ -55,7 +59,7 @@ class RemoteStore(StageStore):
         return Url(self.address.rstrip("/"), Cache(gigabytes=self.cache_gb))
 
     def missing(self, work: Work) -> tuple[Exam, ...] | None:
-        read = self.objects.remembered.get(work.stage.key, {})
+        read = dict(self.objects.remembered.get(work.stage.key, {}))  # other threads add to it
         if (stage := name_of(work.stage.key)) in read:
             sat = [published.unseal(data)["record"] for name, data in read.items() if name != stage]
             known = {cell["exam"] for sitting in sat for cell in sitting["cells"]}
@@ -82,7 +86,7 @@ class Url(Objects):
 
     @cached_property
     def fs(self) -> Any:
-        return connected(self.url)
+        return connected(self.url, READ_S if self.patience is None else min(READ_S, self.patience / 2))
 
     @cached_property
     def root(self) -> str:
@@ -185,8 +189,9 @@ class Url(Objects):
             ),
             files,
         )
-        self.cache.keep(draft, f"{self.url}/{place}")  # the next stage is learned here, as like as not
-        self.cache.trim()
+        with suppress(OSError):  # the next stage is learned here, as like as not; no more than that
+            self.cache.keep(draft, f"{self.url}/{place}")
+            self.cache.trim()
 
     def opened(self, place: str, files: Mapping[str, str]) -> Path:
         def fill(draft: Path) -> None:
@@ -194,15 +199,36 @@ class Url(Objects):
                 (draft / file).parent.mkdir(parents=True, exist_ok=True)
             self.together(lambda f: self.fs.get_file(self.at(f"{place}/{f}"), str(draft / f)), list(files))
 
-        for last in (False, True):  # what came damaged may lie there as it should
+        wrong: Exception | None = None
+        for _ in range(2):
             try:
                 return self.cache.get(f"{self.url}/{place}", fill, lambda folder: verify(folder, files))
-            except FileNotFoundError as error:
-                raise Damaged(f"{Path(str(error)).name} is missing") from error
-            except Damaged:
-                if last:
-                    raise
-        raise AssertionError
+            except (FileNotFoundError, Damaged) as error:
+                self.prove(place, files)
+                wrong = error
+        raise StoreError(
+            f"the files of {place} in {self.url} are right, but not their copies in {self.cache.folder} "
+            f"({wrong}). See whether that disk is sound and nothing cleans it, or name another folder as "
+            f"DGG_RAY_CACHE"
+        ) from wrong
+
+    def prove(self, place: str, files: Mapping[str, str]) -> None:
+        """Raises Damaged where the store itself lacks a file, or gives it wrong twice; this node's disk has
+        no part in it, as what is damaged here may be right for everyone else."""
+
+        def sum_of(file: str) -> str:
+            with self.fs.open(self.at(f"{place}/{file}"), "rb") as opened:
+                return hashlib.file_digest(opened, "sha256").hexdigest()
+
+        for file, wanted in files.items():
+            try:
+                found = [self.ask(lambda file=file: sum_of(file))]
+                if found != [wanted]:
+                    found.append(self.ask(lambda file=file: sum_of(file)))
+            except FileNotFoundError:
+                raise Damaged(f"{file} is missing") from None
+            if wanted not in found:
+                raise Damaged(f"{file} is not what was written")
 
     def clear(self, place: str) -> int:
         sizes = self.sizes(f"{place}/")
@@ -266,15 +292,18 @@ class Url(Objects):
             return list(pool.map(lambda thing: self.ask(lambda: do(thing)), things))
 
 
-def connected(url: str) -> Any:
-    """fsspec's file system for a URL; StoreError where there is none."""
+def connected(url: str, seconds: float = READ_S) -> Any:
+    """fsspec's file system for a URL; StoreError where there is none. seconds: until a request that is not
+    answered fails, where that can be said."""
+    if why := fault(url):
+        raise StoreError(why)
     kind = url.partition("://")[0]
     options: dict[str, Any] = {}
     if kind in ("s3", "s3a"):  # tried again here, and nowhere below
         options["config_kwargs"] = {
             "retries": {"total_max_attempts": 1},
-            "connect_timeout": 5,
-            "read_timeout": 60,
+            "connect_timeout": min(5.0, seconds),
+            "read_timeout": seconds,
         }
     try:
         fs = fsspec.filesystem(kind, skip_instance_cache=True, use_listings_cache=False, **options)
@@ -296,12 +325,16 @@ def fault(url: str) -> str:
             "s3a": "s3",
             "gs": "gcs",
             "gcs": "gcs",
-            "abfs": "azure",
-            "abfss": "azure",
-            "az": "azure",
+            **dict.fromkeys(AZURE, "azure"),
         }
         how = f"pip install 'dgg_ray[{extra[kind]}]'" if kind in extra else str(error)
         return f"{kind}:// needs a package that is not installed: {how}"
     except ValueError:
         return f"fsspec knows no {kind}://"
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and (":" in user or kind not in AZURE):  # Azure's have CONTAINER@ACCOUNT
+        return (
+            f"a {kind}:// URL with a user or password would travel with the study; take it out, and give "
+            f"credentials in the environment, as the provider's own tools take them"
+        )
     return "" if rest.strip("/") else f"{url} names no bucket"

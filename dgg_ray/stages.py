@@ -33,7 +33,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import older, published
+from dgg_ray import leases, older, published
 from dgg_ray.contracts import Adapter, Strategy, Training
 from dgg_ray.digests import Canonical, canonical, digest
 from dgg_ray.errors import StoreError
@@ -42,6 +42,7 @@ from dgg_ray.objects import Objects
 from dgg_ray.published import key_of, name_of
 
 DRAFT_S = 86_400.0
+SNAPSHOT_S = 30 * 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
 Fill = Callable[[Path], None] | None
 FORMAT = 1  # raised when the same settings would be learned differently than before
@@ -273,11 +274,7 @@ class StageStore(Notes):
         self.forget(f"failed/{stage.key}")
 
     def sit(
-        self,
-        stage: Stage,
-        cells: list[dict[str, Any]],
-        fill: Fill,
-        by: Mapping[str, str] | None = None,
+        self, stage: Stage, cells: list[dict[str, Any]], fill: Fill, by: Mapping[str, str] | None = None
     ) -> None:
         """Write a sitting of a finished stage; each cell needs exam, task, split, score, n.
 
@@ -314,15 +311,20 @@ class StageStore(Notes):
             return published.shed(self.objects, name_of(key), part, f"shed/{key}.json")
         for note in (f"inflight/{key}.safetensors", f"failed/{key}.json", f"shed/{key}.json"):
             self.objects.remove(note)
-        return published.remove(self.objects, name_of(key), f"files/{key}")
+        freed = published.remove(self.objects, name_of(key), f"files/{key}")
+        leases.remove(self.objects, key)
+        return freed
 
     def sweep(self) -> None:
-        """Remove what writers that died left: drafts of a day ago, snapshots of finished stages."""
-        before = time.time() - DRAFT_S
+        """Remove what was left: drafts and leases that ended a day ago; snapshots that are not needed (any
+        more), or to which nobody came back for thirty days."""
+        now = time.time()
         for snapshot in self.objects.names("inflight/"):
-            if self.objects.read(name_of(key_of(snapshot))) is not None:
+            done = self.objects.read(name_of(key_of(snapshot))) is not None
+            if done or (self.objects.modified(snapshot) or now) < now - SNAPSHOT_S:
                 self.objects.remove(snapshot)
-        published.sweep(self.objects, before)
+        published.sweep(self.objects, now - DRAFT_S)
+        leases.sweep(self.objects, now - DRAFT_S)
 
     def finished(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """(Record, records of the sittings) of all finished stages, by key; by one listing."""

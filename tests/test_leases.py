@@ -30,7 +30,7 @@ def clock():
     return Clock()
 
 
-def test_a_lease_that_is_not_renewed_ends_and_others_wait_for_a_quarter_more(clock):
+def test_a_lease_that_is_not_renewed_ends_and_others_wait_for_a_twelfth_more(clock):
     objects = Memory()
     assert leases.take(objects, "k", A, 60, clock) is None
     clock.now += 60 * (1 + SLACK) - 0.1
@@ -58,6 +58,24 @@ def test_the_lease_of_a_dead_process_of_this_machine_ends_at_once(clock):
     assert leases.take(objects, "k", me, 60, clock) is None
     assert leases.take(objects, "elsewhere", replace(dead, host="elsewhere"), 60, clock) is None
     assert leases.take(objects, "elsewhere", me, 60, clock) is not None  # nobody can know
+
+
+def test_a_process_that_another_container_numbers_is_not_taken_for_dead(clock):
+    objects, me = Memory(), Holder.here()
+    name, boot, numbering = me.host.split("/")
+    assert numbering == str(os.stat("/proc/self/ns/pid").st_ino)
+    other = Holder("other", f"{name}/{boot}/1", 2**22 + 1)  # no process here has such a number
+    assert leases.take(objects, "k", other, 60, clock) is None
+    assert leases.take(objects, "k", me, 60, clock) == other
+
+
+def test_what_others_put_among_leases_counts_for_nothing(clock):
+    objects = Memory()
+    for name in ("notes.txt", "x.json", "000009.json.bak", "sub/000099.json"):
+        objects.write(f"leases/k/{name}", b"{}")
+    objects.write("leases/k/000009.json", b"[]")
+    assert leases.take(objects, "k", A, 60, clock) is None
+    assert leases.take(objects, "k", B, 60, clock) == A
 
 
 def test_the_lease_of_a_living_process_of_this_machine_holds(clock):

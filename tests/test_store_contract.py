@@ -1,14 +1,17 @@
 """What every store promises, wherever it lies: one suite on a folder, in memory, by fsspec, and on S3."""
 
+import errno
+import fcntl
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +19,17 @@ import pytest
 import torch
 
 from dgg_ray import cache, patience, published, snapshots
-from dgg_ray.contracts import Adapter, Strategy, Training
 from dgg_ray.errors import StoreError
 from dgg_ray.glance import Glance
 from dgg_ray.leases import Holder
-from dgg_ray.remote import RemoteStore, Url, connected
+from dgg_ray.objects import Damaged
+from dgg_ray.remote import READ_S, RemoteStore, Url, connected, fault
 from dgg_ray.simulate import MemoryStore
 from dgg_ray.snapshots import Snapshot
-from dgg_ray.stages import DRAFT_S, Exam, StageStore, Work, name_of, path
+from dgg_ray.stages import DRAFT_S, Exam, StageStore, Work, name_of
 
 from servers import ENVIRONMENT, Wire, s3_server  # isort: skip
+from stage_samples import read_weights, some_stages, weights  # isort: skip
 
 WITH_FILES = ("folder", "fsspec", pytest.param("s3", marks=pytest.mark.whole))
 EVERYWHERE = ("memory", *WITH_FILES)
@@ -37,15 +41,31 @@ def s3_port():
         yield port
 
 
+@pytest.fixture(scope="session")
+def clients():
+    """Of S3, by what they were made with: making one takes longer than most tests."""
+    return {}
+
+
 @pytest.fixture()
-def s3(s3_port, monkeypatch):
-    """The URL of a new bucket."""
+def s3(s3_port, clients, monkeypatch):
+    """A URL at which there is nothing."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
-    url = f"s3://bucket-{uuid.uuid4().hex[:12]}"
-    connected(url).mkdir(url)
-    return f"{url}/a place"
+
+    def client(url, *seconds):
+        aws = [item for item in os.environ.items() if item[0].startswith("AWS_")]
+        how = (url.partition("://")[0], seconds, frozenset(aws))
+        if how not in clients:
+            clients[how] = connected(url, *seconds)
+        return clients[how]
+
+    monkeypatch.setattr("dgg_ray.remote.connected", client)
+    if "bucket" not in clients:
+        clients["bucket"] = f"s3://bucket-{uuid.uuid4().hex[:12]}"
+        client(clients["bucket"], READ_S).mkdir(clients["bucket"])
+    return f"{clients['bucket']}/a place {uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture()
@@ -70,13 +90,6 @@ def anew(store):
     return store if isinstance(store, MemoryStore) else pickle.loads(pickle.dumps(store))
 
 
-def some_stages(count=2):
-    from dgg_ray.stages import Data
-
-    data = [Data(f"tâche {i}", {"train": f"digest {i}"}, {"train": 1}, "exact_match") for i in range(count)]
-    return path("model", Adapter(), Training(), Strategy(), 0, data)
-
-
 def exam(name):
     return Exam(name, "test", f"key of {name}")
 
@@ -87,19 +100,6 @@ def cell(name, score=0.5):
 
 def nothing(folder):
     pass
-
-
-def weights(text):
-    def fill(folder: Path):
-        (folder / "adapter").mkdir()
-        (folder / "adapter" / "poids – 重み.txt").write_text(text)
-        (folder / "empty").write_bytes(b"")
-
-    return fill
-
-
-def read_weights(folder):
-    return (folder / "adapter" / "poids – 重み.txt").read_text()
 
 
 # -- stages ----------------------------------------------------------------------------------------
@@ -206,8 +206,6 @@ def test_lost_files_are_noticed(store, tmp_path):
 
 def forget_cache(tmp_path):
     """As on another machine."""
-    import shutil
-
     for place in (tmp_path / "cache" / "entries").glob("*"):
         cache.drop(place)
         shutil.rmtree(place)
@@ -257,6 +255,7 @@ def test_a_discarded_stage_is_as_if_it_had_never_been(store):
     for stage in (first, second):
         store.publish(stage, {}, weights("x" * 1000))
         store.sit(stage, [cell("a")], lambda f: (f / "answers").write_bytes(b"y" * 100))
+    store.lease(first.key, Holder("ended", "elsewhere", 1), 0.0)
     before = sum(map(len, store.objects.names("")))
     assert 1100 < store.discard(first.key) < 10_000
     assert store.discard(first.key) == 0
@@ -391,33 +390,41 @@ def test_snapshots_are_replaced_whole_and_removed(store):
 # -- several processes -----------------------------------------------------------------------------
 
 PUBLISH = """
-import pickle, sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[4])
-from test_store_contract import some_stages, weights
-store, who, at = pickle.loads(bytes.fromhex(sys.argv[1])), sys.argv[2], float(sys.argv[3])
+import pickle, sys
+sys.path.insert(0, sys.argv[3])
+from stage_samples import some_stages, weights
+store, who = pickle.loads(bytes.fromhex(sys.argv[1])), sys.argv[2]
 if who == "dies":
     import os, signal
     type(store.objects).create = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
     store.publish(some_stages(1)[0], {}, weights("half"))
 store.check()
-time.sleep(max(0.0, at - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 for stage in some_stages(8):
     store.publish(stage, {"of": who}, weights(who))
 """
 TOGETHER = ("folder", "s3")
 
 
-def publishing(store, who, at=0.0):
-    arguments = [pickle.dumps(store).hex(), who, str(at), str(Path(__file__).parent)]
-    return subprocess.Popen([sys.executable, "-c", PUBLISH, *arguments], env=os.environ)
+@contextmanager
+def publishing(store, who):
+    """A process that publishes when it is given a line."""
+    command = [sys.executable, "-c", PUBLISH, pickle.dumps(store).hex(), who, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("store", TOGETHER, indirect=True)
 def test_two_processes_that_publish_the_same_leave_each_stage_whole(store, tmp_path):
-    both = [publishing(store, who, time.time() + 5) for who in ("one", "other")]
-    assert [process.wait(120) for process in both] == [0, 0]
+    with publishing(store, "one") as one, publishing(store, "other") as other:
+        both = (one, other)
+        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+        for process in both:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(120) for process in both] == [0, 0]
     forget_cache(tmp_path)
     for stage in some_stages(8):
         of = store.record(stage)["of"]
@@ -432,7 +439,8 @@ def test_two_processes_that_publish_the_same_leave_each_stage_whole(store, tmp_p
 @pytest.mark.whole
 @pytest.mark.parametrize("store", TOGETHER, indirect=True)
 def test_a_writer_that_is_killed_before_its_manifest_has_written_nothing(store):
-    assert publishing(store, "dies").wait(120) == -signal.SIGKILL
+    with publishing(store, "dies") as process:
+        assert process.wait(120) == -signal.SIGKILL
     (stage,) = some_stages(1)
     assert store.record(stage) is None
     assert list(store) == []
@@ -611,3 +619,226 @@ def test_a_store_says_where_it_is(tmp_path):
     assert RemoteStore("s3://bucket/a").url == "s3://bucket/a"
     assert json.loads(published.seal({"a": 1}))["of"] == {"a": 1}
     assert replace(RemoteStore("s3://bucket/a"), cache_gb=1) == RemoteStore("s3://bucket/a", 1)
+
+
+# -- faults that are not the store's, and answers that were lost -----------------------------------
+
+fsspec_store = pytest.mark.parametrize("store", ["fsspec"], indirect=True)
+
+
+@fsspec_store
+def test_what_is_remembered_may_grow_while_it_is_looked_at(store, monkeypatch):
+    (stage,) = some_stages(1)
+    store.publish(stage, {}, nothing)
+    for name in "ab":
+        store.sit(stage, [cell(name)], nothing)
+    assert len(store.cells(stage)) == 2
+    real = published.unseal
+
+    def another_thread_reads_too(data):
+        store.objects.remember(name_of(stage.key, uuid.uuid4().hex[:16]), data)
+        return real(data)
+
+    monkeypatch.setattr(published, "unseal", another_thread_reads_too)
+    assert store.missing(Work(stage, (exam("a"), exam("b")))) == ()
+
+
+@pytest.mark.parametrize("store", ["folder", "fsspec"], indirect=True)
+def test_a_writer_whose_manifest_was_made_though_it_was_told_otherwise_keeps_its_files(store, monkeypatch):
+    (stage,) = some_stages(1)
+    real = type(store.objects).create
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            type(store.objects), "create", lambda self, name, data: real(self, name, data) and False
+        )
+        store.publish(stage, {}, weights("w"))
+    assert read_weights(anew(store).open(stage)) == "w"
+
+
+def test_a_link_that_was_made_though_the_answer_was_lost_is_ours(tmp_path, monkeypatch):
+    objects, real = StageStore(tmp_path).objects, os.link
+
+    def links_and_is_asked_again(draft, file):
+        for _ in range(2):
+            real(draft, file)
+
+    monkeypatch.setattr(os, "link", links_and_is_asked_again)
+    assert objects.create("a/b", b"mine")
+    assert not objects.create("a/b", b"mine too")
+    assert objects.names("") == ["a/b"]
+
+
+@fsspec_store
+def test_a_disk_that_damages_what_is_fetched_sets_nothing_aside(store, tmp_path, monkeypatch):
+    (stage,) = some_stages(1)
+    store.publish(stage, {}, weights("w"))
+    forget_cache(tmp_path)
+
+    def bad_disk(folder, files):
+        raise Damaged("adapter/theta is not what was written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dgg_ray.remote.verify", bad_disk)
+        with pytest.raises(StoreError, match=r"are right, but not their copies in .*cache"):
+            store.open(stage)
+    assert store.objects.names("damaged/") == []
+    assert read_weights(store.open(stage)) == "w"
+
+
+@fsspec_store
+def test_a_cache_that_is_cleaned_meanwhile_is_filled_again(store, tmp_path, monkeypatch):
+    (stage,) = some_stages(1)
+    store.publish(stage, {}, weights("w"))
+    forget_cache(tmp_path)
+    real, cleaned = store.objects.fs.get_file, []
+
+    def get_file(name, file):
+        if not cleaned:
+            cleaned.append(shutil.rmtree(tmp_path / "cache"))
+        return real(name, file)
+
+    monkeypatch.setattr(store.objects.fs, "get_file", get_file)
+    assert read_weights(store.open(stage)) == "w"
+    assert cleaned
+    assert store.objects.names("damaged/") == []
+
+
+def entry(held, name, size=1000):
+    return held.get(name, lambda folder: (folder / "file").write_bytes(b"x" * size), lambda folder: None)
+
+
+def test_a_damaged_entry_goes_though_another_process_holds_it(tmp_path):
+    held = cache.Cache(tmp_path)
+    place = entry(held, "a")
+    other = os.open(place, os.O_RDONLY)  # locks are of what was opened, so this is as another process
+    fcntl.flock(other, fcntl.LOCK_SH)
+    reader = (place / "file").open("rb")
+
+    def check(folder):
+        if (folder / "file").read_bytes() != b"right":
+            raise Damaged("file is not what was written")
+
+    assert held.get("a", lambda folder: (folder / "file").write_bytes(b"right"), check) == place
+    assert (place / "file").read_bytes() == b"right"
+    with reader:
+        assert reader.read() == b"x" * 1000
+    os.close(other)
+    cache.drop(place)
+
+
+def test_what_cannot_be_made_an_entry_is_told(tmp_path, monkeypatch):
+    def refused(self, to):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(StoreError, match=r"cannot keep a in .*Input/output error"):
+        entry(cache.Cache(tmp_path), "a")
+
+
+def test_a_process_keeps_no_more_than_two_entries_beyond_the_size(tmp_path):
+    held = cache.Cache(tmp_path, gigabytes=500e-9)
+    places = [entry(held, name) for name in "abcd"]
+    held.trim()
+    assert [place.exists() for place in places] == [False, False, True, True]
+    for place in places:
+        cache.drop(place)
+
+
+def test_drafts_count_in_the_cache_and_go_after_a_day(tmp_path):
+    held = cache.Cache(tmp_path, gigabytes=2500e-9)
+    places = [entry(held, name) for name in "ab"]
+    for place in places:
+        cache.drop(place)
+    young, old = held.draft(), held.draft()
+    (old / "file").write_bytes(b"x" * 1000)
+    os.utime(old, (time.time() - 2 * DRAFT_S,) * 2)
+    held.trim()
+    assert (young.exists(), old.exists()) == (True, False)
+    assert all(place.exists() for place in places)
+    (young / "file").write_bytes(b"x" * 1000)
+    held.trim()
+    assert [place.exists() for place in places] == [False, True]
+
+
+def test_a_full_disk_of_this_machine_is_told_at_once_and_not_taken_for_the_networks():
+    asked = []
+
+    def full():
+        asked.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreError, match=r"this machine failed, not s3://b: .*No space left.*DGG_RAY_CACHE"):
+        patience.ask(full, "s3://b")
+    assert len(asked) == 1
+
+
+class Answered(Exception):
+    def __init__(self, status, code):
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "ConditionalRequestConflict"), (500, "InternalError")])
+def test_what_a_store_could_not_decide_is_asked_again(monkeypatch, status, code):
+    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    answers = [Answered(status, code)]
+
+    def request():
+        if answers:  # as s3fs says what it has no name for
+            raise OSError(errno.EIO, code) from answers.pop()
+        return "made"
+
+    assert patience.ask(request, "s3://b") == "made"
+
+
+def test_something_that_is_there_is_not_asked_for_again():
+    def request():
+        raise Answered(412, "PreconditionFailed")
+
+    with pytest.raises(FileExistsError):
+        patience.ask(request, "s3://b")
+
+
+@pytest.mark.parametrize("url", ["s3://me:secret@bucket/a", "memory://me@bucket/a"])
+def test_credentials_in_a_url_are_refused_as_they_would_travel(url):
+    assert "travel with the study; take it out" in fault(url)
+    assert "secret" not in fault(url)
+    with pytest.raises(StoreError, match="credentials in the environment"):
+        RemoteStore(url).check()
+
+
+def test_an_at_sign_in_a_path_is_none_of_a_user():
+    assert fault("s3://bucket/a@b") == ""
+
+
+@pytest.mark.whole
+def test_a_check_waits_for_no_answer_longer_than_its_patience(far, wire, monkeypatch):
+    monkeypatch.setattr("dgg_ray.remote.CHECK_S", 1.0)
+    wire.delay = 60.0
+    with pytest.raises(StoreError, match="did not answer as it should for 1 s"):
+        far.check()
+
+
+@with_files
+def test_a_snapshot_to_which_nobody_comes_back_goes_after_thirty_days(store, monkeypatch):
+    (stage,) = some_stages(1)
+    snapshots.write(store, stage, Snapshot([0.5], 1.5, {}, {"theta": torch.zeros(3)}))
+    store.sweep()
+    assert store.objects.names("inflight/") != []
+    monkeypatch.setattr("dgg_ray.stages.SNAPSHOT_S", -60.0)
+    store.sweep()
+    assert store.objects.names("inflight/") == []
+
+
+@with_files
+def test_leases_go_a_day_after_they_ended(store, monkeypatch):
+    a, b = Holder("a", "elsewhere", 1), Holder("b", "elsewhere", 2)
+    for key in ("given back", "held"):
+        store.lease(key, a)
+    store.release("given back", a)
+    store.sweep()
+    assert {name.split("/")[1] for name in store.objects.names("leases/")} == {"given back", "held"}
+    monkeypatch.setattr("dgg_ray.stages.DRAFT_S", -60.0)  # as in a minute and a day
+    store.sweep()
+    assert {name.split("/")[1] for name in store.objects.names("leases/")} == {"held"}
+    assert store.lease("held", b) == a
+    assert store.lease("given back", b) is None
