@@ -42,6 +42,7 @@ OTHERS: dict[str, set[str]] = {
     "aws configure": set(),
     "aws s3 mb": {"--region"},
     "aws s3 rm": {"--recursive"},
+    "aws s3 sync": set(),
     "aws iam create-role": {"--role-name", "--assume-role-policy-document"},
     "aws iam put-role-policy": {"--role-name", "--policy-name", "--policy-document"},
     "aws iam create-instance-profile": {"--instance-profile-name"},

@@ -369,7 +369,7 @@ def test_two_processes_fetch_once(folder, tmp_path):
     assert all(process.returncode == 0 for process in both)
 
 
-def test_what_was_staged_stays_while_its_process_lives_and_others_make_room(tmp_path):
+def test_what_was_staged_stays_while_its_process_lives_and_others_make_room(monkeypatch):
     fs, root = connected("memory://x"), f"memory://{uuid.uuid4().hex}"
     for name in "abc":
         fs.pipe_file(f"{root}/{name}/file", bytes(400))
@@ -383,8 +383,11 @@ def test_what_was_staged_stays_while_its_process_lives_and_others_make_room(tmp_
     assert b.exists()
     as_another_process()
     staging.staged(f"{root}/b")
+    room, whole = [], Url.fetch
+    monkeypatch.setattr(Url, "fetch", lambda self, files: (room.append(not a.exists()), whole(self, files)))
     c = staging.staged(f"{root}/c")
     assert (a.exists(), b.exists(), c.exists()) == (False, True, True)
+    assert room == [True]  # before it was fetched
 
 
 def test_a_place_larger_than_the_cache_is_refused(asked):
