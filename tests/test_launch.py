@@ -342,6 +342,21 @@ def test_another_service_is_no_head():
         assert 'pip install "ray[default]"' in head_error(address)
 
 
+def test_what_speaks_no_http_is_no_head_nor_is_an_address_that_is_none():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            came, _ = listening.accept()
+            with came:
+                came.recv(1000)
+                came.sendall(b"SSH-2.0-none\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        told = head_error(f"127.0.0.1:{listening.getsockname()[1]}")
+    assert "is no Ray head that takes jobs (BadStatusLine: SSH-2.0-none" in told
+    assert "http://127.0.0.1:port is no Ray head that takes jobs (InvalidURL" in head_error("127.0.0.1:port")
+
+
 def test_another_version_of_ray_names_both():
     import ray
 
