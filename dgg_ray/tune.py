@@ -58,7 +58,7 @@ def run(
     began = time.perf_counter()
     with (
         logs.of_driver(study.name, out),
-        Ledger(study, store, out, shared=address is not None) as ledger,
+        Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
         Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
         Crew(study, store, out, display, purse, local, address) as crew,
         trackers.tracking(study, store, out, crew.start) as tracking,
