@@ -85,7 +85,8 @@ PYTHON
 out_of_time=
 dgg-ray run "$study" --address "$ip:$port" "$@" &
 run=$!
-trap 'out_of_time=1; kill -TERM "$run" 2>/dev/null' USR1 TERM
+trap 'out_of_time=1; kill -TERM "$run" 2>/dev/null' USR1 # as --signal above has it
+trap 'kill -TERM "$run" 2>/dev/null' TERM # scancel: who ended the job does not want it queued again
 code=0
 wait "$run" || code=$?
 while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before what it waits for

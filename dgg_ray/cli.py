@@ -220,8 +220,8 @@ def status(options: argparse.Namespace) -> None:
         from dgg_ray import launch
 
         print(launch.said(job := launch.the_job(launch.Head(options.address), options.out)), file=sys.stderr)
-        if not job.over and not launch.begun(job):
-            print("its first stages are not known yet; `dgg-ray logs` shows what it says", file=sys.stderr)
+        if not job.over and (why := launch.unread(job)):
+            print(f"{why}; `dgg-ray logs {job.study}` shows what it says", file=sys.stderr)
             return
     out = folder(options)
     study = the_kept(out)

@@ -12,11 +12,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
 from dgg_ray.digests import digest
+from dgg_ray.versions import version
 
 PACKAGES = ("dgg_ray", "torch", "transformers", "peft", "ray")
 OF_KIND = ("device", "driver", "cuda", "torch", "transformers", "peft", "threads")
@@ -56,7 +57,7 @@ def environment() -> dict[str, str]:
     gpu = torch.cuda.is_available()
     found = {
         "python": platform.python_version(),
-        **{package: installed(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name() if gpu else processor(),
         "driver": driver() if gpu else "",
         "cuda": (torch.version.cuda or "") if gpu else "",
@@ -65,15 +66,7 @@ def environment() -> dict[str, str]:
         "source": source(),
         "packages": packages(),
     }
-    return found | ({"deepspeed": installed("deepspeed")} if "deepspeed" in sys.modules else {})
-
-
-@cache
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    return found | ({"deepspeed": version("deepspeed")} if "deepspeed" in sys.modules else {})
 
 
 @cache

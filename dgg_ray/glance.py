@@ -58,6 +58,11 @@ class Seen(Objects):
         self.under.remove(name)
 
 
+def at_once(store: StageStore) -> StageStore:
+    """For one pass over many stages: a glance where every look would be a request, else the store itself."""
+    return store if store.objects.near else Glance(store)
+
+
 class Glance(StageStore):
     """A store whose stages are looked up once, and read once. What is published later is not seen."""
 

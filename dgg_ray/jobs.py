@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -90,14 +91,15 @@ class Head:
             if error.code in (401, 403):
                 return None
             raise self.no_jobs(f"HTTP {error.code}") from error
-        except (ValueError, KeyError, TypeError) as error:  # another service's page; an address that is none
-            raise self.no_jobs(f"{type(error).__name__}: {error}") from error
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise ClusterError(
                 f"no answer from {self.address} ({reason}); is the cluster up, and the tunnel to it open? "
                 f"`ray dashboard cluster.yaml` opens one to http://127.0.0.1:8265 and must stay open"
             ) from error
+        except (ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+            # another service's page, or no page at all; an address that is none
+            raise self.no_jobs(f"{type(error).__name__}: {error}".strip()) from error
 
     def token(self) -> str:
         """The token of this machine, from where Ray looks for it."""

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 import dgg_ray
 from dgg_ray import ledger, staging, studyfile
 from dgg_ray.digests import digest
-from dgg_ray.errors import ClusterError, DggError, Fault, StudyError, nearest
+from dgg_ray.errors import ClusterError, DggError, Fault, StoreError, StudyError, nearest
 from dgg_ray.jobs import Head, Job
 from dgg_ray.objects import weight
+from dgg_ray.stages import StageStore
 from dgg_ray.study import Study, store_at
 
 LARGEST = 100_000_000  # bytes that are sent with a study; every machine takes a copy
@@ -66,7 +67,7 @@ def submit(
         if not last.over:
             return last, False, errand.notes
     with contextlib.suppress(DggError, OSError, ImportError):  # out of reach from here: the head looks again
-        kept = store_at(errand.store).noted(ledger.note(name, ledger.STUDY))
+        kept = reached(errand.store).noted(ledger.note(name, ledger.STUDY))
         if kept:
             ledger.refuse_other(name, mine, ledger.parts(kept["content"]["raw"]), errand.store)
     out = out or f"{HOME}/{name}"
@@ -259,7 +260,7 @@ def the_job(head: Head, name: str) -> Job:
 def listed(address: str | None, store: str | None) -> list[dict[str, Any]]:
     """Every study that the head or the store knows: {name, state, at, where, question}, by name."""
     found: dict[str, dict[str, Any]] = {}
-    for entry in ledger.entries(store_at(store)) if store else ():
+    for entry in ledger.entries(reached(store)) if store else ():
         found[entry.name] = entry._asdict() | {"where": store}
     for job in Head(address).jobs() if address else ():  # the last one of a name stays
         about = {"where": job.about["store"], "question": job.about["question"]}
@@ -292,11 +293,30 @@ def said(job: Job) -> str:
     return f"{job.study}: {in_words(job)} since {since}, job {job.id}, stages in {job.about['store']}"
 
 
-def begun(job: Job) -> bool:
-    """Whether the study's store says anything of it; True where it cannot be read from here."""
-    with contextlib.suppress(DggError, OSError, ImportError):
-        return store_at(job.about["store"]).noted(ledger.note(job.study, ledger.STUDY)) is not None
-    return True
+def reached(place: str) -> StageStore:
+    """The store at a place; StoreError for a folder that is not here: it may be a disk of the cluster."""
+    if "://" not in place and not Path(place).expanduser().is_dir():
+        raise StoreError(f"there is no folder {place} on this machine")
+    return store_at(place)
+
+
+def unread(job: Job) -> str:
+    """Why nothing can be read of a run yet; empty where it can, or where reading it says why not."""
+    try:
+        kept = reached(job.about["store"]).noted(ledger.note(job.study, ledger.STUDY))
+    except StoreError as error:
+        return (
+            "" if "://" in job.about["store"] else f"nothing can be read from here yet: {error}{there(job)}"
+        )
+    except (DggError, OSError, ImportError):
+        return ""
+    return "" if kept else "its first stages are not known yet"
+
+
+def there(job: Job) -> str:
+    """What to do about a store that is not reached from here."""
+    ask = f"`ray exec cluster.yaml 'dgg-ray report ~/{job.about['out']}'`"
+    return f". Where it is a disk of the cluster, ask there: {ask}"
 
 
 def copied(name: str, address: str | None, store: str | None, out: Path | None) -> Path:
@@ -304,12 +324,11 @@ def copied(name: str, address: str | None, store: str | None, out: Path | None) 
     job = the_job(Head(address), name) if address and not store else None
     place = store or (job.about["store"] if job else "")
     try:
-        return ledger.fetched(store_at(place), name, (out or Path("out/cluster") / name).absolute())
+        return ledger.fetched(reached(place), name, (out or Path("out/cluster") / name).absolute())
     except DggError as error:
         if job is None:
             raise
-        there = f"`ray exec cluster.yaml 'dgg-ray report ~/{job.about['out']}'`"
         raise ClusterError(
-            f"{said(job)}\nThat store cannot be read from here ({error}). Where it is a disk of the cluster, "
-            f"ask there: {there}; a study that has just begun is there in a moment"
+            f"{said(job)}\nThat store cannot be read from here ({error}){there(job)}; a study that has just "
+            f"begun is there in a moment"
         ) from error

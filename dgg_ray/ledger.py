@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from dgg_ray.study import Study
 
 STUDY = "study.json"
 TELL_EVERY_S = NOTE_HOLDS_S / 4  # a write to an object store costs money, and a reader looks now and then
+END_S = 5.0  # that a store out of reach holds up the end of a run
 ANYWHERE = "/a/folder/of/any/machine"
 
 
@@ -35,7 +37,7 @@ ANYWHERE = "/a/folder/of/any/machine"
 class Ledger:
     """Writes of a run while it goes on, beside its results and into the store.
 
-    shared: other machines may run studies of other people with this store: a name that is another study's is
+    shared: other machines may run studies of other people with the store: a name that is another study's is
         a fault, and not simply taken over.
     """
 
@@ -45,6 +47,7 @@ class Ledger:
     shared: bool = False
     next_told: float = field(default=0.0, init=False)
     begun: bool = field(default=False, init=False)
+    telling: threading.Thread | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         if self.shared and (before := self.store.noted(note(self.study.name, STUDY))):
@@ -59,16 +62,27 @@ class Ledger:
         (self.out / LIVE).unlink(missing_ok=True)
         how = "ended" if kind is None else f"failed: {kind.__name__}: {error}"
         how = "stopped" if kind is not None and issubclass(kind, KeyboardInterrupt) else how
-        self.tell({"at": time.time(), "running": [], "queued": 0, "ended": how})
+        end = time.monotonic() + END_S
+        if self.telling:  # or what it tells might come after what is told now
+            self.telling.join(END_S)
+        self.aside({"at": time.time(), "running": [], "queued": 0, "ended": how})
+        if self.telling:
+            self.telling.join(max(0.0, end - time.monotonic()))
 
     def live(self, content: dict[str, Any]) -> None:
-        """What runs now: {at, running, queued}. Never raises for a store that is out of reach."""
+        """What runs now: {at, running, queued}. Waits for no store, and never raises for one out of reach."""
         published.note(self.out / LIVE, content)
         first = bool(content["running"]) and not self.begun
         if first or time.monotonic() >= self.next_told:
             self.begun |= first
             self.next_told = time.monotonic() + TELL_EVERY_S
-            self.tell(content)
+            self.aside(content)
+
+    def aside(self, content: dict[str, Any]) -> None:
+        """Tell the store in a thread of its own; nothing where the last one is still at it."""
+        if self.telling is None or not self.telling.is_alive():
+            self.telling = threading.Thread(target=self.tell, args=(dict(content),), daemon=True)
+            self.telling.start()
 
     def tell(self, content: dict[str, Any]) -> None:
         content |= {"host": socket.gethostname(), "pid": os.getpid()}
@@ -128,7 +142,14 @@ def fetched(store: StageStore, name: str, out: Path) -> Path:
             f"{store.url} holds no study {name!r}; {near}it holds {', '.join(names) or 'none'}"
         )
     if (out / "stages").exists():
-        raise ResultsError(f"{out} has stages of its own; name another folder for this copy with --out")
+        raise ResultsError(f"{out} has stages of its own; name another folder for this copy with --copy")
+    if there := published.noted(out / STUDY):
+        mine, theirs = files[STUDY]["raw"], there.get("raw", {})
+        if mine.get("name") != theirs.get("name") or parts(mine) != parts(theirs):
+            raise ResultsError(
+                f"{out} has the results of another study, {theirs.get('name')!r}; name another folder for "
+                f"this copy of {name!r} with --copy"
+            )
     for file, content in files.items():
         published.note(out / file, content | {"store": store.url} if file == STUDY else content)
     return out

@@ -6,8 +6,9 @@
 
 The stage is the first finished one of the study's first stages, by order and seed; where a search gives
 none of these, the one that the work in hand starts from. It is learned into a store of its own that is
-thrown away: nothing is published, no budget is charged. drift.py reads what was noted, under
-`sentinels/KIND-MODEL` in the store.
+thrown away: nothing is published, no budget is charged. Of workers of one kind that begin together one does
+so, under a lease, and the others go on without. drift.py reads what was noted, under `sentinels/KIND-MODEL`
+in the store.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dgg_ray import logs
 from dgg_ray.environment import Kind, kind
 from dgg_ray.errors import describe
+from dgg_ray.leases import Holder
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from dgg_ray.study import Study
 
 SENTINELS = "sentinels"
+LEASE_S = 3600.0  # not renewed: who dies at it leaves the next try to whoever comes an hour later
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Sentinel:
     shop: Workshop | Simulated
     caught: type[Exception] | tuple[type[Exception], ...] = Exception
     settled: bool = field(default=False, init=False)
+    me: Holder = field(default_factory=Holder.here, init=False)
 
     def before(self, work: Work) -> None:
         """Learn the sentinel stage again if this is the moment. All that learn together call it together."""
@@ -73,7 +77,10 @@ class Sentinel:
                 there = kind(record["environment"])
                 if not noted(store, there, model):
                     note(store, there, entry(store, stage, there))
-                return (None, True) if there == self.here else (stage, True)
+                mine = (
+                    there != self.here and store.lease(lease_of(self.here, model), self.me, LEASE_S) is None
+                )
+                return (stage, True) if mine else (None, True)
         return None, False  # nothing is finished yet that could be compared
 
     def relearn(self, stage: Stage) -> None:
@@ -91,6 +98,7 @@ class Sentinel:
         reference = kind((store.record(stage) or {"environment": {}})["environment"])
         found = entry(scratch, stage, reference) | {"published_weights": weights(store.open(stage))}
         note(store, self.here, found)
+        store.release(lease_of(self.here, self.study.fingerprint), self.me)
         logs.event("sentinel", stage, kind=self.here.name, reference=reference.name, cells=found["cells"])
 
 
@@ -132,6 +140,10 @@ def weights(folder: Path | None) -> str:
 
 def name_of(of: Kind, model: str) -> str:
     return f"{SENTINELS}/{of.id}-{model[:8]}"
+
+
+def lease_of(of: Kind, model: str) -> str:
+    return f"sentinel-{of.id}-{model[:8]}"
 
 
 def note(store: StageStore, of: Kind, content: dict[str, Any]) -> None:

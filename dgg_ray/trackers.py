@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ from ray.tune.logger import LoggerCallback
 from dgg_ray import judge, logs, plugins, published
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import describe
+from dgg_ray.glance import at_once
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from dgg_ray.search import Method
 
 FOLDER, TOLD = "trackers", "told.json"
+LOOKING = 0.05  # most of a study's time that may go into looking at its store
+END_S = 5.0  # that trackers are waited for where a study is ended by an error, or by Ctrl-C
 Place = tuple[str, int, str]  # order, seed, stage's key
 
 
@@ -128,6 +133,7 @@ class Tracking:
         self.known: dict[str, dict[str, Any]] = published.noted(self.folder / TOLD) or {}
         self.open: dict[str, Tracked] = {}
         self.searches: list[tuple[Method, set[int]]] = []  # with the numbers of the probes looked at
+        self.next_look = 0.0
 
     def follow(self, search: Method) -> None:
         """Track every whole setting that the search proposes."""
@@ -135,25 +141,33 @@ class Tracking:
 
     def compare(self, contenders: Mapping[str, Study]) -> None:
         """Track what is compared in the end."""
+        seen = at_once(self.store)
         for label, at in contenders.items() if self.callbacks else ():
             config = {"strategy": plugins.name_of(at.strategy), "comparison": label}
-            self.begin(f"final-{at.id}", label, config, at, "test", judge.FINAL, at.protocol.exams)
+            self.begin(seen, f"final-{at.id}", label, config, at, "test", judge.FINAL, at.protocol.exams)
 
-    def look(self) -> None:
-        """Tell what was finished since the last look."""
-        if not self.callbacks:
+    def look(self, last: bool = False) -> None:
+        """Tell what was finished since the last look, when that was long enough ago for its price.
+
+        last: whatever its price; what came after an earlier look is told now, point by point."""
+        began = time.monotonic()
+        if not self.callbacks or (began < self.next_look and not last):
             return
-        for search, seen in self.searches:
+        seen = at_once(self.store)
+        for search, looked_at in self.searches:
             for number, probe in enumerate(list(search.proposed)):
-                if number not in seen and probe.block is None and probe.depth == len(self.study.names):
+                if number not in looked_at and probe.block is None and probe.depth == len(self.study.names):
                     at, given_up = self.study.at(probe.setting), lambda s=search, n=number: n in s.told
-                    self.begin(at.id, at.id, dict(probe.setting), at, given_up=given_up)
-                seen.add(number)
+                    self.begin(seen, at.id, at.id, dict(probe.setting), at, given_up=given_up)
+                looked_at.add(number)
         for run in list(self.open.values()):
-            self.tell(run)
+            self.tell(run, seen)
+        now = time.monotonic()
+        self.next_look = now + (now - began) / LOOKING
 
     def begin(
         self,
+        seen: StageStore,
         id: str,
         name: str,
         config: dict[str, Any],
@@ -176,16 +190,16 @@ class Tracking:
         run = Tracked(id, name, config, folder, at, split, works, given_up, told, self.study.name)
         self.open[id] = run
         self.each(lambda callback: resume(callback, run, known))
-        self.tell(run)
+        self.tell(run, seen)
 
-    def tell(self, run: Tracked) -> None:
-        news = run.news(self.store)
+    def tell(self, run: Tracked, seen: StageStore) -> None:
+        news = run.news(seen)
         for place in news:
             run.told.append(place)
-            self.result(run, run.point(self.store))
-        state = run.state(self.store)
+            self.result(run, run.point(seen))
+        state = run.state(seen)
         if state == "ended" and run.told:
-            self.result(run, run.metrics(self.store))
+            self.result(run, run.metrics(seen))
         if state != "open":
             self.each(lambda callback: callback.log_trial_end(run, failed=state == "failed"))  # pyright: ignore
             del self.open[run.trial_id]
@@ -193,11 +207,12 @@ class Tracking:
             self.known[run.trial_id] |= {"told": run.told, "ended": state == "ended"}
             published.note(self.folder / TOLD, self.known)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Of what is still open, TensorBoard's files are written out; a later run adds to them."""
         if writer := self.callbacks.get("tensorboard"):
             for run in self.open.values():
                 writer.log_trial_end(run)  # pyright: ignore
+        self.each(lambda callback: callback.on_experiment_end([]))
 
     def result(self, run: Tracked, found: dict[str, float]) -> None:
         at = len(run.told)
@@ -232,14 +247,17 @@ def tracking(study: Study, store: StageStore, out: Path, start: Callable[[], Any
         if name == "wandb":
             start()  # each of its runs is told by an actor
         callbacks[name] = MADE[name](study, out)
-        callbacks[name].setup()
     found = Tracking(study, store, out, callbacks)
+    found.each(lambda callback: callback.setup())
     try:
         yield found
-    finally:
-        found.look()
-        found.close()
-        found.each(lambda callback: callback.on_experiment_end([]))
+    except BaseException:  # no time for a look: what was not told is told when the study goes on
+        ending = threading.Thread(target=found.end, daemon=True)
+        ending.start()
+        ending.join(END_S)
+        raise
+    found.look(last=True)
+    found.end()
 
 
 def tensorboard(study: Study, out: Path) -> LoggerCallback:

@@ -9,6 +9,7 @@ that is finished answers without it, and one that was killed goes on where it wa
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +23,7 @@ from dgg_ray import broker as brokers
 from dgg_ray import budget, cluster, forecast, judge, logs, methods, trackers
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
+from dgg_ray.glance import at_once
 from dgg_ray.ledger import Ledger
 from dgg_ray.progress import Display
 from dgg_ray.racing import Race
@@ -56,7 +58,7 @@ def run(
     began = time.perf_counter()
     with (
         logs.of_driver(study.name, out),
-        Ledger(study, store, out, shared=address is not None) as ledger,
+        Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
         Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
         Crew(study, store, out, display, purse, local, address) as crew,
         trackers.tracking(study, store, out, crew.start) as tracking,
@@ -115,11 +117,13 @@ def here(study: Study, local: bool) -> Study:
 def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Method:
     """Judge what a search proposes until it is finished; all that the store answers without Ray."""
 
+    seen = at_once(store)
+
     def answered(number: int, probe: Probe) -> None:
-        crew.expect(count := sum(len(walk.works) for walk in judge.asked(study, store, probe)))
+        crew.expect(count := sum(len(walk.works) for walk in judge.asked(study, seen, probe)))
         crew.answered(count)
 
-    blocked = judge.replay(study, store, search, answered)
+    blocked = judge.replay(study, seen, search, answered)
     if blocked is not None:
         search.put_back(*blocked)
         (search_here if crew.local else search_with_tune)(study, store, search, crew)
@@ -133,7 +137,7 @@ def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> 
             crew.obtain(judge.missing(store, part))
             if judge.missing(store, part):
                 break
-        found = judge.evidence(study, store, probe)
+        found = judge.evidence(study, at_once(store), probe)
         if crew.over and found is None:
             return  # not judged, and not told so: with a larger budget it is the next
         search.tell(number, found)
@@ -168,29 +172,41 @@ def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker:
     race = config["race"]
     probe = Probe(**{**config, "race": Race(**race) if race else None})
     learned, errors = 0, list[dict[str, str]]()
+    there, scores = set[str](), dict[str, float]()
 
     def finished(work: Work) -> None:
         nonlocal learned
         learned += 1
-        ray.tune.report({"stages": learned, "score": so_far(study, store, probe)})
+        there.add(work.stage.key)
+        ray.tune.report({"stages": learned, "score": so_far(study, store, probe, there, scores)})
 
     for part in judge.parts(study, store, probe):
-        errors = brokers.walk(judge.missing(store, part), broker.need.remote, finished)
+        left = judge.missing(store, part)
+        there |= {work.stage.key for walk in part for work in walk.works}
+        there -= {work.stage.key for chain in left for work in chain}
+        errors = brokers.walk(left, broker.need.remote, finished)
         if errors:
             break
     found = {"failed": len(errors), "over": brokers.over(errors)}
-    ray.tune.report({"stages": learned, "score": so_far(study, store, probe), **found})
+    ray.tune.report({"stages": learned, "score": so_far(study, store, probe, there, scores), **found})
 
 
-def so_far(study: Study, store: StageStore, probe: Probe) -> float:
-    """Mean score on the tasks learned, after each run's last finished stage, over the runs begun."""
-    scores = []
-    at = study.at(probe.setting)
-    for run in judge.runs_of(at, probe):
-        R = judge.matrix(at, store, run, study.protocol.select_on, probe.depth).R
-        begun = np.flatnonzero(~np.isnan(R).all(axis=1))
-        scores += [np.nanmean(R[begun[-1]])] if len(begun) else []
-    return float(np.mean(scores)) if scores else 0.0
+def so_far(
+    study: Study, store: StageStore, probe: Probe, done: Collection[str], scores: dict[str, float]
+) -> float:
+    """Mean score on the tasks learned, after each run's last finished stage, over the runs begun.
+
+    done: keys of finished stages; scores: after those that were looked at before, by key. Each is looked at
+    once: in a store far away every look is a request.
+    """
+    at, last = study.at(probe.setting), dict[int, float]()
+    for number, run in enumerate(judge.runs_of(at, probe)):
+        for stage in (s for s in run.stages if s.key in done):
+            if stage.key not in scores:
+                row = judge.row(at, store, run, stage, study.protocol.select_on)
+                scores[stage.key] = float(np.nanmean(row))
+            last[number] = scores[stage.key]
+    return float(np.mean(list(last.values()))) if last else 0.0
 
 
 class Steady(Searcher):
@@ -205,22 +221,19 @@ class Steady(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.crew.over:
             return Searcher.FINISHED
+        seen = at_once(self.store)
         while (proposal := self.search.ask()) is not None:
             number, probe = proposal
-            missing = judge.needs(self.study, self.store, probe)
+            missing = judge.needs(self.study, seen, probe)
             if missing:
                 self.open[trial_id] = proposal
                 self.crew.expect(sum(map(len, missing)))
                 race = probe.race._asdict() if probe.race else None
                 return {**probe._asdict(), "setting": dict(probe.setting), "race": race}
-            self.answered(probe)
-            self.search.tell(number, judge.evidence(self.study, self.store, probe))
+            self.crew.expect(count := sum(len(walk.works) for walk in judge.asked(self.study, seen, probe)))
+            self.crew.answered(count)
+            self.search.tell(number, judge.evidence(self.study, seen, probe))
         return Searcher.FINISHED if self.search.out else None
-
-    def answered(self, probe: Probe) -> None:
-        """The store had all of it."""
-        self.crew.expect(count := sum(len(walk.works) for walk in judge.asked(self.study, self.store, probe)))
-        self.crew.answered(count)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         for _ in range(result["stages"] - self.stages.get(trial_id, 0)):
@@ -238,7 +251,7 @@ class Steady(Searcher):
                 self.crew.over = True  # not judged, and not told so: with a larger budget it is the next
                 return
         number, probe = self.open.pop(trial_id)
-        self.search.tell(number, judge.evidence(self.study, self.store, probe))
+        self.search.tell(number, judge.evidence(self.study, at_once(self.store), probe))
         self.crew.display.best = methods.best_so_far(self.search)
 
     def save(self, checkpoint_path: str) -> None:

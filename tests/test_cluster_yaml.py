@@ -122,6 +122,19 @@ def test_what_a_user_must_change_says_so(file):
         assert any(line.strip().startswith(setting) for line in told), setting
 
 
+def test_secrets_of_this_folder_go_to_no_machine_no_image_and_no_commit(cluster):
+    assert "*.env" in cluster["rsync_exclude"]
+    assert "*.env" in (ROOT / ".gitignore").read_text().splitlines()
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert next(line for line in ignored if not line.startswith("#")) == "*"
+    assert ignored[-1] == "**/*.env"
+    # No more is let in again than what is copied, which is what pip needs.
+    copies = re.findall(r"^COPY --chown=ray (.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    copied = {name for names in copies for name in names.split()}
+    assert copied == {line[1:] for line in ignored if line.startswith("!")}
+    assert copied == {"pyproject.toml", "README.md", "LICENSE", "constraints.txt", "dgg_ray"}
+
+
 # -- Kubernetes ------------------------------------------------------------------------------------
 
 # Fields of ray.io/v1 (KubeRay 1.6) and of pods that the file may use; None: anything goes below it.
@@ -303,6 +316,27 @@ def batch(slurm, folder, *more):
                 process.kill()
         run.wait()
         shutil.rmtree(f"/tmp/dgg-{slurm['SLURM_JOB_ID']}", ignore_errors=True)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=lambda s: s.name)
+def test_the_end_of_the_time_queues_the_job_again_and_scancel_does_not(slurm, tmp_path, sent):
+    stand_ins = {
+        "ray": "[[ $1 == start ]] && exec sleep 60",
+        "python": "cat > /dev/null",
+        "dgg-ray": "trap 'kill $!; exit 130' TERM; echo begun >> $CALLS; sleep 60 & wait",
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\nexit 0\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    with batch(slurm, tmp_path) as run:
+        deadline = time.monotonic() + 60
+        while not (calls.exists() and "begun" in calls.read_text()):
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        os.kill(run.pid, sent)
+        assert run.wait(timeout=30) == 130
+    assert ("scontrol requeue" in calls.read_text()) == (sent == signal.SIGUSR1)
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +251,7 @@ def test_a_store_tells_what_runs_until_it_falls_silent(study, tmp_path, monkeypa
     store, out = StageStore(tmp_path / "stages"), tmp_path / "out"
     with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(checked, store, out) as told:
         told.live({"at": time.time(), "running": [{"stage": "s", "steps": [1, 2]}], "queued": 3})
+        told.telling.join()
         assert [e.state for e in ledger.entries(store)] == ["running"]
         copy = ledger.fetched(store, "quickstart", tmp_path / "copy")
         assert progress.live(copy) == {"running": [{"stage": "s", "steps": [1, 2]}], "queued": 3}
@@ -283,6 +285,58 @@ def test_a_store_out_of_reach_ends_no_run(study, tmp_path):
         store.note = lambda name, content: (_ for _ in ()).throw(OSError("no route"))
         told.live({"at": 0.0, "running": [], "queued": 0})
         assert (tmp_path / "out" / progress.LIVE).exists()
+
+
+def test_a_store_that_hangs_holds_up_neither_a_run_nor_its_end(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "END_S", 0.1)
+    store, back = SimpleNamespace(noted=lambda name: None, note=lambda *_: None, url=""), threading.Event()
+    began = time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(Study.load(study), store, tmp_path) as told:
+        store.note = lambda *_: back.wait(60)
+        told.live({"at": 0.0, "running": [], "queued": 0})
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
+    back.set()
+    told.telling.join()
+
+
+def test_a_copy_never_takes_the_place_of_another_studys(study, tmp_path):
+    _, store = run_here(study, tmp_path)
+    copy = ledger.fetched(StageStore(store), "quickstart", tmp_path / "copy")
+    assert ledger.fetched(StageStore(store), "quickstart", copy) == copy
+    kept = json.loads((copy / "study.json").read_text())
+    for change in ({"name": "another"}, {"adapter": {"rank": 3}}):
+        (copy / "study.json").write_text(json.dumps(kept | {"raw": kept["raw"] | change}))
+        before = (copy / "study.json").read_text()
+        with pytest.raises(ResultsError, match=r"of another study, .* with --copy"):
+            ledger.fetched(StageStore(store), "quickstart", copy)
+        assert (copy / "study.json").read_text() == before
+
+
+def test_a_store_by_url_is_shared_whoever_runs_a_study_with_it(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
+    store = f"memory://{uuid.uuid4().hex}/stages"
+    command = ["run", str(study), "--local", "--quiet", "--store", store, "--out"]
+    assert cli.main([*command, str(tmp_path / "one")]) == 0
+    study.write_text(STUDY + "adapter: {rank: 3}\n")
+    assert cli.main([*command, str(tmp_path / "two")]) == 2
+    assert not (tmp_path / "two" / "study.json").exists()
+
+
+def test_a_disk_of_the_cluster_that_is_not_here_says_so_and_where_to_ask(tmp_path, monkeypatch, capsys):
+    job = launch.Job("a-1", "a", 1, "RUNNING", 1.0, 0.0, "", None, {})
+    store, out = str(tmp_path / "shared"), "dgg_ray/a"
+    job = job._replace(about={"store": store, "out": out, "question": ""})
+    monkeypatch.setattr(launch, "Head", lambda address: SimpleNamespace(jobs=lambda: [job]))
+    assert cli.main(["status", "a", "--address", "head"]) == 0
+    told = capsys.readouterr().err
+    assert f"there is no folder {store} on this machine" in told
+    assert "`ray exec cluster.yaml 'dgg-ray report ~/dgg_ray/a'`" in told
+    assert cli.main(["report", "a", "--address", "head"]) == 1
+    assert "That store cannot be read from here (there is no folder" in capsys.readouterr().err
+    (tmp_path / "shared").mkdir()
+    assert cli.main(["status", "a", "--address", "head"]) == 0
+    assert "its first stages are not known yet" in capsys.readouterr().err
 
 
 # -- what is wrong with a head is told in seconds --------------------------------------------------
@@ -340,6 +394,21 @@ def test_another_service_is_no_head():
         assert "is no Ray head that takes jobs" in head_error(address)
     with answering(404, "") as address:
         assert 'pip install "ray[default]"' in head_error(address)
+
+
+def test_what_speaks_no_http_is_no_head_nor_is_an_address_that_is_none():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            came, _ = listening.accept()
+            with came:
+                came.recv(1000)
+                came.sendall(b"SSH-2.0-none\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        told = head_error(f"127.0.0.1:{listening.getsockname()[1]}")
+    assert "is no Ray head that takes jobs (BadStatusLine: SSH-2.0-none" in told
+    assert "http://127.0.0.1:port is no Ray head that takes jobs (InvalidURL" in head_error("127.0.0.1:port")
 
 
 def test_another_version_of_ray_names_both():

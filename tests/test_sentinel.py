@@ -12,6 +12,7 @@ from dgg_ray import drift, environment, sentinel
 from dgg_ray.conduct import Machine, Machines
 from dgg_ray.contracts import Strategy, Training
 from dgg_ray.environment import kind
+from dgg_ray.leases import Holder
 from dgg_ray.sections import Orders
 from dgg_ray.sentinel import Sentinel
 from dgg_ray.stages import Work
@@ -91,6 +92,27 @@ def test_another_kind_learns_the_stage_again_once_and_publishes_nothing(world, s
     watch.before(second)
     assert watch.settled
     assert again.learner.begun == []
+
+
+def test_of_workers_of_a_kind_that_begin_together_one_learns_it_and_none_waits(world, study):
+    first, second = chain(study)
+    shop, _ = worker(world, study, OLD)
+    shop.obtain(first)
+    meanwhile = []
+
+    class Slow(Forgetful):
+        def answer(self, examples, max_new_tokens):
+            other, watch = worker(world, study, NEW)
+            watch.me = Holder("another", "another host", 1)
+            watch.before(second)
+            meanwhile.append((watch.settled, other.learner.begun))
+            return super().answer(examples, max_new_tokens)
+
+    shop, watch = worker(world, study, NEW, Slow())
+    watch.before(second)
+    assert shop.learner.begun == ["fours"]
+    assert meanwhile == [(True, [])]
+    assert sentinel.noted(world.store, kind(NEW), "model")
 
 
 def test_a_sentinel_that_fails_leaves_the_work_alone(world, study):

@@ -1,7 +1,9 @@
 """Every setting is one tracked run, with a point for each stage, however often the study is run."""
 
 import struct
+import threading
 import time
+import uuid
 import warnings
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from dgg_ray import judge, methods, tune
 from dgg_ray.budget import Purse
 from dgg_ray.crew import Crew
 from dgg_ray.errors import StudyError
+from dgg_ray.glance import at_once
 from dgg_ray.law import Law
 from dgg_ray.progress import Display
+from dgg_ray.remote import RemoteStore, Url
 from dgg_ray.sections import Knob, Output, Protocol, Search
 from dgg_ray.simulate import MemoryStore, imagined
 from dgg_ray.strategies.dgg import DGG
@@ -143,6 +147,65 @@ def test_a_tracker_that_breaks_is_dropped_with_a_warning_and_the_study_goes_on(t
     with pytest.warns(UserWarning, match="tensorboard is told no more of this study: no route to host"):
         run(study, store, tmp_path)
     assert all(store.record(stage) for stage in study.at({ALPHA: 1.0}).runs()[0].stages)
+
+
+def test_a_tracker_that_cannot_be_set_up_is_dropped_too(tmp_path, monkeypatch):
+    from ray.tune.logger import TBXLoggerCallback
+
+    def gone(*_):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(TBXLoggerCallback, "setup", gone)
+    study, store = study_of("tensorboard"), MemoryStore()
+    with pytest.warns(UserWarning, match="tensorboard is told no more of this study: no route to host"):
+        run(study, store, tmp_path)
+    assert all(store.record(stage) for stage in study.at({ALPHA: 1.0}).runs()[0].stages)
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_its_trackers(tmp_path, monkeypatch):
+    from ray.tune.logger import TBXLoggerCallback
+
+    from dgg_ray import trackers
+
+    ended = threading.Event()
+    monkeypatch.setattr(TBXLoggerCallback, "on_experiment_end", lambda *_: ended.wait(60))
+    monkeypatch.setattr(trackers, "END_S", 0.1)
+    monkeypatch.setattr(trackers.Tracking, "look", lambda *_, **__: pytest.fail("looked"))
+    began = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tracking(study_of("tensorboard"), MemoryStore(), tmp_path, lambda: None),
+    ):
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
+    ended.set()
+
+
+def test_a_store_far_away_is_listed_and_not_asked_for_each_stage(tmp_path, monkeypatch):
+    monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
+    study = study_of("tensorboard")
+    store = RemoteStore(f"memory://{uuid.uuid4().hex}/stages")
+    run(study, store, tmp_path / "one")
+    listed, read = [], []
+    sizes, ask = Url.sizes, Url.read
+    monkeypatch.setattr(Url, "sizes", lambda self, prefix: listed.append(prefix) or sizes(self, prefix))
+    monkeypatch.setattr(Url, "read", lambda self, *name: read.append(name) or ask(self, *name))
+
+    again, search = RemoteStore(store.address), methods.method(study)
+    assert judge.replay(study, at_once(again), search) is None
+    assert len(search.told) == 2
+    assert listed == ["stages/"]
+    assert {name for (name,) in read} == set(sizes(again.objects, "stages/"))
+    assert len(read) <= len(set(read)) + 1
+
+    listed.clear()
+    with tracking(study, again, tmp_path / "two", lambda: None) as told:
+        told.follow(search)
+        told.look()
+        assert sorted(listed) == ["stages/"]
+        told.look()  # too early for another
+        assert sorted(listed) == ["stages/"]
+    assert len(events(tmp_path / "two" / FOLDER / "tensorboard" / study.at({ALPHA: 1.0}).id)) > 3
 
 
 def test_a_tracker_that_is_not_installed_is_a_fault_with_its_line(tmp_path, monkeypatch):
