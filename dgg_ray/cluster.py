@@ -211,7 +211,9 @@ def free_abandoned() -> int:
 
     every = map(Group.FromString, state._connect_and_get_accessor().get_placement_group_table())
     job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    gone = [g for g in every if g.creator_job_id == job and g.creator_actor_dead]
+    # What the driver itself reserved, as for trials, has no actor, which counts as a dead one.
+    made = [g for g in every if g.creator_job_id == job and g.creator_actor_id.strip(b"\xff")]
+    gone = [g for g in made if g.creator_actor_dead]
     left = [g for g in gone if g.state != Group.REMOVED]
     for group in left:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

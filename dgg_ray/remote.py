@@ -28,7 +28,7 @@ import fsspec
 
 from dgg_ray import patience, published
 from dgg_ray.cache import CACHE_GB, Cache
-from dgg_ray.errors import Refused
+from dgg_ray.errors import Refused, StoreError
 from dgg_ray.objects import Damaged, Objects, verify
 from dgg_ray.published import key_of, name_of
 from dgg_ray.stages import Exam, StageStore, Work
