@@ -15,13 +15,14 @@ import hashlib
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import fsspec
@@ -285,11 +286,28 @@ class Url(Objects):
     # -- requests ----------------------------------------------------------------------------------
 
     def ask(self, request: Callable[[], T]) -> T:
-        return patience.ask(request, self.url, self.patience)
+        if (most := self.patience) is None:
+            return patience.ask(request, self.url)
+        return patience.ask(lambda: within(request, most / 2), self.url, most)
 
     def together(self, do: Callable[[Any], T], things: list[Any], at_once: int = 8) -> list[T]:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda thing: self.ask(lambda: do(thing)), things))
+
+
+def within(request: Callable[[], T], seconds: float) -> T:
+    """What it gives; TimeoutError where that takes longer. A client's own timeouts do not cover all of a
+    request: aiohttp's do not cover the wait for leave to send."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return answer.result(seconds)
 
 
 def connected(url: str, seconds: float = READ_S) -> Any:
