@@ -7,7 +7,11 @@
     event      said by         with
     taken      broker          fleet, queued
     refused    broker, driver  error, message: the budget had nothing for it
-    lost       broker          fleet, losses
+    lost       broker          fleet
+    claim lost broker, driver  key, to: another driver has the stage now
+    claim not kept             key, error, message: the store could not be reached; or
+    not read   broker          … and the budget knows no better
+    not kept   broker          … for why a stage was given up
     begun      all             of a worker its kind of machine
     ended      worker, driver  –
     fleet over driver          fleet, error: its workers are gone
