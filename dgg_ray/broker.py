@@ -68,6 +68,7 @@ class Broker:
         self.reason = ""  # why it was closed
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
         self.ailments, self.last_ailment = 0, -AILMENT_S
+        self.causes: dict[str, dict[str, str]] = {}  # with what a fleet ended over it, by key
         self.claiming: set[str] = set()  # what fleets have and is not claimed yet
         self.tasks: set[asyncio.Task[Any]] = set()
         self.sizing = asyncio.Lock()
@@ -161,12 +162,16 @@ class Broker:
         for key in had:
             logs.event("lost", self.desk.out[key].asked, logging.WARNING, fleet=fleet)
         for work in self.desk.lost(fleet, blamed):
-            error = cause or {
-                "error": "WorkerLost",
-                "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
-                "see the workers' logs, often memory ran out",
-                "traceback": "",
-            }
+            error = (
+                cause
+                or self.causes.get(work.key)
+                or {
+                    "error": "WorkerLost",
+                    "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
+                    "see the workers' logs, often memory ran out",
+                    "traceback": "",
+                }
+            )
             self.desk.fail(work.key, error)
             task = asyncio.create_task(self._set_aside(work, error))
             self.tasks.add(task)  # nobody waits for it, and it must not be forgotten
@@ -174,6 +179,10 @@ class Broker:
         for key in had:
             self.claims.drop(key)
         await self._tell()
+
+    async def blame(self, fleet: str, cause: dict[str, str]) -> None:
+        """The fleet ends with this soon; it is kept with what the fleet has, should that be given up."""
+        self.causes |= dict.fromkeys(self.desk.of(fleet), cause)
 
     async def orphaned(self, fleet: str) -> None:
         """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
