@@ -20,12 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray._private.state import actors
 
 from dgg_ray import logs
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
-from dgg_ray.cluster import ON_HEAD
+from dgg_ray.cluster import ON_HEAD, restarted
 from dgg_ray.desk import Desk
 from dgg_ray.errors import OverBudget, describe
 from dgg_ray.gauges import Watch
@@ -304,15 +303,6 @@ class Broker:
     def _answer(self, key: str, answer: Answer) -> None:
         if (future := self.answers.pop(key, None)) and not future.done():
             future.set_result(answer)
-
-
-def restarted() -> bool:
-    """Whether this process continues an actor that died."""
-    if not ray.is_initialized():
-        return False
-
-    actor = ray.get_runtime_context().get_actor_id()
-    return bool(actor and actors(actor)["NumRestarts"])
 
 
 def closing(reason: str) -> dict[str, str]:

@@ -246,6 +246,22 @@ def test_an_error_of_a_fleet_believed_lost_is_not_told_while_another_is_at_the_s
     assert asyncio.run(scene())["ok"]
 
 
+def test_a_stage_that_ends_its_processes_is_set_aside_with_what_they_ended_with(world, broker):
+    cause = {"error": "ValueError", "message": "no such shape", "traceback": "in scorer"}
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        for _ in range(2):
+            await broker.take("a", patience_s=60)
+            await broker.blame("a", cause)
+            await broker.lost("a")  # its new workers know of no reason
+        return await asker
+
+    assert asyncio.run(scene())["error"] == cause
+    assert world.store.failure(work.stage)["traceback"] == "in scorer"
+
+
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_fleet_whose_workers_died_gives_its_work_back_even_if_no_others_come(
     world, broker, monkeypatch, replaced

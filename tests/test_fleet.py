@@ -209,6 +209,7 @@ def test_all_fleets_that_are_wanted_are_asked_for_at_once(monkeypatch):
         return next(statuses, {"waiting": 3, "running": [{}], "closed": "enough"})
 
     monkeypatch.setattr(fleet.ray, "wait", lambda refs, **_: ([], refs))
+    monkeypatch.setattr(fleet.Fleets, "_look", lambda self, status: "")
     monkeypatch.setattr(fleet.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
     fleets = fleet.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
     with fleets:
