@@ -67,7 +67,10 @@ class Claims:
 
     def _renew(self) -> None:
         while not self.over.wait(LEASE_S / 4):
-            wait([self.pool.submit(self._tried, self._again, key) for key in list(self.held)])
+            try:
+                wait([self.pool.submit(self._tried, self._again, key) for key in list(self.held)])
+            except RuntimeError:  # the process ends: its threads take no more
+                return
 
     def _again(self, key: str) -> None:
         with self._lock(key):
