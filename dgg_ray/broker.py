@@ -20,12 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray._private.state import actors
 
 from dgg_ray import logs
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
-from dgg_ray.cluster import ON_HEAD
+from dgg_ray.cluster import ON_HEAD, restarted
 from dgg_ray.desk import Desk
 from dgg_ray.errors import OverBudget, describe
 from dgg_ray.gauges import Watch
@@ -36,7 +35,7 @@ Answer = dict[str, Any]  # {"ok": bool, "error": …}
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
 NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
-AILMENTS = 5  # stages in a row that were lost to machines or the store, none finished: the study ends
+AILMENTS, AILMENT_S = 5, 60.0  # so many, each so long after the one before, nothing finished: the study ends
 
 
 @ray.remote(  # pyright: ignore
@@ -57,7 +56,7 @@ class Broker:
         holder: Holder | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self.store, self.desk, self.watch = store, Desk(store, retries, purse), watch
+        self.store, self.desk, self.watch = store, Desk(store, retries, purse, look=False), watch
         if watch:
             watch.begin()
             self.desk.bill = watch.bill
@@ -67,7 +66,11 @@ class Broker:
         self.closed = False
         self.reason = ""  # why it was closed
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
-        self.ailments = 0
+        self.ailments, self.last_ailment = 0, -AILMENT_S
+        self.causes: dict[str, dict[str, str]] = {}  # with what a fleet ended over it, by key
+        self.claiming: set[str] = set()  # what fleets have and is not claimed yet
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.sizing = asyncio.Lock()
         self.ready_at = time.monotonic() + GRACE_S * restarted()
         self.looking: asyncio.Task[None] | None = None
 
@@ -76,7 +79,10 @@ class Broker:
         key = work.key
         self.desk.counts["asked"] += 1
         while True:
-            found = self.desk.known(work) or self.desk.enter(work, await self._there(work))
+            if not (found := self.desk.known(work)):
+                there = await self._there(work)
+                await self._sized(work)
+                found = self.desk.enter(work, there)
             if found == "ready":
                 return {"ok": True}
             if self.closed:
@@ -99,6 +105,10 @@ class Broker:
             self.desk.put_back(key)
         # A worker killed while it waits here must not be handed work that nobody then does.
         while not self.closed and self.lives[fleet] == life:
+            if order := self.desk.next:
+                await self._sized(order.work)
+                if self.closed or self.lives[fleet] != life:
+                    break
             now = time.monotonic()
             work = self.desk.take(fleet) if now >= self.ready_at else None
             while self.desk.refused:
@@ -106,9 +116,12 @@ class Broker:
                 logs.trouble("refused", error, level=logging.WARNING)
                 self._answer(key, {"ok": False, "error": error})
             if work:
-                if await self._ours(work) and self.lives[fleet] == life:
-                    logs.event("taken", work, fleet=fleet, queued=self.desk.waiting)
-                    return work
+                if await self._ours(work):
+                    if self.lives[fleet] == life and not self.closed:
+                        logs.event("taken", work, fleet=fleet, queued=self.desk.waiting)
+                        return work
+                    if work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
+                        self.claims.drop(work.key)
                 continue
             if now >= deadline:
                 return None
@@ -119,33 +132,56 @@ class Broker:
         return None
 
     async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
+        mine = key in self.desk.of(fleet)
+        if error and not mine:
+            return  # of a fleet believed lost: another tries it, or will
+        measured, unread = None, False
         if error is None:
             self.ailments = 0
-        mine = key in self.desk.of(fleet)
-        if self.desk.done(fleet, key, learned, error):
+        if mine and not error:
+            work = self.desk.out[key].work
+            try:
+                measured = await asyncio.to_thread(self.desk.purse.measured, work)
+            except Exception as problem:  # it is done all the same
+                unread = True
+                logs.trouble("not read", describe(problem), work, logging.WARNING)
+        if self.desk.done(fleet, key, learned, error, measured, unread):
             self._answer(key, {"ok": error is None, "error": error})
             if mine:
-                await asyncio.to_thread(self.claims.drop, key)
+                self.claims.drop(key)
         await self._tell()  # there may be more to do, or money for it
 
-    async def lost(self, fleet: str, cause: dict[str, str] | None = None) -> None:
-        """The fleet's workers began anew, or are gone: what they had is to be taken again."""
+    async def lost(self, fleet: str, cause: dict[str, str] | None = None, blamed: bool = True) -> None:
+        """The fleet's workers began anew, or are gone: what they had is to be taken again.
+
+        blamed: whether that may be the fault of what they had.
+        """
         self.lives[fleet] += 1
-        for key in self.desk.of(fleet):
+        had = self.desk.of(fleet)
+        for key in had:
             logs.event("lost", self.desk.out[key].asked, logging.WARNING, fleet=fleet)
-            await asyncio.to_thread(self.claims.drop, key)
-        for work in self.desk.lost(fleet):
-            error = cause or {
-                "error": "WorkerLost",
-                "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
-                "see the workers' logs, often memory ran out",
-                "traceback": "",
-            }
+        for work in self.desk.lost(fleet, blamed):
+            error = (
+                cause
+                or self.causes.get(work.key)
+                or {
+                    "error": "WorkerLost",
+                    "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
+                    "see the workers' logs, often memory ran out",
+                    "traceback": "",
+                }
+            )
             self.desk.fail(work.key, error)
-            self._answer(work.key, {"ok": False, "error": error})
-            if not work.probe:
-                await asyncio.to_thread(self.store.fail, work.stage, error)
+            task = asyncio.create_task(self._set_aside(work, error))
+            self.tasks.add(task)  # nobody waits for it, and it must not be forgotten
+            task.add_done_callback(self.tasks.discard)
+        for key in had:
+            self.claims.drop(key)
         await self._tell()
+
+    async def blame(self, fleet: str, cause: dict[str, str]) -> None:
+        """The fleet ends with this soon; it is kept with what the fleet has, should that be given up."""
+        self.causes |= dict.fromkeys(self.desk.of(fleet), cause)
 
     async def orphaned(self, fleet: str) -> None:
         """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
@@ -156,16 +192,31 @@ class Broker:
 
     async def unwell(self, fleet: str, cause: dict[str, str]) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
-        self.ailments += 1
-        await self.lost(fleet, cause)
+        self.desk.counts["unwell"] += 1
+        await self.lost(fleet, cause, blamed=False)
+        if (now := time.monotonic()) - self.last_ailment < AILMENT_S:
+            return  # of the same outage, as likely as not
+        self.ailments, self.last_ailment = self.ailments + 1, now
         if self.ailments >= AILMENTS:
             why = f"{cause['error']}: {cause['message']}"
             await self.close(f"{AILMENTS} stages in a row could not be done and are not at fault; {why}")
 
     async def tick(self, fleet: str, key: str, steps: tuple[int, int]) -> None:
         """The fleet has this in hand, and came so far with it."""
-        if self.desk.heard(fleet, key, steps):
-            await asyncio.to_thread(self.claims.take, key)
+        self.desk.heard(fleet, key, steps)
+        if key not in self.desk.of(fleet) or key in self.claims.held or key in self.claiming or self.closed:
+            return
+        self.claiming.add(key)  # as after a restart; the store may not answer at once
+        try:
+            if await self._claimed(key) is not None:
+                await asyncio.sleep(LOOK_S)
+        except Exception as problem:
+            logs.trouble("claim not kept", describe(problem), level=logging.WARNING, key=key)
+            await asyncio.sleep(LOOK_S)
+        finally:
+            self.claiming.discard(key)
+        if key not in self.desk.out:  # it ended meanwhile
+            self.claims.drop(key)
 
     async def close(self, reason: str = "") -> None:
         """End the fleets; whoever still waits is told why."""
@@ -173,6 +224,7 @@ class Broker:
         await self._tell()
         for key in list(self.answers):
             self._answer(key, {"ok": False, "error": closing(self.reason)})
+        await asyncio.get_running_loop().run_in_executor(self.claims.pool, self.claims.close)
 
     async def status(self) -> dict[str, Any]:
         """Counts, what is in training, and what another driver has."""
@@ -186,10 +238,36 @@ class Broker:
     async def _there(self, work: Work) -> bool:
         return await asyncio.to_thread(self.store.has, work)
 
+    async def _claimed(self, key: str) -> Holder | None:
+        """Who else has it; None where it is ours now."""
+        return await asyncio.get_running_loop().run_in_executor(self.claims.pool, self.claims.take, key)
+
+    async def _sized(self, work: Work) -> None:
+        """Have the purse know enough of the store to decide about the work."""
+        purse = self.desk.purse
+        if not purse.unsure(work, self.desk.running):
+            return
+        async with self.sizing:  # one look at a time tells all
+            for disk in purse.unsure(work, self.desk.running):
+                try:
+                    disk.saw(*await asyncio.to_thread(disk.size))
+                except Exception as problem:  # what is known must do
+                    logs.trouble("not read", describe(problem), work, logging.WARNING)
+                    disk.next_look = time.monotonic() + LOOK_S
+
+    async def _set_aside(self, work: Work, error: dict[str, str]) -> None:
+        """Keep why it was given up, and tell."""
+        try:
+            if not work.probe:
+                await asyncio.to_thread(self.store.fail, work.stage, error)
+        except Exception as problem:  # this run knows it all the same
+            logs.trouble("not kept", describe(problem), work, logging.WARNING)
+        self._answer(work.key, {"ok": False, "error": error})
+
     async def _ours(self, work: Work) -> bool:
         """Whether the work, which was just taken, is this driver's to do."""
         try:
-            other = await asyncio.to_thread(self.claims.take, work.key)
+            other = await self._claimed(work.key)
         except BaseException:
             self.desk.put_back(work.key)
             raise
@@ -205,7 +283,7 @@ class Broker:
             for work in elsewhere:
                 try:
                     there = await self._there(work)
-                    free = not there and await asyncio.to_thread(self.claims.take, work.key) is None
+                    free = not there and await self._claimed(work.key) is None
                 except Exception:  # the store cannot be reached now
                     break
                 if work.key not in {other.key for other in self.desk.elsewhere}:
@@ -225,15 +303,6 @@ class Broker:
     def _answer(self, key: str, answer: Answer) -> None:
         if (future := self.answers.pop(key, None)) and not future.done():
             future.set_result(answer)
-
-
-def restarted() -> bool:
-    """Whether this process continues an actor that died."""
-    if not ray.is_initialized():
-        return False
-
-    actor = ray.get_runtime_context().get_actor_id()
-    return bool(actor and actors(actor)["NumRestarts"])
 
 
 def closing(reason: str) -> dict[str, str]:

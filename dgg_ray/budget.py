@@ -10,6 +10,9 @@ end of cost.py's 95 % interval. Of the disk, spent is all that the store holds, 
 bound; of several drivers on one store, each knows of the others' work what is on the disk already. While
 a search goes on, the final comparison is set aside: what it will take at most, at the dearest corner of the
 search space. So that all this is known, a run with a budget probes first.
+
+What reads the store changes nothing, and what takes it up reads nothing (`measured` and `finished`, `size`
+and `saw`): who must not wait for the store reads in a thread.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgg_ray.cost import PROBE, CostModel, units
 from dgg_ray.disk import Sizes
@@ -45,22 +48,37 @@ class Purse:
         for cap in self.caps:
             cap.begin()
 
-    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
-        """Whether work may start beside what is running: `go`, `wait` until that has ended, or `over`."""
+    def verdict(self, work: Work, running: Iterable[Work] = (), look: bool = True) -> Verdict:
+        """Whether work may start beside what is running: `go`, `wait` until that has ended, or `over`.
+
+        look: into the store, where what was seen of it is too old to tell.
+        """
         if not self.caps:  # and nobody is asked what is running
             return "go"
         running = list(running)
-        found: list[Verdict] = [cap.verdict(work, running) for cap in self.caps]
+        found: list[Verdict] = [cap.verdict(work, running, look) for cap in self.caps]
         return min(found, key=WORST.index)
+
+    def unsure(self, work: Work, running: Iterable[Work] = ()) -> list[Disk]:
+        """The caps that had better look before they give a verdict."""
+        if not self.caps:
+            return []
+        running = list(running)
+        return [found for cap in self.caps for found in cap.unsure(work, running)]
 
     def refusal(self, work: Work) -> OverBudget:
         """Why it was not started: by the first cap that has nothing for it."""
-        return next((cap for cap in self.caps if cap.verdict(work) == "over"), self.caps[0]).refusal(work)
+        over = (cap for cap in self.caps if cap.verdict(work, look=False) == "over")
+        return next(over, self.caps[0]).refusal(work)
 
-    def finished(self, work: Work) -> None:
-        """Work was done; what it took is in the store."""
-        for cap in self.caps:
-            cap.finished(work)
+    def measured(self, work: Work) -> list[Any]:
+        """What the store tells each cap of work that was done."""
+        return [cap.measured(work) for cap in self.caps]
+
+    def finished(self, work: Work, measured: Sequence[Any] | None = None) -> None:
+        """Work was done; what it took is in the store, and is looked up there unless it is given."""
+        for cap, told in zip(self.caps, self.measured(work) if measured is None else measured, strict=True):
+            cap.finished(work, told)
 
     def lose(self, seconds: float) -> None:
         """A fleet worked that long for nothing."""
@@ -92,6 +110,18 @@ class Cap(Purse):
     @abstractmethod
     def spent(self) -> float: ...
 
+    @abstractmethod
+    def measured(self, work: Work) -> list[Any]: ...
+
+    @abstractmethod
+    def take_up(self, work: Work, measured: Sequence[Any]) -> None: ...
+
+    def finished(self, work: Work, measured: Sequence[Any] | None = None) -> None:
+        self.take_up(work, self.measured(work) if measured is None else measured)
+
+    def unsure(self, work: Work, running: Iterable[Work] = ()) -> list[Disk]:
+        return []
+
     @property
     @abstractmethod
     def begun(self) -> bool:
@@ -109,7 +139,7 @@ class Cap(Purse):
         """What work must leave: the comparison's, which itself is known by its test exams."""
         return 0.0 if any(exam.split == "test" for exam in work.exams) else self.in_turn(self.final)
 
-    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
+    def verdict(self, work: Work, running: Iterable[Work] = (), look: bool = True) -> Verdict:
         running = list(running)
         left = self.cap - self.spent
         if work.probe:
@@ -183,8 +213,11 @@ class Hours(Cap):
         cost = self.model.predict(works)
         return cost.seconds.high if cost else None
 
-    def finished(self, work: Work) -> None:
-        self.model.finished(work)
+    def measured(self, work: Work) -> list[Any]:
+        return self.model.measured(work)
+
+    def take_up(self, work: Work, measured: Sequence[Any]) -> None:
+        self.model.learn(measured)
 
     def lose(self, seconds: float) -> None:
         self.lost += seconds
@@ -193,7 +226,7 @@ class Hours(Cap):
 class Disk(Cap):
     """Of the store's size, whoever filled it; counted in bytes.
 
-    seen: at the last look; since: the most that was added by what was finished after it.
+    seen: at the last look; added: the most that each of what was finished after it has added.
     """
 
     name, unit, rate = "disk_gb", "GB on disk", 1e-9
@@ -204,6 +237,7 @@ class Disk(Cap):
         assert study.budget.disk_gb is not None
         self.sizes, self.final, self.study = Sizes(study, store), final, study.name
         self.cap = study.budget.disk_gb * 1e9
+        self.added: list[float] = []
         self.look()
 
     def begin(self) -> None:
@@ -211,14 +245,27 @@ class Disk(Cap):
         self.look()
 
     def look(self) -> None:
-        began = time.monotonic()
-        self.seen, self.since = self.sizes.store.size(), 0.0
-        now = time.monotonic()
-        self.next_look = now + max(LOOK_S, (now - began) / LOOKING)
+        self.saw(*self.size())
+
+    def size(self) -> tuple[int, int, float]:
+        """(The store's size, how many of `added` are in it for sure, seconds that this look took)."""
+        began, count = time.monotonic(), len(self.added)
+        return self.sizes.store.size(), count, time.monotonic() - began
+
+    def saw(self, size: int, count: int, took: float) -> None:
+        self.seen = size
+        del self.added[:count]
+        self.next_look = time.monotonic() + max(LOOK_S, took / LOOKING)
+
+    def unsure(self, work: Work, running: Iterable[Work] = ()) -> list[Disk]:
+        """Itself, where a look may change the verdict: others fill the same store, `added` are bounds."""
+        if time.monotonic() >= self.next_look or (self.added and super().verdict(work, running) != "go"):
+            return [self]
+        return []
 
     @property
     def spent(self) -> float:
-        return self.seen + self.since
+        return self.seen + sum(self.added)
 
     @property
     def begun(self) -> bool:
@@ -233,23 +280,22 @@ class Disk(Cap):
     def unknown(self, running: Sequence[Work]) -> Verdict:
         return "over"  # no first measurement: it might fill the disk
 
-    def verdict(self, work: Work, running: Iterable[Work] = ()) -> Verdict:
+    def verdict(self, work: Work, running: Iterable[Work] = (), look: bool = True) -> Verdict:
         running = list(running)
-        if time.monotonic() >= self.next_look:  # others may fill the same store
+        if look and self.unsure(work, running):
             self.look()
         found = super().verdict(work, running)
-        if found != "go" and self.since:
-            self.look()
-            found = super().verdict(work, running)
         # What runs has snapshots and drafts on the disk, which are gone when it has ended.
         return "wait" if found == "over" and running else found
 
-    def finished(self, work: Work) -> None:
-        if work.probe:
-            self.sizes.read()
+    def measured(self, work: Work) -> list[Any]:
+        return self.sizes.probed() if work.probe else []
+
+    def take_up(self, work: Work, measured: Sequence[Any]) -> None:
+        self.sizes.learn(measured)
         self.sizes.finished(work)
         whole = self.sizes.whole(work)
-        self.since += float("inf") if whole is None else whole  # a look will tell
+        self.added.append(float("inf") if whole is None else whole)  # a look will tell
 
     def lose(self, seconds: float) -> None:
         self.next_look = 0.0  # what it left in its middle is there still

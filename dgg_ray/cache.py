@@ -6,8 +6,8 @@
         drafts/                being filled; they count, and what is a day old was left by a process that died
 
 Least recently used entries go out first. An entry that a process has among its last two, or has pinned, is
-locked by it, and stays; locks end with their process. A damaged one goes whoever has it: what they have open they
-can read on.
+locked by it, and stays; locks end with their process. A damaged one goes whoever has it: what they have open
+they can read on.
 """
 
 from __future__ import annotations

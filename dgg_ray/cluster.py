@@ -218,3 +218,13 @@ def free_abandoned() -> int:
     for group in left:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return len(left)
+
+
+def restarted() -> bool:
+    """Whether this process continues an actor that died."""
+    from ray._private.state import actors
+
+    if not ray.is_initialized():
+        return False
+    actor = ray.get_runtime_context().get_actor_id()
+    return bool(actor and actors(actor)["NumRestarts"])

@@ -32,6 +32,7 @@ DISK = {"adapter", "sheet"}
 PROBE = "probe "  # what its key begins with among those of the stages
 UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray probe STUDY` does it"
 Record: TypeAlias = Mapping[str, Any]
+Told: TypeAlias = tuple[str, Sequence[Record]]  # a stage's key, or PROBE and a number, and its records
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class CostModel:
 
     Only what was measured on the same base model and the same Workers.setup counts.
     spent: seconds of a fleet by stage or probe, of this study's own work; another's costs it nothing.
+    sat: keys of the exams that were sat, by the key of their stage, as far as was read.
     """
 
     def __init__(self, study: Study, store: StageStore) -> None:
@@ -76,21 +78,32 @@ class CostModel:
         self.sizes = {name: dict(data.sizes) for name, data in study.tasks.items()}
         self.seen: dict[str, list[tuple[Part, float]]] = {}
         self.spent: dict[str, float] = {}
+        self.sat: dict[str, set[str]] = {}
         self.read()
 
     def read(self) -> None:
         """Take up everything that the store holds."""
-        for number, probe in enumerate(self.store.probes()):
-            self.add(f"{PROBE}{number}", (probe,), self.of_probe)
-        for record, sittings in self.store.finished():
-            self.add(record["key"], (record, *sittings), self.of_stage)
+        self.learn(self.probed())
+        self.learn((record["key"], (record, *sittings)) for record, sittings in self.store.finished())
 
-    def finished(self, work: Work) -> None:
-        """Take up what was just done."""
+    def measured(self, work: Work) -> list[Told]:
+        """What the store tells of work that was just done; takes nothing up, so that any thread may ask."""
         if work.probe:
-            self.read()
-        elif record := self.store.record(work.stage):
-            self.add(work.stage.key, (record, *self.store.sittings(work.stage.key)), self.of_stage)
+            return list(self.probed())
+        record = self.store.record(work.stage)
+        return [(work.stage.key, (record, *self.store.sittings(work.stage.key)))] if record else []
+
+    def probed(self) -> Iterator[Told]:
+        return ((f"{PROBE}{number}", (probe,)) for number, probe in enumerate(self.store.probes()))
+
+    def learn(self, told: Iterable[Told]) -> None:
+        """Take it up."""
+        for key, records in told:
+            if key.startswith(PROBE):
+                self.add(key, records, self.of_probe)
+                continue
+            self.sat[key] = {cell["exam"] for sitting in records[1:] for cell in sitting["cells"]}
+            self.add(key, records, self.of_stage)
 
     def add(self, key: str, records: Sequence[Record], of: Callable[..., Iterator[Seen]]) -> None:
         mine = [record for record in records if record.get("study") == self.study]
@@ -149,13 +162,12 @@ class CostModel:
         return [Part("learn", counts, rank), Part("begin", {"": 1.0}, rank), Part("adapter", {"": 1.0}, rank)]
 
     def left(self, works: Iterable[Work]) -> Iterator[Part]:
-        """The parts of works that the store does not hold yet; what is asked for twice is done once."""
+        """The parts of works that the store did not hold; what is asked for twice is done once."""
         for work in merged(works):
-            stage, missing = work.stage, self.store.missing(work)
-            if missing is None:
-                missing = work.exams
+            stage = work.stage
+            if (sat := self.sat.get(stage.key)) is None:
                 yield from self.parts(stage.meaning, stage.earlier)
-            for exam in missing:
+            for exam in (exam for exam in work.exams if exam.key not in (sat or ())):
                 counts = {exam.task: float(self.sizes[exam.task][exam.split])}
                 yield Part("answer", counts, stage.adapter.rank)
                 yield Part("sheet", counts, stage.adapter.rank)

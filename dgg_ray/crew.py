@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -53,6 +54,9 @@ class Crew:
     over: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
     failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
+    counts: dict[str, int] = field(default_factory=lambda: {"trained": 0, "failed": 0}, init=False)
+    last: dict[str, int] = field(default_factory=dict, init=False)  # of the counts, as the broker said them
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
@@ -108,8 +112,9 @@ class Crew:
                 continue
             left.append(chain)
             waited += 1
-            if waited >= len(left):
+            if waited >= len(left):  # another driver has the next of each
                 time.sleep(LOOK_S)
+                waited = 0
 
     def follow(self, chain: deque[Work]) -> bool:
         """Do a chain's works; False where another driver has the next one."""
@@ -174,13 +179,22 @@ class Crew:
 
     def heard(self, status: dict[str, Any]) -> None:
         """The broker's status, a few times a second."""
-        self.display.update(status)
+        self.counted(status)
+        self.display.update(status | self.counts)
         if status["running"]:
             self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
 
+    def counted(self, status: dict[str, Any]) -> None:
+        """Take up its counts; a broker that was restarted begins again at 0."""
+        with self.lock:
+            for name in self.counts:
+                now, before = status.get(name, 0), self.last.get(name, 0)
+                self.counts[name] += now - before if now >= before else now
+                self.last[name] = now
+
     def count(self) -> None:
-        status: dict[str, Any] = ray.get(self.broker.status.remote())
-        self.tally |= {"trained": status.get("trained", 0), "failed": status.get("failed", 0)}
+        self.counted(ray.get(self.broker.status.remote()))
+        self.tally |= self.counts
 
     def check(self) -> None:
         """ClusterError where no fleet can be had."""

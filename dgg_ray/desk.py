@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dgg_ray.budget import Purse
 from dgg_ray.errors import describe
@@ -48,19 +49,24 @@ class Order:
     def free(self) -> bool:
         return self.fleet is None and not self.elsewhere
 
-    def lose(self) -> None:
+    def lose(self, blamed: bool = True) -> None:
         """Its fleet is gone. A stage that gets further each time is not what ends its fleets."""
         done, steps = self.steps
-        self.losses += done <= self.reached + FURTHER * steps
+        self.losses += blamed and done <= self.reached + FURTHER * steps
         self.fleet, self.reached, self.steps = None, max(self.reached, done), (0, 0)
 
 
 class Desk:
-    """The queue."""
+    """The queue.
 
-    def __init__(self, store: StageStore, retries: int = 2, purse: Purse | None = None) -> None:
+    look: whether the purse may look into the store; else somebody looks for it beforehand.
+    """
+
+    def __init__(
+        self, store: StageStore, retries: int = 2, purse: Purse | None = None, look: bool = True
+    ) -> None:
         self.store = store
-        self.retries = retries
+        self.retries, self.look = retries, look
         self.purse = purse or Purse()
         self.purse.begin()
         self.orders: dict[str, Order] = {}  # by the work's key; dicts keep the order of asking
@@ -95,16 +101,15 @@ class Desk:
             return "ready"
         if found := self.known(work):
             return found
-        if self.purse.verdict(work, self.running) == "over":
+        if self.purse.verdict(work, self.running, self.look) == "over":
             return "over"
         self.orders[work.key] = Order(work, {exam.key: exam for exam in work.exams})
         return "queued"
 
     def take(self, fleet: str) -> Work | None:
         """The work that waits longest; None when none waits, or the budget makes it wait."""
-        while (free := next(((k, o) for k, o in self.orders.items() if o.free), None)) is not None:
-            key, order = free
-            verdict = self.purse.verdict(order.work, self.running)
+        while (order := self.next) is not None:
+            key, verdict = order.asked.key, self.purse.verdict(order.work, self.running, self.look)
             if verdict == "go":
                 self.assign(key, fleet)
                 return order.work
@@ -114,6 +119,11 @@ class Desk:
             self.refused[key] = describe(self.purse.refusal(order.work))
             del self.orders[key]
         return None
+
+    @property
+    def next(self) -> Order | None:
+        """What the next fleet gets, if the budget has something for it."""
+        return next((order for order in self.orders.values() if order.free), None)
 
     def assign(self, key: str, fleet: str) -> None:
         order = self.out[key] = self.orders[key]
@@ -144,23 +154,35 @@ class Desk:
         self.later.pop(key, None)
         del self.orders[key]
 
-    def settle(self, order: Order, in_vain: bool) -> None:
+    def settle(self, order: Order, in_vain: bool, measured: Sequence[Any] | None = None) -> None:
         """What an order took is on the bill, and others may start again."""
         self.bill(order.asked, time.time() - order.started)
         if in_vain:
             self.purse.lose(time.time() - order.started)
         else:
-            self.purse.finished(order.work)
+            self.purse.finished(order.work, measured)
         for other in self.orders.values():
             other.held = False
 
-    def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> bool:
-        """Close the order; False when exams asked for meanwhile put it back into the queue."""
+    def done(
+        self,
+        fleet: str,
+        key: str,
+        learned: bool,
+        error: dict[str, str] | None,
+        measured: Sequence[Any] | None = None,
+        unread: bool = False,
+    ) -> bool:
+        """Close the order; False when exams asked for meanwhile put it back into the queue.
+
+        measured: what the purse read of it, if it was; unread: the store could not be read, so that it
+            counts as what is lost does.
+        """
         order = self.out.get(key)
         if order is None or order.fleet != fleet:
             return True  # it was taken from a fleet believed lost; the store holds the result all the same
         del self.orders[key], self.out[key]
-        self.settle(order, in_vain=error is not None)
+        self.settle(order, error is not None or unread, measured)
         self.counts["trained"] += learned
         later = self.later.pop(key, None)
         if error:
@@ -174,13 +196,16 @@ class Desk:
         self.failed[key] = error
         self.counts["failed"] += 1
 
-    def lost(self, fleet: str) -> list[Work]:
-        """Put the fleet's work back; what was lost too often is given up and returned."""
+    def lost(self, fleet: str, blamed: bool = True) -> list[Work]:
+        """Put the fleet's work back; what was lost too often is given up and returned.
+
+        blamed: whether it may be the work that ends its fleets.
+        """
         given_up = []
         for key in self.of(fleet):
             order = self.out.pop(key)
             self.settle(order, in_vain=True)
-            order.lose()
+            order.lose(blamed)
             self.counts["lost"] += 1
             if order.losses > self.retries:
                 given_up.append(order.work)

@@ -62,12 +62,19 @@ class Sizes:
         self.sat: dict[str, set[str]] = {}
         self.shed = {name.rpartition("/")[2] for name, _ in self.store.notes("shed/")}
         self.begun = False
-        for record in self.store.probes():
-            self.add(record["meaning"], record["bytes"])
+        self.learn(self.probed())
         for record, sittings in self.store.finished():
             self.sat[record["key"]] = {cell["exam"] for sitting in sittings for cell in sitting["cells"]}
             self.begun |= record.get("study") == self.name
             self.add(record["meaning"], record["bytes"])
+
+    def probed(self) -> list[tuple[Mapping[str, Any], int]]:
+        """What probes tell of adapters; changes nothing here, so that any thread may ask."""
+        return [(record["meaning"], record["bytes"]) for record in self.store.probes()]
+
+    def learn(self, adapters: Iterable[tuple[Mapping[str, Any], int]]) -> None:
+        for meaning, size in adapters:
+            self.add(meaning, size)
 
     def add(self, meaning: Mapping[str, Any], size: int) -> None:
         if meaning["learns"]:

@@ -8,12 +8,13 @@ work waits. A worker that dies is replaced by Ray Train, and its stage is taken 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import ray
@@ -22,25 +23,14 @@ from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
 from dgg_ray import cluster, logs
 from dgg_ray.environment import kind
-from dgg_ray.errors import (
-    ClusterError,
-    Fault,
-    OtherVersion,
-    Refused,
-    StageError,
-    StoreError,
-    StudyError,
-    describe,
-)
+from dgg_ray.errors import Refused, StageError, StoreError, StudyError, describe
 from dgg_ray.pulse import Pulse, Watchdog, stuck, trace
 from dgg_ray.sections import Workers
 from dgg_ray.sentinel import Sentinel
 from dgg_ray.simulate import Simulated
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
-
-if TYPE_CHECKING:
-    from dgg_ray.loop import Workshop
+from dgg_ray.worker import cannot_begin, leading, rank, tried, workshop
 
 POLL_S = 0.2
 LOOK_S = 5.0  # between looks at the cluster
@@ -48,6 +38,8 @@ ERRORS, DEATHS = 3, 20  # of fleets in a row; a machine that is taken away is no
 DIED = (ActorDiedError, NodeDiedError, WorkerCrashedError)
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
 PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
+TROUBLE_S = 300.0  # for that long everything may fail, before fleets are given up
+PAUSE_S, LONGEST_S = 5.0, 120.0  # before a fleet that ended ill is replaced; doubles from end to end
 
 
 def work_loop(config: dict[str, Any]) -> None:
@@ -68,12 +60,13 @@ def work_loop(config: dict[str, Any]) -> None:
     dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
     try:
         shop = workshop(study, store, w.zero, dog.alive)
-    except Exception as problem:
-        if isinstance(problem, StoreError) and not isinstance(problem, Refused):  # data that did not come
-            return ray.get(broker.unwell.remote(fleet, describe(problem)))
-        # It would happen again: say why, rather than start again for ever
+    except (StudyError, Refused) as problem:  # on every machine; what else there may be, another may not have
         why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
         return ray.get(broker.close.remote(why))
+    except StoreError as problem:  # data that did not come
+        return ray.get(broker.unwell.remote(fleet, describe(problem)))
+    except Exception as problem:
+        raise cannot_begin(problem) from problem
     say = None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps)
     shop.lead, pulse = lead, Pulse(dog, say)
     shop.tick = pulse.step
@@ -86,7 +79,13 @@ def work_loop(config: dict[str, Any]) -> None:
         pulse.begin(work)
         sentinel.before(work)
         fresh = lead(lambda s=work.stage: store.record(s)) is None
-        error, at_fault = tried(shop, work, together=w.per_fleet > 1)
+        try:
+            error, at_fault = tried(shop, work)
+        except Exception as problem:
+            logs.trouble("failed", describe(problem), work)
+            pulse.end()
+            ray.get(broker.blame.remote(fleet, describe(problem)))
+            raise  # whatever may be broken here, the next process begins without it
         if error:
             logs.trouble("failed", error, work)
         if error and at_fault and not work.probe:
@@ -97,97 +96,6 @@ def work_loop(config: dict[str, Any]) -> None:
         learned = fresh and error is None and bool(work.stage.learns) and not work.probe
         lead(lambda k=work.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
     logs.event("ended")
-
-
-def tried(shop: Workshop | Simulated, work: Work, together: bool) -> tuple[dict[str, str] | None, bool]:
-    """Do the work: its error, if any, and whether the stage is to blame for it.
-
-    With several workers, only errors that all of them see leave the group in step; any other ends
-    the group, and Ray Train starts it anew.
-    """
-    try:
-        with logs.about(work):
-            shop.obtain(work)
-    except (StageError, OtherVersion) as problem:
-        return describe(problem), True
-    except StoreError as problem:
-        return describe(problem), False
-    except Exception as problem:
-        if together:
-            raise
-        return describe(problem), True
-    return None, True
-
-
-def workshop(
-    study: Study, store: StageStore, zero: int = 0, alive: Callable[[], None] = lambda: None
-) -> Workshop | Simulated:
-    """All that a process needs to do a study's work, set up so that it gives the same bytes again.
-
-    alive: called after each batch of answers.
-    """
-    if study.workers.engine == "simulated":
-        return Simulated.of(study, store)
-    import torch
-
-    from dgg_ray.learner import PeftLearner, quieten
-    from dgg_ray.loop import Workshop
-    from dgg_ray.snapshots import Rhythm
-
-    quieten()
-    if study.workers.threads:
-        torch.set_num_threads(study.workers.threads)
-    torch.use_deterministic_algorithms(True, warn_only=study.workers.gpus > 0)
-    if study.workers.gpus and not torch.cuda.is_available():
-        raise ClusterError(
-            f"workers.gpus is {study.workers.gpus:g}, and PyTorch {torch.__version__} finds no GPU here: "
-            "install its build for your GPUs, or set workers.gpus to 0"
-        )
-    tasks = study.read_tasks()
-    # Keys promise what was learned from: another copy of the data or of the model would be kept under a
-    # false name.
-    other = [f"tasks.{n}" for n, task in tasks.items() if dict(task.digests) != study.tasks[n].digests]
-    other += ["model"] if study.model.fingerprint() != study.fingerprint else []
-    if other:
-        rule = "has other content here than when the study was checked; run the study again"
-        raise StudyError([Fault(path, rule) for path in other], study.name)
-    w = study.workers
-    learner = PeftLearner(study.model, "cuda" if w.gpus else "cpu", zero, w.offload)
-    learner.alive = alive
-    rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)
-    shop = Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
-    shop.by = {"study": study.name, "workers": w.setup}
-    return shop
-
-
-def leading() -> Callable[[Callable[[], Any]], Any]:
-    """Workshop.lead for this worker group: rank 0 computes, all get the result or its error."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return lambda compute: compute()
-
-    def lead(compute: Callable[[], Any]) -> Any:
-        box: list[Any] = [None]
-        if dist.get_rank() == 0:
-            try:
-                box = [(True, compute())]
-            except Exception as problem:
-                box = [(False, problem)]
-        dist.broadcast_object_list(box, src=0)
-        ok, result = box[0]
-        if not ok:
-            raise result
-        return result
-
-    return lead
-
-
-def rank() -> int:
-    """Of this process in its worker group."""
-    import torch.distributed as dist
-
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 class Losses(ray.train.UserCallback):
@@ -225,8 +133,9 @@ def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
 class Fleets:
     """Starts fleets while stages wait, from a thread of the driver.
 
-    failure: why no fleet can be had: its workers cannot begin; or ERRORS fleets ended with an error of their
-        own, or DEATHS by whatever it was, and no stage was finished or given up between.
+    failure: why no fleet can be had: its workers cannot begin anywhere; or ERRORS fleets ended with an error
+        of their own, or DEATHS by whatever it was, and no stage was finished or given up between; or all that
+        was tried failed for TROUBLE_S.
     """
 
     def __init__(
@@ -242,6 +151,7 @@ class Fleets:
         self.running: dict[ray.ObjectRef, str] = {}
         self.started = 0
         self.next_look, self.refusals = 0.0, 0
+        self.next_start, self.pause, self.unwell = 0.0, PAUSE_S, 0
         self.sent: dict[str, Any] = {}  # what all fleets get, put into Ray's object store once
         self.ends, self.done_at_end = Counter[bool](), -1  # of fleets, by whether a process of them died
         self.failure = ""
@@ -263,21 +173,38 @@ class Fleets:
             ray.get(self.broker.close.remote("the study was stopped"), timeout=5)
 
     def _supervise(self) -> None:
+        well = time.monotonic()
         while not self.over.wait(POLL_S):
             try:
-                status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=PATIENCE_S)
-                self._reap(status)
-                self.heard(status)
-                wanted = min(self.study.workers.fleets, status["waiting"] + len(status["running"]))
-                # All at once: asking one by one makes an autoscaler grow one by one.
-                for _ in range(wanted - len(self.running)):
-                    self._start()
-                if reason := status["closed"] or self._look(status):
+                if reason := self._round():
                     return self._give_up(reason)
+                well = time.monotonic()
             except Exception as problem:  # nobody else would notice that no fleets come any more
-                if not self.over.is_set():
+                # The broker's end is for good: while it is being restarted, it is only not available.
+                lasting = isinstance(problem, ActorDiedError) or time.monotonic() - well >= TROUBLE_S
+                if lasting and not self.over.is_set():
                     self._give_up(f"fleets cannot be looked after: {type(problem).__name__}: {problem}")
-                return
+
+    def _round(self) -> str:
+        """Start what is wanted; why no fleet can be had, if that is so."""
+        status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=PATIENCE_S)
+        self._reap(status)
+        wanted = min(self.study.workers.fleets, status["waiting"] + len(status["running"]))
+        if time.monotonic() >= self.next_start:
+            # All at once: asking one by one makes an autoscaler grow one by one.
+            for _ in range(wanted - len(self.running)):
+                self._start()
+        try:
+            self.heard(status)
+        except Exception as problem:  # what is shown is not what is done
+            logs.trouble("not told", describe(problem), level=logging.WARNING)
+        return status["closed"] or self._look(status)
+
+    def _hold(self) -> None:
+        """A fleet ended ill: another waits, the longer the more of them did so one after another."""
+        now = time.monotonic()
+        self.pause = PAUSE_S if now - self.next_start > LONGEST_S else min(2 * self.pause, LONGEST_S)
+        self.next_start = now + self.pause
 
     def _look(self, status: dict[str, Any]) -> str:
         """At the cluster, now and then: what killed fleets hold is given back.
@@ -287,8 +214,12 @@ class Fleets:
         if not self.running or time.monotonic() < self.next_look:
             return ""
         self.next_look = time.monotonic() + LOOK_S
-        cluster.free_abandoned()
-        refused = [] if status["running"] else cluster.infeasible()
+        try:
+            cluster.free_abandoned()
+            refused = [] if status["running"] else cluster.infeasible()
+        except Exception as problem:  # not known now
+            logs.trouble("cluster not seen", describe(problem), level=logging.WARNING)
+            return ""
         self.refusals = self.refusals + 1 if len(refused) >= len(self.running) else 0
         if self.refusals < 2:
             return ""
@@ -319,6 +250,9 @@ class Fleets:
             if self.running
             else ([], [])
         )
+        if status.get("unwell", 0) > self.unwell:
+            self._hold()
+        self.unwell = status.get("unwell", 0)
         for ref in ended:
             fleet = self.running.pop(ref)
             try:
@@ -330,8 +264,10 @@ class Fleets:
                 if done != self.done_at_end:
                     self.ends.clear()
                 self.done_at_end = done
-                self.ends[isinstance(problem, DIED)] += 1
+                self.ends[died := isinstance(problem, DIED)] += 1
+                if not died:
+                    self._hold()
                 if self.ends[False] == ERRORS or self.ends.total() == DEATHS:
                     why = f"{self.ends.total()} fleets in a row ended with an error"
                     self._give_up(f"{why} and nothing was finished between; the last: {problem}")
-            ray.get(self.broker.lost.remote(fleet), timeout=PATIENCE_S)
+            self.broker.lost.remote(fleet)

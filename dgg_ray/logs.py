@@ -9,7 +9,13 @@
     fetched    worker, driver  url, seconds
     taken      broker          fleet, queued
     refused    broker, driver  error, message: the budget had nothing for it
-    lost       broker          fleet, losses
+    lost       broker          fleet
+    claim lost broker, driver  key, to: another driver has the stage now
+    claim not kept             key, error, message: the store could not be reached
+    not read   broker          … for what a stage took: the budget counts it as lost
+    not kept   broker          … for why a stage was given up
+    not told   driver          error, message: the display failed
+    cluster not seen           error, message: what the cluster has is not known now
     begun      all             of a worker its kind of machine
     ended      worker, driver  –
     fleet over driver          fleet, error: its workers are gone

@@ -190,7 +190,8 @@ def test_a_stage_given_up_keeps_why_its_worker_was_ended(world, broker):
     assert world.store.failure(work.stage)["traceback"] == "in sleep"
 
 
-def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world):
+def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world, monkeypatch):
+    monkeypatch.setattr("dgg_ray.broker.AILMENT_S", 0.0)
     broker = Broker.__ray_metadata__.modified_class(world.store, retries=100)
     (work,) = works(world, ["ones"])
     full = {"error": "StoreError", "message": "no space left", "traceback": ""}
@@ -204,6 +205,61 @@ def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world)
 
     assert "5 stages in a row" in asyncio.run(scene())["error"]["message"]
     assert broker.reason.endswith("StoreError: no space left")
+
+
+def test_fleets_that_run_into_one_outage_end_nothing_and_set_nothing_aside(world):
+    broker = Broker.__ray_metadata__.modified_class(world.store, retries=0)
+    many = works(world, ["ones"], ["fours"], ["nines"])
+
+    async def scene():
+        askers = [asyncio.create_task(broker.need(work)) for work in many]
+        for _ in range(4):
+            for fleet in "abc":
+                await broker.take(fleet, patience_s=60)
+            for fleet in "abc":
+                await broker.unwell(fleet, {"error": "StoreError", "message": "full", "traceback": ""})
+        status = await broker.status()
+        for asker in askers:
+            asker.cancel()
+        return status
+
+    status = asyncio.run(scene())
+    assert (status["closed"], status["waiting"], status["unwell"]) == ("", 3, 12)
+    assert "failed" not in status
+
+
+def test_an_error_of_a_fleet_believed_lost_is_not_told_while_another_is_at_the_stage(world, broker):
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        await broker.take("a", patience_s=60)
+        await broker.lost("a")
+        await broker.take("b", patience_s=60)
+        await broker.done("a", work.key, learned=False, error={"error": "NotFinite"})
+        await asyncio.sleep(0)
+        assert not asker.done()
+        world.shop.obtain(work)
+        await broker.done("b", work.key, learned=True, error=None)
+        return await asker
+
+    assert asyncio.run(scene())["ok"]
+
+
+def test_a_stage_that_ends_its_processes_is_set_aside_with_what_they_ended_with(world, broker):
+    cause = {"error": "ValueError", "message": "no such shape", "traceback": "in scorer"}
+    (work,) = works(world, ["ones"])
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(work))
+        for _ in range(2):
+            await broker.take("a", patience_s=60)
+            await broker.blame("a", cause)
+            await broker.lost("a")  # its new workers know of no reason
+        return await asker
+
+    assert asyncio.run(scene())["error"] == cause
+    assert world.store.failure(work.stage)["traceback"] == "in scorer"
 
 
 @pytest.mark.parametrize("replaced", [True, False])

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from dgg_ray import Study, budget, cli, forecast, loop
 from dgg_ray.broker import Broker, Desk
-from dgg_ray.budget import Hours, dearest
+from dgg_ray.budget import Disk, Hours, Purse, dearest
 from dgg_ray.cost import CostModel
 from dgg_ray.errors import OverBudget, StudyError
 from dgg_ray.learner import PeftLearner
@@ -35,10 +36,14 @@ def measured(world):
     return world
 
 
-def purse(world, final=(), cap=None):
+def study_of(world, cap):
     tasks = {name: world.data(name) for name in world.tasks}
     study = {"name": "toy", "workers": WORKERS, "fingerprint": "model", "tasks": tasks}
-    return Hours(SimpleNamespace(**study, budget=cap or Budget(worker_hours=6)), world.store, final)
+    return SimpleNamespace(**study, budget=cap, protocol=SimpleNamespace(max_new_tokens=2))
+
+
+def purse(world, final=(), cap=None):
+    return Hours(study_of(world, cap or Budget(worker_hours=6)), world.store, final)
 
 
 def desk_of(world, **how):
@@ -46,12 +51,16 @@ def desk_of(world, **how):
 
 
 def learned(world, desk, fleet, work):
+    published(world, work)
+    desk.done(fleet, work.key, learned=True, error=None)
+
+
+def published(world, work):
     """What `ones`, `fours`, `nines` promise: two, three hours, one."""
     n = len(world.tasks[work.stage.task].examples["train"])
     cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.0}
     record = {"earlier": [], "cost": cost, "study": "toy", "workers": WORKERS.setup}
     world.store.publish(work.stage, record, lambda folder: None)
-    desk.done(fleet, work.key, learned=True, error=None)
 
 
 def works(world, *names):
@@ -157,6 +166,40 @@ def test_who_asked_is_told_and_nothing_is_kept_as_a_failure(measured):
     assert answer["error"]["error"] == OverBudget.__name__
     assert "raise budget.worker_hours" in answer["error"]["message"]
     assert measured.store.failure(four.stage) is None
+
+
+def watched(method, readers):
+    def call(*arguments):
+        readers.add((method.__name__, threading.current_thread() is threading.main_thread()))
+        return method(*arguments)
+
+    return call
+
+
+def test_a_broker_with_a_budget_never_reads_the_store_in_its_event_loop(measured, monkeypatch):
+    """Else a slow store would keep all who ask it anything waiting."""
+    readers = set()
+    for name in ("record", "cells", "sittings", "finished", "probes", "has", "size", "lease", "release"):
+        monkeypatch.setattr(StageStore, name, watched(getattr(StageStore, name), readers))
+    hours = purse(measured)
+    disk = Disk(study_of(measured, Budget(worker_hours=6, disk_gb=1)), measured.store, ())
+    broker = Broker.__ray_metadata__.modified_class(measured.store, 1, Purse([hours, disk]))
+    (one,) = works(measured, "ones")
+    readers.clear()
+    disk.next_look = 0.0  # it is time for one
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(one))
+        assert await broker.take("a", patience_s=60) == one
+        await asyncio.to_thread(published, measured, one)
+        await broker.done("a", one.key, learned=True, error=None)
+        await asker
+        await broker.close()
+
+    asyncio.run(scene())
+    assert {("size", False), ("record", False), ("release", False)} <= readers
+    assert {name for name, in_loop in readers if in_loop} == set()
+    assert hours.spent == 2 * HOUR  # and it knows
 
 
 def test_a_budget_below_one_run_says_what_it_needs(measured):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dgg_ray import cluster, fleet, logs
-from dgg_ray.errors import ClusterError, OtherVersion, Refused, StoreError
+from dgg_ray.errors import ClusterError, Fault, NotFinite, OtherVersion, Refused, StoreError, StudyError
 from dgg_ray.sections import Workers
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import Work
@@ -18,7 +18,7 @@ class Desk:
 
     def __init__(self, **answers):
         self.reason, self.calls = "", []
-        answers = dict.fromkeys(("lost", "close", "tick", "done", "unwell")) | answers
+        answers = dict.fromkeys(("lost", "close", "tick", "done", "unwell", "blame")) | answers
         for name, answer in answers.items():
             setattr(self, name, SimpleNamespace(remote=self.call(name, answer)))
 
@@ -49,15 +49,29 @@ def _no_ray(monkeypatch):
     logs.ended()  # the loop of a worker ran in this process
 
 
-def test_a_worker_that_cannot_begin_closes_the_broker_with_the_reason(monkeypatch):
+def begun(monkeypatch, problem):
+    """Why a broker was closed whose worker found this at its start."""
+
     def workshop(*_):
-        raise OSError("the weights are gone")
+        raise problem
 
     monkeypatch.setattr(fleet, "workshop", workshop)
     desk = Desk()
-    study = SimpleNamespace(name="toy", workers=Workers())
-    fleet.work_loop(given(desk, study))
-    assert desk.reason == "a worker cannot begin: OSError: the weights are gone"
+    try:
+        fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers())))
+    finally:
+        reason = desk.reason
+    return reason
+
+
+def test_other_data_than_the_studys_close_the_broker_with_the_reason(monkeypatch):
+    reason = begun(monkeypatch, StudyError([Fault("model", "has other content here")], "toy"))
+    assert reason.startswith("a worker cannot begin: StudyError: toy: 1 fault")
+
+
+def test_one_machine_that_cannot_begin_ends_its_own_worker_with_the_reason(monkeypatch):
+    with pytest.raises(ClusterError, match="cannot begin: OSError: the weights are gone"):
+        begun(monkeypatch, OSError("the weights are gone"))
 
 
 def test_data_that_do_not_come_end_the_fleet_and_not_the_study(monkeypatch):
@@ -112,11 +126,25 @@ def test_a_full_disk_is_not_the_stages_fault(world, monkeypatch):
     assert failure is None
 
 
-@pytest.mark.parametrize("problem", [OtherVersion("by another version"), ValueError("a corrupt image")])
+@pytest.mark.parametrize("problem", [OtherVersion("by another version"), NotFinite("the loss is nan")])
 def test_what_a_stage_ends_with_everywhere_is_kept_with_it_and_the_next_is_taken(world, monkeypatch, problem):
     calls, failure = served(world, monkeypatch, problem)
     assert [name for name, *_ in calls] == ["lost", "take", "done", "take"]
     assert failure["error"] == type(problem).__name__
+
+
+def test_what_may_be_the_processs_fault_ends_it_and_the_broker_knows_with_what(world, monkeypatch):
+    seen = []
+    monkeypatch.setattr(logs, "trouble", lambda name, error, *_: seen.append(error["error"]))
+    (stage,) = world.path("ones")
+    desk = Desk(take=Work(stage))
+    monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(RuntimeError("CUDA error: illegal access")))
+    with pytest.raises(RuntimeError, match="illegal access"):
+        fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
+    assert [name for name, *_ in desk.calls] == ["lost", "take", "blame"]  # nothing else is taken
+    assert "illegal access" in desk.calls[-1][2]["message"]
+    assert "Traceback" in desk.calls[-1][2]["traceback"]
+    assert world.store.failure(stage) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -126,7 +154,8 @@ def test_gpus_that_pytorch_does_not_find_are_said_before_anything_is_read():
         fleet.workshop(study, None)
 
 
-def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason():
+def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason(monkeypatch):
+    monkeypatch.setattr(fleet, "TROUBLE_S", 0.0)
     desk = Desk(status=RuntimeError("the broker is gone"))
     study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
@@ -134,6 +163,47 @@ def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason():
         assert not fleets.thread.is_alive()
         assert fleets.failure == "fleets cannot be looked after: RuntimeError: the broker is gone"
         assert desk.reason == fleets.failure
+
+
+def test_trouble_that_passes_ends_nothing():
+    """A broker too late once, a display that fails, a cluster that does not answer."""
+    calls = []
+
+    def status():
+        calls.append(None)
+        if len(calls) == 1:
+            raise TimeoutError("late")
+        return {"waiting": 0, "running": [], "closed": "enough" if len(calls) == 4 else ""}
+
+    def heard(status):
+        raise OSError("no terminal")
+
+    study = SimpleNamespace(name="toy", workers=Workers())
+    with fleet.Fleets(study, None, Desk(status=status), Path(), heard) as fleets:
+        fleets.thread.join(timeout=10)
+        assert fleets.failure == "enough"
+
+
+def test_a_cluster_that_cannot_be_seen_is_not_known_to_refuse(monkeypatch):
+    def unseen():
+        raise TimeoutError
+
+    monkeypatch.setattr(fleet.cluster, "free_abandoned", unseen)
+    fleets = fleet.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
+    fleets.running = {object(): "fleet-001"}
+    assert fleets._look({"running": []}) == ""
+
+
+def test_fleets_that_end_ill_are_replaced_later_and_later_until_all_is_well_for_a_while():
+    fleets = fleet.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
+    pauses = []
+    for count in (1, 2, 2, 3, 0, 1):  # a broker that was restarted begins again at 0
+        fleets._reap({"unwell": count})
+        pauses.append(fleets.pause)
+    assert pauses == [5, 10, 10, 20, 20, 40]
+    fleets.next_start -= 10 * fleet.LONGEST_S
+    fleets._reap({"unwell": 2})
+    assert fleets.pause == 5
 
 
 def test_a_broker_that_was_closed_ends_the_fleets():
@@ -155,6 +225,7 @@ def test_all_fleets_that_are_wanted_are_asked_for_at_once(monkeypatch):
         return next(statuses, {"waiting": 3, "running": [{}], "closed": "enough"})
 
     monkeypatch.setattr(fleet.ray, "wait", lambda refs, **_: ([], refs))
+    monkeypatch.setattr(fleet.Fleets, "_look", lambda self, status: "")
     monkeypatch.setattr(fleet.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
     fleets = fleet.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
     with fleets:

@@ -10,9 +10,11 @@ from dataclasses import replace
 import pytest
 
 from dgg_ray import leases
+from dgg_ray.claims import Claims
 from dgg_ray.leases import KEPT, SLACK, Holder
 from dgg_ray.objects import Folder
 from dgg_ray.simulate import Memory
+from dgg_ray.stages import StageStore
 
 A, B, C = (Holder(name, "elsewhere", 1) for name in "abc")
 
@@ -204,3 +206,47 @@ def test_of_many_that_take_at_once_in_a_folder_one_has_it(tmp_path):
             thread.join()
         found.append(len(taken))
     assert found == [1] * 20
+
+
+# -- what a driver claims --------------------------------------------------------------------------
+
+
+def two_drivers(store):
+    return Claims(store, Holder("one", "a", 1)), Claims(store, Holder("two", "b", 2))
+
+
+def test_a_claim_taken_again_before_it_was_given_back_is_kept(tmp_path):
+    one, two = two_drivers(StageStore(tmp_path))
+    assert one.take("key") is None
+    with one._lock("key"):  # as when the store is slow
+        one.drop("key")
+        one.leaving.discard("key")  # what taking it again does first
+    one.pool.shutdown()
+    assert two.take("key") == one.holder
+
+
+def test_a_claim_that_was_given_back_is_not_renewed(tmp_path):
+    one, two = two_drivers(StageStore(tmp_path))
+    assert one.take("key") is None
+    one.drop("key").result()
+    one._again("key")
+    assert two.take("key") is None
+
+
+def test_a_claim_that_another_driver_has_by_now_is_forgotten(tmp_path):
+    store = StageStore(tmp_path)
+    one, two = two_drivers(store)
+    assert one.take("key") is None
+    store.release("key", one.holder)  # as if it had run out
+    assert two.take("key") is None
+    one._again("key")
+    assert one.held == set()
+    one.close()
+    assert store.lease("key", Holder("three", "c", 3)) == two.holder
+
+
+def test_all_claims_are_given_back_at_the_end(tmp_path):
+    one, two = two_drivers(StageStore(tmp_path))
+    assert [one.take(key) for key in "abc"] == [None] * 3
+    one.close()
+    assert [two.take(key) for key in "abc"] == [None] * 3
