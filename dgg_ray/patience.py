@@ -11,6 +11,8 @@ import errno
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from threading import Thread
 from typing import TypeVar
 
 from dgg_ray.errors import Refused, StoreError
@@ -120,3 +122,18 @@ def passes(error: BaseException) -> bool:
 
 def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def within(request: Callable[[], T], seconds: float) -> T:
+    """What it gives; TimeoutError where that takes longer. A client's own timeouts do not cover all of a
+    request: aiohttp's do not cover the wait for leave to send."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return answer.result(seconds)

@@ -15,30 +15,26 @@ import hashlib
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeVar
-
-import fsspec
 
 from dgg_ray import patience, published
 from dgg_ray.cache import CACHE_GB, Cache
-from dgg_ray.errors import Refused, StoreError
+from dgg_ray.errors import StoreError
 from dgg_ray.objects import Damaged, Objects, verify
 from dgg_ray.published import key_of, name_of
+from dgg_ray.reach import READ_S, connected
 from dgg_ray.stages import Exam, StageStore, Work
 
 CHECK_S = 8.0  # patience of a check, which is to tell within seconds
-READ_S = 60.0  # until a request that is not answered is tried again
 AT_ONCE = 32  # requests
 VERSION = ("ETag", "md5Hash", "etag", "content_md5", "LastModified", "last_modified", "mtime", "created")
-AZURE = ("abfs", "abfss", "az")
 REMEMBERED = 50_000  # stages whose manifests are remembered, some kilobytes each
 
 T = TypeVar("T")
@@ -288,71 +284,8 @@ class Url(Objects):
     def ask(self, request: Callable[[], T]) -> T:
         if (most := self.patience) is None:
             return patience.ask(request, self.url)
-        return patience.ask(lambda: within(request, most / 2), self.url, most)
+        return patience.ask(lambda: patience.within(request, most / 2), self.url, most)
 
     def together(self, do: Callable[[Any], T], things: list[Any], at_once: int = 8) -> list[T]:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda thing: self.ask(lambda: do(thing)), things))
-
-
-def within(request: Callable[[], T], seconds: float) -> T:
-    """What it gives; TimeoutError where that takes longer. A client's own timeouts do not cover all of a
-    request: aiohttp's do not cover the wait for leave to send."""
-    answer: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(request())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return answer.result(seconds)
-
-
-def connected(url: str, seconds: float = READ_S) -> Any:
-    """fsspec's file system for a URL; StoreError where there is none. seconds: until a request that is not
-    answered fails, where that can be said."""
-    if why := fault(url):
-        raise StoreError(why)
-    kind = url.partition("://")[0]
-    options: dict[str, Any] = {}
-    if kind in ("s3", "s3a"):  # tried again here, and nowhere below
-        options["config_kwargs"] = {
-            "retries": {"total_max_attempts": 1},
-            "connect_timeout": min(5.0, seconds),
-            "read_timeout": seconds,
-        }
-    try:
-        fs = fsspec.filesystem(kind, skip_instance_cache=True, use_listings_cache=False, **options)
-    except (ImportError, ValueError) as error:
-        raise Refused(fault(url) or f"{url} cannot be reached: {error}") from error
-    if kind in ("s3", "s3a"):
-        fs.retries = 1
-    return fs
-
-
-def fault(url: str) -> str:
-    """Why nothing can be kept or read at that URL; empty where there can. Nothing is connected."""
-    kind, _, rest = url.partition("://")
-    try:
-        fsspec.get_filesystem_class(kind)
-    except ImportError as error:
-        extra = {
-            "s3": "s3",
-            "s3a": "s3",
-            "gs": "gcs",
-            "gcs": "gcs",
-            **dict.fromkeys(AZURE, "azure"),
-        }
-        how = f"pip install 'dgg_ray[{extra[kind]}]'" if kind in extra else str(error)
-        return f"{kind}:// needs a package that is not installed: {how}"
-    except ValueError:
-        return f"fsspec knows no {kind}://"
-    user, at, _ = rest.partition("/")[0].rpartition("@")
-    if at and (":" in user or kind not in AZURE):  # Azure's have CONTAINER@ACCOUNT
-        return (
-            f"a {kind}:// URL with a user or password would travel with the study; take it out, and give "
-            f"credentials in the environment, as the provider's own tools take them"
-        )
-    return "" if rest.strip("/") else f"{url} names no bucket"

@@ -60,9 +60,9 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
     elif study.workers.offload:
         faults.append(Fault("workers.offload", "needs one of the engines zero1, zero2, zero3", "true"))
     if "output" not in broken and "://" in (study.output.store or ""):
-        from dgg_ray import remote  # a study in a folder needs none of it
+        from dgg_ray import reach  # a study in a folder needs none of it
 
-        if rule := remote.fault(str(study.output.store)):
+        if rule := reach.fault(str(study.output.store)):
             faults.append(Fault("output.store", rule, repr(study.output.store)))
     faults += tracker_rules(study.output)
     return faults + (search_rules(study, study.search, broken) if study.search else [])

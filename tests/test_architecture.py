@@ -29,7 +29,7 @@ DOORS = {
     "rich": {"progress"},
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
-    "fsspec": {"remote"},
+    "fsspec": {"reach"},
 }
 
 

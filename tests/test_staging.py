@@ -13,7 +13,8 @@ from PIL import Image
 
 from dgg_ray import cache, ledger, plugins, staging, studyfile
 from dgg_ray.errors import Refused, StoreError, StudyError
-from dgg_ray.remote import Url, connected
+from dgg_ray.reach import connected
+from dgg_ray.remote import Url
 from dgg_ray.study import Study
 from dgg_ray.tasks.llava import Llava
 

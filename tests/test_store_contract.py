@@ -23,7 +23,8 @@ from dgg_ray.errors import StoreError
 from dgg_ray.glance import Glance
 from dgg_ray.leases import Holder
 from dgg_ray.objects import Damaged
-from dgg_ray.remote import READ_S, RemoteStore, Url, connected, fault
+from dgg_ray.reach import READ_S, connected, fault
+from dgg_ray.remote import RemoteStore, Url
 from dgg_ray.simulate import MemoryStore
 from dgg_ray.snapshots import Snapshot
 from dgg_ray.stages import DRAFT_S, Exam, StageStore, Work, name_of
