@@ -128,16 +128,19 @@ def undisturbed(study):
 def meanwhile(crew, ready, act):
     """`act`, from another thread, once what runs is `ready`; it must have come to that."""
 
+    done = threading.Event()
+
     def watch():
         while not ready(crew.display.running):
             time.sleep(0.05)
         act()
+        done.set()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     yield
     thread.join(timeout=1)
-    assert not thread.is_alive(), "it never came to that"
+    assert done.is_set(), "it never came to that"
 
 
 def raylet(node):
@@ -178,8 +181,8 @@ def test_a_broker_that_is_killed_changes_nothing_and_nothing_is_learned_twice(ma
 
     def kill():
         family = psutil.Process(raylet(machines.head_node)).children(recursive=True)
-        (broker,) = [p for p in family if "Broker" in " ".join(p.cmdline())]
-        broker.kill()
+        brokers = [p for p in family if "Broker" in " ".join(p.cmdline())]
+        max(brokers, key=lambda p: p.create_time()).kill()  # an earlier study's may be on its way out
 
     with crew_of(study, store, tmp_path) as crew, meanwhile(crew, lambda running: len(running) == 1, kill):
         crew.obtain(chains(study))
