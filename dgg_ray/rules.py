@@ -63,7 +63,8 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
         from dgg_ray import reach  # a study in a folder needs none of it
 
         if rule := reach.fault(str(study.output.store)):
-            faults.append(Fault("output.store", rule, repr(study.output.store)))
+            shown = re.sub("://[^/]*@", "://…@", str(study.output.store))  # a password is not printed
+            faults.append(Fault("output.store", rule, repr(shown)))
     faults += tracker_rules(study.output)
     return faults + (search_rules(study, study.search, broken) if study.search else [])
 

@@ -439,3 +439,14 @@ def test_a_task_counts_under_its_name_wherever_it_stands(load):
 
 def test_the_schema_is_json():
     assert json.loads(json.dumps(schema()))["required"] == ["name", "model", "tasks", "strategy"]
+
+
+def test_a_password_in_a_stores_url_is_a_fault_that_does_not_print_it(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "name: x\nmodel: embedded\nstrategy: dgg\noutput: {store: 's3://me:secret@bucket/a'}\n"
+        "tasks: [{name: digits, reader: embedded}, {name: words, reader: embedded}]\n"
+    )
+    with pytest.raises(StudyError, match=r"output.store: .*got 's3://…@bucket/a'") as caught:
+        Study.load(file)
+    assert "secret" not in str(caught.value)
