@@ -1,11 +1,11 @@
 """Who trains what. Trials ask, fleets take; a stage asked for by ten trials is trained once.
 
     need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued
-    take(fleet) →  the work that waits longest, once no other driver on the same store has it
-    done(fleet) →  whoever needs it is answered
+    take(fleet) →  the work that waits longest, once no other driver on the same store has it;
+                   whoever needs what the fleet had before is answered
 
 `Desk` (desk.py) is the book-keeping, `Claims` (claims.py) what other drivers see of it; `Broker` is the
-Ray actor around them. The store is asked in threads: it may be slow, and nobody waits for another's answer.
+Ray actor around them. The store is asked in threads where it may be slow: nobody waits for another's answer.
 Restarted, the broker knows nothing: whoever needs a stage asks again, and fleets in the middle of one say so.
 """
 
@@ -16,7 +16,6 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -26,15 +25,18 @@ from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD, restarted
 from dgg_ray.desk import Desk
-from dgg_ray.errors import OverBudget, describe
+from dgg_ray.errors import describe
 from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
+from dgg_ray.quick import Quick
 from dgg_ray.stages import StageStore, Work
 
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
+Ended = tuple[str, bool, dict[str, str] | None]  # a work's key, whether its stage was learned, its error
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
 NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
+THREADS = 16  # for looks at a store that is slow
 AILMENTS, AILMENT_S = 5, 60.0  # so many, each so long after the one before, nothing finished: the study ends
 
 
@@ -61,6 +63,7 @@ class Broker:
             watch.begin()
             self.desk.bill = watch.bill
         self.claims = Claims(store, holder)
+        self.threads = Quick(store.objects.near, THREADS, "store")
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
         self.closed = False
@@ -98,9 +101,14 @@ class Broker:
             if not result["ok"] or await self._there(work):
                 return result
 
-    async def take(self, fleet: str, patience_s: float) -> Work | None:
-        """Work for the fleet; None when none came for that long, or when the study is over."""
+    async def take(self, fleet: str, patience_s: float, ended: Ended | None = None) -> Work | None:
+        """Work for the fleet; None when none came for that long, or when the study is over.
+
+        ended: what it had before, where that is not told by `done`.
+        """
         deadline, life = time.monotonic() + patience_s, self.lives[fleet]
+        if ended:
+            await self.done(fleet, *ended)
         for key in self.desk.of(fleet):  # who asks has nothing
             self.desk.put_back(key)
         # A worker killed while it waits here must not be handed work that nobody then does.
@@ -118,7 +126,7 @@ class Broker:
             if work:
                 if await self._ours(work):
                     if self.lives[fleet] == life and not self.closed:
-                        logs.event("taken", work, fleet=fleet, queued=self.desk.waiting)
+                        logs.event("taken", work, fleet=fleet)
                         return work
                     if work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
                         self.claims.drop(work.key)
@@ -141,7 +149,7 @@ class Broker:
         if mine and not error:
             work = self.desk.out[key].work
             try:
-                measured = await asyncio.to_thread(self.desk.purse.measured, work)
+                measured = await self.threads(self.desk.purse.measured, work)
             except Exception as problem:  # it is done all the same
                 unread = True
                 logs.trouble("not read", describe(problem), work, logging.WARNING)
@@ -224,7 +232,7 @@ class Broker:
         await self._tell()
         for key in list(self.answers):
             self._answer(key, {"ok": False, "error": closing(self.reason)})
-        await asyncio.get_running_loop().run_in_executor(self.claims.pool, self.claims.close)
+        await asyncio.to_thread(self.claims.close)
 
     async def status(self) -> dict[str, Any]:
         """Counts, what is in training, and what another driver has."""
@@ -236,11 +244,11 @@ class Broker:
         return found
 
     async def _there(self, work: Work) -> bool:
-        return await asyncio.to_thread(self.store.has, work)
+        return await self.threads(self.store.has, work)
 
     async def _claimed(self, key: str) -> Holder | None:
         """Who else has it; None where it is ours now."""
-        return await asyncio.get_running_loop().run_in_executor(self.claims.pool, self.claims.take, key)
+        return await self.claims.pool(self.claims.take, key)
 
     async def _sized(self, work: Work) -> None:
         """Have the purse know enough of the store to decide about the work."""
@@ -259,7 +267,7 @@ class Broker:
         """Keep why it was given up, and tell."""
         try:
             if not work.probe:
-                await asyncio.to_thread(self.store.fail, work.stage, error)
+                await self.threads(self.store.fail, work.stage, error)
         except Exception as problem:  # this run knows it all the same
             logs.trouble("not kept", describe(problem), work, logging.WARNING)
         self._answer(work.key, {"ok": False, "error": error})
@@ -307,32 +315,3 @@ class Broker:
 
 def closing(reason: str) -> dict[str, str]:
     return {"error": "Closed", "message": reason, "traceback": ""}
-
-
-def walk(
-    chains: Sequence[Sequence[Work]],
-    need: Callable[[Work], ray.ObjectRef],
-    finished: Callable[[Work], None] = lambda work: None,
-) -> list[dict[str, str]]:
-    """Ask for every chain's works, each chain one after another, all chains at once.
-
-    Returns the errors of chains that ended early; the other chains go on.
-    """
-    places = {need(chain[0]): (chain, 0) for chain in chains if chain}
-    errors = []
-    while places:
-        (ref,), _ = ray.wait(list(places), num_returns=1)
-        chain, i = places.pop(ref)
-        answer = ray.get(ref)
-        if not answer["ok"]:
-            errors.append(answer["error"])
-            continue
-        finished(chain[i])
-        if i + 1 < len(chain):
-            places[need(chain[i + 1])] = (chain, i + 1)
-    return errors
-
-
-def over(errors: Sequence[dict[str, str]]) -> bool:
-    """Whether the budget ended one of the chains."""
-    return any(error["error"] == OverBudget.__name__ for error in errors)

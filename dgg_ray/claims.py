@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any
 
 from dgg_ray import logs
 from dgg_ray.errors import describe
 from dgg_ray.leases import LEASE_S, Holder
+from dgg_ray.quick import Quick
 from dgg_ray.stages import StageStore
 
 LOOK_S = 3.0  # between looks at work that another driver has
@@ -27,7 +29,7 @@ CLOSE_S = 4.0  # for giving all back at the end; what is not, runs out
 
 
 class Claims:
-    """Safe with many threads; `take` waits for the store, `drop` does not.
+    """Safe with many threads; `take` waits for the store, `drop` only where it is quick.
 
     held: to be renewed; leaving: to be given back, unless taken again before.
     """
@@ -37,7 +39,7 @@ class Claims:
         self.held: set[str] = set()
         self.leaving: set[str] = set()
         self.locks: dict[str, threading.Lock] = {}
-        self.pool = ThreadPoolExecutor(THREADS, "claims")
+        self.pool = Quick(self.store.objects.near, THREADS, "claims")
         self.over = threading.Event()
         self.thread: threading.Thread | None = None
 
@@ -53,7 +55,7 @@ class Claims:
     def drop(self, key: str) -> Future[None]:
         """What cannot be given back runs out."""
         self.leaving.add(key)
-        return self.pool.submit(self._tried, self._release, key)
+        return self.pool.submit(self._release, key)
 
     def close(self) -> None:
         """Give all back."""
@@ -68,12 +70,12 @@ class Claims:
     def _renew(self) -> None:
         while not self.over.wait(LEASE_S / 4):
             try:
-                wait([self.pool.submit(self._tried, self._again, key) for key in list(self.held)])
+                wait([self.pool.submit(self._again, key) for key in list(self.held)])
             except RuntimeError:  # the process ends: its threads take no more
                 return
 
     def _again(self, key: str) -> None:
-        with self._lock(key):
+        with self._lock(key), kept(key):
             if key not in self.held or key in self.leaving:
                 return
             if (other := self.store.lease(key, self.holder)) is not None:
@@ -81,7 +83,7 @@ class Claims:
                 logs.event("claim lost", level=logging.WARNING, key=key, to=str(other))
 
     def _release(self, key: str) -> None:
-        with self._lock(key):
+        with self._lock(key), kept(key):
             if key not in self.leaving:
                 return  # taken again
             self.leaving.discard(key)
@@ -89,14 +91,17 @@ class Claims:
                 self.held.discard(key)
                 self.store.release(key, self.holder)
 
-    def _tried(self, act: Callable[[str], None], key: str) -> None:
-        try:
-            act(key)
-        except Exception as problem:  # the store cannot be reached now: the next time may be better
-            logs.trouble("claim not kept", describe(problem), level=logging.WARNING, key=key)
-
     def _lock(self, key: str) -> threading.Lock:
         return self.locks.setdefault(key, threading.Lock())
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("claims belong to one process")
+
+
+@contextmanager
+def kept(key: str) -> Iterator[None]:
+    """The store may be out of reach now: the next time may be better."""
+    try:
+        yield
+    except Exception as problem:
+        logs.trouble("claim not kept", describe(problem), level=logging.WARNING, key=key)

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import ray
@@ -31,6 +31,9 @@ from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
 from dgg_ray.worker import cannot_begin, leading, rank, tried, workshop
+
+if TYPE_CHECKING:
+    from dgg_ray.broker import Ended
 
 POLL_S = 0.2
 LOOK_S = 5.0  # between looks at the cluster
@@ -75,7 +78,8 @@ def work_loop(config: dict[str, Any]) -> None:
     caught = (StageError, StoreError) if w.per_fleet > 1 else Exception
     sentinel = Sentinel(study, shop, caught)
     logs.event("begun", kind=kind(shop.where()).name)
-    while work := lead(lambda: ray.get(broker.take.remote(fleet, w.idle_s))):
+    ended: Ended | None = None
+    while work := lead(lambda e=ended: ray.get(broker.take.remote(fleet, w.idle_s, e))):
         pulse.begin(work)
         sentinel.before(work)
         fresh = lead(lambda s=work.stage: store.record(s)) is None
@@ -94,7 +98,7 @@ def work_loop(config: dict[str, Any]) -> None:
         if error and not at_fault:  # another machine may do better: this fleet ends
             return lead(lambda e=error: ray.get(broker.unwell.remote(fleet, e)))
         learned = fresh and error is None and bool(work.stage.learns) and not work.probe
-        lead(lambda k=work.key, n=learned, e=error: ray.get(broker.done.remote(fleet, k, n, e)))
+        ended = (work.key, learned, error)
     logs.event("ended")
 
 

@@ -118,12 +118,16 @@ def release(objects: Objects, key: str, holder: Holder) -> None:
 
 def look(objects: Objects, key: str) -> tuple[tuple[Holder, float] | None, list[int]]:
     """((who has it, until when others leave it to them), the numbers that are there)."""
-    named = (NAME.fullmatch(name) for name in objects.names(f"leases/{key}/"))
-    numbers = sorted(int(name[2]) for name in named if name and name[1] == key)
+    numbers = numbered(objects, key)
     if not numbers:
         return None, []
     top = parsed(objects.read(place(key, numbers[-1])) or b"{}")
     return top and top[:2], numbers
+
+
+def numbered(objects: Objects, key: str) -> list[int]:
+    named = (NAME.fullmatch(name) for name in objects.names(f"leases/{key}/"))
+    return sorted(int(name[2]) for name in named if name and name[1] == key)
 
 
 def parsed(data: bytes) -> tuple[Holder, float, float] | None:
@@ -143,8 +147,7 @@ def add(objects: Objects, key: str, numbers: list[int], holder: Holder, until: f
     content = asdict(holder) | {"until": until, "seconds": seconds, "at": time.time()}
     if not objects.create(place(key, mine), json.dumps(content).encode(), lasting=False):
         return False
-    _, now = look(objects, key)
-    if now[-1:] != [mine]:
+    if numbered(objects, key)[-1:] != [mine]:
         objects.remove(place(key, mine))
         return False
     for old in numbers[: 1 - KEPT]:

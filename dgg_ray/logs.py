@@ -7,7 +7,7 @@
     event      said by         with
     fetching   worker, driver  url, files, bytes: data or a model
     fetched    worker, driver  url, seconds
-    taken      broker          fleet, queued
+    taken      broker          fleet
     refused    broker, driver  error, message: the budget had nothing for it
     lost       broker          fleet
     claim lost broker, driver  key, to: another driver has the stage now

@@ -19,10 +19,9 @@ import ray
 import ray.tune
 from ray.tune.search import Searcher
 
-from dgg_ray import broker as brokers
 from dgg_ray import budget, cluster, forecast, judge, logs, methods, trackers
 from dgg_ray.cost import probes
-from dgg_ray.crew import Crew
+from dgg_ray.crew import Crew, over, walk
 from dgg_ray.glance import at_once
 from dgg_ray.ledger import Ledger
 from dgg_ray.progress import Display
@@ -184,10 +183,10 @@ def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker:
         left = judge.missing(store, part)
         there |= {work.stage.key for walk in part for work in walk.works}
         there -= {work.stage.key for chain in left for work in chain}
-        errors = brokers.walk(left, broker.need.remote, finished)
+        errors = walk(left, broker.need.remote, finished)
         if errors:
             break
-    found = {"failed": len(errors), "over": brokers.over(errors)}
+    found = {"failed": len(errors), "over": over(errors)}
     ray.tune.report({"stages": learned, "score": so_far(study, store, probe, there, scores), **found})
 
 

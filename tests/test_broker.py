@@ -137,6 +137,25 @@ def test_a_worker_killed_while_it_waits_is_handed_nothing(world, broker):
     assert asyncio.run(scene())["ok"]
 
 
+def test_a_fleet_that_asks_for_more_says_what_it_has_done(world, broker):
+    one, four = works(world, ["ones"], ["fours"])
+
+    async def scene():
+        askers = [asyncio.create_task(broker.need(work)) for work in (one, four)]
+        assert await broker.take("a", 60) == one
+        world.shop.obtain(one)
+        ended = (one.key, True, None)
+        assert await broker.take("a", 60, ended) == four
+        assert await broker.take("a", 60, ended) == four  # the answer was lost and the call made again
+        assert await broker.take("a", 0.01, (four.key, False, {"error": "NotFinite"})) is None
+        return [await asker for asker in askers]
+
+    good, bad = asyncio.run(scene())
+    assert good["ok"]
+    assert bad["error"] == {"error": "NotFinite"}
+    assert broker.desk.counts["trained"] == 1
+
+
 def test_everybody_who_asked_is_answered(world, broker):
     (work,) = works(world, ["ones"])
 
