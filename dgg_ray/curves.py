@@ -27,7 +27,7 @@ for more. The curves are straight between the α tried, so no α between them is
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -178,45 +178,62 @@ def observed(results: Results) -> pd.DataFrame:
 
     task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
     seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
-    alone. On the validation split.
+    alone. On the validation split, as far as runs were examined.
     """
-    there: set[Hashable] = set()
-    rows = [row for run, values in sequences(results) for row in of_run(results, run, values, there)]
+    values = anchored(results)
+    runs = [r for r in walk(results, "validation") if r.setting in values.index and not r.together]
+    of_order: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        of_order.setdefault(run.tasks, []).append(run)
+    known = {column: values[column].to_numpy() for column in values}
     columns = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
-    table = pd.DataFrame(rows, columns=columns).astype({"alpha": float, "new": float, "old": float})
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    for order, some in of_order.items():
+        for part in of_runs(results, order, some, known, values.index.get_indexer([r.setting for r in some])):
+            for column, new in zip(columns, part, strict=True):
+                found[column].extend(new)
+    table = pd.DataFrame(found).astype({"alpha": float, "new": float, "old": float})
     once = table.dropna().drop_duplicates(["alpha", "peers"])  # peers hold the task
     return once.sort_values(["task", "alpha", "peers"], kind="stable", ignore_index=True)
 
 
-def sequences(results: Results) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Runs whose α is known, with their values: of the settings tried, and replay, which is DGG at α = 0."""
+def anchored(results: Results) -> pd.DataFrame:
+    """The settings tried, and replay, which is DGG at α = 0, with their values; a row each, by setting."""
     known, guidance = settings(results), set(alphas(results).values())
     values = known.loc[searched(results).index]
     if (replay := results.rivals.get("replay")) in known.index and replay not in values.index:
         anchor = known.loc[[replay]].astype(dict.fromkeys(guidance, float))
         values = pd.concat([values, anchor.fillna(dict.fromkeys(guidance, 0.0))])
-    of = values.to_dict("index")
-    for run in walk(results, "validation"):
-        if run.setting in of and not run.together:
-            yield run, of[run.setting]
+    return values
 
 
-def of_run(
-    results: Results, run: Run, values: Mapping[str, Any], there: set[Hashable]
-) -> Iterator[tuple[Hashable, ...]]:
-    """Rows of `observed` of one run, up to where it was examined; `there`: stages that have a row already."""
-    R = run.scores.R
-    examined = np.isfinite(np.where(np.tri(len(R), dtype=bool), R, 0).sum(axis=1))
-    for t, seen, own, before, others in guided(results, *run.tasks):
-        stage = run.setting, seen, run.seed
-        if examined[t] and stage not in there:
-            there.add(stage)
-            parent = [float(values[column]) for column in before]
-            block = f"{' > '.join(seen)}, seed {run.seed}"
-            alike = ", ".join([block, *(f"{name} {values[knob]}" for name, knob in others)])
-            old, alpha = float((R[t, :t] - R[t - 1, :t]).mean()), float(values[own])
-            tasks = len(run.tasks)
-            yield seen[-1], alpha, R[t, t], old, t, tasks, block, alike, f"{alike}, α before {parent}"
+def of_runs(
+    results: Results,
+    order: tuple[str, ...],
+    runs: Sequence[Run],
+    values: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+) -> Iterator[tuple[Sequence[Any], ...]]:
+    """Columns of `observed` of runs of one order, stage by stage, each run up to where it was examined.
+
+    values: the settings' values by column; rows: where in them each run's setting is.
+    """
+    R = np.array([run.scores.R for run in runs])
+    examined = np.isfinite(np.where(np.tri(len(order), dtype=bool), R, 0).sum(axis=2))
+    for t, seen, own, before, others in guided(results, *order):
+        kept = np.flatnonzero(examined[:, t])
+        at, so_far = rows[kept], f"{' > '.join(seen)}, seed "
+        block = [f"{so_far}{runs[i].seed}" for i in kept]
+        named = [[f", {name} {value}" for value in values[knob][at]] for name, knob in others]
+        alike = ["".join(parts) for parts in zip(block, *named, strict=True)]
+        parents = (
+            np.array([values[column][at] for column in before], dtype=float).reshape(len(before), len(at)).T
+        )
+        peers = [f"{a}, α before {parent}" for a, parent in zip(alike, parents.tolist(), strict=True)]
+        old = (R[kept, t, :t] - R[kept, t - 1, :t]).mean(axis=1)
+        same = ([value] * len(at) for value in (seen[-1], t, len(order)))
+        task, earlier, tasks = same
+        yield task, values[own][at], R[kept, t, t], old, earlier, tasks, block, alike, peers
 
 
 class Guided(NamedTuple):

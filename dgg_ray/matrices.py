@@ -63,14 +63,14 @@ def walk(results: Results, split: str) -> list[Run]:
             "run the study first, or give the folder in which it was run"
         )
     cells = results.table[results.table["split"] == split]
-    untouched = cells[cells["stage"] < 0].groupby("exam")["score"].mean()
+    untouched = cells[cells["stage"] < 0].groupby("exam")["score"].mean().to_dict()
     learned = cells[cells["stage"] >= 0]
     names = ["setting", "strategy", *BLOCK]
     run = learned.groupby(names, sort=True).ngroup().to_numpy()  # in the order of their names
     keys = learned[names].iloc[np.unique(run, return_index=True)[1]]
     tasks = [tuple(order.split(" > ")) for order in keys["order"]]
     R, sizes, together = matrices(learned, run, tasks)
-    bases = {order: untouched.reindex(list(order)).to_numpy(dtype=float) for order in set(tasks)}
+    bases = {order: np.array([untouched.get(task, np.nan) for task in order]) for order in set(tasks)}
     return [
         Run(
             *key[:3],

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import pandas as pd
-import pyarrow
-import pyarrow.csv
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from dgg_ray import drift, next_steps, plugins, robustness
@@ -40,6 +40,7 @@ from dgg_ray.outcomes import (
 )
 from dgg_ray.rates import Estimate, show
 from dgg_ray.standings import judged
+from dgg_ray.tables import write_csv
 
 __all__ = ["answer", "compare", "runs", "write"]
 
@@ -94,12 +95,9 @@ def write(results: Results, folder: Path) -> Path:
     table = results.table.drop(columns="seconds")
     table = table.sort_values([c for c in CELL if c in table], kind="stable", ignore_index=True)
     table.to_parquet(folder / "table.parquet", index=False)
-    # Arrow writes a million rows in the time that pandas takes for a tenth of them.
-    quoted = pyarrow.csv.WriteOptions(quoting_style="needed")
-    rows = pyarrow.Table.from_pandas(table, preserve_index=False)
-    pyarrow.csv.write_csv(rows, folder / "table.csv", quoted)
-    for name, frame in {"settings": best, "comparison": comparison, "costs": results.costs}.items():
-        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    frames = {"table": table, "settings": best, "comparison": comparison, "costs": results.costs}
+    for name, frame in frames.items():
+        write_csv(frame, folder / f"{name}.csv")
     robustness.write(results, folder)
     (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")
 
@@ -159,14 +157,14 @@ def draw(name: str, results: Results, folder: Path) -> Drawn | None:
     if made is None:
         return None
     figure, data = made
+    figure.set_dpi(DPI)
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=DPI)
+    FigureCanvasAgg(figure).print_png(image)  # `savefig` goes over everything twice
     figure.set_layout_engine("none")  # it is laid out, once for both
     (folder / f"{name}.png").write_bytes(image.getvalue())
-    figure.savefig(
-        folder / f"{name}.pdf", dpi=DPI, metadata={"CreationDate": None}
-    )  # or no two files would be equal
-    data.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    undated = {"CreationDate": None}  # or no two files would be equal
+    FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata=undated)
+    write_csv(data, folder / f"{name}.csv")
     caption = (module.__doc__ or name).strip().splitlines()[0]
     reading = getattr(module, "READING", "")
     width = round(96 * figure.get_figwidth())  # CSS has 96 pixels an inch

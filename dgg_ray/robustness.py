@@ -34,6 +34,7 @@ from dgg_ray.outcomes import (
     signed,
     text_of,
 )
+from dgg_ray.tables import write_csv
 
 ENOUGH = 3  # orders, below which nothing is said but the disparity
 
@@ -56,7 +57,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     paths = []
     for name, frame in frames(results).items():
         paths.append(folder / f"{name}.csv")
-        frame.to_csv(paths[-1], index=False, lineterminator="\n")
+        write_csv(frame, paths[-1])
     return paths
 
 
