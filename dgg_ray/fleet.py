@@ -178,10 +178,13 @@ class Fleets:
 
     def _supervise(self) -> None:
         well = time.monotonic()
-        while not self.over.wait(POLL_S):
+        while not self.over.wait(LOOK_S if self.failure else POLL_S):
+            if self.failure:
+                self._close()  # a broker that was restarted does not know it any more
+                continue
             try:
                 if reason := self._round():
-                    return self._give_up(reason)
+                    self._give_up(reason)
                 well = time.monotonic()
             except Exception as problem:  # nobody else would notice that no fleets come any more
                 # The broker's end is for good: while it is being restarted, it is only not available.
@@ -243,10 +246,13 @@ class Fleets:
         self.running[ref] = fleet
 
     def _give_up(self, reason: str) -> None:
+        logs.event("given up", level=logging.ERROR, reason=reason)
         self.failure = reason
-        self.over.set()
+        self._close()
+
+    def _close(self) -> None:
         with contextlib.suppress(Exception):
-            ray.get(self.broker.close.remote(reason), timeout=PATIENCE_S)
+            ray.get(self.broker.close.remote(self.failure), timeout=PATIENCE_S)
 
     def _reap(self, status: dict[str, Any]) -> None:
         ended, _ = (

@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgg_ray import judge, leases, methods, published, studyfile
+from dgg_ray import judge, leases, ledger, methods, published, studyfile
 from dgg_ray.errors import InUse, NoTimes, ResultsError
 from dgg_ray.glance import Glance
 from dgg_ray.leases import Holder
@@ -119,26 +119,30 @@ def find(
     gone: Collection[str] = (),
     adapters: bool = False,
 ) -> Litter:
-    """The litter in the store that the studies run into these folders share.
+    """The litter in a store, by what all studies that were run with it need.
 
-    place: of the store, where it is not where the studies had it; gone: names of studies whose results
-    folders are no more, so that nothing is kept for them.
+    outs: results folders of studies in it; of others it knows itself how they were checked last (ledger.py).
+    place: of the store, where no folder is named or the studies had it elsewhere; gone: names of studies that
+    nothing is kept for.
 
-    Raises InUse where the store holds stages of other studies, whose needs are not known, and NoTimes.
+    Raises InUse where the store holds stages of studies whose needs are not known, and NoTimes.
     """
-    studies = {out: studyfile.the_kept(out) for out in outs}
-    each = [store_at(place) if place else study.store(out) for out, study in studies.items()]
+    named = [(studyfile.the_kept(out), out) for out in outs]
+    each = [store_at(place)] if place else [study.store(out) for study, out in named]
     stores = {store.url: store for store in each}
     if len(stores) > 1:
-        raise ResultsError(f"these studies have several stores, name those of one: {named(stores)}")
+        raise ResultsError(f"these studies have several stores, name those of one: {listed(stores)}")
+    if not stores:
+        raise ResultsError("name a study's results folder, or the store with --store")
     (store,) = stores.values()
     held = Held(store)
     if not held.sizes:
         raise ResultsError(f"{store.url} holds nothing; name the store with --store")
-    known = {study.name for study in studies.values()} | set(gone)
-    if others := held.studies - known:
+    studies = {study.name: study for study, _ in named}
+    studies |= ledger.kept(store, {*studies, *gone})
+    if others := held.studies - studies.keys() - set(gone):
         raise InUse(
-            f"{store.url} holds stages of {named(others)}, and what these need is not known: name their "
+            f"{store.url} holds stages of {listed(others)}, and what these need is not known: name their "
             "results folders too, or, where those are no more, say `--gone NAME` for each"
         )
     needs = [Needs(study, held.store) for study in studies.values()]
@@ -274,5 +278,5 @@ def place_of(key: str) -> str:
     return name_of(key).removesuffix(".json")
 
 
-def named(names: Any) -> str:
+def listed(names: Any) -> str:
     return ", ".join(sorted(str(name) or "a study without a name" for name in names))

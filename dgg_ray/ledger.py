@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -153,6 +154,15 @@ def fetched(store: StageStore, name: str, out: Path) -> Path:
     for file, content in files.items():
         published.note(out / file, content | {"store": store.url} if file == STUDY else content)
     return out
+
+
+def kept(store: StageStore, but: Collection[str] = ()) -> dict[str, Study]:
+    """The studies that were run with the store, as they were checked last; without those named."""
+    found = {}
+    for name in [entry.name for entry in entries(store) if entry.name not in but]:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = studyfile.the_kept(fetched(store, name, Path(folder)))
+    return found
 
 
 # -- one name, one study ---------------------------------------------------------------------------

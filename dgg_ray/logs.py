@@ -19,6 +19,7 @@
     begun      all             of a worker its kind of machine
     ended      worker, driver  –
     fleet over driver          fleet, error: its workers are gone
+    given up   driver          reason: no fleet can be had
     gone on    worker          step: from a snapshot
     snapshot   worker          step
     learned    worker          loss, steps, seconds

@@ -1,5 +1,6 @@
 """What a fleet does when it cannot work: it says why, instead of starting again for ever."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,13 +157,30 @@ def test_gpus_that_pytorch_does_not_find_are_said_before_anything_is_read():
         fleet.workshop(study, None)
 
 
+def given_up(fleets):
+    until = time.monotonic() + 10
+    while not fleets.failure and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_a_broker_that_was_restarted_after_the_end_is_told_of_it_again(monkeypatch):
+    """Else it would wait for fleets for ever, and whoever needs a stage with it."""
+    monkeypatch.setattr(fleet, "LOOK_S", 0.05)
+    told = []
+    status = {"waiting": 0, "running": [], "closed": "another version"}
+    study = SimpleNamespace(name="toy", workers=Workers())
+    with fleet.Fleets(study, None, Desk(status=status, close=told.append), Path(), print) as fleets:
+        given_up(fleets)
+        time.sleep(0.5)
+    assert told[:3] == ["another version"] * 3
+
+
 def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason(monkeypatch):
     monkeypatch.setattr(fleet, "TROUBLE_S", 0.0)
     desk = Desk(status=RuntimeError("the broker is gone"))
     study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
-        fleets.thread.join(timeout=10)
-        assert not fleets.thread.is_alive()
+        given_up(fleets)
         assert fleets.failure == "fleets cannot be looked after: RuntimeError: the broker is gone"
         assert desk.reason == fleets.failure
 
@@ -182,7 +200,7 @@ def test_trouble_that_passes_ends_nothing():
 
     study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, Desk(status=status), Path(), heard) as fleets:
-        fleets.thread.join(timeout=10)
+        given_up(fleets)
         assert fleets.failure == "enough"
 
 
@@ -212,7 +230,7 @@ def test_a_broker_that_was_closed_ends_the_fleets():
     status = {"waiting": 0, "running": [], "closed": "a worker cannot begin: no GPU"}
     study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, Desk(status=status), Path(), heard=lambda status: None) as fleets:
-        fleets.thread.join(timeout=10)
+        given_up(fleets)
         assert fleets.failure == "a worker cannot begin: no GPU"
 
 
@@ -231,5 +249,5 @@ def test_all_fleets_that_are_wanted_are_asked_for_at_once(monkeypatch):
     monkeypatch.setattr(fleet.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
     fleets = fleet.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
     with fleets:
-        fleets.thread.join(timeout=10)
+        given_up(fleets)
     assert asked == [0, 4]

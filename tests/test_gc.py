@@ -113,20 +113,35 @@ def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(
     assert gc.find([out]).items == []
 
 
-def test_a_store_of_unnamed_studies_is_left_alone(run, store, capsys):
+def test_what_other_studies_of_the_store_need_is_known_to_it(run, store, capsys):
     one, other = run([0.2], "one"), run([0.2, 0.7], "other")
     aged(store)
-    assert cli.main(["gc", str(one), "--delete"]) == 1
-    said = capsys.readouterr().err
-    assert "InUse" in said
-    assert "holds stages of other" in said
-    assert "--gone" in said
-    assert gc.find([one, other]).items == []
     everything = len(keys(store))
+    for named in (["--store", store.url], [str(one)], [str(one), str(other)]):
+        assert cli.main(["gc", *named, "--delete"]) == 0
+        assert len(keys(store)) == everything
 
     assert cli.main(["gc", str(one), "--gone", "other", "--delete"]) == 0
     assert len(keys(store)) == everything - 2
     assert len(table(one)) > 0
+
+
+def test_a_store_with_stages_of_a_study_that_it_does_not_know_is_left_alone(run, store, capsys):
+    one, other = run([0.2], "one"), run([0.2, 0.7], "other")
+    aged(store)
+    store.forget("studies/other/study.json")
+    for named in ([str(one)], ["--store", store.url]):
+        assert cli.main(["gc", *named, "--delete"]) == 1
+        said = capsys.readouterr().err
+        assert "InUse" in said
+        assert "holds stages of other" in said
+        assert "--gone" in said
+    assert gc.find([one, other]).items == []
+
+
+def test_neither_results_nor_store_is_told_what_to_name(capsys):
+    assert cli.main(["gc"]) == 1
+    assert "name a study's results folder, or the store with --store" in capsys.readouterr().err
 
 
 def test_what_is_younger_than_an_hour_stays(run, store):

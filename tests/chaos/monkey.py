@@ -27,7 +27,7 @@ VICTIMS = {  # kind → how Ray titles its processes
     "worker": ("ray::RayTrainWorker",),
 }
 TRACE = Path(__file__).parent / "trace"
-PATIENCE_S = 300.0  # without a stage, a kill or an end
+PATIENCE_S = 120.0  # without a stage or an end
 
 
 @dataclass
@@ -89,8 +89,19 @@ class Monkey:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     chance.choice(victims).kill()
                     self.killed[kind] += 1
-        assert self.run_of.wait(timeout=PATIENCE_S) == 0, self.log[-3000:]
+        self.let_finish()
         return True
+
+    def let_finish(self) -> None:
+        """Wait for the end, as long as something is learned now and then."""
+        assert self.run_of is not None
+        before, now = -1, 0
+        while now > before:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert self.run_of.wait(timeout=PATIENCE_S) == 0, self.log[-3000:]
+                return
+            before, now = now, len((self.folder / "trace").read_text())
+        raise AssertionError(f"nothing was learned for {PATIENCE_S:.0f} s: {self.log[-3000:]}")
 
     def working(self) -> bool:
         return bool(self.victims("worker"))
