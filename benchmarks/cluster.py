@@ -1,10 +1,9 @@
 """Fleets that do nothing but wait: what the broker, Ray Train and the store take of their time.
 
-    python benchmarks/cluster.py [--only stages|rate|restart] [--fleets 1 2 4 8 16 32] [--seconds 5]
+    python benchmarks/cluster.py [--only stages|restart] [--fleets 1 2 4 8 16 32] [--seconds 5]
 
 stages   share of the time that fleets spend on stages of 5 s, against plain Ray tasks that sleep as long;
          from a fleet's first stage on, start-up apart
-rate     stages a second through the broker's actor: asked for, leased, handed out, answered
 restart  a broker that is killed while 10,000 stages wait: until it knows them again, until it hands one out
 """
 
@@ -27,6 +26,7 @@ import psutil
 import ray
 
 from dgg_ray import cluster
+from dgg_ray.asking import walk
 from dgg_ray.broker import Broker
 from dgg_ray.budget import Purse
 from dgg_ray.crew import Crew
@@ -48,25 +48,6 @@ class Clocked(StageStore):
         super().publish(stage, record, fill)
         with (self.folder / "ended").open("a") as log:
             log.write(f"{os.getpid()} {time.time()}\n")
-
-
-@dataclass(frozen=True)
-class Marked(StageStore):
-    """Takes an empty file for a finished stage, so that the broker alone is measured."""
-
-    def has(self, work: Work) -> bool:
-        return (self.folder / f"{work.key}.done").exists() or super().has(work)
-
-
-@dataclass(frozen=True)
-class Alone(Marked):
-    """Without leases: as if no other driver could be there."""
-
-    def lease(self, key: str, holder: Holder, seconds: float = 60.0) -> None:
-        return None
-
-    def release(self, key: str, holder: Holder) -> None:
-        pass
 
 
 def works(study: Study, count: int) -> list[Work]:
@@ -142,56 +123,29 @@ def broker_of(store: StageStore) -> Any:
     return Broker.remote(store, 2, None, Holder.here())  # type: ignore[attr-defined]
 
 
-def rate(count: int) -> None:
-    with cluster.connected(sleeping(1, 1.0)):
-        for label, store in (("leased", Marked), ("without leases", Alone)):
-            with tempfile.TemporaryDirectory(prefix="dgg-") as name:
-                seconds = served(store(Path(name)), count)
-            print(f"  {label}: {count} stages in {seconds:.1f} s, {count / seconds:.0f} a second", flush=True)
-
-
-def served(store: StageStore, count: int, fleets: int = 8) -> float:
-    """Seconds in which so many stages were asked for, taken by fleets and answered."""
-    broker, asked = broker_of(store), works(sleeping(1, 1.0), count)
-    ray.get(broker.status.remote())
-
-    def serve(fleet: str) -> None:
-        while (work := ray.get(broker.take.remote(fleet, 2.0))) is not None:
-            (store.folder / f"{work.key}.done").touch()
-            ray.get(broker.done.remote(fleet, work.key, True, None))
-
-    began = time.perf_counter()
-    answers = [broker.need.remote(work) for work in asked]
-    threads = [threading.Thread(target=serve, args=[f"fleet {n}"]) for n in range(fleets)]
-    for thread in threads:
-        thread.start()
-    ray.get(answers)
-    seconds = time.perf_counter() - began
-    for thread in threads:
-        thread.join()
-    return seconds
-
-
 def restart(count: int) -> None:
     study = sleeping(1, 1.0)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
         broker = broker_of(StageStore(Path(name)))
-        asked = [broker.need.remote(work) for work in works(study, count)]
+        asking = threading.Thread(target=walk, args=([[work] for work in works(study, count)], broker))
+        asking.start()
         known(broker, count)
+        ray.get(broker.take.remote("early", 60.0))  # which the new one will not know
         ray.kill(broker, no_restart=False)
         killed = time.perf_counter()
-        taking = broker.take.remote("fleet", 60.0)
         known(broker, count)
         again = time.perf_counter() - killed
-        assert ray.get(taking) is not None
-        print(f"  {len(asked)} stages known again after {again:.1f} s, ", end="")
+        assert ray.get(broker.take.remote("fleet", 60.0)) is not None
+        print(f"  {count} stages known again after {again:.1f} s, ", end="")
         print(f"the first handed out after {time.perf_counter() - killed:.1f} s")
+        ray.get(broker.close.remote())
+        asking.join()
 
 
 def known(broker: Any, count: int) -> None:
     while True:
         status: dict[str, Any] = ray.get(broker.status.remote())
-        if status["waiting"] + len(status["running"]) == count:
+        if status["waiting"] == count:
             return
         time.sleep(0.05)
 
@@ -199,7 +153,6 @@ def known(broker: Any, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = {
-        "rate": lambda: rate(o.stages),
         "restart": lambda: restart(o.known),
         "stages": lambda: stages(o.fleets, o.rounds, o.seconds),
     }
@@ -207,7 +160,6 @@ def main() -> None:
     parser.add_argument("--fleets", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=6, help="stages for each fleet")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a stage")
-    parser.add_argument("--stages", type=int, default=2_000, help="through the broker")
     parser.add_argument("--known", type=int, default=10_000, help="that wait when the broker is killed")
     o = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")

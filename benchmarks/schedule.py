@@ -7,9 +7,9 @@ stages   10,000 simulated ones through the desk into a folder's store, as one fl
          published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
          without fsync, the desk on a store in memory, and plain files each written with one fsync, which
          is what the disk allows. Wanted: 500 a second, at most 500 MB.
-ray      as many through Ray's broker actor: the driver asks for them, 200 at once, two actors take and learn
-         them. Beside it, in the same run: nothing stored, and two calls a stage of an actor that does
-         nothing. Wanted: 500 a second, at most 500 MB in driver and broker.
+ray      as many through Ray's broker actor: the driver asks for them, all at once, two actors take and learn
+         them. Beside it, in the same run: nothing stored, and a call a stage of an actor that does nothing.
+         Wanted: 500 a second, at most 500 MB in driver and broker.
 plan     720 orders × 5 values of α (6 tasks, every order): wanted in 1 s.
 report   a million cells, tables without and with figures: wanted in 10 s and 2 GB.
 
@@ -37,6 +37,7 @@ import psutil
 import ray
 
 from dgg_ray import judge, objects, report
+from dgg_ray.asking import walk
 from dgg_ray.broker import Broker, Ended
 from dgg_ray.desk import Desk
 from dgg_ray.law import Law
@@ -191,7 +192,7 @@ def brokered(works: list[Work], store: StageStore, takers: int = 2) -> str:
     mine = [p for p in psutil.Process().children(recursive=True) if "Broker" in " ".join(p.cmdline()[:1])][-1]
     fleets = [Taker.remote() for _ in range(takers)]
     open_ = [f.work.remote(f"f{i}", broker, store, isinstance(store, Nowhere)) for i, f in enumerate(fleets)]
-    wall, _ = timed(lambda: answered(broker.need.remote(work) for work in works))
+    wall, _ = timed(lambda: walk([[work] for work in works], broker))
     times = mine.cpu_times()
     peak = next(row for row in Path(f"/proc/{mine.pid}/status").read_text().splitlines() if "VmHWM" in row)
     ray.get([broker.close.remote(), *open_])
@@ -211,8 +212,8 @@ def through_ray(count: int) -> None:
     try:
         echo = Echo.remote()
         ray.get(echo.call.remote(works[0]))
-        wall, _ = timed(lambda: answered(echo.call.remote(work) for work in works for _ in range(2)))
-        print(f"  two idle calls a stage     {count / wall:6.0f} a second", flush=True)
+        wall, _ = timed(lambda: answered(echo.call.remote(work) for work in works))
+        print(f"  an idle call a stage       {count / wall:6.0f} a second", flush=True)
         print(f"  broker, nothing stored     {brokered(works, Nowhere())}", flush=True)
         with tempfile.TemporaryDirectory(prefix="dgg-") as name:
             print(f"  broker and folder store    {brokered(works, StageStore(Path(name)))}", flush=True)

@@ -1,6 +1,7 @@
 """Who trains what. Trials ask, fleets take; a stage asked for by ten trials is trained once.
 
-    need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued
+    need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued;
+                   from afar whole chains at once (asking.py)
     take(fleet) →  the work that waits longest, once no other driver on the same store has it;
                    whoever needs what the fleet had before is answered
 
@@ -16,11 +17,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
 from dgg_ray import logs
+from dgg_ray.asking import Answer, Askers, Told
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD, restarted
@@ -31,7 +34,6 @@ from dgg_ray.leases import Holder
 from dgg_ray.quick import Quick
 from dgg_ray.stages import StageStore, Work
 
-Answer = dict[str, Any]  # {"ok": bool, "error": …}
 Ended = tuple[str, bool, dict[str, str] | None]  # a work's key, whether its stage was learned, its error
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
@@ -45,7 +47,7 @@ AILMENTS, AILMENT_S = 5, 60.0  # so many, each so long after the one before, not
     resources=ON_HEAD,
     max_restarts=-1,
     max_task_retries=-1,
-    max_concurrency=100_000,  # every open `need` holds a place; Ray's default, 1000, could shut out `done`
+    max_concurrency=10_000,  # every asker and every fleet that waits holds a place
 )
 class Broker:
     """The desk, as an actor that can be waited for."""
@@ -64,6 +66,7 @@ class Broker:
             self.desk.bill = watch.bill
         self.claims = Claims(store, holder)
         self.threads = Quick(store.objects.near, THREADS, "store")
+        self.askers = Askers(self.need)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
         self.closed = False
@@ -76,6 +79,15 @@ class Broker:
         self.sizing = asyncio.Lock()
         self.ready_at = time.monotonic() + GRACE_S * restarted()
         self.looking: asyncio.Task[None] | None = None
+
+    async def follow(self, asker: str, chains: Mapping[int, Sequence[Work]]) -> None:
+        self.askers.follow(asker, chains)
+
+    async def told(self, asker: str, known: int) -> Told | None:
+        return await self.askers.told(asker, known)
+
+    async def forget(self, asker: str) -> None:
+        self.askers.forget(asker)
 
     async def need(self, work: Work) -> Answer:
         """Wait until the store has it, or until it failed."""
@@ -104,13 +116,14 @@ class Broker:
     async def take(self, fleet: str, patience_s: float, ended: Ended | None = None) -> Work | None:
         """Work for the fleet; None when none came for that long, or when the study is over.
 
-        ended: what it had before, where that is not told by `done`.
+        ended: what became of what it had before.
         """
         deadline, life = time.monotonic() + patience_s, self.lives[fleet]
         if ended:
             await self.done(fleet, *ended)
-        for key in self.desk.of(fleet):  # who asks has nothing
-            self.desk.put_back(key)
+        if self.lives[fleet] == life:
+            for key in self.desk.of(fleet):  # who asks has nothing
+                self.desk.put_back(key)
         # A worker killed while it waits here must not be handed work that nobody then does.
         while not self.closed and self.lives[fleet] == life:
             if order := self.desk.next:

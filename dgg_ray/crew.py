@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any, Self
 import ray
 
 from dgg_ray import cluster, logs
+from dgg_ray.asking import over, walk
 from dgg_ray.broker import Broker
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
-from dgg_ray.errors import ClusterError, OverBudget, describe
+from dgg_ray.errors import ClusterError, describe
 from dgg_ray.fleet import Fleets, workshop
 from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
@@ -79,7 +80,7 @@ class Crew:
         if self.local:
             self.work_here(left)
         elif left:
-            errors = walk(left, self.start().need.remote, lambda work: self.display.finished())
+            errors = walk(left, self.start(), lambda work: self.display.finished())
             self.errors += errors
             self.over |= over(errors)
             self.check()
@@ -197,35 +198,8 @@ class Crew:
         self.tally |= self.counts
 
     def check(self) -> None:
-        """ClusterError where no fleet can be had."""
-        if self.broker and self.fleets.failure:
-            raise ClusterError(self.fleets.failure)
-
-
-def walk(
-    chains: Sequence[Sequence[Work]],
-    need: Callable[[Work], ray.ObjectRef],
-    finished: Callable[[Work], None] = lambda work: None,
-) -> list[dict[str, str]]:
-    """Ask for every chain's works, each chain one after another, all chains at once.
-
-    Returns the errors of chains that ended early; the other chains go on.
-    """
-    places = {need(chain[0]): (chain, 0) for chain in chains if chain}
-    errors = []
-    while places:
-        (ref,), _ = ray.wait(list(places), num_returns=1)
-        chain, i = places.pop(ref)
-        answer = ray.get(ref)
-        if not answer["ok"]:
-            errors.append(answer["error"])
-            continue
-        finished(chain[i])
-        if i + 1 < len(chain):
-            places[need(chain[i + 1])] = (chain, i + 1)
-    return errors
-
-
-def over(errors: Sequence[dict[str, str]]) -> bool:
-    """Whether the budget ended one of the chains."""
-    return any(error["error"] == OverBudget.__name__ for error in errors)
+        """ClusterError where no fleet can be had; the broker may know before `Fleets` does."""
+        if self.broker:
+            status: dict[str, Any] = ray.get(self.broker.status.remote())
+            if why := self.fleets.failure or status["closed"]:
+                raise ClusterError(why)

@@ -74,6 +74,7 @@ class Desk:
         self.later: dict[str, dict[str, Exam]] = {}  # exams asked for while their stage was out
         self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
         self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
+        self.holding = False  # whether any of them is held
         self.counts: Counter[str] = Counter()
         self.bill: Callable[[Work, float], None] = lambda work, seconds: None  # told what each order took
 
@@ -114,7 +115,7 @@ class Desk:
                 self.assign(key, fleet)
                 return order.work
             if verdict == "wait":
-                order.held = True
+                order.held = self.holding = True
                 return None
             self.refused[key] = describe(self.purse.refusal(order.work))
             del self.orders[key]
@@ -161,8 +162,10 @@ class Desk:
             self.purse.lose(time.time() - order.started)
         else:
             self.purse.finished(order.work, measured)
-        for other in self.orders.values():
-            other.held = False
+        if self.holding:
+            for other in self.orders.values():
+                other.held = False
+            self.holding = False
 
     def done(
         self,

@@ -98,7 +98,7 @@ class OtherVersion(StoreError):
 
 
 class InUse(StoreError):
-    """What a store holds may be needed by studies that nobody named."""
+    """What a store holds may be needed by studies of which nothing is known."""
 
 
 class NoTimes(StoreError):

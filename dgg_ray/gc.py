@@ -121,7 +121,8 @@ def find(
 ) -> Litter:
     """The litter in a store, by what all studies that were run with it need.
 
-    outs: results folders of studies in it; of others it knows itself how they were checked last (ledger.py).
+    outs: results folders of studies in it. It knows itself how each study was checked last (ledger.py), which
+    may be later than what a folder says, or of another study of that name: what either needs is kept.
     place: of the store, where no folder is named or the studies had it elsewhere; gone: names of studies that
     nothing is kept for.
 
@@ -138,14 +139,14 @@ def find(
     held = Held(store)
     if not held.sizes:
         raise ResultsError(f"{store.url} holds nothing; name the store with --store")
-    studies = {study.name: study for study, _ in named}
-    studies |= ledger.kept(store, {*studies, *gone})
-    if others := held.studies - studies.keys() - set(gone):
+    studies = [study for study, _ in named]
+    studies += ledger.kept(store, gone, known={study.name for study in studies})
+    if others := held.studies - {study.name for study in studies} - set(gone):
         raise InUse(
             f"{store.url} holds stages of {listed(others)}, and what these need is not known: name their "
             "results folders too, or, where those are no more, say `--gone NAME` for each"
         )
-    needs = [Needs(study, held.store) for study in studies.values()]
+    needs = [Needs(study, held.store) for study in studies]
     asked = {key for need in needs for key in need.asked}
     items = [*held.unasked(asked), *held.leftovers(asked)]
     if adapters:

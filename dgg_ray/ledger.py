@@ -16,14 +16,15 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
 
 from dgg_ray import forecast, plugins, published, studyfile
 from dgg_ray.digests import digest
-from dgg_ray.errors import DggError, Fault, ResultsError, StudyError, nearest
+from dgg_ray.errors import DggError, Fault, InUse, ResultsError, StudyError, nearest
 from dgg_ray.progress import LIVE, NOTE_HOLDS_S
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
@@ -156,13 +157,22 @@ def fetched(store: StageStore, name: str, out: Path) -> Path:
     return out
 
 
-def kept(store: StageStore, but: Collection[str] = ()) -> dict[str, Study]:
-    """The studies that were run with the store, as they were checked last; without those named."""
-    found = {}
-    for name in [entry.name for entry in entries(store) if entry.name not in but]:
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = studyfile.the_kept(fetched(store, name, Path(folder)))
-    return found
+def kept(store: StageStore, gone: Collection[str] = (), known: Collection[str] = ()) -> Iterator[Study]:
+    """The studies that were run with the store, as they were checked last; without those that are gone.
+
+    Raises InUse for one that cannot be read, unless it is known from elsewhere.
+    """
+    notes = (unquote(name) for name in store.objects.names("studies/"))
+    for name in sorted({note.split("/")[1] for note in notes if note.endswith(f"/{STUDY}.json")} - {*gone}):
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                yield studyfile.the_kept(fetched(store, name, Path(folder)))
+        except (DggError, KeyError, TypeError) as problem:
+            if name not in known:
+                raise InUse(
+                    f"what study {name!r} needs cannot be read from {store.url} ({type(problem).__name__}: "
+                    f"{problem}); name its results folder, or, where that is no more, say `--gone {name}`"
+                ) from problem
 
 
 # -- one name, one study ---------------------------------------------------------------------------

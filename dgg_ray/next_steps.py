@@ -42,6 +42,7 @@ from dgg_ray.outcomes import (
 from dgg_ray.power import needed
 
 MOST = 3  # steps that are listed
+SEEN = 0.0005  # of a score: what would change less is not seen in numbers with one digit of a percent
 HOUR = 1.0
 
 
@@ -53,10 +54,13 @@ class Step(NamedTuple):
 
 
 def sentences(results: Results) -> list[str]:
-    """The steps with the largest expected change, the largest first; empty for a study without a stage."""
+    """The steps with the largest expected change, the largest first; empty for a study without a stage.
+
+    What goes beyond the study is left out where nothing would be seen of it."""
     if results.table.empty:
         return []
-    found = [*unfinished(results), *more_blocks(results), *more_alphas(results)]
+    beyond = [step for step in (*more_blocks(results), *more_alphas(results)) if step.gain >= SEEN]
+    found = [*unfinished(results), *beyond]
     return [step.text for step in sorted(found, key=lambda step: -step.gain)[:MOST]]
 
 

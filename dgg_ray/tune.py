@@ -20,8 +20,9 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from dgg_ray import budget, cluster, forecast, judge, logs, methods, trackers
+from dgg_ray.asking import over, walk
 from dgg_ray.cost import probes
-from dgg_ray.crew import Crew, over, walk
+from dgg_ray.crew import Crew
 from dgg_ray.glance import at_once
 from dgg_ray.ledger import Ledger
 from dgg_ray.progress import Display
@@ -183,7 +184,7 @@ def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker:
         left = judge.missing(store, part)
         there |= {work.stage.key for walk in part for work in walk.works}
         there -= {work.stage.key for chain in left for work in chain}
-        errors = walk(left, broker.need.remote, finished)
+        errors = walk(left, broker, finished)
         if errors:
             break
     found = {"failed": len(errors), "over": over(errors)}

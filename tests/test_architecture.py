@@ -18,7 +18,7 @@ CORE = {"torch", "numpy", "annotated_types", "safetensors", "pyarrow", "dgg_ray"
 CORE_FILES = ("loop", "contracts", "draws", "stages", "orders", "errors")
 CORE_FOLDERS = ("strategies", "metrics")
 DOORS = {
-    "ray": {"fleet", "broker", "crew", "tune", "cluster", "jobs", "gauges", "trackers"},
+    "ray": {"fleet", "broker", "asking", "crew", "tune", "cluster", "jobs", "gauges", "trackers"},
     "optuna": {"search", "space", "importance"},
     "deepspeed": {"engines"},
     "peft": {"learner"},

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dgg_ray.broker import Broker, Desk
+from dgg_ray.budget import Purse
 from dgg_ray.leases import Holder
 from dgg_ray.stages import StageStore, Work
 
@@ -105,6 +106,14 @@ def broker(world):
     return Broker.__ray_metadata__.modified_class(world.store, retries=1)
 
 
+async def asked(broker, work):
+    """Who needs it, once it is queued."""
+    before, asker = broker.desk.waiting, asyncio.create_task(broker.need(work))
+    while broker.desk.waiting == before:
+        await asyncio.sleep(0.001)
+    return asker
+
+
 def test_a_closed_broker_lets_nobody_wait(world, broker):
     one, four = works(world, ["ones"], ["fours"])
 
@@ -141,7 +150,7 @@ def test_a_fleet_that_asks_for_more_says_what_it_has_done(world, broker):
     one, four = works(world, ["ones"], ["fours"])
 
     async def scene():
-        askers = [asyncio.create_task(broker.need(work)) for work in (one, four)]
+        askers = [await asked(broker, work) for work in (one, four)]
         assert await broker.take("a", 60) == one
         world.shop.obtain(one)
         ended = (one.key, True, None)
@@ -154,6 +163,48 @@ def test_a_fleet_that_asks_for_more_says_what_it_has_done(world, broker):
     assert good["ok"]
     assert bad["error"] == {"error": "NotFinite"}
     assert broker.desk.counts["trained"] == 1
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_what_a_fleet_says_to_a_broker_that_was_restarted_does_no_harm(world, broker, learned):
+    one, four = works(world, ["ones"], ["fours"])
+    if learned:
+        world.shop.obtain(one)
+    error = None if learned else {"error": "NotFinite"}
+
+    async def scene():
+        asker = asyncio.create_task(broker.need(four))
+        assert await broker.take("a", 60, (one.key, learned, error)) == four
+        again = asyncio.create_task(broker.need(one))  # who needed it asks again
+        await asyncio.sleep(0.1)
+        asker.cancel()
+        if learned:
+            return await again
+        again.cancel()
+        return {"ok": await broker.take("b", 60) == one}  # that it failed is forgotten
+
+    assert asyncio.run(scene())["ok"]
+
+
+def test_a_call_of_a_fleets_earlier_life_takes_nothing_from_its_later_one(world, broker, monkeypatch):
+    """It waited for the store; meanwhile the workers were replaced and have something else."""
+    one, four = works(world, ["ones"], ["fours"])
+    monkeypatch.setattr(Purse, "measured", lambda *_: time.sleep(0.3) or [])
+
+    async def scene():
+        askers = [await asked(broker, work) for work in (one, four)]
+        await broker.take("a", 60)
+        world.shop.obtain(one)
+        late = asyncio.create_task(broker.take("a", 60, (one.key, True, None)))
+        await asyncio.sleep(0.1)
+        broker.lives["a"] += 1
+        broker.desk.assign(four.key, "a")
+        assert await late is None
+        for asker in askers:
+            asker.cancel()
+        return broker.desk.of("a")
+
+    assert asyncio.run(scene()) == [four.key]
 
 
 def test_everybody_who_asked_is_answered(world, broker):

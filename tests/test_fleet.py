@@ -181,6 +181,7 @@ def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason(monkeyp
     study = SimpleNamespace(name="toy", workers=Workers())
     with fleet.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
         given_up(fleets)
+        time.sleep(0.1)  # then it is told
         assert fleets.failure == "fleets cannot be looked after: RuntimeError: the broker is gone"
         assert desk.reason == fleets.failure
 

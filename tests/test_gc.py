@@ -139,6 +139,30 @@ def test_a_store_with_stages_of_a_study_that_it_does_not_know_is_left_alone(run,
     assert gc.find([one, other]).items == []
 
 
+def test_two_versions_of_a_study_in_two_folders_are_both_kept(run, store, tmp_path):
+    out = run([0.2], "one")
+    old = tmp_path / "old"
+    out.rename(old)
+    new = run([0.7], "one")
+    aged(store)
+    assert gc.find([old, new]).items == []
+    assert gc.find([old]).items == []  # the store knows of the new one
+    assert len([item for item in gc.find([new]).items if item.what == gc.STAGES]) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b'{"content": {"raw": {}}}', b'{"content": {}}'])
+def test_a_study_whose_note_cannot_be_read_may_need_everything(run, store, content, capsys):
+    one, other = run([0.2], "one"), run([0.2, 0.7], "other")
+    store.objects.write("studies/other/study.json.json", content)
+    aged(store)
+    assert cli.main(["gc", str(one), "--delete"]) == 1
+    said = capsys.readouterr().err
+    assert "what study 'other' needs cannot be read" in said
+    assert "--gone other" in said
+    assert gc.find([one, other]).items == []
+    assert len(gc.find([one], gone=["other"]).items) == 2
+
+
 def test_neither_results_nor_store_is_told_what_to_name(capsys):
     assert cli.main(["gc"]) == 1
     assert "name a study's results folder, or the store with --store" in capsys.readouterr().err

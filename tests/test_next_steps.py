@@ -3,9 +3,10 @@
 import pytest
 from test_report import ORDERS, small_study
 
+from dgg_ray import next_steps
 from dgg_ray.conduct import Ahead, Candidate, Searched, Terms
 from dgg_ray.front import front, volumes
-from dgg_ray.next_steps import best_of_all, more_blocks, sentences
+from dgg_ray.next_steps import Step, best_of_all, more_blocks, sentences
 from dgg_ray.optimism import optimism
 
 FIRST, SECOND = ((order, 0) for order in ORDERS)
@@ -47,6 +48,15 @@ def test_more_blocks_narrow_the_interval_of_the_nearest_rival_by_students_t():
         in step.text
     )
     assert step.gain == pytest.approx(0.529 - 0.0937, abs=1e-3)
+
+
+def test_a_step_that_changes_nothing_that_is_printed_is_not_listed(monkeypatch):
+    results = small_study()
+    steps = [Step(0.0004, "less"), Step(0.0006, "more")]
+    monkeypatch.setattr(next_steps, "unfinished", lambda results: [Step(0.0001, "asked for")])
+    monkeypatch.setattr(next_steps, "more_blocks", lambda results: steps)
+    monkeypatch.setattr(next_steps, "more_alphas", lambda results: [])
+    assert sentences(results) == ["more", "asked for"]
 
 
 def test_a_search_under_way_comes_first_while_nothing_says_how_much_settings_differ():

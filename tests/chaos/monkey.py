@@ -95,12 +95,13 @@ class Monkey:
     def let_finish(self) -> None:
         """Wait for the end, as long as something is learned now and then."""
         assert self.run_of is not None
-        before, now = -1, 0
+        trace = self.folder / "trace"
+        before, now = -1, trace.stat().st_size
         while now > before:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 assert self.run_of.wait(timeout=PATIENCE_S) == 0, self.log[-3000:]
                 return
-            before, now = now, len((self.folder / "trace").read_text())
+            before, now = now, trace.stat().st_size
         raise AssertionError(f"nothing was learned for {PATIENCE_S:.0f} s: {self.log[-3000:]}")
 
     def working(self) -> bool:

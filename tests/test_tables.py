@@ -1,0 +1,31 @@
+"""Tables as CSV: what is written is what is read again."""
+
+import pandas as pd
+
+from dgg_ray.tables import write_csv
+
+MIXED = pd.DataFrame(
+    {
+        "name": ["a, b", 'say "c"', None],
+        "score": [0.1, 1.0, float("nan")],
+        "whole": [True, False, True],
+        "knob": [16, "auto", None],
+    }
+)
+
+
+def test_a_table_reads_as_it_was_and_is_the_same_bytes_again(tmp_path):
+    for name in ("one.csv", "two.csv"):
+        write_csv(MIXED, tmp_path / name)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    found = pd.read_csv(tmp_path / "one.csv")
+    assert found["name"].tolist()[:2] == ["a, b", 'say "c"']
+    assert found["score"].tolist()[:2] == [0.1, 1.0]
+    assert found["whole"].tolist() == [True, False, True]
+    assert found["knob"].tolist()[:2] == ["16", "auto"]
+    assert found.isna().sum().to_dict() == {"name": 1, "score": 1, "whole": 0, "knob": 1}
+
+
+def test_lines_end_alike_everywhere(tmp_path):
+    write_csv(MIXED, tmp_path / "one.csv")
+    assert b"\r" not in (tmp_path / "one.csv").read_bytes()
