@@ -21,7 +21,7 @@ import psutil
 
 from dgg_ray import ledger
 from dgg_ray.progress import LIVE
-from dgg_ray.stages import store_at
+from dgg_ray.study import store_at
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = 21_080

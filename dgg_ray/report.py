@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from dgg_ray.outcomes import (
 )
 from dgg_ray.rates import Estimate, show
 from dgg_ray.standings import judged
-from dgg_ray.tables import write_csv
+from dgg_ray.tables import write_csv, write_sorted
 
 __all__ = ["answer", "compare", "runs", "write"]
 
@@ -90,13 +91,11 @@ def write(results: Results, folder: Path) -> Path:
     (folder / "figures").mkdir(exist_ok=True)
     split = final_split(results)
     comparison, best = compare(results, split), judged(results)
-    figures = [drawn for name in figure_names() if (drawn := draw(name, results, folder / "figures"))]
-
-    table = results.table.drop(columns="seconds")
-    table = table.sort_values([c for c in CELL if c in table], kind="stable", ignore_index=True)
-    table.to_parquet(folder / "table.parquet", index=False)
-    frames = {"table": table, "settings": best, "comparison": comparison, "costs": results.costs}
-    for name, frame in frames.items():
+    with ThreadPoolExecutor(1) as beside:  # Arrow sorts and writes while the figures are drawn
+        written = beside.submit(write_sorted, results.table.drop(columns="seconds"), CELL, folder / "table")
+        figures = [drawn for name in figure_names() if (drawn := draw(name, results, folder / "figures"))]
+        written.result()
+    for name, frame in {"settings": best, "comparison": comparison, "costs": results.costs}.items():
         write_csv(frame, folder / f"{name}.csv")
     robustness.write(results, folder)
     (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Tables as CSV: what is written is what is read again."""
+"""Tables as files: what is written is what is read again."""
 
 import pandas as pd
 
-from dgg_ray.tables import write_csv
+from dgg_ray.tables import write_csv, write_sorted
 
 MIXED = pd.DataFrame(
     {
@@ -29,3 +29,13 @@ def test_a_table_reads_as_it_was_and_is_the_same_bytes_again(tmp_path):
 def test_lines_end_alike_everywhere(tmp_path):
     write_csv(MIXED, tmp_path / "one.csv")
     assert b"\r" not in (tmp_path / "one.csv").read_bytes()
+
+
+def test_a_sorted_table_is_written_twice_whatever_order_its_rows_came_in(tmp_path):
+    table = pd.DataFrame({"b": [2, 1, 1], "a": ["x", "z", "y"]})
+    write_sorted(table, ("none", "b", "a"), tmp_path / "one")
+    write_sorted(table[::-1], ("none", "b", "a"), tmp_path / "two")
+    for kind in (".csv", ".parquet"):
+        assert (tmp_path / f"one{kind}").read_bytes() == (tmp_path / f"two{kind}").read_bytes()
+    assert pd.read_parquet(tmp_path / "one.parquet").values.tolist() == [[1, "y"], [1, "z"], [2, "x"]]
+    assert (tmp_path / "one.csv").read_text().splitlines()[1:] == ['1,"y"', '1,"z"', '2,"x"']
