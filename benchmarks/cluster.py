@@ -3,7 +3,7 @@
     python benchmarks/cluster.py [--only stages|restart] [--fleets 1 2 4 8 16 32] [--seconds 5]
 
 stages   share of the time that fleets spend on stages of 5 s, against plain Ray tasks that sleep as long;
-         from a fleet's first stage on, start-up apart
+         from when the last fleet began its first stage: until then, others' start-up takes all cores
 restart  a broker that is killed while 10,000 stages wait: until it knows them again, until it hands one out
 """
 
@@ -39,6 +39,8 @@ from dgg_ray.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Study
 
+ENOUGH = 200  # stages for each fleet, so that none waits while others start
+
 
 @dataclass(frozen=True)
 class Clocked(StageStore):
@@ -48,6 +50,13 @@ class Clocked(StageStore):
         super().publish(stage, record, fill)
         with (self.folder / "ended").open("a") as log:
             log.write(f"{os.getpid()} {time.time()}\n")
+
+    def begun(self, seconds: float) -> list[tuple[int, float]]:
+        """(Worker, when) of each stage that has ended."""
+        if not (self.folder / "ended").exists():
+            return []
+        lines = [line.split() for line in (self.folder / "ended").read_text().splitlines()]
+        return [(int(worker), float(when) - seconds) for worker, when in lines]
 
 
 def works(study: Study, count: int) -> list[Work]:
@@ -65,13 +74,16 @@ def sleeping(fleets: int, seconds: float) -> Study:
     return replace(study, simulation=replace(law, seconds=seconds / once), workers=workers)
 
 
-def busy(begun: Iterable[tuple[int, float]], seconds: float) -> float:
-    """Share of the time between workers' first and last beginnings that they slept."""
+def busy(begun: Iterable[tuple[int, float]], seconds: float) -> tuple[float, float]:
+    """(Share of their time that workers slept, between beginnings after all were at work; when all were)."""
     starts = defaultdict[int, list[float]](list)
     for worker, when in begun:
         starts[worker].append(when)
-    cycles = sum(len(times) - 1 for times in starts.values())
-    return cycles * seconds / sum(max(times) - min(times) for times in starts.values())
+    together = max(min(times) for times in starts.values())
+    late = [sorted(when for when in times if when >= together) for times in starts.values()]
+    cycles = sum(len(times) - 1 for times in late if times)
+    span = sum(times[-1] - times[0] for times in late if times)
+    return cycles * seconds / span if span else 0.0, together
 
 
 def by_fleets(fleets: int, rounds: int, seconds: float) -> tuple[float, float]:
@@ -82,11 +94,22 @@ def by_fleets(fleets: int, rounds: int, seconds: float) -> tuple[float, float]:
         store.folder.mkdir()
         display = stack.enter_context(Display("", quiet=True))
         crew = stack.enter_context(Crew(study, store, Path(name), display, Purse()))
-        crew.obtain([[work] for work in works(study, fleets * rounds)])
-        lines = [line.split() for line in (store.folder / "ended").read_text().splitlines()]
-    begun = [(int(worker), float(when) - seconds) for worker, when in lines]
-    first = {worker: min(when for w, when in begun if w == worker) for worker, _ in begun}
-    return busy(begun, seconds), max(first.values()) - began
+        broker, many = crew.start(), [[work] for work in works(study, fleets * (rounds + ENOUGH))]
+        asking = threading.Thread(target=walk, args=(many, broker))
+        asking.start()
+        begun: list[tuple[int, float]] = []
+        while len({worker for worker, _ in begun}) < fleets or time.time() < until(begun, rounds, seconds):
+            time.sleep(seconds / 5)
+            begun = store.begun(seconds)
+        ray.get(broker.close.remote("enough was seen"))
+        asking.join()
+    share, together = busy(begun, seconds)
+    return share, together - began
+
+
+def until(begun: Iterable[tuple[int, float]], rounds: int, seconds: float) -> float:
+    """When so many stages were done by each worker after all were at work, at the latest."""
+    return busy(begun, seconds)[1] + (rounds + 2) * seconds
 
 
 def by_tasks(fleets: int, rounds: int, seconds: float, cores: int) -> float:
@@ -98,7 +121,7 @@ def by_tasks(fleets: int, rounds: int, seconds: float, cores: int) -> float:
         time.sleep(seconds)
         return os.getpid(), begun
 
-    return busy(ray.get([nap.remote() for _ in range(fleets * rounds)]), seconds)
+    return busy(ray.get([nap.remote() for _ in range(fleets * rounds)]), seconds)[0]
 
 
 def memory_gb() -> float:

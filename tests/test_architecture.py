@@ -1,6 +1,7 @@
 """The rules of the house, each failing when it is broken."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from functools import cache
@@ -127,3 +128,16 @@ def test_who_only_waits_imports_nothing_heavy():
     code = f"import sys, dgg_ray.tune; print([m for m in {heavy.split()} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT.parent / "benchmarks").glob("*.py")), ids=lambda file: file.stem
+)
+def test_what_a_benchmark_takes_from_the_package_is_there(file):
+    """They are run by hand, and seldom."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dgg_ray"):
+            module = importlib.import_module(node.module)
+            missing = [a.name for a in node.names if not hasattr(module, a.name)]
+            modules = [name for name in missing if importlib.util.find_spec(f"{node.module}.{name}")]
+            assert missing == modules
