@@ -56,7 +56,7 @@ class Askers:
         if known > asker.heard:  # else an earlier call came again
             del asker.told[: known - asker.heard]
             asker.heard = known
-        while not asker.told:
+        while not asker.told and self.known.get(name) is asker:
             asker.news.clear()
             await asker.news.wait()
             await asyncio.sleep(TOGETHER_S)
@@ -64,6 +64,7 @@ class Askers:
 
     def forget(self, name: str) -> None:
         if asker := self.known.pop(name, None):
+            asker.news.set()  # a call that came again may wait still
             for task in asker.tasks:
                 task.cancel()
 

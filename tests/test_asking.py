@@ -124,5 +124,18 @@ def test_chains_to_which_nobody_listens_any_more_are_not_walked_on():
     assert len(broker.asked) == count < 900
 
 
+def test_a_call_that_came_again_does_not_wait_for_what_nobody_tells():
+    broker = Broker()
+
+    async def scene():
+        broker.askers.follow("x", {0: ["never"]})
+        again = asyncio.ensure_future(broker.askers.told("x", 0))
+        await asyncio.sleep(0)
+        broker.askers.forget("x")
+        return await asyncio.wait_for(again, 5)
+
+    assert broker.run(scene()).result(timeout=10) == []
+
+
 def test_nothing_to_ask_asks_nothing():
     assert walk([[], []], None) == []
