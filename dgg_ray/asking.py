@@ -4,7 +4,7 @@
     told(asker, known)     →  what was answered after the first `known` answers, once there is something
     forget(asker)          →  nobody listens any more, and nothing further is asked for
 
-A call for each of ten thousand stages would take Ray longer than the broker. Both calls may be made again: a
+A call for each of ten thousand stages would take Ray longer than the broker. Each call may be made again: a
 second `follow` changes nothing, and an asker that the broker does not know, as it was restarted, is told None
 and has what is left of its chains followed anew.
 """

@@ -120,7 +120,7 @@ def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Metho
     seen = at_once(store)
 
     def answered(number: int, probe: Probe) -> None:
-        crew.expect(count := sum(len(walk.works) for walk in judge.asked(study, seen, probe)))
+        crew.expect(count := sum(len(one.works) for one in judge.asked(study, seen, probe)))
         crew.answered(count)
 
     blocked = judge.replay(study, seen, search, answered)
@@ -182,7 +182,7 @@ def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker:
 
     for part in judge.parts(study, store, probe):
         left = judge.missing(store, part)
-        there |= {work.stage.key for walk in part for work in walk.works}
+        there |= {work.stage.key for one in part for work in one.works}
         there -= {work.stage.key for chain in left for work in chain}
         errors = walk(left, broker, finished)
         if errors:
@@ -230,7 +230,7 @@ class Steady(Searcher):
                 self.crew.expect(sum(map(len, missing)))
                 race = probe.race._asdict() if probe.race else None
                 return {**probe._asdict(), "setting": dict(probe.setting), "race": race}
-            self.crew.expect(count := sum(len(walk.works) for walk in judge.asked(self.study, seen, probe)))
+            self.crew.expect(count := sum(len(one.works) for one in judge.asked(self.study, seen, probe)))
             self.crew.answered(count)
             self.search.tell(number, judge.evidence(self.study, seen, probe))
         return Searcher.FINISHED if self.search.out else None
