@@ -7,6 +7,8 @@ stages   10,000 simulated ones through the desk into a folder's store, as one fl
          published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
          without fsync, the desk on a store in memory, and plain files each written with one fsync, which
          is what the disk allows. Wanted: 500 a second, at most 500 MB.
+alone    as many through the broker in this process, without Ray, nothing stored: its own time. Beside it, in
+         the same run: every look at the store in a thread, as at one that may be slow.
 ray      as many through Ray's broker actor: the driver asks for them, all at once, two actors take and learn
          them. Beside it, in the same run: nothing stored, and a call a stage of an actor that does nothing.
          Wanted: 500 a second, at most 500 MB in driver and broker.
@@ -19,6 +21,7 @@ Seconds of the process's CPU stand beside wall seconds: on a shared machine only
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import platform
 import resource
@@ -51,6 +54,7 @@ from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Study
 
 ALPHA = "strategy.alpha"
+PARTS = ("broker", "takers", "driver")
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -160,6 +164,9 @@ class Nowhere(MemoryStore):
 class Taker:
     """Takes and learns until nothing is left, as a fleet does."""
 
+    def ready(self) -> None:
+        """Its process is there."""
+
     def work(self, name: str, broker: Any, store: StageStore, nothing: bool) -> None:
         shop = Simulated.of(learner_of(1), store)
         ended: Ended | None = None
@@ -186,23 +193,64 @@ def answered(calls: Iterable[ray.ObjectRef], at_once: int = 200) -> None:
 
 
 def brokered(works: list[Work], store: StageStore, takers: int = 2) -> str:
-    """What the broker's process took: its CPU and its peak memory."""
+    """Stages a second, what each process took, and the broker's peak memory."""
     broker = Broker.remote(store, 2, None)  # pyright: ignore[reportAttributeAccessIssue]
     ray.get(broker.status.remote())
-    mine = [p for p in psutil.Process().children(recursive=True) if "Broker" in " ".join(p.cmdline()[:1])][-1]
     fleets = [Taker.remote() for _ in range(takers)]
+    ray.get([fleet.ready.remote() for fleet in fleets])
+    mine, others = titled("Broker")[-1], titled("Taker")[-takers:]
+    before = cpu_of([mine]), cpu_of(others)
     open_ = [f.work.remote(f"f{i}", broker, store, isinstance(store, Nowhere)) for i, f in enumerate(fleets)]
-    wall, _ = timed(lambda: walk([[work] for work in works], broker))
-    times = mine.cpu_times()
+    wall, own = timed(lambda: walk([[work] for work in works], broker))
+    used, taken = cpu_of([mine]) - before[0], cpu_of(others) - before[1]
     peak = next(row for row in Path(f"/proc/{mine.pid}/status").read_text().splitlines() if "VmHWM" in row)
     ray.get([broker.close.remote(), *open_])
     for actor in (broker, *fleets):
         ray.kill(actor)
-    used = times.user + times.system
+    each = (f"{name} {1e3 * s / len(works):.2f}" for name, s in zip(PARTS, (used, taken, own), strict=True))
     return (
-        f"{len(works) / wall:6.0f} a second; broker {1e3 * used / len(works):.2f} ms of CPU a stage, "
-        f"peak {int(peak.split()[1]) / 1e3:.0f} MB"
+        f"{len(works) / wall:6.0f} a second; ms of CPU a stage: {', '.join(each)}; "
+        f"broker's peak {int(peak.split()[1]) / 1e3:.0f} MB"
     )
+
+
+def titled(name: str) -> list[psutil.Process]:
+    """Processes of Ray's actors of that class, the oldest first."""
+    every = psutil.Process().children(recursive=True)
+    found = [p for p in every if " ".join(p.cmdline()[:1]).startswith(f"ray::{name}")]
+    return sorted(found, key=lambda p: p.create_time())
+
+
+def cpu_of(processes: Iterable[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+# -- the broker alone ------------------------------------------------------------------------------
+
+
+def alone(count: int) -> None:
+    works = some_works(count)
+    for label, near in (("as it is", True), ("every look in a thread", False)):
+        wall, cpu = timed(partial(asyncio.run, through_broker(works, near)))
+        print(
+            f"  {label:<24}{count / wall:8.0f} a second, {1e3 * cpu / count:.2f} ms of CPU a stage",
+            flush=True,
+        )
+
+
+async def through_broker(works: list[Work], near: bool) -> None:
+    broker = Broker.__ray_metadata__.modified_class(Nowhere(), 2)  # pyright: ignore
+    broker.threads.near = broker.claims.pool.near = near
+
+    async def fleet(name: str) -> None:
+        ended: Ended | None = None
+        while work := await broker.take(name, 5.0, ended):
+            ended = (work.key, True, None)
+
+    fleets = [asyncio.create_task(fleet(name)) for name in ("one", "other")]
+    await asyncio.gather(*(broker.need(work) for work in works))
+    await broker.close()
+    await asyncio.gather(*fleets)
 
 
 def through_ray(count: int) -> None:
@@ -283,6 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = {
         "stages": lambda: stages(o.stages),
+        "alone": lambda: alone(o.stages),
         "ray": lambda: through_ray(o.stages),
         "plan": planned,
         "report": lambda: reported(o.rows),
