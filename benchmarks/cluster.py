@@ -158,7 +158,7 @@ def restart(count: int) -> None:
         killed = time.perf_counter()
         known(broker, count)
         again = time.perf_counter() - killed
-        assert ray.get(broker.take.remote("fleet", 60.0)) is not None
+        assert ray.get(broker.take.remote("fleet", 60.0))
         print(f"  {count} stages known again after {again:.1f} s, ", end="")
         print(f"the first handed out after {time.perf_counter() - killed:.1f} s")
         ray.get(broker.close.remote())

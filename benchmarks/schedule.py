@@ -41,8 +41,8 @@ import ray
 
 from dgg_ray import judge, objects, report
 from dgg_ray.asking import walk
-from dgg_ray.broker import Broker, Ended
-from dgg_ray.desk import Desk
+from dgg_ray.broker import Broker
+from dgg_ray.desk import Desk, Ended
 from dgg_ray.law import Law
 from dgg_ray.leases import LEASE_S, Holder
 from dgg_ray.outcomes import CELL, Results
@@ -52,6 +52,7 @@ from dgg_ray.simulate import MemoryStore, Simulated, imagined
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Study
+from dgg_ray.worker import handful
 
 ALPHA = "strategy.alpha"
 PARTS = ("broker", "takers", "driver")
@@ -169,11 +170,14 @@ class Taker:
 
     def work(self, name: str, broker: Any, store: StageStore, nothing: bool) -> None:
         shop = Simulated.of(learner_of(1), store)
-        ended: Ended | None = None
-        while work := ray.get(broker.take.remote(name, 5.0, ended)):
-            if not nothing:
-                shop.obtain(work)
-            ended = (work.key, True, None)
+        ended: list[Ended] = []
+        while works := ray.get(broker.take.remote(name, 5.0, ended)):
+            ended = []
+            for work in handful(works, lambda compute: compute()):
+                began = time.monotonic()
+                if not nothing:
+                    shop.obtain(work)
+                ended.append((work.key, True, None, time.monotonic() - began))
 
 
 @ray.remote(num_cpus=0)
@@ -243,9 +247,9 @@ async def through_broker(works: list[Work], near: bool) -> None:
     broker.threads.near = broker.claims.pool.near = near
 
     async def fleet(name: str) -> None:
-        ended: Ended | None = None
-        while work := await broker.take(name, 5.0, ended):
-            ended = (work.key, True, None)
+        ended: list[Ended] = []
+        while works := await broker.take(name, 5.0, ended):
+            ended = [(work.key, True, None, 0.0) for work in works]
 
     fleets = [asyncio.create_task(fleet(name)) for name in ("one", "other")]
     await asyncio.gather(*(broker.need(work) for work in works))

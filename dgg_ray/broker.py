@@ -2,8 +2,8 @@
 
     need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued;
                    from afar whole chains at once (asking.py)
-    take(fleet) →  the work that waits longest, once no other driver on the same store has it;
-                   whoever needs what the fleet had before is answered
+    take(fleet) →  the work that waits longest, once no other driver on the same store has it; a handful
+                   where each takes no time;  whoever needs what the fleet had before is answered
 
 `Desk` (desk.py) is the book-keeping, `Claims` (claims.py) what other drivers see of it; `Broker` is the
 Ray actor around them. The store is asked in threads where it may be slow: nobody waits for another's answer.
@@ -27,14 +27,12 @@ from dgg_ray.asking import Answer, Askers, Told
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD, restarted
-from dgg_ray.desk import Desk
+from dgg_ray.desk import Desk, Ended
 from dgg_ray.errors import describe
 from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
 from dgg_ray.quick import Quick
 from dgg_ray.stages import StageStore, Work
-
-Ended = tuple[str, bool, dict[str, str] | None]  # a work's key, whether its stage was learned, its error
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
 NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
@@ -113,14 +111,13 @@ class Broker:
             if not result["ok"] or await self._there(work):
                 return result
 
-    async def take(self, fleet: str, patience_s: float, ended: Ended | None = None) -> Work | None:
-        """Work for the fleet; None when none came for that long, or when the study is over.
+    async def take(self, fleet: str, patience_s: float, ended: Sequence[Ended] = ()) -> list[Work]:
+        """Work for the fleet; nothing when none came for that long, or when the study is over.
 
         ended: what became of what it had before.
         """
-        deadline, life = time.monotonic() + patience_s, self.lives[fleet]
-        if ended:
-            await self.done(fleet, *ended)
+        deadline, life, mine = time.monotonic() + patience_s, self.lives[fleet], list[Work]()
+        await self.done(fleet, *ended)
         if self.lives[fleet] == life:
             for key in self.desk.of(fleet):  # who asks has nothing
                 self.desk.put_back(key)
@@ -137,40 +134,45 @@ class Broker:
                 logs.trouble("refused", error, level=logging.WARNING)
                 self._answer(key, {"ok": False, "error": error})
             if work:
-                if await self._ours(work):
-                    if self.lives[fleet] == life and not self.closed:
-                        logs.event("taken", work, fleet=fleet)
-                        return work
-                    if work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
-                        self.claims.drop(work.key)
-                continue
-            if now >= deadline:
-                return None
-            until = min(deadline, self.ready_at) if now < self.ready_at else deadline
-            async with self.news:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.news.wait(), until - now)
-        return None
+                mine += [work] if await self._ours(work) else []
+            elif mine:
+                for work in mine:
+                    logs.event("taken", work, fleet=fleet)
+                return mine
+            elif now >= deadline:
+                return []
+            else:
+                until = min(deadline, self.ready_at) if now < self.ready_at else deadline
+                async with self.news:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.news.wait(), until - now)
+        for work in mine:
+            if work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
+                self.claims.drop(work.key)
+        return []
 
-    async def done(self, fleet: str, key: str, learned: bool, error: dict[str, str] | None) -> None:
-        mine = key in self.desk.of(fleet)
-        if error and not mine:
-            return  # of a fleet believed lost: another tries it, or will
-        measured, unread = None, False
-        if error is None:
-            self.ailments = 0
-        if mine and not error:
-            work = self.desk.out[key].work
-            try:
-                measured = await self.threads(self.desk.purse.measured, work)
-            except Exception as problem:  # it is done all the same
-                unread = True
-                logs.trouble("not read", describe(problem), work, logging.WARNING)
-        if self.desk.done(fleet, key, learned, error, measured, unread):
-            self._answer(key, {"ok": error is None, "error": error})
-            if mine:
-                self.claims.drop(key)
-        await self._tell()  # there may be more to do, or money for it
+    async def done(self, fleet: str, *ended: Ended) -> None:
+        """What became of what the fleet had."""
+        for key, learned, error, seconds in ended:
+            mine = key in self.desk.of(fleet)
+            if error and not mine:
+                continue  # of a fleet believed lost: another tries it, or will
+            measured, unread = None, False
+            if error is None:
+                self.ailments = 0
+            if mine and not error:
+                work = self.desk.out[key].work
+                try:
+                    measured = await self.threads(self.desk.purse.measured, work)
+                except Exception as problem:  # it is done all the same
+                    unread = True
+                    logs.trouble("not read", describe(problem), work, logging.WARNING)
+            if self.desk.done(fleet, key, learned, error, seconds, measured, unread):
+                self._answer(key, {"ok": error is None, "error": error})
+                if mine:
+                    self.claims.drop(key)
+        if ended:
+            await self._tell()  # there may be more to do, or money for it
 
     async def lost(self, fleet: str, cause: dict[str, str] | None = None, blamed: bool = True) -> None:
         """The fleet's workers began anew, or are gone: what they had is to be taken again.
@@ -200,9 +202,15 @@ class Broker:
             self.claims.drop(key)
         await self._tell()
 
-    async def blame(self, fleet: str, cause: dict[str, str]) -> None:
-        """The fleet ends with this soon; it is kept with what the fleet has, should that be given up."""
-        self.causes |= dict.fromkeys(self.desk.of(fleet), cause)
+    async def blame(self, fleet: str, key: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
+        """The fleet ends with this soon, over this work; it is kept with it, should that be given up.
+
+        ended: what became of what it had before in the same handful.
+        """
+        self.causes[key] = cause
+        await self.done(fleet, *ended)
+        self.desk.only(fleet, key)
+        await self._tell()
 
     async def orphaned(self, fleet: str) -> None:
         """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
@@ -211,8 +219,9 @@ class Broker:
         if self.lives[fleet] == life:
             await self.lost(fleet)
 
-    async def unwell(self, fleet: str, cause: dict[str, str]) -> None:
+    async def unwell(self, fleet: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
+        await self.done(fleet, *ended)
         self.desk.counts["unwell"] += 1
         await self.lost(fleet, cause, blamed=False)
         if (now := time.monotonic()) - self.last_ailment < AILMENT_S:
@@ -224,7 +233,8 @@ class Broker:
 
     async def tick(self, fleet: str, key: str, steps: tuple[int, int]) -> None:
         """The fleet has this in hand, and came so far with it."""
-        self.desk.heard(fleet, key, steps)
+        if self.desk.heard(fleet, key, steps):
+            await self._tell()
         if key not in self.desk.of(fleet) or key in self.claims.held or key in self.claiming or self.closed:
             return
         self.claiming.add(key)  # as after a restart; the store may not answer at once
@@ -249,9 +259,9 @@ class Broker:
 
     async def status(self) -> dict[str, Any]:
         """Counts, what is in training, and what another driver has."""
-        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.desk.out.values()]
-        counts = {"waiting": self.desk.waiting, "elsewhere": len(self.desk.elsewhere)}
-        found = {**self.desk.counts, **counts, "running": shown, "closed": self.reason}
+        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.desk.begun]
+        counts = {**self.desk.counts, "waiting": self.desk.untouched, "elsewhere": len(self.desk.elsewhere)}
+        found = {**counts, "running": shown, "closed": self.reason}
         if self.watch:
             self.watch.show(found)
         return found

@@ -1,7 +1,7 @@
 """The desk's book-keeping: who needs what, which fleet has it, what was lost. No Ray, no waiting, no threads.
 
     need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued
-    take(fleet) →  the work that waits longest
+    take(fleet) →  the work that waits longest; more of it, as long as the fleet has next to nothing to do
     done(fleet) →  whoever needs it is answered
 
 What the desk knows can be lost: the store is the truth, and whoever needs a stage asks again.
@@ -13,12 +13,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from dgg_ray.budget import Purse
 from dgg_ray.errors import describe
+from dgg_ray.pulse import HANDFUL_S
 from dgg_ray.stages import Exam, StageStore, Work
 
+# A work's key, whether its stage was learned, its error, and for how many seconds its fleet was at it.
+Ended = tuple[str, bool, dict[str, str] | None, float]
+
+HANDFUL = 20  # works that a fleet has at once at most
+MEMORY = 8  # works; one that took long ends handfuls for about as many
 FURTHER = 0.05  # of a stage's steps; a loss after so much more of them than ever before is not counted
 
 
@@ -29,6 +36,8 @@ class Order:
     held: it waits for the budget, until what is in training has ended.
     elsewhere: another driver that has it; empty where none does.
     losses: fleets lost over it; reached: the step that the furthest of them had come to.
+    alone: a fleet was lost that had others too; whose fault it was shows when it is handed out by itself.
+    beats: how often its fleet said that it is at it.
     """
 
     asked: Work
@@ -38,8 +47,10 @@ class Order:
     fleet: str | None = None
     losses: int = 0
     reached: int = 0
+    alone: bool = False
     started: float = 0.0
     steps: tuple[int, int] = (0, 0)
+    beats: int = 0
 
     @property
     def work(self) -> Work:
@@ -75,6 +86,7 @@ class Desk:
         self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
         self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
         self.holding = False  # whether any of them is held
+        self.usual = inf  # seconds that a work takes, of late
         self.counts: Counter[str] = Counter()
         self.bill: Callable[[Work, float], None] = lambda work, seconds: None  # told what each order took
 
@@ -108,8 +120,11 @@ class Desk:
         return "queued"
 
     def take(self, fleet: str) -> Work | None:
-        """The work that waits longest; None when none waits, or the budget makes it wait."""
-        while (order := self.next) is not None:
+        """The work that waits longest.
+
+        None when none waits, the fleet has enough, or the budget makes it wait.
+        """
+        while (order := self.next) is not None and self._room(fleet, order):
             key, verdict = order.asked.key, self.purse.verdict(order.work, self.running, self.look)
             if verdict == "go":
                 self.assign(key, fleet)
@@ -128,17 +143,23 @@ class Desk:
 
     def assign(self, key: str, fleet: str) -> None:
         order = self.out[key] = self.orders[key]
-        order.fleet, order.elsewhere, order.started, order.steps = fleet, "", time.time(), (0, 0)
+        order.fleet, order.elsewhere, order.started = fleet, "", time.time()
+        order.steps, order.beats = (0, 0), 0
 
     def heard(self, fleet: str, key: str, steps: tuple[int, int]) -> bool:
-        """The fleet says that it has this; whether that is news, as after a restart of the desk."""
+        """The fleet says that it is at this; whether others may now have more, or less.
+
+        Less: it is news, as after a restart of the desk. More: the fleet is at it for longer than a handful
+        lasts, and will begin nothing else of it.
+        """
         order = self.orders.get(key)
         news = order is not None and order.fleet is None
         if news:
             self.assign(key, fleet)
-        if order and order.fleet == fleet:
-            order.steps = steps
-        return news
+        if order is None or order.fleet != fleet:
+            return False
+        order.steps, order.beats = steps, order.beats + 1
+        return (order.beats > 1 and self.only(fleet, key)) or news
 
     def of(self, fleet: str) -> list[str]:
         """Keys of what the fleet has."""
@@ -150,16 +171,25 @@ class Desk:
         if order := self.orders.get(key):
             order.fleet, order.elsewhere = None, elsewhere
 
+    def only(self, fleet: str, key: str) -> bool:
+        """The fleet will begin nothing else of what it has; whether there was anything."""
+        rest = [other for other in self.of(fleet) if other != key]
+        for other in rest:
+            self.put_back(other)
+        return bool(rest)
+
     def answered(self, key: str) -> None:
         """Another driver left the store with it."""
         self.later.pop(key, None)
         del self.orders[key]
 
-    def settle(self, order: Order, in_vain: bool, measured: Sequence[Any] | None = None) -> None:
+    def settle(
+        self, order: Order, seconds: float, in_vain: bool, measured: Sequence[Any] | None = None
+    ) -> None:
         """What an order took is on the bill, and others may start again."""
-        self.bill(order.asked, time.time() - order.started)
+        self.bill(order.asked, seconds)
         if in_vain:
-            self.purse.lose(time.time() - order.started)
+            self.purse.lose(seconds)
         else:
             self.purse.finished(order.work, measured)
         if self.holding:
@@ -173,11 +203,13 @@ class Desk:
         key: str,
         learned: bool,
         error: dict[str, str] | None,
+        seconds: float | None = None,
         measured: Sequence[Any] | None = None,
         unread: bool = False,
     ) -> bool:
         """Close the order; False when exams asked for meanwhile put it back into the queue.
 
+        seconds: that the fleet was at it; else since it was handed out.
         measured: what the purse read of it, if it was; unread: the store could not be read, so that it
             counts as what is lost does.
         """
@@ -185,7 +217,9 @@ class Desk:
         if order is None or order.fleet != fleet:
             return True  # it was taken from a fleet believed lost; the store holds the result all the same
         del self.orders[key], self.out[key]
-        self.settle(order, error is not None or unread, measured)
+        seconds = time.time() - order.started if seconds is None else seconds
+        self.usual = seconds if self.usual == inf else self.usual + (seconds - self.usual) / MEMORY
+        self.settle(order, seconds, error is not None or unread, measured)
         self.counts["trained"] += learned
         later = self.later.pop(key, None)
         if error:
@@ -204,21 +238,39 @@ class Desk:
 
         blamed: whether it may be the work that ends its fleets.
         """
-        given_up = []
-        for key in self.of(fleet):
+        given_up, had = [], self.of(fleet)
+        for key in had:
             order = self.out.pop(key)
-            self.settle(order, in_vain=True)
-            order.lose(blamed)
+            self.settle(order, (time.time() - order.started) / len(had), in_vain=True)
+            order.alone |= blamed and len(had) > 1
+            order.lose(blamed and len(had) == 1)
             self.counts["lost"] += 1
             if order.losses > self.retries:
                 given_up.append(order.work)
                 del self.orders[key]
         return given_up
 
+    def _room(self, fleet: str, order: Order) -> bool:
+        """Whether the fleet may have this beside what it has."""
+        if not (had := self.of(fleet)):
+            return True
+        apart = order.alone or self.out[had[0]].alone
+        return not apart and len(had) < min(HANDFUL, HANDFUL_S / max(self.usual, 1e-9))
+
     @property
     def waiting(self) -> int:
         """What a fleet could take."""
         return sum(order.free and not order.held for order in self.orders.values())
+
+    @property
+    def begun(self) -> list[Order]:
+        """What fleets are at: the first of what each has."""
+        return list({order.fleet: order for order in reversed(self.out.values())}.values())[::-1]
+
+    @property
+    def untouched(self) -> int:
+        """What no fleet is at; with the rest of handfuls."""
+        return self.waiting + len(self.out) - len(self.begun)
 
     @property
     def elsewhere(self) -> list[Work]:

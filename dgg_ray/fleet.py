@@ -30,10 +30,10 @@ from dgg_ray.sentinel import Sentinel
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
-from dgg_ray.worker import cannot_begin, leading, rank, tried, workshop
+from dgg_ray.worker import cannot_begin, handful, leading, rank, tried, workshop
 
 if TYPE_CHECKING:
-    from dgg_ray.broker import Ended
+    from dgg_ray.desk import Ended
 
 POLL_S = 0.2
 LOOK_S = 5.0  # between looks at the cluster
@@ -58,8 +58,7 @@ def work_loop(config: dict[str, Any]) -> None:
     logs.started(study.name, fleet, config.get("logs"), rank())
     if w.gpus:  # Ray shows every worker all GPUs of the group on its machine
         torch.cuda.set_device(get_device())
-    # What the group had before it was replaced.
-    lead(lambda: ray.get(broker.lost.remote(fleet, stuck(life, w.stuck_minutes))))
+    lead(lambda: ray.get(broker.lost.remote(fleet, stuck(life, w.stuck_minutes))))  # by those before it
     dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
     try:
         shop = workshop(study, store, w.zero, dog.alive)
@@ -70,35 +69,36 @@ def work_loop(config: dict[str, Any]) -> None:
         return ray.get(broker.unwell.remote(fleet, describe(problem)))
     except Exception as problem:
         raise cannot_begin(problem) from problem
-    say = None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps)
-    shop.lead, pulse = lead, Pulse(dog, say)
-    shop.tick = pulse.step
+    pulse = Pulse(dog, None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps))
+    shop.lead, shop.tick = lead, pulse.step
     if not isinstance(shop, Simulated):
         shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
-    caught = (StageError, StoreError) if w.per_fleet > 1 else Exception
-    sentinel = Sentinel(study, shop, caught)
+    sentinel = Sentinel(study, shop, (StageError, StoreError) if w.per_fleet > 1 else Exception)
     logs.event("begun", kind=kind(shop.where()).name)
-    ended: Ended | None = None
-    while work := lead(lambda e=ended: ray.get(broker.take.remote(fleet, w.idle_s, e))):
-        pulse.begin(work)
-        sentinel.before(work)
-        fresh = lead(lambda s=work.stage: store.record(s)) is None
-        try:
-            error, at_fault = tried(shop, work)
-        except Exception as problem:
-            logs.trouble("failed", describe(problem), work)
+    ended: list[Ended] = []
+    while works := lead(lambda e=ended: ray.get(broker.take.remote(fleet, w.idle_s, e))):
+        ended = []
+        for work in handful(works, lead):
+            began = time.monotonic()
+            pulse.begin(work)
+            sentinel.before(work)
+            fresh = lead(lambda s=work.stage: store.record(s)) is None
+            try:
+                error, at_fault = tried(shop, work)
+            except Exception as problem:
+                logs.trouble("failed", describe(problem), work)
+                pulse.end()
+                ray.get(broker.blame.remote(fleet, work.key, describe(problem), ended))
+                raise  # whatever may be broken here, the next process begins without it
+            if error:
+                logs.trouble("failed", error, work)
+                if at_fault and not work.probe:
+                    lead(lambda s=work.stage, e=error: store.fail(s, e))
             pulse.end()
-            ray.get(broker.blame.remote(fleet, describe(problem)))
-            raise  # whatever may be broken here, the next process begins without it
-        if error:
-            logs.trouble("failed", error, work)
-        if error and at_fault and not work.probe:
-            lead(lambda s=work.stage, e=error: store.fail(s, e))
-        pulse.end()
-        if error and not at_fault:  # another machine may do better: this fleet ends
-            return lead(lambda e=error: ray.get(broker.unwell.remote(fleet, e)))
-        learned = fresh and error is None and bool(work.stage.learns) and not work.probe
-        ended = (work.key, learned, error)
+            if error and not at_fault:  # another machine may do better: this fleet ends
+                return lead(lambda e=error, so_far=ended: ray.get(broker.unwell.remote(fleet, e, so_far)))
+            learned = fresh and error is None and bool(work.stage.learns) and not work.probe
+            ended.append((work.key, learned, error, time.monotonic() - began))
     logs.event("ended")
 
 

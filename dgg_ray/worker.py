@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from dgg_ray import logs
 from dgg_ray.errors import ClusterError, Fault, OtherVersion, StageError, StoreError, StudyError, describe
+from dgg_ray.pulse import HANDFUL_S
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
@@ -31,6 +33,15 @@ def tried(shop: Workshop | Simulated, work: Work) -> tuple[dict[str, str] | None
     except StoreError as problem:
         return describe(problem), False
     return None, True
+
+
+def handful(works: Sequence[Work], lead: Callable[[Callable[[], Any]], Any]) -> Iterator[Work]:
+    """One after another, for as long as a handful lasts; others may have what is left then."""
+    over = time.monotonic() + HANDFUL_S
+    for n, work in enumerate(works):
+        if n and lead(lambda: time.monotonic() > over):
+            return
+        yield work
 
 
 def cannot_begin(problem: Exception) -> ClusterError:

@@ -126,7 +126,7 @@ def test_a_closed_broker_lets_nobody_wait(world, broker):
     first, later, work = asyncio.run(scene())
     assert first == later
     assert later["error"]["message"] == "no workers"
-    assert work is None
+    assert work == []
 
 
 def test_a_worker_killed_while_it_waits_is_handed_nothing(world, broker):
@@ -136,11 +136,11 @@ def test_a_worker_killed_while_it_waits_is_handed_nothing(world, broker):
         ghost = asyncio.create_task(broker.take("a", patience_s=60))
         await asyncio.sleep(0)
         await broker.lost("a")  # its workers began anew
-        assert await ghost is None
+        assert await ghost == []
         asker = asyncio.create_task(broker.need(work))
-        assert await broker.take("a", patience_s=60) == work
+        assert await broker.take("a", patience_s=60) == [work]
         world.shop.obtain(work)
-        await broker.done("a", work.stage.key, learned=True, error=None)
+        await broker.done("a", (work.stage.key, True, None, 1.0))
         return await asker
 
     assert asyncio.run(scene())["ok"]
@@ -151,12 +151,12 @@ def test_a_fleet_that_asks_for_more_says_what_it_has_done(world, broker):
 
     async def scene():
         askers = [await asked(broker, work) for work in (one, four)]
-        assert await broker.take("a", 60) == one
+        assert await broker.take("a", 60) == [one]
         world.shop.obtain(one)
-        ended = (one.key, True, None)
-        assert await broker.take("a", 60, ended) == four
-        assert await broker.take("a", 60, ended) == four  # the answer was lost and the call made again
-        assert await broker.take("a", 0.01, (four.key, False, {"error": "NotFinite"})) is None
+        ended = [(one.key, True, None, 1.0)]
+        assert await broker.take("a", 60, ended) == [four]
+        assert await broker.take("a", 60, ended) == [four]  # the answer was lost and the call made again
+        assert await broker.take("a", 0.01, [(four.key, False, {"error": "NotFinite"}, 1.0)]) == []
         return [await asker for asker in askers]
 
     good, bad = asyncio.run(scene())
@@ -174,14 +174,14 @@ def test_what_a_fleet_says_to_a_broker_that_was_restarted_does_no_harm(world, br
 
     async def scene():
         asker = asyncio.create_task(broker.need(four))
-        assert await broker.take("a", 60, (one.key, learned, error)) == four
+        assert await broker.take("a", 60, [(one.key, learned, error, 1.0)]) == [four]
         again = asyncio.create_task(broker.need(one))  # who needed it asks again
         await asyncio.sleep(0.1)
         asker.cancel()
         if learned:
             return await again
         again.cancel()
-        return {"ok": await broker.take("b", 60) == one}  # that it failed is forgotten
+        return {"ok": await broker.take("b", 60) == [one]}  # that it failed is forgotten
 
     assert asyncio.run(scene())["ok"]
 
@@ -195,11 +195,11 @@ def test_a_call_of_a_fleets_earlier_life_takes_nothing_from_its_later_one(world,
         askers = [await asked(broker, work) for work in (one, four)]
         await broker.take("a", 60)
         world.shop.obtain(one)
-        late = asyncio.create_task(broker.take("a", 60, (one.key, True, None)))
+        late = asyncio.create_task(broker.take("a", 60, [(one.key, True, None, 1.0)]))
         await asyncio.sleep(0.1)
         broker.lives["a"] += 1
         broker.desk.assign(four.key, "a")
-        assert await late is None
+        assert await late == []
         for asker in askers:
             asker.cancel()
         return broker.desk.of("a")
@@ -212,9 +212,9 @@ def test_everybody_who_asked_is_answered(world, broker):
 
     async def scene():
         askers = [asyncio.create_task(broker.need(work)) for _ in range(5)]
-        assert await broker.take("a", patience_s=60) == work
+        assert await broker.take("a", patience_s=60) == [work]
         askers[0].cancel()  # one that gives up takes the others' answer away from nobody
-        await broker.done("a", work.stage.key, learned=False, error={"error": "NotFinite"})
+        await broker.done("a", (work.stage.key, False, {"error": "NotFinite"}, 1.0))
         return [await asker for asker in askers[1:]]
 
     assert [answer["error"]["error"] for answer in asyncio.run(scene())] == ["NotFinite"] * 4
@@ -269,7 +269,7 @@ def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world,
     async def scene():
         asker = asyncio.create_task(broker.need(work))
         while not broker.closed:
-            assert await broker.take("a", patience_s=60) == work
+            assert await broker.take("a", patience_s=60) == [work]
             await broker.unwell("a", full)
         return await asker
 
@@ -306,11 +306,11 @@ def test_an_error_of_a_fleet_believed_lost_is_not_told_while_another_is_at_the_s
         await broker.take("a", patience_s=60)
         await broker.lost("a")
         await broker.take("b", patience_s=60)
-        await broker.done("a", work.key, learned=False, error={"error": "NotFinite"})
+        await broker.done("a", (work.key, False, {"error": "NotFinite"}, 1.0))
         await asyncio.sleep(0)
         assert not asker.done()
         world.shop.obtain(work)
-        await broker.done("b", work.key, learned=True, error=None)
+        await broker.done("b", (work.key, True, None, 1.0))
         return await asker
 
     assert asyncio.run(scene())["ok"]
@@ -324,7 +324,7 @@ def test_a_stage_that_ends_its_processes_is_set_aside_with_what_they_ended_with(
         asker = asyncio.create_task(broker.need(work))
         for _ in range(2):
             await broker.take("a", patience_s=60)
-            await broker.blame("a", cause)
+            await broker.blame("a", work.key, cause)
             await broker.lost("a")  # its new workers know of no reason
         return await asker
 
@@ -346,15 +346,111 @@ def test_a_fleet_whose_workers_died_gives_its_work_back_even_if_no_others_come(
         await asyncio.sleep(0.01)
         if replaced:
             await broker.lost("a")
-            assert await broker.take("a", patience_s=60) == work
+            assert await broker.take("a", patience_s=60) == [work]
             await death
             assert broker.desk.of("a") == [work.key]  # the new workers keep it
         else:
-            assert await broker.take("b", patience_s=60) == work
+            assert await broker.take("b", patience_s=60) == [work]
         assert broker.desk.counts["lost"] == 1
         asker.cancel()
 
     asyncio.run(scene())
+
+
+# -- a handful of works that take no time ----------------------------------------------------------
+
+
+def quick(desk, works, each):
+    """The desk, after a first work that took so long; the others wait."""
+    for work in works:
+        desk.need(work)
+    first = desk.take("a")
+    assert desk.take("a") is None  # how long works take is not known yet
+    desk.done("a", first.key, learned=True, error=None, seconds=each)
+    return desk
+
+
+def hand(desk, fleet):
+    return list(iter(lambda: desk.take(fleet), None))
+
+
+@pytest.mark.parametrize(
+    ("each", "expected"), [(0.2, 1), (0.1, 1), (0.05, 2), (0.03, 4), (0.01, 10), (0.001, 20)]
+)
+def test_a_fleet_is_given_what_takes_a_tenth_of_a_second_and_never_more_than_twenty(
+    world, desk, each, expected
+):
+    many = [Work(world.path("ones", seed=seed)[0]) for seed in range(30)]
+    assert hand(quick(desk, many, each), "a") == many[1 : 1 + expected]
+
+
+def test_one_work_that_takes_long_ends_handfuls(world, desk):
+    many = [Work(world.path("ones", seed=seed)[0]) for seed in range(30)]
+    quick(desk, many, 0.001)
+    desk.done("a", desk.take("a").key, learned=True, error=None, seconds=8.0)
+    assert len(hand(desk, "a")) == 1
+
+
+def test_whatever_of_a_handful_is_not_begun_after_a_beat_goes_to_others(world, desk):
+    """Two beats over one work are a beat's time at it, longer than a handful lasts."""
+    quick(desk, works(world, ["ones"], ["fours"], ["nines"]), 0.001)
+    four, nine = hand(desk, "a")
+    assert not desk.heard("a", four.key, (1, 100))
+    assert desk.take("b") is None
+    assert desk.heard("a", four.key, (2, 100))  # others are told
+    assert desk.take("b") == nine
+    assert desk.of("a") == [four.key]
+
+
+def test_who_is_lost_with_a_handful_puts_the_blame_on_none_of_it_until_each_was_alone(world, desk):
+    bills = []
+    quick(desk, works(world, ["ones"], ["fours"], ["nines"]), 0.001)
+    desk.bill = lambda work, seconds: bills.append(seconds)
+    four, nine = hand(desk, "a")
+    desk.out[four.key].started = desk.out[nine.key].started = time.time() - 3.0
+    assert desk.lost("a") == []
+    assert sum(bills) == pytest.approx(3.0, abs=0.1)  # they were not at both all the time
+    assert hand(desk, "a") == [four]
+    assert hand(desk, "b") == [nine]
+    assert (desk.lost("a"), desk.retries) == ([], 1)
+    assert hand(desk, "a") == [four]
+    assert desk.lost("a") == [four]  # lost twice by itself
+    desk.done("b", nine.key, learned=True, error=None)
+    assert desk.counts["failed"] == 0
+
+
+def test_a_fleet_that_ends_over_one_of_a_handful_leaves_the_rest_to_others(world, broker):
+    many = works(world, ["ones"], ["fours"], ["nines"])
+    cause = {"error": "ValueError", "message": "no such shape", "traceback": ""}
+
+    async def scene():
+        askers = [await asked(broker, work) for work in many]
+        broker.desk.usual = 0.001
+        assert await broker.take("a", 60) == many
+        world.shop.obtain(many[0])
+        await broker.blame("a", many[1].key, cause, [(many[0].key, True, None, 0.001)])
+        assert (await askers[0])["ok"]
+        assert await broker.take("b", 60) == [many[2]]
+        await broker.lost("a")
+        assert await broker.take("a", 60) == [many[1]]
+        await broker.lost("a")
+        return await askers[1]
+
+    assert asyncio.run(scene())["error"] == cause
+
+
+def test_a_status_counts_one_stage_a_fleet_as_running(world, broker):
+    async def scene():
+        askers = [await asked(broker, work) for work in works(world, ["ones"], ["fours"], ["nines"])]
+        broker.desk.usual = 0.001
+        await broker.take("a", 60)
+        for asker in askers:
+            asker.cancel()
+        return await broker.status()
+
+    status = asyncio.run(scene())
+    assert [row["fleet"] for row in status["running"]] == ["a"]
+    assert status["waiting"] == 2
 
 
 # -- a broker that was restarted knows nothing -----------------------------------------------------
@@ -371,9 +467,9 @@ def test_a_fleet_that_says_what_it_has_keeps_it(world, broker):
         await asyncio.sleep(0.1)
         await broker.tick("a", work.key, (3, 8))
         assert [r["fleet"] for r in (await broker.status())["running"]] == ["a"]
-        assert await other is None
+        assert await other == []
         world.shop.obtain(work)
-        await broker.done("a", work.key, learned=True, error=None)
+        await broker.done("a", (work.key, True, None, 1.0))
         return await asker
 
     assert asyncio.run(scene())["ok"]
@@ -387,7 +483,7 @@ def test_a_fleet_that_asks_has_nothing_whatever_was_said_of_it(world, broker):
         asker = asyncio.create_task(broker.need(work))
         await asyncio.sleep(0.1)
         await broker.tick("a", work.key, (1, 8))  # late, of an earlier life
-        assert await broker.take("a", patience_s=60) == work
+        assert await broker.take("a", patience_s=60) == [work]
         asker.cancel()
 
     asyncio.run(scene())
@@ -410,13 +506,13 @@ def test_a_stage_that_another_driver_has_is_waited_for_and_not_done_again(world,
 
     async def scene():
         askers = [asyncio.create_task(broker.need(one)) for broker in two]
-        assert await first.take("a", patience_s=60) == one
-        assert await second.take("b", patience_s=0.1) is None
+        assert await first.take("a", patience_s=60) == [one]
+        assert await second.take("b", patience_s=0.1) == []
         assert (await second.status())["waiting"] == 0  # no fleet is started for it
         more = asyncio.create_task(second.need(four))
-        assert await second.take("b", patience_s=60) == four  # what is free goes on
+        assert await second.take("b", patience_s=60) == [four]  # what is free goes on
         world.shop.obtain(one)
-        await first.done("a", one.key, learned=True, error=None)
+        await first.done("a", (one.key, True, None, 1.0))
         answers = [await asyncio.wait_for(asker, 5) for asker in askers]
         more.cancel()
         return answers
@@ -436,7 +532,7 @@ def test_a_stage_that_another_driver_gives_back_is_done_here(world, two):
         await asyncio.sleep(0.1)
         assert not taking.done()
         await first.lost("a")
-        assert await taking == one
+        assert await taking == [one]
         for asker in askers:
             asker.cancel()
 
@@ -454,10 +550,10 @@ def test_exams_that_only_one_driver_wants_are_sat_after_the_other_is_done(world,
         taking = asyncio.create_task(second.take("b", patience_s=5))
         await asyncio.sleep(0.1)
         world.shop.obtain(mine)
-        await first.done("a", stage.key, learned=True, error=None)
-        assert await taking == more
+        await first.done("a", (stage.key, True, None, 1.0))
+        assert await taking == [more]
         world.shop.obtain(more)
-        await second.done("b", stage.key, learned=False, error=None)
+        await second.done("b", (stage.key, False, None, 1.0))
         return [await asker for asker in askers]
 
     assert all(answer["ok"] for answer in asyncio.run(scene()))

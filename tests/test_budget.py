@@ -192,9 +192,9 @@ def test_a_broker_with_a_budget_never_reads_the_store_in_its_event_loop(measured
 
     async def scene():
         asker = asyncio.create_task(broker.need(one))
-        assert await broker.take("a", patience_s=60) == one
+        assert await broker.take("a", patience_s=60) == [one]
         await asyncio.to_thread(published, measured, one)
-        await broker.done("a", one.key, learned=True, error=None)
+        await broker.done("a", (one.key, True, None, 1.0))
         await asker
         await broker.close()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dgg_ray import cluster, fleet, logs
+from dgg_ray import cluster, fleet, logs, worker
 from dgg_ray.errors import ClusterError, Fault, NotFinite, OtherVersion, Refused, StoreError, StudyError
 from dgg_ray.sections import Workers
 from dgg_ray.simulate import Simulated
@@ -114,7 +114,7 @@ class Shop(Simulated):
 def served(world, monkeypatch, problem):
     """Calls to the broker that a worker makes over one stage that ends with the error."""
     (stage,) = world.path("ones")
-    works = iter([Work(stage), None])
+    works = iter([[Work(stage)], []])
     desk = Desk(take=lambda *_: next(works))
     monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(problem))
     fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
@@ -131,22 +131,29 @@ def test_a_full_disk_is_not_the_stages_fault(world, monkeypatch):
 def test_what_a_stage_ends_with_everywhere_is_kept_with_it_and_the_next_is_taken(world, monkeypatch, problem):
     calls, failure = served(world, monkeypatch, problem)
     assert [name for name, *_ in calls] == ["lost", "take", "take"]
-    _, learned, error = calls[-1][-1]  # what it had is told with the next question
+    ((_, learned, error, _),) = calls[-1][-1]  # what it had is told with the next question
     assert (learned, error["error"]) == (False, type(problem).__name__)
     assert failure["error"] == type(problem).__name__
+
+
+def test_what_a_handful_has_not_begun_in_its_time_is_left(world, monkeypatch):
+    many = [Work(world.path("ones", seed=seed)[0]) for seed in range(3)]
+    clock = iter([0.0, 0.09, 0.11])
+    monkeypatch.setattr(worker.time, "monotonic", lambda: next(clock))
+    assert list(worker.handful(many, lambda compute: compute())) == many[:2]
 
 
 def test_what_may_be_the_processs_fault_ends_it_and_the_broker_knows_with_what(world, monkeypatch):
     seen = []
     monkeypatch.setattr(logs, "trouble", lambda name, error, *_: seen.append(error["error"]))
     (stage,) = world.path("ones")
-    desk = Desk(take=Work(stage))
+    desk = Desk(take=[Work(stage)])
     monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(RuntimeError("CUDA error: illegal access")))
     with pytest.raises(RuntimeError, match="illegal access"):
         fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
     assert [name for name, *_ in desk.calls] == ["lost", "take", "blame"]  # nothing else is taken
-    assert "illegal access" in desk.calls[-1][2]["message"]
-    assert "Traceback" in desk.calls[-1][2]["traceback"]
+    assert "illegal access" in desk.calls[-1][3]["message"]
+    assert "Traceback" in desk.calls[-1][3]["traceback"]
     assert world.store.failure(stage) is None
 
 

@@ -55,12 +55,12 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
     one, four, nine = (Work(world.path(name)[0], (world.exam(name),)) for name in ("ones", "fours", "nines"))
     began = time.monotonic()
     good = broker.need.remote(one)
-    assert ray.get(broker.take.remote("fleet-001", 10)) == one
+    assert ray.get(broker.take.remote("fleet-001", 10)) == [one]
     world.shop.obtain(one)
-    ray.get(broker.done.remote("fleet-001", one.key, True, None))
+    ray.get(broker.done.remote("fleet-001", (one.key, True, None, 0.0)))
     bad = broker.need.remote(four)
-    assert ray.get(broker.take.remote("fleet-001", 10)) == four
-    ray.get(broker.done.remote("fleet-001", four.key, False, {"error": "NotFinite", "message": "nan"}))
+    assert ray.get(broker.take.remote("fleet-001", 10)) == [four]
+    ray.get(broker.done.remote("fleet-001", (four.key, False, {"error": "NotFinite", "message": "nan"}, 0.0)))
     assert ray.get(good)["ok"]
     assert not ray.get(bad)["ok"]
     waits = broker.need.remote(nine)

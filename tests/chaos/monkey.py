@@ -95,14 +95,17 @@ class Monkey:
     def let_finish(self) -> None:
         """Wait for the end, as long as something is learned now and then."""
         assert self.run_of is not None
-        trace = self.folder / "trace"
-        before, now = -1, trace.stat().st_size
+        before, now = -1, self.traced()
         while now > before:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 assert self.run_of.wait(timeout=PATIENCE_S) == 0, self.log[-3000:]
                 return
-            before, now = now, trace.stat().st_size
+            before, now = now, self.traced()
         raise AssertionError(f"nothing was learned for {PATIENCE_S:.0f} s: {self.log[-3000:]}")
+
+    def traced(self) -> int:
+        trace = self.folder / "trace"
+        return trace.stat().st_size if trace.exists() else 0  # nothing was learned yet
 
     def working(self) -> bool:
         return bool(self.victims("worker"))
