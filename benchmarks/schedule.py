@@ -1,7 +1,7 @@
 """What a study costs beside its training: stages through desk and store, a large plan, a large report.
 
     python benchmarks/schedule.py                           all four, some minutes
-    python benchmarks/schedule.py --only report --rows 100000
+    python benchmarks/schedule.py --only ray
 
 stages   10,000 simulated ones through the desk into a folder's store, as one fleet does it: asked for, taken,
          published (record, manifest, rename), their exams published, answered. Beside it, in the same run:
@@ -13,7 +13,7 @@ ray      as many through Ray's broker actor: the driver asks for them, all at on
          them. Beside it, in the same run: nothing stored, and a call a stage of an actor that does nothing.
          Wanted: 500 a second, at most 500 MB in driver and broker.
 plan     720 orders × 5 values of α (6 tasks, every order): wanted in 1 s.
-report   a million cells, tables without and with figures: wanted in 10 s and 2 GB.
+report   benchmarks/report.py.
 
 Seconds of the process's CPU stand beside wall seconds: on a shared machine only the first repeat.
 """
@@ -30,22 +30,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import psutil
 import ray
 
-from dgg_ray import judge, objects, report
+from dgg_ray import judge, objects
 from dgg_ray.asking import walk
 from dgg_ray.broker import Broker
 from dgg_ray.desk import Desk, Ended
 from dgg_ray.law import Law
 from dgg_ray.leases import LEASE_S, Holder
-from dgg_ray.outcomes import CELL, Results
 from dgg_ray.plan import plan
 from dgg_ray.sections import Knob, Orders, Search
 from dgg_ray.simulate import MemoryStore, Simulated, imagined
@@ -288,47 +284,10 @@ def planned() -> None:
     print(f"  wall {wall:.2f} s, CPU {cpu:.2f} s")
 
 
-# -- report ----------------------------------------------------------------------------------------
+def reported() -> None:
+    import report  # here: what draws figures would count among the driver's memory
 
-
-def large(rows: int, tasks: int = 6) -> Results:
-    """A study of all orders with as many settings as make so many rows, its winner against two rivals."""
-    rng, names = np.random.default_rng(0), [f"task{i}" for i in range(tasks)]
-    orders = np.array(list(islice(permutations(range(tasks)), 720)))
-    t, i = np.tril_indices(tasks)
-    count = max(2, rows // (len(orders) * len(t)) - 5)
-    ids = np.array([f"{n:08x}" for n in range(count)] + ["finetune", "replay"], dtype=object)
-    alphas = np.vstack([rng.choice([0.0, 0.1, 0.2, 0.5, 1.0], (count, tasks)), np.full((2, tasks), np.nan)])
-    labels = np.array([" > ".join(names[i] for i in order) for order in orders], dtype=object)
-    named = np.array(names, dtype=object)
-    parts = []
-    for split, settings in (("validation", range(count + 2)), ("test", (0, count, count + 1))):
-        s, o, c = (x.ravel() for x in np.meshgrid(settings, range(len(orders)), range(len(t)), indexing="ij"))
-        learned, age = orders[o, t[c]], t[c] - i[c]
-        a = np.nan_to_num(alphas[s, learned])
-        score = 0.75 - 0.1 * a**2 * (age == 0) - 0.05 * age * (1 - a) + 0.02 * rng.standard_normal(len(s))
-        strategy = np.where(s < count, "dgg", ids[s])
-        columns = [ids[s], strategy, labels[o], 0, t[c], named[learned], named[orders[o, i[c]]]]
-        part = dict(zip(CELL, [*columns, split, score.clip(0, 1), 500, 1.0], strict=True))
-        parts.append(pd.DataFrame(part | {f"{ALPHA}.{n}": alphas[s, k] for k, n in enumerate(names)}))
-    costs = pd.DataFrame(
-        columns=["key", "learned", "runs", "learn_seconds", "exam_seconds", "peak_memory_mb"]
-    )
-    return Results(
-        "large", "", pd.concat(parts, ignore_index=True), tuple(f"{ALPHA}.{n}" for n in names), ("faa",),
-        str(ids[0]), {"finetune": "finetune", "replay": "replay"}, [], costs, tried=tuple(ids[:count]),
-    )  # fmt: skip
-
-
-def reported(rows: int) -> None:
-    names = report.figure_names
-    for label, figures in (("tables alone", list), ("with figures", names)):
-        results, report.figure_names = large(rows), figures
-        with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
-            wall, cpu = timed(partial(report.write, results, Path(folder)))
-        print(f"  {len(results.table):,} cells, {label}: wall {wall:.1f} s, CPU {cpu:.1f} s")
-        print(f"  peak memory {memory_mb():.0f} MB", flush=True)
-    report.figure_names = names
+    report.reported()
 
 
 def main() -> None:
@@ -338,11 +297,10 @@ def main() -> None:
         "alone": lambda: alone(o.stages),
         "ray": lambda: through_ray(o.stages),
         "plan": planned,
-        "report": lambda: reported(o.rows),
+        "report": reported,
     }
     parser.add_argument("--only", choices=parts)
     parser.add_argument("--stages", type=int, default=10_000)
-    parser.add_argument("--rows", type=int, default=1_000_000)
     o = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
     for name, run in parts.items():
