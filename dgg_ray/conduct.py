@@ -56,14 +56,16 @@ class Audited:
     """A dropped state that was finished after all.
 
     place: where it was dropped; state: its id there; setting: what finished it.
+    kept: the best setting that was not dropped; all of them were judged on the same blocks.
     ends: mean objective at the end.
-    gaps: for each block its mean objective minus that of the best setting that was not dropped.
-    better: whether it is preferred to that one, constraints included.
+    gaps: for each block its mean objective minus that of `kept`.
+    better: whether it is preferred to that one, by the means over these blocks, constraints included.
     """
 
     place: int
     state: str
     setting: str
+    kept: str
     ends: float
     gaps: tuple[float, ...]
     better: bool

@@ -19,12 +19,14 @@ is not independent of the choice, so only the second part, paired within blocks,
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from dgg_ray.conduct import Searched
+from dgg_ray.conduct import Audited, Searched
 from dgg_ray.intervals import Difference, Interval, mean_interval, paired_difference
 from dgg_ray.outcomes import (
     BLOCK,
@@ -232,31 +234,75 @@ def race_sentences(search: Searched) -> list[str]:
     ]
 
 
-def audit_sentences(search: Searched) -> list[str]:
-    """How often, and by how much, a branch that was dropped ended above what was kept."""
-    found = search.audited
+def audit_sentences(results: Results) -> list[str]:
+    """How many branches that were dropped looked better than what was kept, and whether luck can do that."""
+    found = results.search.audited if results.search else ()
     if not found:
         return []
     better = [a for a in found if a.better]
-    gaps = np.array([a.gaps for a in found])
-    average = mean_interval(gaps.mean(axis=0))
+    count = f"{len(better) or 'none'} of them looked better than the best that was kept"
+    average = mean_interval(np.mean([a.gaps for a in found], axis=0))
     said = [
-        f"Audit: {len(found)} of the branches that were dropped on the way were finished, and "
-        f"{len(better) or 'none'} of them ended above the best that was kept. On average they ended "
-        f"{away(average)}."
+        f"Audit: {len(found)} of the branches that were dropped on the way were finished, and {count}. On "
+        f"average they ended {away(average)}, on the blocks on which settings were chosen: there what was "
+        "kept is the luckiest, so these differences lean towards it."
     ]
     if better:
-        best = max(better, key=lambda a: float(np.mean(a.gaps)))
-        gap = mean_interval(best.gaps, 1 - 0.05 / len(found))
-        said.append(
-            f"The best of them, dropped at task {best.place} of the orders, ended {away(gap)} (95 % for all "
-            f"{len(found)} at once): there the choice task by task was wrong. It counts among the settings "
-            "judged."
-        )
+        said += [*luck(results, better), "What was audited counts among the settings judged."]
     return said
 
 
-def away(gap: Interval) -> str:
+def luck(results: Results, better: Sequence[Audited]) -> Iterator[str]:
+    """Whether the choice was wrong, of the branches that looked better."""
+    audited = len(results.search.audited) if results.search else 0
+    leads = [lead(a.gaps, audited) for a in better]
+    sure = [i for i, of in enumerate(leads) if wrong(of, audited)]
+    best = max(sure or range(len(better)), key=lambda i: leads[i].mean)
+    of = leads[best]
+    dropped = f"dropped at task {better[best].place} of the orders, ended {away(of)}"
+    at_once = f"95 % for all {audited} at once" if audited > 1 else "95 %"
+    if of.n < 2:
+        yield f"The best of them, {dropped}: it looked better, and one block cannot tell that from luck."
+    elif not sure:
+        yield f"The best of them, {dropped} ({at_once}): it looked better, which may be luck."
+    else:
+        yield (
+            f"For {len(sure)} of them that is more than luck: there the choice task by task was wrong. "
+            f"The best, {dropped} ({at_once})."
+        )
+    yield from unseen(results, better[best])
+
+
+def unseen(results: Results, branch: Audited) -> Iterator[str]:
+    """The same difference on held-out blocks, where the comparison has both: there luck has no part."""
+    terms, split = results.terms, final_split(results)
+    if not terms.held_out:
+        return
+    mine, kept = (
+        sum(of_setting(results, setting, split, terms.compared_on, m) for m in results.objective)
+        for setting in (branch.setting, branch.kept)
+    )
+    gaps = (mine - kept).dropna() / len(results.objective)
+    if len(gaps):
+        of = mean_interval(gaps)
+        yield (
+            f"On the {split} split of {of.n} held-out block{'s' * (of.n > 1)}, which took no part in the "
+            f"choice, it ended {away(of)}."
+        )
+
+
+def lead(gaps: ArrayLike, audited: int) -> Difference:
+    """Mean gap over the blocks; its interval holds for all audited branches at once (Bonferroni)."""
+    return paired_difference(gaps, np.zeros(len(gaps)), 1 - 0.05 / audited)
+
+
+def wrong(of: Difference, audited: int) -> bool:
+    """Whether it lies above 0 beyond luck. Not where the blocks are alike to the last digit: coarse scores
+    can be that by chance, and nothing can be tested."""
+    return of.mean > 0 and of.p < 0.05 / audited
+
+
+def away(gap: Interval | Difference) -> str:
     """`1.2 points [0.3, 2.1] below it`"""
     sign = 1 if gap.mean >= 0 else -1
     bounds = sorted((sign * gap.low, sign * gap.high))

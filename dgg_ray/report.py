@@ -121,7 +121,7 @@ def page(
         answer=opening,
         bold=[*warning(results), *drift.warning(results.machines)],
         next_steps=next_steps.sentences(results),
-        went=[*race_sentences(results.search), *audit_sentences(results.search)] if results.search else [],
+        went=[*race_sentences(results.search), *audit_sentences(results)] if results.search else [],
         pareto=pareto_rows(results, best),
         figures=figures,
         split=split,

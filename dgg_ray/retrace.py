@@ -112,7 +112,8 @@ def audited(search: Stagewise) -> Iterator[Audited]:
             dropped, finished = (
                 search.study.at(s).id for s in (state.setting, search.proposed[number].setting)
             )
-            yield Audited(state.depth, dropped, finished, float(mine.mean()), gaps, better)
+            above = search.study.at(search.proposed[best].setting).id
+            yield Audited(state.depth, dropped, finished, above, float(mine.mean()), gaps, better)
 
 
 def ends(search: Method, evidence: Evidence) -> np.ndarray:

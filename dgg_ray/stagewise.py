@@ -17,8 +17,10 @@ Greedy choices can be wrong: the best state at task 2 need not be the best at ta
 awslabs/Renate issue 58), and with several orders a task is decided where it comes first. So the choice is
 revised once, place by place, with what the best run became. And a share of the stages, `audit`, finishes
 branches that were dropped, with the winner's values for what they had not decided: how often, and by how
-much, one of them ends above the best kept one is reported, and such a branch is recommended if it wins. Its
-later values were chosen for another state, so the audit can miss an error and cannot invent one.
+much, one of them ends above the best kept one is reported, and such a branch is recommended if it wins. Ends
+are noisy, so one may be above by luck: it is called an error only where its interval says so, for all that
+were audited at once (optimism.py). And errors are missed: a branch's later values were chosen for another
+state, and what was kept is the luckiest of all settings on these blocks.
 
 Settings that are not per task (rank, buffer) are outer combinations, each with a beam of its own; their
 number is halved at even distances along the tasks.

@@ -1,8 +1,12 @@
-"""The audit of a stagewise search: dropped branches are finished, whichever place they were dropped at."""
+"""The audit of a stagewise search: dropped branches are finished, and luck is not taken for an error."""
 
+import numpy as np
 import pytest
+from test_report import ORDERS, small_study
 
-from dgg_ray import judge, methods
+from dgg_ray import draws, judge, methods, optimism
+from dgg_ray.conduct import Audited, Searched, Terms
+from dgg_ray.optimism import audit_sentences, lead
 from dgg_ray.sections import Knob, Search
 from dgg_ray.simulate import MemoryStore, Simulated, imagined
 from dgg_ray.strategies.dgg import DGG
@@ -23,3 +27,71 @@ def test_the_audit_finishes_branches_that_were_dropped(seed):
     assert method.audited
     assert all(method.told[dropped.number] is not None for dropped in method.audited)
     assert all(method.proposed[dropped.number].depth == 5 for dropped in method.audited)
+
+
+# -- what is said of it: d1 finished a dropped branch, ft stands for what was kept ---------------------
+
+
+def said(*gaps, **terms):
+    """Of branches with these gaps in points, block by block."""
+    branches = tuple(Audited(2, "", "d1", "ft", 0.5, tuple(g / 100 for g in of), sum(of) > 0) for of in gaps)
+    search = Searched("stagewise", ("faa",), audited=branches)
+    return " ".join(audit_sentences(small_study(search=search, terms=Terms(**terms))))
+
+
+def test_one_block_cannot_tell_a_branch_that_looks_better_from_luck():
+    text = said([1.2], [-3.0])
+    assert (
+        "1 of them looked better than the best that was kept. On average they ended 0.9 points below" in text
+    )
+    assert "ended 1.2 points above it: it looked better, and one block cannot tell that from luck." in text
+    assert "wrong" not in text
+
+
+def test_a_lead_whose_interval_holds_0_may_be_luck():
+    # gaps 1, 2, 3: s/√3 = 0.577; t(0.975, 2) = 4.303 and for two branches t(0.9875, 2) = 6.205
+    assert (
+        "ended 2.0 points [−1.6, 5.6] above it (95 % for all 2 at once): it looked better, which may be luck"
+        in (said([1, 2, 3], [-9, -8, -9]))
+    )
+    assert "wrong" not in said([1, 2, 3], [-9, -8, -9])
+
+
+def test_a_choice_was_wrong_where_the_interval_lies_above_0():
+    # gaps 2, 3, 4: 3.0 ± 2.48 alone; among two 3.0 ± 3.58, which holds 0
+    text = said([2, 3, 4])
+    assert "For 1 of them that is more than luck: there the choice task by task was wrong." in text
+    assert "The best, dropped at task 2 of the orders, ended 3.0 points [0.5, 5.5] above it (95 %)." in text
+    assert "which may be luck" in said([2, 3, 4], [-1, -2, -3])
+    # the one that is sure is shown, and not the one that is higher
+    assert "For 1 of them" in (text := said([2.9, 3, 3.1], [-5, 5, 15]))
+    assert "ended 3.0 points" in text
+
+
+def test_blocks_that_are_alike_to_the_last_digit_prove_nothing():
+    assert "ended 2.0 points [2.0, 2.0] above it (95 %): it looked better, which may be luck" in said([2, 2])
+
+
+def test_held_out_blocks_of_the_comparison_say_what_became_of_the_lead():
+    # on test d1 is 5/60 and 10/60 above ft: mean 12.5, half width 12.706 · 4.17 = 52.9
+    held = {"compared_on": tuple((order, 0) for order in ORDERS), "held_out": True}
+    end = "On the test split of 2 held-out blocks, which took no part in the choice, it ended 12.5 points "
+    assert f"{end}[−40.4, 65.4] above it." in said([1.2], **held)
+    assert "no part" not in said([1.2])
+
+
+@pytest.mark.parametrize(("kept", "blocks"), [(1, 2), (8, 4)])
+def test_branches_that_are_no_better_are_rarely_called_better(kept, blocks):
+    # 1,000 studies in which all settings are truly alike; of those kept the luckiest is what branches face
+    rng, studies, audited = draws.generator(kept, str(blocks), "audit"), 1000, 5
+    noise = rng.normal(0, 0.02, (studies, kept + audited, blocks)) + rng.normal(0, 0.05, (studies, 1, blocks))
+    best = noise[:, :kept].mean(axis=2).argmax(axis=1)
+    gaps = noise[:, kept:] - noise[np.arange(studies), best][:, None]
+    called = [any(optimism.wrong(lead(g, audited), audited) for g in study if g.mean() > 0) for study in gaps]
+    assert np.mean(called) < 0.05
+    assert np.mean((gaps.mean(axis=2) > 0).any(axis=1)) > 0.2  # looked better, in as many studies
+
+
+def test_a_branch_that_is_much_better_is_called_better():
+    gaps = draws.generator(0, "", "audit").normal(0.1, 0.02, (200, 5))
+    assert np.mean([optimism.wrong(lead(g, 3), 3) for g in gaps]) > 0.95
