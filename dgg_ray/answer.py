@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import drift
+from dgg_ray.agreement import agreement_sentences, unsearched, unsearched_sentences
 from dgg_ray.optimism import (
     constraint_sentences,
     optimism_sentences,
@@ -49,10 +50,12 @@ def answer(results: Results) -> list[str]:
         return sentences + warning(results) + progress(results) + failures(results) + unspent(results)
     return [
         recommendation(results, known.loc[setting]),
+        *unsearched_sentences(results),
         *warning(results),
         *progress(results),
         *score_sentences(results, split),
         *same_sentences(results, printed(results)),
+        *agreement_sentences(results),
         *constraint_sentences(results),
         *optimism_sentences(results),
         *order_sentences(results, split),
@@ -63,8 +66,9 @@ def answer(results: Results) -> list[str]:
 
 
 def recommendation(results: Results, values: pd.Series) -> str:
-    """What to use, every searched value by its name."""
-    parts = [f"{name_of(knob)} = {text_of(values[knob])}" for knob in results.knobs]
+    """What to use, every value that was chosen by its name."""
+    found = [knob for knob in results.knobs if knob not in unsearched(results)]
+    parts = [f"{name_of(knob)} = {text_of(values[knob])}" for knob in found]
     verb = "Use" if results.knobs else "One setting was run, nothing was searched:"
     if results.search and not results.search.finished:
         verb = "So far the best is"

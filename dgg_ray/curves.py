@@ -96,13 +96,17 @@ class Tradeoff:
         gaps = [y[j] - y[i] for y in (self.new, self.old)]
         return {n: (float(g), float(g - h), float(g + h)) for n, g, h in zip(SERIES, gaps, half, strict=True)}
 
+    def counts(self, weight: float = 1.0) -> np.ndarray:
+        """What a difference in new and in old makes in the mean final score."""
+        return np.array([1.0, weight * self.earlier]) / self.tasks
+
     def points(self, weight: float = 1.0) -> pd.DataFrame:
         """One row per α tried: both curves with 95 % bands, and what it does for the mean final score.
 
         gain: against the best α, ≤ 0; gain_low, gain_high: its band, paired within blocks, pointwise; nan
             for fewer than 2 blocks. open: it cannot be told apart from the best one.
         """
-        count = np.array([1.0, weight * self.earlier]) / self.tasks
+        count = self.counts(weight)
         value = np.column_stack([self.new, self.old]) @ count
         best = int(np.argmax(value.round(12)))  # of equals the lowest α: it learns the new task better
         draws, blocks = self.fit.draws @ count, self.fit.blocks
@@ -178,10 +182,10 @@ def observed(results: Results) -> pd.DataFrame:
 
     task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
     seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
-    alone. On the validation split, as far as runs were examined.
+    alone. On the split on which settings were chosen, as far as runs were examined.
     """
     values = anchored(results)
-    runs = [r for r in walk(results, "validation") if r.setting in values.index and not r.together]
+    runs = [r for r in walk(results, results.terms.select_on) if r.setting in values.index and not r.together]
     of_order: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         of_order.setdefault(run.tasks, []).append(run)

@@ -4,9 +4,10 @@
     rivals(search)      `constant`: the best value that is the same for all tasks;
                         `first_two`: the value that is best after two tasks, then kept, as one would
                         who cannot search (with DGG the second task is the first that has an α)
+    given(…)            these, `runner_up`, and `curve`: each task's α where its curve is best (readoff.py)
     contenders(…)       the winner and all that it is compared with
 
-Both rivals keep the winner's settings that are not per task, and are judged on the search's blocks.
+All but the runner-up keep the winner's settings that are not per task, and come from the search's blocks.
 """
 
 from __future__ import annotations
@@ -56,12 +57,19 @@ def contenders(study: Study, search: Method | None, more: Mapping[str, Method]) 
     """Label → study on the final blocks, the recommended setting first; none before there is one."""
     if search is None:
         return study.contenders()
-    winner, ranking = search.winner(), search.ranking()
-    if winner is None:
-        return {}
+    winner = search.winner()
+    return {} if winner is None else study.at(winner).contenders(given(search, more))
+
+
+def given(search: Method, more: Mapping[str, Method]) -> dict[str, Setting]:
+    """Rival that the search gives → its setting, of those that are known so far."""
+    ranking = search.ranking()
     found = {"runner_up": search.proposed[ranking[1]].setting} if len(ranking) > 1 else {}
-    found |= {name: setting for name, own in more.items() if (setting := own.winner()) is not None}
-    return study.at(winner).contenders(found)
+    if "curve" in search.study.protocol.rivals:
+        from dgg_ray.readoff import read_off  # late: pandas and SciPy, which trials and brokers do without
+
+        found |= {"curve": setting} if (setting := read_off(search)) else {}
+    return found | {name: setting for name, own in more.items() if (setting := own.winner()) is not None}
 
 
 def at_the_end(study: Study) -> list[judge.Chain]:
@@ -91,7 +99,8 @@ def best_so_far(search: Method) -> str:
         band = mean_interval(column)
         found.append(f"{name} {band.mean:.3f}" + f" [{band.low:.3f}, {band.high:.3f}]" * (band.n > 1))
     setting = search.proposed[number].setting
-    return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items())
+    idle = {f"strategy.alpha.{order[0]}" for order in search.study.all_orders}  # where it is one task alone
+    return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items() if {k} != idle)
 
 
 class Same(Batches):

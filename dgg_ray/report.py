@@ -21,8 +21,8 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from dgg_ray import drift, next_steps, plugins, robustness
+from dgg_ray.agreement import trades, unsearched
 from dgg_ray.answer import SHOWN, answer
-from dgg_ray.curves import sentences, summary, tradeoffs
 from dgg_ray.disparity import disparity, overall
 from dgg_ray.front import front
 from dgg_ray.optimism import audit_sentences, race_sentences, warning
@@ -127,12 +127,12 @@ def page(
         split=split,
         comparison=comparison_rows(comparison),
         shown=SHOWN,
-        trades=[(summary(found), " ".join(sentences(found))) for found in tradeoffs(results)],
+        trades=trades(results),
         spread=spread_rows(disparity(results, split), overall(results, split)),
         robust=robustness.sentences(results)[1:],  # the first is in the answer
         best=judged_rows(results, best),
         all_judged=len(best),
-        knobs=[name_of(knob) for knob in results.knobs],
+        knobs=[name_of(k) + " (not searched)" * (k in unsearched(results)) for k in results.knobs],
         costs=cost_rows(results.costs),
         machines=drift.rows(results.machines),
         spending=spending_rows(results.spending),

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dgg_ray import drift, forecast, judge, methods, plugins, retrace, studyfile
+from dgg_ray.agreement import unsearched
 from dgg_ray.cost import CostModel
 from dgg_ray.environment import kind
 from dgg_ray.errors import ResultsError
@@ -39,7 +40,7 @@ def load(out: Path) -> Results:
         for walk in (walk for found in walks.values() for walk in found):
             asked.add(*walk)
         if method is search:
-            told = retrace.searched(method, more, store, walks, knobs)
+            told = retrace.searched(method, methods.given(method, more), store, walks, knobs)
     final = methods.contenders(study, search, more)
     for at in final.values():
         for run in at.runs():
@@ -241,6 +242,7 @@ def recommendation(results: Results) -> dict[str, Any]:
         "study": results.name,
         "setting": results.recommended,
         "recommended": json.loads(mine.iloc[0][list(results.knobs)].to_json()) if len(mine) else {},
+        "not_searched": list(unsearched(results)),
         "split": split,
         "comparison": json.loads(str(compared.to_json(orient="records"))),  # as numbers, nan as null
         "failed_stages": len(results.failures),

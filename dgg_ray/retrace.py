@@ -21,9 +21,9 @@ Walks = Mapping[int, Sequence[judge.Walk]]  # by the number of the probe
 
 
 def searched(
-    search: Method, more: Mapping[str, Method], store: StageStore, walks: Walks, knobs: Sequence[str]
+    search: Method, given: Mapping[str, Setting], store: StageStore, walks: Walks, knobs: Sequence[str]
 ) -> Searched:
-    """The search as it stands, with the small searches of its rivals. walks: what each probe asked for."""
+    """The search as it stands. given: of its rivals, their settings; walks: what each probe asked for."""
     study, of = search.study, search.search
     found = Searched(
         method=of.method,
@@ -35,7 +35,7 @@ def searched(
         count=search.count if isinstance(search, Whole) else None,
         finished=search.finished,
         candidates=tuple(candidates(search, walks)),
-        stands_for=stands_for(search, more, knobs),
+        stands_for=stands_for(search, given, knobs),
         saved=saved(search, store),
     )
     if isinstance(search, Stagewise):
@@ -145,18 +145,14 @@ def named(block: Block) -> tuple[str, int]:
 
 
 def stands_for(
-    search: Method, more: Mapping[str, Method], knobs: Sequence[str]
+    search: Method, given: Mapping[str, Setting], knobs: Sequence[str]
 ) -> dict[str, dict[str, object]]:
     """Rival that the search gives → its setting."""
-    ranking = search.ranking()
-    found: dict[str, Setting | None] = {label: own.winner() for label, own in more.items()}
-    if len(ranking) > 1:
-        found["runner_up"] = search.proposed[ranking[1]].setting
     wanted = [label for label in FROM_SEARCH if label in search.study.protocol.rivals]
     return {
         label: {k: setting[k] for k in knobs if k in setting}
         for label in wanted
-        if (setting := found.get(label))
+        if (setting := given.get(label))
     }
 
 

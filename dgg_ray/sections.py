@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from dgg_ray.errors import STRICT
 
 Value = float | int | str | bool
-FROM_SEARCH = ("runner_up", "constant", "first_two")  # rivals that the search itself gives
+FROM_SEARCH = ("runner_up", "constant", "first_two", "curve")  # rivals that the search itself gives
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class Protocol:
     rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
         and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
         itself could have given: `runner_up`, `constant` (the best value that is the same for all
-        tasks), `first_two` (the value that was best after two tasks, kept for all).
+        tasks), `first_two` (the value that was best after two tasks, kept for all), `curve` (each
+        task's α where its curve is best for the mean final score, whatever the search's objective).
     """
 
     __pydantic_config__ = STRICT

@@ -1,0 +1,161 @@
+"""The recommendation beside the curves: differences from paper, and what no run could tell is said so."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_curves import A, study
+from test_report import small_study
+from test_stagewise import EXACT, VALUES
+
+from dgg_ray import answer, methods
+from dgg_ray.agreement import (
+    agreement_sentences,
+    stands,
+    trades,
+    unsearched,
+    unsearched_sentences,
+)
+from dgg_ray.conduct import Searched, Terms
+from dgg_ray.curves import observed, tradeoffs
+from dgg_ray.readoff import read_off, seen
+from dgg_ray.rehearse import rehearse
+from dgg_ray.results import recommendation
+from dgg_ray.sections import Knob, Orders, Protocol, Search
+from dgg_ray.simulate import imagined
+from dgg_ray.strategies.dgg import DGG
+
+KEPT = (0.10, 0.12, 0.14)  # of a, by seed, that α = 0.5 saves; it costs 0.04 of b
+
+
+def told(recommended, kept=KEPT, more=(), **changes):
+    """b learned after a with α = 0 and 0.5; the mean of both ends 3, 4 and 5 points higher at 0.5."""
+    low = [("s0", "ab", s, (0.0,), [A, (0.5, 0.7)]) for s in range(len(kept))]
+    high = [("s5", "ab", s, (0.5,), [A, (0.5 + more, 0.66)]) for s, more in enumerate(kept)]
+    made = study(*low, *high, *more, knobs=("strategy.alpha.b",))
+    return dataclasses.replace(made, recommended=recommended, **changes)
+
+
+def test_the_recommended_alpha_is_held_against_the_best_of_its_curve():
+    # (Δold + Δnew) / 2 = 3, 4, 5 points: mean 4, half width 4.303 · 1 / √3 = 2.48
+    (one,) = stands(told("s0"))
+    assert (one.task, one.used, one.best) == ("b", 0, 0.5)
+    assert one.below == pytest.approx((0.04, 0.04 - 0.0248, 0.04 + 0.0248), abs=0.001)
+    assert not one.open
+    (same,) = stands(told("s5"))
+    assert (same.agrees, same.below[0]) == (True, 0)
+
+
+def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_told():
+    (apart,) = agreement_sentences(told("s0"))
+    assert "the mean final score is highest elsewhere: for b at α = 0.5, 4.0 points [" in apart
+    assert apart.endswith("above the recommended 0: they can be told apart.")
+    # sums 1, 4 and 7 points halved twice: mean 4, half width 4.303 · 3 / √3 = 7.5
+    assert "they cannot be told apart" in agreement_sentences(told("s0", (0.06, 0.12, 0.18)))[0]
+    assert (
+        "4.0 points above the recommended 0, in too few blocks" in agreement_sentences(told("s0", (0.12,)))[0]
+    )
+    assert agreement_sentences(told("s5")) == [
+        "By the curves of what α trades, these α are best for the mean final score."
+    ]
+    assert "The search served stability." in agreement_sentences(told("s0", objective=("stability",)))[0]
+    assert agreement_sentences(told(None)) == []
+
+
+def test_the_section_on_the_curves_says_what_is_recommended():
+    ((_, text),) = trades(told("s0"))
+    assert "For b, α = 0.5 serves the mean final score best" in text
+    assert "Recommended is α = 0: the curve at α = 0.5 is 4.0 points [" in text
+    assert "Recommended is α = 0.5 too." in trades(told("s5"))[0][1]
+
+
+def test_an_alpha_between_those_tried_is_read_off_the_line_between_them():
+    between = ("mid", "ab", 0, (0.125,), [A])  # learned no further than a
+    (one,) = stands(told("mid", more=[between]))
+    assert one.below[0] == pytest.approx(0.04 * 3 / 4)
+
+
+# -- a task that is first in every order -----------------------------------------------------------
+
+FIRST = (("a > b > c", 0), ("a > c > b", 0))
+ALPHAS = ("strategy.alpha.a", "strategy.alpha.b", "training.epochs.a")
+
+
+def searched(method="tpe", chosen_on=FIRST, compared_on=FIRST):
+    results = small_study(
+        knobs=ALPHAS, search=Searched(method, ("faa",), knobs=("strategy.alpha", "training.epochs"))
+    )
+    table = results.table.assign(**dict.fromkeys(ALPHAS, 0.25))
+    return dataclasses.replace(
+        results, table=table, terms=Terms(chosen_on=chosen_on, compared_on=compared_on)
+    )
+
+
+def test_an_alpha_that_acted_in_no_run_is_no_finding():
+    text = "\n".join(answer.answer(found := searched()))
+    assert text.startswith(
+        "Use dgg with α for b = 0.25, training.epochs.a = 0.25.\nα for a was not searched: a is"
+    )
+    assert "a is first in every order, where α does nothing." in text
+    assert "nothing chose" not in text
+    told = recommendation(found)
+    assert set(told["recommended"]) == set(ALPHAS)
+    assert told["not_searched"] == ["strategy.alpha.a"]
+
+
+def test_where_it_acts_on_held_out_orders_that_is_said():
+    (text,) = unsearched_sentences(searched(compared_on=(("b > a > c", 3),)))
+    assert text.endswith("On final blocks that begin with another task it is 0.25, which nothing chose.")
+
+
+def test_stagewise_chooses_nothing_of_the_first_task_and_other_orders_search_it():
+    assert unsearched(searched("stagewise")) == ("strategy.alpha.a", "training.epochs.a")
+    assert unsearched(searched(chosen_on=(*FIRST, ("b > a > c", 0)))) == ()
+
+
+# -- which split, and what is read off -------------------------------------------------------------
+
+
+def test_curves_are_of_the_split_on_which_settings_were_chosen():
+    on_test = told("s0")
+    on_test = dataclasses.replace(
+        on_test, table=on_test.table.assign(split="test"), terms=Terms(select_on="test")
+    )
+    assert len(observed(on_test)) == 6
+
+
+def study_of(values=VALUES, **search):
+    space = {"strategy.alpha": Knob(values=values, per_task=True)}
+    search = Search(space, **{"method": "stagewise", "tries": 4, **search})
+    return imagined(3, DGG(alpha=0.1, buffer=20), simulation=EXACT, search=search, orders=Orders("random", 1),
+                    protocol=Protocol(held_out=1, rivals=("curve", "replay")))  # fmt: skip
+
+
+def test_the_setting_read_off_the_curves_is_one_more_rival():
+    of = study_of()
+    found = rehearse(of)
+    assert list(found.final) == ["dgg", "curve", "replay"]
+    (first, second, _), read = of.all_orders[0], read_off(found.search)
+    assert found.final["curve"].id == found.study.at(read).id
+    assert f"strategy.alpha.{first}" not in read
+
+    def after(alpha):  # mean of both tasks right after the second, by the law
+        law = of.simulation
+        return np.mean(list(law.learned(law.learned({}, first, 0, 20, 8), second, alpha, 20, 8).values()))
+
+    assert read[f"strategy.alpha.{second}"] == max(VALUES, key=after)
+
+
+def test_what_is_read_off_is_as_it_was_tried_for_each_task_that_has_a_curve():
+    search = rehearse(of := study_of(values=(0, 1)), compare=False).search  # 0 and 0.0 have other keys
+    tried = {(k, type(v), v) for probe in search.proposed for k, v in probe.setting.items()}
+    assert {(k, type(v), v) for k, v in read_off(search).items()} <= tried
+    best = {t.task: t.alpha[t.points()["best"]][0] for t in tradeoffs(seen(search))}
+    assert set(best) == set(of.all_orders[0][1:])
+
+
+def test_the_best_so_far_does_not_name_an_alpha_that_does_nothing():
+    of = study_of(method="random", trials=3, tries=2)
+    said = methods.best_so_far(rehearse(of, compare=False).search)
+    first, *rest = of.all_orders[0]
+    assert [f"strategy.alpha.{name}=" in said for name in (first, *rest)] == [False, True, True]
