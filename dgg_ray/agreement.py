@@ -91,7 +91,7 @@ def unsearched_sentences(results: Results) -> list[str]:
     for knob in found:
         task = knob.rpartition(".")[2]
         why = ", where α does nothing" if knob == f"{ALPHA}.{task}" else ""
-        text = f"{name_of(knob)} was not searched: {task} is first in every order{why}."
+        text = f"{name_of(knob)} was not searched: {task} is first in every order of the search{why}."
         if any(not order.startswith(f"{task} > ") for order, _ in results.terms.compared_on):
             value = text_of(settings(results).loc[chosen(results), knob])
             text += f" On final blocks that begin with another task it is {value}, which nothing chose."
@@ -118,13 +118,16 @@ def agreement_sentences(results: Results) -> list[str]:
 
 
 def beside(one: Stand) -> str:
-    """`0.4 points [−0.2, 1.0] above the recommended 0.3, which cannot be told apart from it`"""
+    """`0.4 points [−0.2, 1.0] above the recommended 0.3: they cannot be told apart`"""
     if np.isnan(one.below[0]):
         return f"which no block compares with the recommended {text_of(one.used)}"
-    far = f"{points_of(one.below)} above the recommended {text_of(one.used)}"
+    return f"{points_of(one.below)} above the recommended {text_of(one.used)}{verdict(one)}"
+
+
+def verdict(one: Stand) -> str:
     if np.isnan(one.below[1]):
-        return f"{far}, in too few blocks to tell them apart"
-    return f"{far}: they {'cannot' if one.open else 'can'} be told apart"
+        return ", in too few blocks to tell them apart"
+    return f": they {'cannot' if one.open else 'can'} be told apart"
 
 
 def trades(results: Results) -> list[tuple[dict[str, str], str]]:
@@ -144,4 +147,8 @@ def recommended(results: Results, task: str) -> list[str]:
         return []
     if one.agrees:
         return [f"Recommended is α = {text_of(one.used)} too."]
-    return [f"Recommended is α = {text_of(one.used)}: the curve at α = {text_of(one.best)} is {beside(one)}."]
+    if np.isnan(one.below[0]):
+        return [f"Recommended is α = {text_of(one.used)}, which no block compares with that one."]
+    return [
+        f"Recommended is α = {text_of(one.used)}, by this curve {points_of(one.below)} lower{verdict(one)}."
+    ]

@@ -65,7 +65,7 @@ def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_tol
 def test_the_section_on_the_curves_says_what_is_recommended():
     ((_, text),) = trades(told("s0"))
     assert "For b, α = 0.5 serves the mean final score best" in text
-    assert "Recommended is α = 0: the curve at α = 0.5 is 4.0 points [" in text
+    assert "Recommended is α = 0, by this curve 4.0 points [" in text
     assert "Recommended is α = 0.5 too." in trades(told("s5"))[0][1]
 
 
@@ -96,7 +96,7 @@ def test_an_alpha_that_acted_in_no_run_is_no_finding():
     assert text.startswith(
         "Use dgg with α for b = 0.25, training.epochs.a = 0.25.\nα for a was not searched: a is"
     )
-    assert "a is first in every order, where α does nothing." in text
+    assert "a is first in every order of the search, where α does nothing." in text
     assert "nothing chose" not in text
     told = recommendation(found)
     assert set(told["recommended"]) == set(ALPHAS)
