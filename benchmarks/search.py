@@ -2,11 +2,14 @@
 
     python benchmarks/search.py                     30 studies of 6 tasks, on one order and on four
     python benchmarks/search.py --studies 60 --noise 0.02
+    python benchmarks/search.py --bend 1 --transfer 0.3     a law by which others feel a task's α
 
 Claim: stagewise with a beam of 2 is at least as near the best setting as 100 trials of TPE, with at most a
 fifth of the stages trained. Rivals, in the same run and on the same studies: TPE and random search, 100
 whole settings each, with every stage that settings share counted once, and the whole grid. A study is a
-law of its own (simulate.py): an α per task out of 7 values, a buffer of 20.
+law of its own (law.py): an α per task out of 7 values, a buffer of 20. The law as it is grants what a search
+task by task takes for granted; with `bend` and `transfer` it does not. To TPE a list of values is categories;
+as what it may be kept from by that, the same number of its trials on the range from 0 to 1 stands beside.
 
 Regret: the true mean final score of the best setting of the grid minus that of the recommended one, both
 by the law without noise; mean ± standard error over the studies. Nothing here is timed: stages are counts.
@@ -16,9 +19,10 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import cpu_count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +34,7 @@ from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Study
 
 ALPHA, ALPHAS, BUFFER = "strategy.alpha", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), 20
+LISTED, RANGE = Knob(values=ALPHAS, per_task=True), Knob(low=0.0, high=1.0, per_task=True)
 TRIALS = 100
 STAGEWISE = [(1, 5), (2, 5), (3, 5), (2, 7)]  # beam, values tried at each task
 STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # trials after which TPE is looked at
@@ -42,36 +47,38 @@ class Found(NamedTuple):
     regret: float
 
 
-def imagine(tasks: int, orders: int, seed: int, noise: float, **search) -> Study:
-    space = {ALPHA: Knob(values=ALPHAS, per_task=True)}
+def imagine(tasks: int, orders: int, law: Law, knob: Knob = LISTED, **search) -> Study:
     return imagined(
-        tasks, DGG(buffer=BUFFER), simulation=Law(seed=seed, noise=noise),
-        orders=Orders("random", orders, seed), search=Search(space, seed=seed, **search),
+        tasks, DGG(buffer=BUFFER), simulation=law, orders=Orders("random", orders, law.seed),
+        search=Search({ALPHA: knob}, seed=law.seed, **search),
     )  # fmt: skip
 
 
 class Truth:
-    """The law's mean final score of every setting of the grid, without noise: (values, …), an axis a task."""
+    """The law's mean final scores without noise. best: of the settings on the grid."""
 
     def __init__(self, study: Study) -> None:
         self.names, self.law = study.names, study.simulation
         axes = np.meshgrid(*[ALPHAS] * len(self.names), indexing="ij", sparse=True)
-        self.alphas = dict(zip(self.names, axes, strict=True))
-        finals = [self.final(order) for order in study.all_orders]
-        self.scores = sum(finals) / len(finals)
-
-    def final(self, order: tuple[str, ...]) -> np.ndarray:
-        """`Law.learned` along an order, for all settings at once: it takes arrays for α."""
-        skills = {order[0]: self.law.learned({}, order[0], 0.0, BUFFER, 8)[order[0]]}
-        for task in order[1:]:
-            skills = self.law.learned(skills, task, self.alphas[task], BUFFER, 8)  # type: ignore[arg-type]
+        self.orders = study.all_orders
         shape = [len(ALPHAS)] * len(self.names)
-        return np.broadcast_to(sum(skills.values()) / len(order), shape)
+        self.best = float(np.broadcast_to(self.mean(dict(zip(self.names, axes, strict=True))), shape).max())
+
+    def mean(self, alphas: Mapping[str, Any]) -> Any:
+        """Over the orders, of one setting or of all at once: `Law.learned` takes arrays for α."""
+        finals = []
+        for order in self.orders:
+            skills: dict[str, Any] = {}
+            for task in order:
+                skills = self.law.learned(skills, task, alphas[task], BUFFER, 8)
+            finals.append(sum(skills.values()) / len(order))
+        return sum(finals) / len(finals)
 
     def regret(self, setting) -> float:
         # On one order the first task's α is never decided, and has no effect.
-        place = tuple(ALPHAS.index(setting.get(f"{ALPHA}.{name}", 0.0)) for name in self.names)
-        return float(self.scores.max() - self.scores[place])
+        return self.best - float(
+            self.mean({name: setting.get(f"{ALPHA}.{name}", 0.0) for name in self.names})
+        )
 
 
 def searched(study: Study, truth: Truth) -> Iterator[Found]:
@@ -93,15 +100,15 @@ def shown(regrets: np.ndarray) -> str:
     return f"{regrets.mean():.4f} ± {regrets.std(ddof=1) / len(regrets) ** 0.5:.4f}"
 
 
-def table(orders: int, studies: int, tasks: int, noise: float) -> None:
-    laws = [imagine(tasks, orders, seed, noise) for seed in range(studies)]
-    truths = [Truth(study) for study in laws]
-    print(f"{orders} order(s), {tasks} tasks, {len(ALPHAS)} α each, {studies} studies, noise {noise}")
+def table(orders: int, tasks: int, laws: Sequence[Law]) -> None:
+    plain = [imagine(tasks, orders, law) for law in laws]
+    truths = [Truth(study) for study in plain]
+    print(f"{orders} order(s), {tasks} tasks, {len(ALPHAS)} α each, {len(laws)} studies like {laws[0]}")
     print(f"  {'search':<28}{'regret':>18}{'stages':>9}")
 
     def run(label: str, **search) -> np.ndarray:
         """(studies, looks, 2): stages, regret."""
-        of = [imagine(tasks, orders, seed, noise, **search) for seed in range(studies)]
+        of = [imagine(tasks, orders, law, **search) for law in laws]
         paths = [list(searched(study, truth)) for study, truth in zip(of, truths, strict=True)]
         last = np.array([path[-1] for path in paths])
         print(f"  {label:<28}{shown(last[:, 1]):>18}{last[:, 0].mean():>9.0f}", flush=True)
@@ -112,8 +119,9 @@ def table(orders: int, studies: int, tasks: int, noise: float) -> None:
         for beam, tries in STAGEWISE
     }
     tpe = run(f"TPE, {TRIALS} trials", method="tpe", trials=TRIALS)
+    run(f"TPE, {TRIALS} trials, range", method="tpe", trials=TRIALS, knob=RANGE)
     run(f"random, {TRIALS} trials", method="random", trials=TRIALS)
-    beginnings = {order[:t] for order in laws[0].all_orders for t in range(1, tasks + 1)}
+    beginnings = {order[:t] for order in plain[0].all_orders for t in range(1, tasks + 1)}
     whole = sum(len(ALPHAS) ** (len(beginning) - 1) for beginning in beginnings)
     print(f"  {'the whole grid, by counting':<28}{'0 without noise':>18}{whole:>9,}")
 
@@ -138,10 +146,13 @@ def main() -> None:
     parser.add_argument(
         "--orders", type=int, nargs="*", default=[1, 4], help="a table for each number of them"
     )
+    parser.add_argument("--bend", type=float, default=0.0, help="of the law (law.py)")
+    parser.add_argument("--transfer", type=float, default=0.0, help="of the law (law.py)")
     o = parser.parse_args()
     print(f"{platform.machine()}, {cpu_count()} CPU cores")
+    like = Law(noise=o.noise, bend=o.bend, transfer=o.transfer)
     for orders in o.orders:
-        table(orders, o.studies, o.tasks, o.noise)
+        table(orders, o.tasks, [replace(like, seed=seed) for seed in range(o.studies)])
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 After learning task t with guidance on a share α of the steps, a buffer of m examples a task and rank r:
 
-    s_t ← top_t · c(r) · (1 − rigid_t α²) − place · (tasks before)         the new task
-    s_i ← s_i · (1 − frail_t · (1 − h (1 − (1−α)²)) / (1 + m/m₀))          each earlier task i
-    c(r) = 1 − 0.3 · 2^(−r/8)        h = 0.85        m₀ = 50
+    s_t ← top_t · c(r) · (1 − rigid_t α²) · (1 − transfer · lost) − place · (tasks before)    the new task
+    s_i ← s_i · (1 − frail_t · (s_i/top_i)^bend · (1 − h (1 − (1−α)²)) / (1 + m/m₀))      each earlier i
+    c(r) = 1 − 0.3 · 2^(−r/8)        h = 0.85        m₀ = 50        lost: mean of 1 − s_i/top_i
 
 More guidance keeps more of the old and takes from the new, with an optimum of its own inside (0, 1)
 for every task. top, rigid and frail are drawn for each task's name. The form is ours: it has the
 directions that DGG reports, and no measured size. A joint stage gives s_i = top_i · c(r).
+
+With bend and transfer at 0 what a task's α does hangs on no other task's: scores keep their proportion
+whatever comes later. Searching task by task, and curves of one task's α, take that for granted; the two
+say how they fare where it is not so.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Le
 
@@ -46,6 +50,8 @@ class Law:
         common random numbers.
     exam_noise: whether an exam of n examples adds binomial noise, √(s(1−s)/n).
     place: score that a new task loses for each task before it.
+    bend: how much more of a high score is forgotten than of a low one; at 0 the same share.
+    transfer: share of a new task's score that is missing where all of the old ones is forgotten.
     seconds: of training a thousand examples; an exam's example costs a third.
     spread: relative standard deviation of a stage's time.
     wait: real seconds that a worker waits for each simulated second; 0 is at once.
@@ -58,9 +64,19 @@ class Law:
     shared: Annotated[float, Ge(0), Le(1)] = 0.5
     exam_noise: bool = True
     place: float = 0.0
+    bend: Annotated[float, Ge(0)] = 0.0
+    transfer: Annotated[float, Ge(0), Le(1)] = 0.0
     seconds: Annotated[float, Ge(0)] = 60.0
     spread: Annotated[float, Ge(0)] = 0.05
     wait: Annotated[float, Ge(0)] = 0.0
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What decides scores and costs, for keys. What the law was given later counts where it is used:
+        stages of before keep their keys, and their noise with them."""
+        later = {name: value for name in ("bend", "transfer") if (value := getattr(self, name))}
+        first = ("seed", "noise", "shared", "exam_noise", "place", "seconds", "spread")
+        return {name: getattr(self, name) for name in first} | {"wait": 0.0} | later
 
     def nature(self, task: str) -> Nature:
         return nature(self.seed, task)
@@ -71,9 +87,12 @@ class Law:
         """True scores after learning one more task, without noise; the first task has no guidance."""
         top, rigid, frail, _ = self.nature(task)
         alpha = alpha if skills else 0.0
-        kept = 1 - frail * (1 - HOLD * (1 - (1 - alpha) ** 2)) / (1 + buffer / BUFFER)
-        own = top * capacity(rank) * (1 - rigid * alpha**2) - self.place * len(skills)
-        return {**{name: score * kept for name, score in skills.items()}, task: own}
+        left = {name: score / self.nature(name).top for name, score in skills.items()}
+        lost = 1 - sum(left.values()) / len(left) if left else 0.0
+        own = top * capacity(rank) * (1 - rigid * alpha**2) * (1 - self.transfer * lost)
+        share = frail * (1 - HOLD * (1 - (1 - alpha) ** 2)) / (1 + buffer / BUFFER)
+        kept = {name: score * (1 - share * left[name] ** self.bend) for name, score in skills.items()}
+        return {**kept, task: own - self.place * len(skills)}
 
     def together(self, tasks: tuple[str, ...], rank: float) -> dict[str, float]:
         """True scores after learning all at once."""

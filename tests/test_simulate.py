@@ -27,6 +27,17 @@ def test_the_law_is_its_formulas():
     assert capacity(8) == pytest.approx(0.85)
 
 
+def test_a_law_in_which_one_tasks_guidance_is_felt_by_others():
+    plain, other = Law(seed=7), Law(seed=7, bend=1.0, transfer=0.4)
+    half = plain.nature("a").top / 2
+    share = 1 - plain.learned({"a": half}, "b", 0.5, 50, 8)["a"] / half
+    found = other.learned({"a": half}, "b", 0.5, 50, 8)
+    assert found["a"] == pytest.approx(half * (1 - share / 2))  # half as much of half a score
+    full = plain.learned({"a": half}, "b", 0.5, 50, 8)["b"]
+    assert found["b"] == pytest.approx(full * (1 - 0.4 / 2))  # half of what is old is gone
+    assert other.learned({}, "b", 0.5, 50, 8) == plain.learned({}, "b", 0.5, 50, 8)
+
+
 def test_more_guidance_keeps_more_and_learns_less():
     law, alphas = Law(), np.linspace(0, 1, 11)
     found = [law.learned({"a": 0.8}, "b", a, 20, 8) for a in alphas]
