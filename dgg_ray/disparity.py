@@ -2,7 +2,7 @@
 
 An order's score is its mean over seeds. Two orders that begin alike share stages, and with them the stages'
 noise: a stage is trained once, whoever asks for it. Orders that begin with different tasks share none, so
-the first task names an order's cluster, and every interval here is over clusters. Where the first task
+the first task names an order's cluster, and every interval of a spread is over clusters. Where the first task
 itself matters it is counted as chance too, which leaves intervals too wide rather than too narrow.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval
-from dgg_ray.outcomes import Results, compared, final_table, finals, once, opening
+from dgg_ray.intervals import clustered_jackknife, expected_range
+from dgg_ray.outcomes import Results, compared, final_table, finals, once, opening, over_blocks
 
 DISPARITY = ["opd", "expected", "low", "high", "floor", "corrected"]
 
@@ -99,7 +99,7 @@ def seed_noise(scores: pd.DataFrame) -> pd.Series:
 def overall(results: Results, split: str) -> pd.DataFrame:
     """FAA over the orders: one row per label with at least 2 orders.
 
-    mean, low, high: orders that begin with the same task averaged first, then these; 95 % t interval.
+    mean, low, high: over blocks, with the 95 % interval of the comparison (`over_blocks`).
     sd, sd_low, sd_high: over orders, and 95 % interval. lowest, highest: with the orders that have them.
     expected_range and its 95 % interval: of as many orders that share no stage, for normal scores.
     floor: expected range that seeds alone make; nan for a single seed. clusters: first tasks.
@@ -111,13 +111,13 @@ def overall(results: Results, split: str) -> pd.DataFrame:
         faa = own.groupby("order")["faa"].mean()
         if len(faa) < 2:
             continue
-        mean = mean_interval(faa.groupby(opening(faa.index.to_series())).mean())
+        mean, clusters = over_blocks(own, "faa"), opening(faa.index.to_series()).nunique()
         sd = interval_of_scale(*deviations(faa.to_frame()))[:, 0]
         factor = expected_range(len(faa))
         noise = seed_noise(own.assign(task="", score=own["faa"])).item()
         rows.append(
             [
-                *(label, len(faa), own["seed"].nunique(), mean.n, *mean[:3], *sd),
+                *(label, len(faa), own["seed"].nunique(), clusters, *mean[:3], *sd),
                 *(faa.min(), faa.idxmin(), faa.max(), faa.idxmax(), faa.max() - faa.min()),
                 *np.minimum(factor * sd, 1),
                 factor * noise,

@@ -1,9 +1,9 @@
-"""How sure one can be of a mean: Student's t over blocks, paired differences, bootstrap bands, clusters.
+"""How sure one can be of a mean: Student's t over blocks, paired differences, clusters.
 
 A block is one order of the tasks with one seed. Settings are judged on the same blocks, with common random
 numbers, so they are compared within blocks; the spread over blocks is what an interval measures.
-Blocks that share an order or a seed are treated as independent; where orders begin alike they share
-stages, and the interval is then too narrow. `clustered_jackknife` resamples what shares nothing.
+Blocks that share an order, or a stage, are not independent: `clusters_of` says which, and an interval is
+over these. Held-out blocks share nothing, each is a cluster of its own.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
-
-from dgg_ray import draws
+from scipy.special import stdtr, stdtrit
 
 
 class Interval(NamedTuple):
-    """mean, and the bounds between which the true mean lies with the level asked for; n: blocks behind it."""
+    """mean, and the bounds between which the true mean lies with the level asked for; n: of clusters."""
 
     mean: float
     low: float
@@ -29,7 +28,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """mean of a - b with its interval; p: two-sided, of a mean difference of 0; n: pairs behind it."""
+    """mean of a - b with its interval; p: two-sided, of a mean difference of 0; n: of clusters of pairs."""
 
     mean: float
     low: float
@@ -38,68 +37,89 @@ class Difference(NamedTuple):
     n: int
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Student's t interval for the mean of independent values; nan values are left out.
+@lru_cache(maxsize=4096)
+def clusters_of(blocks: tuple[tuple[str, int], ...], by_seed: bool = False) -> tuple[int, ...]:
+    """The cluster of each block (task names joined by " > ", seed): blocks of different ones share nothing.
 
-        mean ± t(level, n-1) · s / √n
+    Two blocks are of one cluster if they share an order, a first stage (its task and seed), or with
+    `by_seed` a seed alone (one joint run serves all orders of a seed); and so on from there. A stage that
+    two runs share is trained once, and its noise is in both of them. Where there is a single order the
+    mean is that order's, and its seeds are independent.
+    """
+    orders, seeds = zip(*blocks, strict=True) if blocks else ((), ())
+    first = seeds if by_seed else [(order.split(" > ")[0], seed) for order, seed in blocks]
+    code, before = list(range(len(blocks))), None
+    while code != before:
+        before = code
+        for key in (first, orders) if len(set(orders)) > 1 else (first,):
+            least: dict[object, int] = {}
+            for name, number in zip(key, code, strict=True):
+                least[name] = min(number, least.get(name, number))
+            code = [least[name] for name in key]
+    return tuple(code)
 
-    Bounds are nan for fewer than 2 values, the mean too for none. Exact for normal values.
+
+def mean_interval(values: ArrayLike, level: float = 0.95, clusters: ArrayLike | None = None) -> Interval:
+    """Student's t interval for the mean of values that are independent, or so from cluster to cluster.
+
+        mean ± t(level, f) · s
+
+    with s and f of `standard_error`; nan values are left out. Bounds are nan for fewer than 2 clusters, the
+    mean too for no value. Exact for normal values that are independent.
     """
     x = np.asarray(values, dtype=float)
-    x = x[~np.isnan(x)]
-    n = len(x)
-    if n < 2:
-        return Interval(float(x[0]) if n else float("nan"), float("nan"), float("nan"), n)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(x.std(ddof=1)) / n**0.5
+    known = ~np.isnan(x)
+    x = x[known]
+    if not len(x):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    error, freedom, n = standard_error(x, None if clusters is None else np.asarray(clusters)[known])
+    half = float(stdtrit(freedom, (1 + level) / 2)) * error
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, n)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
-    """Mean of a - b over pairs, its t interval, and the paired t test's two-sided p.
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, level: float = 0.95, clusters: ArrayLike | None = None
+) -> Difference:
+    """Mean of a - b over pairs, its t interval, and the paired t test's two-sided p; clusters: of the pairs.
 
-    A pair with a nan is left out. p is nan for fewer than 2 pairs, and where all differences are
+    A pair with a nan is left out. p is nan for fewer than 2 clusters, and where all differences are
     equal: without spread there is nothing to test against.
     """
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    d = d[~np.isnan(d)]
-    mean, low, high, n = mean_interval(d, level)
-    error = float(d.std(ddof=1)) / n**0.5 if n > 1 else 0.0
+    known = ~np.isnan(d)
+    kept = None if clusters is None else np.asarray(clusters)[known]
+    mean, low, high, n = mean_interval(d[known], level, kept)
+    error, freedom, _ = standard_error(d[known], kept)
     # A spread at the level of rounding is none: 0.3 - 0.2 and 0.2 - 0.1 differ by 3e-17.
-    if error < 1e-12:
+    if not error >= 1e-12:
         return Difference(mean, low, high, float("nan"), n)
-    return Difference(mean, low, high, float(2 * stats.t.sf(abs(mean) / error, n - 1)), n)
+    return Difference(mean, low, high, float(2 * stdtr(freedom, -abs(mean) / error)), n)
 
 
-def bootstrap_band(
-    curves: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap (Efron 1979) of the mean curve: (low, high), one value a point of the curve.
+def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, float, int]:
+    """(s of the mean of x, its degrees of freedom f, number of clusters G); nan for fewer than 2.
 
-    curves: (blocks, points), nan where a block lacks a point. Whole blocks are resampled, because
-    points of one block are not independent. nan where fewer than 2 blocks have the point. Bands over
-    few blocks are too narrow (5 blocks: about 85 % where 95 % is asked for): they show, and do not test.
+        s² = (G-1)/G · Σ_g (x̄_(g) - mean x̄_(·))²        f = (G + G*) / 2 - 1        G* = (Σ n_g)² / Σ n_g²
+
+    x̄_(g): mean without cluster g, of n_g values: the delete-a-group jackknife (Miller 1974, Biometrika 61).
+    Of single values s is their standard deviation over √n, and f = n - 1. Of clusters of unequal sizes
+    the large ones decide: G* is how many equal ones they are worth where values of a cluster are all alike
+    (Kish, Survey Sampling, 1965). Runs of a cluster are so in part, hence half-way: where 95 % is asked for,
+    intervals cover 93.9 to 95.6 % with G - 1, 95 to 96.5 % with G* - 1 (3 to 24 orders of 4 to 8 tasks).
+    f is at least 1.
     """
-    y = np.atleast_2d(np.asarray(curves, dtype=float))
-    blocks = len(y)
-    seen = ~np.isnan(y)  # (blocks, points)
-    times = resampled(blocks, resamples, seed)
-    count = (times @ seen).astype(float)  # (resamples, points)
-    count[count == 0] = np.nan  # this resample happens to lack the point
-    means = times @ np.where(seen, y, 0.0) / count
-    low, high = np.full(y.shape[1], np.nan), np.full(y.shape[1], np.nan)
-    enough = seen.sum(axis=0) >= 2
-    if enough.any():
-        low[enough], high[enough] = np.nanquantile(
-            means[:, enough], [(1 - level) / 2, (1 + level) / 2], axis=0
-        )
-    return low, high
-
-
-@lru_cache(maxsize=1)
-def resampled(blocks: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, blocks): how often each resample holds each block; settings of a study share them."""
-    rng = draws.generator(seed, "", "bootstrap")
-    return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
+    if clusters is None:
+        clusters = np.arange(len(x))
+    _, code = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(code)
+    G = len(sizes)
+    if G < 2:
+        return float("nan"), float("nan"), G
+    y = x - x.mean()  # of small numbers: less rounding
+    left = -np.bincount(code, y) / (len(x) - sizes)
+    alike = len(x) ** 2 / float((sizes**2).sum())
+    freedom = max((G + alike) / 2 - 1, 1.0)
+    return float(((G - 1) / G * ((left - left.mean()) ** 2).sum()) ** 0.5), freedom, G
 
 
 def clustered_jackknife(

@@ -88,15 +88,19 @@ def first_run(study: Study) -> judge.Chain:
 
 def best_so_far(search: Method) -> str:
     """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
-    from dgg_ray.intervals import mean_interval  # late: SciPy, which trials and brokers do without
+    from dgg_ray.intervals import (
+        clusters_of,
+        mean_interval,
+    )  # late: SciPy, which trials and brokers do without
 
     number = search.best()
     if number is None or (evidence := search.told[number]) is None:
         return ""
     found = []
     names = search.search.objective
+    shared = clusters_of(tuple((" > ".join(order), seed) for order, seed in search.study.blocks))
     for name, column in zip(names, by_block(evidence, names).T, strict=True):
-        band = mean_interval(column)
+        band = mean_interval(column, clusters=shared)
         found.append(f"{name} {band.mean:.3f}" + f" [{band.low:.3f}, {band.high:.3f}]" * (band.n > 1))
     setting = search.proposed[number].setting
     idle = {f"strategy.alpha.{order[0]}" for order in search.study.all_orders}  # where it is one task alone

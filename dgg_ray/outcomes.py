@@ -20,7 +20,7 @@ import pandas as pd
 from dgg_ray import plugins
 from dgg_ray.conduct import Ahead, Machines, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.intervals import mean_interval, paired_difference
+from dgg_ray.intervals import Interval, clusters_of, mean_interval, paired_difference
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
 
 CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
@@ -263,10 +263,10 @@ def signed(value: float) -> str:
 def compare(results: Results, split: str) -> pd.DataFrame:
     """The chosen setting against each rival: one row per label and metric.
 
-    score, low, high, n: mean over blocks and its 95 % interval; for a joint run over seeds, as
-        one run serves every order.
+    score, low, high, n: mean over blocks, its 95 % interval, and the clusters that this is over
+        (`intervals.clusters_of`); for a joint run over seeds, as one run serves every order.
     difference, difference_low, difference_high, p, pairs: chosen minus rival, paired over the blocks that
-        both have; nan in the chosen setting's own rows.
+        both have, and clusters of these; nan in the chosen setting's own rows.
     """
     table = final_table(results, split)
     labels = compared(results)
@@ -274,12 +274,12 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     rows = []
     for label, setting in labels.items():
         theirs = table[table["setting"] == setting].set_index(BLOCK)
+        both = ours.join(theirs[list(metrics())].add_prefix("their "), how="inner")
+        shared = clusters_of(tuple(both.index), by_seed=bool(theirs["together"].any()))
         for metric in metrics():
-            once = theirs.groupby("seed") if theirs["together"].any() else theirs.groupby(BLOCK)
-            score = mean_interval(once[metric].mean() if len(theirs) else [])
-            pairs = pd.concat([ours[metric], theirs[metric]], axis=1, join="inner").to_numpy()
+            score = over_blocks(theirs.reset_index(), metric)
             gap = (
-                paired_difference(pairs[:, 0], pairs[:, 1])
+                paired_difference(both[metric], both[f"their {metric}"], clusters=shared)
                 if setting != chosen(results)
                 else [np.nan] * 4 + [0]
             )
@@ -290,8 +290,20 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     )
 
 
+def over_blocks(rows: pd.DataFrame, metric: str) -> Interval:
+    """Mean of one setting's runs with its 95 % interval over clusters of blocks; of joint runs over seeds."""
+    if rows["together"].any():
+        return mean_interval(rows.groupby("seed")[metric].mean())
+    return mean_interval(rows[metric], clusters=clusters_of(blocks_of(rows)))
+
+
+def blocks_of(rows: pd.DataFrame) -> tuple[tuple[str, int], ...]:
+    """The block of each row."""
+    return tuple(zip(rows["order"], rows["seed"], strict=True))
+
+
 def opening(order: pd.Series) -> pd.Series:
-    """The first task of each order: the name of its cluster, as orders that share none begin differently."""
+    """The first task of each order: orders that begin with different tasks share no stage."""
     return order.str.split(" > ").str[0]
 
 

@@ -27,6 +27,7 @@ from dgg_ray.outcomes import (
     headline,
     name_of,
     once,
+    over_blocks,
     percent,
     searched,
     selected,
@@ -185,21 +186,34 @@ def settings_by_order(results: Results) -> pd.DataFrame:
 
 
 def order_sentences(results: Results, split: str) -> list[str]:
-    """How much the order of the tasks matters to the chosen setting; a reminder where only one was tried."""
+    """What blocks count as one; how much the order of the tasks matters to the chosen setting."""
     table = final_table(results, split)
-    if table.loc[table["setting"] == chosen(results), "order"].nunique() < 2:
+    own = table[table["setting"] == chosen(results)]
+    if own["order"].nunique() < 2:
         return ["Only one order of the tasks was run: how much the result depends on it is not known."]
     first = next(iter(compared(results)))
     rows = disparity(results, split).set_index("label")
     if first not in rows.index:
-        return []
+        return dependence(own, headline(results))
     rows = rows.loc[first].set_index("task")
     aopd, mopd = rows.loc["AOPD"], rows.loc["MOPD"]
     worst = rows.drop(["AOPD", "MOPD"])["opd"].idxmax()
     return [
         f"Over {int(aopd['orders'])} orders a task's final score moves by {percent(aopd['opd'])} points on "
-        f"average (AOPD) and by {percent(mopd['opd'])} at most (MOPD, {worst}), {noise_in_words(aopd)}."
+        f"average (AOPD) and by {percent(mopd['opd'])} at most (MOPD, {worst}), {noise_in_words(aopd)}.",
+        *dependence(own, headline(results)),
     ]
+
+
+def dependence(rows: pd.DataFrame, metric: str) -> list[str]:
+    """That blocks which share something count as one in the intervals, where some do."""
+    blocks, n = int(rows[metric].count()), over_blocks(rows, metric).n
+    if n == blocks:
+        return []
+    what = "Blocks that share an order or a first stage are not independent and count as one: of "
+    end = "so no interval can be given" if n == 1 else f"intervals are over {n}"
+    advice = "Orders that begin with other tasks, or protocol.held_out, would bring more."
+    return [f"{what}{blocks} blocks {n} {'is' if n == 1 else 'are'} independent, {end}. {advice}"]
 
 
 def noise_in_words(row: pd.Series) -> str:
@@ -224,7 +238,8 @@ def sentences(results: Results) -> list[str]:
         found += effect_sentences(str(label), group)
     found += setting_sentences(results, settings_by_order(results))
     clusters, tasks = int(spread["clusters"].max()), spread["lowest_order"].iloc[0].count(" > ") + 1
-    text = f"Intervals are over {clusters} clusters: orders that begin with the same task share stages and "
+    text = f"Intervals of spread, ranks and effects are over {clusters} clusters: orders that begin with the "
+    text += "same task share stages and "
     advice = " Orders that begin with other tasks would narrow them." if clusters < tasks else ""
     return [*found, f"{text}count as one.{advice}"]
 
@@ -240,8 +255,8 @@ def spread_sentence(row: dict) -> str:
     highest = f"{percent(row['highest'])} ({row['highest_order']})"
     return (
         f"{row['label']}: over {row['orders']} orders FAA goes from {lowest} to {highest}; its standard "
-        f"deviation is {percent(row['sd'])} points{between(row['sd_low'], row['sd_high'])}. With each first "
-        f"task counted alike its mean is {percent(row['mean'])} %{between(row['low'], row['high'])}."
+        f"deviation is {percent(row['sd'])} points{between(row['sd_low'], row['sd_high'])}. Its mean is "
+        f"{percent(row['mean'])} %{between(row['low'], row['high'])}."
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dgg_ray.intervals import mean_interval
 from dgg_ray.outcomes import (
     Results,
     chosen,
@@ -16,6 +15,7 @@ from dgg_ray.outcomes import (
     headline,
     metrics,
     once,
+    over_blocks,
     searched,
     selected,
     settings,
@@ -42,11 +42,10 @@ def judged(results: Results) -> pd.DataFrame:
             **known.loc[str(setting)].to_dict(),
         }
         for metric in metrics():
-            values = group.groupby("seed")[metric].mean() if group["together"].any() else group[metric]
-            mean, low, high, n = mean_interval(values)
+            mean, low, high, _ = over_blocks(group, metric)
             row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
-            if metric == "faa":
-                row["blocks"] = n
+        done = group.dropna(subset="faa")
+        row["blocks"] = done["seed"].nunique() if group["together"].any() else len(done)
         rows.append(row)
     if not rows:  # no stage was finished
         return pd.DataFrame(columns=["setting", "whole", "role", *results.knobs, *metrics()])

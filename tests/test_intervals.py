@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from dgg_ray import draws
-from dgg_ray.intervals import bootstrap_band, mean_interval, paired_difference
+from dgg_ray.intervals import clusters_of, mean_interval, paired_difference
 
 VALUES = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
 
@@ -75,29 +76,44 @@ def test_exchanging_the_two_sides_turns_the_difference_round(values):
     assert there.p == pytest.approx(back.p, nan_ok=True)
 
 
-def test_a_bootstrap_band_of_normal_blocks_is_as_wide_as_theory_says():
-    # 400 blocks: the mean's standard error is the sample's s/√n, times 1.96 on each side
-    blocks = draws.generator(1, "", "band").normal(0, 1, (400, 1))
-    low, high = bootstrap_band(blocks)
-    assert (high - low)[0] == pytest.approx(2 * 1.96 * blocks.std() / 20, rel=0.06)
+def test_blocks_that_share_an_order_or_a_first_stage_are_of_one_cluster():
+    same_seed = [("a > b > c", 0), ("a > c > b", 0), ("b > a > c", 0)]
+    assert clusters_of(tuple(same_seed)) == (0, 0, 2)
+    crossed = [("a > b > c", 0), ("a > b > c", 1), ("b > a > c", 0), ("b > a > c", 1)]
+    assert clusters_of(tuple(crossed)) == (0, 0, 2, 2)
+    # a > b and a > c share no stage at seeds 0 and 1, and are yet tied by a > c at seed 0
+    chain = [("a > b", 0), ("a > c", 1), ("a > c", 0)]
+    assert clusters_of(tuple(chain)) == (0, 0, 0)
 
 
-def test_a_bootstrap_band_is_the_same_each_time_and_another_for_another_seed():
-    blocks = np.array([[0.1, 0.5], [0.3, 0.6], [0.7, 0.4]])
-    assert np.array_equal(bootstrap_band(blocks), bootstrap_band(blocks))
-    assert not np.array_equal(
-        bootstrap_band(blocks, resamples=50), bootstrap_band(blocks, resamples=50, seed=1)
-    )
+def test_held_out_blocks_and_the_seeds_of_a_single_order_are_independent():
+    assert clusters_of((("a > b > c", 2), ("a > c > b", 3), ("b > a > c", 4))) == (0, 1, 2)
+    assert clusters_of((("a > b", 0), ("a > b", 1))) == (0, 1)
 
 
-def test_a_bootstrap_resamples_whole_blocks():
-    # The two points sum to 1 in every block, so in every resample too: the bands mirror each other.
-    blocks = np.array([[0.1, 0.9], [0.3, 0.7], [0.8, 0.2], [0.4, 0.6]])
-    low, high = bootstrap_band(blocks)
-    assert low == pytest.approx(1 - high[::-1])
+def test_a_joint_run_ties_all_orders_of_its_seed():
+    crossed = (("a > b", 0), ("b > a", 0), ("a > b", 1), ("b > a", 1))
+    assert clusters_of(crossed, by_seed=True) == (0, 0, 0, 0)
+    assert clusters_of((("a > b", 0), ("b > a", 1)), by_seed=True) == (0, 1)
 
 
-def test_a_point_that_one_block_has_gets_no_band_and_spoils_no_other():
-    low, high = bootstrap_band([[0.2, 0.5], [0.4, np.nan]])
-    assert (low[0], high[0]) == pytest.approx((0.2, 0.4))
-    assert np.isnan([low[1], high[1]]).all()
+def test_equal_clusters_have_the_t_interval_of_their_means():
+    found = mean_interval([0.1, 0.3, 0.4, 0.6, 0.9, 0.9], clusters=[0, 0, 1, 1, 2, 2])
+    assert found == pytest.approx(mean_interval([0.2, 0.5, 0.9]))
+
+
+def test_clusters_of_unequal_sizes_keep_the_mean_and_lose_freedom():
+    # Without a cluster the mean is 4, 3 or 5: s² = 2/3 · (1² + 1²) = 4/3; G* = 5² / (1 + 4 + 4)
+    mean, low, high, n = mean_interval([4, 5, 6, 1, 4], clusters=[0, 1, 1, 2, 2])
+    half = stats.t.ppf(0.975, (3 + 25 / 9) / 2 - 1) * (4 / 3) ** 0.5
+    assert (mean, n) == (4, 3)
+    assert (low, high) == pytest.approx((4 - half, 4 + half))
+
+
+def test_one_cluster_has_a_mean_and_no_bounds():
+    mean, low, high, n = mean_interval([0.2, 0.4], clusters=[0, 0])
+    assert (mean, n) == (pytest.approx(0.3), 1)
+    assert np.isnan([low, high]).all()
+    difference = paired_difference([0.2, 0.4], [0.1, 0.1], clusters=[0, 0])
+    assert (difference.n, difference.mean) == (1, pytest.approx(0.2))
+    assert np.isnan(difference.p)

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
-from dgg_ray.intervals import mean_interval
-from dgg_ray.outcomes import Results, compared, final_runs, final_split
+from dgg_ray.outcomes import BLOCK, Results, compared, final_runs, final_split, over_blocks
 
 READING = (
     "A line that stays level forgets nothing; bars are 95 % intervals over blocks, and the dashed level "
@@ -55,14 +54,12 @@ def stages(results: Results, split: str) -> pd.DataFrame:
     for run in final_runs(results, split):
         if run.setting in labels:
             for t, scores in enumerate(run.scores.R):
-                block = ("", run.seed) if run.together else (run.order, run.seed)
-                rows.append([labels[run.setting], run.together, t, block, scores[: t + 1].mean()])
-    table = pd.DataFrame(rows, columns=["label", "together", "stage", "block", "score"]).dropna()
+                rows.append([labels[run.setting], run.together, t, *run[2:4], scores[: t + 1].mean()])
+    table = pd.DataFrame(rows, columns=["label", "together", "stage", *BLOCK, "score"]).dropna()
     data = []
     for (label, together, stage), group in table.groupby(["label", "together", "stage"], sort=True):
-        interval = mean_interval(group.groupby("block")["score"].mean())
-        data.append([label, together, stage, *interval])
-    return pd.DataFrame(data, columns=["label", "together", "stage", "score", "low", "high", "blocks"])
+        data.append([label, together, stage, *over_blocks(group, "score")])
+    return pd.DataFrame(data, columns=["label", "together", "stage", "score", "low", "high", "clusters"])
 
 
 def draw_line(ax: Axes, rows: pd.DataFrame, label: str, place: int, lines: int) -> None:

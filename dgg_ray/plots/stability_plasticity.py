@@ -16,15 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
-from dgg_ray.intervals import bootstrap_band
+from dgg_ray.intervals import clusters_of, mean_interval
 from dgg_ray.outcomes import BLOCK, Results, alphas, compared, name_of, searched, selected, selection, text_of
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
 READING = (
     "Up is better at learning the next task, right is better at keeping the old ones; each dot is a setting, "
-    "coloured by its α, with 95 % bootstrap bands over blocks. The pale edge is what no setting goes beyond."
+    "coloured by its α, with 95 % intervals over blocks where three or more are independent. The pale edge "
+    "is what no setting goes beyond."
 )
+FEWEST = 3  # independent blocks behind a cross: over two an interval is wider than the figure
 AXES = ("stability", "plasticity")
 
 
@@ -32,7 +34,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     """Stability against plasticity on the validation split; None where no setting has both.
 
     The curve runs along α, its mean over the tasks where it differs between them; one curve for each
-    value of the other searched settings. Crosses are 95 % bootstrap bands over blocks.
+    value of the other searched settings. Crosses are 95 % intervals over blocks (`FEWEST`).
     """
     points = settings_as_points(results)
     if points.empty:
@@ -56,11 +58,14 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         figure.legend(handles, names, loc="outside lower left", ncols=3, fontsize=9.5, frameon=False)
     searched_for = results.recommended if results.knobs else None
     draw_compared(ax, points, compared(results), searched_for)
+    if (points["clusters"].dropna() < FEWEST).any():
+        text = "no cross: fewer than 3 independent blocks"
+        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", fontsize=8.5, color=plots.QUIET)
     return figure, pd.concat([points, curve], ignore_index=True)
 
 
 def settings_as_points(results: Results) -> pd.DataFrame:
-    """One row per setting with both metrics, its mean α, its other searched values and its bands."""
+    """One row per setting with both metrics, its mean α, its other searched values and its intervals."""
     table = selected(results).dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
     known, labels = searched(results), {setting: label for label, setting in compared(results).items()}
     columns = sorted(set(alphas(results).values()))
@@ -83,14 +88,15 @@ def settings_as_points(results: Results) -> pd.DataFrame:
 
 
 def bands(group: pd.DataFrame) -> dict[str, float]:
-    """Means of both metrics over blocks, with their bootstrap bands."""
-    low, high = bootstrap_band(group.to_numpy())
-    mean = group.mean()
-    return {
-        f"{axis}{part}": float(value)
-        for i, axis in enumerate(AXES)
-        for part, value in (("", mean[axis]), ("_low", low[i]), ("_high", high[i]))
+    """Means of both metrics over blocks (the rows), with their intervals; clusters: that these are over."""
+    blocks = tuple(zip(*(group.index.get_level_values(name) for name in BLOCK), strict=True))
+    found = {axis: mean_interval(group[axis], clusters=clusters_of(blocks)) for axis in AXES}
+    row = {
+        f"{axis}{part}": value
+        for axis, interval in found.items()
+        for part, value in zip(("", "_low", "_high"), interval[:3], strict=True)
     }
+    return row | {"clusters": found[AXES[0]].n}
 
 
 def joint_points(results: Results, missing: set[str], labels: dict[str, str]) -> list[dict[str, Any]]:
@@ -103,14 +109,13 @@ def joint_points(results: Results, missing: set[str], labels: dict[str, str]) ->
         if len(group):
             row = {"kind": "reference", "setting": setting, "label": labels[setting], "others": ""}
             # One run serves every order of a seed, so its rows are no blocks and bear no band.
-            rows.append(
-                row | {"alpha": np.nan, "searched": False} | dict(group.mean()) | {"blocks": len(group)}
-            )
+            row |= {"alpha": np.nan, "searched": False, **group.mean()}
+            rows.append(row | {"blocks": len(group), "clusters": np.nan})
     return rows
 
 
 def along_alpha(results: Results, points: pd.DataFrame) -> pd.DataFrame:
-    """The curves: means over the blocks, and over settings of nearly the same α, with their bands."""
+    """The curves: means over the blocks, and over settings of nearly the same α, with their intervals."""
     table = selected(results).dropna(subset=list(AXES))
     rows: list[dict[str, Any]] = []
     for others, group in points[points["searched"]].groupby("others", sort=True):
@@ -170,7 +175,8 @@ def draw_searched(figure: Figure, ax: Axes, points: pd.DataFrame, curve: pd.Data
 
 
 def cross(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
-    """Bootstrap bands in both directions."""
+    """Intervals in both directions."""
+    rows = rows.loc[rows["clusters"] >= FEWEST]
     x, y = rows["stability"], rows["plasticity"]
     ax.hlines(y, rows["stability_low"], rows["stability_high"], color=colour, lw=0.9, alpha=0.55, zorder=1.5)
     ax.vlines(
