@@ -12,8 +12,15 @@ spread of paired differences over all settings judged so far, with its own degre
 alone have almost no power. Where the candidate's own spread is larger, that is taken.
 
 Between tasks a run is completed with the best that is known: earlier tasks lose nothing more, later ones
-reach the highest score seen. What is certain to lose then would lose at the block's end, so these looks cost
-nothing. With several objectives a setting must be behind one incumbent in every one of them.
+reach the highest score that any setting judged so far had on them. A candidate may surpass that, so these
+looks can err; they are not among the looks that divide the level, as a run that is behind with such a
+completion is nearly always behind at the block's end, which is one of them. Simulated with these looks, over
+settings equal and apart, of equal and unequal spread, the best is given up less often than the level says
+(tests/test_racing.py). That rests on spreads of one size, as on its first block a candidate has none of its
+own to show: a best setting twice as noisy as all seven others was given up in 7 % of studies at a level of
+5 %, one ten times as noisy as four others in 23 %.
+
+With several objectives a setting must be behind one incumbent in every one of them.
 """
 
 from __future__ import annotations
@@ -83,6 +90,11 @@ def behind(
     """One look at one objective."""
     score = plugins.find("metrics", metric)
     d = np.array([score(a) - score(b) for a, b in zip(mine, theirs, strict=False)])
+    return trails(d, level, spread, freedom)
+
+
+def trails(d: np.ndarray, level: float, spread: float, freedom: int) -> bool:
+    """Whether differences on the blocks so far are below 0 beyond chance at this level."""
     if len(d) > 2:
         spread = max(spread, float(d.std(ddof=1)))
     return bool(d.mean() < -critical(level, freedom) * spread / np.sqrt(len(d)))

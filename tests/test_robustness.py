@@ -14,11 +14,13 @@ from shared_stages import finals as finals_of
 
 from dgg_ray import cli, draws, robustness
 from dgg_ray import results as loading
+from dgg_ray.answer import answer
 from dgg_ray.disparity import deviations, disparities, disparity, interval_of_scale, overall
-from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval
+from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval, paired_difference
 from dgg_ray.mixed import CONFOUNDED, LAST, ONE_CLUSTER, between_runs, design, estimates, independent
-from dgg_ray.outcomes import CELL, Results, finals
-from dgg_ray.plots import order_effects, order_ranks, order_spread
+from dgg_ray.outcomes import CELL, Results, compare, finals
+from dgg_ray.plots import learning_along, order_effects, order_ranks, order_spread
+from dgg_ray.standings import judged
 
 ORDERS = ("a > b > c", "b > c > a", "c > a > b")
 
@@ -111,6 +113,45 @@ def test_one_cluster_has_no_interval():
     estimate, low, high = clustered_jackknife(lambda kept: kept.sum(axis=1) / kept.sum(axis=1), 1)
     assert estimate == [1]
     assert np.isnan([low, high]).all()
+
+
+SHARING = ("a > b > c", "a > c > b", "b > a > c", "c > a > b")
+
+
+def test_one_mean_has_one_interval_over_what_shares_no_stage():
+    values = [0.2, 0.5, 0.4, 0.9]
+    found = study({"ours": {o: (v,) * 3 for o, v in zip(SHARING, values, strict=True)}})
+    row = compare(found, "validation").set_index("metric").loc["faa"]
+    bounds = mean_interval(values, clusters=[0, 0, 1, 2])
+    assert tuple(row[["score", "low", "high", "n"]]) == pytest.approx(bounds)
+    assert overall(found, "validation").iloc[0][["mean", "low", "high"]].tolist() == pytest.approx(bounds[:3])
+    best = judged(found).iloc[0]
+    assert best[["faa", "faa_low", "faa_high", "blocks"]].tolist() == pytest.approx([*bounds[:3], 4])
+    along = learning_along.draw(found)[1].query("stage == 2").iloc[0]
+    assert along[["score", "low", "high"]].tolist() == pytest.approx(bounds[:3])
+    assert "of 4 blocks 3 are independent, intervals are over 3" in " ".join(answer(found))
+
+
+def test_a_difference_is_over_what_shares_no_stage():
+    ours, theirs = ([0.2, 0.5, 0.4, 0.9], [0.1, 0.2, 0.3, 0.4])
+    found = study(
+        {
+            "ours": {o: (v,) * 3 for o, v in zip(SHARING, ours, strict=True)},
+            "other": {o: (v,) * 3 for o, v in zip(SHARING, theirs, strict=True)},
+        }
+    )
+    row = compare(found, "validation").set_index(["label", "metric"]).loc[("other", "faa")]
+    gap = paired_difference(ours, theirs, clusters=[0, 0, 1, 2])
+    names = ["difference", "difference_low", "difference_high", "p", "pairs"]
+    assert tuple(row[names]) == pytest.approx(gap)
+
+
+def test_orders_that_all_begin_alike_have_no_interval():
+    found = study({"ours": {"a > b > c": (0.2,) * 3, "a > c > b": (0.4,) * 3}})
+    row = compare(found, "validation").set_index("metric").loc["faa"]
+    assert (row["score"], row["n"]) == (pytest.approx(0.3), 1)
+    assert np.isnan(row["low"])
+    assert "of 2 blocks 1 is independent, so no interval can be given" in " ".join(answer(found))
 
 
 # -- ranks -------------------------------------------------------------------------------------------
