@@ -5,11 +5,15 @@ A stage starts if, for every cap,
     spent + set aside + the most that it and the stages in training are predicted to take  ≤  cap
 
 Of hours and money, spent is what the store says that this study trained, examined and probed, and what
-this run lost to failures and lost machines (an earlier run's losses are not known); the most is the upper
-end of cost.py's 95 % interval. Of the disk, spent is all that the store holds, and the most is disk.py's
-bound; of several drivers on one store, each knows of the others' work what is on the disk already. While
-a search goes on, the final comparison is set aside: what it will take at most, at the dearest corner of the
-search space. So that all this is known, a run with a budget probes first.
+this run lost to failures and lost machines; the most is the upper end of cost.py's 95 % interval. Not counted
+are what earlier runs lost, and what fleets do besides: start, load the model, wait for work. Of the disk,
+spent is all that the store holds, and the most is disk.py's bound; of several drivers on one store, each
+knows of the others' work what is on the disk already. While a search goes on, the final comparison is set
+aside: what it will take at most, at the dearest corner of the search space.
+
+So that all this is known, a run with a budget probes first. A probe must fit as all else does, but not beside
+the comparison, of which it is to tell something. Where nothing was measured, the first probe (or a stage, if
+the probes failed) starts while anything is left, alone: that one may exceed the cap, and none after it.
 
 What reads the store changes nothing, and what takes it up reads nothing (`measured` and `finished`, `size`
 and `saw`): who must not wait for the store reads in a thread.
@@ -28,7 +32,6 @@ from dgg_ray.errors import Fault, OverBudget, StudyError
 from dgg_ray.stages import StageStore, Work
 
 if TYPE_CHECKING:
-    from dgg_ray.sections import Knob, Value
     from dgg_ray.study import Study
 
 Verdict = Literal["go", "wait", "over"]
@@ -103,7 +106,7 @@ class Cap(Purse):
     rate: float
     cap: float
     final: Sequence[Work]
-    advice = ""
+    advice = beyond = ""
     where = "spent on probes"
 
     @property
@@ -131,29 +134,28 @@ class Cap(Purse):
     def upper(self, works: Iterable[Work]) -> float | None:
         """Most that works take side by side; None where that is not known."""
 
-    def in_turn(self, works: Iterable[Work]) -> float:
-        """Most that works take one after another, as far as that is known."""
-        return self.upper(works) or 0.0
+    def in_turn(self, works: Iterable[Work]) -> float | None:
+        """Most that works take one after another; None where that is not known."""
+        return self.upper(works)
 
     def aside(self, work: Work) -> float:
         """What work must leave: the comparison's, which itself is known by its test exams."""
-        return 0.0 if any(exam.split == "test" for exam in work.exams) else self.in_turn(self.final)
+        free = work.probe or any(exam.split == "test" for exam in work.exams)
+        return 0.0 if free else self.in_turn(self.final) or 0.0
 
     def verdict(self, work: Work, running: Iterable[Work] = (), look: bool = True) -> Verdict:
         running = list(running)
         left = self.cap - self.spent
-        if work.probe:
-            return "go" if left > 0 else "over"
         together = self.upper([*running, work])
         if together is None:
-            return self.unknown(running)
+            return self.unknown(running) if left > 0 else "over"
         left -= self.aside(work)
         if together <= left:
             return "go"
         return "wait" if running and (self.upper([work]) or 0.0) <= left else "over"
 
     def unknown(self, running: Sequence[Work]) -> Verdict:
-        """Its probe failed: it is the first measurement, alone."""
+        """It is the first measurement, alone."""
         return "wait" if running else "go"
 
     def refusal(self, work: Work) -> OverBudget:
@@ -161,21 +163,31 @@ class Cap(Purse):
         kept = f", {self.show(aside)} are set aside for the comparison" if aside else ""
         takes = "what it takes is not known" if most is None else f"it may take {self.show(most)}"
         return OverBudget(
-            f"{work} was not started: {takes}, and of the budget of "
-            f"{self.show(self.cap)} {self.show(self.spent)} are spent{kept}; "
-            f"raise budget.{self.name}{self.advice}"
+            f"{work} was not started: {takes}, and of the budget of {self.show(self.cap)} "
+            f"{self.show(self.spent)} are spent{self.beyond}{kept}; raise budget.{self.name}{self.advice}"
         )
 
     def fault(self, works: Sequence[Work]) -> Fault | None:
-        """That one run, these works, would not fit where nothing is done yet."""
-        once, final = self.in_turn(works), self.in_turn(self.final)
-        needed = self.spent + once + final
+        """That one run, these works, would not fit where nothing is done yet, as far as that is known."""
+        amounts = {"one run": self.in_turn(works)}
+        amounts |= {"the comparison": self.in_turn(self.final)} if self.final else {}
+        needed = self.spent + sum(filter(None, amounts.values()))
         if self.begun or needed <= self.cap:
             return None
-        parts = [f"up to {self.show(once)} for one run", f"{self.show(self.spent)} {self.where}"]
-        parts += [f"up to {self.show(final)} for the comparison"] * bool(final)
-        rule = f"must be at least {needed * self.rate:.3g} to start with: {', '.join(parts)}"
+        parts = [
+            f"what {what} takes is not known" if most is None else f"up to {self.show(most)} for {what}"
+            for what, most in amounts.items()
+        ]
+        parts.insert(1, f"{self.show(self.spent)} {self.where}{self.beyond}")
+        least = "more than" if None in amounts.values() else "at least"
+        rule = (
+            f"must be {least} {needed * self.rate:.3g} to start with: {', '.join(parts)}{self.guessed(works)}"
+        )
         return Fault(f"budget.{self.name}", rule, f"{self.cap * self.rate:g}")
+
+    def guessed(self, works: Sequence[Work]) -> str:
+        """What the bounds are wide for."""
+        return ""
 
     def check(self, works: Iterable[Work]) -> None:
         Purse([self], self.study).check(works)
@@ -204,14 +216,27 @@ class Hours(Cap):
         return sum(self.model.spent.values()) + self.lost
 
     @property
+    def beyond(self) -> str:  # type: ignore[override]
+        """Why more than the cap may be spent."""
+        why = "nothing was known of what the first measurement would take"
+        return f" (more than the cap: {why})" if self.spent > self.cap else ""
+
+    def guessed(self, works: Sequence[Work]) -> str:
+        tasks = dict.fromkeys(name for work in (*works, *self.final) for name in work.stage.learns)
+        names = " and ".join(name for name in tasks if name not in self.model.timed)
+        return f" ({names} not timed yet: `dgg-ray probe STUDY` does it, on no budget)" if names else ""
+
+    @property
     def begun(self) -> bool:
         return bool(self.lost) or any(
             seconds for key, seconds in self.model.spent.items() if not key.startswith(PROBE)
         )
 
     def upper(self, works: Iterable[Work]) -> float | None:
-        cost = self.model.predict(works)
-        return cost.seconds.high if cost else None
+        works = list(works)
+        rest = self.model.seconds(work for work in works if not work.probe)
+        most = [rest and rest.high, *(self.model.probing(work) for work in works if work.probe)]
+        return None if None in most else sum(filter(None, most))
 
     def measured(self, work: Work) -> list[Any]:
         return self.model.measured(work)
@@ -274,8 +299,8 @@ class Disk(Cap):
     def upper(self, works: Iterable[Work]) -> float | None:
         return self.sizes.together(works)
 
-    def in_turn(self, works: Iterable[Work]) -> float:
-        return self.sizes.in_turn(works) or 0.0
+    def in_turn(self, works: Iterable[Work]) -> float | None:
+        return self.sizes.in_turn(works)
 
     def unknown(self, running: Sequence[Work]) -> Verdict:
         return "over"  # no first measurement: it might fill the disk
@@ -305,23 +330,7 @@ def purse(study: Study, store: StageStore, final: Callable[[Study], Iterable[Ite
     """What the study may spend; `final` gives the chains of works of a winner's comparison."""
     if study.budget is None:
         return Purse()
-    works = [w for chain in final(dearest(study)) for w in chain] if study.search else []
+    works = [w for chain in final(study.dearest) for w in chain] if study.search else []
     kinds = [Hours] * any(getattr(study.budget, name) for name in UNITS)
     kinds += [Disk] * bool(study.budget.disk_gb)
     return Purse([kind(study, store, works) for kind in kinds], study.name)
-
-
-def dearest(study: Study) -> Study:
-    """The study at the corner of its search space where every number is largest."""
-    space = study.search.space if study.search else {}
-    setting = {
-        dotted: most(knob)
-        for path, knob in space.items()
-        for dotted in ([f"{path}.{name}" for name in study.names] if knob.per_task else [path])
-    }
-    return study.at(setting)
-
-
-def most(knob: Knob) -> Value:
-    values = [value for value in knob.values or (knob.high,) if value is not None]
-    return max(values, key=lambda value: value if isinstance(value, int | float) else 0)

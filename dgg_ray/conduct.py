@@ -144,8 +144,8 @@ class Ahead:
     """What is left of a study, and what more of it would take; hours are None where nothing was measured.
 
     search, comparison: (stages left, hours); the stages are a guess while the search is on.
-    block: hours that one more block adds to the comparison, of all that are compared.
-    stage: hours of a stage, with its exams.
+    block: hours that one more block adds to the comparison, of all that are compared, where as many are
+        added as an hour has room for; stage: hours that one of its stages adds, all fleets being busy.
     """
 
     search: tuple[int, Hours | None] = (0, None)

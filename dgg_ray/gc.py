@@ -224,7 +224,8 @@ class Needs:
 
     def __init__(self, study: Study, store: StageStore) -> None:
         search, more = methods.inquiries(study, store)
-        walks, final, _, over = foresee(study, store)  # what is left, as far as it can be said
+        asked, final, _, over = foresee(study, store)  # what is left, as far as it can be said
+        walks = [walk for one in asked for walk in one.walks]
         for method in (search, *more.values()) if search else ():  # and what failures led to
             walks += [walk for probe in method.proposed for walk in judge.asked(study, store, probe)]
         final = methods.contenders(study, search, more) or final

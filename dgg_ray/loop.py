@@ -29,10 +29,9 @@ from dgg_ray.contracts import Example, Learner, Strategy, Task
 from dgg_ray.environment import environment
 from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.objects import weight
+from dgg_ray.rates import ANSWERS, ROUNDS, STEPS
 from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
-
-ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a probe: rounds that count; steps and most answers in each
 
 Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgg_ray import disk, judge, methods
 from dgg_ray.cost import CostModel, Outlook
 from dgg_ray.disk import Held
 from dgg_ray.glance import Glance
-from dgg_ray.search import Method, Whole
+from dgg_ray.preference import Evidence
+from dgg_ray.search import Method, Probe, Whole
+from dgg_ray.sections import Budget
 from dgg_ray.simulate import MemoryStore, Simulated
 from dgg_ray.stages import Data, StageStore, Work, distinct, merged
 from dgg_ray.study import Study
+from dgg_ray.timetable import Ask
 
 if TYPE_CHECKING:
     from dgg_ray.designs import Table
@@ -34,6 +38,7 @@ class Plan:
     held: what the store holds, with what others put there.
     tasks: what was read of each, in the study's order.
     exact: False while what the sampler proposes later, or who wins, may still change the counts.
+    budget: the study's; it can be checked once something was measured.
     designs: the designs of orders beside each other, where they were asked for.
     """
 
@@ -52,6 +57,7 @@ class Plan:
     held: Held
     tasks: Mapping[str, Data]
     exact: bool
+    budget: Budget | None = None
     designs: Table | None = None
 
     @property
@@ -73,6 +79,7 @@ class Plan:
         about = "" if self.exact else "about "
         blocks = f"{self.settings} settings × {self.orders} orders × {self.seeds} seeds"
         left = f"{about}{self.to_train}"
+        unchecked = "" if self.outlook.rest else ", which cannot be checked before a probe"
         width = max(16, *map(len, self.tasks))
         return "\n".join(
             [
@@ -85,6 +92,7 @@ class Plan:
                 f"  optimizer steps   {about}{self.steps:,}",
                 f"  exam answers      {about}{self.answers:,}",
                 str(self.outlook),
+                *[f"  budget            {self.budget}{unchecked}"] * bool(self.budget),
                 f"  disk used         {self.held}",
                 *["  what the search proposes later may change all of these"] * (not self.exact),
                 f"  {'task':<{width}}  {'train':>9}  validation  {'test':>9}  scorer",
@@ -105,11 +113,12 @@ def plan(study: Study, store: StageStore) -> Plan:
     stand in, so that the counts of stages are an estimate unless the search is over.
     """
     store = Glance(store)
-    walks, final, settings, over = foresee(study, store)
-    works = [work for walk in walks for work in walk.works]
-    runs = len({(walk.at.id, walk.run.order, walk.run.seed) for walk in walks})
+    told, final, settings, over = foresee(study, store)
+    runs = len({(walk.at.id, walk.run.order, walk.run.seed) for one in told for walk in one.walks})
     runs += sum(len(at.runs()) for at in final.values())
-    works += [work for chain in judge.final_works(final) for work in chain]
+    asks = [one.ask for one in told]
+    asks.append(Ask([work for chain in judge.final_works(final) for work in chain], len(asks)))
+    works = [work for ask in asks for work in ask.works]
     asked = sum(bool(work.stage.learns) for work in works)
     works = merged(works)
     stages = distinct(work.stage for work in works if work.stage.learns)
@@ -135,10 +144,11 @@ def plan(study: Study, store: StageStore) -> Plan:
         examples=examples,
         steps=steps,
         answers=answers(study, store, works),
-        outlook=CostModel(study, store).outlook(works),
+        outlook=CostModel(study, store).outlook(asks),
         held=disk.held(study, store),
         tasks=study.tasks,
         exact=over,
+        budget=study.budget,
     )
 
 
@@ -151,7 +161,18 @@ def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:
     return count
 
 
-def foresee(study: Study, store: StageStore) -> tuple[list[judge.Walk], dict[str, Study], int, bool]:
+class Asked(NamedTuple):
+    """What a probe asks for. after: how many of the probes before it, first to last, it has to wait for."""
+
+    walks: list[judge.Walk]
+    after: int
+
+    @property
+    def ask(self) -> Ask:
+        return Ask([work for walk in self.walks for work in walk.works], self.after)
+
+
+def foresee(study: Study, store: StageStore) -> tuple[list[Asked], dict[str, Study], int, bool]:
     """(What the search asks for, the final comparison, settings looked at, whether nothing of it is a guess).
 
     What the store does not answer yet, a simulated learner does: its scores are no prediction, but as many
@@ -160,30 +181,36 @@ def foresee(study: Study, store: StageStore) -> tuple[list[judge.Walk], dict[str
     if study.search is None:
         return [], study.contenders(), 1, True
     shadow = Simulated.of(study, MemoryStore())
-    over, walks = True, []
+    over, found = True, list[Asked]()
 
-    def pursue(search: Method) -> Method:
+    def answer(search: Method, probe: Probe) -> tuple[Evidence | None, list[judge.Walk]]:
         nonlocal over
-        guessed = set[int]()
-        while (blocked := judge.replay(study, store, search)) is not None:
-            over = False
-            number, probe = blocked
-            guessed.add(number)
-            if isinstance(search, Whole):  # proposals need no answer, and there may be many
-                search.tell(number, None)
-                continue
+        evidence = judge.evidence(study, store, probe)
+        over &= evidence is not None
+        if evidence is None and not isinstance(search, Whole):  # whose proposals, maybe many, need no answer
             for part in judge.parts(study, shadow.store, probe):
                 for work in (work for chain in judge.missing(shadow.store, part) for work in chain):
                     shadow.obtain(work)
-            search.tell(number, judge.evidence(study, shadow.store, probe))
-        for number, probe in enumerate(search.proposed):
-            walks.extend(judge.asked(study, shadow.store if number in guessed else store, probe))
-        return search
+            return judge.evidence(study, shadow.store, probe), judge.asked(study, shadow.store, probe)
+        return evidence, judge.asked(study, store, probe)
+
+    def pursue(search: Method) -> Method:
+        first, open_, told = len(found), deque[tuple[int, Probe, int]](), 0
+        while True:
+            while (proposal := search.ask()) is not None:  # all that waits for no more than was told
+                open_.append((*proposal, first + told))
+            if not open_:
+                return search
+            number, probe, after = open_.popleft()
+            evidence, walks = answer(search, probe)
+            found.append(Asked(walks, after))
+            search.tell(number, evidence)
+            told += 1
 
     search = pursue(methods.method(study))
     if search.winner() is None:  # nothing was judged: any setting stands for the one that will be
         stand_in = study.at(search.proposed[0].setting)
-        return walks, stand_in.contenders(), len(search.proposed), False
+        return found, stand_in.contenders(), len(search.proposed), False
     more = {name: pursue(own) for name, own in methods.rivals(search).items()}
     settings = len({tuple(sorted(probe.setting.items())) for probe in search.proposed})
-    return walks, methods.contenders(study, search, more), settings, over
+    return found, methods.contenders(study, search, more), settings, over

@@ -26,6 +26,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 TASKS_DIFFER, RANK_EXPONENT = 1.0, 0.5  # standard deviations of the priors
+TASKS_RANGE = exp(1.96 * TASKS_DIFFER)  # 95 % of tasks take at most so many times the others, by the prior
+ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a probe: rounds that count; steps and most answers in each
 SCATTER = 0.1  # σ before it was measured; it counts as one measurement
 ITERATIONS, CLOSE = 20, 1e-6
 LEVEL, WIDEST = 0.95, 100.0  # e to the widest is as good as infinite, and a number
@@ -75,14 +77,31 @@ class Rate:
         fit = self.theta[0] + np.log(whole[:, 0]) + self.theta[-1] * z
         return fit, np.hstack([np.ones_like(whole), took / whole, z[:, None]])
 
+    def each(self, parts: Sequence[Part]) -> np.ndarray:
+        """What each of the parts takes in the mean."""
+        distinct, which = distinguished(parts)
+        return self.means(self.line(*self.table(distinct))[0])[which]
+
+    def means(self, fit: np.ndarray) -> np.ndarray:
+        return np.exp(fit + self.scatter2 / 2)  # of a lognormal
+
     def sum(self, parts: Sequence[Part]) -> tuple[float, float, float]:
         """(mean, variance, degrees of freedom) of what the parts take together."""
-        fit, slopes = self.line(*self.table(parts))
-        each = np.exp(fit + self.scatter2 / 2)  # a lognormal's mean
-        shares = each / each.sum()
-        x = shares @ slopes
-        spread = self.scatter2 * (x @ self.doubt @ x + shares @ shares)
-        return float(each.sum()), float(each.sum() ** 2 * spread), self.freedom
+        distinct, which = distinguished(parts)
+        fit, slopes = self.line(*self.table(distinct))
+        times, each = np.bincount(which), self.means(fit)
+        whole = times @ each
+        shares = each / whole
+        x = (times * shares) @ slopes
+        spread = self.scatter2 * (x @ self.doubt @ x + times @ shares**2)
+        return float(whole), float(whole**2 * spread), self.freedom
+
+
+def distinguished(parts: Sequence[Part]) -> tuple[list[Part], list[int]]:
+    """(The different ones, which of these each one is): of many thousands most are the very same."""
+    found = {id(part): part for part in parts}
+    place = {name: i for i, name in enumerate(found)}
+    return [*found.values()], [place[id(part)] for part in parts]
 
 
 class Estimate(NamedTuple):

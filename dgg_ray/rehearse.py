@@ -135,4 +135,5 @@ class Cluster:
         missing = self.store.missing(work)
         exams = work.exams if missing is None else missing
         answers = sum(self.shop.pace(e.task) / 3 * self.shop.sizes[e.task][e.split] for e in exams)
-        return answers + (self.shop.cost(work.stage)[1] if missing is None else 0.0)
+        learning = work.stage.learns and missing is None
+        return answers + (self.shop.begin + self.shop.cost(work.stage)[1] if learning else 0.0)

@@ -13,10 +13,12 @@ from dgg_ray.cost import CostModel
 from dgg_ray.preference import Evidence, Values, by_block, preferred, summary
 from dgg_ray.search import Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.stages import StageStore
 from dgg_ray.stagewise import Stagewise
 from dgg_ray.study import Block, Setting, Study
+from dgg_ray.timetable import Ask
 
+MOST_BLOCKS = 64  # that are looked at for what a further one takes
 Walks = Mapping[int, Sequence[judge.Walk]]  # by the number of the probe
 
 
@@ -166,33 +168,54 @@ def ahead(
     """What is left, with its predicted hours."""
     model = CostModel(study, store)
     over = search is None or (search.finished and all(own.finished for own in more.values()))
-    looked: list[Work] = []
+    looked: list[Ask] = []
     if not over:
         from dgg_ray.plan import foresee  # late: only an unfinished study is foreseen
 
-        walks, final, _, _ = foresee(study, store)
-        looked = [work for walk in walks for work in walk.works]
-    compare = [work for chain in judge.final_works(final) for work in chain]
-    fresh = 1 + max(seed for _, seed in (*study.blocks, *study.final_blocks))
-    one = {label: replace(at, fixed=((study.final_blocks[0][0], fresh),)) for label, at in final.items()}
-    block = [work for chain in judge.final_works(one) for work in chain if work.stage.learns]
-    stages = len({work.stage.key for work in block})
-    hours = predicted(model, block)
+        asked, final, _, _ = foresee(study, store)
+        looked = [one.ask for one in asked]
+    compare = [Ask([work for chain in judge.final_works(final) for work in chain])]
+    block, stage = added(model, study, final)
     return Ahead(
         search=(missing(store, looked), predicted(model, looked)),
         comparison=(missing(store, compare), predicted(model, compare)),
-        block=hours,
-        stage=(hours[0] / stages, hours[1] / stages, hours[2] / stages) if hours and stages else None,
+        block=block,
+        stage=stage,
     )
 
 
-def missing(store: StageStore, works: Iterable[Work]) -> int:
+def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[Hours | None, Hours | None]:
+    """Hours that one more block of the comparison adds, and one stage of it, where many are added at once.
+
+    A single block leaves fleets idle, so as many are looked at as an hour has room for.
+    """
+    fresh = 1 + max(seed for _, seed in (*study.blocks, *study.final_blocks))
+
+    def more(count: int) -> Ask:
+        blocks = tuple((study.final_blocks[0][0], fresh + i) for i in range(count))
+        of = {label: replace(at, fixed=blocks) for label, at in final.items()}
+        return Ask([work for chain in judge.final_works(of) for work in chain if work.stage.learns])
+
+    one = more(1)
+    stages, cost = len({work.stage.key for work in one.works}), model.predict([one])
+    if cost is None or not stages:
+        return None, None
+    share = cost.seconds.times(1 / study.workers.fleets / 3600)  # of one block among many
+    room = int((1 - cost.wall.mean / 3600) / share.mean)
+    count = min(1 + max(room, 0), 9 * len(study.final_blocks), MOST_BLOCKS)
+    together = predicted(model, [more(count)])
+    block = (together[0] / count, together[1] / count, together[2] / count) if together else None
+    stage = share.times(1 / stages)
+    return block, (stage.mean, stage.low, stage.high)
+
+
+def missing(store: StageStore, asks: Iterable[Ask]) -> int:
     """Distinct stages that are to be learned or examined still."""
-    return len({work.stage.key for work in works if not store.has(work)})
+    return len({work.stage.key for ask in asks for work in ask.works if not store.has(work)})
 
 
-def predicted(model: CostModel, works: Sequence[Work]) -> Hours | None:
-    cost = model.predict(works)
+def predicted(model: CostModel, asks: Sequence[Ask]) -> Hours | None:
+    cost = model.predict(asks)
     if cost is None:
         return None
     hours = cost.amounts()["wall hours"]

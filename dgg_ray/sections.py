@@ -57,6 +57,12 @@ class Knob:
     log: bool = False
     per_task: bool = False
 
+    @property
+    def largest(self) -> Value:
+        """Its largest number; where it has none, its first value."""
+        values = [value for value in self.values or (self.high,) if value is not None]
+        return max(values, key=lambda value: value if isinstance(value, int | float) else 0)
+
 
 @dataclass(frozen=True)
 class Search:

@@ -138,9 +138,9 @@ class Simulated:
     def learn(self, stage: Stage) -> Record:
         count, seconds = self.cost(stage)
         self.wait(seconds)
-        steps, begin = ceil(count / stage.training.batch_size), self.law.seconds / 1000
+        steps = ceil(count / stage.training.batch_size)
         self.tick(stage, steps, steps)
-        cost = {"steps": steps, "examples": count, "seconds": seconds, "begin_seconds": begin}
+        cost = {"steps": steps, "examples": count, "seconds": seconds, "begin_seconds": self.begin}
         record = {
             "learned": stage.task,
             "earlier": list(stage.earlier),
@@ -199,17 +199,24 @@ class Simulated:
     def probe(self, work: Work) -> None:
         """What a probe of the stage would measure: the law's own pace."""
         (task,), rank, size = work.stage.learns, work.stage.adapter.rank, work.stage.training.batch_size
-        learn = {"n": size, "seconds": size * self.pace(task) * (1 + rank / 128)}
+        rounds = {
+            "begin": {"n": 1, "seconds": self.begin},
+            "learn": {"n": size, "seconds": size * self.pace(task) * (1 + rank / 128)},
+            "answer": {"n": size, "seconds": size * self.pace(task) / 3},
+        }
         record = {
             "meaning": work.stage.meaning,
-            "begin": [],
-            "learn": [learn] * 2,
-            "answer": [{"n": size, "seconds": size * self.pace(task) / 3}] * 2,
+            **{kind: [timed] * 2 for kind, timed in rounds.items()},
             "bytes": 0,
-            "cost": {"seconds": 2 * learn["seconds"]},
+            "cost": {"seconds": 2 * sum(timed["seconds"] for timed in rounds.values())},
             **self.by,
         }
         self.store.measure(work, record)
+
+    @property
+    def begin(self) -> float:
+        """Seconds before a stage's first step."""
+        return self.law.seconds / 1000
 
     def pace(self, task: str) -> float:
         """Seconds for one training example, at rank 0."""

@@ -133,6 +133,16 @@ class Study:
         """What was asked for, and nothing that was computed from it: a study is sent to many processes."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    @property
+    def dearest(self) -> Study:
+        """The study at the corner of its search space where every number is largest."""
+        setting = {
+            dotted: knob.largest
+            for path, knob in (self.search.space if self.search else {}).items()
+            for dotted in ([f"{path}.{name}" for name in self.names] if knob.per_task else [path])
+        }
+        return self.at(setting)
+
     def beside(self, rival: str) -> Study:
         """The study with another strategy, sharing the settings that both have, such as the buffer."""
         cls = plugins.find("strategies", rival)

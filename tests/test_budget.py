@@ -8,15 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from dgg_ray import Study, budget, cli, forecast, loop
+from dgg_ray import Study, budget, cli, forecast, loop, methods
 from dgg_ray.broker import Broker, Desk
-from dgg_ray.budget import Disk, Hours, Purse, dearest
-from dgg_ray.cost import CostModel
+from dgg_ray.budget import Disk, Hours, Purse
+from dgg_ray.cost import CostModel, probes, seconds
 from dgg_ray.errors import OverBudget, StudyError
 from dgg_ray.learner import PeftLearner
 from dgg_ray.objects import Folder
+from dgg_ray.plan import plan
 from dgg_ray.results import table
+from dgg_ray.sections import Protocol
+from dgg_ray.simulate import MemoryStore, Simulated, imagined
 from dgg_ray.stages import StageStore, Work
+from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Budget, Workers
 
 WORKERS = Workers(gpus=1, price_per_hour=2)
@@ -213,6 +217,87 @@ def test_a_budget_below_one_run_says_what_it_needs(measured):
     tight.check(works(measured, "ones"))
 
 
+# -- probes ----------------------------------------------------------------------------------------
+
+
+def tight(cap):
+    """A simulated study of three tasks with a budget of so many seconds, its purse, and who does its work."""
+    of = imagined(3, DGG(), protocol=Protocol(rivals=()), budget=Budget(worker_hours=cap / HOUR))
+    store = MemoryStore()
+    return of, budget.purse(of, store, methods.at_the_end), Simulated.of(of, store)
+
+
+def done(kept, shop, work):
+    shop.obtain(work)
+    kept.finished(work)
+
+
+def test_the_first_probe_alone_may_exceed_the_cap_and_none_starts_after_it():
+    of, kept, shop = tight(cap=0.001)
+    first, second, third = probes(of)
+    assert kept.verdict(first) == "go"
+    assert kept.verdict(second, [first]) == "wait"  # alone
+    done(kept, shop, first)
+    for work in (second, third):
+        assert kept.verdict(work) == "over"
+        assert "more than the cap: nothing was known of what the first" in str(kept.refusal(work))
+    with pytest.raises(StudyError, match=r"at least .* up to .* for one run.*\(task1 and task2 not timed"):
+        kept.check(methods.first_run(of))
+
+
+def test_no_probe_starts_that_may_not_end_within_the_cap():
+    *_, shop = tight(cap=1.0)
+    (first, *_) = probes(tight(cap=1.0)[0])
+    shop.obtain(first)
+    (one,) = (record["cost"]["seconds"] for record in shop.store.probes())
+    for cap, verdict in ((1.5 * one, "over"), (2 * one, "over"), (1000 * one, "go")):
+        of, kept, shop = tight(cap)
+        first, second, _ = probes(of)
+        done(kept, shop, first)
+        assert kept.verdict(second) == verdict
+
+
+def test_after_its_probes_a_simulated_study_is_told_what_it_needs_and_that_is_enough():
+    of, kept, shop = tight(cap=1e6)
+    for work in probes(of):
+        done(kept, shop, work)
+    needs = kept.caps[0].upper(methods.first_run(of))
+    of, short, _ = tight(cap=needs / 2)
+    of, enough, _ = tight(cap=2 * needs)
+    run = 0.0
+    for purse_ in (short, enough):
+        for record in shop.store.probes():
+            purse_.caps[0].model.store.note(f"probes/{record['meaning']['learns'][0][0]}", record)
+        purse_.begin()
+    with pytest.raises(StudyError, match=r"for one run, .* spent on probes, got"):
+        short.check(methods.first_run(of))
+    enough.check(methods.first_run(of))
+    for work in methods.first_run(of):
+        assert enough.verdict(work) == "go"
+        shop.obtain(work)
+        run += sum(seconds(r) for r in (shop.store.record(work.stage), *shop.store.sittings(work.key)))
+    assert 0.5 * needs < run <= needs
+
+
+def test_what_is_not_known_is_not_told_as_nothing():
+    of, kept, shop = tight(cap=0.001)
+    for work in probes(of):
+        shop.probe(work)
+        shop.store.note(f"probes/{work.key}", shop.store.noted(f"probes/{work.key}") | {"begin": []})
+    kept.begin()
+    with pytest.raises(StudyError, match=r"must be more than .*what one run takes is not known, .* spent on"):
+        kept.check(methods.first_run(of))
+
+
+def test_a_plan_says_that_a_budget_cannot_be_checked_before_a_probe():
+    of, _, shop = tight(cap=3.6)
+    said = "budget            0.001 worker-hours"
+    assert f"{said}, which cannot be checked before a probe\n" in str(plan(of, shop.store))
+    for work in probes(of):
+        shop.obtain(work)
+    assert f"{said}\n" in str(plan(of, shop.store))
+
+
 # -- a study's file --------------------------------------------------------------------------------
 
 STUDY = """\
@@ -246,7 +331,7 @@ def test_a_budget_that_could_not_bind_is_a_fault(tmp_path, more, fault):
 
 def test_the_dearest_corner_has_every_knobs_largest_value(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
-    corner = dearest(Study.load(tmp_path / "study.yaml"))
+    corner = Study.load(tmp_path / "study.yaml").dearest
     assert corner.adapter.rank == 4
     assert corner.strategy.alpha == {"words": 1, "charts": 1}
 

@@ -14,6 +14,7 @@ from dgg_ray.rates import Estimate, Part, Rate, total
 from dgg_ray.stages import Work, untouched
 from dgg_ray.strategies.replay import Replay
 from dgg_ray.study import Workers
+from dgg_ray.timetable import Ask
 
 WORKERS = Workers(per_fleet=2, gpus=1, fleets=4, price_per_hour=3)
 BY = {"study": "toy", "workers": WORKERS.setup}
@@ -117,11 +118,11 @@ def test_finished_stages_tell_what_the_next_will_take(world):
     for seed in range(8):
         trained(world, world.path("fours", seed=seed)[0])
     stage = world.path("fours", seed=99, epochs=2)[0]  # 3 examples, twice, at 10 s each, and 1 s to begin
-    cost = of(world).predict([Work(stage)])
+    cost = of(world).predict([Ask([Work(stage)])])
     assert cost.seconds.mean == pytest.approx(61, rel=0.02)
     assert cost.seconds.low < 61 < cost.seconds.high
     assert cost.bytes.mean == pytest.approx(1000, rel=0.02)
-    assert of(world).predict([Work(stage, (world.exam("fours"),))]).seconds.mean == pytest.approx(
+    assert of(world).predict([Ask([Work(stage, (world.exam("fours"),))])]).seconds.mean == pytest.approx(
         62.5, rel=0.02
     )
 
@@ -131,7 +132,7 @@ def test_a_buffer_is_learned_at_its_own_tasks_rates(world):
         trained(world, world.path("ones", seed=seed)[0], each=1.0)
         trained(world, world.path("nines", seed=seed)[0], each=100.0)
     stage = world.path("nines", "ones", seed=99, strategy=Replay(buffer=5))[1]
-    cost = of(world).predict([Work(stage)])
+    cost = of(world).predict([Ask([Work(stage)])])
     assert cost.seconds.mean == pytest.approx(2 * 1 + 1 * 100 + 1, rel=0.05)  # of nines there is but one
 
 
@@ -139,8 +140,8 @@ def test_what_is_shared_or_stored_is_predicted_once_or_not_at_all(world):
     for seed in range(4):
         trained(world, world.path("ones", seed=seed)[0])
     model, (stage,) = of(world), world.path("ones", seed=99)
-    assert model.predict([Work(stage)] * 3) == model.predict([Work(stage)])
-    assert model.predict([Work(world.path("ones", seed=0)[0])]).seconds == Estimate(0.0, 0.0, 0.0)
+    assert model.predict([Ask([Work(stage)] * 3)]) == model.predict([Ask([Work(stage)])])
+    assert model.predict([Ask([Work(world.path("ones", seed=0)[0])])]).seconds == Estimate(0.0, 0.0, 0.0)
 
 
 def test_another_studys_stages_teach_and_cost_nothing(world):
@@ -154,11 +155,11 @@ def test_another_studys_stages_teach_and_cost_nothing(world):
 @pytest.mark.parametrize("change", [{"fingerprint": "other"}, {"workers": replace(WORKERS, per_fleet=1)}])
 def test_another_model_or_other_workers_teach_nothing(world, change):
     trained(world, world.path("ones")[0])
-    assert of(world, **change).predict([Work(world.path("fours")[0])]) is None
+    assert of(world, **change).predict([Ask([Work(world.path("fours")[0])])]) is None
 
 
 def test_without_a_measurement_no_number_is_given(world):
-    outlook = of(world).outlook([Work(world.path("ones")[0])])
+    outlook = of(world).outlook([Ask([Work(world.path("ones")[0])])])
     assert outlook.rest is None
     assert UNMEASURED in str(outlook)
     assert "dgg-ray probe" in UNMEASURED
@@ -168,16 +169,17 @@ def test_without_a_measurement_no_number_is_given(world):
 def test_hours_and_money_follow_from_the_workers(world):
     for seed in range(8):
         trained(world, world.path("ones", seed=seed)[0], each=1799.5)
-    cost = of(world).predict([Work(world.path("ones", seed=99)[0])])  # an hour of a fleet of two
+    works = [Work(world.path("ones", seed=90 + i)[0]) for i in range(5)]  # an hour of a fleet of two each,
+    cost = of(world).predict([Ask(works)])  # and of four fleets one has two of them
     means = {unit: amount.mean for unit, amount in cost.amounts().items()}
     assert means == pytest.approx(
-        {"worker-hours": 2, "GPU-hours": 2, "wall hours": 1 / 4, "money": 6, "GB on disk": 1e-6}, rel=0.01
+        {"worker-hours": 10, "GPU-hours": 10, "wall hours": 2, "money": 30, "GB on disk": 5e-6}, rel=0.01
     )
 
 
 def test_the_untouched_models_exams_are_predicted_without_learning(world):
     trained(world, world.path("ones")[0])
-    cost = of(world).predict([Work(untouched("model"), (world.exam("ones"),))])
+    cost = of(world).predict([Ask([Work(untouched("model"), (world.exam("ones"),))])])
     assert cost.seconds.mean == pytest.approx(1.0, rel=0.1)
 
 
@@ -197,7 +199,7 @@ def test_a_probe_is_kept_and_leaves_no_stage(world):
     assert [round["n"] for round in probe["answer"]] == [3, 3, 3]
     assert probe["bytes"] > 0
     model = of(world)
-    assert model.predict([Work(stage, (world.exam("fours"),))]).seconds.mean > 0
+    assert model.predict([Ask([Work(stage, (world.exam("fours"),))])]).seconds.mean > 0
     assert sum(model.spent.values()) == pytest.approx(probe["cost"]["seconds"])
 
 

@@ -25,19 +25,19 @@ def test_a_line_tells_what_is_done_running_and_failed():
 
 
 def looked(mean, low, high, **workers):
-    """What a look at the store gave: seconds of a fleet that are left, and an hour spent."""
+    """What a look at the store gave: seconds of the wall that are left, and an hour spent."""
     workers = Workers(**workers)
-    cost = Cost(workers, Estimate(mean, low, high), Estimate(0.0, 0.0, 0.0))
+    cost = Cost(workers, Estimate(1.0, 1.0, 1.0), Estimate(mean, low, high), Estimate(0.0, 0.0, 0.0))
     return SimpleNamespace(outlook=Outlook(cost, 3600.0, workers))
 
 
 def test_the_time_left_is_what_was_predicted_less_what_went_by_since(monkeypatch):
     now = time.monotonic()
-    with Display("toy", quiet=True, look=lambda: looked(120, 100, 180, fleets=2)) as display:
+    with Display("toy", quiet=True, look=lambda: looked(60, 50, 90, fleets=2)) as display:
         display.finished()
         display.looked = now
         monkeypatch.setattr(time, "monotonic", lambda: now + 30)
-        assert display.left() == "about 30 s left (95 %: 20 to 60)"  # two fleets: 60, 50 and 90 s
+        assert display.left() == "about 30 s left (95 %: 20 to 60)"
         monkeypatch.setattr(time, "monotonic", lambda: now + 55)
         assert display.left() == "about 5 s left (95 %: 0 to 35)"
         monkeypatch.setattr(time, "monotonic", lambda: now + 91)
