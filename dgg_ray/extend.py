@@ -2,19 +2,20 @@
 
 The new task is learned last in every order. So each run begins with the runs that there are, and only
 what follows them is learned. The file's own text stays as it is, comments and all; what changes is `name`,
-`tasks`, `orders`, and where the old results lie (`search.warm_from`, `output.store`).
+`tasks`, `orders`, `protocol.held_out`, and where the old results lie (`search.warm_from`, `output.store`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dgg_ray import plugins, studyfile, yamltext
 from dgg_ray.errors import Fault, StudyError, nearest
+from dgg_ray.sections import FROM_SEARCH
 from dgg_ray.study import Study
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -80,6 +81,7 @@ def extend(
     for more, said in (orders(study, list(tasks)), (kept(study, old, results, judged))):
         edits += more
         notes += said
+    notes += anew(study, judged) if old else []
     write(study, file, new, edits, data)
     return Extended(new, tuple(notes))
 
@@ -140,21 +142,49 @@ def written(path: Path, root: Path) -> str:
 
 
 def orders(study: Study, tasks: list[str]) -> tuple[list[Edit], list[str]]:
-    """The old orders, each with the new tasks at its end."""
-    o, raw = study.orders, study.raw.get("orders")
+    """The old orders, of the search and of the comparison, each with the new tasks at its end."""
+    o, held, many = study.orders, study.protocol.held_out, len(study.all_orders)
+    redrawn = f"another draw for {len(study.names) + len(tasks)} tasks would share no stages"
+    edits: list[Edit] = []
     if o.design == "given" and not o.given:
-        return [], ["  orders: the file's own, the new task last"]
-    every = [[*order, *tasks] for order in study.all_orders]
-    if o.design == "given":
-        above = ("orders",) if isinstance(raw, list) else ("orders", "given")
-        last = len(study.names)
-        edits = [((*above, i, last + k), t) for i in range(len(every)) for k, t in enumerate(tasks)]
-        return edits, [f"  orders: the {len(every)} given, the new task last"]
-    said = f"  orders: the {len(every)} of {o.design!r} as a list, the new task last in each: "
-    notes = [f"{said}another draw for {len(study.names) + len(tasks)} tasks would share no stages"]
-    if study.protocol.held_out:
-        notes.append(f"  protocol.held_out: {study.protocol.held_out} other orders are drawn, learned anew")
-    return [(("orders",), every)], notes
+        notes = ["  orders: the file's own, the new task last"]
+    elif o.design == "given":
+        above = ("orders",) if isinstance(study.raw["orders"], list) else ("orders", "given")
+        edits += lengthened(above, o.given, tasks)
+        notes = [f"  orders: the {many} given, the new task last"]
+    else:
+        edits.append((("orders",), [[*order, *tasks] for order in study.all_orders]))
+        notes = [f"  orders: the {many} of {o.design!r} as a list, the new task last in each: {redrawn}"]
+    if held and isinstance(held, int):
+        fresh = [[*order, *tasks] for order, _ in study.final_blocks]
+        edits.append((("protocol", "held_out"), fresh))
+        notes.append(f"  protocol.held_out: the {held} as a list, the new task last in each: {redrawn}")
+    elif not isinstance(held, int):
+        edits += lengthened(("protocol", "held_out"), held, tasks)
+        notes.append(f"  protocol.held_out: the {len(held)} given, the new task last")
+    return edits, notes
+
+
+def lengthened(at: tuple[str, ...], given: Sequence[Sequence[str]], tasks: list[str]) -> list[Edit]:
+    """The tasks at the end of each of the orders that stand in the file."""
+    return [((*at, i, len(g) + k), task) for i, g in enumerate(given) for k, task in enumerate(tasks)]
+
+
+def anew(study: Study, judged: bool) -> list[str]:
+    """What learns the old tasks again although their stages are there, in words."""
+    plain = [rival for rival in study.protocol.rivals if isinstance(rival, str) and rival not in FROM_SEARCH]
+    own = plugins.name_of(study.strategy)
+    notes = [
+        f"  learned anew: {name}, which learns all tasks at once"
+        for name in dict.fromkeys([own, *plain])
+        if plugins.find("strategies", name).simultaneous
+    ]
+    if study.search and not judged:
+        notes.append("  learned anew: what the search asks for; it has judged no setting to go on from")
+    elif study.search:
+        rule = "a winner or rival whose values for the old tasks were not compared before"
+        notes.append(f"  learned anew: on the blocks of the comparison, {rule}")
+    return notes
 
 
 def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[list[Edit], list[str]]:

@@ -229,12 +229,16 @@ def existing(tasks: int) -> dict[str, int]:
     return {name: size for name, found in DESIGNS.items() if (size := found.size(ask))}
 
 
+def left(used: Sequence[Order]) -> int:
+    """How many orders of the same tasks are not among `used`, which has one at least."""
+    return factorial(len(used[0])) - len(set(used))
+
+
 def others(tasks: Sequence[str], used: Sequence[Order], count: int, seed: int) -> list[Order]:
     """`count` random orders that are not among `used`; all there are where these are fewer."""
     ask, fresh = Ask(len(tasks), seed), dict[Order, None]()
-    left = factorial(len(tasks)) - len(set(used))
     for draw in counter():
-        if len(fresh) >= min(count, left):
+        if len(fresh) >= min(count, left(used)):
             break
         order = tuple(tasks[i] for i in shuffled(ask, "held out", draw))
         fresh |= {} if order in used else {order: None}

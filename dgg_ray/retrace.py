@@ -136,7 +136,7 @@ def terms(study: Study) -> Terms:
         select_on=study.protocol.select_on,
         chosen_on=tuple(map(named, study.blocks)) if study.search else (),
         compared_on=tuple(map(named, study.final_blocks)),
-        held_out=study.protocol.held_out > 0,
+        held_out=bool(study.protocol.held_out),
         rivals=tuple(dict.fromkeys(rivals)),
     )
 

@@ -12,7 +12,7 @@ from dgg_ray import plugins
 from dgg_ray.border import show
 from dgg_ray.contracts import SPLITS, Task
 from dgg_ray.errors import Fault, nearest
-from dgg_ray.orders import DESIGNS, Ask, existing, usual_prefix
+from dgg_ray.orders import DESIGNS, Ask, Order, existing, left, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
 from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Workers
 from dgg_ray.stages import Data
@@ -29,9 +29,14 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
     if "name" not in broken and not re.fullmatch(r"\w[\w. -]*", study.name):
         rule = "must be letters, digits, spaces, dots, _ and -: it names a folder"
         faults.append(Fault("name", rule, repr(study.name)))
+    named = "readers" not in broken
     if "orders" not in broken:
-        faults += order_rules(study, "readers" not in broken)
+        faults += order_rules(study, named)
     final, held = study.protocol.final_seeds, study.protocol.held_out
+    if held == ():
+        faults.append(Fault("protocol.held_out", "needs at least 1 order, has 0"))
+    if not isinstance(held, int):
+        faults += listed_rules(study, "protocol.held_out", held, named)
     if held and final is not None:
         faults.append(
             Fault("protocol.final_seeds", "held-out blocks bring their own seeds", show(list(final)))
@@ -44,14 +49,14 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
         faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
     alpha = getattr(study.strategy, "alpha", None)
     for name in alpha if isinstance(alpha, Mapping) else ():
-        if name not in study.names:
+        if named and name not in study.names:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
     faults += rival_rules(study, broken)
-    if not broken & {"model", "adapter"} and study.workers.engine != "simulated":
+    if not broken & {"model", "adapter", "workers"} and study.workers.engine != "simulated":
         faults += target_rules(study) if fetch or not address(getattr(study.model, "path", "")) else []
     if not broken & {"model", "training"}:
         faults += projector_rules(study)
-    if getattr(study.model, "four_bit", False) and not study.workers.gpus:
+    if getattr(study.model, "four_bit", False) and "workers" not in broken and not study.workers.gpus:
         faults.append(Fault("model.four_bit", "needs a GPU: set workers.gpus", "true"))
     if study.budget and "workers" not in broken:
         faults += budget_rules(study.budget, study.workers)
@@ -72,14 +77,8 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
 def order_rules(study: Study, named: bool) -> Iterator[Fault]:
     """Of the designs of orders; `named`: the tasks are known."""
     o = study.orders
-    for i, order in enumerate(o.given):
-        if named and sorted(order) != sorted(study.names):
-            at = f"orders[{i}]" if isinstance(study.raw.get("orders"), list) else f"orders.given[{i}]"
-            rule = f"must name each of {', '.join(study.names)} once"
-            wrong = next((name for name in order if name not in study.names), "")
-            yield Fault(at, rule, show(list(order)), nearest(wrong, study.names))
-    if twice := len(o.given) - len(set(o.given)):
-        yield Fault("orders", "must be different orders", f"{twice} twice")
+    at = "orders" if isinstance(study.raw.get("orders"), list) else "orders.given"
+    yield from listed_rules(study, at, o.given, named)
     if study.raw.get("orders") == []:
         yield Fault("orders", "needs at least 1 order, has 0")
     usual, unread = Orders(), False
@@ -91,6 +90,17 @@ def order_rules(study: Study, named: bool) -> Iterator[Fault]:
             yield Fault(f"orders.{field.name}", f"bears on {names(known)} alone, not on {o.design!r}", found)
     if named and len(study.names) > 1 and not unread:
         yield from size_rules(o, len(study.names))
+
+
+def listed_rules(study: Study, at: str, orders: Sequence[Order], named: bool) -> Iterator[Fault]:
+    """Of orders that stand in the file."""
+    for i, order in enumerate(orders):
+        if named and sorted(order) != sorted(study.names):
+            rule = f"must name each of {', '.join(study.names)} once"
+            wrong = next((name for name in order if name not in study.names), "")
+            yield Fault(f"{at}[{i}]", rule, show(list(order)), nearest(wrong, study.names))
+    if twice := len(orders) - len(set(orders)):
+        yield Fault(at, "must be different orders", f"{twice} twice")
 
 
 def size_rules(o: Orders, tasks: int) -> Iterator[Fault]:
@@ -168,6 +178,8 @@ def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
     for i, rival in enumerate(study.protocol.rivals):
         at = f"protocol.rivals[{i}]"
         if isinstance(rival, str):
+            if rival in FROM_SEARCH and "search" in broken:
+                continue
             if rival in FROM_SEARCH and not study.search:
                 yield Fault(at, "needs a search", repr(rival))
             elif rival in FROM_SEARCH[1:] and not per_task:
@@ -181,7 +193,7 @@ def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
                 yield Fault(at, "needs a label of its own", repr(label))
             labels.append(label)
             for path, value in setting.items():
-                if path.partition(".")[0] not in broken:
+                if not broken & {path.partition(".")[0], "readers"}:
                     yield from path_rules(study, f"{at}.{label}.{path}", path, path, [value])
 
 
@@ -247,8 +259,14 @@ def split_rules(study: Study, tasks: Mapping[str, Data]) -> Iterator[Fault]:
 
 
 def held_out_rules(study: Study) -> Iterator[Fault]:
-    """Whether as many orders are left as the comparison wants for itself."""
-    left = factorial(len(study.names)) - len(set(study.all_orders))
-    if study.protocol.held_out > left:
-        rule = f"must be at most {left}: so many orders took no part in the choice"
-        yield Fault("protocol.held_out", rule, str(study.protocol.held_out))
+    """Whether as many orders are left as the comparison wants for itself, or those that it names."""
+    held, used = study.protocol.held_out, study.all_orders
+    if isinstance(held, int):
+        if held > (most := left(used)):
+            rule = f"must be at most {most}: so many orders took no part in the choice"
+            yield Fault("protocol.held_out", rule, str(held))
+        return
+    for i, order in enumerate(held):
+        if order in used:
+            rule = "must be an order that took no part in the choice, and `orders` has it"
+            yield Fault(f"protocol.held_out[{i}]", rule, show(list(order)))

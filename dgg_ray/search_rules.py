@@ -51,7 +51,7 @@ def metric_rules(study: Study, at: str, name: str) -> Iterator[Fault]:
     metrics = plugins.names("metrics")
     if name not in metrics:
         yield Fault(at, f"must be one of {', '.join(metrics)}", repr(name), nearest(name, metrics))
-    elif rule := unfit(name, len(study.names), study.strategy.simultaneous):
+    elif rule := unfit(name, max(2, len(study.names)), study.strategy.simultaneous):
         yield Fault(at, rule, repr(name))
 
 

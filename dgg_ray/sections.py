@@ -111,7 +111,8 @@ class Protocol:
     max_new_tokens: longest answer, in tokens.
     select_on: the split on which settings are chosen; with `test` the report says so in bold.
     held_out: blocks of the final runs that took no part in the choice, each a new random order with a
-        new seed, so that they are independent. 0 compares on the search's orders.
+        new seed, so that they are independent; or these orders as lists of task names, as `dgg-ray extend`
+        writes them. 0 compares on the search's orders.
     final_seeds: without held-out blocks, seeds of the final runs; None is the study's seeds.
     rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
         and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
@@ -125,7 +126,7 @@ class Protocol:
     exams: Literal["seen", "next", "all"] = "next"
     max_new_tokens: Annotated[int, Ge(1)] = 16
     select_on: Literal["validation", "test"] = "validation"
-    held_out: Annotated[int, Ge(0)] = 0
+    held_out: Annotated[int, Ge(0)] | tuple[tuple[str, ...], ...] = 0
     final_seeds: tuple[int, ...] | None = None
     rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
 

@@ -198,10 +198,11 @@ class Study:
     @cached_property
     def final_blocks(self) -> tuple[Block, ...]:
         """What the recommended setting and its rivals are compared on."""
-        p = self.protocol
-        if not p.held_out:
+        p, fresh = self.protocol, self.protocol.held_out
+        if not fresh:
             return tuple((o, seed) for o in self.all_orders for seed in p.final_seeds or self.seeds)
-        fresh = others(self.names, self.all_orders, p.held_out, self.orders.seed)
+        if isinstance(fresh, int):
+            fresh = others(self.names, self.all_orders, fresh, self.orders.seed)
         return tuple((order, max(self.seeds) + 1 + i) for i, order in enumerate(fresh))
 
     @cached_property

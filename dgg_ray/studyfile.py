@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def load(path: Path, data: str | Path | None = None, store: str | None = None) -
     study, found = build(raw, root) if isinstance(raw, Mapping) else (None, [])
     faults += found
     if study is not None:
-        study, found = read_data(study)
+        study, found = read_data(study, {re.split(r"[.[]", fault.path)[0] for fault in faults})
         faults += found
     if study is not None and not faults and study.search and study.search.warm_from:
         from dgg_ray import warm  # it reads kept studies, so this file meets it late
@@ -158,9 +158,11 @@ def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study 
     whole = {key: part for key, part in parts.items() if part is not BROKEN}
     if "readers" not in whole:
         return None, faults
+    if len(whole["readers"]) < max(2, len(raw["tasks"])):
+        broken.add("readers")  # a task is missing, has no name, or one that another has
     study = Study(**{"name": "", "model": NoModel(), "strategy": Strategy(), **whole}, raw=raw, root=root)
     staging.within(study.workers.cache_gb)
-    if files and study.workers.engine != "simulated":
+    if files and "workers" not in broken and study.workers.engine != "simulated":
         for setting, rule, found in study.model.faults():
             faults.append(Fault(f"model.{setting}", rule, found))
     faults += [fault for fault in rules(study, broken, files) if fault.path not in {f.path for f in faults}]
@@ -253,14 +255,17 @@ def readers(raw: Any, root: str, faults: list[Fault]) -> Any:
         found.setdefault(name, reader)
     if len(raw) < 2:
         faults.append(Fault("tasks", f"needs at least 2 tasks, has {len(raw)}"))
-    return found
+    return found or BROKEN
 
 
 # -- data ------------------------------------------------------------------------------------------
 
 
-def read_data(study: Study) -> tuple[Study, list[Fault]]:
-    """The study with what its keys need of the tasks' content and of the model."""
+def read_data(study: Study, at_fault: Set[str] = frozenset()) -> tuple[Study, list[Fault]]:
+    """The study with what its keys need of the tasks' content and of the model.
+
+    at_fault: sections with faults; nothing is said of what rests on them.
+    """
     faults: list[Fault] = []
     facts: dict[str, Data] = {}
     notes: list[str] = []
@@ -281,12 +286,12 @@ def read_data(study: Study) -> tuple[Study, list[Fault]]:
         facts[name] = Data(name, dict(task.digests), sizes, task.scorer)
         if study.orders.design == "extreme":
             profiles.append(likeness.profile(task))
-    faults += split_rules(study, facts)
+    faults += split_rules(study, facts) if "protocol" not in at_fault else []
     simulated = study.workers.engine == "simulated"
     if faults or isinstance(study.model, NoModel) or (not simulated and study.model.faults()):
         return study, faults
     study = replace(study, tasks=facts, likeness=likeness.matrix(profiles), warnings=tuple(notes))
-    if found := list(held_out_rules(study)):
+    if not at_fault & {"orders", "tasks"} and (found := list(held_out_rules(study))):
         return study, found
     return study.simulated() if simulated else replace(study, fingerprint=study.model.fingerprint()), faults
 

@@ -1,6 +1,7 @@
 """A finished study gets one more task and pays for that only; and what an older study says to a new one."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def pursued(file: Path, out: Path) -> set[str]:
             shop.obtain(work)
         return bool(chains)
 
-    search = methods.method(study)
-    while (proposal := search.ask()) is not None:
+    search = methods.method(study) if study.search else None
+    while search and (proposal := search.ask()) is not None:
         while done(judge.needs(study, store, proposal[1])):
             pass
         search.tell(proposal[0], judge.evidence(study, store, proposal[1]))
@@ -206,6 +207,54 @@ def test_an_extended_study_learns_the_new_task_and_nothing_else(folder, method):
     learned = pursued(file, folder / "out/small-charts")
     assert learned
     assert [path for path in learned if "charts" not in path] == []
+
+
+HELD = STUDY.replace(
+    "test: 11}", "test: 11}\n  - {name: shapes, reader: embedded, train: 12, validation: 10, test: 12}"
+).replace("protocol: {rivals", "protocol: {held_out: 2, rivals")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{held_out: 2, rivals: [finetune, joint]}", "protocol: {held_out: [["),
+        ("\n  rivals: [finetune, joint]\n  held_out: 2 # why", "\n  held_out:\n    - ["),
+        (
+            "{rivals: [finetune, joint], held_out: [[words, digits, shapes], [shapes, words, digits]]}",
+            "digits, charts, counting]]}",
+        ),
+    ],
+)
+def test_the_comparison_is_carried_on_with_on_its_own_blocks(folder, before, after):
+    text = HELD[: HELD.index("search:")] + f"protocol: {before}\nworkers: {{engine: simulated}}\n"
+    (folder / "small.yaml").write_text(text)
+    pursued(folder / "small.yaml", folder / "out/small")
+    made = extend(Path("small.yaml"), {"charts": "embedded", "counting": "embedded"})
+    old, new = Study.load("small.yaml"), Study.load(made.file)
+    assert after in made.file.read_text()
+    assert new.final_blocks == tuple(((*o, "charts", "counting"), seed) for o, seed in old.final_blocks)
+    assert not {order for order, _ in new.final_blocks} & set(new.all_orders)
+    before = [record["learned"] for record in new.store(folder)]
+    pursued(made.file, folder / "out/small-charts-counting")
+    learned = Counter(record["learned"] for record in new.store(folder)) - Counter(before)
+    # DGG and fine-tuning on two blocks; joint training once for each block's seed.
+    assert learned == {"charts": 4, "counting": 4, " + ".join(sorted(new.names)): 2}
+
+
+def test_a_search_carried_on_with_learns_the_new_task_alone_on_held_out_blocks(folder):
+    (folder / "small.yaml").write_text(HELD.replace("trials: 4", "method: stagewise"))
+    pursued(folder / "small.yaml", folder / "out/small")
+    made = extend(Path("small.yaml"), {"charts": "embedded"})
+    learned = pursued(made.file, folder / "out/small-charts")
+    assert any(path.endswith("shapes > charts") for path in learned)
+    assert [path for path in learned if "charts" not in path] == []
+    assert "learned anew: joint, which learns all tasks at once" in str(made)
+    assert "whose values for the old tasks were not compared before" in str(made)
+
+
+def test_a_search_that_judged_nothing_is_said_to_begin_anew(folder):
+    studyfile.keep(Study.load("small.yaml"), folder / "out/small")
+    assert "learned anew: what the search asks for" in str(extend(Path("small.yaml"), {"charts": "embedded"}))
 
 
 def test_the_best_settings_of_a_finished_study_are_the_beam_that_is_gone_on_with(folder):

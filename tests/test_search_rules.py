@@ -1,7 +1,11 @@
 """What a search may ask for; every fault is told before anything starts."""
 
+from dataclasses import replace
+
 import pytest
 from test_study import GOOD, faults, load  # noqa: F401 - load is a fixture
+
+from dgg_ray.tasks.embedded import Embedded
 
 STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
 
@@ -55,6 +59,29 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
             "protocol.held_out",
             "must be at most 1",
         ),
+        (
+            GOOD + "protocol: {held_out: [[digits, charts, wordz]]}\n",
+            "protocol.held_out[0]",
+            "must name each of digits, words, charts once, got ['digits', 'charts', 'wordz']. Did you mean",
+        ),
+        (
+            GOOD + "protocol: {held_out: [[digits, charts]]}\n",
+            "protocol.held_out[0]",
+            "must name each of digits, words, charts once",
+        ),
+        (
+            GOOD.replace("{design: random, count: 2}", "[[words, digits, charts]]")
+            + "protocol: {held_out: [[digits, words, charts], [words, digits, charts]]}\n",
+            "protocol.held_out[1]",
+            "must be an order that took no part in the choice, and `orders` has it",
+        ),
+        (
+            GOOD + "protocol: {held_out: [[digits, words, charts], [digits, words, charts]]}\n",
+            "protocol.held_out",
+            "must be different orders, got 1 twice",
+        ),
+        (GOOD + "protocol: {held_out: []}\n", "protocol.held_out", "needs at least 1 order, has 0"),
+        (GOOD + "protocol: {held_out: 2.5}\n", "protocol.held_out", "must be a whole number or a list"),
     ],
 )
 def test_a_fault_is_told_with_its_path_and_what_is_right(load, text, path, words):  # noqa: F811
@@ -66,11 +93,43 @@ def test_a_rival_from_the_search_needs_a_search(load):  # noqa: F811
     assert "needs a search" in faults(load, text)["protocol.rivals[0]"]
 
 
+ALONE = GOOD[: GOOD.index("orders:")]  # no orders, seeds or search
+LLAVA = "model: {name: auto, path: nowhere, four_bit: true}"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (
+            STAGEWISE + "  beam: 0\nprotocol: {rivals: [runner_up, constant, first_two]}\n",
+            "search.beam",
+        ),
+        (
+            GOOD.replace("model: embedded", LLAVA) + "workers: {engine: simulated, gpus: 1, fleets: 0}\n",
+            "workers.fleets",
+        ),
+        (ALONE + "orders: [[digits, charts, wordz]]\nprotocol: {held_out: 2}\n", "orders[0]"),
+        (
+            ALONE.replace("name: words, ", "").replace("alpha: 0.2", "alpha: {words: 0.2}")
+            + "orders: [[digits, words, charts]]\nprotocol: {rivals: [{A: {strategy.alpha.words: 1}}]}\n",
+            "tasks[1]",
+        ),
+        (
+            GOOD[: GOOD.index("  - {name: words")]
+            + GOOD[GOOD.index("strategy:") : GOOD.index("seeds:")].replace(
+                "{design: random, count: 2}", "[[digits, words]]"
+            )
+            + GOOD[GOOD.index("search:") :]
+            + "  objective: [stability, plasticity]\n",
+            "tasks",
+        ),
+    ],
+)
+def test_nothing_is_said_of_what_rests_on_a_broken_part(load, text, path):  # noqa: F811
+    assert list(faults(load, text)) == [path]
+
+
 def test_settings_are_not_chosen_on_test_by_accident(load, monkeypatch):  # noqa: F811
-    from dataclasses import replace
-
-    from dgg_ray.tasks.embedded import Embedded
-
     read = Embedded.read
 
     def same(self, name):
@@ -84,6 +143,8 @@ def test_settings_are_not_chosen_on_test_by_accident(load, monkeypatch):  # noqa
     fault = faults(load, GOOD)["tasks"]
     assert "words: validation and test hold the same examples" in fault
     assert "protocol.select_on: test" in fault
+    broken = "protocol: {select_on: test, max_new_tokens: 0}\n"
+    assert list(faults(load, GOOD + broken)) == ["protocol.max_new_tokens"]
     assert load(GOOD + "protocol: {select_on: test}\n").protocol.select_on == "test"
 
 

@@ -198,7 +198,7 @@ TWICE = "[words, charts, digits]"
         (
             "design: random, count: 2",
             "given: [[words, charts, digits], [words, charts, digits]]",
-            "orders",
+            "orders.given",
             "different",
         ),
         ("orders: {design: random, count: 2}", "orders: []", "orders", "needs at least 1 order"),
