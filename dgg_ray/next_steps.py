@@ -44,6 +44,13 @@ from dgg_ray.power import needed
 MOST = 3  # steps that are listed
 SEEN = 0.0005  # of a score: what would change less is not seen in numbers with one digit of a percent
 HOUR = 1.0
+SEEDS = (
+    "protocol.final_seeds in place of held_out compares on the search's own orders, on any number of seeds."
+)
+BEFOREHAND = (
+    "Decide on their number beforehand: an interval that is looked at again and again until it excludes 0 "
+    "does so too often."
+)
 
 
 class Step(NamedTuple):
@@ -110,7 +117,8 @@ def more_blocks(results: Results) -> list[Step]:
     n, sd, mean = len(gaps), float(gaps.std(ddof=1)), float(gaps.mean())
     hours = results.ahead.block
     k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
-    k = min(k, 9 * n)  # beyond ten times the blocks nothing is gained by saying more
+    room = inf if results.ahead.room is None else results.ahead.room
+    k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
     now, then = half_width(n, sd), half_width(n + k, sd)
     enough = needed(mean, sd) if mean else None
     text = (
@@ -118,9 +126,16 @@ def more_blocks(results: Results) -> list[Step]:
         f"difference to {label} ({signed(mean)} points over {n} blocks) narrows from ±{percent(now)} to "
         f"about ±{percent(then)}."
     )
+    if room == 0:
+        text = (
+            f"Compare with {label} ({signed(mean)} points over {n} blocks) on more seeds: no order is left "
+        )
+        text += f"for a further block. {SEEDS}"
     if enough is not None and enough > n:
         text += f" To see a true difference of that size with 80 % power takes {enough} blocks in all."
-    return [Step(now - then, text)]
+    if enough is not None and enough > n + room > n:
+        text += f" The search left orders for {room} more. {SEEDS}"
+    return [Step(now - then, f"{text} {BEFOREHAND}")]
 
 
 def differences(results: Results, metric: str) -> dict[str, np.ndarray]:

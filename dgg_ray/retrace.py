@@ -10,6 +10,7 @@ import numpy as np
 from dgg_ray import judge
 from dgg_ray.conduct import Ahead, Audited, Candidate, Hours, Level, Searched, Terms, Tried
 from dgg_ray.cost import CostModel
+from dgg_ray.orders import left
 from dgg_ray.preference import Evidence, Values, by_block, preferred, summary
 from dgg_ray.search import Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH
@@ -180,6 +181,7 @@ def ahead(
         search=(missing(store, looked), predicted(model, looked)),
         comparison=(missing(store, compare), predicted(model, compare)),
         block=block,
+        room=left(study.all_orders) - len(study.final_blocks) if study.protocol.held_out else None,
         stage=stage,
     )
 

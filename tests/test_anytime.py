@@ -91,6 +91,7 @@ def check(found, text):
     assert len(search.candidates) == len({c.setting for c in search.candidates})
     left = found.ahead.search[0] + found.ahead.comparison[0]
     assert left or search.finished
+    assert found.ahead.room == 6 - 2 - 2  # of 3! orders two are the search's, and two held out
     assert any(step.startswith("Finish") for step in steps) == bool(left) or len(steps) == next_steps.MOST
     if found.recommended:
         words = {"runner_up": "the runner-up", "first_two": "α chosen on the first two tasks, then kept"}

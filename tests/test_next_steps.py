@@ -50,6 +50,26 @@ def test_more_blocks_narrow_the_interval_of_the_nearest_rival_by_students_t():
     assert step.gain == pytest.approx(0.529 - 0.0937, abs=1e-3)
 
 
+def test_no_more_blocks_are_proposed_than_there_are_orders_for():
+    # t(2) = 4.303: 4.303 · 5.89 / √3 = 14.6. 2.12 standard deviations take 5 blocks.
+    terms = Terms(chosen_on=(FIRST,), compared_on=(FIRST, SECOND), held_out=True)
+
+    def said(room):
+        ahead = Ahead(block=(0.05, 0.04, 0.06), room=room)
+        return more_blocks(small_study(terms=terms, ahead=ahead))[0].text
+
+    assert said(1).startswith("Compare on 1 more block,")
+    assert "narrows from ±52.9 to about ±14.6" in said(1)
+    assert "takes 5 blocks in all. The search left orders for 1 more. protocol.final_seeds" in said(1)
+    assert said(0).startswith(
+        "Compare with finetune (+12.5 points over 2 blocks) on more seeds: no order is left"
+    )
+    assert "more block" not in said(0)
+    assert "final_seeds" not in said(3)
+    assert "final_seeds" not in said(None)
+    assert all("Decide on their number beforehand" in said(room) for room in (0, 1, 3, None))
+
+
 def test_a_step_that_changes_nothing_that_is_printed_is_not_listed(monkeypatch):
     results = small_study()
     steps = [Step(0.0004, "less"), Step(0.0006, "more")]
