@@ -11,7 +11,7 @@ one, with the same blocks and more tasks behind them, has other values, and the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,46 @@ def changed(study: Study, old: Study, out: Path) -> list[Fault]:
     """A fault for each task that holds other examples than when the older study was run."""
     faults = []
     for i, name in enumerate(study.names):
-        now, then = study.tasks[name].digests, (old.tasks[name].digests if name in old.tasks else {})
-        if splits := [split for split in SPLITS if then and now[split] != then[split]]:
+        now, then = study.tasks[name], old.tasks.get(name, study.tasks[name])
+        if splits := [split for split in SPLITS if now.digests[split] != then.digests[split]]:
             has = "has" if len(splits) == 1 else "have"
-            rule = f"{name}: {' and '.join(splits)} {has} other content than when {out} was run"
-            faults.append(
-                Fault(f"tasks[{i}]", f"{rule}; other examples need another name, or another folder")
-            )
+            found = [part(study, name, split, then.sizes[split]) for split in splits]
+            found += edited(study, old, name)
+            rule = f"{name}: {' and '.join(splits)} {has} other content than when {out} was run "
+            rule += f"({'; '.join(found)}); other examples need another name, or another folder"
+            faults.append(Fault(f"tasks[{i}]", rule))
     return faults
+
+
+def part(study: Study, name: str, split: str, then: int) -> str:
+    """A split's files, as the study names them, and how many examples they held and hold.
+
+    One digest is kept of a split, pictures and all: which of its files has changed is not known.
+    """
+    paths = {path: value for path, value in settings(study, name).items() if isinstance(value, Path)}
+    own = split if split in paths else "train"  # of which validation may be a share
+    files = [str(value) for path, value in paths.items() if path == own or path not in SPLITS]
+    now = study.tasks[name].sizes[split]
+    count = f"{split} of {now} examples, {'as many' if now == then else then} then"
+    return f"{count}: {', '.join(files)}" if files else count
+
+
+def edited(study: Study, old: Study, name: str) -> list[str]:
+    """What the two files say differently of a task, or of where its paths start."""
+    now, then = settings(study, name), settings(old, name)
+    found = [
+        f"{path} is {now.get(path)}, was {then.get(path)}"
+        for path in now | then
+        if now.get(path) != then.get(path)
+    ]
+    rooted = any(isinstance(value, Path) and not value.is_absolute() for value in now.values())
+    return found + [f"below {study.root}, was {old.root}"] * (rooted and study.root != old.root)
+
+
+def settings(study: Study, name: str) -> dict[str, Any]:
+    """A task's settings, paths as its file writes them."""
+    reader: Any = study.readers[name]
+    entry = next(entry for entry in study.raw["tasks"] if entry["name"] == name)
+    found = {f.name: getattr(reader, f.name) for f in fields(reader)}
+    found = {k: Path(entry.get(k, v)) if isinstance(v, Path) else v for k, v in found.items()}
+    return {"reader": entry["reader"], **found}

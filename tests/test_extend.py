@@ -280,6 +280,52 @@ def test_a_task_with_other_examples_is_refused(folder):
     assert cli.main(["plan", "small.yaml"]) == 2
 
 
+MENUS = "{name: menus, reader: llava, train: menus/train.json, test: menus/test.json, images: menus}"
+
+
+def lay(folder: Path, entry: str = MENUS, train: int = 20, test: int = 20, answer: str = "a plum") -> None:
+    """The study with a third task in LLaVA's format."""
+    (folder / "menus").mkdir(exist_ok=True)
+    for split, count in (("train", train), ("test", test)):
+        records = [{"question_id": i, "text": f"{split} {i}?", "answer": answer} for i in range(count)]
+        (folder / "menus" / f"{split}.json").write_text(json.dumps(records))
+    (folder / "other.json").write_text((folder / "menus/test.json").read_text().replace("plum", "pear"))
+    (folder / "small.yaml").write_text(STUDY.replace("  # the last", f"  - {entry}\n  # the last"))
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"test": 21}, "test has …(test of 21 examples, 20 then: menus/test.json, menus);"),
+        (
+            {"answer": "a pear"},  # of 20 texts a tenth is set apart
+            "train and validation and test have …("
+            "train of 18 examples, as many then: menus/train.json, menus; "
+            "validation of 2 examples, as many then: menus/train.json, menus; "
+            "test of 20 examples, as many then: menus/test.json, menus);",
+        ),
+        (
+            {"entry": MENUS.replace("menus/test.json", "other.json")},
+            "test has …(test of 20 examples, as many then: other.json, menus; "
+            "test is other.json, was menus/test.json);",
+        ),
+        (
+            {"entry": MENUS.replace("menus}", "menus, limit: 5}")},
+            "train has …(train of 5 examples, 18 then: menus/train.json, menus; limit is 5, was None);",
+        ),
+    ],
+)
+def test_the_files_of_a_task_that_has_changed_are_named(folder, now, said):
+    lay(folder)
+    studyfile.keep(Study.load("small.yaml"), folder / "out/small")
+    lay(folder, **now)
+    said = said.replace("…", "other content than when out/small was run ")
+    assert (
+        f"tasks[2]: menus: {said}"
+        in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[2]"]
+    )
+
+
 # -- warm starts -----------------------------------------------------------------------------------
 
 
