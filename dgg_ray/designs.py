@@ -14,38 +14,23 @@ cyclic one (T-2)/(T(T-1)).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
-from math import isfinite
+from itertools import pairwise
+from math import factorial, isfinite
 
 import numpy as np
 
-from dgg_ray import judge, methods, plugins, power
-from dgg_ray.orders import Order, existing
+from dgg_ray import likeness, power
+from dgg_ray.orders import DESIGNS, Order, existing, left
 from dgg_ray.sections import Orders
+from dgg_ray.spread import Spread, measured
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
 
 LISTED = 1000  # orders; designs with more are left out, nobody learns them all
 ASSUMED = 3.0  # points; it has no source, and is said to be assumed wherever it is used
 UNKNOWN = "no two settings differ yet on two blocks that both have finished"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Standard deviation of the paired difference of two settings on one block, in points of 100.
-
-    source: `measured`, `given` or `assumed`; of what, in words. differences: behind it.
-    """
-
-    sd: float
-    source: str
-    of: str = ""
-    differences: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.sd:.1f} points ({self.source}{': ' if self.of else ''}{self.of})"
 
 
 @dataclass(frozen=True)
@@ -60,6 +45,8 @@ class Row:
     effective: independent blocks that its orders × seeds are worth (power.py).
     sees: smallest difference seen with 80 % power, in points; None below two blocks.
     needs: seeds on these orders that see the difference asked for; None where none was, or too many.
+    apart: (orders, seeds) that see it on as many different orders as the design has; None as above, and
+        where it has no more than these.
     """
 
     design: str
@@ -76,6 +63,7 @@ class Row:
     effective: float
     sees: float | None
     needs: int | None
+    apart: tuple[int, int] | None = None
 
     @property
     def saves(self) -> float:
@@ -84,12 +72,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Held:
+    """The held-out blocks of the comparison, an order and a seed each; sees: as of a row.
+
+    most: as many as can be had; needs: that see the difference asked for, None where none was, or too many.
+    """
+
+    blocks: int
+    most: int
+    sees: float | None
+    needs: int | None
+
+
+@dataclass(frozen=True)
 class Table:
-    """see: the difference asked for, in points; None where none was."""
+    """see: the difference asked for, in points; None where none was. held: None where none are held out."""
 
     rows: tuple[Row, ...]
     spread: Spread
     see: float | None = None
+    held: Held | None = None
 
     def __str__(self) -> str:
         asked = "" if self.see is None else f"  to see {self.see:g} points"
@@ -107,7 +109,9 @@ class Table:
                 f"  {share(row.position):>8}  {share(row.carry_over):>10}  {sees:>9}"
                 + ("" if self.see is None else f"  {needs(row)}")
             )
-        return "\n".join([*lines, *LEGEND])
+        if self.held:
+            lines.append(held(self.held, self.see))
+        return "\n".join([*lines, *LEGEND, *[UNTOLD] * (self.see is not None and self.spread.own is None)])
 
 
 LEGEND = (
@@ -116,6 +120,9 @@ LEGEND = (
     "  position, carry-over: how well the effect is told from the others, in % (a task's always is);",
     "  sees: smallest difference between two settings seen with 80 % power.",
 )
+UNTOLD = (
+    "  how much of the spread is between orders is not known: a seed is taken to tell as much as an order."
+)
 
 
 def share(efficiency: float) -> str:
@@ -123,38 +130,72 @@ def share(efficiency: float) -> str:
 
 
 def needs(row: Row) -> str:
-    if row.needs is None:
-        return "more seeds than can be had"
-    return f"{row.orders} orders × {row.needs} seed{'s' * (row.needs > 1)}"
+    found = [(row.orders, row.needs)] if row.needs else []
+    found += [row.apart] if row.apart and row.apart not in found else []
+    said = " or ".join(f"{plural(orders, 'order')} × {plural(seeds, 'seed')}" for orders, seeds in found)
+    return said or "more seeds than can be had"
+
+
+def held(found: Held, see: float | None) -> str:
+    sees = "nothing" if found.sees is None else f"{found.sees:.1f} points"
+    said = (
+        f"  held out: {plural(found.blocks, 'block')}, an order and a seed each, of {found.most}; sees {sees}"
+    )
+    if see is None:
+        return said
+    if found.needs is None or found.needs > found.most:
+        return f"{said}; to see {see:g} points: more than there are"
+    return f"{said}; to see {see:g} points: {plural(found.needs, 'block')}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def table(study: Study, store: StageStore, see: float | None = None, sd: float | None = None) -> Table:
     """The designs that there are for the study's tasks, at their usual numbers of orders; its own at its own.
 
-    `random` is taken with as many orders as there are tasks, `extreme` only where the study has it: it rests
-    on the examples. see, sd: a difference and a spread, in points; without `sd` it is what the store's
-    finished runs have, or else assumed.
+    `random` is taken with as many orders as there are tasks. For `extreme` the examples are read.
+    see, sd: a difference and a spread, in points; without `sd` it is what the store's finished runs have,
+    or else assumed.
     """
     spread = Spread(sd, "given") if sd else measured(study, store) or Spread(ASSUMED, "assumed", UNKNOWN)
-    rows = []
-    for name, size in existing(len(study.names)).items():
+    rows, known = [], existing(len(study.names))
+    if "extreme" in known and not study.likeness:
+        profiles = [likeness.profile(reader.read(name)) for name, reader in study.readers.items()]
+        study = replace(study, likeness=likeness.matrix(profiles))
+    for name, size in known.items():
         own = name == study.orders.design
-        if not own and (name in ("given", "extreme") or (name == "all" and size > LISTED)):
+        if not own and (name == "given" or (name == "all" and size > LISTED)):
             continue
         count = min(size, len(study.names)) if name == "random" else None
         orders = study.orders if own else Orders(name, count)  # type: ignore[arg-type]
-        rows.append(row(replace(study, orders=orders), own, spread.sd, see))
-    return Table(tuple(rows), spread, see)
+        rows.append(row(replace(study, orders=orders), own, spread, see))
+    return Table(
+        tuple(rows), spread, see, held_out(study, spread.sd, see) if study.protocol.held_out else None
+    )
 
 
-def row(study: Study, own: bool, sd: float, see: float | None) -> Row:
+def held_out(study: Study, sd: float, see: float | None) -> Held:
+    blocks = len(study.final_blocks)
+    sees, enough = power.detectable(blocks, sd), None if see is None else power.needed(see, sd)
+    return Held(blocks, left(study.all_orders), sees if isfinite(sees) else None, enough)
+
+
+def row(study: Study, own: bool, spread: Spread, see: float | None) -> Row:
     orders, seeds = study.all_orders, len(study.protocol.final_seeds or study.seeds)
     together = study.strategy.simultaneous
     beginnings = {order[: t + 1] for order in orders for t in range(len(order))}
     effect = float(len(orders)) if together else power.design_effect(orders)
-    effective = len(orders) * seeds / effect
+    sd = spread.sd
+    shared = power.between(spread.own or 0.0, len(orders), factorial(len(study.names)))
+    effective = power.worth(len(orders), seeds, effect, shared)
     sees = power.detectable(effective, sd)
-    enough = None if see is None else power.needed(see, sd, effect, step=len(orders))
+    enough = None if see is None else power.needed(see, sd, effect, len(orders), shared)
+    apart = None
+    if see is not None and "count" in DESIGNS[study.orders.design].takes and not together:
+        every = replace(study, orders=replace(study.orders, count=LISTED)).all_orders
+        apart = power.fewest(see, sd, every, spread.own or 0.0) if len(every) > len(orders) else None
     places, before = counts(orders)
     position, carry_over = efficiencies(orders)
     return Row(
@@ -172,6 +213,7 @@ def row(study: Study, own: bool, sd: float, see: float | None) -> Row:
         effective=effective,
         sees=sees if isfinite(sees) else None,
         needs=enough and enough // len(orders),
+        apart=apart,
     )
 
 
@@ -215,45 +257,3 @@ def efficiency(effect: np.ndarray, others: np.ndarray, most: float) -> float:
         1:
     ]  # ascending; the first, of the columns' sum, is no contrast
     return float(len(information) / (most / information).sum()) if information[0] > 1e-6 * most else 0.0
-
-
-# -- the spread ------------------------------------------------------------------------------------
-
-
-def measured(study: Study, store: StageStore) -> Spread | None:
-    """From the contenders' finished final runs on test, else from the searched settings on validation.
-
-    Pooled over all pairs of them, each with its own mean difference; None where no two have 2 blocks
-    in common.
-    """
-    if next(iter(store), None) is None:
-        return None
-    search, more = methods.inquiries(study, store)
-    final = methods.contenders(study, search, more)
-    judged = [study.at(search.proposed[n].setting) for n in search.judged()] if search else [study]
-    return pooled(scores(final.values(), store, "test"), "contenders on test") or pooled(
-        scores(judged, store, study.protocol.select_on), f"searched settings on {study.protocol.select_on}"
-    )
-
-
-Blocks = Mapping[tuple[Order, int], float]  # (order, seed) → points
-
-
-def scores(studies: Iterable[Study], store: StageStore, split: str) -> Iterator[Blocks]:
-    """Of each setting, the finished runs' metric: the one that is searched for, else FAA."""
-    for at in {s.id: s for s in studies if not s.strategy.simultaneous}.values():
-        objective = at.search.objective if at.search else ()
-        metric = plugins.find("metrics", objective[0] if len(objective) == 1 else "faa")
-        found = {(r.order, r.seed): 100 * metric(judge.matrix(at, store, r, split)) for r in at.runs()}
-        yield {block: score for block, score in found.items() if isfinite(score)}
-
-
-def pooled(found: Iterable[Blocks], of: str) -> Spread | None:
-    squares, freedom, differences = 0.0, 0, 0
-    for a, b in combinations(found, 2):
-        d = np.array([a[block] - b[block] for block in a.keys() & b.keys()])
-        if len(d) > 1 and d.any():  # settings that learn the same are one
-            squares += float(((d - d.mean()) ** 2).sum())
-            freedom += len(d) - 1
-            differences += len(d)
-    return Spread((squares / freedom) ** 0.5, "measured", of, differences) if squares else None

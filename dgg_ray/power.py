@@ -16,6 +16,11 @@ blocks has the variance σ²/N · D, and N blocks are worth N / D (the design ef
     D = mean over i of  Σ_j ρ(i, j)            1 + (m - 1) ρ for clusters of m runs
 
 That is an assumption, and a cautious one: differences between strategies arise after the first stage.
+
+Further seeds on the same orders tell less where a difference hangs on the order: if a share r of its variance
+is an order's own, whatever the seed, the blocks of S seeds count as fewer by 1 + (S - 1) r besides. Of O
+orders among all M that there are, r counts as r (M - O) / (M - 1): with all of them none is left to differ by
+(Cochran 1977, ch. 2).
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from math import inf
+from math import factorial, inf
 
 import numpy as np
 
@@ -59,20 +64,57 @@ def detectable(n: float, sd: float) -> float:
     return sd * float(root_scalar(lambda d: power(n, d, 1.0) - POWER, bracket=(1e-6, 100.0)).root)
 
 
-def needed(difference: float, sd: float, effect: float = 1.0, step: int = 1) -> int | None:
+def needed(difference: float, sd: float, effect: float = 1.0, step: int = 1, own: float = 0.0) -> int | None:
     """Fewest blocks, a multiple of `step`, that see a true difference with 80 % power.
 
-    effect: D above, by which the blocks count as fewer. None where a million blocks are not enough.
+    effect: D above, by which the blocks count as fewer; own: r above, where a step is a seed on all
+    orders. None where a million blocks are not enough.
     """
+
+    def seen(steps: int) -> bool:
+        return power(worth(step, steps, effect, own), difference, sd) >= POWER
+
     low, high = 0, MOST // step
-    if power(high * step / effect, difference, sd) < POWER:
+    if not seen(high):
         return None
     while high - low > 1:  # power grows with the blocks
         middle = (low + high) // 2
-        low, high = (
-            (low, middle) if power(middle * step / effect, difference, sd) >= POWER else (middle, high)
-        )
+        low, high = (low, middle) if seen(middle) else (middle, high)
     return high * step
+
+
+def worth(orders: int, seeds: int, effect: float = 1.0, own: float = 0.0) -> float:
+    """Independent blocks that all these orders with each seed are worth, see above."""
+    return orders * seeds / (effect * (1 + (seeds - 1) * own))
+
+
+def between(own: float, orders: int, of: int) -> float:
+    """What r counts as where so many orders are taken of all there are."""
+    return own * (of - orders) / max(of - 1, 1)
+
+
+def fewest(
+    difference: float, sd: float, orders: Sequence[Sequence[str]], own: float
+) -> tuple[int, int] | None:
+    """(Orders, seeds) that see a true difference, the fewest seeds first: of these orders the first ones.
+
+    own: r, of all orders. None where a million blocks are not enough.
+    """
+    of = factorial(len(orders[0]))
+    share = between(own, len(orders), of)
+    blocks = needed(difference, sd, design_effect(orders), len(orders), share)
+    if blocks is None:
+        return None
+    seeds, beginnings, pairs = blocks // len(orders), Counter[tuple[str, ...]](), 0
+    for count, order in enumerate(orders, start=1):
+        for t in range(len(order)):
+            beginning = tuple(order[: t + 1])
+            pairs += 2 * beginnings[beginning] + 1  # m² → (m + 1)²
+            beginnings[beginning] += 1
+        effect = pairs / beginnings.total()
+        if power(worth(count, seeds, effect, between(own, count, of)), difference, sd) >= POWER:
+            return count, seeds
+    return len(orders), seeds
 
 
 def design_effect(orders: Sequence[Sequence[str]]) -> float:

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dgg_ray import cli, judge, power
+from dgg_ray import cli, judge, likeness, power
 from dgg_ray.contracts import digest
 from dgg_ray.designs import ASSUMED, counts, efficiencies, table
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.orders import design
 from dgg_ray.sections import Knob, Orders, Protocol, Search
+from dgg_ray.spread import Spread, pooled
 from dgg_ray.stages import Data, StageStore, distinct
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Study
@@ -26,7 +27,8 @@ def study(tasks=NAMES, **parts) -> Study:
         n: Data(n, {s: digest([n, s]) for s in splits}, dict.fromkeys(splits, 9), "exact_match")
         for n in tasks
     }
-    readers = {name: Embedded() for name in tasks}
+    readers = {name: Embedded(10, 10, 10) for name in tasks}
+    parts = {"likeness": tuple(map(tuple, np.eye(len(tasks)).tolist())), **parts}
     parts = {"protocol": Protocol(exams="seen", rivals=("replay", "joint")), **parts}
     return Study("toy", Model(), readers, DGG(alpha=0.5, buffer=4), tasks=data, fingerprint="f", **parts)
 
@@ -53,7 +55,7 @@ def by_name(found):
 
 def test_each_design_that_exists_has_a_row_and_the_study_s_own_has_its_own_count(store):
     found = by_name(table(study(orders=Orders("random", 3)), store))
-    assert list(found) == ["all", "random", "cyclic", "latin", "williams", "shared_prefix"]
+    assert list(found) == ["all", "random", "cyclic", "latin", "williams", "shared_prefix", "extreme"]
     assert {name: row.orders for name, row in found.items()} == {
         "all": 24,
         "random": 3,
@@ -61,6 +63,7 @@ def test_each_design_that_exists_has_a_row_and_the_study_s_own_has_its_own_count
         "latin": 4,
         "williams": 4,
         "shared_prefix": 8,
+        "extreme": 2,  # tasks that are all as alike: one chain, and backwards
     }
     assert [name for name, row in found.items() if row.own] == ["random"]
 
@@ -158,6 +161,69 @@ def test_what_it_takes_to_see_a_difference_is_a_number_of_seeds_for_each_design(
     assert rows["all"].needs == 2  # 24 orders are worth 24 / 2.5 blocks
     assert "4 orders × 4 seeds" in str(found)
     assert by_name(table(study(), store, see=1e-4, sd=2.0))["all"].needs is None
+
+
+def test_further_orders_are_the_other_way_to_see_a_difference(store):
+    # 1.6 points of 1.0: 6 blocks. The rows of one Latin square share no stage, so 6 rows are as many blocks.
+    assert power.needed(1.6, 1.0) == 6
+    found = table(study(tuple("abcdefg"), orders=Orders("latin", 2)), store, see=1.6, sd=1.0)
+    row = by_name(found)["latin"]
+    assert (row.needs, row.apart) == (3, (6, 1))
+    assert "2 orders × 3 seeds or 6 orders × 1 seed" in str(found)
+    assert by_name(found)["cyclic"].apart is None  # it has no more
+
+
+def test_a_difference_that_orders_do_not_see_with_one_seed_takes_more_of_all_of_them(store):
+    # 15 blocks. All six orders are pairs that share 1 of 3 stages, and 3 seeds are 18 / (4/3) = 13.5 blocks.
+    # Five are two pairs and one alone, 4 seeds are 20 / (19/15) = 15.8; four, two pairs or one, at most 14.
+    row = by_name(table(study(tuple("abc")), store, see=1.6, sd=2.0))["latin"]
+    assert row.apart == (5, 4)
+
+
+def test_the_orders_own_share_is_that_of_the_analysis_of_variance():
+    # Means 12, 22, 17 of two seeds: 24 within on 3 degrees, 100 between on 2; (100 - 2 · 8) / 4 = 21 and 8
+    means = dict(zip(design("cyclic", "abc"), (12.0, 22.0, 17.0), strict=True))
+    a = {(order, seed): mean + (2, -2)[seed] for order, mean in means.items() for seed in (0, 1)}
+    spread = pooled([a, dict.fromkeys(a, 0.0)], "paper")
+    assert spread.own == pytest.approx(21 / 29)
+    assert spread.sd == pytest.approx((124 / 5) ** 0.5)
+    one = {block: score for block, score in a.items() if block[1] == 0}
+    assert pooled([one, dict.fromkeys(one, 0.0)], "paper").own is None
+    two = {block: score for block, score in a.items() if block[0][0] != "c"}
+    assert pooled([two, dict.fromkeys(two, 0.0)], "paper").own is None
+    alike = {(order, seed): (2.0, -2.0)[seed] for order, seed in a}
+    assert pooled([alike, dict.fromkeys(a, 0.0)], "paper").own == 0
+
+
+def test_seeds_tell_nothing_where_a_difference_is_the_orders_own(store, monkeypatch):
+    monkeypatch.setattr("dgg_ray.designs.measured", lambda study, store: Spread(2.0, "measured", own=1.0))
+    found = table(study(tuple("abcdefg"), orders=Orders("latin", 2)), store, see=1.6)
+    row = by_name(found)["latin"]
+    assert (row.needs, row.apart[1]) == (None, 1)
+    assert row.effective == pytest.approx(2)
+    assert "100% of its variance between orders" in str(found)
+    assert "is not known" not in str(found)
+    assert "is not known" in str(table(study(), store, see=1.6, sd=2.0))
+
+
+def test_held_out_blocks_have_a_line_with_as_many_as_there_are(store):
+    def said(count, see=None):
+        own = study(tuple("abc"), protocol=Protocol(held_out=count))
+        return str(table(own, store, see, sd=1.0))
+
+    assert power.detectable(4, 1.0) == pytest.approx(2.13, abs=0.01)
+    assert "held out: 4 blocks, an order and a seed each, of 5; sees 2.1 points" in said(4)
+    assert "of 5; sees nothing; to see 1.6 points: more than there are" in said(1, 1.6)
+    assert "; to see 2.2 points: 4 blocks" in said(1, 2.2)
+    assert "held out" not in said(0)
+
+
+def test_the_likeness_behind_extreme_orders_is_read_where_the_study_has_none(store):
+    own = study(likeness=())
+    alike = likeness.matrix([likeness.profile(Embedded(10, 10, 10).read(name)) for name in NAMES])
+    orders = design("extreme", NAMES, likeness=alike)
+    row = by_name(table(own, store))["extreme"]
+    assert (row.orders, row.places) == (len(orders), counts(orders)[0])
 
 
 def test_a_single_block_sees_nothing_and_the_json_says_null(tmp_path, capsys):

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dgg_ray.orders import design
-from dgg_ray.power import LEVEL, POWER, design_effect, detectable, needed, power
+from dgg_ray.power import (
+    LEVEL,
+    POWER,
+    between,
+    design_effect,
+    detectable,
+    fewest,
+    needed,
+    power,
+    worth,
+)
 
 SPREADS = st.floats(0.1, 20)
 
@@ -67,6 +77,25 @@ def test_clusters_count_as_fewer_by_their_shared_stages():
     assert design_effect(orders) == pytest.approx(1 + 2 * 2 / 5)
     assert design_effect(design("cyclic", "abcdef")) == 1
     assert design_effect([("a", "b", "c"), ("a", "c", "b")]) == pytest.approx(1 + 1 / 3)
+
+
+@pytest.mark.parametrize("own", [0.0, 0.3, 1.0])
+def test_blocks_of_several_seeds_are_worth_what_the_variance_of_their_mean_says(own):
+    # Variance 1 of a block, `own` of it the order's: its mean has own / O + (1 - own) / (O S).
+    assert 1 / worth(5, 3, own=own) == pytest.approx(own / 5 + (1 - own) / 15)
+
+
+def test_more_seeds_stop_helping_where_orders_differ():
+    assert needed(1.6, 2.0, step=4) == 16
+    assert needed(1.6, 2.0, step=4, own=0.3) is None  # never worth more than 4 / 0.3 = 13 blocks, of 15
+    assert needed(1.6, 2.0, step=5, own=0.3) == 75  # 15 seeds
+    assert power(75 / (1 + 14 * 0.3), 1.6, 2.0) >= POWER > power(70 / (1 + 13 * 0.3), 1.6, 2.0)
+
+
+def test_where_all_orders_are_taken_none_is_left_to_differ():
+    assert [between(0.5, orders, 6) for orders in (1, 2, 6)] == pytest.approx([0.5, 0.4, 0])
+    # All six orders of three tasks are worth six blocks a seed less what pairs share: 24 / (4/3) = 18 of 15.
+    assert fewest(1.6, 2.0, design("all", "abc"), own=1.0) == (6, 4)
 
 
 def test_the_design_effect_is_the_variance_of_a_mean_of_shared_stages():
