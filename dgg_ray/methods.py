@@ -63,13 +63,22 @@ def contenders(study: Study, search: Method | None, more: Mapping[str, Method]) 
 
 def given(search: Method, more: Mapping[str, Method]) -> dict[str, Setting]:
     """Rival that the search gives → its setting, of those that are known so far."""
-    ranking = search.ranking()
-    found = {"runner_up": search.proposed[ranking[1]].setting} if len(ranking) > 1 else {}
+    found = {"runner_up": setting} if (setting := runner_up(search)) else {}
     if "curve" in search.study.protocol.rivals:
         from dgg_ray.readoff import read_off  # late: pandas and SciPy, which trials and brokers do without
 
         found |= {"curve": setting} if (setting := read_off(search)) else {}
     return found | {name: setting for name, own in more.items() if (setting := own.winner()) is not None}
+
+
+def runner_up(search: Method) -> Setting | None:
+    """The best setting that learned something else: the α of a task that is always first changes nothing."""
+
+    def learned(setting: Setting) -> list[str]:
+        return [run.stages[-1].key for run in search.study.at(setting).runs()]
+
+    settings = [search.proposed[number].setting for number in search.ranking()]
+    return next((other for other in settings[1:] if learned(other) != learned(settings[0])), None)
 
 
 def at_the_end(study: Study) -> list[judge.Chain]:

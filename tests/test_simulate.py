@@ -154,6 +154,20 @@ def test_thousands_of_stages_pass_through_desk_and_store():
     assert Cluster(study.simulated(), 2).idle == ["fleet 0", "fleet 1"]
 
 
+def test_the_runner_up_learned_something_else_than_the_winner():
+    """One order: the first task's α changes nothing, and the grid has every setting with two values of it."""
+    study = imagined(
+        2,
+        DGG(buffer=20),
+        search=Search({"strategy.alpha": Knob(values=(0.1, 1.0), per_task=True)}, method="grid"),
+        protocol=Protocol(rivals=("runner_up",)),
+    )
+    found = rehearse(study)
+    _, second = study.all_orders[0]
+    alphas = {label: of.strategy.alpha for label, of in found.final.items()}
+    assert alphas["dgg"][second] != alphas["runner_up"][second]
+
+
 FILE = """\
 name: rehearsed
 model: {name: llava_1_5, path: nowhere}

@@ -31,7 +31,7 @@ LOOKS = {
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Two panels per task with a searched α, on the validation split, with the same α below each other.
+    """Two panels per task with a searched α, the same α below each other, on the split of the choice.
 
     Numbers: kind `curve`, a row per α tried with bands and gains; kind `stage`, a row per distinct stage.
     None where no task was learned with two α after another task.
