@@ -145,7 +145,7 @@ class Ahead:
 
     search, comparison: (stages left, hours); the stages are a guess while the search is on.
     block: hours that one more block adds to the comparison, of all that are compared, where as many are
-        added as an hour has room for; stage: hours that one of its stages adds, all fleets being busy.
+        added as an hour has room for; stage: hours that one of its stages takes one of the fleets.
     room: blocks that can be held out besides; None where more seeds give as many as are wanted.
     """
 
@@ -154,6 +154,7 @@ class Ahead:
     block: Hours | None = None
     room: int | None = None
     stage: Hours | None = None
+    fleets: int = 1
 
 
 @dataclass(frozen=True)

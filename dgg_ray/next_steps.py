@@ -175,9 +175,10 @@ def undecided(results: Results, tradeoff: Tradeoff) -> Step | None:
     best = text_of(rows.loc[rows["best"], "alpha"].iloc[0])
     values = sorted(other["alpha"])
     stages = len(values) + 1
+    hours = times(results.ahead.stage, -(-stages // results.ahead.fleets))
     text = (
         f"Try α = {listed(values)} for {tradeoff.task} beside {best} on another order or seed, "
-        f"{taking(times(results.ahead.stage, stages))} ({stages} stages, if their beginning is there): they "
+        f"{taking(hours)} ({stages} stages, if their beginning is there): they "
         f"cannot be told apart. To know which is best adds {percent(float(gains.max()))} points to the mean "
         "final score, on average over what is not known."
     )

@@ -183,11 +183,12 @@ def ahead(
         block=block,
         room=left(study.all_orders) - len(study.final_blocks) if study.protocol.held_out else None,
         stage=stage,
+        fleets=study.workers.fleets,
     )
 
 
 def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[Hours | None, Hours | None]:
-    """Hours that one more block of the comparison adds, and one stage of it, where many are added at once.
+    """Hours that one more block adds to the comparison, where many are added at once, and of a stage of it.
 
     A single block leaves fleets idle, so as many are looked at as an hour has room for.
     """
@@ -207,7 +208,7 @@ def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[H
     count = min(1 + max(room, 0), 9 * len(study.final_blocks), MOST_BLOCKS)
     together = predicted(model, [more(count)])
     block = (together[0] / count, together[1] / count, together[2] / count) if together else None
-    stage = share.times(1 / stages)
+    stage = cost.seconds.times(1 / stages / 3600)
     return block, (stage.mean, stage.low, stage.high)
 
 

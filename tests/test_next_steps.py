@@ -1,5 +1,8 @@
 """What the search's score hides, and what more work would change, in numbers from paper."""
 
+from types import SimpleNamespace
+
+import pandas as pd
 import pytest
 from test_report import ORDERS, small_study
 
@@ -105,3 +108,16 @@ def test_the_front_and_its_volume_leave_out_what_breaks_a_constraint():
     assert [c.setting for c in front(search)] == ["1", "0"]
     areas = [volume for _, _, volume in volumes(search)]
     assert areas == pytest.approx([0.18, 0.18 + 0.24, 0.42, 0.42])
+
+
+def test_alphas_to_try_take_as_many_stages_one_after_another_as_the_fleets_need_turns():
+    rows = pd.DataFrame(
+        {"alpha": [0.1, 0.3, 1.0], "best": [False, True, False], "open": [True, False, True]}
+        | {"gain": [-0.01, 0.0, -0.02], "gain_high": [0.03, 0.0, 0.02], "blocks": 4}
+    )
+    tradeoff = SimpleNamespace(points=lambda: rows, task="words")
+    for fleets, hours in ((1, 3), (2, 2), (8, 1)):
+        ahead = Ahead(stage=(1.0, 1.0, 1.0), fleets=fleets)
+        step = next_steps.undecided(small_study(ahead=ahead), tradeoff)
+        assert step.text.startswith("Try α = 0.1 and 1 for words beside 0.3 on another order or seed, ")
+        assert f"{next_steps.taking((hours, hours, hours))} (3 stages" in step.text
