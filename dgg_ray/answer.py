@@ -36,6 +36,7 @@ from dgg_ray.robustness import order_sentences
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
 FEW = 3  # blocks; t(0.975) is 12.7 for two of them, 4.3 for three, and below 3.2 from then on
+MORE = "orders that begin with other tasks, or seeds where there is one order"
 IN_WORDS = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}
 
 
@@ -86,12 +87,12 @@ def score_sentences(results: Results, split: str) -> list[str]:
     name = SHOWN.get(metric, metric)
     text = f"On the {split} split its {name} is {percent(own['score'])} %"
     if own["n"] < 2:
-        sentences = [f"{text}, from one order and one seed: no interval can be given. Add orders or seeds."]
+        sentences = [f"{text}, from one independent block: no interval can be given. Add {MORE}."]
     else:
         interval = f"{percent(own['low'])} to {percent(own['high'])}"
         sentences = [f"{text} (95 % interval {interval}, over {own['n']} blocks of order and seed)."]
     if 2 <= own["n"] <= FEW:
-        sentences.append(f"{own['n']} blocks make wide intervals: add orders or seeds to narrow them.")
+        sentences.append(f"{own['n']} blocks make wide intervals: add {MORE}.")
     if split != "test":
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
         sentences.append(f"The test split has not been examined{warning}.")
@@ -110,7 +111,7 @@ def against(label: object, row: pd.Series, metric: str) -> str:
     text = f"Against {rival} ({percent(row['score'])} %) it is {percent(abs(gap))} points "
     text += f"{'higher' if gap >= 0 else 'lower'} in {metric}"
     if row["pairs"] < 2:
-        return f"{text}, on one block: no interval can be given."
+        return f"{text}, on one independent block: no interval can be given."
     text += f" (95 % interval {signed(row['difference_low'])} to {signed(row['difference_high'])}, "
     if np.isnan(row["p"]):
         return f"{text}{row['pairs']} pairs, all with the same difference: no test is possible)."

@@ -5,7 +5,8 @@ Each step has a gain in points of the headline metric:
     search      expected best of all settings minus that of those judged, if the ones left are like them:
                 s · (d(n + m) - d(n)) / 2, d(n) the expected range of n normal values (Tippett 1925)
     blocks      half width of the headline difference's interval now, minus that after as many more blocks
-                as an hour affords: t(n-1) s/√n - t(n+k-1) s/√(n+k), s of the paired differences so far
+                as an hour affords: t(f) e - t(f+k) e √(n/(n+k)), e the error of the paired differences so
+                far and f its degrees of freedom (intervals.py), of n clusters; further blocks are others
     α           expected improvement (Mockus 1978) of the best α that cannot be told apart from the one in
                 use: e φ(g/e) + g Φ(g/e), g its gain of the mean final score so far, e its standard error
 
@@ -26,7 +27,7 @@ from scipy import stats
 
 from dgg_ray.conduct import Hours
 from dgg_ray.curves import Tradeoff, tradeoffs
-from dgg_ray.intervals import expected_range
+from dgg_ray.intervals import clusters_of, expected_range, standard_error
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
@@ -45,8 +46,10 @@ MOST = 3  # steps that are listed
 SEEN = 0.0005  # of a score: what would change less is not seen in numbers with one digit of a percent
 HOUR = 1.0
 SEEDS = (
-    "protocol.final_seeds in place of held_out compares on the search's own orders, on any number of seeds."
+    "protocol.final_seeds in place of held_out compares on the search's own orders, on any number of seeds, "
+    "and says nothing of others."
 )
+OTHERS = ", of orders that begin with other tasks"  # seeds of the same orders do not count as further ones
 BEFOREHAND = (
     "Decide on their number beforehand: an interval that is looked at again and again until it excludes 0 "
     "does so too often."
@@ -105,25 +108,25 @@ def best_of_all(results: Results) -> float:
 
 def more_blocks(results: Results) -> list[Step]:
     """Blocks for the difference to the rival that is nearest, in units of its error."""
-    metric, found = headline(results), []
-    for label, gaps in differences(results, metric).items():
-        n, sd = len(gaps), float(gaps.std(ddof=1)) if len(gaps) > 1 else np.nan
-        if not sd > 1e-12:
-            continue
-        found.append((abs(float(gaps.mean())) / sd * n**0.5, label, gaps))
+    gaps_to = differences(results, headline(results)).items()
+    known = {label: (gaps, *standard_error(gaps, np.array(shared))) for label, (gaps, shared) in gaps_to}
+    found = {label: of for label, of in known.items() if of[1] > 1e-12}
     if not found:
         return []
-    _, label, gaps = min(found, key=lambda entry: entry[0])
-    n, sd, mean = len(gaps), float(gaps.std(ddof=1)), float(gaps.mean())
+    label = min(found, key=lambda label: abs(float(found[label][0].mean())) / found[label][1])
+    gaps, error, freedom, n = found[label]
+    mean, spread = float(gaps.mean()), error * n**0.5
     hours = results.ahead.block
     k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
     room = inf if results.ahead.room is None else results.ahead.room
     k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
-    now, then = half_width(n, sd), half_width(n + k, sd)
-    enough = needed(mean, sd) if mean else None
+    now, then = half_width(freedom, error), half_width(freedom + k, spread / (n + k) ** 0.5)
+    enough = needed(mean, spread) if mean else None
+    alone = results.terms.held_out or len({order for order, _ in results.terms.compared_on}) < 2
+    others = "" if alone else OTHERS
     text = (
-        f"Compare on {k} more block{'s' * (k > 1)}, {taking(times(hours, k))}: the 95 % interval of the "
-        f"difference to {label} ({signed(mean)} points over {n} blocks) narrows from ±{percent(now)} to "
+        f"Compare on {k} more block{'s' * (k > 1)}{others}, {taking(times(hours, k))}: the 95 % interval of "
+        f"the difference to {label} ({signed(mean)} points over {n} blocks) narrows from ±{percent(now)} to "
         f"about ±{percent(then)}."
     )
     if room == 0:
@@ -138,8 +141,8 @@ def more_blocks(results: Results) -> list[Step]:
     return [Step(now - then, f"{text} {BEFOREHAND}")]
 
 
-def differences(results: Results, metric: str) -> dict[str, np.ndarray]:
-    """Label → the chosen setting minus this rival, on each final block that both finished.
+def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
+    """Label → the chosen setting minus this rival, on each final block that both finished; their clusters.
 
     Without joint training: it is a reference from above, nobody asks how sure its lead is."""
     table = final_table(results, final_split(results))
@@ -149,12 +152,13 @@ def differences(results: Results, metric: str) -> dict[str, np.ndarray]:
     if ours is None:
         return {}
     labels = {label: s for label, s in compared(results).items() if s in scores and s != chosen(results)}
-    return {label: (ours - scores[s]).dropna().to_numpy() for label, s in labels.items()}
+    gaps = {label: (ours - scores[s]).dropna() for label, s in labels.items()}
+    return {label: (gap.to_numpy(), clusters_of(tuple(gap.index))) for label, gap in gaps.items()}
 
 
-def half_width(n: int, sd: float) -> float:
-    """Of the 95 % t interval of a mean of n values."""
-    return float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5
+def half_width(freedom: float, error: float) -> float:
+    """Of the 95 % t interval of a mean with that error."""
+    return float(stats.t.ppf(0.975, freedom)) * error
 
 
 def more_alphas(results: Results) -> list[Step]:

@@ -24,16 +24,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from dgg_ray.conduct import Audited, Searched
-from dgg_ray.intervals import Difference, Interval, mean_interval, paired_difference
+from dgg_ray.intervals import Difference, Interval, clusters_of, mean_interval, paired_difference
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
     chosen,
     final_split,
     headline,
+    mean_over,
     percent,
     runs,
     signed,
@@ -63,13 +63,13 @@ def optimism(results: Results) -> Optimism | None:
     again, test = scores(results, on, terms.compared_on), scores(results, "test", terms.compared_on)
     if np.isnan(seen) or test.empty or again.empty:
         return None
-    pairs = pd.concat([again, test], axis=1, join="inner").to_numpy()
+    parts = (again - test).dropna()
     return Optimism(
         float(seen),
-        mean_interval(test),
-        below(float(seen), mean_interval(test), terms.held_out),
-        below(float(seen), mean_interval(again), terms.held_out),
-        None if on == "test" else paired_difference(pairs[:, 0], pairs[:, 1]),
+        mean_over(test),
+        below(float(seen), mean_over(test), terms.held_out),
+        below(float(seen), mean_over(again), terms.held_out),
+        None if on == "test" else paired_difference(parts, 0 * parts, clusters=clusters_of((*parts.index,))),
     )
 
 
@@ -175,7 +175,8 @@ def constraint_sentences(results: Results) -> list[str]:
     margins = np.array(mine.rows)[:, len(search.objective) :]
     for text, margin in zip(search.subject_to, margins.T, strict=True):
         final = on_final(results, text)
-        said = f"{results.terms.select_on} where it was chosen: {verdict(mean_interval(margin))}"
+        seen = mean_interval(margin, clusters=shared(results, len(margin)))
+        said = f"{results.terms.select_on} where it was chosen: {verdict(seen)}"
         found.append(f"Constraint {text}: {said}; {final}.")
     return found
 
@@ -192,7 +193,7 @@ def on_final(results: Results, text: str) -> str:
         margin = (margin - of_setting(results, rival, split, blocks, constraint.metric)).dropna()
     if margin.empty:
         return "on the final blocks it is not known yet"
-    return f"{split} on the final blocks: {verdict(mean_interval(margin))}"
+    return f"{split} on the final blocks: {verdict(mean_over(margin))}"
 
 
 def verdict(margin: Interval) -> str:
@@ -241,7 +242,8 @@ def audit_sentences(results: Results) -> list[str]:
         return []
     better = [a for a in found if a.better]
     count = f"{len(better) or 'none'} of them looked better than the best that was kept"
-    average = mean_interval(np.mean([a.gaps for a in found], axis=0))
+    gaps = np.mean([a.gaps for a in found], axis=0)
+    average = mean_interval(gaps, clusters=shared(results, len(gaps)))
     said = [
         f"Audit: {len(found)} of the branches that were dropped on the way were finished, and {count}. On "
         f"average they ended {away(average)}, on the blocks on which settings were chosen: there what was "
@@ -255,14 +257,15 @@ def audit_sentences(results: Results) -> list[str]:
 def luck(results: Results, better: Sequence[Audited]) -> Iterator[str]:
     """Whether the choice was wrong, of the branches that looked better."""
     audited = len(results.search.audited) if results.search else 0
-    leads = [lead(a.gaps, audited) for a in better]
+    leads = [lead(a.gaps, audited, shared(results, len(a.gaps))) for a in better]
     sure = [i for i, of in enumerate(leads) if wrong(of, audited)]
     best = max(sure or range(len(better)), key=lambda i: leads[i].mean)
     of = leads[best]
     dropped = f"dropped at task {better[best].place} of the orders, ended {away(of)}"
     at_once = f"95 % for all {audited} at once" if audited > 1 else "95 %"
     if of.n < 2:
-        yield f"The best of them, {dropped}: it looked better, and one block cannot tell that from luck."
+        few = "one block" if len(better[best].gaps) < 2 else "blocks that all begin alike"
+        yield f"The best of them, {dropped}: it looked better, and {few} cannot tell that from luck."
     elif not sure:
         yield f"The best of them, {dropped} ({at_once}): it looked better, which may be luck."
     else:
@@ -284,16 +287,21 @@ def unseen(results: Results, branch: Audited) -> Iterator[str]:
     )
     gaps = (mine - kept).dropna() / len(results.objective)
     if len(gaps):
-        of = mean_interval(gaps)
+        of = mean_over(gaps)
         yield (
             f"On the {split} split of {of.n} held-out block{'s' * (of.n > 1)}, which took no part in the "
             f"choice, it ended {away(of)}."
         )
 
 
-def lead(gaps: ArrayLike, audited: int) -> Difference:
+def lead(gaps: Sequence[float], audited: int, clusters: Sequence[int] | None = None) -> Difference:
     """Mean gap over the blocks; its interval holds for all audited branches at once (Bonferroni)."""
-    return paired_difference(gaps, np.zeros(len(gaps)), 1 - 0.05 / audited)
+    return paired_difference(gaps, np.zeros(len(gaps)), 1 - 0.05 / audited, clusters)
+
+
+def shared(results: Results, count: int) -> tuple[int, ...]:
+    """Clusters of the first blocks on which settings were chosen."""
+    return clusters_of(results.terms.chosen_on[:count])
 
 
 def wrong(of: Difference, audited: int) -> bool:

@@ -297,6 +297,11 @@ def over_blocks(rows: pd.DataFrame, metric: str) -> Interval:
     return mean_interval(rows[metric], clusters=clusters_of(blocks_of(rows)))
 
 
+def mean_over(scores: pd.Series) -> Interval:
+    """Mean of scores by block, with its interval over clusters of these."""
+    return mean_interval(scores, clusters=clusters_of(tuple(scores.index)))
+
+
 def blocks_of(rows: pd.DataFrame) -> tuple[tuple[str, int], ...]:
     """The block of each row."""
     return tuple(zip(rows["order"], rows["seed"], strict=True))

@@ -36,7 +36,8 @@ def said(*gaps, **terms):
     """Of branches with these gaps in points, block by block."""
     branches = tuple(Audited(2, "", "d1", "ft", 0.5, tuple(g / 100 for g in of), sum(of) > 0) for of in gaps)
     search = Searched("stagewise", ("faa",), audited=branches)
-    return " ".join(audit_sentences(small_study(search=search, terms=Terms(**terms))))
+    blocks = {"chosen_on": tuple((ORDERS[0], seed) for seed in range(len(gaps[0])))}
+    return " ".join(audit_sentences(small_study(search=search, terms=Terms(**{**blocks, **terms}))))
 
 
 def test_one_block_cannot_tell_a_branch_that_looks_better_from_luck():
@@ -66,6 +67,16 @@ def test_a_choice_was_wrong_where_the_interval_lies_above_0():
     # the one that is sure is shown, and not the one that is higher
     assert "For 1 of them" in (text := said([2.9, 3, 3.1], [-5, 5, 15]))
     assert "ended 3.0 points" in text
+
+
+def test_blocks_that_begin_alike_count_as_one():
+    orders = tuple((order, 0) for order in ("a > b > c", "a > c > b", "b > a > c"))
+    # without a's two blocks 4, without b's 2.5: s² = ½ · 2 · 0.75² and 12.706 · 0.75 = 9.5 (of 3 alone: 2.5)
+    assert "ended 3.0 points [−6.5, 12.5] above it (95 %): it looked better" in said(
+        [3, 2, 4], chosen_on=orders
+    )
+    alike = said([3, 2], chosen_on=orders[:2])
+    assert "ended 2.5 points above it: it looked better, and blocks that all begin alike cannot tell" in alike
 
 
 def test_blocks_that_are_alike_to_the_last_digit_prove_nothing():

@@ -45,7 +45,7 @@ def test_more_blocks_narrow_the_interval_of_the_nearest_rival_by_students_t():
     # at half an hour each: 3.182 · 5.89 / 2 = 9.4
     terms = Terms(chosen_on=(FIRST,), compared_on=(FIRST, SECOND))
     (step,) = more_blocks(small_study(terms=terms, ahead=Ahead(block=(0.5, 0.4, 0.6))))
-    assert step.text.startswith("Compare on 2 more blocks")
+    assert step.text.startswith("Compare on 2 more blocks, of orders that begin with other tasks, ")
     assert (
         "the difference to finetune (+12.5 points over 2 blocks) narrows from ±52.9 to about ±9.4"
         in step.text
@@ -61,7 +61,8 @@ def test_no_more_blocks_are_proposed_than_there_are_orders_for():
         ahead = Ahead(block=(0.05, 0.04, 0.06), room=room)
         return more_blocks(small_study(terms=terms, ahead=ahead))[0].text
 
-    assert said(1).startswith("Compare on 1 more block,")
+    assert said(1).startswith("Compare on 1 more block, ")
+    assert "begin with" not in said(1)  # held-out blocks share nothing anyway
     assert "narrows from ±52.9 to about ±14.6" in said(1)
     assert "takes 5 blocks in all. The search left orders for 1 more. protocol.final_seeds" in said(1)
     assert said(0).startswith(

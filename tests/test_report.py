@@ -153,8 +153,10 @@ def test_the_answer_says_when_an_interval_includes_0():
 
 def test_the_answer_says_when_one_block_gives_no_interval():
     text = words(small_study(orders=ORDERS[:1]))
-    assert "one order and one seed: no interval can be given" in text
-    assert "on one block: no interval can be given" in text
+    assert (
+        "from one independent block: no interval can be given. Add orders that begin with other tasks" in text
+    )
+    assert "on one independent block: no interval can be given" in text
     assert "Only one order of the tasks was run" in text
 
 
