@@ -102,9 +102,7 @@ def score_sentences(results: Results, split: str) -> list[str]:
 
 def against(label: object, row: pd.Series, metric: str) -> str:
     """One rival: the paired difference, and whether the study can tell the two apart."""
-    rival = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}.get(
-        str(label), label
-    )
+    rival = IN_WORDS.get(str(label), label)
     if not row["pairs"]:
         return f"Against {rival}: not compared, the two share no finished block."
     gap = row["difference"]

@@ -156,6 +156,9 @@ class Zero(Engine):
         self.shapes = [p.shape for p in self.parameters]
         self.engine = initialized(loss, self.parameters, optimizer, stage, offload)
         self.flat, self.places = self._pieces()
+        held = torch.tensor(sum(n for *_, n in self.places), device=self.device)
+        dist.all_reduce(held)
+        assert int(held) == sum(shape.numel() for shape in self.shapes), "each weight is one process's"
         self.weights = Pieces(self._along(self.flat), total=self._total)
         optimizer.state.clear()  # some stages try the optimizer out, with no gradient
         # After that trial: a hook that was there before would have been called with it.
@@ -233,6 +236,9 @@ class Zero(Engine):
     def close(self):
         values = self.whole(self.weights) if self.stage < 3 else []
         self.engine.destroy()
+        # DeepSpeed does that again when the garbage collector comes by, and would take from the parameters
+        # what the next engine hung on them: its process would see nothing of its own piece.
+        self.engine.optimizer = None
         # Stage 3 keeps the base model in pieces, and whoever comes next makes new LoRA layers.
         for p, value in zip(self.parameters, values, strict=False):
             p.data, p.grad = value.to(self.device), None

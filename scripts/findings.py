@@ -4,7 +4,8 @@
 
 For every pair and metric: the mean difference in points, its 95 % interval, its p-value (paired t over
 blocks, one block = one order with one seed) and the p-value after Holm's correction over the pairs of
-that metric (Holm 1979, Scand. J. Stat. 6:65).
+that metric (Holm 1979, Scand. J. Stat. 6:65). The orders are taken as given: with two of them nothing can be
+said of others, which is what a report's intervals are about.
 """
 
 from __future__ import annotations

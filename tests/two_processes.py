@@ -9,6 +9,7 @@ from the snapshot of one process, where the folder has it.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from dgg_ray import engines
 from dgg_ray.contracts import Adapter, Training
 from dgg_ray.learner import PeftLearner
 from dgg_ray.models.embedded import Embedded as Model
@@ -112,6 +114,16 @@ def results(learner: PeftLearner, folder: Path, name: str) -> None:
         save_file({str(i): t for i, t in enumerate(start)}, folder / f"{name}-anchor.safetensors")
         said = {"losses": losses, "halves": halves, "answers": answers, "shares": shares, "same": same}
         (folder / f"{name}.json").write_text(json.dumps(said))
+
+
+def collected(*arguments):
+    """A DeepSpeed engine, made at the worst moment: what is left of those before is collected right after."""
+    made = initialized(*arguments)
+    gc.collect()
+    return made
+
+
+initialized, engines.initialized = engines.initialized, collected
 
 
 def main(folder: Path, names: list[str]) -> None:
