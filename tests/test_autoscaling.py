@@ -9,7 +9,7 @@ import time
 import pytest
 from local_autoscaler import LocalAutoscaler
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 STUDY = """\
 name: grows
 model: embedded
@@ -51,7 +51,7 @@ def look(address, folder):
     return nodes, asked, note["queued"], len(note["running"])
 
 
-@pytest.mark.parametrize("v2", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("v2", [False, True])
 def test_a_study_grows_the_cluster_to_its_cap_and_gives_it_back(v2, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     seen = []
@@ -74,7 +74,6 @@ def test_a_study_grows_the_cluster_to_its_cap_and_gives_it_back(v2, tmp_path, mo
     assert max(running) == 3
 
 
-@pytest.mark.slow
 def test_a_fleet_that_no_machine_of_the_autoscaler_can_hold_is_said_within_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3) as machines:
