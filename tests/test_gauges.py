@@ -60,7 +60,8 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
     ray.get(broker.done.remote("fleet-001", (one.key, True, None, 0.01)))
     bad = broker.need.remote(four)
     assert ray.get(broker.take.remote("fleet-001", 10)) == [four]
-    ray.get(broker.done.remote("fleet-001", (four.key, False, {"error": "NotFinite", "message": "nan"}, 0.01)))
+    error = {"error": "NotFinite", "message": "nan"}
+    ray.get(broker.done.remote("fleet-001", (four.key, False, error, 0.01)))
     assert ray.get(good)["ok"]
     assert not ray.get(bad)["ok"]
     waits = broker.need.remote(nine)
