@@ -97,10 +97,7 @@ def first_run(study: Study) -> judge.Chain:
 
 def best_so_far(search: Method) -> str:
     """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
-    from dgg_ray.intervals import (
-        clusters_of,
-        mean_interval,
-    )  # late: SciPy, which trials and brokers do without
+    from dgg_ray.intervals import clusters_of, mean_interval  # late: SciPy, which trials do without
 
     number = search.best()
     if number is None or (evidence := search.told[number]) is None:

@@ -1,6 +1,7 @@
 """Figures: what they show, as numbers; and what they do without."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from dgg_ray import plots, report
+from dgg_ray.conduct import Terms
 from dgg_ray.outcomes import CELL, Results
 from dgg_ray.plots import alpha_effect, importance, learning_along, score_matrix, stability_plasticity
 from dgg_ray.plots.stability_plasticity import not_dominated
@@ -58,6 +60,16 @@ def test_a_setting_is_a_point_of_its_stability_and_plasticity():
     assert points.loc["d1", "stability_high"] - 0.5 == pytest.approx(12.7062 / 20, rel=1e-5)
     assert points.loc["d1", "clusters"] == 2
     assert points.loc["d1", "alpha"] == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_with_held_out_blocks_names_stand_where_settings_were_compared():
+    terms = Terms(chosen_on=(("a > b > c", 0),), compared_on=(("a > b > c", 1),), held_out=True)
+    points = drawn(stability_plasticity, replace(small_study(), terms=terms))
+    first, second = points[points["setting"] == "d1"].to_dict("records")
+    assert (first["kind"], second["kind"]) == ("setting", "compared")
+    assert second["stability"] == pytest.approx(0.55 - 0.1)  # of the held-out seed alone
+    assert not points.set_index("setting").loc["ft", "pareto"]  # it was not on the search's blocks
+    assert points[points["setting"] == "d2"]["kind"].tolist() == ["setting"]
 
 
 def test_joint_is_a_reference_placed_by_the_same_tasks():

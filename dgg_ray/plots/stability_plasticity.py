@@ -17,14 +17,26 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
 from dgg_ray.intervals import clusters_of, mean_interval
-from dgg_ray.outcomes import BLOCK, Results, alphas, compared, name_of, searched, selected, selection, text_of
+from dgg_ray.outcomes import (
+    BLOCK,
+    Results,
+    alphas,
+    compared,
+    name_of,
+    runs,
+    searched,
+    selected,
+    selection,
+    text_of,
+)
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
 READING = (
     "Up is better at learning the next task, right is better at keeping the old ones; each dot is a setting, "
     "coloured by its α, with 95 % intervals over blocks where three or more are independent. The pale edge "
-    "is what no setting goes beyond."
+    "is what no setting goes beyond. Where blocks are held out, what bears a name lies where it was compared "
+    "and the dots lie where settings were chosen: these are different blocks."
 )
 FEWEST = 3  # independent blocks behind a cross: over two an interval is wider than the figure
 AXES = ("stability", "plasticity")
@@ -40,7 +52,8 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     if points.empty:
         return None
     curve = along_alpha(results, points)
-    learned = points["kind"] == "setting"
+    # Rivals that met held-out blocks alone bound nothing that was searched on others.
+    learned = (points["kind"] == "setting") & (points["searched"] | (not results.terms.held_out))
     points["pareto"] = False
     points.loc[learned, "pareto"] = not_dominated(points.loc[learned, list(AXES)].to_numpy())
 
@@ -58,9 +71,15 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         figure.legend(handles, names, loc="outside lower left", ncols=3, fontsize=9.5, frameon=False)
     searched_for = results.recommended if results.knobs else None
     draw_compared(ax, points, compared(results), searched_for)
+    notes = (
+        ["names: held-out blocks, dots: blocks of the search"] if "compared" in set(points["kind"]) else []
+    )
     if (points["clusters"].dropna() < FEWEST).any():
-        text = "no cross: fewer than 3 independent blocks"
-        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", fontsize=8.5, color=plots.QUIET)
+        notes.append("no cross: fewer than 3 independent blocks")
+    if notes:
+        ax.text(
+            1, 1.01, "; ".join(notes), transform=ax.transAxes, ha="right", fontsize=8.5, color=plots.QUIET
+        )
     return figure, pd.concat([points, curve], ignore_index=True)
 
 
@@ -83,8 +102,21 @@ def settings_as_points(results: Results) -> pd.DataFrame:
         )
         row["searched"] = ours
         rows.append(row | bands(group) | {"blocks": len(group)})
+    rows += held_out_points(results, labels)
     rows += joint_points(results, set(labels) - set(table.index.get_level_values("setting")), labels)
     return pd.DataFrame(rows)
+
+
+def held_out_points(results: Results, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """Searched settings that are compared with rivals, once more, on the blocks of the comparison."""
+    table = runs(results, results.terms.select_on).dropna(subset=list(AXES)).set_index(BLOCK)
+    there = table[table.index.isin(list(results.terms.compared_on)) & results.terms.held_out]
+    twice = there[there["setting"].isin(labels.keys() & set(searched(results).index))]
+    plain = {"kind": "compared", "alpha": np.nan, "others": "", "searched": False}
+    return [
+        plain | {"setting": setting, "label": labels[str(setting)]} | bands(group) | {"blocks": len(group)}
+        for setting, group in twice.groupby("setting")
+    ]
 
 
 def bands(group: pd.DataFrame) -> dict[str, float]:
@@ -188,14 +220,14 @@ def draw_compared(ax: Axes, points: pd.DataFrame, labels: dict[str, str], recomm
     """A star on the recommended setting, a marker and a word on each rival."""
     words = []
     for place, (label, setting) in enumerate(labels.items()):
-        row = points[points["setting"] == setting]
+        row = points[points["setting"] == setting].iloc[-1:]  # where it was compared
         if row.empty:
             continue
         colour, marker = plots.look(label, place)
         x, y = float(row["stability"].iloc[0]), float(row["plasticity"].iloc[0])
         size = 230 if marker == "*" else 62
         ax.scatter(x, y, marker=marker, s=size, color=colour, edgecolor="white", linewidth=1, zorder=6)
-        if row["kind"].iloc[0] == "setting":
+        if row["kind"].iloc[0] != "reference":
             cross(ax, row, colour)
         words.append((x, y, f"{label}, recommended" if setting == recommended else label, colour))
     plots.callouts(ax, words, points[list(AXES)].to_numpy())
