@@ -36,7 +36,6 @@ from dgg_ray.robustness import order_sentences
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
 FEW = 3  # blocks; t(0.975) is 12.7 for two of them, 4.3 for three, and below 3.2 from then on
-MORE = "orders that begin with other tasks, or seeds where there is one order"
 IN_WORDS = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}
 
 
@@ -87,17 +86,24 @@ def score_sentences(results: Results, split: str) -> list[str]:
     name = SHOWN.get(metric, metric)
     text = f"On the {split} split its {name} is {percent(own['score'])} %"
     if own["n"] < 2:
-        sentences = [f"{text}, from one independent block: no interval can be given. Add {MORE}."]
+        sentences = [f"{text}, from one independent block: no interval can be given. {more(results)}."]
     else:
         interval = f"{percent(own['low'])} to {percent(own['high'])}"
         sentences = [f"{text} (95 % interval {interval}, over {own['n']} blocks of order and seed)."]
     if 2 <= own["n"] <= FEW:
-        sentences.append(f"{own['n']} blocks make wide intervals: add {MORE}.")
+        sentences.append(f"{own['n']} blocks make wide intervals. {more(results)}.")
     if split != "test":
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
         sentences.append(f"The test split has not been examined{warning}.")
     gaps = [against(label, row, name) for label, row in rows.drop(index=own.name).iterrows()]
     return sentences + (gaps or ["It was compared with no other strategy: this study has no rivals."])
+
+
+def more(results: Results) -> str:
+    """What would narrow the intervals."""
+    if results.terms.held_out:
+        return "A larger protocol.held_out narrows them"
+    return "Add orders that begin with other tasks, or seeds where there is one order"
 
 
 def against(label: object, row: pd.Series, metric: str) -> str:
