@@ -27,7 +27,7 @@ from dgg_ray.asking import Answer, Askers, Told
 from dgg_ray.budget import Purse
 from dgg_ray.claims import LOOK_S, Claims
 from dgg_ray.cluster import ON_HEAD, restarted
-from dgg_ray.desk import Desk, Ended
+from dgg_ray.desk import AILMENTS, Ailments, Desk, Ended
 from dgg_ray.errors import describe
 from dgg_ray.gauges import Watch
 from dgg_ray.leases import Holder
@@ -37,7 +37,6 @@ from dgg_ray.stages import StageStore, Work
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
 NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
 THREADS = 16  # for looks at a store that is slow
-AILMENTS, AILMENT_S = 5, 60.0  # so many, each so long after the one before, nothing finished: the study ends
 
 
 @ray.remote(  # pyright: ignore
@@ -70,7 +69,7 @@ class Broker:
         self.closed = False
         self.reason = ""  # why it was closed
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
-        self.ailments, self.last_ailment = 0, -AILMENT_S
+        self.ailments = Ailments()
         self.causes: dict[str, dict[str, str]] = {}  # with what a fleet ended over it, by key
         self.claiming: set[str] = set()  # what fleets have and is not claimed yet
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -112,15 +111,11 @@ class Broker:
                 return result
 
     async def take(self, fleet: str, patience_s: float, ended: Sequence[Ended] = ()) -> list[Work]:
-        """Work for the fleet; nothing when none came for that long, or when the study is over.
-
-        ended: what became of what it had before.
-        """
+        """Work for the fleet, which says what it ended; nothing when none came so long, or all is over."""
         deadline, life, mine = time.monotonic() + patience_s, self.lives[fleet], list[Work]()
         await self.done(fleet, *ended)
         if self.lives[fleet] == life:
-            for key in self.desk.of(fleet):  # who asks has nothing
-                self.desk.put_back(key)
+            self._back(self.desk.of(fleet))  # who asks has nothing
         # A worker killed while it waits here must not be handed work that nobody then does.
         while not self.closed and self.lives[fleet] == life:
             if order := self.desk.next:
@@ -134,7 +129,11 @@ class Broker:
                 logs.trouble("refused", error, level=logging.WARNING)
                 self._answer(key, {"ok": False, "error": error})
             if work:
-                mine += [work] if await self._ours(work) else []
+                try:
+                    mine += [work] if await self._ours(work) else []
+                except BaseException:
+                    self._back([other.key for other in mine if self.lives[fleet] == life])
+                    raise
             elif mine:
                 for work in mine:
                     logs.event("taken", work, fleet=fleet)
@@ -146,9 +145,6 @@ class Broker:
                 async with self.news:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.news.wait(), until - now)
-        for work in mine:
-            if work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
-                self.claims.drop(work.key)
         return []
 
     async def done(self, fleet: str, *ended: Ended) -> None:
@@ -159,7 +155,7 @@ class Broker:
                 continue  # of a fleet believed lost: another tries it, or will
             measured, unread = None, False
             if error is None:
-                self.ailments = 0
+                self.ailments.count = 0
             if mine and not error:
                 work = self.desk.out[key].work
                 try:
@@ -203,13 +199,10 @@ class Broker:
         await self._tell()
 
     async def blame(self, fleet: str, key: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
-        """The fleet ends with this soon, over this work; it is kept with it, should that be given up.
-
-        ended: what became of what it had before in the same handful.
-        """
+        """The fleet ends with this soon, over this work; ended: others, of the same handful."""
         self.causes[key] = cause
         await self.done(fleet, *ended)
-        self.desk.only(fleet, key)
+        self._back(self.desk.beside(fleet, key))
         await self._tell()
 
     async def orphaned(self, fleet: str) -> None:
@@ -224,16 +217,16 @@ class Broker:
         await self.done(fleet, *ended)
         self.desk.counts["unwell"] += 1
         await self.lost(fleet, cause, blamed=False)
-        if (now := time.monotonic()) - self.last_ailment < AILMENT_S:
-            return  # of the same outage, as likely as not
-        self.ailments, self.last_ailment = self.ailments + 1, now
-        if self.ailments >= AILMENTS:
+        if self.ailments.last_for_ever():
             why = f"{cause['error']}: {cause['message']}"
             await self.close(f"{AILMENTS} stages in a row could not be done and are not at fault; {why}")
 
-    async def tick(self, fleet: str, key: str, steps: tuple[int, int]) -> None:
-        """The fleet has this in hand, and came so far with it."""
-        if self.desk.heard(fleet, key, steps):
+    async def tick(self, fleet: str, key: str, steps: tuple[int, int], ended: Sequence[Ended] = ()) -> None:
+        """The fleet is at this, came so far with it, and ended others of the same handful before."""
+        await self.done(fleet, *ended)
+        self.desk.heard(fleet, key, steps)
+        if self.desk.lingers(fleet, key) and (rest := self.desk.beside(fleet, key)):
+            self._back(rest)
             await self._tell()
         if key not in self.desk.of(fleet) or key in self.claims.held or key in self.claiming or self.closed:
             return
@@ -259,9 +252,7 @@ class Broker:
 
     async def status(self) -> dict[str, Any]:
         """Counts, what is in training, and what another driver has."""
-        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.desk.begun]
-        counts = {**self.desk.counts, "waiting": self.desk.untouched, "elsewhere": len(self.desk.elsewhere)}
-        found = {**counts, "running": shown, "closed": self.reason}
+        found = {**self.desk.status(), "closed": self.reason}
         if self.watch:
             self.watch.show(found)
         return found
@@ -305,6 +296,8 @@ class Broker:
         if other is not None:
             self.desk.put_back(work.key, elsewhere=str(other))
             self.looking = self.looking or asyncio.create_task(self._look())
+        elif work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
+            self.claims.drop(work.key)
         return other is None
 
     async def _look(self) -> None:
@@ -326,6 +319,12 @@ class Broker:
                     self.desk.put_back(work.key)
             await self._tell()
         self.looking = None
+
+    def _back(self, keys: Sequence[str]) -> None:
+        """They were not begun: any fleet may have them, and any driver's."""
+        for key in keys:
+            self.desk.put_back(key)
+            self.claims.drop(key)
 
     async def _tell(self) -> None:
         async with self.news:

@@ -26,6 +26,10 @@ Ended = tuple[str, bool, dict[str, str] | None, float]
 
 HANDFUL = 20  # works that a fleet has at once at most
 MEMORY = 8  # works; one that took long ends handfuls for about as many
+AILMENTS, AILMENT_S = (
+    5,
+    60.0,
+)  # so many, each so long after the one before, nothing finished: it will not pass
 FURTHER = 0.05  # of a stage's steps; a loss after so much more of them than ever before is not counted
 
 
@@ -65,6 +69,20 @@ class Order:
         done, steps = self.steps
         self.losses += blamed and done <= self.reached + FURTHER * steps
         self.fleet, self.reached, self.steps = None, max(self.reached, done), (0, 0)
+
+
+class Ailments:
+    """What goes wrong and is no stage's fault, as a full disk."""
+
+    def __init__(self) -> None:
+        self.count, self.last = 0, -AILMENT_S
+
+    def last_for_ever(self) -> bool:
+        """Count one more, unless it is of the same outage as the one before; whether they will not pass."""
+        if (now := time.monotonic()) - self.last >= AILMENT_S:
+            self.count, self.last = self.count + 1, now
+            return self.count >= AILMENTS
+        return False
 
 
 class Desk:
@@ -147,19 +165,14 @@ class Desk:
         order.steps, order.beats = (0, 0), 0
 
     def heard(self, fleet: str, key: str, steps: tuple[int, int]) -> bool:
-        """The fleet says that it is at this; whether others may now have more, or less.
-
-        Less: it is news, as after a restart of the desk. More: the fleet is at it for longer than a handful
-        lasts, and will begin nothing else of it.
-        """
+        """The fleet says that it is at this; whether that is news, as after a restart of the desk."""
         order = self.orders.get(key)
         news = order is not None and order.fleet is None
         if news:
             self.assign(key, fleet)
-        if order is None or order.fleet != fleet:
-            return False
-        order.steps, order.beats = steps, order.beats + 1
-        return (order.beats > 1 and self.only(fleet, key)) or news
+        if order and order.fleet == fleet:
+            order.steps, order.beats = steps, order.beats + 1
+        return news
 
     def of(self, fleet: str) -> list[str]:
         """Keys of what the fleet has."""
@@ -171,12 +184,14 @@ class Desk:
         if order := self.orders.get(key):
             order.fleet, order.elsewhere = None, elsewhere
 
-    def only(self, fleet: str, key: str) -> bool:
-        """The fleet will begin nothing else of what it has; whether there was anything."""
-        rest = [other for other in self.of(fleet) if other != key]
-        for other in rest:
-            self.put_back(other)
-        return bool(rest)
+    def beside(self, fleet: str, key: str) -> list[str]:
+        """What else the fleet has; it will not begin that if it `lingers` at this."""
+        return [other for other in self.of(fleet) if other != key]
+
+    def lingers(self, fleet: str, key: str) -> bool:
+        """Whether the fleet is at this for longer than a handful lasts."""
+        order = self.out.get(key)
+        return order is not None and order.fleet == fleet and order.beats > 1
 
     def answered(self, key: str) -> None:
         """Another driver left the store with it."""
@@ -267,10 +282,12 @@ class Desk:
         """What fleets are at: the first of what each has."""
         return list({order.fleet: order for order in reversed(self.out.values())}.values())[::-1]
 
-    @property
-    def untouched(self) -> int:
-        """What no fleet is at; with the rest of handfuls."""
-        return self.waiting + len(self.out) - len(self.begun)
+    def status(self) -> dict[str, Any]:
+        """Counts, and what fleets are at; the rest of their handfuls counts among what waits."""
+        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.begun]
+        waiting = self.waiting + len(self.out) - len(shown)
+        counts = {"waiting": waiting, "elsewhere": len(self.elsewhere)}
+        return {**self.counts, **counts, "running": shown}
 
     @property
     def elsewhere(self) -> list[Work]:

@@ -69,13 +69,13 @@ def work_loop(config: dict[str, Any]) -> None:
         return ray.get(broker.unwell.remote(fleet, describe(problem)))
     except Exception as problem:
         raise cannot_begin(problem) from problem
-    pulse = Pulse(dog, None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps))
+    ended: list[Ended] = []
+    pulse = Pulse(dog, None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps, ended))
     shop.lead, shop.tick = lead, pulse.step
     if not isinstance(shop, Simulated):
         shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
     sentinel = Sentinel(study, shop, (StageError, StoreError) if w.per_fleet > 1 else Exception)
     logs.event("begun", kind=kind(shop.where()).name)
-    ended: list[Ended] = []
     while works := lead(lambda e=ended: ray.get(broker.take.remote(fleet, w.idle_s, e))):
         ended = []
         for work in handful(works, lead):

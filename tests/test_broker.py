@@ -261,7 +261,7 @@ def test_a_stage_given_up_keeps_why_its_worker_was_ended(world, broker):
 
 
 def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world, monkeypatch):
-    monkeypatch.setattr("dgg_ray.broker.AILMENT_S", 0.0)
+    monkeypatch.setattr("dgg_ray.desk.AILMENT_S", 0.0)
     broker = Broker.__ray_metadata__.modified_class(world.store, retries=100)
     (work,) = works(world, ["ones"])
     full = {"error": "StoreError", "message": "no space left", "traceback": ""}
@@ -391,15 +391,60 @@ def test_one_work_that_takes_long_ends_handfuls(world, desk):
     assert len(hand(desk, "a")) == 1
 
 
-def test_whatever_of_a_handful_is_not_begun_after_a_beat_goes_to_others(world, desk):
+def test_whatever_of_a_handful_is_not_begun_after_a_beat_goes_to_others_and_other_drivers(world, two):
     """Two beats over one work are a beat's time at it, longer than a handful lasts."""
-    quick(desk, works(world, ["ones"], ["fours"], ["nines"]), 0.001)
-    four, nine = hand(desk, "a")
-    assert not desk.heard("a", four.key, (1, 100))
-    assert desk.take("b") is None
-    assert desk.heard("a", four.key, (2, 100))  # others are told
-    assert desk.take("b") == nine
-    assert desk.of("a") == [four.key]
+    first, second = two
+    one, four, nine, more = works(world, ["ones"], ["fours"], ["nines"], ["fours", "ones"])
+
+    async def scene():
+        askers = [await asked(first, work) for work in (one, four, nine, more)]
+        first.desk.usual = 0.001
+        assert await first.take("a", 60) == [one, four, nine, more]
+        failed = {"error": "NotFinite"}
+        ended = [(one.key, False, failed, 0.001)]
+        await first.tick("a", four.key, (1, 100), ended)
+        assert await first.take("b", 0.01) == []
+        await first.tick("a", four.key, (2, 100), ended)
+        assert (await askers[0])["error"] == failed  # told long before the handful is over
+        assert first.desk.of("a") == [four.key]
+        await asyncio.sleep(0.2)  # claims may be given back by threads
+        assert first.claims.held == {four.key}
+        other = asyncio.create_task(second.need(more))
+        assert await second.take("c", 60) == [more]
+        assert await first.take("b", 60) == [nine]
+        for asker in (*askers[1:], other):
+            asker.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_claim_that_fails_leaves_nothing_of_a_handful_with_a_fleet_that_did_not_get_it(
+    world, broker, monkeypatch
+):
+    many, lease = works(world, ["ones"], ["fours"], ["nines"]), StageStore.lease
+
+    async def scene():
+        askers = [await asked(broker, work) for work in many]
+        broker.desk.usual = 0.001
+
+        def failing(store, key, holder):
+            if key == many[1].key:
+                raise OSError("no answer")
+            return lease(store, key, holder)
+
+        monkeypatch.setattr(StageStore, "lease", failing)
+        with pytest.raises(OSError, match="no answer"):
+            await broker.take("a", 60)
+        assert broker.desk.of("a") == []
+        await asyncio.sleep(0.2)
+        assert broker.claims.held == set()
+        monkeypatch.setattr(StageStore, "lease", lease)
+        await broker.lost("a")  # blamed for nothing
+        assert await broker.take("a", 60) == many
+        for asker in askers:
+            asker.cancel()
+
+    asyncio.run(scene())
 
 
 def test_who_is_lost_with_a_handful_puts_the_blame_on_none_of_it_until_each_was_alone(world, desk):
