@@ -89,9 +89,11 @@ def score_sentences(results: Results, split: str) -> list[str]:
         sentences = [f"{text}, from one independent block: no interval can be given. {more(results)}."]
     else:
         interval = f"{percent(own['low'])} to {percent(own['high'])}"
-        sentences = [f"{text} (95 % interval {interval}, over {own['n']} blocks of order and seed)."]
+        sentences = [
+            f"{text} (95 % interval {interval}, over {own['n']} independent blocks of order and seed)."
+        ]
     if 2 <= own["n"] <= FEW:
-        sentences.append(f"{own['n']} blocks make wide intervals. {more(results)}.")
+        sentences.append(f"{own['n']} independent blocks make wide intervals. {more(results)}.")
     if split != "test":
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
         sentences.append(f"The test split has not been examined{warning}.")
@@ -103,7 +105,7 @@ def more(results: Results) -> str:
     """What would narrow the intervals."""
     if results.terms.held_out:
         return "A larger protocol.held_out narrows them"
-    return "Add orders that begin with other tasks, or seeds where there is one order"
+    return "Add orders that begin with other tasks, seeds where there is one order, or protocol.held_out"
 
 
 def against(label: object, row: pd.Series, metric: str) -> str:
@@ -120,7 +122,7 @@ def against(label: object, row: pd.Series, metric: str) -> str:
     if np.isnan(row["p"]):
         return f"{text}{row['pairs']} pairs, all with the same difference: no test is possible)."
     p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
-    text += f"paired over {row['pairs']} blocks, {p})"
+    text += f"paired over {row['pairs']} independent blocks, {p})"
     if row["difference_low"] <= 0 <= row["difference_high"]:
         return f"{text}. The interval includes 0: this study cannot tell the two apart."
     return f"{text}."

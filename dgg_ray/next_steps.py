@@ -124,18 +124,16 @@ def more_blocks(results: Results) -> list[Step]:
     enough = needed(mean, spread) if mean else None
     alone = results.terms.held_out or len({order for order, _ in results.terms.compared_on}) < 2
     others = "" if alone else OTHERS
+    so_far = f"{label} ({signed(mean)} points over {n} independent blocks)"
     text = (
         f"Compare on {k} more block{'s' * (k > 1)}{others}, {taking(times(hours, k))}: the 95 % interval of "
-        f"the difference to {label} ({signed(mean)} points over {n} blocks) narrows from ±{percent(now)} to "
-        f"about ±{percent(then)}."
+        f"the difference to {so_far} narrows from ±{percent(now)} to about ±{percent(then)}."
     )
     if room == 0:
-        text = (
-            f"Compare with {label} ({signed(mean)} points over {n} blocks) on more seeds: no order is left "
-        )
-        text += f"for a further block. {SEEDS}"
+        text = f"Compare with {so_far} on more seeds: no order is left for a further block. {SEEDS}"
     if enough is not None and enough > n:
-        text += f" To see a true difference of that size with 80 % power takes {enough} blocks in all."
+        text += " To see a true difference of that size with 80 % power takes "
+        text += f"{enough} independent blocks in all."
     if enough is not None and enough > n + room > n:
         text += f" The search left orders for {room} more. {SEEDS}"
     return [Step(now - then, f"{text} {BEFOREHAND}")]

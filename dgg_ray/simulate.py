@@ -168,7 +168,7 @@ class Simulated:
         alpha, buffer = effect.get("dgg", {}).get("alpha", 0.0), effect.get("buffer", 0)
         after = self.law.learned(before, task, alpha, buffer, rank)
         if not self.law.noise:
-            return after
+            return {name: max(score, 0.0) for name, score in after.items()}
         place = " > ".join((*stage.earlier, task))
         common = draws.generator(stage.seed, place, "training").standard_normal(len(after))
         own = draws.generator(0, stage.key, "training").standard_normal(len(after))

@@ -47,7 +47,7 @@ def test_more_blocks_narrow_the_interval_of_the_nearest_rival_by_students_t():
     (step,) = more_blocks(small_study(terms=terms, ahead=Ahead(block=(0.5, 0.4, 0.6))))
     assert step.text.startswith("Compare on 2 more blocks, of orders that begin with other tasks, ")
     assert (
-        "the difference to finetune (+12.5 points over 2 blocks) narrows from ±52.9 to about ±9.4"
+        "the difference to finetune (+12.5 points over 2 independent blocks) narrows from ±52.9 to about ±9.4"
         in step.text
     )
     assert step.gain == pytest.approx(0.529 - 0.0937, abs=1e-3)
@@ -64,9 +64,12 @@ def test_no_more_blocks_are_proposed_than_there_are_orders_for():
     assert said(1).startswith("Compare on 1 more block, ")
     assert "begin with" not in said(1)  # held-out blocks share nothing anyway
     assert "narrows from ±52.9 to about ±14.6" in said(1)
-    assert "takes 5 blocks in all. The search left orders for 1 more. protocol.final_seeds" in said(1)
+    assert (
+        "takes 5 independent blocks in all. The search left orders for 1 more. protocol.final_seeds"
+        in said(1)
+    )
     assert said(0).startswith(
-        "Compare with finetune (+12.5 points over 2 blocks) on more seeds: no order is left"
+        "Compare with finetune (+12.5 points over 2 independent blocks) on more seeds: no order is left"
     )
     assert "more block" not in said(0)
     assert "final_seeds" not in said(3)

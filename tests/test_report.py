@@ -142,7 +142,9 @@ def test_the_winner_is_judged_on_the_blocks_that_the_other_settings_were_judged_
 def test_the_answer_names_what_to_use_and_how_it_scores():
     text = words(small_study())
     assert "Use dgg with α = 0.25, buffer = 50." in text
-    assert "On the test split its FAA is 66.7 % (95 % interval 3.1 to 130.2, over 2 blocks" in text
+    assert (
+        "On the test split its FAA is 66.7 % (95 % interval 3.1 to 130.2, over 2 independent blocks" in text
+    )
     assert "Against finetune (54.2 %) it is 12.5 points higher in FAA" in text
     assert "6.7 points on average (AOPD) and by 20.0 at most (MOPD, c)" in text
 

@@ -1,5 +1,7 @@
 """A learner that follows a known law, behind the same verbs as a real one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,14 @@ def test_a_law_in_which_one_tasks_guidance_is_felt_by_others():
     full = plain.learned({"a": half}, "b", 0.5, 50, 8)["b"]
     assert found["b"] == pytest.approx(full * (1 - 0.4 / 2))  # half of what is old is gone
     assert other.learned({}, "b", 0.5, 50, 8) == plain.learned({}, "b", 0.5, 50, 8)
+
+
+def test_no_score_falls_below_0_whatever_its_place_takes():
+    law = replace(EXACT, place=0.3, bend=0.5, transfer=0.5)
+    found = rehearse(imagined(6, DGG(), simulation=law, protocol=Protocol(rivals=())))
+    scores = [cell["score"] for cells in found.store.found.values() for cell in cells.values()]
+    assert min(scores) == 0.0
+    assert not np.isnan(scores).any()
 
 
 def test_more_guidance_keeps_more_and_learns_less():
