@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import factorial, isfinite
+from math import isfinite
 
 import numpy as np
 
@@ -43,10 +43,9 @@ class Row:
     places: fewest and most times that a task stands in a position; before: right before another one.
     position, carry_over: efficiency of the effect, in [0, 1]; that of the task is always estimated.
     effective: independent blocks that its orders × seeds are worth (power.py).
-    sees: smallest difference seen with 80 % power, in points; None below two blocks.
-    needs: seeds on these orders that see the difference asked for; None where none was, or too many.
-    apart: (orders, seeds) that see it on as many different orders as the design has; None as above, and
-        where it has no more than these.
+    sees: smallest difference seen with 80 % power, in points; None where its blocks are one cluster.
+    needs: (orders, seeds) that see the difference asked for: any seeds of a single order, else any number of
+        the design's orders with the study's seeds; None where none was asked for, or nothing such sees it.
     """
 
     design: str
@@ -62,8 +61,7 @@ class Row:
     carry_over: float
     effective: float
     sees: float | None
-    needs: int | None
-    apart: tuple[int, int] | None = None
+    needs: tuple[int, int] | None
 
     @property
     def saves(self) -> float:
@@ -73,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Held:
-    """The held-out blocks of the comparison, an order and a seed each; sees: as of a row.
+    """The held-out blocks of the comparison, an order and a seed each, none or more; sees: as of a row.
 
     most: as many as can be had; needs: that see the difference asked for, None where none was, or too many.
     """
@@ -86,7 +84,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Table:
-    """see: the difference asked for, in points; None where none was. held: None where none are held out."""
+    """see: the difference asked for, in points; None where none was.
+
+    held: None where no blocks are held out and no difference was asked for.
+    """
 
     rows: tuple[Row, ...]
     spread: Spread
@@ -111,14 +112,15 @@ class Table:
             )
         if self.held:
             lines.append(held(self.held, self.see))
-        return "\n".join([*lines, *LEGEND, *[UNTOLD] * (self.see is not None and self.spread.own is None)])
+        return "\n".join([*lines, *LEGEND, *[UNTOLD] * (seeds > 1 and self.spread.own is None)])
 
 
 LEGEND = (
     "  * this study's. stages: one setting's, learned once each; saves: asked for per stage learned.",
     "  places, before: times that a task stands in a position, right before another (fewest–most).",
     "  position, carry-over: how well the effect is told from the others, in % (a task's always is);",
-    "  sees: smallest difference between two settings seen with 80 % power.",
+    "  sees: smallest difference between two settings seen with 80 % power by the report's test, which is",
+    "  over clusters of runs that share an order or a first stage: seeds of several orders add none.",
 )
 UNTOLD = (
     "  how much of the spread is between orders is not known: a seed is taken to tell as much as an order."
@@ -130,22 +132,21 @@ def share(efficiency: float) -> str:
 
 
 def needs(row: Row) -> str:
-    found = [(row.orders, row.needs)] if row.needs else []
-    found += [row.apart] if row.apart and row.apart not in found else []
-    said = " or ".join(f"{plural(orders, 'order')} × {plural(seeds, 'seed')}" for orders, seeds in found)
-    return said or "more seeds than can be had"
+    if row.needs is None:
+        return "not by this design" + f" with {plural(row.seeds, 'seed')}" * (row.orders > 1)
+    orders, seeds = row.needs
+    return f"{plural(orders, 'order')} × {plural(seeds, 'seed')}"
 
 
 def held(found: Held, see: float | None) -> str:
     sees = "nothing" if found.sees is None else f"{found.sees:.1f} points"
-    said = (
-        f"  held out: {plural(found.blocks, 'block')}, an order and a seed each, of {found.most}; sees {sees}"
-    )
+    said = f"  held out: {plural(found.blocks, 'block')}, an order and a seed each, of {found.most}"
+    said += f"; sees {sees}" * (found.blocks > 0)
     if see is None:
         return said
     if found.needs is None or found.needs > found.most:
         return f"{said}; to see {see:g} points: more than there are"
-    return f"{said}; to see {see:g} points: {plural(found.needs, 'block')}"
+    return f"{said}; to see {see:g} points: protocol.held_out: {found.needs}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -171,31 +172,36 @@ def table(study: Study, store: StageStore, see: float | None = None, sd: float |
         count = min(size, len(study.names)) if name == "random" else None
         orders = study.orders if own else Orders(name, count)  # type: ignore[arg-type]
         rows.append(row(replace(study, orders=orders), own, spread, see))
-    return Table(
-        tuple(rows), spread, see, held_out(study, spread.sd, see) if study.protocol.held_out else None
-    )
+    fresh = study.protocol.held_out or see is not None
+    return Table(tuple(rows), spread, see, held_out(study, spread.sd, see) if fresh else None)
 
 
 def held_out(study: Study, sd: float, see: float | None) -> Held:
-    blocks = len(study.final_blocks)
+    blocks = len(study.final_blocks) if study.protocol.held_out else 0
     sees, enough = power.detectable(blocks, sd), None if see is None else power.needed(see, sd)
     return Held(blocks, left(study.all_orders), sees if isfinite(sees) else None, enough)
+
+
+def needed(study: Study, seeds: int, spread: Spread, see: float, sees: float) -> tuple[int, int] | None:
+    """(Orders, seeds), see `Row.needs`."""
+    orders = study.all_orders
+    if len(orders) == 1:
+        enough = power.needed(see, spread.sd)
+        return (1, enough) if enough else None
+    if "count" not in DESIGNS[study.orders.design].takes or study.strategy.simultaneous:
+        return (len(orders), seeds) if sees <= see else None
+    every = replace(study, orders=replace(study.orders, count=LISTED)).all_orders
+    enough = power.fewest(see, spread.sd, every, seeds, spread.own or 0.0)
+    return (enough, seeds) if enough else None
 
 
 def row(study: Study, own: bool, spread: Spread, see: float | None) -> Row:
     orders, seeds = study.all_orders, len(study.protocol.final_seeds or study.seeds)
     together = study.strategy.simultaneous
     beginnings = {order[: t + 1] for order in orders for t in range(len(order))}
-    effect = float(len(orders)) if together else power.design_effect(orders)
-    sd = spread.sd
-    shared = power.between(spread.own or 0.0, len(orders), factorial(len(study.names)))
-    effective = power.worth(len(orders), seeds, effect, shared)
-    sees = power.detectable(effective, sd)
-    enough = None if see is None else power.needed(see, sd, effect, len(orders), shared)
-    apart = None
-    if see is not None and "count" in DESIGNS[study.orders.design].takes and not together:
-        every = replace(study, orders=replace(study.orders, count=LISTED)).all_orders
-        apart = power.fewest(see, sd, every, spread.own or 0.0) if len(every) > len(orders) else None
+    *_, (effective, freedom) = power.worths(orders, seeds, spread.own or 0.0, together)
+    sees = power.detectable(effective, spread.sd, freedom)
+    enough = None if see is None else needed(study, seeds, spread, see, sees)
     places, before = counts(orders)
     position, carry_over = efficiencies(orders)
     return Row(
@@ -212,8 +218,7 @@ def row(study: Study, own: bool, spread: Spread, see: float | None) -> Row:
         carry_over=carry_over,
         effective=effective,
         sees=sees if isfinite(sees) else None,
-        needs=enough and enough // len(orders),
-        apart=apart,
+        needs=enough,
     )
 
 

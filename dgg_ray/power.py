@@ -18,17 +18,20 @@ blocks has the variance σ²/N · D, and N blocks are worth N / D (the design ef
 That is an assumption, and a cautious one: differences between strategies arise after the first stage.
 
 Further seeds on the same orders tell less where a difference hangs on the order: if a share r of its variance
-is an order's own, whatever the seed, the blocks of S seeds count as fewer by 1 + (S - 1) r besides. Of O
-orders among all M that there are, r counts as r (M - O) / (M - 1): with all of them none is left to differ by
-(Cochran 1977, ch. 2).
+is an order's own, whatever the seed, the blocks of S seeds count as fewer by 1 + (S - 1) r besides.
+
+How well the error itself is known, ν, is another matter. The report takes it from clusters of blocks that
+share an order or a first stage (intervals.py): of several orders there are no more than tasks to begin with,
+and seeds add none. The seeds of a single order are independent, and the mean is that order's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from math import factorial, inf
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,15 +39,26 @@ LEVEL, POWER = 0.05, 0.80
 MOST = 1_000_000  # blocks
 
 
-def power(n: float, difference: float, sd: float) -> float:
-    """Probability of seeing a true difference; n blocks, not always whole; 0 for fewer than 2. sd > 0."""
+class Worth(NamedTuple):
+    """blocks: independent ones that a comparison's are worth; freedom: ν of its test, nan for one cluster."""
+
+    blocks: float
+    freedom: float
+
+
+def power(n: float, difference: float, sd: float, freedom: float | None = None) -> float:
+    """Probability of seeing a true difference; n: worth in independent blocks. sd > 0.
+
+    freedom: of the test; n - 1 where none is given. 0 where it is below 1 or nan.
+    """
     from scipy import special  # late: who only counts stages does not wait for it
 
-    if n < 2:
+    freedom = n - 1 if freedom is None else freedom
+    if not freedom >= 1:
         return 0.0
     nodes, weights = rule()
-    s = np.sqrt(2 * special.gammaincinv((n - 1) / 2, (nodes + 1) / 2) / (n - 1))
-    bound, shift = special.stdtrit(n - 1, 1 - LEVEL / 2) * s, difference / sd * n**0.5
+    s = np.sqrt(2 * special.gammaincinv(freedom / 2, (nodes + 1) / 2) / freedom)
+    bound, shift = special.stdtrit(freedom, 1 - LEVEL / 2) * s, difference / sd * n**0.5
     return float(weights @ (special.ndtr(shift - bound) + special.ndtr(-shift - bound)) / 2)
 
 
@@ -54,74 +68,65 @@ def rule() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(200)
 
 
-def detectable(n: float, sd: float) -> float:
-    """Smallest true difference seen with 80 % power, in the unit of `sd`; infinite below 2 blocks."""
+def detectable(n: float, sd: float, freedom: float | None = None) -> float:
+    """Smallest true difference seen with 80 % power, in the unit of `sd`; infinite where power is 0."""
     from scipy.optimize import root_scalar
 
-    if n < 2:
+    if power(n, 1.0, 1.0, freedom) == 0:
         return inf
     # A difference of 100 σ is seen by 2 blocks.
-    return sd * float(root_scalar(lambda d: power(n, d, 1.0) - POWER, bracket=(1e-6, 100.0)).root)
+    return sd * float(root_scalar(lambda d: power(n, d, 1.0, freedom) - POWER, bracket=(1e-6, 100.0)).root)
 
 
-def needed(difference: float, sd: float, effect: float = 1.0, step: int = 1, own: float = 0.0) -> int | None:
-    """Fewest blocks, a multiple of `step`, that see a true difference with 80 % power.
-
-    effect: D above, by which the blocks count as fewer; own: r above, where a step is a seed on all
-    orders. None where a million blocks are not enough.
-    """
-
-    def seen(steps: int) -> bool:
-        return power(worth(step, steps, effect, own), difference, sd) >= POWER
-
-    low, high = 0, MOST // step
-    if not seen(high):
+def needed(difference: float, sd: float) -> int | None:
+    """Fewest independent blocks that see a true difference with 80 % power; None: a million do not."""
+    low, high = 0, MOST
+    if power(high, difference, sd) < POWER:
         return None
     while high - low > 1:  # power grows with the blocks
         middle = (low + high) // 2
-        low, high = (low, middle) if seen(middle) else (middle, high)
-    return high * step
+        low, high = (low, middle) if power(middle, difference, sd) >= POWER else (middle, high)
+    return high
 
 
-def worth(orders: int, seeds: int, effect: float = 1.0, own: float = 0.0) -> float:
-    """Independent blocks that all these orders with each seed are worth, see above."""
-    return orders * seeds / (effect * (1 + (seeds - 1) * own))
+def worths(
+    orders: Sequence[Sequence[str]], seeds: int, own: float = 0.0, together: bool = False
+) -> Iterator[Worth]:
+    """Of the first order, of the first two and so on, each with all seeds, in a comparison of these orders.
 
+    own: r above. together: one run of a seed serves all orders.
+    """
+    from dgg_ray.intervals import clusters_of, standard_error  # late, as above
 
-def between(own: float, orders: int, of: int) -> float:
-    """What r counts as where so many orders are taken of all there are."""
-    return own * (of - orders) / max(of - 1, 1)
+    blocks = tuple((" > ".join(order), seed) for order in orders for seed in range(seeds))
+    clusters = np.array(clusters_of(blocks, by_seed=together))
+    again = 1 + (seeds - 1) * own if len(orders) > 1 else 1.0
+    for count, effect in enumerate(effects(orders), start=1):
+        n = count * seeds
+        _, freedom, _ = standard_error(np.zeros(n), clusters[:n])
+        yield Worth(seeds if together else n / (effect * again), freedom)
 
 
 def fewest(
-    difference: float, sd: float, orders: Sequence[Sequence[str]], own: float
-) -> tuple[int, int] | None:
-    """(Orders, seeds) that see a true difference, the fewest seeds first: of these orders the first ones.
-
-    own: r, of all orders. None where a million blocks are not enough.
-    """
-    of = factorial(len(orders[0]))
-    share = between(own, len(orders), of)
-    blocks = needed(difference, sd, design_effect(orders), len(orders), share)
-    if blocks is None:
-        return None
-    seeds, beginnings, pairs = blocks // len(orders), Counter[tuple[str, ...]](), 0
-    for count, order in enumerate(orders, start=1):
-        for t in range(len(order)):
-            beginning = tuple(order[: t + 1])
-            pairs += 2 * beginnings[beginning] + 1  # m² → (m + 1)²
-            beginnings[beginning] += 1
-        effect = pairs / beginnings.total()
-        if power(worth(count, seeds, effect, between(own, count, of)), difference, sd) >= POWER:
-            return count, seeds
-    return len(orders), seeds
+    difference: float, sd: float, orders: Sequence[Sequence[str]], seeds: int, own: float = 0.0
+) -> int | None:
+    """How many of these orders, the first ones, see a true difference with so many seeds; None: not all."""
+    for count, (n, freedom) in enumerate(worths(orders, seeds, own), start=1):
+        if power(n, difference, sd, freedom) >= POWER:
+            return count
+    return None
 
 
-def design_effect(orders: Sequence[Sequence[str]]) -> float:
-    """D of runs over these orders with one seed; 1 where no two orders begin alike.
+def effects(orders: Sequence[Sequence[str]]) -> Iterator[float]:
+    """D of a run over the first order, the first two and so on; 1 while no two begin alike.
 
     Other seeds share nothing, so it holds for any number of seeds.
     """
-    beginnings = Counter(tuple(order[: t + 1]) for order in orders for t in range(len(order)))
-    # A beginning that m runs share makes m² pairs of runs with that stage in common.
-    return sum(m * m for m in beginnings.values()) / sum(beginnings.values())
+    beginnings, pairs = Counter[tuple[str, ...]](), 0
+    for count, order in enumerate(orders, start=1):
+        for t in range(len(order)):
+            beginning = tuple(order[: t + 1])
+            # A beginning that m runs share makes m² pairs of runs with that stage in common.
+            pairs += 2 * beginnings[beginning] + 1  # m² → (m + 1)²
+            beginnings[beginning] += 1
+        yield pairs / (count * len(order))

@@ -86,7 +86,7 @@ def test_a_simultaneous_strategy_learns_one_stage_a_seed_whatever_the_orders(sto
     joint = study(seeds=(3, 4)).beside("joint")
     row = by_name(table(joint, store))["williams"]
     assert (row.asked, row.stages, row.saves) == (8, 2, 4)
-    assert row.effective == 2  # the four orders are one run
+    assert (row.effective, row.sees) == (2, None)  # the four orders are one run, so one cluster
 
 
 def test_what_shared_beginnings_save(store):
@@ -154,30 +154,37 @@ def test_a_search_under_way_measures_the_spread_on_validation(store):
     assert spread.of == "searched settings on validation"
 
 
-def test_what_it_takes_to_see_a_difference_is_a_number_of_seeds_for_each_design(store):
-    found = table(study(), store, see=1.6, sd=2.0)
-    rows = by_name(found)
-    assert rows["williams"].needs == 4  # 15 blocks are needed, 4 orders × 4 seeds are 16
-    assert rows["all"].needs == 2  # 24 orders are worth 24 / 2.5 blocks
-    assert "4 orders × 4 seeds" in str(found)
-    assert by_name(table(study(), store, see=1e-4, sd=2.0))["all"].needs is None
-
-
-def test_further_orders_are_the_other_way_to_see_a_difference(store):
-    # 1.6 points of 1.0: 6 blocks. The rows of one Latin square share no stage, so 6 rows are as many blocks.
+def test_what_it_takes_to_see_a_difference_is_a_number_of_orders_of_each_design(store):
+    # The rows of one Latin square share no stage, so 6 rows are as many blocks, and 6 see 1.6 points of 1.0.
     assert power.needed(1.6, 1.0) == 6
     found = table(study(tuple("abcdefg"), orders=Orders("latin", 2)), store, see=1.6, sd=1.0)
-    row = by_name(found)["latin"]
-    assert (row.needs, row.apart) == (3, (6, 1))
-    assert "2 orders × 3 seeds or 6 orders × 1 seed" in str(found)
-    assert by_name(found)["cyclic"].apart is None  # it has no more
+    rows = by_name(found)
+    assert (rows["latin"].needs, rows["cyclic"].needs, rows["extreme"].needs) == ((6, 1), (6, 1), None)
+    assert "6 orders × 1 seed" in str(found)
 
 
-def test_a_difference_that_orders_do_not_see_with_one_seed_takes_more_of_all_of_them(store):
-    # 15 blocks. All six orders are pairs that share 1 of 3 stages, and 3 seeds are 18 / (4/3) = 13.5 blocks.
-    # Five are two pairs and one alone, 4 seeds are 20 / (19/15) = 15.8; four, two pairs or one, at most 14.
-    row = by_name(table(study(tuple("abc")), store, see=1.6, sd=2.0))["latin"]
-    assert row.apart == (5, 4)
+def test_seeds_are_not_offered_to_several_orders(store):
+    # Four tasks are four clusters at most: 15 blocks are needed, and 4 orders × 4 seeds would be 16.
+    found = table(study(orders=Orders("williams")), store, see=1.6, sd=2.0)
+    assert {row.needs for row in found.rows if row.orders > 1} == {None}
+    assert "4.3 points  not by this design with 1 seed" in str(found)
+    assert (
+        "held out: 0 blocks, an order and a seed each, of 20; to see 1.6 points: protocol.held_out: 15"
+        in str(found)
+    )
+
+
+def test_a_single_order_is_offered_seeds(store):
+    row = by_name(table(study(), store, see=1.6, sd=2.0))["given"]
+    assert (row.orders, row.needs) == (1, (1, 15))
+
+
+def test_all_orders_with_four_seeds_see_what_four_clusters_do(store):
+    row = by_name(table(study(seeds=(0, 1, 2, 3)), store, see=2.1, sd=3.0))["all"]
+    assert row.effective == pytest.approx(4 * 24 / 2.5)
+    assert row.sees == pytest.approx(power.detectable(4 * 24 / 2.5, 3.0, freedom=3))
+    assert row.needs == (24, 4)
+    assert by_name(table(study(seeds=(0, 1, 2, 3)), store, see=2.0, sd=3.0))["all"].needs is None
 
 
 def test_the_orders_own_share_is_that_of_the_analysis_of_variance():
@@ -197,13 +204,15 @@ def test_the_orders_own_share_is_that_of_the_analysis_of_variance():
 
 def test_seeds_tell_nothing_where_a_difference_is_the_orders_own(store, monkeypatch):
     monkeypatch.setattr("dgg_ray.designs.measured", lambda study, store: Spread(2.0, "measured", own=1.0))
-    found = table(study(tuple("abcdefg"), orders=Orders("latin", 2)), store, see=1.6)
-    row = by_name(found)["latin"]
-    assert (row.needs, row.apart[1]) == (None, 1)
+    own = study(tuple("abcdefg"), orders=Orders("latin", 2))
+    found, more = table(own, store, see=2.2), table(replace(own, seeds=(0, 1)), store, see=2.2)
+    row = by_name(more)["latin"]
+    assert (row.needs, by_name(found)["latin"].needs) == ((11, 2), (11, 1))
     assert row.effective == pytest.approx(2)
     assert "100% of its variance between orders" in str(found)
     assert "is not known" not in str(found)
-    assert "is not known" in str(table(study(), store, see=1.6, sd=2.0))
+    assert "is not known" in str(table(study(seeds=(0, 1)), store, sd=2.0))
+    assert "is not known" not in str(table(study(), store, see=1.6, sd=2.0))
 
 
 def test_held_out_blocks_have_a_line_with_as_many_as_there_are(store):
@@ -214,7 +223,7 @@ def test_held_out_blocks_have_a_line_with_as_many_as_there_are(store):
     assert power.detectable(4, 1.0) == pytest.approx(2.13, abs=0.01)
     assert "held out: 4 blocks, an order and a seed each, of 5; sees 2.1 points" in said(4)
     assert "of 5; sees nothing; to see 1.6 points: more than there are" in said(1, 1.6)
-    assert "; to see 2.2 points: 4 blocks" in said(1, 2.2)
+    assert "; to see 2.2 points: protocol.held_out: 4" in said(1, 2.2)
     assert "held out" not in said(0)
 
 
