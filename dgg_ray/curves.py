@@ -6,9 +6,12 @@
 
 Every stage counts that learned the task after another one, also of runs that did not go on, and once,
 whoever shares it. Its block is the order of the tasks so far with the seed; within a block, stages that
-differ in this α alone are compared first, then those of equal other settings (monotone.py). Between the α
-tried curves are interpolated; beyond them nothing is said. Where one α is shared by all tasks it also
-shaped the parent of all but the second, and that is in the curves.
+differ in this α alone are compared first, then those of equal other settings (monotone.py). Bands are over
+clusters of blocks (intervals.py) by the orders so far: equal ones with other seeds are one cluster, and so
+are those with one first task and seed. Where one order so far has all that compares α, the curve is that
+beginning's, and its seeds are independent. Between the α tried curves are interpolated; beyond them nothing
+is said. Where one α is shared by all tasks it also shaped the parent of all but the second, and that is in
+the curves.
 
 Which α to use. The mean final score of an order of T tasks changes with the α of a task that has p before
 it by
@@ -104,7 +107,7 @@ class Tradeoff:
         """One row per α tried: both curves with 95 % bands, and what it does for the mean final score.
 
         gain: against the best α, ≤ 0; gain_low, gain_high: its band, paired within blocks, pointwise; nan
-            for fewer than 2 blocks. open: it cannot be told apart from the best one.
+            for fewer than 2 clusters. open: it cannot be told apart from the best one.
         """
         count = self.counts(weight)
         value = np.column_stack([self.new, self.old]) @ count
@@ -116,7 +119,7 @@ class Tradeoff:
         for i, name in enumerate(SERIES):
             y = getattr(self, name)
             rows[name], rows[f"{name}_low"], rows[f"{name}_high"] = y, y - width[:, i], y + width[:, i]
-        rows["gain"] = gain = value - value[best]
+        rows["gain"] = gain = (value - value[best]).round(12)  # equals but for rounding are equals
         rows["gain_low"], rows["gain_high"] = gain - half, gain + half
         rows["best"] = rows.index == best
         rows["open"] = ~(rows["gain_high"] < 0)  # nan too: without a band nothing is ruled out
@@ -159,7 +162,8 @@ def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
         return None
     block = numbers(stages["block"])
     peers = stages[["alike", "peers"]].apply(numbers)
-    fitted = fit(place, block, peers, stages[list(SERIES)])
+    parts = [name.rpartition(", seed ") for name in stages["block"].unique()]
+    fitted = fit(place, block, peers, stages[list(SERIES)], named=[(o, int(seed)) for o, _, seed in parts])
     new, old = (
         isotonic(fitted.free[:, i], fitted.stages, rising) for i, rising in enumerate(SERIES.values())
     )
@@ -297,7 +301,9 @@ def undecided(rows: pd.DataFrame) -> str:
     """Which α cannot be told apart from the best one."""
     others = ~rows["best"]
     if rows.loc[others, "gain_low"].isna().all():
-        return "the others were tried in too few blocks of order and seed to be told apart from it"
+        return (
+            "the others were tried in too few independent blocks of order and seed to be told apart from it"
+        )
     if not rows.loc[others, "open"].any():
         return "every other α tried is worse"
     if rows["open"].all():
@@ -330,5 +336,5 @@ def summary(found: Tradeoff) -> dict[str, str]:
         "new task loses": points_of(new, -1).replace(" points", ""),
         "old tasks keep": points_of(old).replace(" points", ""),
         f"α at ≤ {percent(AFFORDABLE, 0)} points lost": f"{found.at_least():.2g}",
-        "stages (blocks)": f"{len(found.stages)} ({rows['blocks'].max()})",
+        "stages (independent blocks)": f"{len(found.stages)} ({rows['blocks'].max()})",
     }

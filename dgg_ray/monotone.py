@@ -1,4 +1,4 @@
-"""Monotone curves from stages that are compared within blocks, with bootstrap bands over whole blocks.
+"""Monotone curves from stages that are compared within blocks, with bootstrap bands over clusters of blocks.
 
     y = f(x) + c + p + e       x: the value tried; c: the block; p: the peers; e: noise
 
@@ -10,12 +10,13 @@
                        in common are compared first, and one without peers still says something
     f̂       isotonic   the nearest monotone curve to f, values weighted by their stages [1]
 
-Bands are f̂ ± t(m-1) · √((m+1)/(m-1)) · s, with m the blocks in which x was tried and s the spread of f over
-resamples of whole blocks. A block enters a resample with an exponential weight and never drops out [2, 3]:
-where some values were tried in few blocks, dropping one could leave nothing to compare them by. The root
-undoes what the weights take from the variance, so that the band is Student's t interval, exact for normal
-blocks, wherever every block has every value. f is resampled rather than f̂, whose spread is 0 wherever
-values were pooled, and zero is not how sure one can be of them.
+Bands are f̂ ± t(m-1) · √((m+1)/(m-1)) · s, with m the clusters in which x was tried and s the spread of f over
+resamples of whole clusters: blocks that share an order or a first stage are one (intervals.py). A cluster
+enters a resample with an exponential weight and never drops out [2, 3]: where some values were tried in few,
+dropping one could leave nothing to compare them by. The root undoes what the weights take from the variance,
+so that the band is Student's t interval, exact for normal clusters of one size, wherever every block has
+every value. f is resampled rather than f̂, whose spread is 0 wherever values were pooled, and zero is not how
+sure one can be of them.
 
 [1] Barlow, Bartholomew, Bremner & Brunk 1972    [2] Rubin, Annals of Statistics 1981
 [3] Xu, Gotwalt, Hong, King & Meeker, The American Statistician 2020
@@ -23,12 +24,14 @@ values were pooled, and zero is not how sure one can be of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dgg_ray import draws
+from dgg_ray.intervals import clusters_of
 
 RESAMPLES = 2000
 
@@ -40,7 +43,7 @@ class Fit(NamedTuple):
     draws: (resamples, K, M), of each resample, without a level: the mean over the stages is 0. How blocks
         differ in level is no doubt about the shape.
     effects: (blocks, M), how far each block lies above the mean level, in the order of its number.
-    stages, blocks: (K,), stages of a value, and blocks that compare it with another.
+    stages, blocks: (K,), stages of a value, and clusters of blocks that compare it with another.
     """
 
     free: np.ndarray
@@ -66,11 +69,17 @@ class Sums(NamedTuple):
 
 
 def fit(
-    place: ArrayLike, block: ArrayLike, peers: ArrayLike, y: ArrayLike, resamples: int = RESAMPLES
+    place: ArrayLike,
+    block: ArrayLike,
+    peers: ArrayLike,
+    y: ArrayLike,
+    resamples: int = RESAMPLES,
+    named: Sequence[tuple[str, int]] | None = None,
 ) -> Fit:
     """f from stages; place and block are numbers from 0, one a stage; y is (stages, M).
 
     peers: (stages, levels) numbers, equal where two stages are peers. All values must be `comparable`.
+    named: (order, seed) of each block by its number, which say what blocks share; without them nothing.
     """
     place, block = np.asarray(place, dtype=int), np.asarray(block, dtype=int)
     peers = np.asarray(peers, dtype=int).reshape(len(place), -1)
@@ -85,14 +94,25 @@ def fit(
     shape = solve(total, shares, np.ones((1, n)))[0]
     effects = total.mean - total.share @ shape
     level = effects.mean(axis=0)
-    weights = n * draws.generator(n, "", "curves").dirichlet(np.ones(n), resamples)  # (resamples, n)
+    compares = tried & (tried.sum(axis=1, keepdims=True) > 1)
+    code = clusters(compares.any(axis=1), named)
+    m = code.max() + 1
+    weights = m * draws.generator(m, "", "curves").dirichlet(np.ones(m), resamples)  # (resamples, m)
     return Fit(
         level + shape,
-        solve(total, shares, weights),
+        solve(total, shares, weights[:, code]),
         effects - level,
         total.stages.sum(axis=0),
-        tried[tried.sum(axis=1) > 1].sum(axis=0),
+        np.stack([compares[code == g].any(axis=0) for g in range(m)]).sum(axis=0),
     )
+
+
+def clusters(compares: np.ndarray, named: Sequence[tuple[str, int]] | None) -> np.ndarray:
+    """The cluster of each block, numbered from 0. A block that compares nothing ties no others together."""
+    code, those = np.arange(len(compares)), np.flatnonzero(compares)
+    if named is not None:
+        code[those] = those[list(clusters_of(tuple(named[b] for b in those.tolist())))]
+    return np.unique(code, return_inverse=True)[1]
 
 
 def of_block(place: np.ndarray, peers: np.ndarray, y: np.ndarray, count: int) -> Sums:
@@ -148,7 +168,7 @@ def isotonic(y: ArrayLike, weights: ArrayLike, rising: bool = True) -> np.ndarra
 
 
 def half_width(draws: ArrayLike, blocks: ArrayLike, level: float = 0.95) -> np.ndarray:
-    """Half the band's width, from resamples along the first axis; nan for fewer than 2 blocks."""
+    """Half the band's width, from resamples along the first axis; nan for fewer than 2 clusters."""
     from scipy import stats
 
     m = np.where(np.asarray(blocks) < 2, np.nan, np.asarray(blocks, dtype=float))
