@@ -27,7 +27,7 @@ class Stand(NamedTuple):
     """A task's recommended α, the best of its curve, and how far below it the recommended one lies there.
 
     below: (difference, low, high) of the mean final score, in [-1, 1]. Without a band where fewer than 2
-        blocks compare them, all nan where the recommended α lies beyond what was compared.
+        clusters of blocks compare them, all nan where the recommended α lies beyond what was compared.
     """
 
     task: str
@@ -126,7 +126,7 @@ def beside(one: Stand) -> str:
 
 def verdict(one: Stand) -> str:
     if np.isnan(one.below[1]):
-        return ", in too few blocks to tell them apart"
+        return ", in too few independent blocks to tell them apart"
     return f": they {'cannot' if one.open else 'can'} be told apart"
 
 
@@ -146,7 +146,8 @@ def recommended(results: Results, task: str) -> list[str]:
     if one is None:
         return []
     if one.agrees:
-        return [f"Recommended is α = {text_of(one.used)} too."]
+        words = " too" if one.used == one.best else ", as good by this curve"
+        return [f"Recommended is α = {text_of(one.used)}{words}."]
     if np.isnan(one.below[0]):
         return [f"Recommended is α = {text_of(one.used)}, which no block compares with that one."]
     return [

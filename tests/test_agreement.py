@@ -53,7 +53,8 @@ def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_tol
     # sums 1, 4 and 7 points halved twice: mean 4, half width 4.303 · 3 / √3 = 7.5
     assert "they cannot be told apart" in agreement_sentences(told("s0", (0.06, 0.12, 0.18)))[0]
     assert (
-        "4.0 points above the recommended 0, in too few blocks" in agreement_sentences(told("s0", (0.12,)))[0]
+        "4.0 points above the recommended 0, in too few independent blocks"
+        in agreement_sentences(told("s0", (0.12,)))[0]
     )
     assert agreement_sentences(told("s5")) == [
         "By the curves of what α trades, these α are best for the mean final score."
@@ -67,6 +68,16 @@ def test_the_section_on_the_curves_says_what_is_recommended():
     assert "For b, α = 0.5 serves the mean final score best" in text
     assert "Recommended is α = 0, by this curve 4.0 points [" in text
     assert "Recommended is α = 0.5 too." in trades(told("s5"))[0][1]
+
+
+def test_equal_but_for_rounding_is_equal():
+    tied = told("s5", (0.04,) * 3)  # 0.7 + 0.5 - 0.8 and 0.66 + 0.54 - 0.8
+    (found,) = tradeoffs(tied)
+    assert 0 < abs(np.diff(found.new + found.old)[0]) < 1e-15
+    assert found.points()[["gain", "open"]].to_numpy().tolist() == [[0, True], [0, True]]
+    (one,) = stands(tied)
+    assert (one.used, one.best, one.agrees) == (0.5, 0, True)
+    assert trades(tied)[0][1].endswith("Recommended is α = 0.5, as good by this curve.")
 
 
 def test_an_alpha_between_those_tried_is_read_off_the_line_between_them():
