@@ -183,7 +183,7 @@ def printed(results: Results) -> dict[str, str]:
         "runner_up": "the runner-up",
         "constant": f"the best constant {knob}",
         "first_two": f"{knob} chosen on the first two tasks, then kept",
-        "curve": "the best α of each curve",
+        "curve": "the best α of each curve at the end of the search",
     }
 
 
