@@ -20,6 +20,10 @@ settings equal and apart, of equal and unequal spread, the best is given up less
 own to show: a best setting twice as noisy as all seven others was given up in 7 % of studies at a level of
 5 %, one ten times as noisy as four others in 23 %.
 
+The level holds for blocks that share no order and no first stage (task and seed): s / √b takes them for
+independent, and what an order does to all its seeds is counted again with each of them. Race on orders that
+begin differently, or on one order with several seeds, where the best setting is the best on that order.
+
 With several objectives a setting must be behind one incumbent in every one of them.
 """
 
