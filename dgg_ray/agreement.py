@@ -18,7 +18,7 @@ import numpy as np
 
 from dgg_ray.curves import Tradeoff, points_of, sentences, summary, tradeoffs
 from dgg_ray.monotone import half_width
-from dgg_ray.outcomes import ALPHA, Results, alphas, chosen, name_of, once, settings, text_of
+from dgg_ray.outcomes import ALPHA, Results, alphas, chosen, listing, name_of, once, settings, text_of
 
 FINAL_SCORES = {"faa", "average_accuracy"}  # means of the final scores, which the curves serve
 
@@ -108,9 +108,7 @@ def agreement_sentences(results: Results) -> list[str]:
     if not apart:
         return ["By the curves of what α trades, these α are best for the mean final score."]
     said = "; ".join(f"for {one.task} at α = {text_of(one.best)}, {beside(one)}" for one in apart)
-    rest = (
-        f" For {' and '.join(one.task for one in found if one.agrees)} they agree." if found != apart else ""
-    )
+    rest = f" For {listing([one.task for one in found if one.agrees])} they agree." if found != apart else ""
     text = f"By the curves of what α trades, the mean final score is highest elsewhere: {said}.{rest}"
     if not FINAL_SCORES & set(results.objective):
         text += f" The search served {' and '.join(results.objective)}."

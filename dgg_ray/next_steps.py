@@ -36,6 +36,7 @@ from dgg_ray.outcomes import (
     final_split,
     final_table,
     headline,
+    listing,
     percent,
     signed,
     text_of,
@@ -179,9 +180,8 @@ def undecided(results: Results, tradeoff: Tradeoff) -> Step | None:
     stages = len(values) + 1
     hours = times(results.ahead.stage, -(-stages // results.ahead.fleets))
     text = (
-        f"Try α = {listed(values)} for {tradeoff.task} beside {best} on another order or seed, "
-        f"{taking(hours)} ({stages} stages, if their beginning is there): they "
-        f"cannot be told apart. To know which is best adds {percent(float(gains.max()))} points to the mean "
+        f"Try α = {listing([*map(text_of, values)])} for {tradeoff.task} beside {best} on another order or "
+        f"seed, {taking(hours)} ({stages} stages, if their beginning is there): they cannot be told apart. To know which is best adds {percent(float(gains.max()))} points to the mean "
         "final score, on average over what is not known."
     )
     return Step(float(gains.max()), text)
@@ -191,10 +191,6 @@ def improvement(gain: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Mean of max(x, 0) for normal x of this mean and standard deviation > 0."""
     z = gain / np.maximum(error, 1e-12)
     return error * stats.norm.pdf(z) + gain * stats.norm.cdf(z)
-
-
-def listed(values: list[float]) -> str:
-    return " and ".join(filter(None, [", ".join(map(text_of, values[:-1])), text_of(values[-1])]))
 
 
 def times(hours: Hours | None, count: int) -> Hours | None:

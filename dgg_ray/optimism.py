@@ -33,6 +33,7 @@ from dgg_ray.outcomes import (
     chosen,
     final_split,
     headline,
+    listing,
     mean_over,
     percent,
     runs,
@@ -216,11 +217,6 @@ def same_sentences(results: Results, words: dict[str, str]) -> list[str]:
     if waiting:
         found.append(f"Not compared yet, as their settings are not known: {listing(waiting)}.")
     return found
-
-
-def listing(parts: list[str]) -> str:
-    """`a, b and c`"""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def race_sentences(search: Searched) -> list[str]:

@@ -183,7 +183,7 @@ def printed(results: Results) -> dict[str, str]:
         "runner_up": "the runner-up",
         "constant": f"the best constant {knob}",
         "first_two": f"{knob} chosen on the first two tasks, then kept",
-        "curve": "the best α of each curve at the end of the search",
+        "curve": "α read off the curves of the search",
     }
 
 
@@ -252,6 +252,11 @@ def text_of(value: object) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
     return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
+
+
+def listing(parts: list[str]) -> str:
+    """`a, b and c`"""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def signed(value: float) -> str:
