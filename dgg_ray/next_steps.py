@@ -181,8 +181,9 @@ def undecided(results: Results, tradeoff: Tradeoff) -> Step | None:
     hours = times(results.ahead.stage, -(-stages // results.ahead.fleets))
     text = (
         f"Try α = {listing([*map(text_of, values)])} for {tradeoff.task} beside {best} on another order or "
-        f"seed, {taking(hours)} ({stages} stages, if their beginning is there): they cannot be told apart. To know which is best adds {percent(float(gains.max()))} points to the mean "
-        "final score, on average over what is not known."
+        f"seed, {taking(hours)} ({stages} stages, if their beginning is there): they cannot be told apart. To "
+        f"know which is best adds {percent(float(gains.max()))} points to the mean final score, on average "
+        "over what is not known."
     )
     return Step(float(gains.max()), text)
 
