@@ -177,13 +177,14 @@ def undecided(results: Results, tradeoff: Tradeoff) -> Step | None:
     gains = improvement(other["gain"].to_numpy(), error)
     best = text_of(rows.loc[rows["best"], "alpha"].iloc[0])
     values = sorted(other["alpha"])
+    shown = listing([*map(text_of, values)])
     stages = len(values) + 1
     hours = times(results.ahead.stage, -(-stages // results.ahead.fleets))
     text = (
-        f"Try α = {listing([*map(text_of, values)])} for {tradeoff.task} beside {best} on another order or "
-        f"seed, {taking(hours)} ({stages} stages, if their beginning is there): they cannot be told apart. To "
-        f"know which is best adds {percent(float(gains.max()))} points to the mean final score, on average "
-        "over what is not known."
+        f"Try α = {shown} for {tradeoff.task} beside {best} on another order or seed, {taking(hours)} "
+        f"({stages} stages, if their beginning is there): they cannot be told apart. To know which is best "
+        f"adds {percent(float(gains.max()))} points to the mean final score, on average over what is not "
+        "known."
     )
     return Step(float(gains.max()), text)
 
