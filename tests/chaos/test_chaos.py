@@ -74,6 +74,13 @@ def test_a_study_outlives_two_hundred_kills(tmp_path):
 
 
 @pytest.mark.slow
+def test_stages_of_milliseconds_outlive_what_is_killed_with_a_handful_of_them(tmp_path):
+    text = SIMULATED.replace("TRIALS", "150").replace("WAIT", "0.005")
+    storm, calm = weather(tmp_path, text, kills=15, seed=4, pause=(0.2, 3.0))
+    check(storm, calm, fleets=2)
+
+
+@pytest.mark.slow
 def test_the_quickstart_outlives_ten_kills_and_says_the_same(tmp_path):
     text = (ROOT / "studies" / "quickstart.yaml").read_text()
     storm, calm = weather(
