@@ -336,5 +336,5 @@ def summary(found: Tradeoff) -> dict[str, str]:
         "new task loses": points_of(new, -1).replace(" points", ""),
         "old tasks keep": points_of(old).replace(" points", ""),
         f"α at ≤ {percent(AFFORDABLE, 0)} points lost": f"{found.at_least():.2g}",
-        "stages (independent blocks)": f"{len(found.stages)} ({rows['blocks'].max()})",
+        "stages (blocks)": f"{len(found.stages)} ({rows['blocks'].max()})",
     }

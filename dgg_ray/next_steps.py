@@ -203,6 +203,7 @@ def taking(hours: Hours | None) -> str:
     """`about 2.1 hours (95 %: 1.8 to 2.4)`"""
     if hours is None:
         return "of unknown length (nothing was measured on such workers; `dgg-ray probe` does it)"
-    unit, factor = ("hours", 1.0) if hours[0] >= 1 else ("minutes", 60.0)
+    units = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
+    unit, factor = next((u for u in units.items() if hours[0] * u[1] >= 1), ("seconds", 3600.0))
     mean, low, high = (f"{hour * factor:.2g}" for hour in hours)
     return f"about {mean} {unit} (95 %: {low} to {high})"

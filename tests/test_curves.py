@@ -339,7 +339,7 @@ def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():
 
 def test_the_table_has_a_row_for_each_task():
     row = curves.summary(laid_out(NEW, OLD, blocks=6, noise=0.01))
-    assert (row["best α"], row["cannot be told apart"], row["stages (independent blocks)"]) == (
+    assert (row["best α"], row["cannot be told apart"], row["stages (blocks)"]) == (
         "0.6",
         "from 0.2 to 0.6",
         "24 (6)",

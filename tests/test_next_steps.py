@@ -125,3 +125,9 @@ def test_alphas_to_try_take_as_many_stages_one_after_another_as_the_fleets_need_
         step = next_steps.undecided(small_study(ahead=ahead), tradeoff)
         assert step.text.startswith("Try α = 0.1 and 1 for words beside 0.3 on another order or seed, ")
         assert f"{next_steps.taking((hours, hours, hours))} (3 stages" in step.text
+
+
+def test_how_long_it_takes_is_in_the_largest_unit_of_which_it_is_one_or_more():
+    assert next_steps.taking((2.14, 1.8, 2.4)) == "about 2.1 hours (95 %: 1.8 to 2.4)"
+    assert next_steps.taking((0.5, 0.4, 0.6)) == "about 30 minutes (95 %: 24 to 36)"
+    assert next_steps.taking((0.001, 0.0005, 0.002)) == "about 3.6 seconds (95 %: 1.8 to 7.2)"

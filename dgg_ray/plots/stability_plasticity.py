@@ -77,9 +77,8 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     if (points["clusters"].dropna() < FEWEST).any():
         notes.append("no cross: fewer than 3 independent blocks")
     if notes:
-        ax.text(
-            1, 1.01, "; ".join(notes), transform=ax.transAxes, ha="right", fontsize=8.5, color=plots.QUIET
-        )
+        text = "\n".join(notes)
+        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", fontsize=8.5, color=plots.QUIET)
     return figure, pd.concat([points, curve], ignore_index=True)
 
 
