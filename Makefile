@@ -23,7 +23,7 @@ test: .venv/ready
 
 # Without Ray, whole studies and processes of its own.
 test-core: .venv/ready
-	$(BIN)/pytest -m "not ray and not whole and not slow and not browser and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not whole and not slow and not browser and not gpu"
 
 test-all: .venv/ready
 	$(BIN)/pytest
