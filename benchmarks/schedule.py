@@ -1,6 +1,6 @@
 """What a study costs beside its training: stages through desk and store, a large plan, a large report.
 
-    python benchmarks/schedule.py                           all four, some minutes
+    python benchmarks/schedule.py                           all parts, some minutes
     python benchmarks/schedule.py --only ray
 
 stages   10,000 simulated ones through the desk into a folder's store, as one fleet does it: asked for, taken,
