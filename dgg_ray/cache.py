@@ -123,7 +123,7 @@ class Cache:
     def filling(self, name: str) -> Iterator[None]:
         file = self.folder / "locks" / hash_of(name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w") as opened:
+        with file.open("w", encoding="utf-8") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)
             yield
 

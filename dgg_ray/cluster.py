@@ -163,7 +163,7 @@ def kinds() -> list[tuple[dict[str, float], float]] | None:
         have = {name: inf if amount < 0 else float(amount) for name, amount in group.resources.items()}
         found.append((have, inf if group.max_count < 0 else group.max_count))
     if not found and LAUNCHED.exists():  # written by `ray up`
-        content = json.loads(LAUNCHED.read_text())
+        content = json.loads(LAUNCHED.read_text(encoding="utf-8"))
         for kind in content["available_node_types"].values():
             found.append((kind["resources"], kind.get("max_workers", content["max_workers"])))
     if found:

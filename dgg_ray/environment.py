@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 def processor() -> str:
     """The processor's model, as far as it says so."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

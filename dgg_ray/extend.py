@@ -210,7 +210,7 @@ def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[
 
 def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | None) -> None:
     """Write the changed text, checked: it says what the old one says and the edits, and is a study."""
-    text, wanted = file.read_text(), copy.deepcopy(dict(study.raw))
+    text, wanted = file.read_text(encoding="utf-8"), copy.deepcopy(dict(study.raw))
     try:
         for path, value in edits:
             text = yamltext.put(text, path, value)
@@ -224,7 +224,7 @@ def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | N
                 above[last] = value
     except KeyError as error:
         raise unfit(file, edits) from error
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     try:
         try:
             said = studyfile.parse(new)[0]

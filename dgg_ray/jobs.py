@@ -105,7 +105,7 @@ class Head:
         """The token of this machine, from where Ray looks for it."""
         place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         with contextlib.suppress(OSError):
-            if token := (os.environ.get("RAY_AUTH_TOKEN") or place.read_text()).strip():
+            if token := (os.environ.get("RAY_AUTH_TOKEN") or place.read_text(encoding="utf-8")).strip():
                 return token
         raise ClusterError(
             f"{self.address} wants a token, and there is none here, neither in RAY_AUTH_TOKEN nor in "

@@ -133,7 +133,7 @@ def packed(errand: Errand, pip: Path | None) -> Iterator[dict[str, Any]]:
 
 def requirements(pins: Path) -> list[str]:
     """The pinned set but for Ray, which is the image's own, and checked."""
-    lines = (line.partition("#")[0].strip() for line in pins.read_text().splitlines())
+    lines = (line.partition("#")[0].strip() for line in pins.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line and not line.startswith("ray==")]
 
 

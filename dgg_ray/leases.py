@@ -74,7 +74,7 @@ def host() -> str:
     """The host's name; which start of which machine, as names are not always unique; and which numbering of
     its processes, as each container may have its own."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()[:8]
     except OSError:
         boot = f"{uuid.getnode():x}"
     try:

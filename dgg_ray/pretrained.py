@@ -119,7 +119,7 @@ class Pretrained(Model):
     def unfit(self, folder: Path) -> list[tuple[str, str, str]]:
         """What config.json says against it."""
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except ValueError:
             return [("path", "its config.json must be JSON", repr(self.path))]
         named = config.get("architectures") or []

@@ -36,7 +36,7 @@ class Watchdog:
 
     def begin(self) -> None:
         if self.seconds:
-            self.opened = self.opened or self.file.open("w")
+            self.opened = self.opened or self.file.open("w", encoding="utf-8")
             self.armed = 0.0
             self.alive()
 
@@ -101,7 +101,7 @@ def stuck(life: str, minutes: float) -> dict[str, str] | None:
     told = []
     for file in sorted(Path(tempfile.gettempdir()).glob(f"dgg-{life}-*.stuck")):
         with contextlib.suppress(OSError):
-            told += [text] if (text := file.read_text()) else []
+            told += [text] if (text := file.read_text(encoding="utf-8")) else []
             file.unlink()
     if not told:
         return None

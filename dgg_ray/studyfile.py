@@ -68,7 +68,7 @@ def load(path: Path, data: str | Path | None = None, store: str | None = None) -
 def parse(path: Path, store: str | None = None) -> tuple[Any, dict[str, int], list[Fault]]:
     """(content, line of each dotted path, faults) of a YAML file; `store` takes `output.store`'s place."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader)
         loader = Loader(text)
         raw = loader.get_single_data()
@@ -307,14 +307,14 @@ def keep(study: Study, out: Path) -> None:
     content["store"] = study.output.store  # a relative one starts where the study was run
     out.mkdir(parents=True, exist_ok=True)
     draft = out / ".study.json"
-    draft.write_text(json.dumps(content, indent=1, default=str))
+    draft.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
     draft.replace(out / "study.json")
 
 
 def kept(out: Path) -> Study | None:
     """The study that was run into a folder; None where there is none."""
     try:
-        content = json.loads((out / "study.json").read_text())
+        content = json.loads((out / "study.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

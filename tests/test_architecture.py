@@ -141,3 +141,18 @@ def test_what_a_benchmark_takes_from_the_package_is_there(file):
             missing = [a.name for a in node.names if not hasattr(module, a.name)]
             modules = [name for name in missing if importlib.util.find_spec(f"{node.module}.{name}")]
             assert missing == modules
+
+
+def test_no_text_is_read_or_written_in_the_encoding_of_the_machine():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            given = {keyword.arg for keyword in node.keywords}
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            text_file = name == "open" and any(
+                mode in ("r", "w", "a", "x", "rt", "wt", "at") for mode in modes
+            )
+            if name in ("read_text", "write_text") or text_file:
+                assert "encoding" in given, f"{file.stem}:{node.lineno}"

@@ -39,7 +39,7 @@ class Auto(Pretrained):
 
     def unfit(self, folder):
         templates = [*folder.glob("chat_template*"), folder / "tokenizer_config.json"]
-        texts = [file.read_text() for file in templates if file.is_file()]
+        texts = [file.read_text(encoding="utf-8") for file in templates if file.is_file()]
         found = super().unfit(folder)
         if not any("chat_template" in file.name for file in templates[:-1]) and not any(
             "chat_template" in text for text in texts

@@ -201,7 +201,9 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise StudyError([Fault("name", "needs scikit-learn, which bundles the handwritten digits")])
-    with gzip.open(Path(package.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
+    with gzip.open(
+        Path(package.origin).parent / "datasets/data/digits.csv.gz", "rt", encoding="ascii"
+    ) as file:
         rows = np.loadtxt(file, delimiter=",", dtype=int)
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
 
