@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from dgg_ray.objects import Objects
@@ -49,6 +50,9 @@ class Seen(Objects):
 
     def modified(self, name: str) -> float | None:
         return self.under.modified(name)
+
+    def opened(self, place: str, files: Mapping[str, str]) -> Path:
+        return self.under.opened(place, files)
 
     def write(self, name: str, data: bytes) -> None:
         self.under.write(name, data)

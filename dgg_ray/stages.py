@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -249,6 +249,22 @@ class StageStore(Notes):
         for name, data in self.objects.reads(n for n in self.objects.names(stage[:-4]) if n != stage):
             if found := published.manifest(self.objects, name, data):
                 yield found["record"]
+
+    def answered(self, stage: Stage, exams: Collection[str]) -> Iterator[tuple[list[dict[str, Any]], Path]]:
+        """(Cells, local folder with predictions.parquet, verified) of sittings that hold any of these exams.
+
+        Each exam is in one of them; a sitting without answers, as simulated ones are, is left out.
+
+        exams: keys of exams."""
+        own, left = name_of(stage.key), set(exams)
+        for name, data in self.objects.reads(n for n in self.objects.names(own[:-4]) if n != own):
+            found = published.manifest(self.objects, name, data)
+            cells = found["record"]["cells"] if found else []
+            if not found or not found["files"] or left.isdisjoint(cell["exam"] for cell in cells):
+                continue
+            if folder := published.opened(self.objects, name, f"shed/{stage.key}.json"):
+                left -= {cell["exam"] for cell in cells}
+                yield cells, folder
 
     def missing(self, work: Work) -> tuple[Exam, ...] | None:
         """The exams still to be sat; None where the stage itself is still to be learned."""
