@@ -38,7 +38,7 @@ def predictions(
 ) -> pd.DataFrame:
     """One row per run, stage and example, with COLUMNS: runs as given, examples as in their file.
 
-    Evaluations that are not finished are left out, so it works at any moment; simulated stages have no answers.
+    Evaluations that are not finished are left out, so it works at any moment. Simulated stages have none.
 
     runs: each with the study at its setting, which knows what the answers were judged by.
     tasks: those whose answers are wanted; None is all of the run.
