@@ -145,7 +145,7 @@ class Training:
     batch_size: examples behind one optimizer step, over all workers and micro-batches.
     micro_batch_size: examples per forward pass on one worker; None is as many as there are.
         Gradients accumulate up to batch_size.
-    warmup: share of the steps over which the rate rises from 0.
+    warmup: share of the steps over which the rate rises from 0; a part of a step is a whole one.
     precision: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
     clip_norm: largest L2 norm of the gradient over all trainable tensors; it is scaled down to that
         after the strategy's edit, right before AdamW. None, the default, is no clipping.
@@ -307,5 +307,5 @@ def replay_sample(task: Task, size: int, seed: int) -> list[Example]:
     buffers of different sizes are compared on nested samples.
     """
     train = task.examples["train"]
-    order = draws.generator(seed, task.name, "replay").permutation(len(train))
+    order = draws.permutation(len(train), seed, task.name, "replay")
     return [train[i] for i in order[:size]]

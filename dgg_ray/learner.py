@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class PeftLearner:
             self.engine = Zero(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
         else:
             self.engine = Whole(loss, parameters, optimizer, self.world if steps else 1)
-        warmup = round(training.warmup * steps)
+        warmup = ceil(training.warmup * steps)  # as transformers, and with it LLaVA, counts
         name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
         self.schedule = get_scheduler(name, optimizer, warmup, steps)
         if not snapshot:

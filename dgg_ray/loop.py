@@ -280,7 +280,7 @@ def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example
     """The stage's batches, one per optimizer step; each epoch a permutation of its own."""
     size = stage.training.batch_size
     for epoch in range(stage.training.epochs):
-        order = draws.generator(stage.seed, stage.task, "shuffle", epoch).permutation(len(examples))
+        order = draws.permutation(len(examples), stage.seed, stage.task, "shuffle", epoch)
         for first in range(0, len(examples), size):
             yield [examples[i] for i in order[first : first + size]]
 

@@ -104,7 +104,7 @@ def usual_prefix(tasks: int) -> int:
 
 def shuffled(ask: Ask, purpose: str, draw: int = 0) -> Row:
     """A random permutation, of its own for each purpose and draw."""
-    return tuple(draws.generator(ask.seed, "", purpose, draw).permutation(ask.tasks).tolist())
+    return tuple(draws.permutation(ask.tasks, ask.seed, "", purpose, draw))
 
 
 def turns(row: Row) -> Iterator[Row]:

@@ -45,7 +45,7 @@ DRAFT_S = 86_400.0
 SNAPSHOT_S = 30 * 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
 Fill = Callable[[Path], None] | None
-FORMAT = 1  # raised when the same settings would be learned differently than before
+FORMAT = 2  # raised when the same settings would be learned differently than before
 
 
 @dataclass(frozen=True)

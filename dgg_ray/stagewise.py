@@ -271,13 +271,15 @@ class Stagewise(Batches):
             return
         spent = len(self.hopes.states)  # stages a block: each state was one
         left = max(spent * self.search.audit / (1 - self.search.audit), count - max(s.depth for s in open_))
-        rng = draws.generator(self.search.seed, "", "audit")
+
+        def one_of(things: list[Any], purpose: str) -> Any:
+            return things[draws.below(len(things), self.search.seed, "", purpose, len(open_))]
+
         chosen: list[State] = []
         while open_:
             depths = sorted({s.depth for s in open_})
-            depth = depths[rng.integers(len(depths))]
-            among = [s for s in open_ if s.depth == depth]
-            state = among[rng.integers(len(among))]
+            depth = one_of(depths, "audit")
+            state = one_of([s for s in open_ if s.depth == depth], "audited")
             open_.remove(state)
             if (left := left - (count - state.depth)) < 0:
                 break

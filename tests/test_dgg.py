@@ -145,6 +145,14 @@ def test_the_periodic_gate_opens_evenly():
     assert steps == list(range(3, STEPS, 4))
 
 
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_the_periodic_gate_opens_as_often_as_alpha_says(percent):
+    # 100 · 0.29 is 28.999999999999996 in binary
+    dgg = DGG(alpha=percent / 100, gate="periodic")
+    dgg.memory.update(task="words", seed=0)
+    assert sum(dgg.opens(step) for step in range(100)) == percent
+
+
 def test_the_first_task_of_an_order_has_no_guidance_and_no_anchor():
     dgg = DGG(alpha=1.0)
     dgg.begin_task([torch.ones(2)], "words", (), 0)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def reference() -> dict[str, torch.Tensor]:
     anchor = {n: t.clone() for n, t in theta.items()}
     m, v = ({n: torch.zeros_like(t) for n, t in theta.items()} for _ in range(2))
     t, (b1, b2) = two.TRAINING, two.TRAINING.betas
-    warmup = round(t.warmup * two.STEPS)
+    warmup = ceil(t.warmup * two.STEPS)
     for k, batch in enumerate(two.batches()):
         inputs = learner.encode.collate([learner.encode(e) for e in batch])
         inputs["pixel_values"] = inputs["pixel_values"].double()

@@ -178,6 +178,16 @@ def test_the_rate_rises_over_the_warm_up_and_then_follows_its_schedule(learner, 
     assert seen == pytest.approx(rates)
 
 
+@pytest.mark.parametrize(
+    ("steps", "warmup", "rising"), [(10, 0.03, 1), (34, 0.03, 2), (100, 0.03, 3), (4, 0, 0)]
+)
+def test_a_part_of_a_warm_up_step_is_a_whole_one(learner, steps, warmup, rising):
+    training = replace(TRAINING, warmup=warmup, learning_rate=1.0)
+    learner.begin(ADAPTER, training, steps, 0, "words", None)
+    rates = [learner.schedule.lr_lambdas[0](step) for step in range(steps)]
+    assert sum(rate < 1 for rate in rates) == rising
+
+
 def test_clipping_comes_after_the_edit_and_bounds_the_whole_gradient(learner, examples):
     def huge(weights, gradients, step):
         for g in gradients:

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -90,7 +91,8 @@ class DGG(Rehearsal):
         """Whether guidance is added in this step of the task begun last."""
         alpha = self.alpha_for(self.memory["task"])
         if self.gate == "periodic":
-            return floor((step + 1) * alpha) > floor(step * alpha)
+            share = Fraction(repr(float(alpha)))  # as written: 100 · 0.29 is 28.999… in binary, a step less
+            return floor((step + 1) * share) > floor(step * share)
         return draws.uniform(self.memory["seed"], self.memory["task"], "gate", step) < alpha
 
 

@@ -130,7 +130,7 @@ class Llava(Reader):
             rule = "must hold two pictures at least, one of them for validation; or name a `validation` file"
             faults.add(Place("train", items[0].place.file), rule, "one picture")
         count = min(max(round(self.validation_share * len(groups)), 1), max(len(groups) - 1, 0))
-        order = draws.generator(self.split_seed, name, "validation").permutation(len(groups))
+        order = draws.permutation(len(groups), self.split_seed, name, "validation")
         apart = {groups[i] for i in order[:count]}
         return {
             "train": [item for item in items if item.group not in apart],
@@ -141,7 +141,7 @@ class Llava(Reader):
         """`limit` of the items in their order, uniform without replacement; limits are nested."""
         if limit is None or limit >= len(items):
             return list(items)
-        order = draws.generator(self.split_seed, name, f"limit {split}").permutation(len(items))
+        order = draws.permutation(len(items), self.split_seed, name, f"limit {split}")
         return [items[i] for i in sorted(order[:limit])]
 
 

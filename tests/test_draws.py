@@ -1,0 +1,69 @@
+"""Draws against Philox as it was published, so that no library's version can move them."""
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dgg_ray import draws
+
+MASK = 2**64 - 1
+
+
+def philox(key: int, counter: int) -> list[int]:
+    """Four words: ten rounds of Philox-4x64 as in Salmon et al. 2011, figure 2."""
+    k0, k1 = key & MASK, key >> 64
+    c = [counter >> 64 * i & MASK for i in range(4)]
+    for _ in range(10):
+        high0, low0 = divmod(0xD2E7470EE14C6C93 * c[0], 2**64)
+        high1, low1 = divmod(0xCA5A826395121157 * c[2], 2**64)
+        c = [high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0]
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & MASK, (k1 + 0xBB67AE8584CAA73B) & MASK
+    return c
+
+
+def by_hand(count: int, seed: int, task: str, purpose: str, step: int) -> list[int]:
+    key = int.from_bytes(hashlib.sha256(f"{seed}\0{task}\0{purpose}".encode()).digest()[:16], "little")
+    blocks = (philox(key, (step << 128) + 1 + i) for i in range(-(-count // 4)))
+    return [word for block in blocks for word in block][:count]
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_words_are_those_of_the_published_algorithm(step):
+    assert draws.words(11, 3, "words", "shuffle", step).tolist() == by_hand(11, 3, "words", "shuffle", step)
+
+
+def test_all_that_is_drawn_follows_from_the_words():
+    (word,) = by_hand(1, 0, "words", "gate", 5)
+    assert draws.uniform(0, "words", "gate", 5) == (word >> 11) / 2**53
+    assert draws.integer(0, "words", "gate", 5) == word >> 1
+    assert draws.below(10, 0, "words", "gate", 5) == word * 10 // 2**64
+    keys = by_hand(9, 0, "words", "gate", 5)
+    assert draws.permutation(9, 0, "words", "gate", 5) == sorted(range(9), key=keys.__getitem__)
+
+
+def test_no_draw_that_a_key_rests_on_is_made_by_numpys_generator(monkeypatch):
+    def other_version(*_, **__):
+        raise AssertionError("another version of NumPy draws something else")
+
+    monkeypatch.setattr(np.random, "Generator", other_version)
+    draws.permutation(9, 0, "", "")
+    draws.uniform(0, "", "", 0)
+    draws.integer(0, "", "")
+    draws.below(9, 0, "", "")
+
+
+def test_every_permutation_and_every_number_is_as_likely():
+    seen = Counter(tuple(draws.permutation(3, 0, "", "uniform", step)) for step in range(6000))
+    assert len(seen) == 6
+    numbers = Counter(draws.below(6, 0, "", "below", step) for step in range(6000))
+    assert sorted(numbers) == list(range(6))
+    for counts in (seen, numbers):
+        # chi-squared with 5 degrees of freedom: 20.5 is exceeded once in a thousand
+        assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 20.5
+
+
+def test_permutations_of_nothing_and_of_one():
+    assert draws.permutation(0, 0, "", "") == []
+    assert draws.permutation(1, 0, "", "") == [0]
