@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from dgg_ray.errors import Fault, nearest
 
 BROKEN = object()  # stands for what could not be built
+LARGEST = 2**63
+WHOLE = "must be a whole number of 63 bits, -2^63 at least and below 2^63"
 
 
 def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
@@ -21,12 +23,27 @@ def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
     if is_dataclass(kind) and not isinstance(raw, Mapping):
         faults.append(Fault(at, "must be a mapping of settings", show(raw)))
         return BROKEN
+    if beyond := list(too_large(raw, at)):
+        faults += beyond
+        return BROKEN
     try:
         # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
         return TypeAdapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         faults += translated(error, raw, at, kind)
         return BROKEN
+
+
+def too_large(raw: Any, at: str) -> Iterator[Fault]:
+    """Whole numbers that tables, generators and object stores cannot hold."""
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            yield from too_large(value, f"{at}.{key}")
+    elif isinstance(raw, list | tuple):
+        for i, value in enumerate(raw):
+            yield from too_large(value, f"{at}[{i}]")
+    elif isinstance(raw, int) and not -LARGEST <= raw < LARGEST:
+        yield Fault(at, WHOLE, show(raw))
 
 
 def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:

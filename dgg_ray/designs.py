@@ -22,7 +22,7 @@ from math import isfinite
 import numpy as np
 
 from dgg_ray import likeness, power
-from dgg_ray.orders import DESIGNS, Order, existing, left
+from dgg_ray.orders import DESIGNS, Order, existing, left, many
 from dgg_ray.sections import Orders
 from dgg_ray.spread import Spread, measured
 from dgg_ray.stages import StageStore
@@ -140,7 +140,7 @@ def needs(row: Row) -> str:
 
 def held(found: Held, see: float | None) -> str:
     sees = "nothing" if found.sees is None else f"{found.sees:.1f} points"
-    said = f"  held out: {plural(found.blocks, 'block')}, an order and a seed each, of {found.most}"
+    said = f"  held out: {plural(found.blocks, 'block')}, an order and a seed each, of {many(found.most)}"
     said += f"; sees {sees}" * (found.blocks > 0)
     if see is None:
         return said

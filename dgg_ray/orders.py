@@ -229,6 +229,11 @@ def existing(tasks: int) -> dict[str, int]:
     return {name: size for name, found in DESIGNS.items() if (size := found.size(ask))}
 
 
+def many(count: int) -> str:
+    """A number that may have fifty digits."""
+    return f"{count:,}" if count < 10**12 else f"about 10^{len(str(count)) - 1}"
+
+
 def left(used: Sequence[Order]) -> int:
     """How many orders of the same tasks are not among `used`, which has one at least."""
     return factorial(len(used[0])) - len(set(used))
@@ -236,10 +241,12 @@ def left(used: Sequence[Order]) -> int:
 
 def others(tasks: Sequence[str], used: Sequence[Order], count: int, seed: int) -> list[Order]:
     """`count` random orders that are not among `used`; all there are where these are fewer."""
-    ask, fresh = Ask(len(tasks), seed), dict[Order, None]()
+    ask, fresh, known = Ask(len(tasks), seed), dict[Order, None](), set(used)
+    wanted = min(count, left(used))
     for draw in counter():
-        if len(fresh) >= min(count, left(used)):
+        if len(fresh) >= wanted:
             break
         order = tuple(tasks[i] for i in shuffled(ask, "held out", draw))
-        fresh |= {} if order in used else {order: None}
+        if order not in known:
+            fresh[order] = None
     return list(fresh)

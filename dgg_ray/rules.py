@@ -12,12 +12,14 @@ from dgg_ray import plugins
 from dgg_ray.border import show
 from dgg_ray.contracts import SPLITS, Task
 from dgg_ray.errors import Fault, nearest
-from dgg_ray.orders import DESIGNS, Ask, Order, existing, left, usual_prefix
+from dgg_ray.orders import DESIGNS, Ask, Order, existing, left, many, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
-from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Workers
+from dgg_ray.sections import FROM_SEARCH, MOST, Budget, Orders, Output, Workers
 from dgg_ray.stages import Data
 from dgg_ray.staging import address
 from dgg_ray.study import Study
+
+LARGEST_SEED = 2**53
 
 
 def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
@@ -47,6 +49,12 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
         )
     if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
         faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
+    for at, seeds in (("seeds", study.seeds), ("protocol.final_seeds", final or ())):
+        if len(seeds) > MOST:
+            faults.append(Fault(at, f"must be at most {MOST:,}", f"{len(seeds):,}"))
+        beyond = [f"{at}[{i}]" for i, seed in enumerate(seeds) if abs(seed) > LARGEST_SEED]
+        rule = "must lie between -2^53 and 2^53, so that every table and tracker holds it exactly"
+        faults += [Fault(place, rule) for place in beyond]
     alpha = getattr(study.strategy, "alpha", None)
     for name in alpha if isinstance(alpha, Mapping) else ():
         if named and name not in study.names:
@@ -70,6 +78,10 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
         if rule := reach.fault(str(study.output.store)):
             shown = re.sub("://[^/]*@", "://…@", str(study.output.store))  # a password is not printed
             faults.append(Fault("output.store", rule, repr(shown)))
+    if "output" not in broken and (study.output.store or "").startswith("~"):
+        faults.append(
+            Fault("output.store", "there is no such user on this machine", repr(study.output.store))
+        )
     faults += tracker_rules(study.output)
     return faults + (search_rules(study, study.search, broken) if study.search else [])
 
@@ -119,10 +131,19 @@ def size_rules(o: Orders, tasks: int) -> Iterator[Fault]:
         rule = f"must be at most {most}: so many there are of {tasks} tasks after {ask.prefix}"
         yield Fault("orders.endings", rule, str(o.endings))
     elif "count" in DESIGNS[o.design].takes and (o.count or 1) > (most := DESIGNS[o.design].size(ask)):
-        more = [f"{name} {size}" for name, size in known.items() if size > most and name != o.design]
+        more = [f"{name} {many(size)}" for name, size in known.items() if size > most and name != o.design]
         rule = f"must be at most {most}: {o.design!r} has so many orders of {tasks} tasks"
         rule += f"; others have more: {', '.join(more)}" if more else ""
         yield Fault("orders.count", rule, str(o.count))
+    elif (size := DESIGNS[o.design].size(ask)) > MOST and not DESIGNS[o.design].usual:
+        if o.design == "shared_prefix" and not o.count:
+            rule = f"with {tasks} tasks this makes {many(size)} orders, and a study has at most {MOST:,}"
+            yield Fault("orders.endings", rule, str(o.endings))
+        elif o.design == "all":
+            rule = (
+                f"all: {tasks} tasks have {many(size)} orders, and a study has at most {MOST:,}; give a count"
+            )
+            yield Fault("orders", f"{rule} of random ones: {{design: random, count: 24}}")
 
 
 def names(found: Sequence[str]) -> str:
@@ -263,7 +284,7 @@ def held_out_rules(study: Study) -> Iterator[Fault]:
     held, used = study.protocol.held_out, study.all_orders
     if isinstance(held, int):
         if held > (most := left(used)):
-            rule = f"must be at most {most}: so many orders took no part in the choice"
+            rule = f"must be at most {many(most)}: so many orders took no part in the choice"
             yield Fault("protocol.held_out", rule, str(held))
         return
     for i, order in enumerate(held):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from math import prod
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from dgg_ray.border import checked
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.preference import Constraint
-from dgg_ray.sections import Knob, Search, Value
+from dgg_ray.sections import MOST, Knob, Search, Value
 from dgg_ray.study import Study
 
 SEARCHABLE = ("strategy", "adapter", "training")
@@ -38,6 +39,11 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
         faults.append(
             Fault("search.method", "`stagewise` needs a strategy that learns one task after another")
         )
+    if search.method == "grid" and (count := combinations(study, search)) > 10 * MOST:
+        rule = (
+            f"has {count:,} combinations, and `grid` tries at most {10 * MOST:,}: another method draws some"
+        )
+        faults.append(Fault("search.space", rule))
     if not search.space:
         faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
     for path, knob in search.space.items():
@@ -45,6 +51,14 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
             continue
         faults += knob_rules(study, search, path, knob)
     return faults
+
+
+def combinations(study: Study, search: Search) -> int:
+    """Of all values that are listed."""
+    sizes = [
+        len(knob.values or ()) ** (len(study.names) if knob.per_task else 1) for knob in search.space.values()
+    ]
+    return prod(sizes)
 
 
 def metric_rules(study: Study, at: str, name: str) -> Iterator[Fault]:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from dgg_ray.errors import STRICT
 
 Value = float | int | str | bool
+MOST = 10_000  # orders, seeds, blocks: more would take longer to list than anybody waits
 FROM_SEARCH = ("runner_up", "constant", "first_two", "curve")  # rivals that the search itself gives
 
 
@@ -35,11 +36,11 @@ class Orders:
     design: Literal["given", "all", "random", "cyclic", "latin", "williams", "shared_prefix", "extreme"] = (
         "given"
     )
-    count: Annotated[int, Ge(1)] | None = None
+    count: Annotated[int, Ge(1), Le(MOST)] | None = None
     seed: int = 0
     given: tuple[tuple[str, ...], ...] = ()
     prefix: Annotated[int, Ge(1)] | None = None
-    endings: Annotated[int, Ge(1)] = 2
+    endings: Annotated[int, Ge(1), Le(MOST)] = 2
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,15 @@ class Search:
 
     space: Mapping[str, Knob]
     method: Literal["tpe", "random", "grid", "nsga2", "stagewise"] = "tpe"
-    trials: Annotated[int, Ge(1)] = 20
+    trials: Annotated[int, Ge(1), Le(10 * MOST)] = 20
     objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
     subject_to: tuple[str, ...] = ()
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
-    parallel: Annotated[int, Ge(1)] = 2
+    parallel: Annotated[int, Ge(1), Le(MOST)] = 2
     race: Annotated[float, Gt(0), Lt(0.5)] | None = None
-    beam: Annotated[int, Ge(1)] = 2
-    tries: Annotated[int, Ge(2)] = 5
-    outer: Annotated[int, Ge(1)] = 4
+    beam: Annotated[int, Ge(1), Le(MOST)] = 2
+    tries: Annotated[int, Ge(2), Le(MOST)] = 5
+    outer: Annotated[int, Ge(1), Le(MOST)] = 4
     audit: Annotated[float, Ge(0), Le(0.5)] = 0.1
     warm_from: tuple[Path, ...] = ()
 
@@ -126,7 +127,7 @@ class Protocol:
     exams: Literal["seen", "next", "all"] = "next"
     max_new_tokens: Annotated[int, Ge(1)] = 16
     select_on: Literal["validation", "test"] = "validation"
-    held_out: Annotated[int, Ge(0)] | tuple[tuple[str, ...], ...] = 0
+    held_out: Annotated[int, Ge(0), Le(MOST)] | tuple[tuple[str, ...], ...] = 0
     final_seeds: tuple[int, ...] | None = None
     rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
 
@@ -154,8 +155,8 @@ class Workers:
 
     __pydantic_config__ = STRICT
 
-    fleets: Annotated[int, Ge(1)] = 1
-    per_fleet: Annotated[int, Ge(1)] = 1
+    fleets: Annotated[int, Ge(1), Le(MOST)] = 1
+    per_fleet: Annotated[int, Ge(1), Le(MOST)] = 1
     cpus: Annotated[float, Gt(0)] = 1
     gpus: Annotated[float, Ge(0)] = 0
     threads: Annotated[int, Ge(0)] = 1

@@ -13,6 +13,7 @@ same. `file://` is a path of this machine.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ def address(place: str | Path) -> str:
 def path(place: str | Path) -> Path:
     """As a setting holds it: a URL as a path, `file://` and `~` as what they stand for."""
     found = URL.fullmatch(str(place))
-    return Path(f"/{found[2]}" if found and found[1] == "file" else place).expanduser()
+    # Path.expanduser raises where there is no such user; a path that stays as it is will not be found.
+    return Path(os.path.expanduser(f"/{found[2]}" if found and found[1] == "file" else place))
 
 
 def full(place: str | Path) -> str:

@@ -1,6 +1,6 @@
 """YAML → Study, with every fault at once; and back from what a run kept.
 
-YAML is known here and nowhere else. Faults carry the line and the dotted path in the file, the rule, the
+How YAML is read stands in yamlread.py. Faults carry the line and the dotted path in the file, the rule, the
 value found and the nearest legal name.
 """
 
@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dgg_ray import likeness, plugins, staging
+from dgg_ray import likeness, plugins, staging, yamlread
 from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
@@ -61,17 +59,15 @@ def load(path: Path, data: str | Path | None = None, store: str | None = None) -
 
         study, faults = warm.warmed(study, study.search)
     if faults or study is None:
-        raise StudyError([locate(fault, lines) for fault in faults], str(path))
+        raise StudyError(list(yamlread.told(faults, lines)), str(path))
     return study
 
 
-def parse(path: Path, store: str | None = None) -> tuple[Any, dict[str, int], list[Fault]]:
+def parse(path: Path, store: str | None = None) -> tuple[Any, yamlread.Lines, list[Fault]]:
     """(content, line of each dotted path, faults) of a YAML file; `store` takes `output.store`'s place."""
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader)
-        loader = Loader(text)
-        raw = loader.get_single_data()
+        text = decoded(path.read_bytes())
+        raw, lines, faults = yamlread.read(text)
     except FileNotFoundError:
         near = nearest(
             path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
@@ -79,13 +75,8 @@ def parse(path: Path, store: str | None = None) -> tuple[Any, dict[str, int], li
         raise StudyError([Fault("study", "no such file", repr(str(path)), near)], str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError([Fault("study", f"must be a readable text file: {error}")], str(path)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        line = mark.line + 1 if mark else 0
-        raise StudyError([Fault("study", f"must be YAML: {problem}", line=line)], str(path)) from None
-    lines: dict[str, int] = {}
-    faults = list(walk(node, "", lines)) if node else []
+    except yamlread.Unreadable as error:
+        raise StudyError([error.fault], str(path)) from None
     if not isinstance(raw, Mapping):
         found = "an empty file" if raw is None else show(raw)
         faults.append(Fault("study", "must be a mapping of settings", found))
@@ -94,40 +85,10 @@ def parse(path: Path, store: str | None = None) -> tuple[Any, dict[str, int], li
     return raw, lines, faults
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; a learning rate is a number."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def walk(node: yaml.Node, at: str, lines: dict[str, int]) -> Iterator[Fault]:
-    """Note the line of every path below a node; keys written twice are faults."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            inner = f"{at}.{key.value}" if at else key.value
-            if key.value in seen:
-                yield Fault(inner, "stands twice", line=key.start_mark.line + 1)
-            seen.add(key.value)
-            lines[inner] = key.start_mark.line + 1
-            yield from walk(value, inner, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines[f"{at}[{i}]"] = value.start_mark.line + 1
-            yield from walk(value, f"{at}[{i}]", lines)
-
-
-def locate(fault: Fault, lines: dict[str, int]) -> Fault:
-    """The fault with the line of its path, or of the nearest path above it."""
-    at = fault.path
-    while at and at not in lines:
-        at = at[: max(at.rfind("."), at.rfind("["), 0)]
-    return fault if fault.line or fault.file else replace(fault, line=lines.get(at, 0))
+def decoded(content: bytes) -> str:
+    """UTF-8 whatever the machine's locale, or UTF-16 where a mark at its beginning says so."""
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return content.decode("utf-16" if wide else "utf-8-sig")
 
 
 # -- building --------------------------------------------------------------------------------------
@@ -147,7 +108,10 @@ def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study 
             parts[key] = plugged(kind, raw[key], key, root, faults)
     for key, cls in SECTIONS.items():
         if raw.get(key) is not None:
-            parts[key] = checked(cls, normal(key, raw[key]), key, faults)
+            found: list[Fault] = []
+            parts[key] = checked(cls, normal(key, raw[key]), key, found)
+            given = key == "orders" and isinstance(raw[key], list)  # a short form has a shorter path
+            faults += [replace(f, path=f.path.replace("orders.given", key, 1)) if given else f for f in found]
     for key, kind in PLAIN.items():
         if raw.get(key) is not None:
             parts[key] = checked(kind, raw[key], key, faults)
@@ -206,7 +170,9 @@ def place(raw: str) -> str:
 
 def folder(raw: Any) -> Any:
     """A folder of results: a relative one starts where the study is run, as `--out` does."""
-    return str(Path(raw).expanduser().absolute()) if isinstance(raw, str) else raw
+    if not isinstance(raw, str) or (home := os.path.expanduser(raw)).startswith("~"):
+        return raw  # a rule says that there is no such user
+    return str(Path(home).absolute())
 
 
 def knob(raw: Any) -> Any:
@@ -225,6 +191,10 @@ def plugged(kind: str, raw: Any, at: str, root: str, faults: list[Fault], key: s
     if key not in raw:
         faults.append(Fault(f"{at}.{key}", f"is required: one of {', '.join(plugins.names(kind))}"))
         return BROKEN
+    if not isinstance(raw[key], str):
+        rule = f"must be text, one of {', '.join(plugins.names(kind))}"
+        faults.append(Fault(f"{at}.{key}", rule, show(raw[key])))
+        return BROKEN
     try:
         cls = plugins.find(kind, raw[key])
     except StudyError as error:
@@ -242,10 +212,15 @@ def readers(raw: Any, root: str, faults: list[Fault]) -> Any:
     found: dict[str, Any] = {}
     for i, entry in enumerate(raw):
         at = f"tasks[{i}]"
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, Mapping):
             faults.append(Fault(at, "must be a mapping with a name and a reader", show(entry)))
             continue
-        name = entry["name"]
+        if "name" not in entry:
+            faults.append(Fault(f"{at}.name", "is required"))
+            continue
+        if not isinstance(name := entry["name"], str):
+            faults.append(Fault(f"{at}.name", "must be text", show(name)))
+            continue
         if name in found:
             faults.append(Fault(f"{at}.name", "two tasks have this name", repr(name)))
         if not re.fullmatch(r"[\w-]+", name):

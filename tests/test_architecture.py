@@ -25,7 +25,7 @@ DOORS = {
     "peft": {"learner"},
     "transformers": {"learner", "pretrained", *plugins.names("models")},
     "pydantic": {"border"},
-    "yaml": {"studyfile", "yamltext"},
+    "yaml": {"yamlread", "yamltext"},
     "matplotlib": {"report", "__init__", *plugins.names("plots")},
     "rich": {"progress"},
     "jinja2": {"report"},

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dgg_ray import Study, cli, studyfile
+from dgg_ray import Study, cli, yamlread
 from dgg_ray.results import table
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -136,7 +136,7 @@ def test_vqav2s_settings_are_the_published_ones(vqav2):
 
 
 def test_both_are_trained_by_one_recipe():
-    recipes = [yaml.load(file.read_text(), studyfile.Loader) for file in (UCIT, VQAV2)]
+    recipes = [yamlread.read(file.read_text(encoding="utf-8"))[0] for file in (UCIT, VQAV2)]
     assert recipes[0]["training"] == recipes[1]["training"]
     assert recipes[0]["model"] == recipes[1]["model"]
     training = recipes[0]["training"]
@@ -210,7 +210,7 @@ def test_training_records_may_share_an_id(tmp_path, java, capsys):
 def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
     pytest.importorskip("pycocoevalcap")
     copy = with_model(UCIT, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
-    study = yaml.load(copy.read_text(), studyfile.Loader)
+    study = yamlread.read(copy.read_text(encoding="utf-8"))[0]
     study["tasks"] = [task for task in study["tasks"] if task["name"] in ("ArxivQA", "VizWiz")]
     for task in study["tasks"]:
         task |= {"limit": 6, "limit_test": 2}

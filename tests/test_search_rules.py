@@ -112,7 +112,7 @@ LLAVA = "model: {name: auto, path: nowhere, four_bit: true}"
         (
             ALONE.replace("name: words, ", "").replace("alpha: 0.2", "alpha: {words: 0.2}")
             + "orders: [[digits, words, charts]]\nprotocol: {rivals: [{A: {strategy.alpha.words: 1}}]}\n",
-            "tasks[1]",
+            "tasks[1].name",
         ),
         (
             GOOD[: GOOD.index("  - {name: words")]

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dgg_ray import Study, studyfile
+from dgg_ray import Study, studyfile, yamlread
 from dgg_ray.errors import StudyError
 from dgg_ray.models import embedded
 from dgg_ray.schema import schema
@@ -66,7 +66,7 @@ def test_the_studies_in_the_repository_follow_the_schema():
     form = schema()
     for file in Path("studies").glob("*.yaml"):
         text = file.read_text()
-        jsonschema.validate(yaml.load(text, studyfile.Loader), form)
+        jsonschema.validate(yamlread.read(text)[0], form)
         assert [word for word in ("Question", "Cost", "Found") if f"# {word}" not in text] == []
 
 
@@ -217,6 +217,24 @@ TWICE = "[words, charts, digits]"
         ("seeds: [0, 3]", "seeds: [0, x]", "seeds[1]", "must be a whole number, got 'x'"),
         ("seeds: [0, 3]", "seeds: [0]\nseeds: [1]", "seeds", "stands twice"),
         ("train: 12", "train: 3", "tasks[0].train", "must be at least"),
+        ("buffer: 5", "buffer: 05", "strategy.buffer", "line 7  strategy.buffer: begins with 0"),
+        ("[0, 3]", "[1:30]", "seeds[0]", "holds a colon"),
+        ("name: words", "name: no", "tasks[1].name", "put it in quotes, got no, which is read as false"),
+        ("name: words, ", "", "tasks[1].name", "is required"),
+        ("reader: embedded", "reader: []", "tasks[0].reader", "must be text, one of embedded, llava, got []"),
+        ("model: embedded", "model: {name: []}", "model.name", "must be text, one of auto, embedded"),
+        ("name: dgg", "name: {}", "strategy.name", "must be text, one of dgg"),
+        (
+            "{design: random, count: 2}",
+            "[[digits, no, charts]]",
+            "orders[0][1]",
+            "must be text: put it in quotes, got no, which is read as false",
+        ),
+        ("alpha: 0.2", "alpha: 0,2", "strategy.alpha", "written with a point, not with a comma, got 0,2"),
+        ("[0, 3]", "[100000000000000000000]", "seeds[0]", "whole number of 63 bits"),
+        ("[0, 3]", "[9007199254740993]", "seeds[0]", "must lie between -2^53 and 2^53"),
+        ("count: 2", "count: 1000000000000", "orders.count", "must be at most 10000"),
+        ("trials: 4", "trials: 4\noutput: {store: ~nosuchuser/x}", "output.store", "there is no such user"),
         ("seeds: [0, 3]", "protocol: {rivals: [replya]}", "protocol.rivals[0]", "Did you mean 'replay'?"),
         (
             "seeds: [0, 3]",
@@ -368,7 +386,6 @@ def test_a_file_that_is_no_yaml_says_where(load):
         ("", "an empty file"),
         ("- 1", "[1]"),
         ("a: 1\n\tb: 2", "line 2"),
-        ("a: 2024-13-45", "month"),
         ("a: \x07", "YAML"),
     ],
 )
@@ -450,3 +467,23 @@ def test_a_password_in_a_stores_url_is_a_fault_that_does_not_print_it(tmp_path):
     with pytest.raises(StudyError, match=r"output.store: .*got 's3://…@bucket/a'") as caught:
         Study.load(file)
     assert "secret" not in str(caught.value)
+
+
+MANY = "".join(f"  - {{name: t{i}, reader: llava, train: a.json, test: b.json}}\n" for i in range(12))
+
+
+@pytest.mark.parametrize(("tasks", "said"), [(12, "479,001,600"), (8, "40,320")])
+def test_all_orders_of_many_tasks_are_one_fault_that_says_how_many(load, tasks, said):
+    text = f"name: many\nmodel: embedded\nstrategy: dgg\ntasks:\n{MANY}"
+    found = faults(load, "\n".join([*text.splitlines()[: 4 + tasks], "orders: {design: all}"]))
+    assert f"all: {tasks} tasks have {said} orders, and a study has at most 10,000; give a" in found["orders"]
+
+
+def test_a_study_is_read_as_utf8_whatever_the_locale_and_with_a_mark_as_utf16(tmp_path):
+    text = GOOD + "question: α – β?\n"
+    for name, encoding in (("a", "utf-8"), ("b", "utf-8-sig"), ("c", "utf-16")):
+        (tmp_path / f"{name}.yaml").write_bytes(text.encode(encoding))
+        assert Study.load(tmp_path / f"{name}.yaml").question == "α – β?"
+    (tmp_path / "d.yaml").write_bytes(text.encode("cp1252", "replace"))
+    with pytest.raises(StudyError, match="utf-8"):
+        Study.load(tmp_path / "d.yaml")
