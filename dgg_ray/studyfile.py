@@ -127,8 +127,8 @@ def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study 
     study = Study(**{"name": "", "model": NoModel(), "strategy": Strategy(), **whole}, raw=raw, root=root)
     staging.within(study.workers.cache_gb)
     if files and "workers" not in broken and study.workers.engine != "simulated":
-        for setting, rule, found in study.model.faults():
-            faults.append(Fault(f"model.{setting}", rule, found))
+        for setting, rule, value in study.model.faults():
+            faults.append(Fault(f"model.{setting}", rule, value))
     faults += [fault for fault in rules(study, broken, files) if fault.path not in {f.path for f in faults}]
     return study, faults
 
