@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dgg_ray.descriptions import descriptions, summary
 from dgg_ray.errors import Fault, nearest
 
 BROKEN = object()  # stands for what could not be built
@@ -115,7 +116,10 @@ def show(value: Any, width: int = 60) -> str:
 
 
 def json_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """JSON Schema of a dataclass; what it refers to is put into `definitions`."""
+    """JSON Schema of a dataclass, its settings described; what it refers to is put into `definitions`."""
     found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
     definitions.update(found.pop("$defs", {}))
+    found["description"] = summary(kind)
+    for name, text in descriptions(kind).items():
+        found["properties"][name]["description"] = text
     return found

@@ -125,7 +125,9 @@ class Model(ABC):
 class Adapter:
     """LoRA (Hu et al., ICLR 2022, arXiv:2106.09685): W + alpha/rank · B·A on linear layers.
 
+    rank: number of columns of B and rows of A; a larger one can learn more and takes more memory.
     alpha: numerator of the scale; None is 2 · rank, as LLaVA and MCITlib set it.
+    dropout: share of the adapter's inputs that is dropped in training.
     targets: names of linear layers of the language model, or `all` of them; the vision tower,
         the projector and the output head stay frozen.
     """
@@ -142,16 +144,21 @@ class Adapter:
 class Training:
     """How one stage is optimised.
 
-    batch_size: examples behind one optimizer step, over all workers and micro-batches.
-    micro_batch_size: examples per forward pass on one worker; None is as many as there are.
+    epochs: number of times that a stage sees its examples.
+    batch_size: number of examples behind one optimizer step, over all workers and micro-batches.
+    micro_batch_size: number of examples per forward pass on one worker; None is as many as there are.
         Gradients accumulate up to batch_size.
+    learning_rate: largest learning rate of AdamW.
+    schedule: how the rate falls after the warm-up: not at all, in a line, or as half a cosine, to 0.
     warmup: share of the steps over which the rate rises from 0; a part of a step is a whole one.
-    precision: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
+    weight_decay: AdamW's decoupled weight decay.
+    betas: AdamW's decay rates of its two moments.
+    precision: numbers that are computed with: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
     clip_norm: largest L2 norm of the gradient over all trainable tensors; it is scaled down to that
         after the strategy's edit, right before AdamW. None, the default, is no clipping.
     projector_learning_rate: train the projector between vision tower and language model too, at this
         rate (MCITlib: 2e-5); None leaves it frozen.
-    gradient_checkpointing: compute activations twice, to keep fewer of them.
+    gradient_checkpointing: whether activations are computed twice, which takes less memory and more time.
     """
 
     __pydantic_config__ = STRICT
@@ -286,7 +293,7 @@ class Strategy:
 class Rehearsal(Strategy):
     """A strategy with a replay buffer beside it.
 
-    buffer: examples kept of each finished task; 0 is none.
+    buffer: number of training examples kept of each finished task and replayed; 0 is none.
     """
 
     buffer: Annotated[int, Ge(0)] = 0

@@ -44,15 +44,15 @@ class Nature(NamedTuple):
 class Law:
     """Constants of the law, and of what hides it.
 
-    seed: of the tasks' natures.
+    seed: the seed by which the tasks' natures are drawn.
     noise: standard deviation of what training adds to each task's true score at each stage.
-    shared: part of that variance that all settings have in common on one order and seed, as with
+    shared: the part of that variance that all settings have in common on one order and seed, as with
         common random numbers.
-    exam_noise: whether an exam of n examples adds binomial noise, √(s(1−s)/n).
+    exam_noise: whether an evaluation of n examples adds binomial noise, √(s(1−s)/n).
     place: score that a new task loses for each task before it.
     bend: how much more of a high score is forgotten than of a low one; at 0 the same share.
     transfer: share of a new task's score that is missing where all of the old ones is forgotten.
-    seconds: of training a thousand examples; an exam's example costs a third.
+    seconds: simulated seconds of training a thousand examples; evaluating one costs a third.
     spread: relative standard deviation of a stage's time.
     wait: real seconds that a worker waits for each simulated second; 0 is at once.
     """

@@ -25,10 +25,10 @@ NEEDED = ("config.json", "tokenizer_config.json", "*.safetensors", "*processor_c
 class Pretrained(Model):
     """A model from a folder or a hub.
 
-    path: a folder, its URL (s3://BUCKET/LLAVA; each node fetches it once), or a hub name.
-    revision: commit of a hub name, required there: it stands for the weights in every stage key.
-    dtype: of the frozen base; the LoRA weights are fp32 whatever it is.
-    four_bit: hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314: nf4,
+    path: where the model is: a folder, its URL (s3://BUCKET/LLAVA; each node fetches it once), or a hub name.
+    revision: the commit of a hub name, required there: it stands for the weights in every stage key.
+    dtype: number type of the frozen base; the LoRA weights are fp32 whatever it is.
+    four_bit: whether to hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314: nf4,
         double quantisation, computed in bfloat16); needs bitsandbytes and a GPU.
     """
 

@@ -9,6 +9,8 @@ from dgg_ray import plugins
 from dgg_ray.border import json_schema
 from dgg_ray.studyfile import KEYS, PLUGGED, SECTIONS
 
+TASK_NAME = "The task's name, by which orders and per-task settings call it: letters, digits, _ and -."
+
 
 @cache
 def schema() -> dict[str, Any]:
@@ -19,7 +21,8 @@ def schema() -> dict[str, Any]:
         forms = []
         for name in plugins.names(kind):
             form = json_schema(plugins.find(kind, name), definitions)
-            form["properties"] = {key: {"const": name}, **form.get("properties", {})}
+            chosen = {"const": name, "description": form["description"]}
+            form["properties"] = {key: chosen, **form.get("properties", {})}
             form["required"] = [key, *form.get("required", [])]
             forms.append(form)
         return forms
@@ -29,16 +32,18 @@ def schema() -> dict[str, Any]:
         properties[key] = {"anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name")]}
     tasks = choice("tasks", "reader")
     for form in tasks:
-        form["properties"]["name"] = {"type": "string"}
+        form["properties"]["name"] = {"type": "string", "description": TASK_NAME}
         form["required"].append("name")
     properties["tasks"] = {"type": "array", "minItems": 2, "items": {"anyOf": tasks}}
     order = {"type": "array", "items": {"type": "string"}}
     properties["orders"] = {"anyOf": [properties["orders"], {"type": "array", "items": order}]}
-    short = {"anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]}
-    space = {"type": "object", "additionalProperties": short, "minProperties": 1}
-    properties["search"]["properties"]["space"] = space
+    space = {"anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]}
+    space = {"type": "object", "additionalProperties": space, "minProperties": 1}
     objective = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    properties["search"]["properties"]["objective"] = objective
+    for key, form in {"space": space, "objective": objective}.items():
+        told = {"description": properties["search"]["properties"][key]["description"]}
+        properties["search"]["properties"][key] = form | told
+    definitions.pop("Knob")  # its place took `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
     properties["seeds"] = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
     return {
@@ -47,6 +52,6 @@ def schema() -> dict[str, Any]:
         "type": "object",
         "required": ["name", "model", "tasks", "strategy"],
         "additionalProperties": False,
-        "properties": {key: properties[key] for key in KEYS},
+        "properties": {key: {**properties[key], "description": text} for key, text in KEYS.items()},
         "$defs": definitions,
     }

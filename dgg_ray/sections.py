@@ -20,15 +20,16 @@ FROM_SEARCH = ("runner_up", "constant", "first_two", "curve")  # rivals that the
 class Orders:
     """Which orders of the tasks are learned; `dgg-ray plan` compares the designs, orders.py defines them.
 
-    design: `given` ones, or the file's own; `all`; `random` ones; a Latin square: `cyclic`, from the file's
-        order, `latin`, drawn, or `williams`, balanced for what stands right before; `shared_prefix`, whose
-        beginnings serve several orders, which saves stages; `extreme`, by the likeness of the examples.
-    count: orders; None is 1 `random` one, one square of `latin`, the whole of another design. Fewer rows
-        than a square's are allowed, and not balanced. More of them keep those that were there.
-    seed: which ones are drawn.
-    given: orders as lists of task names.
-    prefix: tasks in a shared beginning; None is half of them.
-    endings: orders on each shared beginning.
+    design: how the orders are made: `given` ones, or the file's own; `all`; `random` ones; a Latin square:
+        `cyclic`, from the file's order, `latin`, drawn, or `williams`, balanced for what stands right before;
+        `shared_prefix`, whose beginnings serve several orders, which saves stages; `extreme`, by the
+        likeness of the examples.
+    count: number of orders; None is 1 `random` one, one square of `latin`, the whole of another design. Fewer
+        rows than a square's are allowed, and not balanced. More of them keep those that were there.
+    seed: the seed by which orders are drawn.
+    given: orders as lists of task names, for the design `given`.
+    prefix: number of tasks in a shared beginning, for `shared_prefix`; None is half of them.
+    endings: number of orders on each shared beginning, for `shared_prefix`.
     """
 
     __pydantic_config__ = STRICT
@@ -47,7 +48,11 @@ class Orders:
 class Knob:
     """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
 
-    per_task: one value for each task, by name, instead of one for all.
+    values: the values to try, in a list.
+    low: the lower end of a range.
+    high: the upper end of a range.
+    log: whether a range is searched on a logarithmic scale.
+    per_task: whether each task has a value of its own, by name, instead of one for all.
     """
 
     __pydantic_config__ = STRICT
@@ -69,19 +74,25 @@ class Knob:
 class Search:
     """How settings are proposed and judged: on the validation split, each metric a mean over the blocks.
 
-    space: dotted path of a setting → its Knob.
-    method: `stagewise` tries values at each task on the best states so far (stagewise.py). The others
-        propose whole settings: `tpe`, `nsga2` (Optuna), `random`, or `grid`, every combination.
-    trials: whole settings proposed; `grid` and `stagewise` have no use for it.
+    space: what is searched: the dotted path of a setting, such as `strategy.alpha`, with a list of values or
+        a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task.
+    method: how values are proposed: `stagewise` tries values at each task on the best states so far
+        (stagewise.py). The others propose whole settings: `tpe`, `nsga2` (Optuna), `random`, or `grid`,
+        every combination.
+    trials: number of whole settings proposed; `grid` and `stagewise` have no use for it.
     objective: metrics to maximise; several give a Pareto front.
-    subject_to: what must hold too, such as `plasticity >= finetune - 2 points` (preference.py).
-    parallel: whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
+    subject_to: conditions that the chosen setting must meet too, such as `plasticity >= finetune - 2
+        points` (preference.py).
+    seed: the seed of the search's own draws.
+    parallel: number of whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
         whatever the machine's speed, so that a study repeats exactly.
     race: level at which a setting that is behind is given up after a block or a task (racing.py); at
         most this share of the best settings is lost to it. None judges all on every block.
-    beam: states kept at each task; tries: values tried on each; outer: combinations of the settings
-        that are not per task, halved along the tasks; audit: share of the stages spent on finishing
-        branches that were dropped. All for `stagewise`.
+    beam: for `stagewise`, number of states kept at each task.
+    tries: for `stagewise`, number of values tried on each state.
+    outer: for `stagewise`, number of combinations of the settings that are not per task, halved along the
+        tasks.
+    audit: for `stagewise`, share of the stages spent on finishing branches that were dropped.
     warm_from: results folders of finished studies whose best settings are tried first; of one that this
         study extends by a task, all of them (warm.py).
     """
@@ -107,14 +118,14 @@ class Search:
 class Protocol:
     """What is examined, and what the winner is compared with.
 
-    exams: tasks examined after each stage of the final runs: those `seen`, the `next` one too (for
-        forward transfer), or `all`. Searching examines those seen.
-    max_new_tokens: longest answer, in tokens.
+    exams: which tasks are evaluated after each stage of the final runs: those `seen`, the `next` one too (for
+        forward transfer), or `all`. The search evaluates those seen.
+    max_new_tokens: length of the longest answer that the model may give, in tokens.
     select_on: the split on which settings are chosen; with `test` the report says so in bold.
-    held_out: blocks of the final runs that took no part in the choice, each a new random order with a
-        new seed, so that they are independent; or these orders as lists of task names, as `dgg-ray extend`
-        writes them. 0 compares on the search's orders.
-    final_seeds: without held-out blocks, seeds of the final runs; None is the study's seeds.
+    held_out: number of blocks (order and seed) of the final runs that took no part in the choice, each a
+        new random order with a new seed, so that they are independent; or these orders as lists of task
+        names, as `dgg-ray extend` writes them. 0 compares on the search's orders.
+    final_seeds: without held-out blocks, the seeds of the final runs; None is the study's seeds.
     rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
         and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
         itself could have given: `runner_up`, `constant` (the best value that is the same for all
@@ -136,21 +147,26 @@ class Protocol:
 class Workers:
     """Who trains. A fleet is `per_fleet` workers that learn one stage together.
 
-    fleets: most fleets at once; they start as stages wait and end when none does.
-    cpus, gpus: of each worker.
-    threads: of PyTorch in each worker; 0 leaves the choice to PyTorch.
+    fleets: largest number of fleets (worker groups) at once; they start as stages wait and end when none
+        does.
+    per_fleet: number of workers that train one stage together.
+    cpus: CPU cores of each worker.
+    gpus: GPUs of each worker; 0 trains on CPUs.
+    threads: threads of PyTorch in each worker; 0 leaves the choice to PyTorch.
     engine: how a fleet's workers share a stage: `auto` is DDP, or plain where one works alone; `zero1`
         to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py). `simulated`
         learns nothing: scores and times follow a known law (simulate.py).
     offload: with ZeRO, keep the optimizer's memory on the CPU.
-    snapshot_minutes, snapshot_steps: how often a stage is kept in its middle; 0 is never. It is kept
-        at once, too, when a machine is about to be taken away.
-    retries: times a stage is taken up again after its fleet was lost, unless it gets further each time.
+    snapshot_minutes: minutes after which a stage is kept in its middle; 0 is never. It is kept at once,
+        too, when a machine is about to be taken away.
+    snapshot_steps: optimizer steps after which a stage is kept in its middle; 0 is never.
+    retries: number of times that a stage is taken up again after its fleet was lost, unless it gets further
+        each time.
     stuck_minutes: time without any step or batch of answers after which a worker is ended, and its stage
         counts as lost; 0 is never. The default is far above what a step of any model here takes.
     idle_s: seconds without work after which a fleet gives its machine back.
-    price_per_hour: of one worker, in any currency; 0 is not given.
-    cache_gb: of each node's disk, for what was fetched by URL.
+    price_per_hour: price of an hour of one worker, in any currency; 0 is not given.
+    cache_gb: gigabytes of each node's disk that are used for what was fetched by URL.
     """
 
     __pydantic_config__ = STRICT
@@ -192,9 +208,10 @@ class Budget:
     """The most that a study may spend, over all its runs; at least one. No stage starts that is not
     predicted to end within it.
 
-    gpu_hours: hours of a GPU, of all workers together; worker_hours: the same, of workers.
+    gpu_hours: hours of a GPU, of all workers together.
+    worker_hours: hours of a worker, of all of them together.
     money: worker-hours at workers.price_per_hour.
-    disk_gb: size of the store, in 10⁹ bytes, whoever filled it: other studies' stages count too.
+    disk_gb: largest size of the store, in 10⁹ bytes, whoever filled it: other studies' stages count too.
     """
 
     __pydantic_config__ = STRICT
@@ -214,9 +231,9 @@ class Budget:
 class Output:
     """Where results go.
 
-    store: of finished stages: a folder, or the URL of a place on an object store, `s3://bucket/path`,
-        `gs://…`, `abfs://…`, that studies may share; None is DIR/stages.
-    trackers: that are told of every setting while the study runs (trackers.py).
+    store: where finished stages are kept: a folder, or the URL of a place on an object store,
+        `s3://bucket/path`, `gs://…`, `abfs://…`, that studies may share; None is DIR/stages.
+    trackers: experiment trackers that are told of every setting while the study runs (trackers.py).
     """
 
     __pydantic_config__ = STRICT

@@ -36,8 +36,23 @@ SECTIONS: dict[str, type] = {
     "simulation": Law,
 }
 PLUGGED = {"model": "models", "strategy": "strategies"}
-KEYS = ("name", "question", "model", "tasks", "strategy", "adapter", "training", "orders", "seeds")
-KEYS = (*KEYS, "search", "protocol", "workers", "output", "budget", "simulation")
+KEYS = {  # of a study file, each with what it is
+    "name": "The study's name, which its folder of results has too.",
+    "question": "What the study is to answer, in your words; its report begins with it.",
+    "model": "The vision-language model that is tuned, by name and settings.",
+    "tasks": "The datasets to learn one after another, at least two, each with a name and a reader.",
+    "strategy": "The continual-learning method: what is done against forgetting, by name and settings.",
+    "adapter": "The LoRA adapter that is trained; the base model stays as it is.",
+    "training": "How each task is trained.",
+    "orders": "The orders in which the tasks are learned: a list of orders, or a design that makes them.",
+    "seeds": "The seeds of the search's runs; each order is learned with every one of them.",
+    "search": "Which settings are searched and how; without it the study runs its one setting.",
+    "protocol": "What is evaluated, and what the recommended setting is compared with.",
+    "workers": "The processes that train, and what each of them gets.",
+    "output": "Where results go.",
+    "budget": "The most that the study may spend; no stage starts that may not end within it.",
+    "simulation": "The law that a simulated learner follows, for `workers.engine: simulated`.",
+}
 REQUIRED = ("name", "model", "tasks", "strategy")
 PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 

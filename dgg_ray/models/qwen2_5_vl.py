@@ -17,7 +17,7 @@ from dgg_ray.pretrained import Pretrained
 class Qwen25VL(Pretrained):
     """A Qwen2.5-VL. It sees pictures in their own size; each 28 × 28 pixels cost a token.
 
-    max_pixels: larger pictures are shrunk to that many; 0 leaves the model's own bound, which is
+    max_pixels: number of pixels to which larger pictures are shrunk; 0 leaves the model's own bound, which is
         millions of pixels, thousands of tokens a picture.
     """
 

@@ -15,8 +15,8 @@ from dgg_ray.pretrained import Pretrained
 class SmolVLM(Pretrained):
     """A SmolVLM or another Idefics3.
 
-    image_splitting: show a large picture in parts beside the whole, as published; each part costs as
-        many tokens as the whole.
+    image_splitting: whether to show a large picture in parts beside the whole, as published; each part
+        costs as many tokens as the whole.
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")

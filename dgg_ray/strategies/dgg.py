@@ -52,12 +52,12 @@ Probability = Annotated[float, Ge(0), Le(1)]
 class DGG(Rehearsal):
     """Guide the gradient back towards the old optimum on a share α of the steps.
 
-    alpha: α, one for all tasks or one per task name (it follows the task, not its place).
-        0 is replay with the same buffer.
+    alpha: α, the share of the steps on which guidance is added, from 0 to 1: one for all tasks, or one
+        per task name (it follows the task, not its place). 0 is replay with the same buffer.
     norm: what the cap compares: all trainable tensors as one vector, or each tensor by itself.
-    scale: False leaves out the cap, ĝ = d.
-    gate: `bernoulli` as published; `periodic` injects evenly, ⌊n·α⌋ times in n steps; `always`
-        injects on every step, whatever α.
+    scale: whether guidance is capped by the gradient's norm; without it ĝ = d.
+    gate: on which steps guidance is added: `bernoulli` as published; `periodic` injects evenly, ⌊n·α⌋ times
+        in n steps; `always` injects on every step, whatever α.
     """
 
     alpha: Probability | Mapping[str, Probability] = 0.1

@@ -32,7 +32,7 @@ from dgg_ray.contracts import Rehearsal
 class L2SP(Rehearsal):
     """Hold the weights near where the stage began.
 
-    strength: λ. 0 is plain fine-tuning, or replay where there is a buffer.
+    strength: λ, how strong the pull is; 0 is plain fine-tuning, or replay where there is a buffer.
     """
 
     strength: Annotated[float, Ge(0)] = 0.1

@@ -62,8 +62,10 @@ Drawn = tuple[np.ndarray, str, str]  # pixels, question, answer
 class Embedded(Reader):
     """The embedded task that the task's name chooses.
 
-    train, validation, test: examples of each split; the first n of one fixed sequence.
-    seed: another seed draws other pictures of the same kind.
+    train: number of training examples, the first n of one fixed sequence.
+    validation: number of validation examples, the first n of one fixed sequence.
+    test: number of test examples, the first n of one fixed sequence.
+    seed: the seed by which pictures are drawn; another one draws others of the same kind.
     """
 
     train: Annotated[int, Ge(10), Le(MOST["train"])] = 300

@@ -67,15 +67,18 @@ class Llava(Reader):
     All paths may be URLs (s3://BUCKET/train.json): each node fetches the files, and the whole folder of
     images where an example has one, once.
 
-    validation: without it a share of `train` is set apart, by picture: all examples that name one
-        picture are on one side.
-    validation_share: share of the pictures of `train` (text-only records count as one each).
-    split_seed: behind that division and behind the samples that the limits take.
-    images: the folder that `image` is relative to; None is the folder of `train`.
-    references: captions in COCO's form, matched by file name; they become the references of every
+    train: file of the training examples, a JSON list or JSON lines.
+    test: file of the test examples.
+    validation: file of the validation examples; without it a share of `train` is set apart, by picture: all
+        examples that name one picture are on one side.
+    validation_share: that share of the pictures of `train` (text-only records count as one each).
+    split_seed: the seed of that division and of the samples that the limits take.
+    images: folder that `image` is relative to; None is the folder of `train`.
+    references: file with captions in COCO's form, matched by file name; they become the references of every
         test example of that picture, and of validation examples where there are any.
-    limit: at most that many training examples, a sample; the pictures of others are not looked at.
-    limit_test: the same for validation and for test, each.
+    limit: largest number of training examples, a sample; the pictures of others are not looked at.
+    limit_test: largest number of validation examples, and of test examples, each a sample.
+    scorer: how answers are scored, the name of a file in scorers/.
     """
 
     train: Path
