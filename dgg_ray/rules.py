@@ -34,27 +34,12 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
     named = "readers" not in broken
     if "orders" not in broken:
         faults += order_rules(study, named)
-    final, held = study.protocol.final_seeds, study.protocol.held_out
+    held = study.protocol.held_out
     if held == ():
         faults.append(Fault("protocol.held_out", "needs at least 1 order, has 0"))
     if not isinstance(held, int):
         faults += listed_rules(study, "protocol.held_out", held, named)
-    if held and final is not None:
-        faults.append(
-            Fault("protocol.final_seeds", "held-out blocks bring their own seeds", show(list(final)))
-        )
-    if final is not None and (not final or len(set(final)) != len(final)):
-        faults.append(
-            Fault("protocol.final_seeds", "must be different numbers, at least one", show(list(final)))
-        )
-    if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
-        faults.append(Fault("seeds", "must be different numbers, at least one", show(list(study.seeds))))
-    for at, seeds in (("seeds", study.seeds), ("protocol.final_seeds", final or ())):
-        if len(seeds) > MOST:
-            faults.append(Fault(at, f"must be at most {MOST:,}", f"{len(seeds):,}"))
-        beyond = [f"{at}[{i}]" for i, seed in enumerate(seeds) if abs(seed) > LARGEST_SEED]
-        rule = "must lie between -2^53 and 2^53, so that every table and tracker holds it exactly"
-        faults += [Fault(place, rule) for place in beyond]
+    faults += seed_rules(study)
     alpha = getattr(study.strategy, "alpha", None)
     for name in alpha if isinstance(alpha, Mapping) else ():
         if named and name not in study.names:
@@ -84,6 +69,24 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
         )
     faults += tracker_rules(study.output)
     return faults + (search_rules(study, study.search, broken) if study.search else [])
+
+
+def seed_rules(study: Study) -> Iterator[Fault]:
+    """Of the search's blocks and of the final ones."""
+    final = study.protocol.final_seeds
+    if study.protocol.held_out and final is not None:
+        yield Fault("protocol.final_seeds", "held-out blocks bring their own seeds", show(list(final)))
+    for at, seeds in (("seeds", study.seeds), ("protocol.final_seeds", final)):
+        if seeds is None:
+            continue
+        if not seeds or len(set(seeds)) != len(seeds):
+            yield Fault(at, "must be different numbers, at least one", show(list(seeds)))
+        if len(seeds) > MOST:
+            yield Fault(at, f"must be at most {MOST:,}", f"{len(seeds):,}")
+        for i, seed in enumerate(seeds):
+            if abs(seed) > LARGEST_SEED:
+                rule = "must lie between -2^53 and 2^53, so that every table and tracker holds it exactly"
+                yield Fault(f"{at}[{i}]", rule, str(seed))
 
 
 def order_rules(study: Study, named: bool) -> Iterator[Fault]:
