@@ -87,12 +87,14 @@ class Table:
     """see: the difference asked for, in points; None where none was.
 
     held: None where no blocks are held out and no difference was asked for.
+    own_seeds: whether each order has seeds of its own.
     """
 
     rows: tuple[Row, ...]
     spread: Spread
     see: float | None = None
     held: Held | None = None
+    own_seeds: bool = False
 
     def __str__(self) -> str:
         asked = "" if self.see is None else f"  to see {self.see:g} points"
@@ -100,7 +102,8 @@ class Table:
             f"  {'design':<15} orders  stages   saves  places  before  position  carry-over       sees{asked}"
         )
         seeds = self.rows[0].seeds
-        title = f"  designs, {seeds} seed{'s' * (seeds > 1)}; spread of a difference: {self.spread}"
+        each = " of its own for each order" if self.own_seeds else ""
+        title = f"  designs, {plural(seeds, 'seed')}{each}; spread of a difference: {self.spread}"
         lines = [title, head]
         for row in self.rows:
             sees = "–" if row.sees is None else f"{row.sees:.1f} points"
@@ -120,7 +123,8 @@ LEGEND = (
     "  places, before: times that a task stands in a position, right before another (fewest–most).",
     "  position, carry-over: how well the effect is told from the others, in % (a task's always is);",
     "  sees: smallest difference between two settings seen with 80 % power by the report's test, which is",
-    "  over clusters of runs that share an order or a first stage: seeds of several orders add none.",
+    "  over clusters of runs that share an order or a first stage: seeds of several orders add none, and",
+    "  orders that share seeds are no more clusters than tasks; with `seeds: per_order` each order is one.",
 )
 UNTOLD = (
     "  how much of the spread is between orders is not known: a seed is taken to tell as much as an order."
@@ -173,7 +177,8 @@ def table(study: Study, store: StageStore, see: float | None = None, sd: float |
         orders = study.orders if own else Orders(name, count)  # type: ignore[arg-type]
         rows.append(row(replace(study, orders=orders), own, spread, see))
     fresh = study.protocol.held_out or see is not None
-    return Table(tuple(rows), spread, see, held_out(study, spread.sd, see) if fresh else None)
+    blocks = held_out(study, spread.sd, see) if fresh else None
+    return Table(tuple(rows), spread, see, blocks, study.own_seeds)
 
 
 def held_out(study: Study, sd: float, see: float | None) -> Held:
@@ -191,15 +196,18 @@ def needed(study: Study, seeds: int, spread: Spread, see: float, sees: float) ->
     if "count" not in DESIGNS[study.orders.design].takes or study.strategy.simultaneous:
         return (len(orders), seeds) if sees <= see else None
     every = replace(study, orders=replace(study.orders, count=LISTED)).all_orders
-    enough = power.fewest(see, spread.sd, every, seeds, spread.own or 0.0)
+    enough = power.fewest(see, spread.sd, every, seeds, spread.own or 0.0, study.own_seeds)
     return (enough, seeds) if enough else None
 
 
 def row(study: Study, own: bool, spread: Spread, see: float | None) -> Row:
     orders, seeds = study.all_orders, len(study.protocol.final_seeds or study.seeds)
-    together = study.strategy.simultaneous
-    beginnings = {order[: t + 1] for order in orders for t in range(len(order))}
-    *_, (effective, freedom) = power.worths(orders, seeds, spread.own or 0.0, together)
+    together, apart = study.strategy.simultaneous, study.own_seeds
+    shared = len({order[: t + 1] for order in orders for t in range(len(order))})
+    stages, first = sum(map(len, orders)) if apart else shared, len({order[0] for order in orders})
+    if together:
+        stages = len(orders) if apart else 1
+    *_, (effective, freedom) = power.worths(orders, seeds, spread.own or 0.0, together, apart)
     sees = power.detectable(effective, spread.sd, freedom)
     enough = None if see is None else needed(study, seeds, spread, see, sees)
     places, before = counts(orders)
@@ -210,8 +218,8 @@ def row(study: Study, own: bool, spread: Spread, see: float | None) -> Row:
         orders=len(orders),
         seeds=seeds,
         asked=seeds * (len(orders) if together else sum(map(len, orders))),
-        stages=seeds * (1 if together else len(beginnings)),
-        first=seeds * (1 if together else len({order[0] for order in orders})),
+        stages=seeds * stages,
+        first=seeds * (stages if together else len(orders) if apart else first),
         places=places,
         before=before,
         position=position,

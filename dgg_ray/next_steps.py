@@ -123,7 +123,10 @@ def more_blocks(results: Results) -> list[Step]:
     k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
     now, then = half_width(freedom, error), half_width(freedom + k, spread / (n + k) ** 0.5)
     enough = needed(mean, spread) if mean else None
-    alone = results.terms.held_out or len({order for order, _ in results.terms.compared_on}) < 2
+    seeds_of: dict[int, set[str]] = {}
+    for order, seed in results.terms.compared_on:
+        seeds_of.setdefault(seed, set()).add(order)
+    alone = results.terms.held_out or all(len(orders) < 2 for orders in seeds_of.values())
     others = "" if alone else OTHERS
     so_far = f"{label} ({signed(mean)} points over {n} independent blocks)"
     text = (

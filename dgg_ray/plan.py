@@ -29,6 +29,7 @@ class Plan:
     """Counts of a study, as far as they are known before it has run.
 
     settings: to be judged; orders, seeds: the blocks of the search.
+    seeding: which orders share seeds, what that means, what the other way would cost; empty for one order.
     runs: setting × order × seed, those of the final comparison among them.
     asked: stages of all runs; distinct: after sharing; stored: of these, finished already.
     examples: training examples that the distinct stages which are not stored will see.
@@ -57,6 +58,7 @@ class Plan:
     held: Held
     tasks: Mapping[str, Data]
     exact: bool
+    seeding: str = ""
     budget: Budget | None = None
     designs: Table | None = None
 
@@ -84,6 +86,7 @@ class Plan:
         return "\n".join(
             [
                 f"{self.study}: {blocks}, then the comparison",
+                *[f"  seeds             {self.seeding}"] * bool(self.seeding),
                 f"  runs              {about}{self.runs}",
                 f"  stages asked for  {about}{self.asked}",
                 f"  shared            {about}{self.shared}",
@@ -148,8 +151,28 @@ def plan(study: Study, store: StageStore) -> Plan:
         held=disk.held(study, store),
         tasks=study.tasks,
         exact=over,
+        seeding=seeding(study),
         budget=study.budget,
     )
+
+
+def seeding(study: Study) -> str:
+    """The trade-off between shared seeds and each order's own, in stages that a setting trains."""
+    seeds = study.seeds if study.search else study.protocol.final_seeds or study.seeds
+    if len(study.all_orders) < 2 or (not study.search and study.protocol.held_out):
+        return ""
+    own, shared = (
+        len({(order[:t], seed) for order, seed in study.crossed(seeds, of) for t in range(1, len(order) + 1)})
+        for of in (True, False)
+    )
+    if study.own_seeds:
+        saved = f"shared ones would train {shared} stages a setting in place of {own}" if own > shared else ""
+        return "each order has its own, so that orders are independent; " + (saved or "that costs no stage")
+    wanted = "per_order" if len(seeds) == 1 else f"{{per_order: {len(seeds)}}}"
+    cost = f"at {own} stages a setting in place of {shared}" if own > shared else "at no further stage"
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"the same {len(seeds)} seeds"
+    speaks = "the choice leans on" if study.search else "results speak of"
+    return f"all orders share {which}, and {speaks} it; `seeds: {wanted}` makes orders independent, {cost}"
 
 
 def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:

@@ -15,14 +15,17 @@ blocks has the variance σ²/N · D, and N blocks are worth N / D (the design ef
 
     D = mean over i of  Σ_j ρ(i, j)            1 + (m - 1) ρ for clusters of m runs
 
-That is an assumption, and a cautious one: differences between strategies arise after the first stage.
+That is an assumption, and a cautious one: differences between strategies arise after the first stage. Orders
+with seeds of their own share no stage (D = 1). Orders that share a seed also share what is drawn from it, of
+which D knows nothing: there the difference that is seen is that seed's.
 
 Further seeds on the same orders tell less where a difference hangs on the order: if a share r of its variance
 is an order's own, whatever the seed, the blocks of S seeds count as fewer by 1 + (S - 1) r besides.
 
 How well the error itself is known, ν, is another matter. The report takes it from clusters of blocks that
 share an order or a first stage (intervals.py): of several orders there are no more than tasks to begin with,
-and seeds add none. The seeds of a single order are independent, and the mean is that order's.
+and seeds add none, unless each order has its own. The seeds of a single order are independent, and the mean
+is that order's.
 """
 
 from __future__ import annotations
@@ -90,28 +93,42 @@ def needed(difference: float, sd: float) -> int | None:
 
 
 def worths(
-    orders: Sequence[Sequence[str]], seeds: int, own: float = 0.0, together: bool = False
+    orders: Sequence[Sequence[str]],
+    seeds: int,
+    own: float = 0.0,
+    together: bool = False,
+    apart: bool = False,
 ) -> Iterator[Worth]:
     """Of the first order, of the first two and so on, each with all seeds, in a comparison of these orders.
 
-    own: r above. together: one run of a seed serves all orders.
+    own: r above. together: one run of a seed serves all orders. apart: no two orders share a seed.
     """
     from dgg_ray.intervals import clusters_of, standard_error  # late, as above
 
-    blocks = tuple((" > ".join(order), seed) for order in orders for seed in range(seeds))
+    blocks = tuple(
+        (" > ".join(order), seed + i * seeds * apart)
+        for i, order in enumerate(orders)
+        for seed in range(seeds)
+    )
     clusters = np.array(clusters_of(blocks, by_seed=together))
     again = 1 + (seeds - 1) * own if len(orders) > 1 else 1.0
     for count, effect in enumerate(effects(orders), start=1):
         n = count * seeds
         _, freedom, _ = standard_error(np.zeros(n), clusters[:n])
-        yield Worth(seeds if together else n / (effect * again), freedom)
+        alike = 1.0 if apart else effect
+        yield Worth(seeds if together and not apart else n / (alike * again), freedom)
 
 
 def fewest(
-    difference: float, sd: float, orders: Sequence[Sequence[str]], seeds: int, own: float = 0.0
+    difference: float,
+    sd: float,
+    orders: Sequence[Sequence[str]],
+    seeds: int,
+    own: float = 0.0,
+    apart: bool = False,
 ) -> int | None:
     """How many of these orders, the first ones, see a true difference with so many seeds; None: not all."""
-    for count, (n, freedom) in enumerate(worths(orders, seeds, own), start=1):
+    for count, (n, freedom) in enumerate(worths(orders, seeds, own, apart=apart), start=1):
         if power(n, difference, sd, freedom) >= POWER:
             return count
     return None

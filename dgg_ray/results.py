@@ -183,7 +183,7 @@ def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, St
         "finished stages": sum(store.record(stage) is not None for stage in stages.values()),
         "runs": len(asked.runs),
         "orders": [" > ".join(order) for order in study.all_orders],
-        "seeds of the search": list(study.seeds),
+        "seeds of the search": sorted({seed for _, seed in study.crossed(study.seeds)}),
         "seeds of the comparison": sorted({seed for _, seed in study.final_blocks}),
         "model": f"{plugins.name_of(study.model)} ({study.fingerprint[:12]})",
         "tasks": {name: dict(data.sizes) for name, data in study.tasks.items()},

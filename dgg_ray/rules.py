@@ -14,7 +14,7 @@ from dgg_ray.contracts import SPLITS, Task
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.orders import DESIGNS, Ask, Order, existing, left, many, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
-from dgg_ray.sections import FROM_SEARCH, MOST, Budget, Orders, Output, Workers
+from dgg_ray.sections import FROM_SEARCH, MOST, SEEDS_APART, Budget, Orders, Output, Workers
 from dgg_ray.stages import Data
 from dgg_ray.staging import address
 from dgg_ray.study import Study
@@ -40,6 +40,8 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
     if not isinstance(held, int):
         faults += listed_rules(study, "protocol.held_out", held, named)
     faults += seed_rules(study)
+    if study.own_seeds and not broken & {"orders", "readers", "seeds"} and not faults:
+        faults += own_seed_rules(study)
     alpha = getattr(study.strategy, "alpha", None)
     for name in alpha if isinstance(alpha, Mapping) else ():
         if named and name not in study.names:
@@ -105,6 +107,23 @@ def order_rules(study: Study, named: bool) -> Iterator[Fault]:
             yield Fault(f"orders.{field.name}", f"bears on {names(known)} alone, not on {o.design!r}", found)
     if named and len(study.names) > 1 and not unread:
         yield from size_rules(o, len(study.names))
+
+
+def own_seed_rules(study: Study) -> Iterator[Fault]:
+    """Seeds of each order's own are numbered so that those of further orders fit between them."""
+    if (count := number(study.orders, len(study.names))) > SEEDS_APART:
+        rule = f"`per_order` numbers the seeds of at most {SEEDS_APART:,} orders; list seeds for all of them"
+        yield Fault("seeds", rule, f"{many(count)} orders")
+    if (final := study.protocol.final_seeds) and max(map(abs, final)) > SEEDS_APART**2:
+        rule = f"must be at most {SEEDS_APART**2:,} where each order has seeds of its own"
+        yield Fault("protocol.final_seeds", rule, str(max(final, key=abs)))
+
+
+def number(o: Orders, tasks: int) -> int:
+    """Of the orders that a design gives, none of which is drawn for it."""
+    of, given = DESIGNS[o.design], [tuple(range(tasks))] * len(o.given)
+    ask = Ask(tasks, given=given, prefix=o.prefix or usual_prefix(tasks), endings=o.endings)
+    return min(o.count or (of.usual(ask) if of.usual else of.size(ask)), of.size(ask))
 
 
 def listed_rules(study: Study, at: str, orders: Sequence[Order], named: bool) -> Iterator[Fault]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dgg_ray import plugins
 from dgg_ray.border import json_schema
+from dgg_ray.sections import OwnSeeds
 from dgg_ray.studyfile import KEYS, PLUGGED, SECTIONS
 
 TASK_NAME = "The task's name, by which orders and per-task settings call it: letters, digits, _ and -."
@@ -45,7 +46,9 @@ def schema() -> dict[str, Any]:
         properties["search"]["properties"][key] = form | told
     definitions.pop("Knob")  # its place took `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
-    properties["seeds"] = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    listed = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    own = json_schema(OwnSeeds, definitions)
+    properties["seeds"] = {"anyOf": [listed, {"const": "per_order"}, own]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A dgg_ray study",

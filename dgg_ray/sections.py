@@ -45,6 +45,22 @@ class Orders:
 
 
 @dataclass(frozen=True)
+class OwnSeeds:
+    """Seeds that no two orders share; `seeds: per_order` in a study is one for each.
+
+    per_order: seeds of each order. With SEEDS_APART in between, seed s of order i is SEEDS_APART · s + i, so
+        that more orders, or more seeds of each, keep the blocks that were there.
+    """
+
+    __pydantic_config__ = STRICT
+
+    per_order: Annotated[int, Ge(1), Le(1000)] = 1
+
+
+SEEDS_APART = 1000  # and the most orders that can have seeds of their own
+
+
+@dataclass(frozen=True)
 class Knob:
     """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
 
@@ -125,7 +141,8 @@ class Protocol:
     held_out: number of blocks (order and seed) of the final runs that took no part in the choice, each a
         new random order with a new seed, so that they are independent; or these orders as lists of task
         names, as `dgg-ray extend` writes them. 0 compares on the search's orders.
-    final_seeds: without held-out blocks, the seeds of the final runs; None is the study's seeds.
+    final_seeds: without held-out blocks, the seeds of the final runs; None is the study's seeds. Where each
+        order has its own seeds, these are made its own too: 0 is its first.
     rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
         and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
         itself could have given: `runner_up`, `constant` (the best value that is the same for all

@@ -21,7 +21,17 @@ from dgg_ray import plugins, staging
 from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
-from dgg_ray.sections import FROM_SEARCH, Budget, Orders, Output, Protocol, Search, Value, Workers
+from dgg_ray.sections import (
+    FROM_SEARCH,
+    SEEDS_APART,
+    Budget,
+    Orders,
+    Output,
+    Protocol,
+    Search,
+    Value,
+    Workers,
+)
 from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
 
 if TYPE_CHECKING:
@@ -56,6 +66,7 @@ class Study:
     warm: settings of the older studies in `search.warm_from`, the best first (warm.py).
     raw: the file as read; root: the folder that its relative paths start from.
     fixed: blocks in place of every order with every seed, as the final comparison has them.
+    own_seeds: whether each order has seeds of its own, made of `seeds` (`crossed`).
     """
 
     name: str
@@ -81,6 +92,7 @@ class Study:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     root: str = ""
     fixed: tuple[Block, ...] | None = None
+    own_seeds: bool = False
 
     # -- the face ----------------------------------------------------------------------------------
 
@@ -193,17 +205,28 @@ class Study:
         """What a setting is judged on: every order with every seed."""
         if self.fixed is not None:
             return self.fixed
-        return tuple((order, seed) for order in self.all_orders for seed in self.seeds)
+        return self.crossed(self.seeds)
+
+    def crossed(self, seeds: Sequence[int], own: bool | None = None) -> tuple[Block, ...]:
+        """Every order with every seed. own: whether order i has SEEDS_APART · s + i in place of each seed s;
+        None is the study's choice."""
+        own = self.own_seeds if own is None else own
+        return tuple(
+            (order, SEEDS_APART * seed + i if own else seed)
+            for i, order in enumerate(self.all_orders)
+            for seed in seeds
+        )
 
     @cached_property
     def final_blocks(self) -> tuple[Block, ...]:
         """What the recommended setting and its rivals are compared on."""
         p, fresh = self.protocol, self.protocol.held_out
         if not fresh:
-            return tuple((o, seed) for o in self.all_orders for seed in p.final_seeds or self.seeds)
+            return self.crossed(p.final_seeds or self.seeds)
         if isinstance(fresh, int):
             fresh = others(self.names, self.all_orders, fresh, self.orders.seed)
-        return tuple((order, max(self.seeds) + 1 + i) for i, order in enumerate(fresh))
+        first = (max(self.seeds) + 1) * (SEEDS_APART if self.own_seeds else 1)
+        return tuple((order, first + i) for i, order in enumerate(fresh))
 
     @cached_property
     def every_run(self) -> tuple[Run, ...]:

@@ -20,7 +20,7 @@ from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.law import Law
 from dgg_ray.rules import held_out_rules, rules, split_rules, task_rules
-from dgg_ray.sections import Budget, Orders, Output, Protocol, Search, Workers
+from dgg_ray.sections import Budget, Orders, Output, OwnSeeds, Protocol, Search, Workers
 from dgg_ray.stages import Data
 from dgg_ray.study import Known, Study
 
@@ -45,7 +45,10 @@ KEYS = {  # of a study file, each with what it is
     "adapter": "The LoRA adapter that is trained; the base model stays as it is.",
     "training": "How each task is trained.",
     "orders": "The orders in which the tasks are learned: a list of orders, or a design that makes them.",
-    "seeds": "The seeds of the search's runs; each order is learned with every one of them.",
+    "seeds": (
+        "The seeds of the search's runs: a list, with every one of which each order is learned; `per_order`, a seed "
+        "of its own for each; or `{per_order: 3}`, three of its own."
+    ),
     "search": "Which settings are searched and how; without it the study runs its one setting.",
     "protocol": "What is evaluated, and what the recommended setting is compared with.",
     "workers": "The processes that train, and what each of them gets.",
@@ -128,8 +131,10 @@ def build(raw: Mapping[str, Any], root: str, files: bool = True) -> tuple[Study 
             given = key == "orders" and isinstance(raw[key], list)  # a short form has a shorter path
             faults += [replace(f, path=f.path.replace("orders.given", key, 1)) if given else f for f in found]
     for key, kind in PLAIN.items():
-        if raw.get(key) is not None:
+        if raw.get(key) is not None and not (key == "seeds" and isinstance(raw[key], str | Mapping)):
             parts[key] = checked(kind, raw[key], key, faults)
+    if isinstance(raw.get("seeds"), str | Mapping):
+        parts |= own_seeds(raw["seeds"], faults)
     if raw.get("tasks") is not None:
         parts["readers"] = readers(raw["tasks"], root, faults)
     broken = {key for key in (*KEYS, "readers") if parts.get(key) is BROKEN}
@@ -157,6 +162,18 @@ class NoModel(Model):
 
     def fingerprint(self) -> str:
         return ""
+
+
+def own_seeds(raw: str | Mapping[str, Any], faults: list[Fault]) -> dict[str, Any]:
+    """`seeds: per_order` or `{per_order: 3}`: the study's `seeds` and `own_seeds`."""
+    if isinstance(raw, str) and raw != "per_order":
+        rule = "must be a list of whole numbers, `per_order`, or `{per_order: how many}`"
+        faults.append(Fault("seeds", rule, show(raw), nearest(raw, ["per_order"])))
+        return {"seeds": BROKEN}
+    found = checked(OwnSeeds, {} if isinstance(raw, str) else raw, "seeds", faults)
+    if found is BROKEN:
+        return {"seeds": BROKEN}
+    return {"seeds": tuple(range(found.per_order)), "own_seeds": True}
 
 
 def normal(key: str, raw: Any) -> Any:
