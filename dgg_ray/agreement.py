@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgg_ray.curves import Tradeoff, points_of, sentences, summary, tradeoffs
+from dgg_ray.curves import Tradeoff, points_of, sentences, span, summary, tradeoffs
 from dgg_ray.monotone import half_width
 from dgg_ray.outcomes import ALPHA, Results, alphas, chosen, listing, name_of, once, settings, text_of
 
@@ -80,6 +80,17 @@ def unsearched(results: Results) -> tuple[str, ...]:
     paths = results.search.knobs if results.search.method == "stagewise" else (ALPHA,)
     idle = {f"{path}.{task}" for path in paths for task in openings}
     return tuple(knob for knob in results.knobs if knob in idle)
+
+
+@once
+def undecided_alphas(results: Results) -> dict[str, str]:
+    """Column of a task's searched α → which values cannot be told apart, of tasks where some cannot."""
+    found, columns = {}, alphas(results)
+    for one in tradeoffs(results):
+        rows = one.points()
+        if columns[one.task] != ALPHA and rows["open"].sum() > 1:
+            found[columns[one.task]] = f"{span(rows).removeprefix('= ')} cannot be told apart"
+    return found
 
 
 # -- in words --------------------------------------------------------------------------------------

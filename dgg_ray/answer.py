@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import drift
-from dgg_ray.agreement import agreement_sentences, unsearched, unsearched_sentences
+from dgg_ray.agreement import agreement_sentences, unsearched_sentences
+from dgg_ray.formats import difference_text, these_text
+from dgg_ray.intervals import FEWEST
 from dgg_ray.optimism import (
     constraint_sentences,
     optimism_sentences,
@@ -18,42 +20,26 @@ from dgg_ray.optimism import (
     same_sentences,
     warning,
 )
-from dgg_ray.outcomes import (
-    Results,
-    chosen,
-    compare,
-    final_split,
-    headline,
-    name_of,
-    percent,
-    printed,
-    runs,
-    settings,
-    signed,
-    text_of,
-)
+from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, percent, printed
 from dgg_ray.robustness import order_sentences
+from dgg_ray.verdict import IN_WORDS, SHOWN, Verdict, verdict
 
-SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
-FEW = 3  # blocks; t(0.975) is 12.7 for two of them, 4.3 for three, and below 3.2 from then on
-IN_WORDS = {"replay": "replay at the same buffer", "joint": "joint training on all tasks at once"}
+__all__ = ["SHOWN", "Verdict", "answer", "verdict"]
 
 
 def answer(results: Results) -> list[str]:
     """The report's opening: what to use, how it scores, what it was compared with, and what is uncertain."""
+    said = verdict(results)
+    opening = [said.headline, *said.support]
+    if said.status == "nothing judged" and not said.support and chosen(results) is None:
+        return opening + warning(results) + progress(results) + failures(results) + unspent(results)
     split = final_split(results)
-    runs(results, split)  # raises for an empty study
-    setting = chosen(results)
-    known = settings(results)
-    if setting is None or setting not in known.index:
-        sentences = ["No setting has been judged on all its orders and seeds yet, so none is recommended."]
-        return sentences + warning(results) + progress(results) + failures(results) + unspent(results)
     return [
-        recommendation(results, known.loc[setting]),
+        *opening,
         *unsearched_sentences(results),
         *warning(results),
         *progress(results),
-        *score_sentences(results, split),
+        *comparison_sentences(results, split),
         *same_sentences(results, printed(results)),
         *agreement_sentences(results),
         *constraint_sentences(results),
@@ -65,46 +51,31 @@ def answer(results: Results) -> list[str]:
     ]
 
 
-def recommendation(results: Results, values: pd.Series) -> str:
-    """What to use, every value that was chosen by its name."""
-    found = [knob for knob in results.knobs if knob not in unsearched(results)]
-    parts = [f"{name_of(knob)} = {text_of(values[knob])}" for knob in found]
-    verb = "Use" if results.knobs else "One setting was run, nothing was searched:"
-    if results.search and not results.search.finished:
-        verb = "So far the best is"
-    return f"{verb} {values['strategy']}" + (f" with {', '.join(parts)}." if parts else ".")
-
-
-def score_sentences(results: Results, split: str) -> list[str]:
-    """Its score with its interval, and the paired difference to each rival."""
+def comparison_sentences(results: Results, split: str) -> list[str]:
+    """The paired difference to each rival, over other orders and on these; and what would narrow it."""
     metric = headline(results)
     rows = compare(results, split)
     rows = rows[rows["metric"] == metric].set_index("label")
     own = rows[rows["setting"] == chosen(results)].iloc[0]
     if np.isnan(own["score"]):
-        return [f"No run of it has been finished on the {split} split, so it has no score yet."]
-    name = SHOWN.get(metric, metric)
-    text = f"On the {split} split its {name} is {percent(own['score'])} %"
-    if own["n"] < 2:
-        sentences = [f"{text}, from one independent block: no interval can be given. {more(results)}."]
-    else:
-        interval = f"{percent(own['low'])} to {percent(own['high'])}"
-        sentences = [
-            f"{text} (95 % interval {interval}, over {own['n']} independent blocks of order and seed)."
-        ]
-    if 2 <= own["n"] <= FEW:
-        sentences.append(f"{own['n']} independent blocks make wide intervals. {more(results)}.")
+        return []
+    found, others = [], rows.drop(index=own.name)
+    if own["n"] < FEWEST:
+        blocks = f"{own['n']} independent block{'s' * int(own['n'] != 1)}"
+        found.append(f"No interval can be given over {blocks}. {more(results)}.")
     if split != "test":
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
-        sentences.append(f"The test split has not been examined{warning}.")
-    gaps = [against(label, row, name) for label, row in rows.drop(index=own.name).iterrows()]
-    return sentences + (gaps or ["It was compared with no other strategy: this study has no rivals."])
+        found.append(f"The test split has not been evaluated{warning}.")
+    if others.empty:
+        return [*found, "It was compared with no other strategy: this study has no rivals."]
+    found += [against(label, row, SHOWN.get(metric, metric)) for label, row in others.iterrows()]
+    return found + on_these_orders(rows, own)
 
 
 def more(results: Results) -> str:
     """What would narrow the intervals."""
     if results.terms.held_out:
-        return "A larger protocol.held_out narrows them"
+        return "A larger protocol.held_out brings more"
     return "Add orders that begin with other tasks, seeds where there is one order, or protocol.held_out"
 
 
@@ -113,19 +84,30 @@ def against(label: object, row: pd.Series, metric: str) -> str:
     rival = IN_WORDS.get(str(label), label)
     if not row["pairs"]:
         return f"Against {rival}: not compared, the two share no finished block."
-    gap = row["difference"]
-    text = f"Against {rival} ({percent(row['score'])} %) it is {percent(abs(gap))} points "
-    text += f"{'higher' if gap >= 0 else 'lower'} in {metric}"
-    if row["pairs"] < 2:
-        return f"{text}, on one independent block: no interval can be given."
-    text += f" (95 % interval {signed(row['difference_low'])} to {signed(row['difference_high'])}, "
+    text = f"Against {rival} ({percent(row['score'])} %) the difference in {metric} is "
+    text += f"{difference_text(row)} points"
     if np.isnan(row["p"]):
-        return f"{text}{row['pairs']} pairs, all with the same difference: no test is possible)."
-    p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
-    text += f"paired over {row['pairs']} independent blocks, {p})"
-    if row["difference_low"] <= 0 <= row["difference_high"]:
-        return f"{text}. The interval includes 0: this study cannot tell the two apart."
-    return f"{text}."
+        return f"{text}: no test is possible."
+    adjusted = f", {p_text(row['p_adjusted'])} by Holm's correction" * bool(row["p_adjusted"] != row["p"])
+    text += f", paired over {row['pairs']} independent blocks, {p_text(row['p'])}{adjusted}"
+    return f"{text}: {'not ' if row['p_adjusted'] >= 0.05 else ''}significant."
+
+
+def p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def on_these_orders(rows: pd.DataFrame, own: pd.Series) -> list[str]:
+    """The same numbers as the field reports them: seeds as replicates, other orders left out of account."""
+    if np.isnan(own["these_low"]):
+        return []
+    gaps = [
+        f"{IN_WORDS.get(str(label), label)} {these_text(row, True)}"
+        for label, row in rows.iterrows()
+        if not np.isnan(row["difference_these_low"])
+    ]
+    text = f"On these orders alone, over seeds: {these_text(own)}"
+    return [text + (f"; differences to {', '.join(gaps)}." if gaps else ".")]
 
 
 def failures(results: Results) -> list[str]:

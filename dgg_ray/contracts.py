@@ -10,6 +10,8 @@ A plug-in is one file in the folder of its kind; the file's name is the name in 
     metrics/     a function ScoreMatrix -> Value, named as its file       search: objective: NAME
     plots/       draw(results) -> Figure                                   -
 
+A metric's file may say what its values can be, `RANGE = (0.0, 1.0)`: intervals do not go beyond.
+
 Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them.
 """
 

@@ -8,7 +8,7 @@ over these. Held-out blocks share nothing, each is a cluster of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,24 +17,34 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import stdtr, stdtrit
 
+FEWEST = 3  # independent values that an interval is given for: t(0.975) is 12.7 for two of them
+NONE = 1e-12  # a spread at the level of rounding is none: 0.3 - 0.2 and 0.2 - 0.1 differ by 3e-17
+ANYWHERE = (-np.inf, np.inf)
+
 
 class Interval(NamedTuple):
-    """mean, and the bounds between which the true mean lies with the level asked for; n: of clusters."""
+    """mean, and the bounds between which the true mean lies with the level asked for.
+
+    n: of independent clusters; values: their means. The bounds are nan for fewer than `FEWEST` of them, and
+    where all are equal: there the values are to be shown.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    values: tuple[float, ...] = ()
 
 
 class Difference(NamedTuple):
-    """mean of a - b with its interval; p: two-sided, of a mean difference of 0; n: of clusters of pairs."""
+    """mean of a - b with its interval; p: two-sided, of a mean difference of 0; n, values: as of Interval."""
 
     mean: float
     low: float
     high: float
     p: float
     n: int
+    values: tuple[float, ...] = ()
 
 
 @lru_cache(maxsize=4096)
@@ -59,41 +69,60 @@ def clusters_of(blocks: tuple[tuple[str, int], ...], by_seed: bool = False) -> t
     return tuple(code)
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95, clusters: ArrayLike | None = None) -> Interval:
+def mean_interval(
+    values: ArrayLike,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+    within: tuple[float, float] = ANYWHERE,
+) -> Interval:
     """Student's t interval for the mean of values that are independent, or so from cluster to cluster.
 
         mean ± t(level, f) · s
 
-    with s and f of `standard_error`; nan values are left out. Bounds are nan for fewer than 2 clusters, the
-    mean too for no value. Exact for normal values that are independent.
+    with s and f of `standard_error`; nan values are left out. within: what the values can be, which no bound
+    goes beyond. The mean is nan for no value.
     """
     x = np.asarray(values, dtype=float)
     known = ~np.isnan(x)
     x = x[known]
     if not len(x):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    error, freedom, n = standard_error(x, None if clusters is None else np.asarray(clusters)[known])
+    kept = np.arange(len(x)) if clusters is None else np.asarray(clusters)[known]
+    error, freedom, n = standard_error(x, kept)
+    mean, each = float(x.mean()), cluster_means(x, kept)
+    if n < FEWEST or not error >= NONE:
+        return Interval(mean, float("nan"), float("nan"), n, each)
     half = float(stdtrit(freedom, (1 + level) / 2)) * error
-    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, n)
+    return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), n, each)
+
+
+def cluster_means(x: np.ndarray, clusters: np.ndarray) -> tuple[float, ...]:
+    """The mean of each cluster's values, clusters in the order of their numbers."""
+    _, code = np.unique(clusters, return_inverse=True)
+    return tuple((np.bincount(code, x) / np.bincount(code)).tolist())
 
 
 def paired_difference(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, clusters: ArrayLike | None = None
+    a: ArrayLike,
+    b: ArrayLike,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+    within: tuple[float, float] = ANYWHERE,
 ) -> Difference:
     """Mean of a - b over pairs, its t interval, and the paired t test's two-sided p; clusters: of the pairs.
 
-    A pair with a nan is left out. p is nan for fewer than 2 clusters, and where all differences are
-    equal: without spread there is nothing to test against.
+    A pair with a nan is left out. within: what a difference can be. p is nan where the bounds are: for fewer
+    than `FEWEST` clusters, and where all differences are equal: without spread there is nothing to test
+    against.
     """
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     known = ~np.isnan(d)
     kept = None if clusters is None else np.asarray(clusters)[known]
-    mean, low, high, n = mean_interval(d[known], level, kept)
+    mean, low, high, n, each = mean_interval(d[known], level, kept, within)
+    if np.isnan(low):
+        return Difference(mean, low, high, float("nan"), n, each)
     error, freedom, _ = standard_error(d[known], kept)
-    # A spread at the level of rounding is none: 0.3 - 0.2 and 0.2 - 0.1 differ by 3e-17.
-    if not error >= 1e-12:
-        return Difference(mean, low, high, float("nan"), n)
-    return Difference(mean, low, high, float(2 * stdtr(freedom, -abs(mean) / error)), n)
+    return Difference(mean, low, high, float(2 * stdtr(freedom, -abs(mean) / error)), n, each)
 
 
 def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, float, int]:
@@ -120,6 +149,62 @@ def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, f
     alike = len(x) ** 2 / float((sizes**2).sum())
     freedom = max((G + alike) / 2 - 1, 1.0)
     return float(((G - 1) / G * ((left - left.mean()) ** 2).sum()) ** 0.5), freedom, G
+
+
+def fixed_orders(
+    values: ArrayLike,
+    blocks: Sequence[tuple[str, int]],
+    level: float = 0.95,
+    within: tuple[float, float] = ANYWHERE,
+) -> Interval:
+    """Student's t interval for the mean on the orders that were run: seeds are the replicates.
+
+        s² = 1/N² · Σ_s ( Σ_o e_os )²        e_os = (x_os - x̄_o) · √(S_o / (S_o - 1))
+        f = Σ_c (S_c - 1)
+
+    x_os: value of order o with seed s; x̄_o: mean of the order's S_o seeds; N values in all. Orders that share
+    a seed share LoRA's first weights, samples and shuffles, so a seed's deviations are summed before they are
+    squared. c: a group of orders tied by common seeds, S_c of them. Of crossed orders and seeds it is the t
+    interval over the seeds' means, of orders with seeds of their own that of stratified samples.
+    n: f + 1; values: the seeds' means. No bounds where some order has a single seed, or n < `FEWEST`.
+    """
+    x = np.asarray(values, dtype=float)
+    known = ~np.isnan(x)
+    x, kept = x[known], [block for block, there in zip(blocks, known, strict=True) if there]
+    if not len(x):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    order, seed = (
+        np.unique([str(part) for part in parts], return_inverse=True)[1] for parts in zip(*kept, strict=True)
+    )
+    sizes, tied = np.bincount(order), np.zeros(len(x), dtype=int)
+    if len(sizes) > 1:
+        tied = np.array(clusters_of(tuple(kept), by_seed=True))
+    own = np.unique(np.column_stack([tied, seed]), axis=0)
+    freedom = len(own) - len(set(tied.tolist()))
+    mean, each = float(x.mean()), cluster_means(x, seed)
+    if sizes.min() < 2:
+        return Interval(mean, float("nan"), float("nan"), 1, each)
+    e = (x - (np.bincount(order, x) / sizes)[order]) * np.sqrt(sizes / (sizes - 1))[order]
+    error = float(np.sqrt((np.bincount(seed, e) ** 2).sum())) / len(x)
+    if freedom + 1 < FEWEST or not error >= NONE:
+        return Interval(mean, float("nan"), float("nan"), freedom + 1, each)
+    half = float(stdtrit(freedom, (1 + level) / 2)) * error
+    return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), freedom + 1, each)
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """p values of m tests, adjusted so that a false one is among those below 5 % with 5 % at most.
+
+    Holm 1979, Scandinavian Journal of Statistics 6: the k-th smallest times m - k + 1, never falling. nan is
+    no test.
+    """
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)  # nan last
+    m = int((~np.isnan(p)).sum())
+    adjusted = np.full(len(p), np.nan)
+    factor = m - np.arange(m)
+    adjusted[order[:m]] = np.minimum(np.maximum.accumulate(p[order[:m]] * factor), 1)
+    return adjusted
 
 
 def clustered_jackknife(

@@ -107,7 +107,9 @@ def best_so_far(search: Method) -> str:
     shared = clusters_of(tuple((" > ".join(order), seed) for order, seed in search.study.blocks))
     for name, column in zip(names, by_block(evidence, names).T, strict=True):
         band = mean_interval(column, clusters=shared)
-        found.append(f"{name} {band.mean:.3f}" + f" [{band.low:.3f}, {band.high:.3f}]" * (band.n > 1))
+        found.append(
+            f"{name} {band.mean:.3f}" + f" [{band.low:.3f}, {band.high:.3f}]" * (band.low == band.low)
+        )
     setting = search.proposed[number].setting
     idle = {f"strategy.alpha.{order[0]}" for order in search.study.all_orders}  # where it is one task alone
     return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items() if {k} != idle)

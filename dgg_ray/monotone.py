@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dgg_ray import draws
-from dgg_ray.intervals import clusters_of
+from dgg_ray.intervals import FEWEST, clusters_of
 
 RESAMPLES = 2000
 
@@ -168,9 +168,9 @@ def isotonic(y: ArrayLike, weights: ArrayLike, rising: bool = True) -> np.ndarra
 
 
 def half_width(draws: ArrayLike, blocks: ArrayLike, level: float = 0.95) -> np.ndarray:
-    """Half the band's width, from resamples along the first axis; nan for fewer than 2 clusters."""
+    """Half the band's width, from resamples along the first axis; nan for fewer than 3 clusters."""
     from scipy import stats
 
-    m = np.where(np.asarray(blocks) < 2, np.nan, np.asarray(blocks, dtype=float))
+    m = np.where(np.asarray(blocks) < FEWEST, np.nan, np.asarray(blocks, dtype=float))
     spread = np.std(np.asarray(draws), axis=0)
     return stats.t.ppf((1 + level) / 2, m - 1) * np.sqrt((m + 1) / (m - 1)) * spread

@@ -20,7 +20,16 @@ import pandas as pd
 from dgg_ray import plugins
 from dgg_ray.conduct import Ahead, Machines, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.intervals import Interval, clusters_of, mean_interval, paired_difference
+from dgg_ray.intervals import (
+    ANYWHERE,
+    Difference,
+    Interval,
+    clusters_of,
+    fixed_orders,
+    holm,
+    mean_interval,
+    paired_difference,
+)
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
 
 CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
@@ -86,6 +95,11 @@ ALPHA = "strategy.alpha"
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
     """Name → function, for every file in metrics/."""
     return {name: plugins.find("metrics", name) for name in plugins.names("metrics")}
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """What a metric's values can be; anything where its file does not say."""
+    return getattr(plugins.module("metrics", metric), "RANGE", ANYWHERE)
 
 
 @once
@@ -264,42 +278,81 @@ def signed(value: float) -> str:
     return ("+" if round(100 * value, 1) > 0 else "") + percent(value)
 
 
+SCORE = ["score", "low", "high", "n", "values"]
+DIFFERENCE = ["difference", "difference_low", "difference_high", "p", "pairs", "difference_values"]
+AT_ONCE = ["p_adjusted", "at_once_low", "at_once_high"]
+THESE = ["these_low", "these_high", "these_n", "these_values"]
+
+
 @once
 def compare(results: Results, split: str) -> pd.DataFrame:
     """The chosen setting against each rival: one row per label and metric.
 
-    score, low, high, n: mean over blocks, its 95 % interval, and the clusters that this is over
-        (`intervals.clusters_of`); for a joint run over seeds, as one run serves every order.
-    difference, difference_low, difference_high, p, pairs: chosen minus rival, paired over the blocks that
-        both have, and clusters of these; nan in the chosen setting's own rows.
+    score, low, high, n, values: mean over blocks, its 95 % interval over other orders and seeds, the clusters
+        that this is over (`intervals.clusters_of`) and their means; for a joint run over seeds, as one run
+        serves every order.
+    difference, difference_low, difference_high, p, pairs, difference_values: chosen minus rival, paired over
+        the blocks that both have, and clusters of these; nan in the chosen setting's own rows. Each interval
+        and p is of this one comparison.
+    p_adjusted, at_once_low, at_once_high: the same for all rivals of a metric at once, by Holm's and by
+        Bonferroni's correction. joint is a reference and no rival: it is not among them.
+    these_low, these_high, these_n, these_values: 95 % interval of the mean on these orders, over seeds
+        (`intervals.fixed_orders`), and with `difference_` before of the difference.
     """
     table = final_table(results, split)
     labels = compared(results)
     ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
+    rivals = [setting for setting in labels.values() if setting != chosen(results)]
+    together = set(table["setting"][table["together"]])
+    family = max(len(set(rivals) - together), 1)
     rows = []
     for label, setting in labels.items():
         theirs = table[table["setting"] == setting].set_index(BLOCK)
         both = ours.join(theirs[list(metrics())].add_prefix("their "), how="inner")
-        shared = clusters_of(tuple(both.index), by_seed=bool(theirs["together"].any()))
         for metric in metrics():
-            score = over_blocks(theirs.reset_index(), metric)
-            gap = (
-                paired_difference(both[metric], both[f"their {metric}"], clusters=shared)
-                if setting != chosen(results)
-                else [np.nan] * 4 + [0]
-            )
-            rows.append([label, setting, metric, *score, *gap])
-    difference = ["difference", "difference_low", "difference_high", "p", "pairs"]
-    return pd.DataFrame(
-        rows, columns=["label", "setting", "metric", "score", "low", "high", "n", *difference]
-    )
+            score, these = over_blocks(theirs.reset_index(), metric), over_seeds(theirs.reset_index(), metric)
+            gaps = both[metric] - both[f"their {metric}"] if setting in rivals else both[metric].iloc[:0]
+            joint = setting in together
+            single, at_once, here = differences(gaps, metric, 1 if joint else family, joint)
+            rows.append([label, setting, metric, *score, *single, *at_once, *these[1:], *here[1:]])
+    columns = ["label", "setting", "metric", *SCORE, *DIFFERENCE, *AT_ONCE[1:], *THESE]
+    frame = pd.DataFrame(rows, columns=[*columns, *(f"difference_{name}" for name in THESE)])
+    judged = ~frame["setting"].isin(together)
+    frame.insert(frame.columns.get_loc("at_once_low"), "p_adjusted", frame["p"])
+    frame.loc[judged, "p_adjusted"] = frame[judged].groupby("metric")["p"].transform(holm)
+    return frame
+
+
+def differences(
+    gaps: pd.Series, metric: str, family: int, joint: bool
+) -> tuple[Difference, tuple[float, float], Interval]:
+    """Of gaps by block: their mean with its interval, the bounds that hold for so many rivals at once, and
+    the interval on these orders, over seeds. joint: to a run that serves all orders of its seed."""
+    low, high = range_of(metric)
+    within = (low - high, high - low)
+    shared = clusters_of(tuple(gaps.index), by_seed=joint)
+    single = paired_difference(gaps, 0 * gaps, clusters=shared, within=within)
+    wide = mean_interval(gaps, 1 - 0.05 / family, shared, within)
+    return single, (wide.low, wide.high), fixed_orders(gaps, tuple(gaps.index), within=within)
 
 
 def over_blocks(rows: pd.DataFrame, metric: str) -> Interval:
-    """Mean of one setting's runs with its 95 % interval over clusters of blocks; of joint runs over seeds."""
+    """Mean of one setting's runs with its 95 % interval over clusters of blocks; of joint runs over seeds.
+
+    metric: a column; where it is one of metrics/, no bound goes beyond its range.
+    """
+    within = range_of(metric) if metric in metrics() else (0.0, 1.0)
     if rows["together"].any():
-        return mean_interval(rows.groupby("seed")[metric].mean())
-    return mean_interval(rows[metric], clusters=clusters_of(blocks_of(rows)))
+        return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
+    return mean_interval(rows[metric], clusters=clusters_of(blocks_of(rows)), within=within)
+
+
+def over_seeds(rows: pd.DataFrame, metric: str) -> Interval:
+    """The same mean with its 95 % interval on these orders, over seeds."""
+    within = range_of(metric) if metric in metrics() else (0.0, 1.0)
+    if rows["together"].any():
+        return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
+    return fixed_orders(rows[metric], blocks_of(rows), within=within)
 
 
 def mean_over(scores: pd.Series) -> Interval:

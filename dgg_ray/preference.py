@@ -102,6 +102,28 @@ def preferred(found: Sequence[Values]) -> list[int]:
     return ordered + sorted(broken, key=lambda i: (sum(found[i].excess), *mean(i)))
 
 
+def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A total order of settings by their searched values (dotted path → value): lower is simpler.
+
+    Fewer distinct α; α nearer 0; a smaller buffer, a smaller rank; then less of whatever else is searched, by
+    its name. A setting without a value, None or nan, has nothing of it.
+    """
+
+    def of(start: str) -> list[float]:
+        values = [v for k, v in setting.items() if k == start or k.startswith(f"{start}.")]
+        return [float(v) for v in values if isinstance(v, int | float | np.number) and v == v]
+
+    alphas = of("strategy.alpha")
+    rest = tuple(
+        (
+            name,
+            *((0, float(v), "") if isinstance(v, int | float | np.number) and v == v else (1, 0.0, str(v))),
+        )
+        for name, v in sorted(setting.items())
+    )
+    return len(set(alphas)), sum(alphas), sum(of("strategy.buffer")), sum(of("adapter.rank")), rest
+
+
 def fronts(left: Sequence[int], objectives: Sequence[Sequence[float]]) -> Iterator[list[int]]:
     """Pareto fronts of the indices in `left`, the best first."""
     if objectives and len(objectives[0]) == 1:  # a front is all that are equal: sorting says the same

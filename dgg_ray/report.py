@@ -24,6 +24,7 @@ from dgg_ray import drift, next_steps, plugins, robustness
 from dgg_ray.agreement import trades, unsearched
 from dgg_ray.answer import SHOWN, answer
 from dgg_ray.disparity import disparity, overall
+from dgg_ray.formats import difference_text, interval_text
 from dgg_ray.front import front
 from dgg_ray.optimism import audit_sentences, race_sentences, warning
 from dgg_ray.outcomes import (
@@ -36,7 +37,6 @@ from dgg_ray.outcomes import (
     name_of,
     percent,
     runs,
-    signed,
     text_of,
 )
 from dgg_ray.rates import Estimate, show
@@ -173,10 +173,11 @@ def draw(name: str, results: Results, folder: Path) -> Drawn | None:
 # -- tables ------------------------------------------------------------------------------------------
 
 
-def with_interval(row: Mapping[str, Any], name: str = "score", low: str = "low", high: str = "high") -> str:
-    """`71.2 ± 1.4`, or the bare number where there is no interval."""
-    half = (row[high] - row[low]) / 2
-    return percent(row[name]) + ("" if np.isnan(half) else f" ± {percent(half)}")
+def with_interval(row: Mapping[str, Any], name: str = "score") -> str:
+    """`71.2 (95 % CI 69.8 to 72.6)`; the values themselves where there is no interval."""
+    start = "" if name == "score" else f"{name}_"
+    bounds = (row[f"{start}low"], row[f"{start}high"], row[f"{start}n"])
+    return interval_text(row[name], *bounds, row[f"{start}values"])
 
 
 def comparison_rows(comparison: pd.DataFrame) -> list[dict[str, Any]]:
@@ -188,18 +189,10 @@ def comparison_rows(comparison: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "label": label,
                 "cells": {metric: with_interval(row) for metric, row in cells.items()},
-                "gaps": {metric: gap(row) for metric, row in cells.items()},
+                "gaps": {metric: difference_text(row) for metric, row in cells.items()},
             }
         )
     return rows
-
-
-def gap(row: Mapping[str, Any]) -> str:
-    """`+2.1 [0.4, 3.8]`, without the interval where there is none; empty for the chosen setting itself."""
-    if np.isnan(row["difference"]):
-        return ""
-    low, high = row["difference_low"], row["difference_high"]
-    return signed(row["difference"]) + ("" if np.isnan(low) else f" [{signed(low)}, {signed(high)}]")
 
 
 def judged_rows(results: Results, best: pd.DataFrame) -> list[dict[str, Any]]:
@@ -214,7 +207,7 @@ def judged_rows(results: Results, best: pd.DataFrame) -> list[dict[str, Any]]:
             "best": row["setting"] == chosen(results),
             "values": [text_of(row[knob]) for knob in results.knobs],
             "blocks": row["blocks"] if row["whole"] else f"after {row['blocks']} of {total}",
-            "cells": [with_interval(row, name, f"{name}_low", f"{name}_high") for name in SHOWN],
+            "cells": [with_interval(row, name) for name in SHOWN],
         }
         for row in shown.to_dict("records")
     ]
@@ -230,7 +223,7 @@ def pareto_rows(results: Results, best: pd.DataFrame) -> list[list[str]]:
     return [
         [row["setting"] + " ★" * (row["setting"] == chosen(results))]
         + [text_of(row[knob]) for knob in results.knobs]
-        + [with_interval(row, name, f"{name}_low", f"{name}_high") for name in search.objective]
+        + [with_interval(row, name) for name in search.objective]
         for row in rows
     ]
 
@@ -315,14 +308,14 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def latex(comparison: pd.DataFrame, split: str) -> str:
-    """The comparison as a booktabs table, in percent, with half widths of the 95 % intervals."""
-    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "–": "--"}
+    """The comparison as a booktabs table, in percent, with 95 % intervals."""
+    signs = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "−": "$-$", "–": "--"}
 
     def safe(text: object) -> str:
         return "".join(signs.get(c, c) for c in str(text))
 
     lines = [
-        rf"% {split} split, in percent; mean $\pm$ half width of the 95\,\% interval.",
+        rf"% {split} split, in percent; mean and 95\,\% interval.",
         r"% Needs \usepackage{booktabs}.",
         rf"\begin{{tabular}}{{l{'r' * len(SHOWN)}}}",
         r"\toprule",
@@ -330,8 +323,6 @@ def latex(comparison: pd.DataFrame, split: str) -> str:
         r"\midrule",
     ]
     for row in comparison_rows(comparison):
-        cells = [
-            row["cells"][name].replace("±", r"$\pm$").replace("−", "$-$").replace("–", "--") for name in SHOWN
-        ]
+        cells = [safe(row["cells"][name]) for name in SHOWN]
         lines.append(" & ".join([safe(row["label"]), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

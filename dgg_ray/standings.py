@@ -42,8 +42,9 @@ def judged(results: Results) -> pd.DataFrame:
             **known.loc[str(setting)].to_dict(),
         }
         for metric in metrics():
-            mean, low, high, _ = over_blocks(group, metric)
+            mean, low, high, n, values = over_blocks(group, metric)
             row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+            row |= {f"{metric}_n": n, f"{metric}_values": values}
         done = group.dropna(subset="faa")
         row["blocks"] = done["seed"].nunique() if group["together"].any() else len(done)
         rows.append(row)

@@ -56,8 +56,7 @@ def drawn(module, results: Results) -> pd.DataFrame:
 def test_a_setting_is_a_point_of_its_stability_and_plasticity():
     points = drawn(stability_plasticity, small_study()).set_index("setting")
     assert points.loc["d1", ["stability", "plasticity"]].tolist() == pytest.approx([0.55 - 0.05, 0.75 - 0.05])
-    # 0.55 and 0.45 with the two seeds of one order: t(0.975, 1) · 0.1 / 2
-    assert points.loc["d1", "stability_high"] - 0.5 == pytest.approx(12.7062 / 20, rel=1e-5)
+    assert np.isnan(points.loc["d1", "stability_high"])  # the two seeds of one order are too few
     assert points.loc["d1", "clusters"] == 2
     assert points.loc["d1", "alpha"] == pytest.approx((0.1 + 0.3) / 2)
 
@@ -101,7 +100,7 @@ def test_the_effect_of_alpha_is_read_right_after_the_tasks_own_stage():
     assert curve["gain"].tolist() == pytest.approx(
         [0, (-0.2 + 0.2) / 3]
     )  # the new task loses what the old gains
-    assert curve["old_low"].tolist() == pytest.approx([-0.1, 0.1])  # both seeds have the same shape
+    assert curve["old_low"].isna().all()  # two blocks are too few for a band
     assert (data["kind"] == "stage").sum() == 4
 
 

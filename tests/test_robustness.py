@@ -123,7 +123,7 @@ def test_one_mean_has_one_interval_over_what_shares_no_stage():
     found = study({"ours": {o: (v,) * 3 for o, v in zip(SHARING, values, strict=True)}})
     row = compare(found, "validation").set_index("metric").loc["faa"]
     bounds = mean_interval(values, clusters=[0, 0, 1, 2])
-    assert tuple(row[["score", "low", "high", "n"]]) == pytest.approx(bounds)
+    assert tuple(row[["score", "low", "high", "n"]]) == pytest.approx(bounds[:4])
     assert overall(found, "validation").iloc[0][["mean", "low", "high"]].tolist() == pytest.approx(bounds[:3])
     best = judged(found).iloc[0]
     assert best[["faa", "faa_low", "faa_high", "blocks"]].tolist() == pytest.approx([*bounds[:3], 4])
@@ -143,7 +143,7 @@ def test_a_difference_is_over_what_shares_no_stage():
     row = compare(found, "validation").set_index(["label", "metric"]).loc[("other", "faa")]
     gap = paired_difference(ours, theirs, clusters=[0, 0, 1, 2])
     names = ["difference", "difference_low", "difference_high", "p", "pairs"]
-    assert tuple(row[names]) == pytest.approx(gap)
+    assert tuple(row[names]) == pytest.approx(gap[:5])
 
 
 def test_orders_that_all_begin_alike_have_no_interval():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (-1.0, 1.0)
+
 
 def backward_transfer(scores: ScoreMatrix) -> Value:
     """Mean change of the earlier tasks' scores since each was learned; in [-1, 1], negative is forgetting.

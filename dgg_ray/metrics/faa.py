@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (0.0, 1.0)
+
 
 def faa(scores: ScoreMatrix) -> Value:
     """Mean final score over all examples, whichever task they belong to; in [0, 1].

@@ -6,6 +6,8 @@ import numpy as np
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (-1.0, 1.0)
+
 
 def forgetting(scores: ScoreMatrix) -> Value:
     """Mean fall from each earlier task's best score so far; in [-1, 1], negative where the end is the best.

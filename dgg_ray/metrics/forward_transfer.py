@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (-1.0, 1.0)
+
 
 def forward_transfer(scores: ScoreMatrix) -> Value:
     """Mean gain over the untouched model on each task right before it is learned; in [-1, 1].

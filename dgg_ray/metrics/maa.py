@@ -6,6 +6,8 @@ import numpy as np
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (0.0, 1.0)
+
 
 def maa(scores: ScoreMatrix) -> Value:
     """Mean over the stages of the mean score on the tasks learned up to then; in [0, 1].

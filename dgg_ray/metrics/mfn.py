@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (0.0, 1.0)
+
 
 def mfn(scores: ScoreMatrix) -> Value:
     """Mean over the tasks of the score after the last stage, unweighted; in [0, 1].

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (0.0, 1.0)
+
 
 def mft(scores: ScoreMatrix) -> Value:
     """Mean of the diagonal: how well each task was learned when its turn came; in [0, 1].

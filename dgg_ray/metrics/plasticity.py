@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (0.0, 1.0)
+
 
 def plasticity(scores: ScoreMatrix) -> Value:
     """Mean score on each task right after learning it, but for the first; in [0, 1].

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dgg_ray.contracts import ScoreMatrix, Value, mean
 
+RANGE = (0.0, 1.0)
+
 
 def stability(scores: ScoreMatrix) -> Value:
     """Mean final score on the tasks learned before the last one; in [0, 1].

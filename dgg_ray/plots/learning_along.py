@@ -58,7 +58,7 @@ def stages(results: Results, split: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["label", "together", "stage", *BLOCK, "score"]).dropna()
     data = []
     for (label, together, stage), group in table.groupby(["label", "together", "stage"], sort=True):
-        data.append([label, together, stage, *over_blocks(group, "score")])
+        data.append([label, together, stage, *over_blocks(group, "score")[:4]])
     return pd.DataFrame(data, columns=["label", "together", "stage", "score", "low", "high", "clusters"])
 
 

@@ -1,0 +1,60 @@
+"""Numbers with how sure they are, as the console, the tables, the figures and LaTeX print them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dgg_ray.intervals import FEWEST
+from dgg_ray.outcomes import percent, signed
+
+Form = Callable[[float], str]
+
+
+def interval_text(
+    mean: float,
+    low: float,
+    high: float,
+    n: float,
+    values: Sequence[float] = (),
+    form: Form = percent,
+    what: str = "block",
+    ci: str = "95 % CI ",
+) -> str:
+    """A mean with its interval, or with the values themselves where no interval can be given.
+
+    `65.6 (95 % CI 55.6 to 75.7)`, `67.1 (2 blocks: 62.0, 72.0)`, `67.1 (1 block)`,
+    `67.1 (the same in all 4 blocks)`, `–`. form: of a number; what: of which there are n.
+    """
+    text = form(mean)
+    if np.isnan(mean):
+        return text
+    if not (np.isnan(low) or np.isnan(high)):
+        return f"{text} ({ci}{form(low)} to {form(high)})"
+    n = int(n)
+    if n >= FEWEST:
+        return f"{text} (the same in all {n} {what}s)"
+    shown = ": " + ", ".join(map(form, values)) if 1 < len(values) == n else ""
+    return f"{text} ({n} {what}{'s' * (n != 1)}{shown})"
+
+
+def score_text(row: Mapping[str, Any]) -> str:
+    """Of a row of `outcomes.compare`: the mean over other orders and seeds."""
+    return interval_text(row["score"], row["low"], row["high"], row["n"], row["values"])
+
+
+def difference_text(row: Mapping[str, Any]) -> str:
+    """The paired difference, over other orders and seeds, of this one comparison; empty for none."""
+    parts = (row[f"difference{part}"] for part in ("", "_low", "_high"))
+    text = interval_text(*parts, row["pairs"], row["difference_values"], signed)
+    return "" if np.isnan(row["difference"]) else text
+
+
+def these_text(row: Mapping[str, Any], difference: bool = False) -> str:
+    """The mean, or the paired difference, on these orders, over seeds."""
+    name = "difference_" if difference else ""
+    bounds = (row[f"{name}these_low"], row[f"{name}these_high"], row[f"{name}these_n"])
+    values, form = row[f"{name}these_values"], signed if difference else percent
+    return interval_text(row["difference" if difference else "score"], *bounds, values, form, "seed")

@@ -1,0 +1,188 @@
+"""Which setting to use, in one sentence that says no more than its evidence, and what that rests on."""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dgg_ray.agreement import undecided_alphas, unsearched
+from dgg_ray.formats import interval_text
+from dgg_ray.outcomes import (
+    Results,
+    chosen,
+    compare,
+    final_split,
+    final_table,
+    headline,
+    listing,
+    name_of,
+    once,
+    percent,
+    range_of,
+    runs,
+    settings,
+    text_of,
+)
+from dgg_ray.preference import simplicity
+
+SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
+IN_WORDS = {
+    "finetune": "plain fine-tuning",
+    "replay": "replay with the same buffer",
+    "joint": "joint training on all tasks at once",
+}
+PLAIN = {"finetune": 0, "replay": 1}  # the simplest strategies, which others are measured by
+FLOOR, CEILING = 0.10, 0.99  # of scores in [0, 1]: beyond them settings cannot differ by much
+
+
+class Verdict(NamedTuple):
+    """What to use, no bolder than its evidence; the page and the console open with it.
+
+    headline: one sentence; support: at most three more.
+    status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not, `floor`
+        or `ceiling` where scores are too low or too high to tell, `not compared` without a simpler rival,
+        `nothing judged` before there is a score.
+    """
+
+    headline: str
+    support: list[str]
+    status: str
+
+
+@once
+def verdict(results: Results) -> Verdict:
+    """Which setting to use: the recommended one only where it beats all simpler rivals beyond doubt.
+
+    That is, where the interval of every difference lies above 0, all rivals at once (Bonferroni). joint is an
+    upper reference and no rival. Raises ResultsError for a study without a finished stage.
+    """
+    split = final_split(results)
+    runs(results, split)
+    setting = chosen(results)
+    if setting is None or setting not in settings(results).index:
+        return Verdict(
+            "No setting has been judged on all its orders and seeds yet, so none is recommended.",
+            [],
+            "nothing judged",
+        )
+    metric = headline(results)
+    rows = compare(results, split)
+    rows = rows[rows["metric"] == metric].set_index("label")
+    own = rows[rows["setting"] == setting].iloc[0]
+    ours = described(results, setting)
+    if np.isnan(own["score"]):
+        text = f"{ours} scored highest where settings were chosen, and has no finished run on {split} yet."
+        return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing judged")
+    if limit := end_of_scale(results, rows, metric, split):
+        return limit
+    rivals = rows[[is_simpler(results, other, setting) for other in rows["setting"]]]
+    unbeaten = rivals[~(rivals["at_once_low"] > 0)]
+    score = f"On the {split} split its {SHOWN.get(metric, metric)} is {of_score(own)}."
+    support = [score, *reference(rows), *scope(results, split)]
+    if rivals.empty:
+        why = "this study has no simpler rival that it was compared with"
+        return Verdict(f"{begin(results)} {ours}; {why}.", support, "not compared")
+    if unbeaten.empty:
+        gaps = listing([f"{in_words(label)} by {of_gap(row)}" for label, row in rivals.iterrows()])
+        return Verdict(f"{begin(results)} {ours}.", [score, f"It beats {gaps}.", *support[1:]][:3], "clear")
+    simplest = min(unbeaten["setting"], key=lambda other: simplicity_of(results, other))
+    label = unbeaten.index[unbeaten["setting"] == simplest][0]
+    text = f"No setting was shown to beat {in_words(label)} (difference {of_gap(unbeaten.loc[label])}); "
+    text += f"the simplest setting within noise is {described(results, simplest)}."
+    highest = f"Highest where settings were chosen was {ours}. {score}"
+    return Verdict(text, [highest, *support[1:]][:3], "within noise")
+
+
+def begin(results: Results) -> str:
+    return "So far the best is" if results.search and not results.search.finished else "Use"
+
+
+def in_words(label: object) -> str:
+    return IN_WORDS.get(str(label), str(label))
+
+
+def of_score(row: pd.Series) -> str:
+    """`65.6 % (95 % CI 55.6 to 75.7, 4 independent blocks)`"""
+    text = interval_text(row["score"], row["low"], row["high"], row["n"], row["values"])
+    number, _, rest = text.partition(" (")
+    blocks = f", {int(row['n'])} independent blocks" if rest.startswith("95") else ""
+    return f"{number} % ({rest.removesuffix(')')}{blocks})" if rest else f"{number} %"
+
+
+def of_gap(row: pd.Series) -> str:
+    """`6.4 points, 95 % CI −10.0 to 23.1`, the bounds of all rivals at once."""
+    gap = row["difference"]
+    values = row["difference_values"]
+    text = interval_text(gap, row["at_once_low"], row["at_once_high"], row["pairs"], values)
+    number, _, rest = text.partition(" (")
+    return f"{number} points, {rest.removesuffix(')')}" if rest else f"{number} points"
+
+
+def reference(rows: pd.DataFrame) -> list[str]:
+    """What joint training reaches, where it was run."""
+    if "joint" not in rows.index or np.isnan(rows.loc["joint", "score"]):
+        return []
+    return [
+        f"Joint training on all tasks at once, the upper reference, reaches {of_score(rows.loc['joint'])}."
+    ]
+
+
+def scope(results: Results, split: str) -> list[str]:
+    """What the intervals do not speak of: other seeds, where one seed serves all orders."""
+    own = final_table(results, split)
+    own = own[own["setting"] == chosen(results)]
+    seeds = sorted(own["seed"].unique())
+    if own["order"].nunique() > 1 and len(seeds) == 1:
+        return [f"One seed ({seeds[0]}) serves all orders: the intervals speak of other orders at that seed."]
+    return []
+
+
+def end_of_scale(results: Results, rows: pd.DataFrame, metric: str, split: str) -> Verdict | None:
+    """The verdict where scores are so low or so high that settings cannot differ by much."""
+    scores = rows["score"].dropna()
+    if range_of(metric) != (0.0, 1.0) or scores.empty:
+        return None
+    name = SHOWN.get(metric, metric)
+    if scores.max() < FLOOR:
+        which = in_words(scores.idxmax())
+        text = f"This study cannot tell which setting to use: even {which} reaches only "
+        text += f"{percent(scores.max())} % {name} on {split}."
+        why = "What is hardly learned cannot be forgotten: check the data, the scorer and the training first."
+        return Verdict(text, [why], "floor")
+    if scores.min() >= CEILING:
+        text = "This study cannot tell which setting to use: every setting compared reaches at least "
+        text += f"{percent(scores.min())} % {name} on {split}."
+        why = "Nothing is forgotten that a setting could keep: longer sequences or harder tasks would tell."
+        return Verdict(text, [why], "ceiling")
+    return None
+
+
+def described(results: Results, setting: str) -> str:
+    """`dgg with α for words = 0.3 (0.1 to 1 cannot be told apart), buffer = 30`"""
+    values = settings(results).loc[setting]
+    skipped = unsearched(results) if setting == chosen(results) else ()
+    doubts = undecided_alphas(results) if setting == chosen(results) else {}
+    parts = [
+        f"{name_of(knob)} = {text_of(values[knob])}" + (f" ({doubts[knob]})" if knob in doubts else "")
+        for knob in results.knobs
+        if knob not in skipped and text_of(values[knob]) != "–"
+    ]
+    return str(values["strategy"]) + (f" with {', '.join(parts)}" if parts else "")
+
+
+def is_simpler(results: Results, setting: str, than: str) -> bool:
+    """Whether a compared setting is a simpler one; a joint run is none, it is another way to train."""
+    together = setting == results.rivals.get("joint")
+    return not together and simplicity_of(results, setting) < simplicity_of(results, than)
+
+
+def simplicity_of(results: Results, setting: str) -> tuple[Any, ...]:
+    """Lower is simpler: fine-tuning, then replay, then all others by `preference.simplicity`."""
+    values = settings(results).loc[setting]
+    return PLAIN.get(str(values["strategy"]), len(PLAIN)), *simplicity(values[list(results.knobs)].to_dict())
