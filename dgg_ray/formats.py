@@ -47,8 +47,8 @@ def score_text(row: Mapping[str, Any]) -> str:
 
 def difference_text(row: Mapping[str, Any]) -> str:
     """The paired difference, over other orders and seeds, of this one comparison; empty for none."""
-    parts = (row[f"difference{part}"] for part in ("", "_low", "_high"))
-    text = interval_text(*parts, row["pairs"], row["difference_values"], signed)
+    bounds = row["difference_low"], row["difference_high"], row["pairs"]
+    text = interval_text(row["difference"], *bounds, row["difference_values"], signed)
     return "" if np.isnan(row["difference"]) else text
 
 

@@ -107,18 +107,18 @@ def test_intervals_over_held_out_blocks_cover_whatever_the_search_chose(blocks):
 @pytest.mark.parametrize(("seeds", "below"), [(2, 0.945), (4, 0.91)])
 def test_the_blocks_of_the_search_hold_as_far_as_their_orders_are_independent(seeds, below):
     tasks = list(NAMES)
-    first = [design("random", tasks, 2, s, (), None, 2, ()) for s in range(STUDIES)]
+    first = [design("random", tasks, 4, s, (), None, 2, ()) for s in range(STUDIES)]
     crossed = drawn(np.repeat([numbered(o) for o in first], seeds, axis=1), f"crossed {seeds}")[0]
     winner = crossed.mean(axis=-1).argmax(axis=0)
     blocks = [[(" > ".join(order), seed) for order in orders for seed in range(seeds)] for orders in first]
     found = [
         mean_interval(crossed[w, s], clusters=clusters_of(tuple(blocks[s]))) for s, w in enumerate(winner)
     ]
-    level = [covered(i, truth()[w]) for i, w in zip(found, winner, strict=True) if i.n > 1]
+    level = [covered(i, truth()[w]) for i, w in zip(found, winner, strict=True) if i.n > 2]
     alone = [covered(mean_interval(crossed[w, s]), truth()[w]) for s, w in enumerate(winner)]
     assert 0.93 <= np.mean(level) <= 0.97
     assert np.mean(alone) < below  # as if blocks of one order shared nothing
-    assert all(np.isnan(i.low) for i in found if i.n == 1)  # both orders begin alike
+    assert all(np.isnan(i.low) for i in found if i.n < 3)
 
 
 SHARED = [(4, 12), (6, 24), (8, 24)]  # tasks, random orders with one seed
@@ -142,7 +142,7 @@ def test_intervals_of_means_and_paired_differences_hold_where_orders_share_stage
     assert np.mean(alone) < 0.92
 
 
-@pytest.mark.parametrize("blocks", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("blocks", [3, 4, 5, 8])
 def test_the_crosses_of_the_figure_hold(blocks):
     orders = random_orders(6, blocks)
     table = np.stack([finals(6, blocks)[..., :2].mean(axis=-1), finals(6, blocks).mean(axis=-1)], axis=-1)
@@ -151,11 +151,11 @@ def test_the_crosses_of_the_figure_hold(blocks):
     for order, rows in zip(orders, table, strict=True):
         index = pd.MultiIndex.from_arrays([named(order), [0] * blocks], names=BLOCK)
         found = bands(pd.DataFrame(rows, index, list(AXES)))
-        if found["clusters"] > 1:
+        if found["clusters"] > 2:
             held.append(
                 tuple(found[f"{a}_low"] <= t <= found[f"{a}_high"] for a, t in zip(AXES, true, strict=True))
             )
-    assert len(held) > 0.8 * len(orders)
+    assert len(held) > 0.5 * len(orders)
     assert (np.mean(held, axis=0) >= 0.93).all()
     assert (np.mean(held, axis=0) <= 0.97).all()
 

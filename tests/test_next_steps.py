@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_report import ORDERS, small_study
@@ -9,8 +10,9 @@ from test_report import ORDERS, small_study
 from dgg_ray import next_steps
 from dgg_ray.conduct import Ahead, Candidate, Searched, Terms
 from dgg_ray.front import front, volumes
+from dgg_ray.intervals import mean_interval
 from dgg_ray.next_steps import Step, best_of_all, more_blocks, sentences
-from dgg_ray.optimism import optimism
+from dgg_ray.optimism import below, optimism
 
 FIRST, SECOND = ((order, 0) for order in ORDERS)
 SEARCH = Searched("tpe", ("faa",))
@@ -27,13 +29,16 @@ def test_optimism_is_what_was_seen_minus_test_on_the_final_blocks():
 
 
 def test_the_gap_has_an_interval_where_the_final_blocks_are_held_out():
-    # finals 43/60 and 37/60: mean 2/3, sd 0.1/√2, half width 12.706 · 0.05
     both = {"chosen_on": (FIRST,), "compared_on": (FIRST, SECOND)}
     held = optimism(small_study(search=SEARCH, terms=Terms(**both, held_out=True))).total
-    assert (held.mean, held.low) == pytest.approx((0.05, 0.05 - 0.6353), abs=1e-4)
+    assert held.mean == pytest.approx(0.05)  # finals 43/60 and 37/60, seen 43/60
+    assert held.low != held.low  # of two blocks none can be given
+    final = mean_interval([0.6, 0.7, 0.8])
+    gap = below(0.75, final, True)
+    assert (gap.mean, gap.low, gap.high) == pytest.approx((0.05, 0.75 - final.high, 0.75 - final.low))
     same = optimism(small_study(search=SEARCH, terms=Terms(**both))).total
     assert same.mean == held.mean
-    assert same.low != same.low  # not independent of the choice: none is given
+    assert np.isnan(below(0.75, final, False).low)  # not independent of the choice: none is given
 
 
 def test_nothing_searched_has_no_optimism():
