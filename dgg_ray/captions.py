@@ -4,8 +4,9 @@
     CIDEr       Vedantam et al., CVPR 2015,      METEOR    Denkowski & Lavie, WMT 2014, needs Java
                 arXiv:1411.5726, here CIDEr-D, in [0, 10]
 
-A caption that is missing scores 0 in each of them and stays in every mean. So does CIDEr for a set
-of one picture: its weights log(pictures / pictures with the phrase) are all 0.
+Texts are brought to one form of Unicode first (texts.visible). A caption that is missing scores 0 in each
+of them and stays in every mean. So does CIDEr for a set of one picture: its weights
+log(pictures / pictures with the phrase) are all 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from dgg_ray.contracts import Example, Score
 from dgg_ray.errors import StageError
+from dgg_ray.texts import visible
 
 WORD = re.compile(r"\w+(?:-\w+)*|'\w+")
 NOTHING = "\N{EMPTY SET}"  # a reference without a word, which an absent caption would match
@@ -48,8 +50,8 @@ def judge(predictions: Sequence[str | None], examples: Sequence[Example], java: 
         raise StageError(sentence)
     if not examples:
         return Score(0.0, ())
-    texts = [prediction or "" for prediction in predictions]
-    answers = [example.references or (example.answer,) for example in examples]
+    texts = [visible(prediction or "") for prediction in predictions]
+    answers = [[visible(text) for text in example.references or (example.answer,)] for example in examples]
     split = penn_treebank if java else words
     tokens = iter(split([*texts, *(text for group in answers for text in group)]))
     said = [next(tokens) for _ in texts]

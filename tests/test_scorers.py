@@ -79,6 +79,33 @@ def test_case_white_space_and_a_final_full_stop_do_not_count(said):
     assert exact_match.score([said], asked("plum tree")).value == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("cafe\u0301", "café"),  # decomposed
+        ("ＰＬＵＭ１２", "plum12"),  # full width
+        ("plum\u00a0tree", "plum tree"),  # a no-break space
+        ("梅\u3000树。", "梅 树"),  # an ideographic space, a full stop of Chinese
+        ("\ufeffpl\u00adu\u200bm\u200f", "plum"),  # what cannot be seen
+        ("STRASSE", "Straße"),
+        ("İstanbul", "istanbul"),
+        ("ΟΔΟΣ", "οδος"),
+        ("यह।", "यह"),
+    ],
+)
+def test_what_nobody_sees_or_means_does_not_count(said, answer):
+    assert exact_match.score([said], asked(answer)).value == 1
+    assert exact_match.score([answer], asked(said)).value == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [("10²", "102"), ("1,000", "1000"), ("٣", "3"), ("ı", "i"), ("½", "1⁄2"), ("\u200b", "\u200b")],
+)
+def test_what_means_something_else_counts(said, answer):
+    assert exact_match.score([said], asked(answer)).value == 0
+
+
 @pytest.mark.parametrize("said", ["plum", "a plum tree", "plum tree..", "plumtree", "plum tree!", None, "."])
 def test_anything_else_counts(said):
     assert exact_match.score([said], asked("plum tree")).value == 0
@@ -123,7 +150,7 @@ def test_no_option_another_or_two_are_wrong(said):
 @pytest.mark.parametrize("form", ["A. {}\nB. {}", "(A) {}\n(B) {}", "A) {}\nB) {}", "  A: {}\n  B: {}"])
 def test_options_are_read_off_the_question(form):
     question = "Where?\n" + form.format("in Rome", "in Oslo") + "\nS. Holm took it."
-    assert contains_choice.options(asked("B", question=question)[0]) == ["in rome", "in oslo"]
+    assert contains_choice.options(asked("B", question=question)[0]).texts == ("in rome", "in oslo")
 
 
 def test_choices_of_the_record_come_before_the_question():
@@ -158,6 +185,103 @@ def test_without_options_the_text_must_be_equal():
     assert contains_choice.score(["Oslo.", "in Oslo", None], asked("Oslo") * 3).each == (1, 0, 0)
 
 
+FORMS = [
+    "Which?\nOptions: (A) red (B) green (C) blue",
+    "Which? Options:(A)red(B)green(C)blue",
+    "Which? A) red B) green C) blue",
+    "Which? A. red B. green C. blue\nAnswer with the option's letter.",
+    "Which? A: red B: green C: blue",
+    "Which?\n**A** red\n**B** green\n**C** blue",
+    "Which? **A.** red **B.** green **C.** blue",
+    "Which? a) red; b) green; c) blue",
+    "Which? (a) red, (b) green, or (c) blue?",
+    "Which?\n- A. red\n- B. green\n- C. blue",
+    "Which?\nOption A: red\nOption B: green\nOption C: blue",
+    "Which?\nA - red\nB - green\nC - blue",
+    "[A] red [B] green [C] blue",
+    "A) red B) green\nC) blue",
+    "哪个？选项：（A）red（B）green（C）blue",
+    "哪个？A、red B、green C、blue",
+    "Which of (A) and (B)? (A) red (B) green (C) blue. Answer with (A), (B) or (C).",
+    "Which? (A) red (B) green (C) blue Answer:",
+]
+
+
+@pytest.mark.parametrize("question", FORMS)
+def test_options_are_read_in_the_forms_that_data_sets_use(question):
+    offer = contains_choice.options(asked("B", question=question)[0])
+    assert (offer.labels, offer.texts) == (("a", "b", "c"), ("red", "green", "blue"))
+
+
+@pytest.mark.parametrize("question", ["1. red\n2. green", "(1) red (2) green", "Options: 1) red 2) green"])
+def test_options_may_have_numbers(question):
+    examples = asked("2", question=question) * 6
+    assert contains_choice.score(["2", "(2)", "green", "Option 2", "1", "2 or 1"], examples).each == (
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Who was J. A. B. Smith?",
+        "Vitamin A. B. subtilis?",
+        "Is it A or B?",
+        "See (A) or (B).",
+        "In (a)?",
+        "A: yes",
+    ],
+)
+def test_a_question_that_only_has_letters_shows_no_options(question):
+    assert contains_choice.options(asked("B", question=question)[0]).texts == ()
+
+
+RIGHT = """b | **B** | (B) green | B) green | B: green | B, green | B because it is | B is right
+Ｂ | （B） | 'B' | It is B. | I choose B | the answer is b | The answer is (B) because the red one is no leaf
+The answer is **B**. | The red one is a fox, so the answer is B. | The correct answer is option B. | Final answer: B | answer = b
+\\boxed{B} | The best choice is B | Correct option: B | the answer is green | 答案是B。"""
+WRONG = """A or B | a or b | A/B | both A and B | A, B | The answer is B. red | B. red
+The answer is A. The answer is B | A cat | the answer is a dog | evergreen | neither | D | the answer is a | It is A, not B
+A. | (A) because of (B)"""
+
+
+def listed(text):
+    return [form.strip() for line in text.splitlines() for form in line.split(" | ")]
+
+
+@pytest.mark.parametrize("question", FORMS[:3])
+@pytest.mark.parametrize("answer", ["B", "green", "B. green", "(B)", "b"])
+def test_an_answer_names_one_option_in_the_ways_that_models_write(question, answer):
+    said = listed(RIGHT) + listed(WRONG)
+    each = contains_choice.score(said, asked(*[answer] * len(said), question=question)).each
+    assert dict(zip(said, each, strict=True)) == dict.fromkeys(listed(RIGHT), 1) | dict.fromkeys(
+        listed(WRONG), 0
+    )
+
+
+def test_options_of_one_text_are_told_apart_by_their_labels():
+    choices = ("red", "red", "blue")
+    said = ["A", "B", "A. red", "B. red", "red", "C"]
+    assert contains_choice.score(said, asked(*["A"] * 6, choices=choices)).each == (1, 0, 1, 0, 0, 0)
+    assert contains_choice.score(said, asked(*["red"] * 6, choices=choices)).each == (1, 1, 1, 1, 1, 0)
+
+
+def test_several_options_of_the_gold_answer_must_all_be_named():
+    said = ["A and C", "A", "A, B and C", "C, A"]
+    assert contains_choice.score(said, asked(*["A, C"] * 4, choices=("x1", "x2", "x3"))).each == (1, 0, 0, 1)
+
+
+def test_what_a_scorer_cannot_use_is_counted_before_anything_starts():
+    examples = [*asked("B", "E", "A and B", question=LETTERED), *asked("B", "", question="What is it?")]
+    assert [count for count, _ in contains_choice.remarks(examples)] == [2, 1, 1, 0]
+    assert [count for count, _ in exact_match.remarks(examples)] == [1]
+
+
 # -- captions --------------------------------------------------------------------------------------
 
 
@@ -177,6 +301,12 @@ def test_light_captions_of_one_picture_can_be_computed_by_hand():
 def test_a_perfect_caption_of_several_is_cut_to_one():
     pytest.importorskip("pycocoevalcap")
     assert caption_light.score(CAPTIONS, asked(*CAPTIONS)) == (1.0, (1.0, 1.0, 1.0, 1.0))
+
+
+def test_captions_in_another_form_of_unicode_are_the_same():
+    pytest.importorskip("pycocoevalcap")
+    examples = asked("the café is open", "two dogs run")
+    assert caption_light.score(["the cafe\u0301 is open", "two\u200b dogs run"], examples).value == 1
 
 
 def test_captions_are_held_against_all_references():

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dgg_ray import captions
 from dgg_ray.contracts import Example, Score
 
+VERSION = 2  # 2: one form of Unicode
+
 
 def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Score:
     """Against the references, or the answer where there are none; an absent caption scores 0.

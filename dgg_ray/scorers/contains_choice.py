@@ -1,29 +1,24 @@
-"""Share of the lettered questions in which the right option, and no other, was named.
+"""Share of the multiple-choice questions in which the right option, and no other, was named.
 
-An option is named by its letter, `B`, `(B)`, `B.`, `B) text`, `answer: B`, `option B`, or by its text
-as whole words. Two different options named are wrong, and so is none. The options are the
-example's choices, or the question's lettered lines, `A. …`, `B) …`, `(C) …`.
+The options are the example's choices, or else those that the question shows; an answer names one by
+its label or by its text. What counts as an option and as naming one is the rule at the head of
+`choices.py`. The gold answer is read by the same rule: `B`, `green` and `B. green` are one.
 
-A bare option text comes before a bare letter (options may be letters themselves). Of two texts of
-which one holds the other, "red" and "dark red", the longer is named. Denials are not understood:
-"not B, but (A)" names A only, "not a cat" names the cat. A question without options, or with an
-answer that names none of them, is judged by equal text.
+The options named must be those of the gold answer: one more is wrong, and so is none. Where two
+options have one text and the gold answer is that text, either is right. A question without options,
+or with a gold answer that names none of them, is judged by equal text (`texts.py`); `dgg-ray plan`
+counts both.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from dgg_ray.choices import Offer, named, offered
 from dgg_ray.contracts import Example, Score
+from dgg_ray.texts import plain
 
-LINE = re.compile(r"^[ \t]*(?:\(([A-Z])\)|([A-Z])[.):])[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
-BARE = re.compile(r"\(?([A-Z])\)?[.):]?", re.IGNORECASE)
-FIRST = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):](?=\s))", re.IGNORECASE)
-WITHIN = re.compile(r"\(([A-Z])\)")
-AFTER_A_WORD = re.compile(  # "Answer: A dog" is about a dog, hence the extra condition for A
-    r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is)?\s*:?\s*(A\b(?!\s+\w)|[B-Z]\b)"
-)
+VERSION = 2  # 2: options in one line, lower case, bold, numbers; identity by label; texts.py
 
 
 def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Score:
@@ -36,55 +31,28 @@ def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Sco
 
 
 def is_right(prediction: str, example: Example) -> bool:
-    offered = options(example)
-    wanted = named(example.answer, offered)
-    if len(wanted) != 1:
+    offer = options(example)
+    wanted = named(example.answer, offer)
+    if not wanted:
         return plain(prediction) != "" and plain(prediction) == plain(example.answer)
-    return named(prediction, offered) == wanted
+    said = named(prediction, offer)
+    one = len({offer.texts[i] for i in wanted}) == 1
+    return bool(said) and (said <= wanted if one else said == wanted)
 
 
-def options(example: Example) -> list[str]:
-    """The options' texts in plain form, in the order of their letters; [] where none are offered."""
-    if example.choices:
-        lettered = [LINE.fullmatch(choice) for choice in example.choices]
-        if all(line and letter_of(line) == i for i, line in enumerate(lettered)):
-            return [plain(line[3]) for line in lettered if line]  # the choices bring their letters
-        return [plain(choice) for choice in example.choices]
-    found: list[str] = []
-    for line in LINE.finditer(example.question):
-        if letter_of(line) == len(found):  # A, B, C, … : another initial at a line's start is no option
-            found.append(plain(line[3]))
-    return found if len(found) > 1 else []
+def options(example: Example) -> Offer:
+    return offered(example.question, tuple(example.choices))
 
 
-def named(text: str, offered: Sequence[str]) -> set[str]:
-    """The options that a text names, each by its own text."""
-    said = plain(text)
-    if said in offered:
-        return {said}
-    if (bare := BARE.fullmatch(text.strip())) and (option := at_letter(bare, offered)):
-        return {option}
-    letters = [FIRST.match(text.strip()), *WITHIN.finditer(text), *AFTER_A_WORD.finditer(text)]
-    found = {option for letter in letters if letter and (option := at_letter(letter, offered))}
-    for option in sorted(set(offered), key=len, reverse=True):
-        whole = rf"(?<![\w-])(?<!\w[.,]){re.escape(option)}(?![\w-]|[.,]\w)"
-        said, count = re.subn(whole, " | ", said)
-        found |= {option} if count else set()
-    return found
-
-
-def at_letter(match: re.Match[str], offered: Sequence[str]) -> str:
-    """The option with the matched letter, empty where there is none."""
-    i = letter_of(match)
-    return offered[i] if i < len(offered) else ""
-
-
-def letter_of(match: re.Match[str]) -> int:
-    """0 for A; the letter is the first group that took part."""
-    return ord(next(group for group in match.groups() if group).upper()) - ord("A")
-
-
-def plain(text: str) -> str:
-    """Lower case, single spaces, no final full stop (unless it is all there is)."""
-    text = " ".join(text.casefold().split())
-    return text.removesuffix(".").rstrip() or text
+def remarks(examples: Sequence[Example]) -> Iterator[tuple[int, str]]:
+    """(How many examples, what is to be known of them)."""
+    offers = [options(example) for example in examples]
+    bare = sum(not offer.texts for offer in offers)
+    yield bare, "show no options to `contains_choice`; their answers must be equal in text"
+    pairs = [(example, offer) for example, offer in zip(examples, offers, strict=True) if offer.texts]
+    golds = [named(example.answer, offer) for example, offer in pairs]
+    yield sum(not gold for gold in golds), "have a gold answer that names none of their options"
+    several = "have a gold answer that names several of their options, which must all be named"
+    yield sum(len(gold) > 1 for gold in golds), several
+    twice = "have two options of one text, which only a label tells apart"
+    yield sum(len(set(offer.texts)) < len(offer.texts) for _, offer in pairs), twice

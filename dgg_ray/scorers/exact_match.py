@@ -1,7 +1,8 @@
 """Share of the answers that are exactly right.
 
-Case, white space around and repeated within, and one final full stop do not count. Any of the
-example's references is right too. An absent answer is wrong, and stays in the denominator.
+Two texts are equal by the rule of `texts.py`: case, width, white space, what cannot be seen and one final
+full stop do not count. Any of the example's references is right too. An absent answer is wrong, and
+stays in the denominator.
 
 Where we differ from the evaluation scripts that LLaVA, CoIN and MCITlib publish: theirs divide by
 the answers that were written, and CoIN's takes either text within the other as right, by which an
@@ -10,9 +11,12 @@ empty answer is right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dgg_ray.contracts import Example, Score
+from dgg_ray.texts import plain
+
+VERSION = 2  # 2: texts.py
 
 
 def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Score:
@@ -29,7 +33,7 @@ def is_right(prediction: str | None, example: Example) -> bool:
     return said != "" and said in {plain(text) for text in (example.answer, *example.references)}
 
 
-def plain(text: str) -> str:
-    """Lower case, single spaces, no final full stop (unless it is all there is)."""
-    text = " ".join(text.casefold().split())
-    return text.removesuffix(".").rstrip() or text
+def remarks(examples: Sequence[Example]) -> Iterator[tuple[int, str]]:
+    """(How many examples, what is to be known of them)."""
+    empty = sum(not any(map(plain, (example.answer, *example.references))) for example in examples)
+    yield empty, "have an empty gold answer, so that nothing is right"
