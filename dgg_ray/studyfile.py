@@ -46,8 +46,8 @@ KEYS = {  # of a study file, each with what it is
     "training": "How each task is trained.",
     "orders": "The orders in which the tasks are learned: a list of orders, or a design that makes them.",
     "seeds": (
-        "The seeds of the search's runs: a list, with every one of which each order is learned; `per_order`, a seed "
-        "of its own for each; or `{per_order: 3}`, three of its own."
+        "The seeds of the search's runs: a list, with every one of which each order is learned; `per_order`, "
+        "which gives each order a seed of its own; or `{per_order: 3}`, which gives it three."
     ),
     "search": "Which settings are searched and how; without it the study runs its one setting.",
     "protocol": "What is evaluated, and what the recommended setting is compared with.",

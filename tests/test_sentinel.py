@@ -246,6 +246,26 @@ def test_without_a_gpu_no_driver_is_asked_for_and_the_code_has_a_digest(monkeypa
     assert {"ray", "torch", "transformers", "peft"} <= found.keys()
 
 
+def test_instructions_and_the_switches_that_choose_kernels_are_of_a_processors_kind(monkeypatch):
+    for name in environment.SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    here = environment.environment()
+    assert kind(here) == kind(environment.environment())
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    held_back = environment.environment()
+    assert held_back["switches"] == "MKL_CBWR=COMPATIBLE"
+    monkeypatch.delenv("MKL_CBWR")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    plain = environment.environment()
+    monkeypatch.setattr(environment, "flags", lambda: "other")
+    other = environment.environment()
+    numpy = here | {"numpy": "1.0"}
+    assert len({kind(found).id for found in (here, held_back, plain, other, numpy)}) == 5
+    gpu = {"device": "H100", "driver": "550"}  # a processor that feeds a GPU changes no digit
+    assert kind(here | gpu) == kind(other | gpu)
+
+
 def test_where_it_was_learned_is_kept_with_the_stage_and_not_in_its_key(world, study):
     first, _ = chain(study)
     shop, _ = worker(world, study, OLD)
