@@ -1,9 +1,9 @@
 """Where a stage was learned: kept with it, and no part of its key.
 
 The same stage gives other digits on another device, driver or version of torch, and on a processor whose
-instructions differ or are held back: with `MKL_CBWR=COMPATIBLE` on the same machine the mean final score of four
-blocks moved from 63.9 to 65.4, as one of them moved from 55.5 to 61.3. What of that is worth knowing apart is a
-kind of machine; how far kinds drift apart is measured by sentinel.py.
+instructions differ or are held back: with `MKL_CBWR=COMPATIBLE` on the same machine the mean final score of
+four blocks moved from 63.9 to 65.4, as one of them moved from 55.5 to 61.3. What of that is worth knowing
+apart is a kind of machine; how far kinds drift apart is measured by sentinel.py.
 """
 
 from __future__ import annotations
@@ -26,28 +26,21 @@ PACKAGES = ("dgg_ray", "torch", "transformers", "peft", "ray", "numpy", "pillow"
 OF_KIND = ("device", "instructions", "driver", "cuda", "torch", "transformers", "peft", "numpy", "pillow")
 OF_KIND = (*OF_KIND, "threads", "switches")
 OF_CPU = ("threads", "instructions")  # on a machine with a GPU they feed it, and change no digit
-FLAGS = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm", "fphp")  # how their names begin
-    "sse4",
-    "avx",
-    "fma",
-    "f16c",
-    "amx",
-    "asimd",
-    "sve",
-    "bf16",
-    "i8mm",
-    "fphp",
-)  # of processors: how they begin
-SWITCHES = (  # of the environment: which kernels are taken, and in what precision they work
-    *(
-        "MKL_CBWR",
-        "MKL_ENABLE_INSTRUCTIONS",
-        "MKL_DEBUG_CPU_TYPE",
-        "ATEN_CPU_CAPABILITY",
-        "OPENBLAS_CORETYPE",
-    ),
-    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
-    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
+FLAGS = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm", "fphp")  # begin like these
+# Variables of the environment that say which kernels are taken, and in what precision they work:
+SWITCHES = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "ATEN_CPU_CAPABILITY",
+    "OPENBLAS_CORETYPE",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "CUBLAS_WORKSPACE_CONFIG",
 )
 UNKNOWN = "unknown"
 
@@ -102,7 +95,7 @@ def environment() -> dict[str, str]:
 
 @cache
 def cpuinfo(*names: str) -> str:
-    """What the system says of its first processor under the first of these names that it knows; else empty."""
+    """What the system says of its first processor, under the first of these names that it knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

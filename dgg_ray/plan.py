@@ -30,6 +30,7 @@ class Plan:
 
     settings: to be judged; orders, seeds: the blocks of the search.
     seeding: which orders share seeds, what that means, what the other way would cost; empty for one order.
+    race: what a race over these blocks can promise; empty without one.
     runs: setting × order × seed, those of the final comparison among them.
     asked: stages of all runs; distinct: after sharing; stored: of these, finished already.
     examples: training examples that the distinct stages which are not stored will see.
@@ -59,6 +60,7 @@ class Plan:
     tasks: Mapping[str, Data]
     exact: bool
     seeding: str = ""
+    race: str = ""
     budget: Budget | None = None
     designs: Table | None = None
 
@@ -87,6 +89,7 @@ class Plan:
             [
                 f"{self.study}: {blocks}, then the comparison",
                 *[f"  seeds             {self.seeding}"] * bool(self.seeding),
+                *[f"  race              {self.race}"] * bool(self.race),
                 f"  runs              {about}{self.runs}",
                 f"  stages asked for  {about}{self.asked}",
                 f"  shared            {about}{self.shared}",
@@ -152,8 +155,24 @@ def plan(study: Study, store: StageStore) -> Plan:
         tasks=study.tasks,
         exact=over,
         seeding=seeding(study),
+        race=race(study),
         budget=study.budget,
     )
+
+
+def race(study: Study) -> str:
+    """On how many independent clusters of blocks a race rests, and what it loses."""
+    if study.search is None or not study.search.race:
+        return ""
+    from dgg_ray.intervals import clusters_of  # SciPy, which a plan without a race does without
+
+    count = len(set(clusters_of(tuple((" > ".join(order), seed) for order, seed in study.blocks))))
+    if count < 2:
+        return "gives up nothing: all blocks share an order or a first stage"
+    said = (
+        f"over {count} independent clusters of {len(study.blocks)} blocks loses the best setting in at most "
+    )
+    return said + f"{study.search.race:.0%} of studies, if all settings scatter alike from order to order"
 
 
 def seeding(study: Study) -> str:

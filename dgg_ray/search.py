@@ -248,12 +248,17 @@ class Whole(Method):
         best = judged[order[0]]
         if any(best.excess):
             return None  # nothing that may be recommended is known
+        from dgg_ray.intervals import clusters_of  # late: SciPy, which trials do without
+
         evidence = {n: self.told[n] for n in numbers}
-        spread = []
+        spread, clusters = (
+            [],
+            clusters_of(tuple((" > ".join(order), seed) for order, seed in self.study.blocks)),
+        )
         for name in self.search.objective:
             score = plugins.find("metrics", name)
             table = np.array([[score(s) for s in e.scores] for e in evidence.values() if e])
-            spread.append(paired_spread(table))
+            spread.append(paired_spread(table, clusters))
         if any(not freedom for _, freedom in spread):
             return None
         orders = [order for order, _ in self.study.blocks]
@@ -262,4 +267,4 @@ class Whole(Method):
         count = 1 if len(self.search.objective) == 1 else 3
         incumbents = tuple(self.proposed[n].setting for n in order[:count] if not any(judged[n].excess))
         assert self.search.race is not None
-        return Race(incumbents, self.search.race / len(judged), hopes, tuple(spread))
+        return Race(incumbents, self.search.race / len(judged), hopes, tuple(spread), clusters)

@@ -103,7 +103,8 @@ class Search:
     parallel: number of whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
         whatever the machine's speed, so that a study repeats exactly.
     race: level at which a setting that is behind is given up after a block or a task (racing.py); at
-        most this share of the best settings is lost to it. None judges all on every block.
+        most this share of the best settings is lost to it, if all scatter alike from order to order. The
+        seeds of several orders make it no quicker. None judges all on every block.
     beam: for `stagewise`, number of states kept at each task.
     tries: for `stagewise`, number of values tried on each state.
     outer: for `stagewise`, number of combinations of the settings that are not per task, halved along the

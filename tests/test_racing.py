@@ -1,18 +1,22 @@
 """A setting that is behind is given up, and the best one is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dgg_ray import draws, methods
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.law import Law
+from dgg_ray.plan import plan
 from dgg_ray.racing import Race, critical, hopeless, paired_spread, trails
 from dgg_ray.rehearse import rehearse
 from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.simulate import imagined
+from dgg_ray.simulate import MemoryStore, imagined
 from dgg_ray.strategies.dgg import DGG
 
 BLOCKS = tuple(((("a", "b")), seed) for seed in range(4))
+ALONE = (0, 1, 2, 3)  # each block is a cluster
 
 
 def run(*finals, own=0.5, depth=2):
@@ -26,7 +30,7 @@ def run(*finals, own=0.5, depth=2):
 
 
 def race(level=0.3, spread=0.1, freedom=10, hopes=None):
-    return Race(({},), level, hopes or {"a": 0.9, "b": 0.9}, ((spread, freedom),))
+    return Race(({},), level, hopes or {"a": 0.9, "b": 0.9}, ((spread, freedom),), ALONE)
 
 
 def test_the_margin_is_students_t_of_the_pooled_spread():
@@ -55,7 +59,7 @@ def test_between_tasks_the_best_that_is_known_stands_for_what_is_to_come():
 
 
 def test_with_two_objectives_it_must_be_behind_in_both():
-    two = Race(({},), 0.3, {}, ((0.1, 10), (0.1, 10)))
+    two = Race(({},), 0.3, {}, ((0.1, 10), (0.1, 10)), ALONE)
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
     both = ["stability", "plasticity"]
     assert hopeless(two, both, BLOCKS, run(0.3), theirs)
@@ -72,9 +76,22 @@ def test_what_was_run_to_its_end_is_judged_and_not_given_up():
 def test_the_spread_is_the_residual_of_settings_and_blocks():
     # Residuals ±0.1 in a 2 × 2 table: sum of squares 0.04, one degree of freedom, twice that
     table = np.array([[0.5, 0.7], [0.7, 0.5]])
-    assert paired_spread(table) == (pytest.approx((2 * 0.04) ** 0.5), 1)
-    assert paired_spread(table + np.array([[0.0, 0.3]])) == (pytest.approx(0.08**0.5), 1)
-    assert paired_spread(np.ones((1, 5)))[1] == 0
+    assert paired_spread(table, (0, 1)) == (pytest.approx((2 * 0.04) ** 0.5), 1)
+    assert paired_spread(table + np.array([[0.0, 0.3]]), (0, 1)) == (pytest.approx(0.08**0.5), 1)
+    assert paired_spread(np.ones((1, 5)), range(5))[1] == 0
+    assert paired_spread(np.eye(3), (0, 0, 0))[1] == 0  # one cluster: nothing to estimate it from
+
+
+def test_seeds_of_an_order_are_one_cluster_of_the_spread_and_of_the_differences():
+    # Means 0.5 and 0.7 again, two seeds each; within clusters ±0.1 for one setting, ∓0.1 for the other:
+    # sum of squares 8 · 0.01 on 2 degrees of freedom, of which a mean over two has taken half away.
+    table = np.array([[0.4, 0.6, 0.6, 0.8], [0.8, 0.6, 0.6, 0.4]])
+    assert paired_spread(table, (0, 0, 1, 1)) == (pytest.approx((2 * (0.04 + 0.04 / 2)) ** 0.5), 1)
+    # level 0.1, spread 0.1: given up beyond 0.1372 behind in one cluster, whatever its seeds, 0.0970 in two
+    behind = np.array([-0.13] * 3)
+    assert not trails(behind, 0.1, 0.1, 10, (0, 0, 0, 1))
+    assert trails(behind, 0.1, 0.1, 10, (0, 1, 1, 2))
+    assert not trails(np.array([-0.14, -0.14, -0.05]), 0.1, 0.1, 10, (0, 0, 1))  # 0.095 in the mean
 
 
 def simulated(seed, level, low=0.0, high=1.0):
@@ -82,8 +99,8 @@ def simulated(seed, level, low=0.0, high=1.0):
         3,
         DGG(alpha=0.1, buffer=20),
         simulation=Law(seed=seed, noise=0.01),
-        orders=Orders("random", 2),
-        seeds=(0, 1),
+        orders=Orders("random", 4),
+        own_seeds=True,
         search=Search(
             {"strategy.alpha": Knob(low=low, high=high, per_task=True)},
             method="random",
@@ -114,33 +131,40 @@ def given_up(seed, level, **space):
     return best not in judged, 8 - len(judged), found.stages
 
 
-def raced(level, gap, spreads, objectives, studies=1000, blocks=3, seed=0):
+def raced(level, gap, spreads, objectives, studies=1000, orders=3, seeds=1, own=0.0, tied=True, seed=0):
     """(Share of studies in which the best setting was given up, settings given up in the mean).
 
     A setting's score on a block is the mean of two tasks' that lose nothing; after the first the second is
-    hoped at the highest seen, as in a run. Half of the noise is the block's. The first in `spreads` is best,
-    by `gap` in every objective; settings come in a random order, each judged against all before it.
+    hoped at the highest seen, as in a run. Half of the noise is the block's, and of the other half the share
+    `own` is what an order does to the setting with all its seeds; `tied`: as the race takes them. The first
+    in `spreads` is best, by `gap` in every objective; settings come in a random order, each judged against
+    all before it.
     """
     rng = draws.generator(seed, "", "races")
     lost = many = 0
     for _ in range(studies):
-        shape = (len(spreads), blocks, 2, objectives)
-        scores = np.reshape(spreads, (-1, 1, 1, 1)) * rng.normal(size=shape) + rng.normal(size=shape[1:])
+        shape = (len(spreads), orders * seeds, 2, objectives)
+        noise = (1 - own) ** 0.5 * rng.normal(size=shape)
+        if own:  # the same on both tasks: spread as wide as the mean over the tasks is of the rest
+            alike = rng.normal(size=(len(spreads), orders, 1, objectives)) / 2**0.5
+            noise = noise + own**0.5 * np.repeat(alike, seeds, axis=1)
+        scores = np.reshape(spreads, (-1, 1, 1, 1)) * noise + rng.normal(size=shape[1:])
         scores[0] += gap
+        clusters = np.repeat(np.arange(orders), seeds) if tied else np.arange(orders * seeds)
         judged: list[int] = []
         for candidate in rng.permutation(len(spreads)):
-            if len(judged) > 1 and given_up_in(scores, judged, candidate, level):
+            if len(judged) > 1 and given_up_in(scores, judged, candidate, level, clusters):
                 lost, many = lost + (candidate == 0), many + 1
             else:
                 judged.append(candidate)
     return lost / studies, many / studies
 
 
-def given_up_in(scores, judged, candidate, level):
+def given_up_in(scores, judged, candidate, level, clusters):
     """At any look, between the tasks or at the end of a block but the last."""
     ends, objectives = scores.mean(axis=2), range(scores.shape[3])
     blocks = scores.shape[1]
-    spread = [paired_spread(ends[judged, :, j]) for j in objectives]
+    spread = [paired_spread(ends[judged, :, j], clusters) for j in objectives]
     best = judged[int(ends[judged].mean(axis=(1, 2)).argmax())]
     hope = scores[judged, :, 1].max(axis=(0, 1))
     hoped = (scores[candidate, :, 0] + hope) / 2
@@ -148,7 +172,7 @@ def given_up_in(scores, judged, candidate, level):
     for b in range(blocks):
         for last in (hoped[b], ends[candidate, b])[: 1 if b == blocks - 1 else 2]:
             d = np.vstack([ends[candidate, :b], last]) - ends[best, : b + 1]
-            if all(trails(d[:, j], each, *spread[j]) for j in objectives):
+            if all(trails(d[:, j], each, *spread[j], clusters) for j in objectives):
                 return True
     return False
 
@@ -171,6 +195,13 @@ def test_the_best_setting_is_given_up_less_often_than_the_level_says(name, level
     assert many > lost
 
 
+def test_it_is_so_where_an_order_acts_on_what_a_setting_does_with_all_its_seeds():
+    # 17 % are lost where the seeds of an order count as independent.
+    settings = {"studies": 200, "orders": 2, "seeds": 3, "own": 0.9}
+    assert raced(0.05, 0.0, [1.0] * 8, 1, **settings)[0] < 0.05
+    assert raced(0.05, 0.0, [1.0] * 8, 1, **settings, tied=False)[0] > 0.08
+
+
 def test_a_race_saves_stages_and_keeps_the_best_where_settings_differ():
     raced = [given_up(seed, 0.2) for seed in range(5)]
     full = [given_up(seed, None) for seed in range(5)]
@@ -178,6 +209,14 @@ def test_a_race_saves_stages_and_keeps_the_best_where_settings_differ():
     assert sum(many for _, many, _ in raced) >= 5
     assert sum(many for _, many, _ in full) == 0
     assert sum(stages for _, _, stages in raced) < sum(stages for _, _, stages in full)
+
+
+def test_plan_says_on_how_many_independent_clusters_a_race_rests():
+    said = plan(simulated(0, 0.05), MemoryStore()).race
+    assert said.startswith("over 4 independent clusters of 4 blocks loses the best setting in at most 5% of")
+    one = replace(simulated(0, 0.05), orders=Orders("shared_prefix", 2), own_seeds=False)
+    assert plan(one, MemoryStore()).race.startswith("gives up nothing")
+    assert not plan(simulated(0, None), MemoryStore()).race
 
 
 def test_a_race_is_the_same_on_any_number_of_fleets():
