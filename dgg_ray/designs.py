@@ -43,7 +43,8 @@ class Row:
     places: fewest and most times that a task stands in a position; before: right before another one.
     position, carry_over: efficiency of the effect, in [0, 1]; that of the task is always estimated.
     effective: independent blocks that its orders × seeds are worth (power.py).
-    sees: smallest difference seen with 80 % power, in points; None where its blocks are one cluster.
+    sees: smallest difference seen with 80 % power, in points; None where its clusters are too few for an
+        interval.
     needs: (orders, seeds) that see the difference asked for: any seeds of a single order, else any number of
         the design's orders with the study's seeds; None where none was asked for, or nothing such sees it.
     """

@@ -43,7 +43,8 @@ MOST = 1_000_000  # blocks
 
 
 class Worth(NamedTuple):
-    """blocks: independent ones that a comparison's are worth; freedom: ν of its test, nan for one cluster."""
+    """blocks: independent ones that a comparison's are worth; freedom: ν of its test, nan where the
+    clusters are too few for one."""
 
     blocks: float
     freedom: float
@@ -52,11 +53,14 @@ class Worth(NamedTuple):
 def power(n: float, difference: float, sd: float, freedom: float | None = None) -> float:
     """Probability of seeing a true difference; n: worth in independent blocks. sd > 0.
 
-    freedom: of the test; n - 1 where none is given. 0 where it is below 1 or nan.
+    freedom: of the test; n - 1 where none is given, and then 0 for fewer blocks than an interval is given for.
+    0 where it is below 1 or nan.
     """
     from scipy import special  # late: who only counts stages does not wait for it
 
-    freedom = n - 1 if freedom is None else freedom
+    from dgg_ray.intervals import FEWEST
+
+    freedom = (n - 1 if n >= FEWEST else 0.0) if freedom is None else freedom
     if not freedom >= 1:
         return 0.0
     nodes, weights = rule()
@@ -77,7 +81,7 @@ def detectable(n: float, sd: float, freedom: float | None = None) -> float:
 
     if power(n, 1.0, 1.0, freedom) == 0:
         return inf
-    # A difference of 100 σ is seen by 2 blocks.
+    # A difference of 100 σ is seen by 3 blocks, and by 2 clusters.
     return sd * float(root_scalar(lambda d: power(n, d, 1.0, freedom) - POWER, bracket=(1e-6, 100.0)).root)
 
 
@@ -103,7 +107,7 @@ def worths(
 
     own: r above. together: one run of a seed serves all orders. apart: no two orders share a seed.
     """
-    from dgg_ray.intervals import clusters_of, standard_error  # late, as above
+    from dgg_ray.intervals import FEWEST, clusters_of, standard_error  # late, as above
 
     blocks = tuple(
         (" > ".join(order), seed + i * seeds * apart)
@@ -114,7 +118,8 @@ def worths(
     again = 1 + (seeds - 1) * own if len(orders) > 1 else 1.0
     for count, effect in enumerate(effects(orders), start=1):
         n = count * seeds
-        _, freedom, _ = standard_error(np.zeros(n), clusters[:n])
+        _, freedom, those = standard_error(np.zeros(n), clusters[:n])
+        freedom = freedom if those >= FEWEST else np.nan
         alike = 1.0 if apart else effect
         yield Worth(seeds if together and not apart else n / (alike * again), freedom)
 

@@ -183,7 +183,7 @@ def test_a_setting_given_up_in_its_first_block_is_told_as_the_worst_that_is_know
         raced.tell(raced.ask()[0], scored(final))
     number, probe = raced.ask()
     best = raced.proposed[0].setting
-    raced.proposed[number] = probe._replace(race=Race((best,), 0.1, {}, ((0.1, 3),)))
+    raced.proposed[number] = probe._replace(race=Race((best,), 0.1, {}, ((0.1, 3),), (0,)))
     unfinished = scored(0.2)
     unfinished.scores[0].R[1] = np.nan
     raced.told[number] = unfinished
