@@ -7,6 +7,10 @@ result = study.run(out="out/quickstart")
 result.table, result.best, result.report()
 """
 
-from dgg_ray.study import Study
+from dgg_ray import surroundings
+
+surroundings.prepare()  # before anything is imported that takes it for granted
+
+from dgg_ray.study import Study  # noqa: E402
 
 __all__ = ["Study"]

@@ -15,9 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dgg_ray import surroundings, terminal
 from dgg_ray.errors import DggError, Fault, StudyError
+from dgg_ray.fence import Fence
 
 STUDY_IS_WRONG, STOPPED = 2, 130
+ABOUT = "Study how a vision-language model learns one dataset after another without forgetting."
 TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the head's door
 STORED = "stages go there (else $DGG_RAY_STORE, else the study's output.store)"
 THERE = f"the cluster's head (else $DGG_RAY_ADDRESS, else {TUNNEL})"
@@ -26,15 +29,21 @@ Command = Callable[[str, Any, str], argparse.ArgumentParser]  # name, function, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 where a stage or the cluster failed; 2 where the study is wrong; 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
+    """0; 1 where a stage or the cluster failed; 2 where the study is wrong; 130 after Ctrl-C or a signal."""
+    with terminal.lasting():
+        return code_of(parser().parse_args(arguments))
+
+
+def code_of(options: argparse.Namespace) -> int:
     try:
         return options.do(options) or 0
     except StudyError as error:
         print(error, file=sys.stderr)
         return STUDY_IS_WRONG
     except (DggError, OSError) as error:  # OSError: a full disk, a folder that is not ours
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        gone = isinstance(error, FileNotFoundError) and surroundings.folder_is_gone()
+        todo = ". The folder that this was started in was deleted; `cd` to another one" if gone else ""
+        print(f"{type(error).__name__}: {error}{todo}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
@@ -42,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="dgg-ray", description=__import__("dgg_ray").__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="dgg-ray", description=ABOUT)
     commands = p.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:
@@ -160,9 +169,9 @@ def load(options: argparse.Namespace) -> tuple[Any, Path]:
 
     study = Study.load(options.study, options.data, options.store)
     for note in study.warnings:
-        print(f"warning: {note}", file=sys.stderr)
+        terminal.warn(note)
     out = (options.out or Path("out") / study.name).absolute()
-    above = next(place for place in (out, *out.parents) if place.exists())
+    above = next(place for place in (out, *out.parents) if os.path.lexists(place))
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise StudyError(
             [Fault("--out", "must be a folder that can be written", repr(str(out)))], "arguments"
@@ -180,11 +189,13 @@ def folder(options: argparse.Namespace) -> Path:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from dgg_ray import budget, designs, methods, warm
+    from dgg_ray import budget, designs, methods, takeover, warm
     from dgg_ray.plan import plan
 
     study, out = load(options)
     study = warm.settled(study, out)
+    if changes := takeover.changes(study, out):
+        terminal.warn(changes)
     store = study.store(out)
     found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
     budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
@@ -242,7 +253,7 @@ def status(options: argparse.Namespace) -> None:
 def best(options: argparse.Namespace) -> None:
     from dgg_ray import results
 
-    loaded = results.load(folder(options))
+    loaded = results.load(folder(options), Fence(terminal.warn))
     if options.json:
         print(json.dumps(results.recommendation(loaded), indent=1))
     else:
@@ -254,15 +265,20 @@ def best(options: argparse.Namespace) -> None:
 def robustness(options: argparse.Namespace) -> None:
     from dgg_ray import results, robustness
 
-    loaded = results.load(out := folder(options))
-    robustness.write(loaded, out)
+    fence = Fence(terminal.warn)
+    loaded = results.load(out := folder(options), fence)
+    with fence("robustness.csv"):
+        robustness.write(loaded, out)
     print(robustness.as_json(loaded) if options.json else "\n".join(robustness.sentences(loaded)))
 
 
 def report(options: argparse.Namespace) -> None:
-    from dgg_ray import report, results
+    from dgg_ray import logs, report, results
 
-    print(report.write(results.load(out := folder(options)), out))
+    fence = Fence(terminal.warn)
+    out = folder(options)
+    with logs.of_driver(out.name, out):
+        print(report.write(results.load(out, fence), out, fence))
 
 
 def extend(options: argparse.Namespace) -> None:

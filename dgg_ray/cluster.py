@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -19,12 +18,12 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
-from dgg_ray import environment
+from dgg_ray import environment, surroundings
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
 from dgg_ray.versions import version
 
-LAUNCHED = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, whatever its name says
+LAUNCHED = Path(os.path.expanduser("~/ray_bootstrap_config.yaml"))  # JSON, whatever its name says
 ON_HEAD = {"node:__internal_head__": 0.001}  # where what only waits belongs: that machine stays
 
 # Read by Ray when it starts and by its workers.
@@ -54,8 +53,8 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     w = study.workers
     started = not ray.is_initialized()
-    # A short path: Ray's sockets live below it, and their names have at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="dgg-")) if started and not address else None
+    folder = surroundings.short_folder() if started and not address else None
+    surroundings.leave_deleted_folder()
     if started and address:
         join(address)
     elif started:
@@ -67,7 +66,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             object_store_memory=200_000_000,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(folder),
+            _temp_dir=folder,
         )
     # Ray's own answer to SIGTERM is a stack trace; ours ends the fleets as Ctrl-C does.
     main = threading.current_thread() is threading.main_thread()

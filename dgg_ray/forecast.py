@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgg_ray import published
+from dgg_ray.fence import Fence
 
 if TYPE_CHECKING:
     from dgg_ray.plan import Plan
@@ -27,16 +28,20 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def kept(out: Path, found: Plan) -> Iterator[dict[str, Any]]:
+def kept(out: Path, found: Plan, fence: Fence) -> Iterator[dict[str, Any]]:
     """Keep the prediction while the block runs; what the block changes in the entry is kept at its end."""
+
+    def keep() -> None:
+        if found.to_train or found.answers:
+            with fence("the forecast of this run", "is not kept"):
+                published.note(out / FILE, entries)
+
     entry = {"at": time.time(), "stages": found.to_train, "exact": found.exact, "refused": 0}
     entry |= found.outlook.as_json()
     entries = [*read(out), entry]
-    if found.to_train or found.answers:
-        published.note(out / FILE, entries)
+    keep()
     yield entry
-    if found.to_train or found.answers:
-        published.note(out / FILE, entries)
+    keep()
 
 
 def compared(

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -61,6 +62,7 @@ class Head:
 
     def __init__(self, address: str) -> None:
         self.address = address if "://" in address else f"http://{address}"
+        around_proxies(self.address)
         token = None
         if (version := self.version()) is None:  # it wants a token, and says no word before it has one
             token = self.token()
@@ -204,6 +206,14 @@ class Head:
                         f"`dgg-ray logs {job.study} --follow --address {self.address}` listens again"
                     ) from error
             time.sleep(1)
+
+
+def around_proxies(address: str) -> None:
+    """Ask this machine itself, and the tunnels that begin on it, without the proxy of the environment."""
+    host = urlsplit(address).hostname or ""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
 
 
 def job(details: Any) -> Job:

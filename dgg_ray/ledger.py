@@ -61,7 +61,8 @@ class Ledger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        (self.out / LIVE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.out / LIVE).unlink(missing_ok=True)
         how = "ended" if kind is None else f"failed: {kind.__name__}: {error}"
         how = "stopped" if kind is not None and issubclass(kind, KeyboardInterrupt) else how
         end = time.monotonic() + END_S
@@ -72,7 +73,9 @@ class Ledger:
             self.telling.join(max(0.0, end - time.monotonic()))
 
     def live(self, content: dict[str, Any]) -> None:
-        """What runs now: {at, running, queued}. Waits for no store, and never raises for one out of reach."""
+        """What runs now: {at, running, queued}. Waits for no store, and never raises for one out of reach.
+
+        OSError where the folder takes no file."""
         published.note(self.out / LIVE, content)
         first = bool(content["running"]) and not self.begun
         if first or time.monotonic() >= self.next_told:

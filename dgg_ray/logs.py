@@ -25,6 +25,7 @@
     learned    worker          loss, steps, seconds
     examined   worker          scores by "task split"
     published  worker          –
+    not made   driver          of_what, error, message, traceback: an accessory (fence.py)
     failed     worker, driver  error, message, traceback
     sentinel   worker          kind, reference, cells: see sentinel.py; or why it could not be learned
 
@@ -93,6 +94,13 @@ def named(of: Stage | Work) -> dict[str, str]:
     return {"stage": of.key[:8], "path": path.removesuffix(")") or key}
 
 
+class File(logging.FileHandler):
+    """A line that cannot be written, on a full disk for one, is lost, and nothing is said of it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 class Lines(logging.Formatter):
     """A record → one line of JSON."""
 
@@ -117,7 +125,8 @@ FOLDER = "logs"  # below a study's results
 @contextmanager
 def of_driver(study: str, out: Path) -> Iterator[None]:
     """The driver's lines, for the length of the block; the terminal stays as it is."""
-    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
     started(study, "driver", out / FOLDER, stdout=False)
     event("begun")
     try:
@@ -140,7 +149,7 @@ def started(study: str, worker: str, folder: Path | None, rank: int = 0, stdout:
     if folder and folder.is_dir():
         file = folder / f"{worker}-{rank}-{who['node']}-{who['pid']}.jsonl"
         with suppress(OSError):  # what is done matters more than that it is told
-            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+            handlers.append(File(file, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(lines)
         for logger in (log, logging.getLogger("py.warnings")) if stdout else (log,):

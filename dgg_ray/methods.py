@@ -18,6 +18,7 @@ from typing import Any
 
 from dgg_ray import judge
 from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.fence import Fence
 from dgg_ray.preference import Evidence, Values, by_block, preferred, values
 from dgg_ray.search import Batches, Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH, Value
@@ -29,12 +30,14 @@ from dgg_ray.study import Setting, Study
 POINTS = 5  # values of a range that are tried
 
 
-def method(study: Study, database: Path | None = None) -> Method:
-    """The search of a study that has one."""
+def method(study: Study, database: Path | None = None, fence: Fence | None = None) -> Method:
+    """The search of a study that has one.
+
+    database: file of its copy for optuna-dashboard, whose trouble goes to the fence."""
     assert study.search is not None
     if study.search.method == "stagewise":
         return Stagewise(study)
-    return Whole(study, database)
+    return Whole(study, database, fence)
 
 
 def rivals(search: Method) -> dict[str, Method]:

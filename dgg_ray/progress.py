@@ -15,6 +15,8 @@ from rich.text import Text
 
 from dgg_ray import published
 from dgg_ray.cost import Outlook, units
+from dgg_ray.fence import Fence
+from dgg_ray.terminal import warn
 
 PLAIN_EVERY_S = 10.0
 LOOK_EVERY_S = 5.0
@@ -38,6 +40,7 @@ class Display:
     look: predicts the rest from the store; asked now and then.
     told: called after every finished piece.
     note: told now and then what is running, for others to read while it does.
+    fence: of what looking, telling and noting may do; none of it ends the work.
     """
 
     title: str
@@ -53,6 +56,7 @@ class Display:
     look: Callable[[], Looked] | None = None
     note: Callable[[dict[str, Any]], None] | None = None
     told: Callable[[], None] = lambda: None
+    fence: Fence = field(default_factory=lambda: Fence(warn))
     outlook: Outlook | None = field(default=None, init=False)
     looked: float = field(default=0.0, init=False)
 
@@ -102,7 +106,8 @@ class Display:
         now = time.monotonic()
         if self.note and now >= self.next_note:
             self.next_note = now + NOTE_EVERY_S
-            self.note({"at": time.time(), "running": self.running, "queued": self.waiting})
+            with self.fence("what `dgg-ray status` says of a study that runs"):
+                self.note({"at": time.time(), "running": self.running, "queued": self.waiting})
         self.predict()
 
     def predict(self) -> None:
@@ -110,7 +115,8 @@ class Display:
         began = time.monotonic()
         if self.look and began >= self.next_look:
             self.next_look = float("inf")  # another thread may come by
-            self.outlook = self.look().outlook
+            with self.fence("the forecast of the time that is left"):
+                self.outlook = self.look().outlook
             self.looked = time.monotonic()
             self.next_look = self.looked + max(LOOK_EVERY_S, (self.looked - began) / LOOKING)
 

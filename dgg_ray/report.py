@@ -24,6 +24,7 @@ from dgg_ray import drift, next_steps, plugins, robustness
 from dgg_ray.agreement import trades, unsearched
 from dgg_ray.answer import SHOWN, answer
 from dgg_ray.disparity import disparity, overall
+from dgg_ray.fence import Fence
 from dgg_ray.formats import difference_text, interval_text
 from dgg_ray.front import front
 from dgg_ray.optimism import audit_sentences, race_sentences, warning
@@ -74,7 +75,7 @@ class Drawn(NamedTuple):
     png: str
 
 
-def write(results: Results, folder: Path) -> Path:
+def write(results: Results, folder: Path, fence: Fence | None = None) -> Path:
     """Writes report.html and its files into `folder`, and returns the page's path.
 
         report.html                     opens without a network
@@ -87,21 +88,30 @@ def write(results: Results, folder: Path) -> Path:
     Raises ResultsError for a study without a finished stage.
     """
     opening = answer(results)  # raises before anything is written
+    fence = fence or Fence()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "figures").mkdir(exist_ok=True)
+    with fence("the folder of the figures"):
+        (folder / "figures").mkdir(exist_ok=True)
     split = final_split(results)
     comparison, best = compare(results, split), judged(results)
     with ThreadPoolExecutor(1) as beside:  # Arrow sorts and writes while the figures are drawn
         written = beside.submit(write_sorted, results.table.drop(columns="seconds"), CELL, folder / "table")
-        figures = [drawn for name in figure_names() if (drawn := draw(name, results, folder / "figures"))]
-        written.result()
+        drawn = [
+            fence.tried(f"the figure {name}", None, draw, name, results, folder / "figures")
+            for name in figure_names()
+        ]
+        with fence("table.parquet"):
+            written.result()
     for name, frame in {"settings": best, "comparison": comparison, "costs": results.costs}.items():
-        write_csv(frame, folder / f"{name}.csv")
-    robustness.write(results, folder)
-    (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")
+        with fence(f"{name}.csv"):
+            write_csv(frame, folder / f"{name}.csv")
+    with fence("robustness.csv"):
+        robustness.write(results, folder)
+    with fence("table.tex"):
+        (folder / "table.tex").write_text(latex(comparison, split), encoding="utf-8")
 
     path = folder / "report.html"
-    path.write_text(page(results, opening, figures, comparison, best), encoding="utf-8")
+    path.write_text(page(results, opening, [*filter(None, drawn)], comparison, best), encoding="utf-8")
     return path
 
 

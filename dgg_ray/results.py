@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import pandas as pd
 
 from dgg_ray import drift, forecast, judge, methods, plugins, retrace, studyfile
 from dgg_ray.agreement import unsearched
+from dgg_ray.conduct import Ahead, Machines
 from dgg_ray.cost import CostModel
 from dgg_ray.environment import kind
 from dgg_ray.errors import ResultsError
+from dgg_ray.fence import Fence
 from dgg_ray.glance import Glance
 from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import space
@@ -28,8 +30,11 @@ def table(out: str | Path) -> pd.DataFrame:
     return load(Path(out)).table
 
 
-def load(out: Path) -> Results:
-    """All results of the study that was run into a folder, as far as it got; its data are not needed."""
+def load(out: Path, fence: Fence | None = None) -> Results:
+    """All results of the study that was run into a folder, as far as it got; its data are not needed.
+
+    fence: collects what cannot be said of it; the scores and what is recommended are there all the same."""
+    beside = (fence or Fence()).tried
     study = studyfile.the_kept(out)
     store = Glance(study.store(out))
     knobs = tuple(space(study, study.search)) if study.search else ()
@@ -40,7 +45,10 @@ def load(out: Path) -> Results:
         for walk in (walk for found in walks.values() for walk in found):
             asked.add(*walk)
         if method is search:
-            told = retrace.searched(method, methods.given(method, more), store, walks, knobs)
+            given = methods.given(method, more)
+            told = beside(
+                "the course of the search", None, retrace.searched, method, given, store, walks, knobs
+            )
     final = methods.contenders(study, search, more)
     for at in final.values():
         for run in at.runs():
@@ -49,7 +57,7 @@ def load(out: Path) -> Results:
     rivals = {label: at.id for label, at in final.items() if at is not winner}
     untouched = judge.base_work(winner) if winner is not None else None
     stages = distinct(work.stage for works in asked.works.values() for work in works)
-    paid = costs(store, asked, stages)
+    paid = beside("the costs", costs_of(()), costs, store, asked, stages)
     return Results(
         name=study.name,
         question=study.question,
@@ -61,12 +69,12 @@ def load(out: Path) -> Results:
         tried=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
         failures=failures(store, stages),
         costs=paid,
-        facts=facts(study, store, asked, stages),
-        spending=spending(study, store, out),
+        facts=beside("the environment", {}, facts, study, store, asked, stages),
+        spending=beside("what was spent", Spending(), spending, study, store, out),
         search=told,
         terms=retrace.terms(study),
-        ahead=retrace.ahead(study, store, search, more, final),
-        machines=drift.machines(study, store, learned_on(paid)),
+        ahead=beside("what is left to do", Ahead(), retrace.ahead, study, store, search, more, final),
+        machines=beside("the kinds of machine", Machines(), drift.machines, study, store, learned_on(paid)),
     )
 
 
@@ -159,6 +167,10 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
                     "machine": kind(where).name,
                 }
             )
+    return costs_of(rows)
+
+
+def costs_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns = ["key", "learned", "depth", "runs", "steps", "examples", "learn_seconds", "exam_seconds"]
     return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host", "machine"])
 
@@ -199,11 +211,13 @@ class Outcome:
     """What `Study.run` gives back.
 
     tally: of this run: stages asked for, there (in the store already), trained, failed; seconds.
+    fence: what could not be made beside the results, in `fence.lines`.
     """
 
     results: Results
     out: Path
     tally: dict[str, Any]
+    fence: Fence = field(default_factory=Fence)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -222,7 +236,8 @@ class Outcome:
         work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
         work += ", all answered from the store" if t["there"] == t["asked"] else ""
         cost = f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
-        return "\n".join([*answer(self.results), cost, f"report: {self.out / 'report.html'}"])
+        said = self.fence.tried("the answer", [], answer, self.results)
+        return "\n".join([*said, cost, f"report: {self.out / 'report.html'}"])
 
     def report(self) -> Path:
         """Write the report anew; the path of its page."""

@@ -200,10 +200,13 @@ def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[H
         return Ask([work for chain in judge.final_works(of) for work in chain if work.stage.learns])
 
     one = more(1)
+    while any(model.store.record(work.stage) for work in one.works):  # a seed that was run once costs nothing
+        fresh += 1
+        one = more(1)
     stages, cost = len({work.stage.key for work in one.works}), model.predict([one])
-    if cost is None or not stages:
+    share = cost.seconds.times(1 / study.workers.fleets / 3600) if cost else None  # of one block among many
+    if cost is None or share is None or not stages or share.mean <= 0:
         return None, None
-    share = cost.seconds.times(1 / study.workers.fleets / 3600)  # of one block among many
     room = int((1 - cost.wall.mean / 3600) / share.mean)
     count = min(1 + max(room, 0), 9 * len(study.final_blocks), MOST_BLOCKS)
     together = predicted(model, [more(count)])

@@ -8,7 +8,7 @@ the order in which they arrive, and that depends on the machine; here whole sett
 knowing the results of the settings 0 … n - parallel and of no others, told in their order, and
 stagewise batches wait for each other. So a study that was killed and run again, on another machine or
 with more workers, proposes the same; and with the stages in the store, it is there where it was in a
-second. Optuna's own database is a copy for `optuna-dashboard`, written and never read.
+second. What `optuna-dashboard` shows is a copy (dashboard.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import optuna
 from optuna.trial import TrialState
 
 from dgg_ray import plugins
+from dgg_ray.dashboard import Copy
+from dgg_ray.fence import Fence
 from dgg_ray.preference import Constraint, Evidence, Values, by_block, own_scores, preferred, values
 from dgg_ray.racing import Race, paired_spread
 from dgg_ray.sections import Search
@@ -169,16 +171,20 @@ class Batches(Method):
 class Whole(Method):
     """Whole settings, each judged on every block unless it falls behind in a race."""
 
-    def __init__(self, study: Study, database: Path | None = None) -> None:
+    def __init__(self, study: Study, database: Path | None = None, fence: Fence | None = None) -> None:
         super().__init__(study)
         self.space = space(study, self.search)
         self.grid = grid(self.space, self.search.seed) if self.search.method == "grid" else []
         self.passed_on = 0  # results up to here are known to the sampler
         self.trials: list[optuna.Trial] = []
-        self.optuna = optuna_study(study, database, len(self.search.objective))
+        self.optuna = optuna_study(study, self.search)
+        objectives = self.search.objective
+        self.copy = Copy(self.optuna, objectives, database, fence or Fence()) if database else None
         warm_start(self.optuna, self.space, study.warm)
         for setting in self.grid:
             self.optuna.enqueue_trial(dict(setting))
+        if self.copy:
+            self.copy.update()
 
     @property
     def count(self) -> int:
@@ -213,6 +219,8 @@ class Whole(Method):
         state = TrialState.FAIL if of is None else TrialState.COMPLETE
         self.optuna.tell(trial, None if of is None else list(of.objective), state=state)
         self.passed_on += 1
+        if self.copy:
+            self.copy.update()
 
     def estimate(self, number: int) -> Values | None:
         """The setting's values; of one that was given up, the best one's plus its differences so far."""

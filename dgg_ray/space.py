@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,21 +66,13 @@ def listed(knob: Knob, count: int) -> list[Value]:
     return list(dict.fromkeys(round(p) for p in points)) if whole else points
 
 
-def optuna_study(study: Study, database: Path | None, objectives: int) -> optuna.Study:
-    if database:
-        database.unlink(missing_ok=True)
-    assert study.search is not None
-    found = optuna.create_study(
+def optuna_study(study: Study, search: Search) -> optuna.Study:
+    """In memory, where nothing can come in between."""
+    return optuna.create_study(
         study_name=study.name,
-        storage=f"sqlite:///{database}" if database else None,
-        sampler=sampler(study.search),
-        directions=[StudyDirection.MAXIMIZE] * objectives,
+        sampler=sampler(search),
+        directions=[StudyDirection.MAXIMIZE] * len(search.objective),
     )
-    if database:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            found.set_metric_names(list(study.search.objective))
-    return found
 
 
 def sampler(search: Search) -> optuna.samplers.BaseSampler:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from dgg_ray.sections import Budget, Orders, Output, OwnSeeds, Protocol, Search,
 from dgg_ray.stages import Data
 from dgg_ray.study import Known, Study
 
+KEPT, PREVIOUS = "study.json", "study.previous.json"
 SECTIONS: dict[str, type] = {
     "adapter": Adapter,
     "training": Training,
@@ -312,23 +314,30 @@ def keep(study: Study, out: Path) -> None:
     content = {"raw": study.raw, "root": study.root, "tasks": facts, "fingerprint": study.fingerprint}
     content["likeness"], content["warm"] = study.likeness, study.warm
     content["store"] = study.output.store  # a relative one starts where the study was run
+    text = json.dumps(content, indent=1, default=str)
     out.mkdir(parents=True, exist_ok=True)
-    draft = out / ".study.json"
-    draft.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-    draft.replace(out / "study.json")
+    file, draft = out / KEPT, out / f".{KEPT}"
+    if file.exists() and file.read_bytes() != text.encode():
+        shutil.copyfile(file, out / PREVIOUS)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
 
 
 def kept(out: Path) -> Study | None:
     """The study that was run into a folder; None where there is none."""
     try:
-        content = json.loads((out / "study.json").read_text(encoding="utf-8"))
+        return restored(json.loads((out / KEPT).read_text(encoding="utf-8")), str(out / KEPT))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise ResultsError(f"{out / 'study.json'} is damaged ({error}); run the study again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{out / KEPT} is damaged ({error}); run the study again") from error
+
+
+def restored(content: Mapping[str, Any], source: str) -> Study:
+    """The study that `keep` wrote; StudyError where it is none any more, other errors where it is damaged."""
     study, faults = build(content["raw"], content["root"], files=False)
     if study is None or faults:
-        raise StudyError(faults, str(out / "study.json"))
+        raise StudyError(faults, source)
     facts = {name: Data(**data) for name, data in content["tasks"].items()}
     output = Output(content["store"])
     alike = tuple(map(tuple, content.get("likeness", ())))  # studies kept before the field have none

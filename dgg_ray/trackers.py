@@ -20,7 +20,6 @@ import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.logger import LoggerCallback
 
-from dgg_ray import judge, logs, plugins, published
+from dgg_ray import judge, plugins, published
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.errors import describe
+from dgg_ray.fence import Fence
 from dgg_ray.glance import at_once
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 FOLDER, TOLD = "trackers", "told.json"
 LOOKING = 0.05  # most of a study's time that may go into looking at its store
 END_S = 5.0  # that trackers are waited for where a study is ended by an error, or by Ctrl-C
+NO_MORE = "is told no more of this study"
+EVERY = "every tracker"
 Place = tuple[str, int, str]  # order, seed, stage's key
 
 
@@ -126,10 +127,15 @@ class Tracking:
     """Tells trackers what the store has of a study; one that cannot be told is dropped with a warning."""
 
     def __init__(
-        self, study: Study, store: StageStore, out: Path, callbacks: Mapping[str, LoggerCallback]
+        self,
+        study: Study,
+        store: StageStore,
+        out: Path,
+        callbacks: Mapping[str, LoggerCallback],
+        fence: Fence | None = None,
     ) -> None:
         self.study, self.store, self.folder = study, store, out / FOLDER
-        self.callbacks = dict(callbacks)
+        self.callbacks, self.fence = dict(callbacks), fence or Fence()
         self.known: dict[str, dict[str, Any]] = published.noted(self.folder / TOLD) or {}
         self.open: dict[str, Tracked] = {}
         self.searches: list[tuple[Method, set[int]]] = []  # with the numbers of the probes looked at
@@ -141,10 +147,11 @@ class Tracking:
 
     def compare(self, contenders: Mapping[str, Study]) -> None:
         """Track what is compared in the end."""
-        seen = at_once(self.store)
-        for label, at in contenders.items() if self.callbacks else ():
-            config = {"strategy": plugins.name_of(at.strategy), "comparison": label}
-            self.begin(seen, f"final-{at.id}", label, config, at, "test", judge.FINAL, at.protocol.exams)
+        with self.fence(EVERY, NO_MORE):
+            seen = at_once(self.store)
+            for label, at in contenders.items() if self.callbacks else ():
+                config = {"strategy": plugins.name_of(at.strategy), "comparison": label}
+                self.begin(seen, f"final-{at.id}", label, config, at, "test", judge.FINAL, at.protocol.exams)
 
     def look(self, last: bool = False) -> None:
         """Tell what was finished since the last look, when that was long enough ago for its price.
@@ -153,6 +160,13 @@ class Tracking:
         began = time.monotonic()
         if not self.callbacks or (began < self.next_look and not last):
             return
+        with self.fence(EVERY, NO_MORE):
+            self.take_up()
+        now = time.monotonic()
+        self.next_look = now + (now - began) / LOOKING
+
+    def take_up(self) -> None:
+        """Begin what was proposed since, and tell what was finished."""
         seen = at_once(self.store)
         for search, looked_at in self.searches:
             for number, probe in enumerate(list(search.proposed)):
@@ -162,8 +176,6 @@ class Tracking:
                 looked_at.add(number)
         for run in list(self.open.values()):
             self.tell(run, seen)
-        now = time.monotonic()
-        self.next_look = now + (now - began) / LOOKING
 
     def begin(
         self,
@@ -210,8 +222,9 @@ class Tracking:
     def end(self) -> None:
         """Of what is still open, TensorBoard's files are written out; a later run adds to them."""
         if writer := self.callbacks.get("tensorboard"):
-            for run in self.open.values():
-                writer.log_trial_end(run)  # pyright: ignore
+            with self.fence("tensorboard", NO_MORE):
+                for run in self.open.values():
+                    writer.log_trial_end(run)  # pyright: ignore
         self.each(lambda callback: callback.on_experiment_end([]))
 
     def result(self, run: Tracked, found: dict[str, float]) -> None:
@@ -221,12 +234,10 @@ class Tracking:
 
     def each(self, do: Callable[[LoggerCallback], None]) -> None:
         for name, callback in list(self.callbacks.items()):
-            try:
+            with self.fence(name, NO_MORE):
                 do(callback)
-            except Exception as problem:  # a server that is gone is no reason to stop learning
-                del self.callbacks[name]
-                logs.trouble("tracker", describe(problem), tracker=name)
-                warnings.warn(f"{name} is told no more of this study: {problem}", stacklevel=2)
+                continue
+            del self.callbacks[name]
 
 
 def resume(callback: LoggerCallback, run: Tracked, known: dict[str, Any]) -> None:
@@ -240,14 +251,20 @@ def resume(callback: LoggerCallback, run: Tracked, known: dict[str, Any]) -> Non
 
 
 @contextmanager
-def tracking(study: Study, store: StageStore, out: Path, start: Callable[[], Any]) -> Iterator[Tracking]:
-    """The trackers that the study names, for the length of the block. start: makes sure that Ray runs."""
+def tracking(
+    study: Study, store: StageStore, out: Path, start: Callable[[], Any], fence: Fence | None = None
+) -> Iterator[Tracking]:
+    """The trackers that the study names, for the length of the block. start: makes sure that Ray runs.
+
+    fence: for their trouble, which is none of the study's."""
     callbacks: dict[str, LoggerCallback] = {}
+    fence = fence or Fence()
     for name in study.output.trackers:
-        if name == "wandb":
-            start()  # each of its runs is told by an actor
-        callbacks[name] = MADE[name](study, out)
-    found = Tracking(study, store, out, callbacks)
+        with fence(name, NO_MORE):
+            if name == "wandb":
+                start()  # each of its runs is told by an actor
+            callbacks[name] = MADE[name](study, out)
+    found = Tracking(study, store, out, callbacks, fence)
     found.each(lambda callback: callback.setup())
     try:
         yield found

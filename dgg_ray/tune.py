@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,10 +20,11 @@ import ray
 import ray.tune
 from ray.tune.search import Searcher
 
-from dgg_ray import budget, cluster, forecast, judge, logs, methods, trackers
+from dgg_ray import budget, cluster, forecast, judge, logs, methods, takeover, trackers
 from dgg_ray.asking import over, walk
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
+from dgg_ray.fence import Fence
 from dgg_ray.glance import at_once
 from dgg_ray.ledger import Ledger
 from dgg_ray.progress import Display
@@ -30,6 +32,7 @@ from dgg_ray.racing import Race
 from dgg_ray.search import Method, Probe
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
+from dgg_ray.terminal import warn
 
 if TYPE_CHECKING:
     from dgg_ray.plan import Plan
@@ -45,44 +48,56 @@ def run(
 
     address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
     """
-    from dgg_ray import report, results, warm  # here: trials import this file, and need no plots
+    from dgg_ray import results, warm  # here: trials import this file, and need no plots
     from dgg_ray.plan import plan
 
-    out = out.absolute()
+    out, fence = out.absolute(), Fence(warn)
+    pages = fence.tried("the report", None, import_module, "dgg_ray.report")
     study = warm.settled(study, out)
+    if changes := takeover.changes(study, out):
+        warn(changes)
     store = study.store(out)
     store.check()
     store.sweep()
     study = here(study, local)
     purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
-    with (
-        logs.of_driver(study.name, out),
-        Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
-        Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
-        Crew(study, store, out, display, purse, local, address) as crew,
-        trackers.tracking(study, store, out, crew.start) as tracking,
-    ):
-        display.told = tracking.look
-        if study.budget:
-            crew.obtain([[work] for work in probes(study)])
-            purse.begin()
-            purse.check(methods.first_run(study))
-        with forecast.kept(out, plan(study, store)) as entry:
-            found, more = None, {}
-            if study.search is not None:
-                found = methods.method(study, out / "search.db")
-                tracking.follow(found)
-                pursue(study, store, crew, found)
-                more = {name: pursue(study, store, crew, own) for name, own in methods.rivals(found).items()}
-            final = methods.contenders(study, found, more)
-            tracking.compare(final)
-            crew.obtain(judge.final_works(final))
-            if crew.over:
-                entry["refused"] = plan(study, store).to_train
-    outcome = results.Outcome(results.load(out), out, crew.tally | {"seconds": time.perf_counter() - began})
-    report.write(outcome.results, out)
-    return outcome
+    with logs.of_driver(study.name, out):
+        with (
+            Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
+            Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
+            Crew(study, store, out, display, purse, local, address) as crew,
+            trackers.tracking(study, store, out, crew.start, fence) as tracking,
+        ):
+            display.told, display.fence = tracking.look, fence
+            if study.budget:
+                crew.obtain([[work] for work in probes(study)])
+                purse.begin()
+                purse.check(methods.first_run(study))
+            with forecast.kept(out, plan(study, store), fence) as entry:
+                search_and_compare(study, store, out, crew, tracking, fence)
+                if crew.over:
+                    entry["refused"] = plan(study, store).to_train
+        found, tally = results.load(out, fence), crew.tally | {"seconds": time.perf_counter() - began}
+        with fence("the report"):
+            if pages:
+                pages.write(found, out, fence)
+    return results.Outcome(found, out, tally, fence)
+
+
+def search_and_compare(
+    study: Study, store: StageStore, out: Path, crew: Crew, tracking: trackers.Tracking, fence: Fence
+) -> None:
+    """Have all that the study asks for done, as far as it can be: its search, then the comparison."""
+    found, more = None, {}
+    if study.search is not None:
+        found = methods.method(study, out / "search.db", fence)
+        tracking.follow(found)
+        pursue(study, store, crew, found)
+        more = {name: pursue(study, store, crew, own) for name, own in methods.rivals(found).items()}
+    final = methods.contenders(study, found, more)
+    tracking.compare(final)
+    crew.obtain(judge.final_works(final))
 
 
 def probe(
@@ -95,6 +110,7 @@ def probe(
     from dgg_ray.plan import plan
 
     out = out.absolute()
+    takeover.refuse_other(study, out)
     store = study.store(out)
     store.check()
     study = here(study, local)

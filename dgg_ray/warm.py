@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import methods, studyfile
+from dgg_ray import methods, studyfile, takeover
 from dgg_ray.contracts import SPLITS
 from dgg_ray.errors import DggError, Fault, StudyError
 from dgg_ray.search import Method
@@ -104,12 +104,13 @@ def listing(paths: Iterable[str], old: Study) -> str:
 def settled(study: Study, out: Path) -> Study:
     """The study as it was begun in a folder: what it learned of older ones then, whatever they became since.
 
-    StudyError where a task of the folder's study holds other examples now.
+    StudyError where the folder is another study's, or a task of it holds other examples now.
     """
     if study.search and out.absolute() in study.search.warm_from:
         rule = "must be folders of other studies, and this one is run into it; give it another --out"
         raise StudyError([Fault("search.warm_from", rule, str(out))], study.name)
-    before = studyfile.kept(out)
+    takeover.refuse_other(study, out)
+    before = takeover.before(out)
     if before is None:
         return study
     if faults := changed(study, before, out):

@@ -20,7 +20,7 @@ CORE_FILES = ("loop", "contracts", "draws", "stages", "orders", "errors")
 CORE_FOLDERS = ("strategies", "metrics")
 DOORS = {
     "ray": {"fleet", "broker", "asking", "crew", "tune", "cluster", "jobs", "gauges", "trackers"},
-    "optuna": {"search", "space", "importance"},
+    "optuna": {"search", "space", "importance", "dashboard"},
     "deepspeed": {"engines"},
     "peft": {"learner"},
     "transformers": {"learner", "pretrained", *plugins.names("models")},

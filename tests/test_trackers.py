@@ -14,6 +14,7 @@ from dgg_ray import judge, methods, tune
 from dgg_ray.budget import Purse
 from dgg_ray.crew import Crew
 from dgg_ray.errors import StudyError
+from dgg_ray.fence import Fence
 from dgg_ray.glance import at_once
 from dgg_ray.law import Law
 from dgg_ray.progress import Display
@@ -37,12 +38,12 @@ def study_of(*trackers: str, **changes) -> Study:
     return imagined(3, DGG(alpha=0.5, buffer=10), **(settings | changes))
 
 
-def run(study, store, out, stages=None) -> str:
+def run(study, store, out, stages=None, fence=None) -> str:
     """What `tune.run` does, without plan and report. stages: of the first setting alone; its id is given."""
     with (
         Display("", quiet=True) as display,
         Crew(study, store, out, display, Purse(), local=True) as crew,
-        tracking(study, store, out, crew.start) as told,
+        tracking(study, store, out, crew.start, fence) as told,
     ):
         display.told = told.look
         search = methods.method(study)
@@ -136,17 +137,19 @@ def test_mlflow_has_a_run_for_every_setting_with_its_values_and_no_more_when_run
     assert found["finetune"].data.params["strategy"] == "finetune"
 
 
-@pytest.mark.parametrize("verb", ["setup", "log_trial_result"])
+@pytest.mark.parametrize(
+    "verb", ["__init__", "setup", "log_trial_start", "log_trial_result", "log_trial_end"]
+)
 def test_a_tracker_that_breaks_is_dropped_with_a_warning_and_the_study_goes_on(tmp_path, monkeypatch, verb):
     from ray.tune.logger import TBXLoggerCallback
 
-    def gone(*_):
+    def gone(*_, **__):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(TBXLoggerCallback, verb, gone)
-    study, store = study_of("tensorboard"), MemoryStore()
-    with pytest.warns(UserWarning, match="tensorboard is told no more of this study: no route to host"):
-        run(study, store, tmp_path)
+    study, store, fence = study_of("tensorboard"), MemoryStore(), Fence()
+    run(study, store, tmp_path, fence=fence)
+    assert fence.lines == ["tensorboard is told no more of this study: ConnectionError: no route to host"]
     assert all(store.record(stage) for stage in study.at({ALPHA: 1.0}).runs()[0].stages)
 
 

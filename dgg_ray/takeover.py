@@ -1,0 +1,93 @@
+"""What a results folder holds already, before a study is run into it.
+
+    refuse_other    another study's results are never replaced
+    changes         what an edited study of the same name says differently, told before anything is replaced
+
+Stages are kept by what they learned, so those that both versions need are used again. The earlier version's
+`study.json` stays beside the new one as `study.previous.json`: put back in its place, `dgg-ray report` writes
+the earlier report again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dgg_ray import plugins, published, studyfile
+from dgg_ray.border import show
+from dgg_ray.errors import DggError, Fault, StudyError
+from dgg_ray.study import Study
+
+SECTIONS = ("model", "strategy", "adapter", "training", "orders", "seeds", "search", "protocol", "budget")
+MOST = 20  # changes that are listed one by one
+ABSENT = "not there"
+
+
+def refuse_other(study: Study, out: Path) -> None:
+    """StudyError where the folder holds the results of a study of another name."""
+    there = published.noted(out / studyfile.KEPT)
+    raw = there.get("raw") if isinstance(there, Mapping) else None
+    name = raw.get("name") if isinstance(raw, Mapping) else None
+    if isinstance(name, str) and name != study.name:
+        rule = f"holds the results of another study, {name!r}, and this one is {study.name!r}; give it "
+        rule += "another --out, or remove that folder"
+        raise StudyError([Fault("--out", rule, repr(str(out)))], study.name)
+
+
+def before(out: Path) -> Study | None:
+    """The study that was run into a folder; None where there is none, or none that can be read any more."""
+    try:
+        return studyfile.kept(out)
+    except (DggError, OSError):
+        return None
+
+
+def changes(study: Study, out: Path) -> str:
+    """What differs from the version that was run into the folder; nothing where that was this one."""
+    old = before(out)
+    if old is None:
+        if not (out / studyfile.KEPT).exists():
+            return ""
+        kept = out / studyfile.KEPT
+        return f"{kept} cannot be read; a run keeps it as {studyfile.PREVIOUS} and writes it anew"
+    found = [f"  {path}: {then} → {now}" for path, then, now in differences(old, study)]
+    if not found:
+        return ""
+    more = [f"  and {len(found) - MOST} more"] * (len(found) > MOST)
+    first = f"{out} holds an earlier version of {study.name!r}; what is different now:"
+    last = "  a run uses the stages that fit, replaces the report, and keeps the earlier version as "
+    return "\n".join([first, *found[:MOST], *more, f"{last}{studyfile.PREVIOUS}"])
+
+
+def differences(old: Study, new: Study) -> Iterator[tuple[str, str, str]]:
+    """(Dotted path, value before, value now) of every setting that is not the same, defaults filled in."""
+    then, now = settings(old), settings(new)
+    for path in then | now:
+        a, b = then.get(path, ABSENT), now.get(path, ABSENT)
+        if a != b:
+            yield path, a, b
+
+
+def settings(study: Study) -> dict[str, str]:
+    """Dotted path → its value as text, of all that bears on what is learned and compared."""
+    found: dict[str, str] = {}
+    for section in SECTIONS:
+        found |= flat(getattr(study, section), section)
+    plugged = {"model": study.model, "strategy": study.strategy}
+    for name, reader in study.readers.items():
+        found |= flat(reader, f"tasks.{name}")
+        plugged[f"tasks.{name}.reader"] = reader
+    return found | {path: plugins.name_of(plugin) for path, plugin in plugged.items()}
+
+
+def flat(thing: Any, at: str) -> dict[str, str]:
+    if is_dataclass(thing):
+        thing = {f.name: getattr(thing, f.name) for f in fields(thing)}
+    if isinstance(thing, Mapping):
+        found: dict[str, str] = {}
+        for name, value in thing.items():
+            found |= flat(value, f"{at}.{name}")
+        return found
+    return {at: str(thing) if isinstance(thing, Path) else show(thing)}

@@ -1,0 +1,94 @@
+"""A results folder is its study's: another's is refused, an edited one is told what changes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dgg_ray import Study, studyfile, takeover, warm
+from dgg_ray.contracts import Adapter
+from dgg_ray.errors import StudyError
+
+STUDY = """\
+name: case
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}
+  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
+strategy: {name: dgg, alpha: 0.3, buffer: 4}
+training: {learning_rate: 5e-3}
+seeds: [0, 1]
+workers: {engine: simulated}
+"""
+
+
+def study_of(folder: Path, text: str = STUDY) -> Study:
+    file = folder / "study.yaml"
+    file.write_text(text, encoding="utf-8")
+    return Study.load(file)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory) -> Study:
+    return study_of(tmp_path_factory.mktemp("case"))
+
+
+def test_another_studys_folder_is_refused_with_its_name(case, tmp_path):
+    studyfile.keep(case, tmp_path / "out")
+    other = study_of(tmp_path, STUDY.replace("name: case", "name: other"))
+    with pytest.raises(StudyError) as found:
+        warm.settled(other, tmp_path / "out")
+    (fault,) = found.value.faults
+    assert fault.path == "--out"
+    assert "holds the results of another study, 'case'" in fault.rule
+    assert "another --out" in fault.rule
+
+
+def test_the_same_study_again_changes_nothing(case, tmp_path):
+    assert takeover.changes(case, tmp_path) == ""
+    studyfile.keep(case, tmp_path)
+    studyfile.keep(case, tmp_path)
+    assert takeover.changes(case, tmp_path) == ""
+    assert not (tmp_path / studyfile.PREVIOUS).exists()
+
+
+def test_an_edited_study_is_told_each_change_old_and_new(case, tmp_path):
+    out = tmp_path / "out"
+    studyfile.keep(case, out)
+    text = STUDY.replace("alpha: 0.3", "alpha: {digits: 0.3, words: 1.0}").replace("[0, 1]", "[0]")
+    edited = study_of(tmp_path, text.replace("train: 12, validation: 10, test: 10}\nst", "train: 14}\nst"))
+    told = takeover.changes(edited, out)
+    assert "  strategy.alpha: 0.3 → not there" in told
+    assert "  strategy.alpha.words: not there → 1.0" in told
+    assert "  seeds: (0, 1) → (0,)" in told
+    assert "  tasks.words.train: 12 → 14" in told
+    assert "buffer" not in told
+    assert "study.previous.json" in told
+
+
+def test_a_value_that_is_written_out_and_was_the_default_is_no_change(case, tmp_path):
+    studyfile.keep(case, tmp_path / "out")
+    written = study_of(tmp_path, STUDY + f"adapter: {{rank: {Adapter().rank}}}\n")
+    assert written.raw != case.raw
+    assert list(takeover.differences(case, written)) == []
+
+
+def test_the_version_before_is_kept_and_can_be_put_back(case, tmp_path):
+    out = tmp_path / "out"
+    studyfile.keep(case, out)
+    studyfile.keep(study_of(tmp_path, STUDY.replace("alpha: 0.3", "alpha: 0.7")), out)
+    assert studyfile.the_kept(out).strategy.alpha == 0.7  # pyright: ignore
+    (out / studyfile.PREVIOUS).replace(out / studyfile.KEPT)
+    assert studyfile.the_kept(out).strategy.alpha == 0.3  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"raw": []}', '{"raw": {"name": 3}, "root": 1}', "null"]
+)
+def test_a_damaged_study_file_is_said_and_replaced(case, tmp_path, content):
+    (tmp_path / studyfile.KEPT).write_text(content, encoding="utf-8")
+    assert "cannot be read" in takeover.changes(case, tmp_path)
+    assert warm.settled(case, tmp_path) == case
+    studyfile.keep(case, tmp_path)
+    assert (tmp_path / studyfile.PREVIOUS).read_text(encoding="utf-8") == content
+    assert json.loads((tmp_path / studyfile.KEPT).read_text(encoding="utf-8"))["raw"]["name"] == "case"
