@@ -1,0 +1,235 @@
+"""Whatever fails beside the work, the study ends, shows its results, and names what is missing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dgg_ray import cli, report, results, retrace
+from dgg_ray.fence import Fence
+from dgg_ray.results import table
+
+STUDY = """\
+name: tiny
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 16, validation: 10, test: 12}
+  - {name: words, reader: embedded, train: 16, validation: 12, test: 10}
+strategy: {name: dgg, alpha: 0.2, buffer: 4}
+training: {epochs: 1, batch_size: 8, learning_rate: 5e-3}
+seeds: [0, 1]
+search: {space: {strategy.alpha: [0, 0.5, 1.0]}, trials: 3}
+protocol: {max_new_tokens: 2}
+workers: {engine: simulated}
+"""
+pytestmark = pytest.mark.whole
+PYTHON = [sys.executable, "-m", "dgg_ray"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    file.write_text(STUDY, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def done(study, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("done") / "out"
+    assert cli.main(["run", str(study), "--out", str(out), "--local", "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture
+def out(done, tmp_path) -> Path:
+    """The finished study's folder, to be damaged."""
+    return Path(shutil.copytree(done, tmp_path / "out"))
+
+
+def again(study: Path, out: Path) -> int:
+    return cli.main(["run", str(study), "--out", str(out), "--local", "--quiet"])
+
+
+def occupied(place: Path) -> None:
+    """Put what cannot be replaced where a file is to go."""
+    place.unlink()
+    (place / "x").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "accessory",
+    ["table.parquet", "table.csv", "settings.csv", "costs.csv", "table.tex", "search.db"],
+)
+def test_a_file_that_cannot_be_written_is_named_and_the_rest_is_there(study, out, accessory, capsys):
+    occupied(out / accessory)
+    (out / "report.html").unlink()
+    assert again(study, out) == 0
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    assert accessory.partition(".")[0] in line
+    assert f"report: {out / 'report.html'}" in said.out
+    assert (out / "report.html").is_file()
+    logged = [json.loads(text) for file in (out / "logs").iterdir() for text in file.read_text().splitlines()]
+    assert any(event["event"] == "not made" and event["traceback"] for event in logged)
+
+
+def test_figures_that_cannot_be_drawn_leave_a_page(study, out, capsys):
+    shutil.rmtree(out / "figures")
+    (out / "figures").touch()
+    assert again(study, out) == 0
+    assert "the folder of the figures is missing" in capsys.readouterr().err
+    assert "<h1>tiny</h1>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_answer_on_the_terminal(study, out, capsys):
+    occupied(out / "report.html")
+    assert again(study, out) == 0
+    said = capsys.readouterr()
+    assert "the report is missing: IsADirectoryError" in said.err
+    assert "FAA" in said.out
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "name"),
+    [
+        (retrace, "searched", "the course of the search"),
+        (retrace, "ahead", "what is left to do"),
+        (results, "spending", "what was spent"),
+        (results, "facts", "the environment"),
+        (results, "costs", "the costs"),
+        (report, "draw", "the figure search"),
+    ],
+)
+def test_a_part_of_the_results_that_breaks_is_missing_and_nothing_else(done, module, part, name, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(module, part, broken)
+    fence = Fence()
+    loaded = results.load(done, fence)
+    report.write(loaded, done, fence)
+    assert f"{name} is missing: ZeroDivisionError: division by zero" in fence.lines
+    assert len(loaded.table) == len(table(done))
+    assert loaded.recommended == results.load(done).recommended
+
+
+def test_a_study_whose_next_block_was_trained_already_has_a_report(tmp_path, capsys):
+    """Two seeds, then one of them: a further block costs nothing, and nothing is divided by that."""
+    text = STUDY[: STUDY.index("search:")] + STUDY[STUDY.index("protocol:") :]
+    file, out = tmp_path / "study.yaml", tmp_path / "out"
+    for seeds in ("[0, 1]", "[0]"):
+        file.write_text(text.replace("[0, 1]", seeds), encoding="utf-8")
+        assert again(file, out) == 0
+    assert "warning" not in capsys.readouterr().err.replace("warning: " + str(out), "")
+    for command in ("best", "report", "robustness", "status"):
+        assert cli.main([command, str(out)]) == 0
+    assert results.load(out).ahead.block is not None
+
+
+def test_another_studys_folder_is_refused_before_anything_is_replaced(study, out, tmp_path, capsys):
+    (tmp_path / "other.yaml").write_text(STUDY.replace("name: tiny", "name: other"), encoding="utf-8")
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    for command in ("plan", "run", "probe"):
+        assert cli.main([command, str(tmp_path / "other.yaml"), "--out", str(out)]) == 2
+        assert "holds the results of another study, 'tiny'" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+
+
+def test_an_edited_study_is_told_what_changes_and_the_earlier_one_is_kept(out, tmp_path, capsys):
+    (tmp_path / "edited.yaml").write_text(STUDY.replace("[0, 0.5, 1.0]", "[0, 0.5]"), encoding="utf-8")
+    assert again(tmp_path / "edited.yaml", out) == 0
+    said = capsys.readouterr().err
+    assert "search.space.strategy.alpha.values: (0, 0.5, 1.0) → (0, 0.5)" in said
+    assert "1.0" in (out / "study.previous.json").read_text(encoding="utf-8")
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def start(*command: object, **how) -> subprocess.Popen:
+    words = [*PYTHON, *map(str, command)]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "latin-1"}
+    return subprocess.Popen(words, **(pipe | how))
+
+
+def test_who_stops_reading_changes_nothing(study, tmp_path):
+    out = tmp_path / "out"
+    run = start("run", study, "--out", out, "--local")
+    assert run.stdout
+    assert run.stderr
+    run.stdout.close()
+    run.stderr.close()
+    assert run.wait(120) == 0
+    assert (out / "report.html").is_file()
+
+
+def test_closed_standard_files_are_not_taken_by_a_stage(study, tmp_path):
+    out = tmp_path / "out"
+    words = " ".join([*PYTHON, "run", str(study), "--out", str(out), "--local"])
+    assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, timeout=120, check=False).returncode == 0
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+def test_a_terminal_that_lacks_letters_gets_question_marks(done, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "20", "TERM": "dumb"}
+    best = start("best", done, env=environment)
+    said, errors = best.communicate(timeout=120)
+    assert best.returncode == 0
+    assert "Traceback" not in errors
+    assert said
+
+
+def test_signals_end_a_run_as_ctrl_c_does(tmp_path):
+    text = STUDY.replace("workers: {engine: simulated}\n", "").replace("train: 16", "train: 4000")
+    (tmp_path / "long.yaml").write_text(text, encoding="utf-8")
+    for number, ending in enumerate((signal.SIGTERM, signal.SIGHUP)):
+        out = tmp_path / f"out{number}"
+        run = start("run", tmp_path / "long.yaml", "--out", out, "--local", stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(out.glob("logs/*")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        run.send_signal(ending)
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert "finished stages are kept" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_run_under_nohup_outlives_its_terminal(study, tmp_path):
+    out = tmp_path / "out"
+    words = ["nohup", *PYTHON, "run", str(study), "--out", str(out), "--local"]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(words, stdout=log, stderr=log)
+    while run.poll() is None:
+        run.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+    assert run.returncode == 0
+    assert (out / "report.html").is_file()
+
+
+def test_a_user_in_no_list_without_home_or_place_for_files_runs_a_study(study, tmp_path):
+    if os.getuid():
+        pytest.skip("only root becomes another user")
+    place = tmp_path / "of nobody – ü"
+    place.mkdir()
+    shutil.copy(study, place)
+    for folder in (place, *place.parents[:3]):
+        folder.chmod(0o755)
+    os.chown(place, 12345, 12345)
+    allowed = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "many"}
+    allowed["TMPDIR"] = str(tmp_path / "nowhere")
+    command = ("run", place / study.name, "--out", place / "out", "--local")
+    run = start(*command, env=allowed, user=12345, group=12345, extra_groups=[], cwd="/")
+    _, errors = run.communicate(timeout=180)
+    assert run.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert (place / "out" / "report.html").is_file()
