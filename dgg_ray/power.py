@@ -53,8 +53,8 @@ class Worth(NamedTuple):
 def power(n: float, difference: float, sd: float, freedom: float | None = None) -> float:
     """Probability of seeing a true difference; n: worth in independent blocks. sd > 0.
 
-    freedom: of the test; n - 1 where none is given, and then 0 for fewer blocks than an interval is given for.
-    0 where it is below 1 or nan.
+    freedom: of the test; n - 1 where none is given. 0 where it is below 1 or nan, or without it for fewer
+        blocks than an interval is given for.
     """
     from scipy import special  # late: who only counts stages does not wait for it
 
