@@ -164,13 +164,16 @@ def smoothed(
     """The settings' values read off a curve: parent + a parabola in each numeric setting, by least squares.
 
     table: (settings, columns). Neighbouring values of α tell about each other, so a curve through all of them
-    is less a matter of luck than the best single point. As it is where the states are too few for that.
+    is less a matter of luck than the best single point. A parabola in the values' ranks, as people list them
+    at even steps of what they take α to do: in α itself it cannot peak at 0.1 of 0, 0.05, 0.1, 0.3 and 1. A
+    range with `log` is taken by its logarithm. As it is where the states are too few for that.
     """
     columns = [np.equal(parents, p) for p in sorted(set(parents))]
     for name, of in knobs.items():
         x = [setting[name] for setting in settings]
         if len(set(x)) > 3 and all(isinstance(v, int | float) for v in x):
-            u = np.log(x) if getattr(of, "log", False) else np.array(x, dtype=float)
+            ranks = np.unique(x, return_inverse=True)[1].astype(float)
+            u = np.log(x) if getattr(of, "log", False) else ranks
             columns += [u, u**2]
         else:
             columns += [np.array([v == value for v in x]) for value in list(dict.fromkeys(x))[1:]]

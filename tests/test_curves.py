@@ -187,8 +187,10 @@ def test_bands_are_over_beginnings_that_share_nothing():
     assert np.isnan(alike.points()["gain_low"]).all()
     assert "too few independent blocks" in curves.sentences(alike)[0]
     assert blocks(tried_on(("abc", 1), ("acb", 2), ("cab", 3))) == [3, 3]
+    assert tried_on(*crossed).beginning is None
     # seeds of one beginning, whatever follows it; a block with one α compares nothing, and ties nothing
     assert blocks(tried_on(("abc", 0), ("abd", 1), ("abc", 2), more=[("cab", 9), ("acb", 0)])) == [3, 3]
+    assert tried_on(("abc", 0), ("abd", 1), more=[("cab", 9)]).beginning == "a > b"
 
 
 def test_the_best_alpha_is_rarely_ruled_out():
@@ -318,12 +320,13 @@ def test_the_largest_alpha_that_costs_no_more_than_asked():
 
 
 def test_the_words_say_which_alpha_and_what_the_extremes_trade():
-    best, extremes = curves.sentences(laid_out(NEW, OLD, blocks=6, noise=0.01))
+    best, extremes, beginning = curves.sentences(laid_out(NEW, OLD, blocks=6, noise=0.01))
     assert best == "For b, α = 0.6 serves the mean final score best; α from 0.2 to 0.6 cannot be told apart."
     assert extremes == (
         "Against α = 0, α = 1 costs 40.6 points [40.0, 41.2] of the new task and saves 24.9 points "
         "[23.4, 26.4] of the old ones."
     )
+    assert beginning == "It was tried after a alone: the bands are of this beginning, not of others."
 
 
 def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():

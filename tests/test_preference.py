@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.preference import (
@@ -115,7 +116,7 @@ def test_points_on_a_parabola_are_left_where_they_are_and_an_outlier_is_drawn_to
     x = [0.0, 0.1, 0.3, 0.6, 1.0]
     knobs = {"strategy.alpha.a": None}
     settings = [{"strategy.alpha.a": v} for v in x]
-    curve = np.array([[0.5 + v - v * v] for v in x])
+    curve = np.array([[0.5 + 0.25 * r - 0.06 * r * r] for r in range(5)])  # in their ranks
     assert smoothed(curve, [0] * 5, settings, knobs) == pytest.approx(curve)
     off = curve.copy()
     off[2] += 0.1
@@ -125,8 +126,25 @@ def test_points_on_a_parabola_are_left_where_they_are_and_an_outlier_is_drawn_to
 def test_parents_have_levels_of_their_own_on_one_curve():
     x = [0.0, 0.1, 0.3, 0.6]
     settings = [{"a": v} for v in x] * 2
-    table = np.array([[v - v * v] for v in x] + [[0.2 + v - v * v] for v in x])
+    table = np.array([[r - r * r / 3] for r in range(4)] + [[0.2 + r - r * r / 3] for r in range(4)])
     assert smoothed(table, [0] * 4 + [1] * 4, settings, {"a": None}) == pytest.approx(table)
+
+
+def test_a_peak_at_a_small_alpha_is_found():
+    # In α itself the nearest parabola has its top at α = 0.5, and calls 0.3 the best.
+    x, scores_ = [0.0, 0.05, 0.1, 0.3, 1.0], [0.50, 0.58, 0.60, 0.57, 0.40]
+    table = np.array(scores_)[:, None]
+    read = smoothed(table, [0] * 5, [{"a": v} for v in x], {"a": None})
+    assert x[int(read.argmax())] == 0.1
+    raw = np.vander(x, 3) @ np.linalg.lstsq(np.vander(x, 3), table, rcond=None)[0]
+    assert x[int(raw.argmax())] == 0.3
+
+
+def test_a_log_range_keeps_its_own_scale():
+    x = [1e-4, 2e-4, 1e-3, 4e-3, 1e-2]
+    table = np.array([[np.log(v) - np.log(v) ** 2] for v in x])
+    of = FloatDistribution(1e-4, 1e-2, log=True)
+    assert smoothed(table, [0] * 5, [{"a": v} for v in x], {"a": of}) == pytest.approx(table)
 
 
 def test_too_few_points_are_taken_as_they_are():
