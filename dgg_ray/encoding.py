@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dgg_ray import pixels
 from dgg_ray.contracts import Example
 
 IGNORE = -100
@@ -114,8 +115,8 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def picture(example: Example) -> Image.Image:
-    """The example's image, RGB."""
+    """The example's image, RGB, as a person sees it."""
     if isinstance(example.image, np.ndarray):
         return Image.fromarray(example.image)
     with Image.open(example.image) as image:  # type: ignore[arg-type]
-        return image.convert("RGB")
+        return pixels.shown(image)

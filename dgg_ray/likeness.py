@@ -20,6 +20,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from PIL import Image
 
+from dgg_ray import pixels
 from dgg_ray.contracts import Example, Task
 
 EXAMPLES = 200  # of a task, evenly spread: shares are known to a few hundredths
@@ -69,5 +70,5 @@ def look(example: Example) -> tuple[int, int] | None:
     image = example.image
     with Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image) as picture:
         picture.draft("L", (64, 64))  # JPEG: fewer pixels are made
-        grey = np.asarray(picture.convert("L"))
+        grey = np.asarray(pixels.shown(picture).convert("L"))
     return int(grey.mean() // 32), min(int(grey.std() // 16), 7)

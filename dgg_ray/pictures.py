@@ -1,8 +1,9 @@
-"""A hash of every picture that decodes, and what is wrong with every one that does not.
+"""What every picture's file holds: a hash of its content, and what is wrong with those that do not decode.
 
-A picture is read and decoded once: its hash is kept by (path, size, time of change) in an SQLite
-file under $XDG_CACHE_HOME/dgg_ray, or ~/.cache/dgg_ray. Losing that file costs time and nothing
-else, so trouble with it is never raised; SQLite keeps it whole when several processes write.
+A picture is known by its content, never by its name, size or times, which a copy may keep: each file
+is read, which is cheap, and decoded only if this content never was. What is known of a content is
+kept in an SQLite file under $XDG_CACHE_HOME/dgg_ray, or ~/.cache/dgg_ray. Losing that file costs time
+and nothing else, so trouble with it is never raised; SQLite keeps it whole when several processes write.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import io
 import os
 import sqlite3
 import stat
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -22,44 +22,57 @@ from typing import NamedTuple
 
 from PIL import Image
 
-BATCH = 512  # pictures between two writes: what an interruption may cost
-SETTLED_S = 2.0  # a file changed this recently may change again without a new time: it is not kept
+from dgg_ray import pixels
 
-Key = tuple[str, int, int]  # path, size in bytes, time of change in ns
+BATCH = 512  # pictures between two writes: what an interruption may cost
 
 
 class Picture(NamedTuple):
-    """digest: SHA-256 of the file's bytes; problem: why it is no picture, empty where it is one."""
+    """A file's picture.
+
+    digest: SHA-256 of the file's bytes, with the version of the rules in pixels.py where they, and not
+        Pillow's conversion alone, make its pixels; problem: why it is no picture, empty where it is one.
+    frames: of an animation, or pages.
+    """
 
     digest: str = ""
     problem: str = ""
+    frames: int = 1
 
 
 def inspect(paths: Iterable[Path], cache: Path | None = None) -> dict[Path, Picture]:
     """What each file holds; `cache` is the SQLite file where it is not the usual one."""
     found: dict[Path, Picture] = {}
-    unread: list[tuple[Path, Key]] = []
-    with closing(Cache(cache or cache_file())) as kept:
-        for path in dict.fromkeys(paths):
-            try:
-                about = path.stat()
-            except OSError as error:
-                found[path] = Picture(problem=f"not readable: {error.strerror}")
-                continue
-            key = (str(path), about.st_size, about.st_mtime_ns)
-            if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
-                found[path] = Picture(problem="not a file")
-            elif digest := kept.get(key):
-                found[path] = Picture(digest)
-            else:
-                unread.append((path, key))
-        Image.init()  # all formats, before threads ask for them
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and decoding let go of the GIL
-            for batch in batches(unread):
-                pictures = list(pool.map(look, [path for path, _ in batch]))
-                found.update({path: picture for (path, _), picture in zip(batch, pictures, strict=True)})
-                kept.put([(*key, p.digest) for (_, key), p in zip(batch, pictures, strict=True) if p.digest])
+    Image.init()  # all formats, before threads ask for them
+    with (
+        closing(Cache(cache or cache_file())) as kept,
+        ThreadPoolExecutor(os.cpu_count()) as pool,  # reading and decoding let go of the GIL
+    ):
+        for batch in batches(list(dict.fromkeys(paths))):
+            contents = dict(zip(batch, pool.map(content_of, batch), strict=True))
+            new = []
+            for path, (hash_, problem) in contents.items():
+                if problem:
+                    found[path] = Picture(problem=problem)
+                elif picture := kept.get(hash_):
+                    found[path] = picture
+                else:
+                    new.append(path)
+            seen = dict(zip(new, pool.map(look, new), strict=True))
+            found.update(seen)
+            kept.put([picture for picture in seen.values() if not picture.problem])
     return found
+
+
+def content_of(path: Path) -> tuple[str, str]:
+    """(SHA-256 of the file, ""), or ("", what is wrong)."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            return "", "not a file"
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest(), ""
+    except OSError as error:
+        return "", f"not readable: {error.strerror}"
 
 
 def look(path: Path) -> Picture:
@@ -73,14 +86,20 @@ def look(path: Path) -> Picture:
         with Image.open(io.BytesIO(content)) as image:
             image.draft(None, (1, 1))  # JPEG: all data are read, few pixels are made
             image.load()
+            plain, frames = pixels.plain(image), pixels.frames(image)
+            if not plain:
+                pixels.shown(image)
     except Image.UnidentifiedImageError:
         return Picture(problem="no picture format is recognised")
+    except pixels.NoWhite as error:
+        return Picture(problem=str(error))
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
         return Picture(problem=f"does not decode: {error}")
-    return Picture(hashlib.sha256(content).hexdigest())
+    hash_ = hashlib.sha256(content).hexdigest()
+    return Picture(hash_ if plain else f"{hash_} {pixels.PIXELS}", frames=frames)
 
 
-def batches(items: Sequence[tuple[Path, Key]]) -> Iterator[list[tuple[Path, Key]]]:
+def batches(items: Sequence[Path]) -> Iterator[list[Path]]:
     rest = iter(items)
     while batch := list(islice(rest, BATCH)):
         yield batch
@@ -92,9 +111,10 @@ def cache_file() -> Path:
 
 
 class Cache:
-    """Hashes by path, size and time of change; in memory only where the file cannot be used."""
+    """Pictures by the hash of their content; in memory only where the file cannot be used."""
 
-    TABLE = "CREATE TABLE IF NOT EXISTS picture (path TEXT PRIMARY KEY, size INT, changed INT, digest TEXT)"
+    NAME = f"picture_{pixels.PIXELS}"  # what older rules made of a picture is not asked for
+    TABLE = f"CREATE TABLE IF NOT EXISTS {NAME} (content TEXT PRIMARY KEY, digest TEXT, frames INT)"
 
     def __init__(self, file: Path) -> None:
         self.connection = self.open(file) or self.open(Path(":memory:"))
@@ -105,7 +125,8 @@ class Cache:
             file.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(file, timeout=30)
             connection.execute(self.TABLE)
-            connection.execute("SELECT path, size, changed, digest FROM picture LIMIT 1")
+            connection.execute("DROP TABLE IF EXISTS picture")  # pictures by their size and time
+            connection.execute(f"SELECT content, digest, frames FROM {self.NAME} LIMIT 1")
             return connection
         except (OSError, sqlite3.Error) as error:
             if connection:
@@ -115,22 +136,20 @@ class Cache:
                     file.unlink()
             return None
 
-    def get(self, key: Key) -> str:
-        """The hash, or empty."""
-        query = "SELECT digest FROM picture WHERE path = ? AND size = ? AND changed = ?"
+    def get(self, content: str) -> Picture | None:
+        query = f"SELECT digest, frames FROM {self.NAME} WHERE content = ?"
         try:
-            row = self.connection.execute(query, key).fetchone() if self.connection else None
+            row = self.connection.execute(query, (content,)).fetchone() if self.connection else None
         except sqlite3.Error:
-            return ""
-        return row[0] if row else ""
+            return None
+        return Picture(row[0], frames=row[1]) if row else None
 
-    def put(self, rows: Iterable[tuple[str, int, int, str]]) -> None:
-        settled = (time.time() - SETTLED_S) * 1e9
+    def put(self, pictures: Iterable[Picture]) -> None:
+        rows = [(picture.digest[:64], picture.digest, picture.frames) for picture in pictures]
         try:
             if self.connection:
                 with self.connection:
-                    insert = "INSERT OR REPLACE INTO picture VALUES (?, ?, ?, ?)"
-                    self.connection.executemany(insert, [row for row in rows if row[2] < settled])
+                    self.connection.executemany(f"INSERT OR REPLACE INTO {self.NAME} VALUES (?, ?, ?)", rows)
         except sqlite3.Error:
             return
 

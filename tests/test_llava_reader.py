@@ -2,16 +2,17 @@
 
 import json
 import os
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from llava_samples import edit, faults, only_fault, picture, question, read, sample, turn, write
 from PIL import Image
 
 from dgg_ray import pictures
-from dgg_ray.errors import StudyError
-from dgg_ray.records import SHOWN
-from dgg_ray.tasks.llava import Llava
+from dgg_ray.datafaults import SHOWN
 
 
 @pytest.fixture(autouse=True)
@@ -21,52 +22,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven pictures for training, three for the test: every shade is a picture of its own."""
-    for i in range(10):
-        picture(tmp_path / f"{i}.png", shade=20 * i)
-    write(tmp_path / "train.json", [turn(f"a{i}", f"{i}.png", f"answer {i}") for i in range(7)])
-    write(tmp_path / "test.json", [question(f"q{i}", f"{i}.png", f"answer {i}") for i in range(7, 10)])
-    return tmp_path
-
-
-def picture(path, shade=0, size=(8, 6)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade, 255 - shade, 7)).save(path)
-
-
-def write(path, records):
-    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
-
-
-def edit(path, change):
-    records = json.loads(path.read_text())
-    change(records)
-    write(path, records)
-
-
-def turn(id_, image, answer, asked="<image>\nWhat is this?"):
-    says = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
-    return {"id": id_, "image": image, "conversations": says}
-
-
-def question(id_, image, answer, text="What is this?"):
-    return {"question_id": id_, "image": image, "text": text, "answer": answer}
-
-
-def read(folder, **settings):
-    files = {"train": folder / "train.json", "test": folder / "test.json", **settings}
-    return Llava(**files).read("toy")
-
-
-def faults(folder, **settings):
-    with pytest.raises(StudyError) as caught:
-        read(folder, **settings)
-    return sorted(caught.value.faults, key=lambda fault: (fault.path, fault.line))
-
-
-def only_fault(folder, **settings):
-    (fault,) = faults(folder, **settings)
-    return fault
+    return sample(tmp_path)
 
 
 # -- what it gives ---------------------------------------------------------------------------------
@@ -290,7 +246,8 @@ def test_a_file_that_is_no_list_of_records_is_refused(folder, text, rule):
 def test_a_file_in_another_encoding_is_refused_with_its_line(folder):
     (folder / "test.json").write_bytes('[\n{"text": "café"}]'.encode("latin-1"))
     fault = only_fault(folder)
-    assert (fault.rule, fault.line, fault.found) == ("must be UTF-8 text", 2, "byte 0xe9")
+    assert (fault.rule, fault.line) == ("must be UTF-8 text", 2)
+    assert fault.found == "byte 0xe9, which is 'é' in Latin-1 and Windows-1252"
 
 
 @pytest.mark.parametrize(
@@ -373,16 +330,43 @@ def test_pictures_that_are_cut_off_empty_or_no_pictures_are_refused(folder):
     assert "empty file" in found[3].found
 
 
-def test_a_link_out_of_the_image_folder_is_refused(folder, tmp_path_factory):
-    secret = tmp_path_factory.mktemp("outside") / "secret.png"
-    picture(secret)
-    (folder / "link.png").symlink_to(secret)
-    (folder / "door").symlink_to(secret.parent)
+def test_links_in_the_image_folder_are_followed_wherever_they_lead(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("outside")
+    picture(elsewhere / "coco" / "far.png", shade=77)
+    (folder / "link.png").symlink_to(elsewhere / "coco" / "far.png")
+    (folder / "door").symlink_to(elsewhere)
     edit(folder / "test.json", lambda test: test[0].update(image="link.png"))
-    edit(folder / "test.json", lambda test: test[1].update(image="door/secret.png"))
-    found = faults(folder)
-    assert [fault.path for fault in found] == ["test[0].image", "test[1].image"]
-    assert {fault.rule for fault in found} == {"must be a path inside the image folder"}
+    edit(folder / "test.json", lambda test: test[1].update(image="door/coco/far.png"))
+    assert [e.image.read_bytes() for e in read(folder).examples["test"][:2]] == [
+        (elsewhere / "coco" / "far.png").read_bytes()
+    ] * 2
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_are_told(folder):
+    (folder / "door").symlink_to(folder / "gone")
+    (folder / "a.png").symlink_to(folder / "b.png")
+    (folder / "b.png").symlink_to(folder / "a.png")
+    edit(folder / "test.json", lambda test: test[0].update(image="door/x.png"))
+    edit(folder / "test.json", lambda test: test[1].update(image="a.png"))
+    nowhere, circle = faults(folder)
+    assert {nowhere.rule, circle.rule} == {"must be a file in the image folder"}
+    assert f"the link 'door' leads to {folder / 'gone'}"[:60] in nowhere.found
+    assert "the link 'a.png' leads to" in circle.found
+
+
+def test_a_name_that_goes_back_stays_where_it_says_whatever_a_link_leads_to(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("outside") / "inner"
+    elsewhere.mkdir()
+    picture(elsewhere.parent / "8.png", shade=1)
+    (folder / "door").symlink_to(elsewhere)
+    edit(folder / "test.json", lambda test: test[0].update(image="door/../8.png"))
+    assert read(folder).examples["test"][0].image == folder / "8.png"
+
+
+def test_a_whole_name_that_leads_into_the_image_folder_is_that_picture(folder):
+    before = read(folder).digests
+    edit(folder / "test.json", lambda test: test[0].update(image=str(folder / "7.png")))
+    assert read(folder).digests == before
 
 
 def test_a_missing_image_folder_is_one_fault(folder):
@@ -410,7 +394,7 @@ def test_a_test_picture_without_a_caption_is_a_fault(folder):
 def test_a_caption_file_of_another_form_is_refused(folder, captions):
     write(folder / "captions.json", captions)
     fault = only_fault(folder, references=folder / "captions.json")
-    assert (fault.path, fault.file) == ("references", str(folder / "captions.json"))
+    assert (fault.path.partition(".")[0], fault.file) == ("references", str(folder / "captions.json"))
 
 
 def test_faults_of_all_files_come_at_once(folder):
@@ -433,37 +417,48 @@ def test_the_same_fault_a_thousand_times_is_shown_twenty_times_and_counted(folde
 # -- the cache of pictures -------------------------------------------------------------------------
 
 
-def settle(*files):
-    """As if the files had not been changed for a minute."""
-    for file in files:
-        os.utime(file, (time.time() - 60, time.time() - 60))
-
-
-def test_a_known_picture_is_not_read_again(tmp_path, monkeypatch):
+def test_a_known_picture_is_not_decoded_again(tmp_path, monkeypatch):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
     picture(file)
-    settle(file)
     first = pictures.inspect([file], cache)
-    monkeypatch.setattr(pictures, "look", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(pictures, "look", lambda path: pytest.fail(f"{path} is decoded again"))
     assert pictures.inspect([file], cache) == first
 
 
-def test_a_picture_with_a_new_time_is_read_again(tmp_path):
-    file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
+def test_a_copy_under_another_name_is_not_decoded_again(tmp_path, monkeypatch):
+    file, copy, cache = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "cache.sqlite"
     picture(file)
-    settle(file)
-    first = pictures.inspect([file], cache)
-    picture(file, shade=1)
-    assert pictures.inspect([file], cache) != first
+    first = pictures.inspect([file], cache)[file]
+    copy.write_bytes(file.read_bytes())
+    monkeypatch.setattr(pictures, "look", lambda path: pytest.fail(f"{path} is decoded again"))
+    assert pictures.inspect([copy], cache)[copy] == first
 
 
-def test_a_file_that_changed_just_now_is_not_trusted_to_its_time(tmp_path):
+def test_another_picture_of_equal_size_name_and_times_is_another_picture(tmp_path):
     file, cache = tmp_path / "a.bmp", tmp_path / "cache.sqlite"
     picture(file)
-    first, changed = pictures.inspect([file], cache), file.stat().st_mtime_ns
-    picture(file, shade=1)  # as many bytes
-    os.utime(file, ns=(changed, changed))
-    assert pictures.inspect([file], cache) != first
+    long_ago = time.time_ns() - 10**12
+    os.utime(file, ns=(long_ago, long_ago))
+    first, before = pictures.inspect([file], cache), file.stat()
+    with file.open("r+b") as opened:  # in place, as `cp -p` and `rsync -t` do: the inode stays
+        content = opened.read()
+        opened.seek(0)
+        opened.write(content[:-6] + bytes(6))
+    os.utime(file, ns=(long_ago, long_ago))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, long_ago, before.st_ino)
+    assert pictures.inspect([file], cache)[file].digest not in ("", first[file].digest)
+
+
+def test_a_cache_of_an_older_version_is_not_read(tmp_path):
+    file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
+    picture(file)
+    with closing(sqlite3.connect(cache)) as older, older:
+        older.execute("CREATE TABLE picture (path TEXT PRIMARY KEY, size INT, changed INT, digest TEXT)")
+        about = file.stat()
+        row = (str(file), about.st_size, about.st_mtime_ns, "0" * 64)
+        older.execute("INSERT INTO picture VALUES (?, ?, ?, ?)", row)
+    assert pictures.inspect([file], cache)[file].digest not in ("", "0" * 64)
 
 
 @pytest.mark.parametrize("cache", ["damaged", "folder", "unwritable/place/cache.sqlite"])
@@ -480,7 +475,6 @@ def test_an_unusable_cache_costs_time_and_nothing_else(tmp_path, cache):
 def test_a_damaged_cache_is_begun_anew(tmp_path):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
     picture(file)
-    settle(file)
     cache.write_text("this is no database " * 100)
     pictures.inspect([file], cache)
     pictures.inspect([file], cache)

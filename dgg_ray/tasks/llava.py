@@ -1,6 +1,6 @@
 """Instruction data in the files that LLaVA, CoIN and MCITlib use.
 
-Two kinds of record, either of them in any split, in a JSON list or as JSON lines:
+Two kinds of record, either of them in any split, in a JSON list or as JSON lines, UTF-8, also gzipped:
 
     training    {"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                                                   {"from": "gpt", "value": "a plum"}]}
@@ -8,7 +8,9 @@ Two kinds of record, either of them in any split, in a JSON list or as JSON line
 
     id, question_id     optional; without it the record's place, `#12`. Once each in validation and test;
                         training records may share one, as UCIT's do
-    image               relative to the image folder; absent or null for text only
+    image               relative to the image folder, or inside it; links there lead anywhere. Absent, null
+                        or [] for text only
+    conversations       turns.py has its other forms, such as `messages`
     references          optional list of all accepted answers
     choices             optional list of the options offered; lettered options in a prompt stay in it
 
@@ -17,12 +19,17 @@ own template puts it back. A conversation of several turns gives one example per
 gpt, `id`, `id#1`, `id#2`, …, each with the picture and its own question only: what was said before
 is not shown, so a follow-up like "and its colour?" should be spelt out in the file.
 
+Nothing is dropped without a word: a picture under another key, a token without its picture, and a key
+written twice are faults, keys that are not read are told (unread.py).
+
 Formats: https://github.com/haotian-liu/LLaVA (docs/Finetune_Custom_Data.md), arXiv:2403.08350 (CoIN).
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,26 +37,13 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Gt, Lt
 
-from dgg_ray import draws, staging
+from dgg_ray import draws, staging, turns, unread
+from dgg_ray.captionfiles import Captions, load_captions, tails
 from dgg_ray.contracts import SPLITS, Example, Reader, Task, digest
-from dgg_ray.errors import nearest
-from dgg_ray.pictures import inspect
-from dgg_ray.records import (
-    Faults,
-    Place,
-    Record,
-    captions_by_picture,
-    here,
-    image_name,
-    inside,
-    load_records,
-    near_file,
-    text_of,
-    texts_of,
-)
-
-TOKEN = "<image>"
-KEYS = ("id", "question_id", "image", "conversations", "text", "answer", "references", "choices")
+from dgg_ray.datafaults import Faults, Place, many, near_file
+from dgg_ray.datafiles import gone, here
+from dgg_ray.pictures import Picture, inspect
+from dgg_ray.records import Record, load_records, text_of, texts_of
 
 
 class Item(NamedTuple):
@@ -93,7 +87,7 @@ class Llava(Reader):
     scorer: str = "exact_match"
 
     def read(self, name: str) -> Task:
-        """The task, its pictures read and decoded once (later calls know them by size and time)."""
+        """The task, its pictures read; those whose content was seen before are not decoded again."""
         faults = Faults()
         files = {"train": self.train, "validation": self.validation, "test": self.test}
         root = staging.path(self.images or Path(self.train).parent)
@@ -107,23 +101,24 @@ class Llava(Reader):
             items |= self.divided(items["train"], name, faults)
         if self.references is not None:
             file = here(self.references, "references", faults)
-            captions = captions_by_picture(file, faults) if file else {}
+            captions = load_captions(file, faults) if file else Captions({}, {})
+            pictures = tails(dict.fromkeys(item.group for split in SPLITS for item in items[split]))
             for split in ("validation", "test"):
-                items[split] = with_captions(items[split], captions, split == "test", faults)
+                items[split] = with_captions(items[split], captions, pictures, split == "test", faults)
         limits = {"train": self.limit, "validation": self.limit_test, "test": self.limit_test}
         items = {split: self.sample(items[split], limits[split], name, split) for split in SPLITS}
         if staging.address(root):
             items, root = with_pictures(items, root, faults)
-        hashes = picture_hashes(items, root, faults)
+        pictures = seen(items, root, faults)
         faults.raise_any(f"task {name}")
 
-        contents = {split: [content(item.example, hashes) for item in items[split]] for split in SPLITS}
+        contents = {split: [content(item.example, pictures) for item in items[split]] for split in SPLITS}
         return Task(
             name,
             {split: tuple(item.example for item in items[split]) for split in SPLITS},
             {split: digest(contents[split]) for split in SPLITS},
             self.scorer,
-            shared(contents),
+            (*faults.notes(), *without_picture(contents), *several_frames(pictures), *shared(contents)),
         )
 
     def divided(self, items: Sequence[Item], name: str, faults: Faults) -> dict[str, list[Item]]:
@@ -155,7 +150,7 @@ def parse(file: Path | None, split: str, root: Path, faults: Faults) -> list[Ite
     """The examples of one file, their pictures not yet looked at."""
     items = [
         item
-        for index, record in enumerate(load_records(file, split, faults) if file else ())
+        for index, record in enumerate(load_records(file, split, turns.KEYS, faults) if file else ())
         for item in examples_of(record, f"#{index}", root, faults)
     ]
     first: dict[str, Place] = {}
@@ -177,76 +172,67 @@ def examples_of(record: Record, spare_id: str, root: Path, faults: Faults) -> li
     if not isinstance(fields, dict):
         faults.add(place, "must be a record, {…}", repr(fields))
         return []
-    key = "id" if "id" in fields else "question_id"
-    id_ = text_of(fields[key], place.at(key), faults) if key in fields else ""
+    named = fields.get("image")
+    meant = unread.check(fields, turns.KEYS, named, place, faults)
+    key = next((key for key in ("id", "question_id") if fields.get(key) is not None), "")
+    id_ = text_of(fields[key], place.at(key), faults) if key else ""
     id_ = id_ or spare_id
-    references = texts_of(fields.get("references"), place.at("references"), faults)
-    choices = texts_of(fields.get("choices"), place.at("choices"), faults)
-    image = image_name(fields.get("image"), place.at("image"), faults)
-    path = inside(image, root, place.at("image"), faults) if image else None
-    items = []
-    for k, (question, answer) in enumerate(pairs(fields, references, place, faults)):
-        if TOKEN in question and "image" not in fields:
-            faults.add(place.at("image"), f"is needed where the question holds {TOKEN}")
-        if question.count(TOKEN) > 1:
-            faults.add(place, f"must hold {TOKEN} once at most", f"{question.count(TOKEN)} times")
-        example = Example(
-            id_ if k == 0 else f"{id_}#{k}", without_token(question), answer, path, references, choices
-        )
-        items.append(Item(example, place, str(Path(image)) if image else place.path))
-    return items
-
-
-def pairs(
-    fields: Mapping[str, Any], references: Sequence[str], place: Place, faults: Faults
-) -> list[tuple[str, str]]:
-    """(question, answer), the question still with its token."""
-    if "conversations" in fields:
-        return conversation(fields["conversations"], place.at("conversations"), faults)
-    if "text" not in fields or not ("answer" in fields or references):
-        near = next((key for found in fields if (key := nearest(str(found), KEYS)) and key not in fields), "")
-        keys = ", ".join(map(str, fields)) or "none"
-        faults.add(
-            place, "must hold `conversations`, or `text` and `answer`", f"the keys {keys}", lambda: near
-        )
-        return []
-    question = asked(fields["text"], place.at("text"), faults)
-    answer = text_of(fields["answer"], place.at("answer"), faults) if "answer" in fields else references[0]
-    return [(question, answer)]
-
-
-def conversation(turns: Any, place: Place, faults: Faults) -> list[tuple[str, str]]:
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        faults.add(place, "must be a list of {from, value}", repr(turns))
-        return []
-    who = [turn.get("from") for turn in turns]
-    if not who or who != ["human", "gpt"] * (len(who) // 2):
-        faults.add(place, "must be pairs of human and gpt", ", ".join(map(str, who)) or "no turn")
-        return []
-    places = [Place(f"{place.path}[{i}].value", place.file, place.line) for i in range(len(turns))]
+    references, choices = (gold(fields, key, place, faults) for key in ("references", "choices"))
+    image = image_name(named, place.at("image"), faults)
+    name = inside(image, str(root), place.at("image"), faults) if image else ""
+    path = root / name if name else None
+    said = turns.pairs(fields, references, meant, place, faults)
+    tokens = sum(question.count(turns.TOKEN) for question, _ in said)
+    if tokens and unread.empty(named) and "image" not in meant:
+        found = json.dumps(named) if "image" in fields else ""
+        faults.add(place.at("image"), f"is needed where the question holds {turns.TOKEN}", found)
+    if tokens > 1:
+        faults.add(place, f"must hold {turns.TOKEN} once at most", f"{tokens} times")
+    group = name or place.path
     return [
-        (
-            asked(turns[i].get("value"), places[i], faults),
-            text_of(turns[i + 1].get("value"), places[i + 1], faults),
+        Item(
+            Example(
+                id_ if k == 0 else f"{id_}#{k}", turns.without_token(ask), answer, path, references, choices
+            ),
+            place,
+            group,
         )
-        for i in range(0, len(turns), 2)
+        for k, (ask, answer) in enumerate(said)
     ]
 
 
-def asked(value: Any, place: Place, faults: Faults) -> str:
-    question = text_of(value, place, faults)
-    if question and not without_token(question):
-        faults.add(place, f"must hold a question beside {TOKEN}", repr(value))
-    return question
-
-
-def without_token(question: str) -> str:
-    for token in (f"{TOKEN}\n", f"\n{TOKEN}", TOKEN):
-        question = question.replace(token, "")
-    return question.strip()
+def gold(fields: Mapping[str, Any], key: str, place: Place, faults: Faults) -> tuple[str, ...]:
+    """The texts of `references` or `choices`."""
+    if fields.get(key) is None:
+        return ()
+    texts = texts_of(fields[key], place.at(key), faults)
+    for text in texts:
+        turns.no_token(text, place.at(key), faults)
+    return texts
 
 
 # -- pictures --------------------------------------------------------------------------------------
+
+
+def image_name(value: Any, place: Place, faults: Faults) -> str:
+    """The one picture that a record names, "" for none; some files hold it in a list."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            faults.add(place, "must be one picture", f"{len(value)} pictures")
+            return ""
+        value = value[0] if value else None
+    return "" if value is None else text_of(value, place, faults)
+
+
+def inside(image: str, root: str, place: Place, faults: Faults) -> str:
+    """The picture's name from the image folder on; "" after a fault. Links in the folder lead anywhere."""
+    name = os.path.normpath(image)  # `..` goes back by name, whatever a link on the way leads to
+    if os.path.isabs(name) and name.startswith(top := os.path.join(os.path.normpath(root), "")):
+        name = name[len(top) :]
+    if os.path.isabs(name) or name.partition(os.sep)[0] == ".." or "\0" in name:
+        faults.add(place, "must be a path inside the image folder", repr(image))
+        return ""
+    return name
 
 
 def with_pictures(
@@ -266,8 +252,8 @@ def with_pictures(
     return {split: [moved(item) for item in some] for split, some in items.items()}, there
 
 
-def picture_hashes(items: Mapping[str, Sequence[Item]], root: Path, faults: Faults) -> dict[Path, str]:
-    """The hash of every picture's file; a fault for every example whose picture is missing or broken."""
+def seen(items: Mapping[str, Sequence[Item]], root: Path, faults: Faults) -> dict[Path, Picture]:
+    """What every picture's file holds; a fault for every example whose picture is missing or broken."""
     using = [
         (item, image)
         for split in SPLITS
@@ -275,62 +261,121 @@ def picture_hashes(items: Mapping[str, Sequence[Item]], root: Path, faults: Faul
         if isinstance(image := item.example.image, Path)
     ]
     if using and not root.is_dir():
-        faults.add(Place("images"), "must be a folder that exists", str(root), lambda: near_file(root))
+        faults.add(Place("images"), "must be a folder that exists", gone(root), lambda: near_file(root))
         return {}
-    real_root = Path(os.path.realpath(root))
-    folders: dict[Path, Path] = {}
-    sound: list[tuple[Item, Path]] = []
+    there = {path: os.path.exists(path) for path in dict.fromkeys(path for _, path in using)}
+    pictures = inspect(path for path, exists in there.items() if exists)
     for item, path in using:
-        place, parent = item.place.at("image"), path.parent
-        if parent not in folders:
-            folders[parent] = Path(os.path.realpath(parent))
-        real = Path(os.path.realpath(path)) if os.path.islink(path) else folders[parent] / path.name
-        if not os.path.exists(path):
-            found = repr(str(path.relative_to(root)))
-            faults.add(place, "must be a file in the image folder", found, lambda path=path: near_file(path))
-        elif not real.is_relative_to(real_root):
-            faults.add(place, "must be a path inside the image folder", f"a link to {real}")
-        else:
-            sound.append((item, path))
-    pictures = inspect(path for _, path in sound)
-    for item, path in sound:
-        if problem := pictures[path].problem:
-            found = f"{str(path.relative_to(root))!r}: {problem}"
-            faults.add(item.place.at("image"), "must be a picture that decodes", found)
-    return {path: picture.digest for path, picture in pictures.items()}
+        if not there[path]:
+            found = broken_link(path, root) or repr(item.group)
+            rule = "must be a file in the image folder"
+            faults.add(item.place.at("image"), rule, found, lambda path=path: near_file(path))
+        elif problem := pictures[path].problem:
+            faults.add(item.place.at("image"), "must be a picture that decodes", f"{item.group!r}: {problem}")
+    return pictures
+
+
+def broken_link(path: Path, root: Path) -> str:
+    """The link on the way to a picture that leads nowhere, or in a circle; empty where none does."""
+    name = path.relative_to(root)
+    for step in (*reversed(name.parents), name):
+        try:
+            if (root / step).is_symlink() and not os.path.exists(root / step):
+                lead = f"the link {str(step)!r} leads to {os.readlink(root / step)}"
+                return f"{str(name)!r}, where {lead}: nothing is there"
+        except OSError:
+            return ""
+    return ""
 
 
 # -- references and content ------------------------------------------------------------------------
 
 
 def with_captions(
-    items: Iterable[Item], captions: Mapping[str, tuple[str, ...]], needed: bool, faults: Faults
+    items: Iterable[Item],
+    captions: Captions,
+    pictures: Mapping[str, tuple[str, ...]],
+    needed: bool,
+    faults: Faults,
 ) -> list[Item]:
-    """The items with their picture's captions as references; `needed`: none is a fault."""
+    """The items with their picture's captions as references; `needed`: none is a fault.
+
+    pictures: the names of all of the task's pictures by their last part.
+    """
     result = []
     for item in items:
-        found = captions.get(item.group) or captions.get(Path(item.group).name)
-        if needed and not found and captions:
+        found, doubt = captions.find(item.group, pictures)
+        if doubt:
+            rule = "must be named whole in the `references` file, where several pictures have this last part"
+            faults.add(item.place.at("image"), rule, doubt)
+        elif needed and not found and captions.by_name:
             faults.add(item.place.at("image"), "must have a caption in the `references` file", item.group)
+        elif found and item.example.references not in ((), found):
+            faults.add(
+                item.place.at("references"), "must be left out where the `references` file has captions"
+            )
         example = replace(item.example, references=found) if found else item.example
         result.append(item._replace(example=example))
     return result
 
 
-def content(example: Example, hashes: Mapping[Path, str]) -> list[Any]:
+def content(example: Example, pictures: Mapping[Path, Picture]) -> list[Any]:
     """What enters the digest: everything about the example but where its picture lies."""
-    picture = hashes[example.image] if isinstance(example.image, Path) else ""
+    picture = pictures[example.image].digest if isinstance(example.image, Path) else ""
     words = [example.id, example.question, example.answer, example.references, example.choices]
     return [*words, picture]
 
 
-def shared(contents: Mapping[str, Sequence[Sequence[Any]]]) -> tuple[str, ...]:
-    """A sentence for each pair of splits in which the same question is asked about the same picture."""
+# -- what should be known --------------------------------------------------------------------------
+
+Contents = Mapping[str, Sequence[Sequence[Any]]]  # by split, what enters the digest
+
+
+def without_picture(contents: Contents) -> tuple[str, ...]:
+    """A sentence for each split in which pictures are missing though the task has some."""
+    having = {split: sum(bool(picture) for *_, picture in contents[split]) for split in SPLITS}
+    most = max(SPLITS, key=lambda split: having[split] / max(len(contents[split]), 1))
     notes = []
+    for split in SPLITS:
+        whole = len(contents[split])
+        if having[most] and having[split] < whole:
+            other = f", while {having[most]} of {len(contents[most])} in {most} have one" * (split != most)
+            notes.append(f"{whole - having[split]} of {whole} examples in {split} have no picture{other}")
+    return tuple(notes)
+
+
+def several_frames(pictures: Mapping[Path, Picture]) -> tuple[str, ...]:
+    count = sum(picture.frames > 1 for picture in pictures.values())
+    if not count:
+        return ()
+    return (f"{many(count, 'picture')} of several frames or pages: only the first of each is shown",)
+
+
+def shared(contents: Contents) -> tuple[str, ...]:
+    """A sentence for each split that asks the same about the same picture twice, or what another asks."""
+    notes = []
+    answers: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for split in SPLITS:
+        asked: Counter[tuple[str, str]] = Counter()
+        said = answers[split] = {}
+        for _, question, answer, *_, picture in contents[split]:
+            asked[question, picture] += 1
+            said.setdefault((question, picture), set()).add(answer)
+        again = sum(n - 1 for n in asked.values())
+        if again:
+            odds = sum(len(texts) > 1 for texts in said.values())
+            notes.append(
+                f"{again} of {len(contents[split])} examples in {split} ask again what is asked there before "
+                f"(same question, same picture)"
+                + f"; {many(odds, 'question')} have several answers"
+                * bool(odds)
+            )
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        known = {(question, picture) for _, question, *_, picture in contents[one]}
-        count = sum((question, picture) in known for _, question, *_, picture in contents[other])
-        if count:
-            text = f"{count} of {len(contents[other])} examples in {other} are in {one} too"
-            notes.append(f"{text} (same question, same picture)")
+        known, both = answers[one], [c for c in contents[other] if (c[1], c[-1]) in answers[one]]
+        if both:
+            text = f"{len(both)} of {len(contents[other])} examples in {other} are in {one} too"
+            odds = sum(c[2] not in known[c[1], c[-1]] for c in both)
+            notes.append(
+                f"{text} (same question, same picture)" + f", {odds} of them with another answer" * bool(odds)
+            )
     return tuple(notes)

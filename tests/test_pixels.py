@@ -1,0 +1,262 @@
+"""What a model is shown of a picture: worked out by hand for each way in which files hold pictures."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dgg_ray import pictures, pixels
+from dgg_ray.contracts import Example
+from dgg_ray.encoding import picture
+from dgg_ray.likeness import look
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+GREY = (9, 9, 9)
+# Two rows of three: no turn and no reflection leaves it as it is.
+FLAG = np.array([[RED, GREEN, BLUE], [GREY, WHITE, RED]], dtype=np.uint8)
+
+
+def opened(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+def seen(image):
+    shown = pixels.shown(image)
+    assert shown.mode == "RGB"
+    return np.asarray(shown)
+
+
+def greys(image):
+    shown = seen(image)
+    assert (shown[..., 0] == shown[..., 1]).all()
+    assert (shown[..., 0] == shown[..., 2]).all()
+    return shown[..., 0].ravel().tolist()
+
+
+# -- EXIF ------------------------------------------------------------------------------------------
+
+UPRIGHT = {  # how rows and columns of the file become those that are seen, from the EXIF standard
+    1: FLAG,
+    2: FLAG[:, ::-1],  # the first column is on the right
+    3: FLAG[::-1, ::-1],
+    4: FLAG[::-1],
+    5: FLAG.swapaxes(0, 1),  # the first row is on the left
+    6: FLAG.swapaxes(0, 1)[:, ::-1],  # the first row is on the right, read from the top
+    7: FLAG.swapaxes(0, 1)[::-1, ::-1],
+    8: FLAG.swapaxes(0, 1)[::-1],  # the first row is on the left, read from the bottom
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_photo_stands_as_exif_says(kind, orientation):
+    exif = Image.Exif()
+    exif[pixels.ORIENTATION] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = opened(Image.fromarray(FLAG), kind, exif=exif, **options)
+    assert np.array_equal(seen(image), UPRIGHT[orientation])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's word to who opens it
+@pytest.mark.parametrize("exif", [b"Exif\0\0no such thing", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
+def test_damaged_exif_turns_nothing(exif):
+    assert seen(opened(Image.fromarray(FLAG).resize((30, 20)), "JPEG", exif=exif)).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 90, 65535])
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
+    exif = Image.Exif()
+    exif[pixels.ORIENTATION] = orientation
+    assert np.array_equal(seen(opened(Image.fromarray(FLAG), "PNG", exif=exif)), FLAG)
+
+
+# -- more than eight bits --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_of_grey_keep_their_levels(kind, order):
+    values = np.array([[0, 257, 300], [32896, 65535, 65000]]).astype(order)  # 257 · 128 = 32896
+    if kind == "PNG":
+        values = values.astype("<u2")
+    assert greys(opened(Image.fromarray(values), kind)) == [0, 1, 1, 128, 255, 253]
+
+
+def test_a_dark_picture_of_sixteen_bits_stays_dark():
+    assert greys(opened(Image.fromarray(np.full((2, 2), 255, dtype=np.uint16)), "PNG")) == [1] * 4
+
+
+def test_a_portable_grey_map_of_ten_bits_is_scaled_by_its_own_white():
+    file = b"P5 2 1 1023\n" + struct.pack(">2H", 1023, 512)
+    assert greys(Image.open(io.BytesIO(file))) == [255, 128]
+
+
+@pytest.mark.parametrize(
+    ("values", "grey"),
+    [([0, 0.2, 1, 0.5], [0, 51, 255, 128]), ([0, 51.2, 255, 128], [0, 51, 255, 128])],
+)
+def test_floating_point_runs_to_1_or_to_255(values, grey):
+    image = Image.fromarray(np.array(values, dtype=np.float32).reshape(2, 2))
+    assert greys(opened(image, "TIFF")) == grey
+
+
+@pytest.mark.parametrize(
+    ("values", "grey"),
+    [([0, 7, 255, 1], [0, 7, 255, 1]), ([0, 257, 65535, 256], [0, 1, 255, 1])],
+)
+def test_whole_numbers_of_32_bits_run_to_255_or_to_65535(values, grey):
+    image = Image.fromarray(np.array(values, dtype=np.int32).reshape(2, 2))
+    assert greys(opened(image, "TIFF")) == grey
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ([0, 1, 2, 300], np.float32, "up to 300"),
+        ([-1, 0, 0, 1], np.float32, "from -1 to 1"),
+        ([np.nan, 0, 0, 1], np.float32, "nan"),
+        ([0, np.inf, 0, 1], np.float32, "inf"),
+        ([0, 1, 2, 70000], np.int32, "up to 70000"),
+        ([-5, 1, 2, 3], np.int32, "from -5 to 3"),
+    ],
+)
+def test_numbers_without_a_known_white_are_refused_with_their_range(tmp_path, values, kind, said):
+    file = tmp_path / "a.tif"
+    Image.fromarray(np.array(values, dtype=kind).reshape(2, 2)).save(file)
+    (found,) = pictures.inspect([file]).values()
+    assert said in found.problem
+
+
+# -- transparency ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "clear", "ink"), [("RGBA", (0, 0, 0, 0), (10, 20, 30, 255)), ("LA", (0, 0), (9, 255))]
+)
+def test_ink_on_a_transparent_ground_is_ink_on_white(mode, clear, ink):
+    image = Image.new(mode, (2, 1), clear)
+    image.putpixel((0, 0), ink)
+    said = seen(opened(image, "PNG"))[0].tolist()
+    assert said == [[*(ink[:-1] if mode == "RGBA" else ink[:1] * 3)], [*WHITE]]
+
+
+def test_half_transparent_ink_is_half_white():
+    assert seen(Image.new("RGBA", (1, 1), (255, 0, 0, 128)))[0, 0].tolist() == [255, 127, 127]
+
+
+@pytest.mark.parametrize("clear", [1, b"\xff\x00"])
+def test_the_transparent_colour_of_a_palette_is_white(clear):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert seen(opened(image, "PNG", transparency=clear))[0].tolist() == [[10, 20, 30], [*WHITE]]
+
+
+@pytest.mark.parametrize(
+    ("image", "clear"),
+    [
+        (Image.new("RGB", (1, 1), (1, 2, 3)), (1, 2, 3)),
+        (Image.new("L", (1, 1), 7), 7),
+        (Image.fromarray(np.full((1, 1), 1024, dtype=np.uint16)), 1024),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white(image, clear):
+    assert seen(opened(image, "PNG", transparency=clear))[0, 0].tolist() == [*WHITE]
+
+
+def test_a_gif_of_ink_on_nothing_is_ink_on_white():
+    image = Image.new("RGBA", (2, 1))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    assert seen(opened(image, "GIF"))[0].tolist() == [[0, 0, 0], [*WHITE]]
+
+
+def test_sixteen_bits_with_transparency_are_laid_on_white():
+    rows = b"\0" + struct.pack(">4H", 0, 0, 0, 0xFFFF)  # grey and alpha: nothing, then black
+    assert seen(Image.open(io.BytesIO(png(4, 16, rows, 2))))[0].tolist() == [[*WHITE], [0, 0, 0]]
+
+
+def png(colour, bits, rows, width, height=1):
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# -- colours ---------------------------------------------------------------------------------------
+
+
+def test_one_bit_is_black_and_white():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    assert greys(opened(image, "PNG")) == [0, 255]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])  # JPEG holds it inverted, as Adobe does
+def test_inks_are_seen_as_colours(kind):
+    assert seen(opened(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), kind))[0, 0].tolist() == [*RED]
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB"])
+def test_other_colour_spaces_are_seen_in_their_colours(mode):
+    red = Image.new("RGB", (2, 2), (200, 30, 40))
+    if mode == "LAB":
+        srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = opened(ImageCms.profileToProfile(red, srgb, lab, outputMode="LAB"), "TIFF")
+    else:
+        image = red.convert(mode)
+    assert np.abs(seen(image)[0, 0].astype(int) - (200, 30, 40)).max() <= 3  # rounding in that space
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_frames_the_first_is_seen_and_counted(tmp_path, kind):
+    frames = [Image.new("RGB", (4, 4), (level, level, level)) for level in (0, 120, 255)]
+    file = tmp_path / f"a.{kind.lower()}"
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    assert np.asarray(picture(Example("1", "?", "a", file))).max() == 0
+    assert pictures.inspect([file])[file].frames == 3
+    assert pictures.inspect([file])[file].frames == 3  # from the cache
+
+
+# -- what uses them --------------------------------------------------------------------------------
+
+
+def test_the_model_and_the_likeness_of_tasks_see_the_same(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 4), 128 * 257, dtype=np.uint16)).save(file)
+    example = Example("1", "?", "a", file)
+    assert np.asarray(picture(example)).tolist() == [[[128] * 3] * 4] * 4
+    assert look(example) == (128 // 32, 0)
+
+
+def test_pixels_of_an_example_are_taken_as_they_are():
+    assert np.array_equal(np.asarray(picture(Example("1", "?", "a", FLAG))), FLAG)
+
+
+def test_a_plain_picture_is_known_by_its_bytes_alone_and_others_by_the_rules_too(tmp_path):
+    plain, clear, turned = tmp_path / "plain.png", tmp_path / "clear.png", tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[pixels.ORIENTATION] = 6
+    Image.fromarray(FLAG).save(plain)
+    Image.fromarray(FLAG).convert("RGBA").save(clear)
+    Image.fromarray(FLAG).save(turned, exif=exif)
+    for _ in "new", "from the cache":
+        digests = {path.stem: p.digest for path, p in pictures.inspect([plain, clear, turned]).items()}
+        assert len(digests["plain"]) == 64
+        assert digests["clear"][64:] == digests["turned"][64:] == f" {pixels.PIXELS}"
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
+    file = tmp_path / "bomb.png"
+    file.write_bytes(png(0, 8, b"", 60_000, 60_000))
+    assert "60000" in (problem := pictures.look(file).problem) or "3600000000 pixels" in problem
