@@ -499,7 +499,7 @@ def test_pictures_that_are_missing_from_a_split_are_counted(folder):
     edit(folder / "test.json", lambda test: [record.pop("image") for record in test])
     assert read(folder).warnings == (
         "3 of 3 examples in test have no picture, while 6 of 6 in train have one",
-        "2 of 3 examples in test ask again what is asked there before (same question, same picture); "
+        "2 of 3 examples in test ask what others there ask (same question, same picture); "
         "answers differ for 1 question",
     )
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -352,30 +351,25 @@ def several_frames(pictures: Mapping[Path, Picture]) -> tuple[str, ...]:
 
 
 def shared(contents: Contents) -> tuple[str, ...]:
-    """A sentence for each split that asks the same about the same picture twice, or what another asks."""
+    """A sentence for each split that asks the same of a picture twice, or what another split asks."""
     notes = []
-    answers: dict[str, dict[tuple[str, str], set[str]]] = {}
+    answers: dict[str, dict[tuple[str, str], set[str]]] = {split: {} for split in SPLITS}
     for split in SPLITS:
-        asked: Counter[tuple[str, str]] = Counter()
-        said = answers[split] = {}
+        said, whole = answers[split], len(contents[split])
         for _, question, answer, *_, picture in contents[split]:
-            asked[question, picture] += 1
             said.setdefault((question, picture), set()).add(answer)
-        again = sum(n - 1 for n in asked.values())
-        if again:
+        if again := whole - len(said):
             odds = sum(len(texts) > 1 for texts in said.values())
+            more = f"; answers differ for {many(odds, 'question')}" if odds else ""
             notes.append(
-                f"{again} of {len(contents[split])} examples in {split} ask again what is asked there before "
-                f"(same question, same picture)"
-                + f"; {many(odds, 'question')} have several answers"
-                * bool(odds)
+                f"{again} of {whole} examples in {split} ask what others there ask "
+                f"(same question, same picture){more}"
             )
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        known, both = answers[one], [c for c in contents[other] if (c[1], c[-1]) in answers[one]]
+        known = answers[one]
+        both = [c[2] in known[c[1], c[-1]] for c in contents[other] if (c[1], c[-1]) in known]
         if both:
+            more = f", {both.count(False)} of them with another answer" if not all(both) else ""
             text = f"{len(both)} of {len(contents[other])} examples in {other} are in {one} too"
-            odds = sum(c[2] not in known[c[1], c[-1]] for c in both)
-            notes.append(
-                f"{text} (same question, same picture)" + f", {odds} of them with another answer" * bool(odds)
-            )
+            notes.append(f"{text} (same question, same picture){more}")
     return tuple(notes)
