@@ -20,6 +20,7 @@ import pandas as pd
 from dgg_ray.intervals import clustered_jackknife, expected_range
 from dgg_ray.outcomes import Results, compared, final_table, finals, once, opening, over_blocks
 
+WIDEST = 0.5  # standard deviation of values in [0, 1]: half of them at either end
 DISPARITY = ["opd", "expected", "low", "high", "floor", "corrected"]
 
 
@@ -112,7 +113,7 @@ def overall(results: Results, split: str) -> pd.DataFrame:
         if len(faa) < 2:
             continue
         mean, clusters = over_blocks(own, "faa"), opening(faa.index.to_series()).nunique()
-        sd = interval_of_scale(*deviations(faa.to_frame()))[:, 0]
+        sd = np.minimum(interval_of_scale(*deviations(faa.to_frame()))[:, 0], WIDEST)
         factor = expected_range(len(faa))
         noise = seed_noise(own.assign(task="", score=own["faa"])).item()
         rows.append(

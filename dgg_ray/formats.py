@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dgg_ray.intervals import FEWEST
+from dgg_ray.intervals import FEWEST, Difference, Interval
 from dgg_ray.outcomes import percent, signed
 
 Form = Callable[[float], str]
@@ -21,16 +21,17 @@ def interval_text(
     values: Sequence[float] = (),
     form: Form = percent,
     what: str = "block",
+    unit: str = "",
     ci: str = "95 % CI ",
 ) -> str:
     """A mean with its interval, or with the values themselves where no interval can be given.
 
     `65.6 (95 % CI 55.6 to 75.7)`, `67.1 (2 blocks: 62.0, 72.0)`, `67.1 (1 block)`,
-    `67.1 (the same in all 4 blocks)`, `–`. form: of a number; what: of which there are n.
+    `67.1 (the same in all 4 blocks)`, `–`. form: of a number; what: of which there are n; unit: of the mean.
     """
-    text = form(mean)
     if np.isnan(mean):
-        return text
+        return form(mean)
+    text = form(mean) + unit
     if not (np.isnan(low) or np.isnan(high)):
         return f"{text} ({ci}{form(low)} to {form(high)})"
     n = int(n)
@@ -38,6 +39,13 @@ def interval_text(
         return f"{text} (the same in all {n} {what}s)"
     shown = ": " + ", ".join(map(form, values)) if 1 < len(values) == n else ""
     return f"{text} ({n} {what}{'s' * (n != 1)}{shown})"
+
+
+def points_text(gap: Interval | Difference, sign: float = 1, form: Form = percent) -> str:
+    """`2.8 points (95 % CI 0.4 to 5.2)`; sign -1 turns the gap round."""
+    low, high = sorted((sign * gap.low, sign * gap.high))
+    values = [sign * value for value in gap.values]
+    return interval_text(sign * gap.mean, low, high, gap.n, values, form, unit=" points")
 
 
 def score_text(row: Mapping[str, Any]) -> str:

@@ -100,14 +100,14 @@ def first_run(study: Study) -> judge.Chain:
 
 def best_so_far(search: Method) -> str:
     """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
-    from dgg_ray.intervals import clusters_of, mean_interval  # late: SciPy, which trials do without
+    from dgg_ray.intervals import mean_interval, ways_of  # late: SciPy, which trials do without
 
     number = search.best()
     if number is None or (evidence := search.told[number]) is None:
         return ""
     found = []
     names = search.search.objective
-    shared = clusters_of(tuple((" > ".join(order), seed) for order, seed in search.study.blocks))
+    shared = ways_of(tuple((" > ".join(order), seed) for order, seed in search.study.blocks))
     for name, column in zip(names, by_block(evidence, names).T, strict=True):
         band = mean_interval(column, clusters=shared)
         found.append(

@@ -34,6 +34,8 @@ LAST = "no order goes on after it"
 CONFOUNDED = "cannot be told apart from the other effects in these orders"
 ONE_CLUSTER = "no interval: it hangs on the orders that begin with one task"
 
+BOUNDS = ["low", "high"]
+
 
 @once
 def effects(results: Results, split: str) -> pd.DataFrame:
@@ -46,7 +48,9 @@ def effects(results: Results, split: str) -> pd.DataFrame:
     for label, group in finals(results, split).groupby("label", sort=False):
         if group["order"].nunique() >= 3:
             rows += [[label, *row] for row in estimates(group)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    found[BOUNDS] = found[BOUNDS].clip(-1, 1)  # of scores in [0, 1]
+    return found
 
 
 def estimates(scores: pd.DataFrame) -> list[list[object]]:

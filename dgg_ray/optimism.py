@@ -24,9 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from dgg_ray.conduct import Audited, Searched
-from dgg_ray.intervals import Difference, Interval, clusters_of, mean_interval, paired_difference
+from dgg_ray.formats import interval_text, points_text
+from dgg_ray.intervals import FEWEST, Difference, Interval, mean_interval, paired_difference, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
@@ -36,6 +38,7 @@ from dgg_ray.outcomes import (
     listing,
     mean_over,
     percent,
+    range_of,
     runs,
     signed,
 )
@@ -64,20 +67,20 @@ def optimism(results: Results) -> Optimism | None:
     again, test = scores(results, on, terms.compared_on), scores(results, "test", terms.compared_on)
     if np.isnan(seen) or test.empty or again.empty:
         return None
-    parts = (again - test).dropna()
+    parts, scale = (again - test).dropna(), range_of(headline(results))
     return Optimism(
         float(seen),
-        mean_over(test),
-        below(float(seen), mean_over(test), terms.held_out),
-        below(float(seen), mean_over(again), terms.held_out),
-        None if on == "test" else paired_difference(parts, 0 * parts, clusters=clusters_of((*parts.index,))),
+        mean_over(test, scale),
+        below(float(seen), mean_over(test, scale), terms.held_out),
+        below(float(seen), mean_over(again, scale), terms.held_out),
+        None if on == "test" else paired_difference(parts, 0 * parts, clusters=ways_of((*parts.index,))),
     )
 
 
 def below(seen: float, of: Interval, independent: bool) -> Interval:
     """How far a mean lies below a known number."""
     low, high = (seen - of.high, seen - of.low) if independent else (np.nan, np.nan)
-    return Interval(seen - of.mean, low, high, of.n)
+    return Interval(seen - of.mean, low, high, of.n, tuple(seen - value for value in of.values))
 
 
 def scores(results: Results, split: str, blocks: tuple[tuple[str, int], ...], metric: str = "") -> pd.Series:
@@ -148,18 +151,13 @@ def optimism_sentences(results: Results) -> list[str]:
 
 
 def over(gap: Interval) -> str:
-    """`2.8 points [0.4, 5.2] higher`"""
+    """`2.8 points (95 % CI 0.4 to 5.2) higher`"""
     sign = 1 if gap.mean >= 0 else -1
-    bounds = sorted((sign * gap.low, sign * gap.high))
-    return f"{percent(sign * gap.mean)} points{band(*bounds)} {'higher' if sign > 0 else 'lower'}"
+    return f"{points_text(gap, sign)} {'higher' if sign > 0 else 'lower'}"
 
 
 def part(gap: Interval | Difference) -> str:
-    return f"{signed(gap.mean)}{band(gap.low, gap.high)}"
-
-
-def band(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f" [{percent(low)}, {percent(high)}]"
+    return signed(gap.mean) if np.isnan(gap.low) else interval_text(*gap[:3], gap.n, form=signed)
 
 
 def constraint_sentences(results: Results) -> list[str]:
@@ -198,10 +196,9 @@ def on_final(results: Results, text: str) -> str:
 
 
 def verdict(margin: Interval) -> str:
-    """`kept by 1.2 points [-0.3, 2.7]`"""
+    """`kept by 1.2 points (95 % CI -0.3 to 2.7)`"""
     sign = 1 if margin.mean >= 0 else -1
-    bounds = sorted((sign * margin.low, sign * margin.high))
-    said = f"{'kept' if sign > 0 else 'broken'} by {percent(sign * margin.mean)} points{band(*bounds)}"
+    said = f"{'kept' if sign > 0 else 'broken'} by {points_text(margin, sign)}"
     return said + (", which could be either" if margin.low < 0 < margin.high else "")
 
 
@@ -259,8 +256,10 @@ def luck(results: Results, better: Sequence[Audited]) -> Iterator[str]:
     of = leads[best]
     dropped = f"dropped at task {better[best].place} of the orders, ended {away(of)}"
     at_once = f"95 % for all {audited} at once" if audited > 1 else "95 %"
-    if of.n < 2:
-        few = "one block" if len(better[best].gaps) < 2 else "blocks that all begin alike"
+    if np.isnan(of.low):
+        few = "equal differences" if of.n >= FEWEST else "two independent blocks"
+        if of.n < 2:
+            few = "one block" if len(better[best].gaps) < 2 else "blocks that all begin alike"
         yield f"The best of them, {dropped}: it looked better, and {few} cannot tell that from luck."
     elif not sure:
         yield f"The best of them, {dropped} ({at_once}): it looked better, which may be luck."
@@ -290,14 +289,14 @@ def unseen(results: Results, branch: Audited) -> Iterator[str]:
         )
 
 
-def lead(gaps: Sequence[float], audited: int, clusters: Sequence[int] | None = None) -> Difference:
+def lead(gaps: Sequence[float], audited: int, clusters: ArrayLike | None = None) -> Difference:
     """Mean gap over the blocks; its interval holds for all audited branches at once (Bonferroni)."""
     return paired_difference(gaps, np.zeros(len(gaps)), 1 - 0.05 / audited, clusters)
 
 
-def shared(results: Results, count: int) -> tuple[int, ...]:
+def shared(results: Results, count: int) -> tuple[tuple[int, int], ...]:
     """Clusters of the first blocks on which settings were chosen."""
-    return clusters_of(results.terms.chosen_on[:count])
+    return ways_of(results.terms.chosen_on[:count])
 
 
 def wrong(of: Difference, audited: int) -> bool:
@@ -307,7 +306,6 @@ def wrong(of: Difference, audited: int) -> bool:
 
 
 def away(gap: Interval | Difference) -> str:
-    """`1.2 points [0.3, 2.1] below it`"""
+    """`1.2 points (95 % CI 0.3 to 2.1) below it`"""
     sign = 1 if gap.mean >= 0 else -1
-    bounds = sorted((sign * gap.low, sign * gap.high))
-    return f"{percent(sign * gap.mean)} points{band(*bounds)} {'above' if sign > 0 else 'below'} it"
+    return f"{points_text(gap, sign)} {'above' if sign > 0 else 'below'} it"

@@ -24,11 +24,11 @@ from dgg_ray.intervals import (
     ANYWHERE,
     Difference,
     Interval,
-    clusters_of,
     fixed_orders,
     holm,
     mean_interval,
     paired_difference,
+    ways_of,
 )
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
 
@@ -289,7 +289,7 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     """The chosen setting against each rival: one row per label and metric.
 
     score, low, high, n, values: mean over blocks, its 95 % interval over other orders and seeds, the clusters
-        that this is over (`intervals.clusters_of`) and their means; for a joint run over seeds, as one run
+        that this is over (`intervals.ways_of`) and their means; for a joint run over seeds, as one run
         serves every order.
     difference, difference_low, difference_high, p, pairs, difference_values: chosen minus rival, paired over
         the blocks that both have, and clusters of these; nan in the chosen setting's own rows. Each interval
@@ -330,10 +330,12 @@ def differences(
     the interval on these orders, over seeds. joint: to a run that serves all orders of its seed."""
     low, high = range_of(metric)
     within = (low - high, high - low)
-    shared = clusters_of(tuple(gaps.index), by_seed=joint)
+    shared = ways_of(tuple(gaps.index), by_seed=joint)
     single = paired_difference(gaps, 0 * gaps, clusters=shared, within=within)
-    wide = mean_interval(gaps, 1 - 0.05 / family, shared, within)
-    return single, (wide.low, wide.high), fixed_orders(gaps, tuple(gaps.index), within=within)
+    wide = paired_difference(gaps, 0 * gaps, 1 - 0.05 / family, shared, within)
+    here = fixed_orders(gaps, tuple(gaps.index))
+    bounds = max(here.low, within[0]), min(here.high, within[1])
+    return single, (wide.low, wide.high), Interval(here.mean, *bounds, *here[3:])
 
 
 def over_blocks(rows: pd.DataFrame, metric: str) -> Interval:
@@ -344,7 +346,7 @@ def over_blocks(rows: pd.DataFrame, metric: str) -> Interval:
     within = range_of(metric) if metric in metrics() else (0.0, 1.0)
     if rows["together"].any():
         return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
-    return mean_interval(rows[metric], clusters=clusters_of(blocks_of(rows)), within=within)
+    return mean_interval(rows[metric], clusters=ways_of(blocks_of(rows)), within=within)
 
 
 def over_seeds(rows: pd.DataFrame, metric: str) -> Interval:
@@ -355,9 +357,9 @@ def over_seeds(rows: pd.DataFrame, metric: str) -> Interval:
     return fixed_orders(rows[metric], blocks_of(rows), within=within)
 
 
-def mean_over(scores: pd.Series) -> Interval:
+def mean_over(scores: pd.Series, within: tuple[float, float] = ANYWHERE) -> Interval:
     """Mean of scores by block, with its interval over clusters of these."""
-    return mean_interval(scores, clusters=clusters_of(tuple(scores.index)))
+    return mean_interval(scores, within=within, clusters=ways_of(tuple(scores.index)))
 
 
 def blocks_of(rows: pd.DataFrame) -> tuple[tuple[str, int], ...]:

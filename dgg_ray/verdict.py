@@ -109,19 +109,17 @@ def in_words(label: object) -> str:
 
 def of_score(row: pd.Series) -> str:
     """`65.6 % (95 % CI 55.6 to 75.7, 4 independent blocks)`"""
-    text = interval_text(row["score"], row["low"], row["high"], row["n"], row["values"])
-    number, _, rest = text.partition(" (")
-    blocks = f", {int(row['n'])} independent blocks" if rest.startswith("95") else ""
-    return f"{number} % ({rest.removesuffix(')')}{blocks})" if rest else f"{number} %"
+    text = interval_text(row["score"], row["low"], row["high"], row["n"], row["values"], unit=" %")
+    if np.isnan(row["low"]):
+        return text
+    return f"{text.removesuffix(')')}, {int(row['n'])} independent blocks)"
 
 
 def of_gap(row: pd.Series) -> str:
     """`6.4 points, 95 % CI −10.0 to 23.1`, the bounds of all rivals at once."""
-    gap = row["difference"]
-    values = row["difference_values"]
-    text = interval_text(gap, row["at_once_low"], row["at_once_high"], row["pairs"], values)
-    number, _, rest = text.partition(" (")
-    return f"{number} points, {rest.removesuffix(')')}" if rest else f"{number} points"
+    bounds = row["at_once_low"], row["at_once_high"], row["pairs"]
+    text = interval_text(row["difference"], *bounds, row["difference_values"], unit=" points")
+    return text.replace(" (", ", ").removesuffix(")")
 
 
 def reference(rows: pd.DataFrame) -> list[str]:

@@ -1,5 +1,7 @@
 """Intervals against textbook numbers, and against what an interval promises."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dgg_ray import draws
-from dgg_ray.intervals import clusters_of, mean_interval, paired_difference
+from dgg_ray.intervals import clusters_of, fixed_orders, holm, mean_interval, paired_difference, ways_of
 
 VALUES = st.lists(st.floats(-1, 1).map(lambda x: round(x, 6)), min_size=3, max_size=12).filter(
     lambda values: max(values) > min(values)
@@ -56,8 +58,76 @@ def test_equal_differences_have_no_p():
 def test_no_bound_goes_beyond_what_the_values_can_be():
     found = mean_interval([0.99, 0.9, 1.0], within=(0, 1))
     free = mean_interval([0.99, 0.9, 1.0])
-    assert (found.high, found.low) == (1, free.low)
-    assert free.high > 1
+    assert found.high == 1 < free.high
+    difference = paired_difference([0.99, 0.9, 1.0, 0.4], [0, 0, 0, 0], within=(-1, 1))
+    assert difference.high == 1
+
+
+def test_in_the_middle_of_a_scale_it_is_the_t_interval_and_near_an_end_it_reaches_further_inwards():
+    middle, near = [0.48, 0.5, 0.51, 0.53], [0.93, 0.97, 0.99, 0.98]
+    assert mean_interval(middle, within=(0, 1))[:3] == pytest.approx(mean_interval(middle)[:3], abs=1e-4)
+    found, free = mean_interval(near, within=(0, 1)), mean_interval(near)
+    # the t interval of the mean's logit: u = 0.9675, h = 3.1824 s / 2, divided by u (1 - u)
+    u, h = 0.9675, 3.182446 * np.std(near, ddof=1) / 2
+    odds = math.log(u / (1 - u)) - h / (u * (1 - u))
+    assert found.low == pytest.approx(1 / (1 + math.exp(-odds)))
+    assert found.low < free.low - 0.01
+    turned = mean_interval([1 - x for x in near], within=(0, 1))
+    assert (1 - turned.high, 1 - turned.low) == pytest.approx((found.low, found.high))
+    assert mean_interval([2 * x - 1 for x in near], within=(-1, 1)).low == pytest.approx(2 * found.low - 1)
+
+
+# -- orders and seeds ------------------------------------------------------------------------------
+
+CROSSED = tuple((f"{first} > x", seed) for first in "abc" for seed in (0, 1))
+
+
+def test_orders_that_share_seeds_have_the_variance_of_both():
+    x = np.array([1.0, 2, 3, 4, 6, 8])  # by order 1.5, 3.5, 7; by seed 10/3, 14/3
+    by_order, by_seed = np.var([1.5, 3.5, 7], ddof=1) / 3, np.var([10 / 3, 14 / 3], ddof=1) / 2
+    freedom = (by_order + by_seed) ** 2 / (by_order**2 / 2 + by_seed**2 / 1)
+    mean, low, high, n, values = mean_interval(x, clusters=ways_of(CROSSED))
+    half = stats.t.ppf(0.975, freedom) * (by_order + by_seed) ** 0.5
+    assert (mean, n, values) == (4, 3, (1.5, 3.5, 7))
+    assert (low, high) == pytest.approx((4 - half, 4 + half))
+
+
+def test_of_one_seed_or_a_seed_for_each_order_the_orders_are_the_clusters():
+    x = [1.0, 2, 4, 7]
+    alone = mean_interval(x)
+    one_seed = ways_of(tuple((f"{first} > x", 5) for first in "abcd"))
+    own_seed = ways_of(tuple((f"{first} > x", seed) for seed, first in enumerate("abcd")))
+    assert mean_interval(x, clusters=one_seed) == alone == mean_interval(x, clusters=own_seed)
+    assert mean_interval(x, clusters=ways_of(tuple((f"{first} > x", 5) for first in "abcd"), True)).n == 1
+
+
+def test_a_seed_that_several_orders_of_their_own_share_is_one_cluster():
+    blocks = tuple((f"{first} > x", seed) for first, seed in zip("abcdef", (0, 0, 1, 1, 2, 2), strict=True))
+    found = mean_interval([1.0, 2, 4, 4, 6, 9], clusters=ways_of(blocks))
+    assert found[:4] == pytest.approx(mean_interval([1.5, 4, 7.5])[:4])
+
+
+def test_on_the_orders_that_were_run_seeds_are_the_replicates():
+    blocks = tuple((order, seed) for order in ("a > b", "b > a") for seed in (0, 1, 2))
+    found = fixed_orders([0.2, 0.4, 0.3, 0.6, 0.7, 0.8], blocks)
+    assert found[:4] == pytest.approx(mean_interval([0.4, 0.55, 0.55])[:4])  # each seed's mean over orders
+    own = tuple(("ab"[i // 2] + " > c", i) for i in range(4))  # two orders with two seeds each of their own
+    # deviations ∓0.1 and ∓0.2: s² = (2 · 0.1² + 2 · 0.2²) · 2 / 16, two degrees of freedom
+    mean, low, high, n, _ = fixed_orders([0.2, 0.4, 0.5, 0.9], own)
+    half = stats.t.ppf(0.975, 2) * (0.1 * 2 / 16) ** 0.5
+    assert (mean, low, high, n) == pytest.approx((0.5, 0.5 - half, 0.5 + half, 3))
+
+
+def test_the_order_of_a_single_seed_leaves_nothing_to_say_of_these_orders():
+    found = fixed_orders([0.2, 0.4, 0.3, 0.6], (("a > b", 0), ("a > b", 1), ("a > b", 2), ("b > a", 0)))
+    assert np.isnan([found.low, found.high]).all()
+    assert fixed_orders([0.2, 0.4], (("a > b", 0), ("a > b", 1))).n == 2
+
+
+def test_holms_p_values_are_those_of_the_textbook():
+    # smallest times 4, next times 3 …, never falling; no test counts for nothing
+    found = holm([0.01, np.nan, 0.04, 0.03, 0.005])
+    assert found == pytest.approx([0.03, np.nan, 0.06, 0.06, 0.02], nan_ok=True)
 
 
 def test_a_pair_with_a_missing_half_is_left_out():

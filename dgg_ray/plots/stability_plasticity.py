@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
-from dgg_ray.intervals import clusters_of, mean_interval
+from dgg_ray.intervals import mean_interval, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
@@ -121,7 +121,7 @@ def held_out_points(results: Results, labels: dict[str, str]) -> list[dict[str, 
 def bands(group: pd.DataFrame) -> dict[str, float]:
     """Means of both metrics over blocks (the rows), with their intervals; clusters: that these are over."""
     blocks = tuple(zip(*(group.index.get_level_values(name) for name in BLOCK), strict=True))
-    found = {axis: mean_interval(group[axis], clusters=clusters_of(blocks)) for axis in AXES}
+    found = {axis: mean_interval(group[axis], clusters=ways_of(blocks)) for axis in AXES}
     row = {
         f"{axis}{part}": value
         for axis, interval in found.items()
