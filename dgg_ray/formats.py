@@ -10,6 +10,7 @@ import numpy as np
 from dgg_ray.intervals import FEWEST, Difference, Interval
 from dgg_ray.outcomes import percent, signed
 
+CI = "95 % CI "
 Form = Callable[[float], str]
 
 
@@ -22,7 +23,7 @@ def interval_text(
     form: Form = percent,
     what: str = "block",
     unit: str = "",
-    ci: str = "95 % CI ",
+    ci: str = CI,
 ) -> str:
     """A mean with its interval, or with the values themselves where no interval can be given.
 
@@ -41,11 +42,11 @@ def interval_text(
     return f"{text} ({n} {what}{'s' * (n != 1)}{shown})"
 
 
-def points_text(gap: Interval | Difference, sign: float = 1, form: Form = percent) -> str:
+def points_text(gap: Interval | Difference, sign: float = 1, ci: str = CI) -> str:
     """`2.8 points (95 % CI 0.4 to 5.2)`; sign -1 turns the gap round."""
     low, high = sorted((sign * gap.low, sign * gap.high))
     values = [sign * value for value in gap.values]
-    return interval_text(sign * gap.mean, low, high, gap.n, values, form, unit=" points")
+    return interval_text(sign * gap.mean, low, high, gap.n, values, unit=" points", ci=ci)
 
 
 def score_text(row: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from dgg_ray.conduct import Audited, Searched
-from dgg_ray.formats import interval_text, points_text
+from dgg_ray.formats import CI, interval_text, points_text
 from dgg_ray.intervals import FEWEST, Difference, Interval, mean_interval, paired_difference, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
@@ -254,19 +254,19 @@ def luck(results: Results, better: Sequence[Audited]) -> Iterator[str]:
     sure = [i for i, of in enumerate(leads) if wrong(of, audited)]
     best = max(sure or range(len(better)), key=lambda i: leads[i].mean)
     of = leads[best]
-    dropped = f"dropped at task {better[best].place} of the orders, ended {away(of)}"
-    at_once = f"95 % for all {audited} at once" if audited > 1 else "95 %"
+    ci = f"{CI}of all {audited} at once " if audited > 1 else CI
+    dropped = f"dropped at task {better[best].place} of the orders, ended {away(of, ci)}"
     if np.isnan(of.low):
         few = "equal differences" if of.n >= FEWEST else "two independent blocks"
         if of.n < 2:
             few = "one block" if len(better[best].gaps) < 2 else "blocks that all begin alike"
         yield f"The best of them, {dropped}: it looked better, and {few} cannot tell that from luck."
     elif not sure:
-        yield f"The best of them, {dropped} ({at_once}): it looked better, which may be luck."
+        yield f"The best of them, {dropped}: it looked better, which may be luck."
     else:
         yield (
             f"For {len(sure)} of them that is more than luck: there the choice task by task was wrong. "
-            f"The best, {dropped} ({at_once})."
+            f"The best, {dropped}."
         )
     yield from unseen(results, better[best])
 
@@ -305,7 +305,7 @@ def wrong(of: Difference, audited: int) -> bool:
     return of.mean > 0 and of.p < 0.05 / audited
 
 
-def away(gap: Interval | Difference) -> str:
+def away(gap: Interval | Difference, ci: str = CI) -> str:
     """`1.2 points (95 % CI 0.3 to 2.1) below it`"""
     sign = 1 if gap.mean >= 0 else -1
-    return f"{points_text(gap, sign)} {'above' if sign > 0 else 'below'} it"
+    return f"{points_text(gap, sign, ci)} {'above' if sign > 0 else 'below'} it"
