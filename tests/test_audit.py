@@ -42,13 +42,9 @@ def said(*gaps, **terms):
 
 def test_one_block_cannot_tell_a_branch_that_looks_better_from_luck():
     text = said([1.2], [-3.0])
-    assert (
-        "1 of them looked better than the best that was kept. On average they ended 0.9 points below" in text
-    )
-    assert (
-        "ended 1.2 points (1 block) above it: it looked better, and one block cannot tell that from luck."
-        in text
-    )
+    assert "1 of them looked better than the best that was kept." in text
+    assert "On average they ended 0.9 points (1 block) below it" in text
+    assert "ended 1.2 points (1 block) above it: it looked better, and one block cannot tell that" in text
     assert "wrong" not in text
 
 
