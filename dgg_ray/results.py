@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from dgg_ray.errors import ResultsError
 from dgg_ray.fence import Fence
 from dgg_ray.glance import Glance
 from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
-from dgg_ray.search import space
+from dgg_ray.search import Method, space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
 from dgg_ray.versions import version
@@ -38,21 +38,11 @@ def load(out: Path, fence: Fence | None = None) -> Results:
     study = studyfile.the_kept(out)
     store = Glance(study.store(out))
     knobs = tuple(space(study, study.search)) if study.search else ()
-    search, more = methods.inquiries(study, store)
-    asked, told = Asked(), None
-    for method in (search, *more.values()) if search else ():
-        walks = {n: judge.asked(study, store, probe) for n, probe in enumerate(method.proposed)}
-        for walk in (walk for found in walks.values() for walk in found):
-            asked.add(*walk)
-        if method is search:
-            given = methods.given(method, more)
-            told = beside(
-                "the course of the search", None, retrace.searched, method, given, store, walks, knobs
-            )
-    final = methods.contenders(study, search, more)
-    for at in final.values():
-        for run in at.runs():
-            asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
+    search, more, final, asked, walks = gathered(study, store)
+    told = None
+    if search:
+        given = methods.given(search, more)
+        told = beside("the course of the search", None, retrace.searched, search, given, store, walks, knobs)
     winner = next(iter(final.values()), None)
     rivals = {label: at.id for label, at in final.items() if at is not winner}
     untouched = judge.base_work(winner) if winner is not None else None
@@ -76,6 +66,36 @@ def load(out: Path, fence: Fence | None = None) -> Results:
         ahead=beside("what is left to do", Ahead(), retrace.ahead, study, store, search, more, final),
         machines=beside("the kinds of machine", Machines(), drift.machines, study, store, learned_on(paid)),
     )
+
+
+class Gathered(NamedTuple):
+    """What a study asked for, as far as it got.
+
+    search, more: its own search, and those of the rivals that it gives, by label.
+    final: label → study on the final blocks, the winner first; none before a setting was judged.
+    walks: what each of the search's own proposals asked for, by its number.
+    """
+
+    search: Method | None
+    more: dict[str, Method]
+    final: dict[str, Study]
+    asked: Asked
+    walks: dict[int, list[judge.Walk]]
+
+
+def gathered(study: Study, store: StageStore) -> Gathered:
+    search, more = methods.inquiries(study, store)
+    asked, own = Asked(), dict[int, list[judge.Walk]]()
+    for method in (search, *more.values()) if search else ():
+        walks = {n: judge.asked(study, store, probe) for n, probe in enumerate(method.proposed)}
+        for walk in (walk for found in walks.values() for walk in found):
+            asked.add(*walk)
+        own = walks if method is search else own
+    final = methods.contenders(study, search, more)
+    for at in final.values():
+        for run in at.runs():
+            asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
+    return Gathered(search, more, final, asked, own)
 
 
 class Asked:

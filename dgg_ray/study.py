@@ -1,7 +1,7 @@
 """A study: one YAML file, checked and frozen. It travels whole; nobody passes its fields around.
 
-    study = Study.load("studies/quickstart.yaml")
-    result = study.run(out="out/quickstart")
+    study = Study.load("studies/quickstart.yaml")        # or Study.from_dict({...}), see there
+    result = study.run(out="out/quickstart")             # later: dgg_ray.open("out/quickstart")
     result.table, result.best, result.report()
 
 Reading the file, and what is said of its faults, stands in `studyfile`.
@@ -107,6 +107,34 @@ class Study:
         from dgg_ray import studyfile  # the reader knows the study, so the study meets it late
 
         return studyfile.load(Path(path), data, store)
+
+    @staticmethod
+    def from_dict(
+        settings: Mapping[str, Any], data: str | Path | None = None, store: str | None = None
+    ) -> Study:
+        """The study that a mapping describes, checked as a file is; StudyError holds every fault.
+
+        settings: keys and values of a study's file. Parts may be objects too (`DGG(alpha=0.3)`,
+        `Training(epochs=3)`), and `tasks` may map names to readers (`{"digits": Embedded(train=200)}`).
+        data: folder, or URL, that relative paths start from; by default the environment's DGG_RAY_DATA,
+        or else the working folder.
+        store: in place of `output.store`.
+        """
+        from dgg_ray import studyfile
+
+        return studyfile.from_dict(settings, data, store)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes this study of: plain values, defaults left out, paths whole."""
+        from dgg_ray import mappings, studyfile
+
+        return mappings.settings(self, studyfile.KEYS)
+
+    def to_yaml(self) -> str:
+        """The study as the text of a file."""
+        from dgg_ray import yamltext
+
+        return yamltext.dumped(self.to_dict())
 
     def run(self, out: str | Path, local: bool = False) -> Outcome:
         """Run or continue the study; everything that is in the store already is taken from there.

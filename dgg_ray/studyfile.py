@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import likeness, plugins, staging, yamlread
+from dgg_ray import likeness, mappings, plugins, staging, yamlread
 from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
@@ -68,8 +68,18 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 def load(path: Path, data: str | Path | None = None, store: str | None = None) -> Study:
     """See Study.load."""
     raw, lines, faults = parse(path, store)
-    root = staging.full(data or os.environ.get("DGG_RAY_DATA") or path.parent)
-    study, found = build(raw, root) if isinstance(raw, Mapping) else (None, [])
+    return completed(raw, lines, faults, str(path), data or os.environ.get("DGG_RAY_DATA") or path.parent)
+
+
+def from_dict(given: Any, data: str | Path | None = None, store: str | None = None) -> Study:
+    """See Study.from_dict."""
+    raw, faults = placed(mappings.raw_of(given), store)
+    return completed(raw, yamlread.Lines(), faults, "study", data or os.environ.get("DGG_RAY_DATA") or ".")
+
+
+def completed(raw: Any, lines: yamlread.Lines, faults: list[Fault], source: str, root: str | Path) -> Study:
+    """The study with its data read and checked; StudyError names every fault with its line, if it has one."""
+    study, found = build(raw, staging.full(root)) if isinstance(raw, Mapping) else (None, [])
     faults += found
     if study is not None:
         study, found = read_data(study, {re.split(r"[.[]", fault.path)[0] for fault in faults})
@@ -79,7 +89,7 @@ def load(path: Path, data: str | Path | None = None, store: str | None = None) -
 
         study, faults = warm.warmed(study, study.search)
     if faults or study is None:
-        raise StudyError(list(yamlread.told(faults, lines)), str(path))
+        raise StudyError(list(yamlread.told(faults, lines)), source)
     return study
 
 
@@ -97,12 +107,18 @@ def parse(path: Path, store: str | None = None) -> tuple[Any, yamlread.Lines, li
         raise StudyError([Fault("study", f"must be a readable text file: {error}")], str(path)) from None
     except yamlread.Unreadable as error:
         raise StudyError([error.fault], str(path)) from None
+    raw, found = placed(raw, store)
+    return raw, lines, faults + found
+
+
+def placed(raw: Any, store: str | None) -> tuple[Any, list[Fault]]:
+    """The settings with `store` in `output.store`'s place; a fault where they are no mapping."""
     if not isinstance(raw, Mapping):
         found = "an empty file" if raw is None else show(raw)
-        faults.append(Fault("study", "must be a mapping of settings", found))
-    elif store and isinstance(output := raw.get("output") or {}, Mapping):
+        return raw, [Fault("study", "must be a mapping of settings", found)]
+    if store and isinstance(output := raw.get("output") or {}, Mapping):
         raw = {**raw, "output": {**output, "store": store}}
-    return raw, lines, faults
+    return raw, []
 
 
 def decoded(content: bytes) -> str:

@@ -8,6 +8,7 @@ result is parsed; whoever changes a text compares.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,3 +82,26 @@ def written(value: Any) -> str:
     """The value on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=SIZE, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every text that a reader of YAML, of whatever version, may take for something else."""
+
+
+PLAIN = re.compile(r"[A-Za-z/~][^:#'\"{}\[\],&*!|>%@`\n]*")
+WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null", "~")
+Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str",
+        text,
+        style=None if PLAIN.fullmatch(text) and text.lower() not in WORDS else '"',
+    ),
+)
+
+
+def dumped(content: Any) -> str:
+    """The text of a file with this content, mappings as blocks and what stands innermost on one line."""
+    return yaml.dump(
+        content, Dumper=Dumper, default_flow_style=None, sort_keys=False, allow_unicode=True, width=SIZE
+    )
