@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dgg_ray
 from dgg_ray import surroundings, terminal
 from dgg_ray.errors import DggError, Fault, StudyError
 from dgg_ray.fence import Fence
@@ -52,6 +53,7 @@ def code_of(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="dgg-ray", description=ABOUT)
+    p.add_argument("--version", action="version", version=f"dgg-ray {dgg_ray.__version__}")
     commands = p.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:

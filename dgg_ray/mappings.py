@@ -78,6 +78,8 @@ def settings(study: Study, keys: Iterable[str]) -> dict[str, Any]:
     for key in keys:
         if key == "tasks":
             found[key] = [{"name": name, **plain(reader)} for name, reader in study.readers.items()]
+        elif key == "seeds" and study.own_seeds:
+            found[key] = {"per_order": len(study.seeds)}
         elif (value := getattr(study, key)) != usual[key]:
             found[key] = plain(value)
     return found

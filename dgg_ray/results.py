@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,49 +220,6 @@ def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, St
         "tasks": {name: dict(data.sizes) for name, data in study.tasks.items()},
         "versions": {p: version(p) for p in ("dgg_ray", "torch", "transformers", "peft", "ray", "optuna")},
     }
-
-
-# -- the outcome -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What `Study.run` gives back.
-
-    tally: of this run: stages asked for, there (in the store already), trained, failed; seconds.
-    fence: what could not be made beside the results, in `fence.lines`.
-    """
-
-    results: Results
-    out: Path
-    tally: dict[str, Any]
-    fence: Fence = field(default_factory=Fence)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.results.table
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The recommendation and what it was compared with, as JSON."""
-        return recommendation(self.results)
-
-    def __str__(self) -> str:
-        """The answer in words, what it cost, and where the report is."""
-        from dgg_ray.report import answer
-
-        t = self.tally
-        work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
-        work += ", all answered from the store" if t["there"] == t["asked"] else ""
-        cost = f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
-        said = self.fence.tried("the answer", [], answer, self.results)
-        return "\n".join([*said, cost, f"report: {self.out / 'report.html'}"])
-
-    def report(self) -> Path:
-        """Write the report anew; the path of its page."""
-        from dgg_ray import report
-
-        return report.write(self.results, self.out)
 
 
 def recommendation(results: Results) -> dict[str, Any]:

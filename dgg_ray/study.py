@@ -35,7 +35,7 @@ from dgg_ray.sections import (
 from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
 
 if TYPE_CHECKING:
-    from dgg_ray.results import Outcome
+    from dgg_ray.face import Outcome
 
 RECENT = 64  # settings whose runs are kept at hand
 

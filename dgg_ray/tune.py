@@ -35,8 +35,8 @@ from dgg_ray.study import Study
 from dgg_ray.terminal import warn
 
 if TYPE_CHECKING:
+    from dgg_ray.face import Outcome
     from dgg_ray.plan import Plan
-    from dgg_ray.results import Outcome
 
 ON_HEAD = ray.tune.PlacementGroupFactory([cluster.ON_HEAD])
 
@@ -48,7 +48,7 @@ def run(
 
     address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
     """
-    from dgg_ray import results, warm  # here: trials import this file, and need no plots
+    from dgg_ray import face, results, warm  # here: trials import this file, and need no plots
     from dgg_ray.plan import plan
 
     out, fence = out.absolute(), Fence(warn)
@@ -82,7 +82,7 @@ def run(
         with fence("the report"):
             if pages:
                 pages.write(found, out, fence)
-    return results.Outcome(found, out, tally, fence)
+    return face.Outcome(found, out, tally, fence)
 
 
 def search_and_compare(

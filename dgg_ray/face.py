@@ -1,0 +1,306 @@
+"""Results as a person meets them in Python: of a run that has just ended, or of a folder, finished or not.
+
+result = dgg_ray.open("out/quickstart")
+result                          # what was found, in a notebook as a small page
+result.table                    # one row per score
+result.scores()                 # R[t, i] with task names: score on task i after task t was learned
+result.predictions("charts")    # every answer, with the example's question on request
+result.adapter()                # folder that PeftModel.from_pretrained loads
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dgg_ray import matrices, outcomes, results, studyfile
+from dgg_ray.errors import ResultsError, nearest
+from dgg_ray.fence import Fence
+from dgg_ray.outcomes import Results, final_split, name_of, text_of
+from dgg_ray.predictions import examples
+from dgg_ray.predictions import predictions as stored
+from dgg_ray.stages import Run, StageStore
+from dgg_ray.study import Study
+
+Order = int | str | Sequence[str]  # its place among the orders, "a > b > c", or the names of the tasks
+
+
+def open(out: str | Path) -> Outcome:
+    """The results in a folder, as far as they got; ResultsError where no study was run into it."""
+    out = Path(out).expanduser().absolute()
+    return Outcome(results.load(out), out)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Outcome:
+    """What `Study.run` and `dgg_ray.open` give back.
+
+    Settings are named by their id, or by the label that they were compared under ("replay"); None is the
+    recommended one. Orders are named by their place (0 is the first), as "a > b > c", or as a list of tasks.
+
+    tally: of a run just ended: stages asked for, there (in the store already), trained, failed; seconds.
+    fence: what could not be made beside the results, in `fence.lines`.
+    """
+
+    results: Results
+    out: Path
+    tally: dict[str, Any] = field(default_factory=dict)
+    fence: Fence = field(default_factory=Fence)
+
+    # -- what was found ----------------------------------------------------------------------------
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per setting, order, seed, stage and evaluation."""
+        return self.results.table
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The recommendation and what it was compared with, as JSON."""
+        return results.recommendation(self.results)
+
+    @property
+    def settings(self) -> pd.DataFrame:
+        """One row per setting with finished stages, by its id: labels, strategy, the searched values."""
+        found = outcomes.settings(self.results)
+        names = {self.results.recommended: ["recommended"]} if self.results.recommended else {}
+        for label, setting in self.results.rivals.items():
+            names.setdefault(setting, []).append(label)
+        labels = [", ".join(names.get(setting, [])) for setting in found.index]
+        return found.assign(labels=labels)[["labels", *found.columns]]
+
+    def runs(self, split: str | None = None, setting: str | None = None) -> pd.DataFrame:
+        """The orders and seeds of a setting's runs that were evaluated on a split, one row per run."""
+        found = self.walked(self.setting(setting), self.split(split))
+        return pd.DataFrame([(run.order, run.seed) for run in found], columns=["order", "seed"])
+
+    def scores(
+        self,
+        order: Order | None = None,
+        seed: int | None = None,
+        setting: str | None = None,
+        split: str | None = None,
+    ) -> pd.DataFrame:
+        """A run's score matrix R: after each task (rows), the score on each task (columns), in [0, 1].
+
+        Tasks stand in the order in which they were learned; nan is not evaluated. `attrs` say which run it
+        is: the first one, where neither an order nor a seed is named.
+
+        split: None is the split of the final comparison.
+        """
+        split, chosen = self.split(split), self.setting(setting)
+        found = self.walked(chosen, split)
+        blocks = [(run.order, run.seed) for run in found]
+        run = found[self.fitting(blocks, order, seed, f"setting {chosen} on the {split} split")[0]]
+        labels = pd.Index(run.tasks, name="after"), pd.Index(run.tasks, name="score on")
+        matrix = pd.DataFrame(run.scores.R, *labels)
+        matrix.attrs = {"setting": chosen, "order": run.order, "seed": run.seed, "split": split}
+        return matrix
+
+    def predictions(
+        self,
+        task: str | None = None,
+        order: Order | None = None,
+        seed: int | None = None,
+        setting: str | None = None,
+        split: str | None = None,
+        questions: bool = False,
+    ) -> pd.DataFrame:
+        """Every answer, one row per run, stage and example: see `dgg_ray.predictions.COLUMNS`.
+
+        task: None is every task. order, seed: None is every one.
+        questions: add the column `question`, "" where the task's files are gone or have changed.
+        """
+        split, chosen = self.split(split), self.setting(setting)
+        known = self.study.names
+        if task is not None and task not in known:
+            raise ResultsError(
+                f"no task is called {task!r}; there are {', '.join(known)}{guess(task, known)}"
+            )
+        runs = self.asked(chosen)
+        some = [runs[i] for i in self.fitting(blocks_of(runs), order, seed, f"setting {chosen}")]
+        found = stored(self.store, some, split, None if task is None else [task])
+        return self.with_questions(found, split) if questions else found
+
+    def adapter(
+        self, order: Order | None = None, seed: int | None = None, setting: str | None = None
+    ) -> Path:
+        """Folder of the PEFT adapter at the end of a run: the first, where neither order nor seed is named.
+
+        Of a store at a URL it is a copy in this machine's cache, which may go when the cache is full.
+        ResultsError where the run's last stage is not finished, or its adapter was removed.
+        """
+        chosen = self.setting(setting)
+        runs = self.asked(chosen)
+        last = runs[self.fitting(blocks_of(runs), order, seed, f"setting {chosen}")[0]][1].stages[-1]
+        folder = self.store.open(last)
+        if folder is None or not (folder / "adapter").is_dir():
+            gone = (
+                "has no adapter (a simulated one, or `dgg-ray gc` removed it)"
+                if folder
+                else "is not finished"
+            )
+            raise ResultsError(f"stage {last} {gone}; run the study again to have it")
+        return folder / "adapter"
+
+    def report(self) -> Path:
+        """Write the report anew; the path of its page."""
+        from dgg_ray import report
+
+        return report.write(self.results, self.out)
+
+    # -- in words ----------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        """The answer in words, what it cost, and where the report is."""
+        from dgg_ray.report import answer
+
+        lines = self.fence.tried("the answer", [], answer, self.results) if self.begun else [self.state()]
+        if t := self.tally:
+            work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
+            work += ", all answered from the store" if t["there"] == t["asked"] else ""
+            lines.append(
+                f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
+            )
+            lines.append(f"report: {self.out / 'report.html'}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<results of {self.results.name!r} in {self.out}: {self.state()}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what was found, and the comparison."""
+        from dgg_ray.report import answer
+
+        lines = answer(self.results) if self.begun else ["Nothing is finished yet."]
+        head, *more = (html.escape(line) for line in lines)
+        parts = [
+            f"<p><b>{html.escape(self.results.name)}</b> · {html.escape(self.state())}</p>",
+            f"<p>{head}</p>",
+        ]
+        parts += [f"<ul>{''.join(f'<li>{line}</li>' for line in more)}</ul>"] if more else []
+        return "".join(parts)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is finished."""
+        return not self.results.table.empty
+
+    def state(self) -> str:
+        """How far it is, and what it recommends, in one line."""
+        facts = self.results.facts
+        text = f"{facts['finished stages']} of {facts['distinct stages']} stages finished"
+        known = outcomes.settings(self.results) if self.begun else pd.DataFrame()
+        if (chosen := self.results.recommended) not in known.index:
+            return f"{text}, nothing recommended yet"
+        values = known.loc[chosen]
+        named = ", ".join(f"{name_of(knob)} = {text_of(values[knob])}" for knob in self.results.knobs)
+        return f"{text}, recommended: {values['strategy']}{named and f' with {named}'}"
+
+    # -- what is meant -----------------------------------------------------------------------------
+
+    @cached_property
+    def study(self) -> Study:
+        """The study that was run, as it was kept with its results."""
+        return studyfile.the_kept(self.out)
+
+    @cached_property
+    def store(self) -> StageStore:
+        return self.study.store(self.out)
+
+    @cached_property
+    def gathered(self) -> results.Gathered:
+        return results.gathered(self.study, self.store)
+
+    def asked(self, setting: str) -> list[tuple[Study, Run]]:
+        """The runs of a setting, those of the final comparison first, each with the study at the setting."""
+        final = {block: i for i, block in enumerate(self.study.final_blocks)}
+        runs = [found for (of, order, seed), found in self.gathered.asked.runs.items() if of == setting]
+        return sorted(runs, key=lambda one: final.get((one[1].order, one[1].seed), len(final)))
+
+    def walked(self, setting: str, split: str) -> list[matrices.Run]:
+        """The setting's runs as they were evaluated on a split, those of the final comparison first."""
+        final = {(text(order), seed): i for i, (order, seed) in enumerate(self.study.final_blocks)}
+        found = [run for run in matrices.walk(self.results, split) if run.setting == setting]
+        return sorted(found, key=lambda run: final.get((run.order, run.seed), len(final)))
+
+    def split(self, split: str | None) -> str:
+        known = ("train", "validation", "test")
+        if split is not None and split not in known:
+            raise ResultsError(
+                f"no split is called {split!r}; there are {', '.join(known)}{guess(split, known)}"
+            )
+        judged = self.results.recommended in set(self.results.table["setting"])
+        return split or (final_split(self.results) if judged else self.results.terms.select_on)
+
+    def setting(self, setting: str | None) -> str:
+        """The id that a label, an id or None stands for; ResultsError names those that there are."""
+        labels = dict(self.results.rivals)
+        if chosen := self.results.recommended:
+            labels |= {"recommended": chosen}
+        if setting is None and chosen is None:
+            raise ResultsError(f"{self.results.name}: no setting has been judged yet; name one of `settings`")
+        wanted = "recommended" if setting is None else setting
+        ids = list(dict.fromkeys([*labels.values(), *self.results.table["setting"]]))
+        if wanted in labels or wanted in ids:
+            return labels.get(wanted, wanted)
+        known = [*labels, *ids]
+        raise ResultsError(
+            f"no setting is called {wanted!r}; there are {', '.join(known)}{guess(wanted, known)}"
+        )
+
+    def fitting(
+        self, blocks: Sequence[tuple[str, int]], order: Order | None, seed: int | None, what: str
+    ) -> list[int]:
+        """Places of the blocks on that order with that seed, None being any; ResultsError for none.
+
+        blocks: ("a > b > c", seed) of each run; what: whose runs they are.
+        """
+        if not blocks:
+            raise ResultsError(f"{self.results.name}: {what} has no run yet; run the study further")
+        orders = list(dict.fromkeys(of for of, _ in blocks))
+        if isinstance(order, int):
+            if not -len(orders) <= order < len(orders):
+                raise ResultsError(f"there is no order {order}; {what} has {len(orders)}, the first is 0")
+            order = orders[order]
+        wanted = text(order) if order is not None else None
+        found = [i for i, (of, s) in enumerate(blocks) if wanted in (None, of) and seed in (None, s)]
+        if not found:
+            named = "; ".join(f"{of} with seed {s}" for of, s in blocks)
+            asked = " with ".join(
+                ([wanted] if wanted else []) + ([f"seed {seed}"] if seed is not None else [])
+            )
+            raise ResultsError(f"{what} has no run of {asked}; it has {named}")
+        return found
+
+    def with_questions(self, found: pd.DataFrame, split: str) -> pd.DataFrame:
+        asked: Mapping[str, dict[str, str]] = {
+            task: {id_: e.question for id_, e in examples(self.study, task, split).items()}
+            for task in found["task"].unique()
+        }
+        texts = [asked[task].get(id_, "") for task, id_ in zip(found["task"], found["id"], strict=True)]
+        found.insert(list(found.columns).index("id") + 1, "question", texts)
+        return found
+
+
+def blocks_of(runs: Iterable[tuple[Study, Run]]) -> list[tuple[str, int]]:
+    return [(text(run.order), run.seed) for _, run in runs]
+
+
+def text(order: str | Sequence[str]) -> str:
+    return order if isinstance(order, str) else " > ".join(order)
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f". Did you mean {near!r}?" if near else ""

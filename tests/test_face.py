@@ -1,0 +1,155 @@
+"""Finished results in Python: tables, matrices, answers and adapters, by what a person calls them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import dgg_ray
+from dgg_ray import Study
+from dgg_ray.errors import ResultsError
+
+SIZE = {"train": 12, "validation": 10, "test": 10}
+STUDY = {
+    "name": "toy",
+    "model": "embedded",
+    "tasks": [{"name": name, "reader": "embedded", **SIZE} for name in ("words", "charts", "digits")],
+    "strategy": {"name": "dgg", "alpha": 0.3, "buffer": 4},
+    "training": {"batch_size": 8, "learning_rate": 5e-3},
+    "orders": [["words", "charts", "digits"], ["digits", "charts", "words"]],
+    "seeds": [0, 1],
+    "protocol": {"max_new_tokens": 2, "rivals": ["replay", "joint"]},
+}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> dgg_ray.Outcome:
+    out = tmp_path_factory.mktemp("simulated")
+    return Study.from_dict({**STUDY, "workers": {"engine": "simulated"}}).run(out, local=True)
+
+
+def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
+    R = simulated.scores(order=1, seed=1)
+    assert list(R.index) == list(R.columns) == ["digits", "charts", "words"]
+    assert np.isnan(R.loc["digits", "words"])
+    table = simulated.table
+    cell = table[
+        (table["setting"] == R.attrs["setting"])
+        & (table["order"] == "digits > charts > words")
+        & (table["seed"] == 1)
+        & (table["stage"] == 2)
+        & (table["exam"] == "charts")
+        & (table["split"] == "test")
+    ]
+    assert R.loc["words", "charts"] == cell["score"].item()
+
+
+def test_an_order_is_named_by_place_text_or_tasks(simulated):
+    named = [1, -1, "digits > charts > words", ["digits", "charts", "words"]]
+    for order in named:
+        assert simulated.scores(order).attrs["order"] == "digits > charts > words"
+    assert simulated.scores().attrs == {
+        "setting": simulated.results.recommended,
+        "order": "words > charts > digits",
+        "seed": 0,
+        "split": "test",
+    }
+
+
+def test_a_setting_is_named_by_label_or_id(simulated):
+    labels = simulated.settings["labels"]
+    assert sorted(labels) == ["joint", "recommended", "replay"]
+    replay = labels[labels == "replay"].index[0]
+    assert simulated.scores(setting="replay").equals(simulated.scores(setting=replay))
+    assert simulated.scores(setting="joint").notna().sum().sum() == 3  # all tasks at once: the last row
+    assert list(simulated.runs()["seed"]) == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda r: r.scores(setting="replai"), "no setting is called 'replai'.*Did you mean 'replay'"),
+        (lambda r: r.scores(order=2), "there is no order 2; .* has 2, the first is 0"),
+        (lambda r: r.scores(seed=7), "no run of seed 7; it has words > charts > digits with seed 0"),
+        (lambda r: r.scores(["words", "digits", "charts"]), "no run of words > digits > charts"),
+        (lambda r: r.scores(split="tests"), "no split is called 'tests'.*Did you mean 'test'"),
+        (lambda r: r.predictions("chart"), "no task is called 'chart'.*Did you mean 'charts'"),
+        (lambda r: r.adapter(), "has no adapter"),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_is(simulated, ask, said):
+    with pytest.raises(ResultsError, match=said):
+        ask(simulated)
+
+
+def test_a_folder_is_opened_with_the_same_results(simulated):
+    again = dgg_ray.open(str(simulated.out))
+    assert again.table.equals(simulated.table)
+    assert again.best == simulated.best
+    assert again.scores().equals(simulated.scores())
+    assert "s;" not in str(again).splitlines()[-1]  # it ran nothing, and says so of nothing
+
+
+def test_a_repr_is_one_line_and_a_notebooks_is_html(simulated):
+    assert repr(simulated) == (
+        f"<results of 'toy' in {simulated.out}: 21 of 21 stages finished, recommended: dgg>".replace(
+            "21 of 21",
+            f"{simulated.results.facts['finished stages']} of {simulated.results.facts['distinct stages']}",
+        )
+    )
+    page = simulated._repr_html_()
+    assert page.startswith("<p><b>toy</b>")
+    assert page.count("<li>") == page.count("</li>") > 0
+
+
+def test_an_unfinished_study_can_be_opened(tmp_path):
+    study = Study.from_dict(
+        {**STUDY, "workers": {"engine": "simulated"}, "search": {"space": {"strategy.alpha": [0, 1]}}}
+    )
+    from dgg_ray import studyfile
+
+    studyfile.keep(study, tmp_path)
+    found = dgg_ray.open(tmp_path)
+    assert "nothing recommended yet" in repr(found)
+    assert "Nothing is finished yet" in found._repr_html_()
+    assert found.table.empty
+    with pytest.raises(ResultsError, match="no setting has been judged yet"):
+        found.scores()
+
+
+def test_a_folder_without_a_study_says_so(tmp_path):
+    with pytest.raises(ResultsError, match="holds no study"):
+        dgg_ray.open(tmp_path)
+
+
+def test_the_package_is_light_until_something_is_asked_for():
+    code = "import sys, dgg_ray; print([m for m in ('numpy', 'pandas') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert {"Study", "open", "Outcome", "__version__"} <= set(dir(dgg_ray))
+    with pytest.raises(AttributeError, match="no attribute 'opn'"):
+        _ = dgg_ray.opn
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(dgg_ray.__file__).parent / "py.typed").is_file()
+    project = (Path(dgg_ray.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"py.typed"' in project
+
+
+@pytest.mark.whole
+def test_answers_and_adapters_of_a_run(tmp_path):
+    result = Study.from_dict({**STUDY, "orders": {}, "seeds": [0]}).run(tmp_path, local=True)
+    assert (result.adapter() / "adapter_config.json").is_file()
+    with safe_open(result.adapter() / "adapter_model.safetensors", "np") as weights:
+        assert list(weights.keys())
+    assert result.adapter(setting="replay") != result.adapter()
+    found = result.predictions("words", questions=True)
+    assert list(found["stage"].unique()) == [0, 1, 2]
+    assert len(found) == 30
+    assert set(found["question"]) != {""}
+    R = result.scores()
+    assert found.groupby("learned", sort=False)["score"].mean().tolist() == pytest.approx(R["words"].tolist())
