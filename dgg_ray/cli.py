@@ -241,7 +241,11 @@ def status(options: argparse.Namespace) -> None:
     store = study.store(out)
     found, live = plan(study, store), progress.live(out)
     search, _ = methods.inquiries(study, store)
-    best = methods.best_so_far(search) if search else ""
+    best = (
+        Fence(terminal.warn).tried("the best setting so far", "", methods.best_so_far, search)
+        if search
+        else ""
+    )
     if options.json:
         print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
         return

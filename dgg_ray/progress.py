@@ -98,6 +98,10 @@ class Display:
             self.spoke = now
             self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
 
+    def judged(self, best: Callable[[], str]) -> None:
+        """A setting was judged. best: says which one is the best now."""
+        self.best = self.fence.tried("the best setting so far", self.best, best)
+
     def update(self, status: dict[str, Any]) -> None:
         self.trained = status.get("trained", 0)
         self.failed = status.get("failed", 0)

@@ -58,7 +58,8 @@ def run(
         warn(changes)
     store = study.store(out)
     store.check()
-    store.sweep()
+    with fence("the clearing away of what earlier runs left", "was not done"):
+        store.sweep()
     study = here(study, local)
     purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
@@ -157,7 +158,7 @@ def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> 
         if crew.over and found is None:
             return  # not judged, and not told so: with a larger budget it is the next
         search.tell(number, found)
-        crew.display.best = methods.best_so_far(search)
+        crew.display.judged(lambda: methods.best_so_far(search))
 
 
 def search_with_tune(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
@@ -268,7 +269,7 @@ class Steady(Searcher):
                 return
         number, probe = self.open.pop(trial_id)
         self.search.tell(number, judge.evidence(self.study, at_once(self.store), probe))
-        self.crew.display.best = methods.best_so_far(self.search)
+        self.crew.display.judged(lambda: methods.best_so_far(self.search))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store and the seed say where the search is."""

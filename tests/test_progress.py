@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dgg_ray import published
 from dgg_ray.cost import Cost, Outlook
+from dgg_ray.fence import Fence
 from dgg_ray.progress import LIVE, Display, live
 from dgg_ray.rates import Estimate
 from dgg_ray.study import Workers
@@ -111,3 +112,18 @@ def test_before_anything_is_known_to_be_done_no_total_is_shown(monkeypatch):
     assert "0 stages" in text
     assert "0/9 stages" in text
     assert "None" not in text
+
+
+def test_a_look_a_note_and_a_best_setting_that_fail_are_named_once_and_end_nothing():
+    def broken(*_):
+        raise ZeroDivisionError("division by zero")
+
+    with Display("study", quiet=True, look=broken, note=broken, fence=Fence()) as display:
+        for _ in range(3):
+            display.next_note = display.next_look = 0.0
+            display.update({"running": [], "waiting": 0})
+            display.finished()
+            display.judged(broken)
+    assert display.done == 3
+    assert len(display.fence.lines) == 3
+    assert all("ZeroDivisionError: division by zero" in line for line in display.fence.lines)
