@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +34,7 @@ from dgg_ray.snapshots import Rhythm, Snapshot
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
 Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
+POINTS = 200  # of a stage's loss curve; its record stays small, and a search reads thousands of these
 
 
 @dataclass
@@ -114,7 +115,8 @@ class Workshop:
                 stage, f"weights became infinite in the last step of {stage.task}; lower the rate"
             )
         seconds = before + time.perf_counter() - start
-        loss = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
+        loss: dict[str, Any] = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
+        loss["curve"] = thinned(losses)
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
         cost["begin_seconds"] = start - came
         logs.event("learned", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
@@ -254,7 +256,7 @@ class Workshop:
             return self.learn(stage)
         self.learner.begin(stage.adapter, stage.training, 0, stage.seed, stage.task, folder)
 
-    def publish(self, stage: Stage, strategy: Any, loss: dict[str, float], cost: dict[str, Any]) -> None:
+    def publish(self, stage: Stage, strategy: Any, loss: dict[str, Any], cost: dict[str, Any]) -> None:
         def fill(folder: Path) -> None:
             if stage.learns:
                 self.learner.save(folder / "adapter")
@@ -283,6 +285,18 @@ def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example
         order = draws.permutation(len(examples), stage.seed, stage.task, "shuffle", epoch)
         for first in range(0, len(examples), size):
             yield [examples[i] for i in order[first : first + size]]
+
+
+def thinned(losses: Sequence[float], points: int = POINTS) -> list[float]:
+    """The loss along a stage: means over at most `points` equal spans of its steps, to four digits.
+
+    >>> thinned([4.0, 2.0, 1.0, 1.0], points=2)
+    [3.0, 1.0]
+    """
+    count = min(points, len(losses))
+    edges = [span * len(losses) // count for span in range(count + 1)] if count else [0]
+    spans = [losses[start:end] for start, end in pairwise(edges)]
+    return [float(f"{sum(span) / len(span):.4g}") for span in spans]
 
 
 def timed(do: Callable[[], None]) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from dgg_ray.contracts import Strategy, replay_sample
 from dgg_ray.errors import NotFinite
-from dgg_ray.loop import shuffled
+from dgg_ray.loop import shuffled, thinned
 from dgg_ray.stages import Work, untouched
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.joint import Joint
@@ -172,3 +172,17 @@ def test_who_did_it_is_kept_with_stages_and_sittings(world):
     for record in (world.store.record(stage), *world.store.sittings(stage.key)):
         assert (record["study"], record["workers"]) == ("toy", "1xcpu1-auto")
         assert record["bytes"] > 0
+
+
+def test_the_losses_of_a_stage_are_kept_with_it(world):
+    # rate 0.5, two epochs of one batch of answers 1: θ = 0 → 0.5 → 0.75; the loss (θ - 1)²/2 is 1/8, then 1/32
+    (stage,) = world.path("ones", learning_rate=0.5, epochs=2)
+    world.shop.obtain(Work(stage))
+    assert world.store.record(stage)["loss"]["curve"] == pytest.approx([1 / 8, 1 / 32])
+
+
+def test_a_long_loss_curve_is_kept_as_means_over_equal_spans():
+    assert thinned([6.0, 2.0, 3.0, 1.0, 0.0], points=2) == [4.0, pytest.approx(4 / 3, rel=1e-3)]
+    assert thinned([0.123456, 2.0], points=9) == [0.1235, 2.0]
+    assert len(thinned([1.0] * 12_345)) == 200
+    assert thinned([]) == []
