@@ -1,6 +1,6 @@
 """dgg-ray: arguments → calls.
 
-plan | probe | run | status | best | robustness | report | extend | gc | schema
+plan | probe | run | status | best | examples | robustness | report | extend | gc | schema
 submit | studies | logs | stop: on a cluster, from afar
 """
 
@@ -100,9 +100,21 @@ def on_this_machine(command: Command) -> None:
         ("status", status, "how far a study is"),
         ("best", best, "the recommended setting and what it was compared with"),
         ("robustness", robustness, "how much the order of the tasks matters"),
+        (
+            "examples",
+            examples,
+            "answers that were right when their task was learned and are wrong at the end",
+        ),
     ):
         takes_results(c := command(name, do, text))
         c.add_argument("--json", action="store_true", help="every number, as JSON")
+        if do is examples:
+            c.add_argument("--task", default="", help="of this task alone")
+            c.add_argument("--split", default="", help="validation or test (default: that of the comparison)")
+            c.add_argument("--count", type=positive, default=20, metavar="N", help="at most (default: 20)")
+            c.add_argument(
+                "--method", default="", help="of this one, as `best` names it (default: recommended)"
+            )
     takes_results(command("report", report, "write the report of what is finished"))
     c = command("extend", extend, "a new dataset has come: write a study that has one more task")
     c.add_argument("study", type=Path, help="the finished study's YAML file")
@@ -155,6 +167,12 @@ def from_afar(command: Command) -> None:
 def points(text: str) -> float:
     """A difference of scores in points of 100."""
     if not 0 < (value := float(text)) <= 100:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
         raise ValueError
     return value
 
@@ -266,6 +284,14 @@ def best(options: argparse.Namespace) -> None:
         from dgg_ray.report import answer
 
         print("\n".join(answer(loaded)))
+
+
+def examples(options: argparse.Namespace) -> None:
+    from dgg_ray import examples, results
+
+    o = options
+    found = examples.listing(results.load(folder(o)), o.task, o.split, o.count, o.method)
+    print(json.dumps(found, indent=1, ensure_ascii=False) if o.json else examples.as_text(found))
 
 
 def robustness(options: argparse.Namespace) -> None:

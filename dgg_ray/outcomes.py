@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ from dgg_ray.intervals import (
     ways_of,
 )
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
+
+if TYPE_CHECKING:
+    from dgg_ray.archive import Archive
 
 CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
     "setting",  # id of the setting, 8 hex digits
@@ -64,6 +67,7 @@ class Results:
     spending: what it took, and what was predicted.
     search: what the search did, None where there was none; terms: on what it chose and compared.
     ahead: what is left of the study; machines: the kinds that its stages were learned on.
+    archive: predictions, adapters and losses, read when asked for; None where there is no store.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Results:
     terms: Terms = Terms()
     ahead: Ahead = Ahead()
     machines: Machines = Machines()
+    archive: Archive | None = None
 
     @cached_property
     def known(self) -> dict[tuple[str, ...], Any]:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dgg_ray import drift, forecast, judge, methods, plugins, retrace, studyfile
+from dgg_ray import drift, forecast, judge, methods, plugins, retrace, studyfile, yamltext
 from dgg_ray.agreement import unsearched
+from dgg_ray.archive import Archive
 from dgg_ray.conduct import Ahead, Machines
 from dgg_ray.cost import CostModel
 from dgg_ray.environment import kind
@@ -64,6 +65,7 @@ def load(out: Path, fence: Fence | None = None) -> Results:
         terms=retrace.terms(study),
         ahead=beside("what is left to do", Ahead(), retrace.ahead, study, store, search, more, final),
         machines=beside("the kinds of machine", Machines(), drift.machines, study, store, learned_on(paid)),
+        archive=archived(study, store, asked),
     )
 
 
@@ -95,6 +97,11 @@ def gathered(study: Study, store: StageStore) -> Gathered:
         for run in at.runs():
             asked.add(at, run, judge.works(at, run, judge.FINAL, study.protocol.exams))
     return Gathered(search, more, final, asked, own)
+
+
+def archived(study: Study, store: Glance, asked: Asked) -> Archive:
+    runs = {(setting, " > ".join(order), seed): of for (setting, order, seed), of in asked.runs.items()}
+    return Archive(study, store.under, runs)
 
 
 class Asked:
@@ -219,6 +226,7 @@ def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, St
         "model": f"{plugins.name_of(study.model)} ({study.fingerprint[:12]})",
         "tasks": {name: dict(data.sizes) for name, data in study.tasks.items()},
         "versions": {p: version(p) for p in ("dgg_ray", "torch", "transformers", "peft", "ray", "optuna")},
+        "study file": yamltext.dumped(json.loads(json.dumps(study.raw, default=str))),
     }
 
 

@@ -234,7 +234,9 @@ def sentences(results: Results) -> list[str]:
         return found
     found += [spread_sentence(row) for row in spread.to_dict("records")]
     found += agreement_sentences(agreement(results, split))
-    for label, group in effects(results, split).groupby("label", sort=False):
+    table = effects(results, split)
+    found += unknown_effects(table)
+    for label, group in table.groupby("label", sort=False):
         found += effect_sentences(str(label), group)
     found += setting_sentences(results, settings_by_order(results))
     clusters, tasks = int(spread["clusters"].max()), spread["lowest_order"].iloc[0].count(" > ") + 1
@@ -280,18 +282,30 @@ def agreement_sentences(table: pd.DataFrame) -> list[str]:
     ]
 
 
+def unknown_effects(table: pd.DataFrame) -> list[str]:
+    """What cannot be given, one line for each reason, whichever methods and tasks it holds for."""
+    found = []
+    for note, group in table[table["note"] != ""].groupby("note", sort=False):
+        names = []
+        if (group["effect"] == "position").any():
+            names.append("a task's place")
+        if tasks := list(dict.fromkeys(group["task"][group["effect"] == "carry-over"])):
+            names.append(f"coming right after {', '.join(tasks)}")
+        labels = list(dict.fromkeys(group["label"]))
+        of = "" if len(labels) == table["label"].nunique() else f" for {', '.join(labels)}"
+        found.append(f"The effect of {' and of '.join(names)} cannot be given{of}: {note}.")
+    return found
+
+
 def effect_sentences(label: str, table: pd.DataFrame) -> list[str]:
-    """Position and carry-over of one strategy; what cannot be estimated is named."""
+    """Position and carry-over of one method, as far as they can be given."""
     position, carry = table.iloc[0], table[table["effect"] == "carry-over"]
-    text = f"{label}: the effect of a task's place cannot be given: {position['note']}"
+    found = []
     if not position["note"]:
         text = f"{label}: a place later in the order changes a task's final score by "
         text += f"{signed(position['estimate'])} points{between(position['low'], position['high'], signed)}"
         text += "; the interval includes 0" if position["low"] <= 0 <= position["high"] else ""
-    found = [f"{text}."]
-    for note, group in carry[carry["note"] != ""].groupby("note", sort=False):
-        tasks = ", ".join(group["task"])
-        found.append(f"{label}: the effect of coming right after {tasks} cannot be given: {note}.")
+        found.append(f"{text}.")
     sure = carry[(carry["low"] > 0) | (carry["high"] < 0)]
     found += [
         f"{label}: to come right after {row['task']} changes a task's final score by "

@@ -283,6 +283,12 @@ class StageStore(Notes):
         """A local folder with the stage's files, each verified; None where it is not there (any more)."""
         return published.opened(self.objects, name_of(stage.key), f"shed/{stage.key}.json")
 
+    def adapter(self, stage: Stage) -> str:
+        """Where the PEFT folder of a finished stage lies; empty where there is none (any more)."""
+        found = published.manifest(self.objects, name := name_of(stage.key), self.objects.read(name))
+        place = f"{found['place']}/adapter" if found else ""
+        return f"{self.url}/{place}" if place and self.objects.sizes(f"{place}/") else ""
+
     def publish(self, stage: Stage, record: dict[str, Any], fill: Fill) -> None:
         """Write a finished stage; `fill` writes its files into the folder it is given; None: it has none."""
         content = {"key": stage.key, "meaning": stage.meaning} | record

@@ -32,6 +32,7 @@ URL = re.compile(r"([a-zA-Z][\w+.-]+):/+(.*)", re.DOTALL)
 TRIES = 3  # of a place that changes while it is fetched
 
 _node = Cache()
+_fetched: set[str] = set()  # URLs
 
 
 def within(gigabytes: float) -> None:
@@ -82,6 +83,12 @@ def staged(place: str | Path) -> Path:
     return fetched(url) if url else path(place)
 
 
+def at_hand(place: str | Path) -> bool:
+    """Whether `staged` has it without fetching: a path of this machine, or what this process has fetched."""
+    url = address(place)
+    return not url or url in _fetched
+
+
 @cache
 def fetched(url: str) -> Path:
     from dgg_ray.remote import Url  # fsspec, which places of this machine do not wait for
@@ -102,6 +109,7 @@ def fetched(url: str) -> Path:
             problem = str(error)
             continue
         if pin(folder):
+            _fetched.add(url)
             return folder / tail(url) if "" in there else folder
     raise StoreError(f"{url} changes while it is fetched ({problem}); let it rest, then run the study again")
 

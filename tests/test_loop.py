@@ -175,7 +175,7 @@ def test_who_did_it_is_kept_with_stages_and_sittings(world):
 
 
 def test_the_losses_of_a_stage_are_kept_with_it(world):
-    # rate 0.5, two epochs of one batch of answers 1: θ = 0 → 0.5 → 0.75; the loss (θ - 1)²/2 is 1/8, then 1/32
+    # rate 0.5, two epochs of a batch of answers 1: θ = 0 → 0.5 → 0.75; the loss (θ - 1)²/2 is 1/8, then 1/32
     (stage,) = world.path("ones", learning_rate=0.5, epochs=2)
     world.shop.obtain(Work(stage))
     assert world.store.record(stage)["loss"]["curve"] == pytest.approx([1 / 8, 1 / 32])

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,17 @@ import pandas as pd
 import pytest
 
 from dgg_ray import plots, report
+from dgg_ray.archive import Losses
 from dgg_ray.conduct import Terms
 from dgg_ray.outcomes import CELL, Results
-from dgg_ray.plots import alpha_effect, importance, learning_along, score_matrix, stability_plasticity
+from dgg_ray.plots import (
+    alpha_effect,
+    importance,
+    learning_along,
+    score_matrix,
+    stability_plasticity,
+    training_loss,
+)
 from dgg_ray.plots.stability_plasticity import not_dominated
 
 KNOBS = ("strategy.alpha.b", "strategy.alpha.c")
@@ -77,12 +86,23 @@ def test_joint_is_a_reference_placed_by_the_same_tasks():
     assert joint[["stability", "plasticity"]].tolist() == pytest.approx([0.75 - 0.05, 0.8 - 0.05])
 
 
-def test_the_curve_goes_along_alpha():
-    data = drawn(stability_plasticity, small_study())
-    curve = data[data["kind"] == "curve"]
-    assert curve["alpha"].tolist() == pytest.approx([0.2, 0.4])
+def test_the_curve_joins_the_settings_with_one_alpha_for_all_tasks():
+    results = small_study(knobs=KNOBS[:1])  # one searched α: each setting has the same for all tasks
+    curve = drawn(stability_plasticity, results).query("kind == 'curve'")
+    assert curve["alpha"].tolist() == pytest.approx([0.1, 0.5])
     assert curve["stability"].tolist() == pytest.approx([0.50, 0.50])
     assert curve["plasticity"].tolist() == pytest.approx([0.70, 0.60])
+
+
+def test_settings_with_an_alpha_for_each_task_are_points_and_no_curve():
+    data = drawn(stability_plasticity, small_study())
+    assert "curve" not in set(data["kind"])
+    assert not data["constant"].any()
+
+
+def test_the_axes_of_stability_and_plasticity_go_from_0_to_100():
+    figure, _ = stability_plasticity.draw(small_study())
+    assert (*figure.axes[0].get_xlim(), *figure.axes[0].get_ylim()) == (0, 1, 0, 1)
 
 
 def test_a_point_is_on_the_front_unless_another_is_nowhere_worse_and_somewhere_better():
@@ -125,11 +145,45 @@ def test_the_line_along_the_sequence_is_the_mean_over_the_tasks_so_far():
     assert data["joint"].to_dict() == pytest.approx({2: 0.8 - 0.05})
 
 
-def test_the_score_matrix_is_averaged_over_seeds_and_leaves_out_what_was_not_examined():
+def test_the_score_matrix_has_the_mean_and_the_extremes_of_the_seeds():
     cells = drawn(score_matrix, small_study()).set_index(["label", "stage", "exam"])
     assert cells.loc[("finetune", 2, "c"), "score"] == pytest.approx(1.0 - 0.05)
+    assert cells.loc[("finetune", 2, "c"), ["lowest", "highest", "seeds"]].tolist() == pytest.approx(
+        [0.9, 1, 2]
+    )
     assert ("finetune", 0, "b") not in cells.index
     assert len(cells.loc["joint"]) == 3
+
+
+def test_the_score_matrix_has_a_panel_for_each_order_with_its_tasks_names():
+    results = small_study()
+    orders = [" > ".join(order) for order in permutations("abc")]
+    table = pd.concat([results.table.assign(order=order) for order in orders])
+    table["learned"] = [
+        order.split(" > ")[t] for order, t in zip(table["order"], table["stage"], strict=True)
+    ]
+    figure, cells = score_matrix.draw(replace(results, table=table))
+    drawn_panels = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    # six orders of four methods are too many: those of the recommended setting are drawn, all are in the CSV
+    assert [ax.get_title(loc="left") for ax in drawn_panels] == [f"dgg, order {n}" for n in range(1, 7)]
+    assert [t.get_text() for t in drawn_panels[2].get_xticklabels()] == ["b", "a", "c"]
+    assert cells["order"].nunique() == 6
+    assert set(cells["label"]) == {"dgg", "finetune", "joint"}
+
+
+def test_training_losses_are_drawn_stage_by_stage_where_they_were_kept():
+    results = small_study()
+
+    class Kept:
+        def losses(self, run):
+            return [Losses("a", 4, (2.0, 1.0)), Losses("b", 2, (1.5, 1.25))] if run[2] == 0 else []
+
+    object.__setattr__(results, "archive", Kept())
+    data = drawn(training_loss, results)
+    assert data["step"].tolist() == [2, 4, 1, 2]
+    assert data["loss"].tolist() == [2.0, 1.0, 1.5, 1.25]
+    assert data["place"].tolist() == [0, 0, 1, 1]
+    assert training_loss.draw(small_study()) is None
 
 
 @pytest.mark.parametrize("name", report.figure_names())

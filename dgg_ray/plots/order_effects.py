@@ -17,15 +17,16 @@ from dgg_ray.outcomes import Results, compared, final_split
 READING = (
     "Right of 0 helps the task itself. On top, each place later in the order; below, coming right after the "
     "named task rather than after the average one. Bars are 95 % intervals of a mixed linear model, over "
-    "clusters of orders that begin with the same task; what the orders cannot tell apart is left out."
+    "clusters of orders that begin with the same task; effects without an interval are left out."
 )
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Position and carry-over effects with their intervals; None for fewer than 3 orders."""
+    """Position and carry-over effects with their intervals; None where no effect has one."""
     data = effects(results, final_split(results))
-    if data["estimate"].isna().all():
+    if data["low"].isna().all():
         return None
+    drawn = data.assign(estimate=data["estimate"].where(data["low"].notna()))
     names = ["one place later", *(f"right after {task}" for task in dict.fromkeys(data["task"]) if task)]
     labels = [label for label in compared(results) if label in set(data["label"])]
     figure, axes = plots.sheet(7.6, 1.1 + 0.16 * len(names) * (len(labels) + 1.2))
@@ -34,7 +35,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     plots.percent(ax.xaxis)
     ax.axvline(0, color=plots.INK, lw=1, zorder=1)
     for place, label in enumerate(labels):
-        rows = data[data["label"] == label]
+        rows = drawn[drawn["label"] == label]
         y = np.arange(len(names)) + 0.6 * ((place + 0.5) / len(labels) - 0.5)
         colour, marker = plots.look(label, place)
         ax.hlines(y, rows["low"], rows["high"], color=colour, lw=1.6, alpha=0.7, zorder=3)

@@ -34,7 +34,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         return None
     orders, tasks = list(dict.fromkeys(faa["order"])), list(dict.fromkeys(opd["task"]))
     height = max(2.6, 1.2 + max(0.27 * min(len(orders), NAMED), 0.55 * len(tasks)))
-    figure, axes = plots.sheet(11, height, 1, 2, gridspec_kw={"width_ratios": [1.25, 1]})
+    figure, axes = plots.sheet(9.4, height, 1, 2, gridspec_kw={"width_ratios": [1.25, 1]})
     labels = [label for label in compared(results) if label in set(faa["label"])]
     draw_orders(axes[0, 0], faa, orders, labels)
     draw_disparity(axes[0, 1], opd, tasks, labels)

@@ -18,78 +18,87 @@ from dgg_ray import plots
 from dgg_ray.outcomes import Results, Run, compared, final_runs, final_split
 
 READING = (
-    "Row by row the sequence goes on; read down a column to see what becomes of one task. The diagonal is a "
-    "task just learned, the last row is the end; what is right of the diagonal was examined before its turn."
+    "Read down a column to see what becomes of one task: it is learned on the diagonal, the last row is the "
+    "end, and what is above the diagonal was evaluated before its turn. Below a mean stand the lowest and "
+    "the highest seed, where there are several."
 )
-ORDERS_APART = 3  # more orders than this are averaged by place in the order
+PANELS, ORDERS = 12, 6  # most that are drawn; the CSV has all
 
 
 class Panel(NamedTuple):
-    """R: mean over `blocks` runs; tasks: the names of its columns, or their places."""
+    """A method on one order. R, lowest, highest: over its seeds, in the order of `tasks`."""
 
     label: str
     order: str
     tasks: tuple[str, ...]
     R: np.ndarray
-    blocks: int
+    lowest: np.ndarray
+    highest: np.ndarray
+    seeds: int
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Heat maps of R, the recommended setting and its rivals side by side, averaged over blocks.
+    """Heat maps of R, one for each order: of every method, or of the recommended setting alone.
 
-    One group for each order; with many orders one by place in the order. On the test split where
-    there is one. Cells that were not examined are left white. None where nothing was examined.
+    On the test split where there is one. Cells that were not evaluated are left white; the numbers are of
+    all methods on all orders. None where nothing was evaluated.
     """
-    panels = averaged(results)
-    if not panels:
+    every = panels(results)
+    if not every:
         return None
-    orders = list(dict.fromkeys(panel.order for panel in panels))
-    labels = [label for label in compared(results) if any(panel.label == label for panel in panels)]
-    size = len(panels[0].tasks)
-    columns = min(2, len(labels))
-    each = columns * -(-len(labels) // columns)  # places for one order: whole rows
-    rows = len(orders) * each // columns
-    side = max(2.6, 0.62 * size + 0.6)
+    labels = [label for label in compared(results) if any(panel.label == label for panel in every)]
+    orders = list(dict.fromkeys(panel.order for panel in every))
+    if len(labels) * len(orders) > PANELS:
+        labels, orders = labels[:1], orders[:ORDERS]
+    drawn = [panel for panel in every if panel.label in labels and panel.order in orders]
+    columns = min(2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    side = max(2.7, 0.62 * max(len(panel.tasks) for panel in drawn) + 0.6)
     figure, axes = plots.sheet(side * columns + 1.2, (side * 0.86 + 0.5) * rows, rows, columns)
-    low = min(float(np.nanmin(panel.R)) for panel in panels)
-    high = max(float(np.nanmax(panel.R)) for panel in panels)
+    low = min(float(np.nanmin(panel.R)) for panel in drawn)
+    high = max(float(np.nanmax(panel.R)) for panel in drawn)
     for ax in axes.flat:
         ax.set_axis_off()
     shade = None
-    for panel in panels:
+    for place, panel in enumerate(drawn):
         title = panel.label if len(orders) == 1 else f"{panel.label}, order {orders.index(panel.order) + 1}"
-        place = orders.index(panel.order) * each + labels.index(panel.label)
-        shade = draw_matrix(axes.flat[place], panel, low, max(high, low + 1e-9), title, place % columns == 0)
+        shade = draw_matrix(axes.flat[place], panel, low, max(high, low + 1e-9), title)
     assert shade is not None  # there is a panel
     bar = figure.colorbar(shade, ax=axes, shrink=min(0.8, 1.7 / rows), aspect=22, pad=0.02)
     bar.set_label("score, %", fontsize=10, color=plots.INK)
     plots.percent(bar.ax.yaxis)
     bar.ax.tick_params(labelsize=9, colors=plots.QUIET, labelcolor=plots.INK)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    return figure, pd.DataFrame([row for panel in panels for row in cells(panel)])
+    return figure, pd.DataFrame([row for panel in every for row in cells(panel)])
 
 
-def averaged(results: Results) -> list[Panel]:
-    """The panels, in the order in which they are drawn."""
+def panels(results: Results) -> list[Panel]:
+    """Every method on every order, method by method."""
     labels = {setting: label for label, setting in compared(results).items()}
-    found = [run for run in final_runs(results, final_split(results)) if run.setting in labels]
-    found = [run for run in found if not np.isnan(run.scores.R).all()]
-    apart = len({run.order for run in found}) <= ORDERS_APART
     groups: dict[tuple[str, str], list[Run]] = {}
-    for run in sorted(found, key=lambda run: list(labels).index(run.setting)):
-        groups.setdefault((run.order if apart else "", labels[run.setting]), []).append(run)
-    panels = []
-    for (order, label), members in sorted(groups.items(), key=lambda group: group[0][0]):
-        stack = np.array([run.scores.R for run in members])
-        seen = ~np.isnan(stack)
-        R = np.where(seen, stack, 0).sum(axis=0) / np.where(seen.any(axis=0), seen.sum(axis=0), np.nan)
-        tasks = members[0].tasks if apart else tuple(f"task {i + 1}" for i in range(len(R)))
-        panels.append(Panel(label, order, tasks, R, len(members)))
-    return panels
+    for run in final_runs(results, final_split(results)):
+        if run.setting in labels and not np.isnan(run.scores.R).all():
+            groups.setdefault((run.setting, run.order), []).append(run)
+    return [
+        Panel(labels[setting], order, members[0].tasks, *over_seeds(members), len(members))
+        for setting in labels
+        for (own, order), members in sorted(groups.items())
+        if own == setting
+    ]
+
+
+def over_seeds(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, lowest, highest) of R, each (T, T); nan where no run was evaluated."""
+    stack = np.array([run.scores.R for run in runs])
+    seen = ~np.isnan(stack)
+    none = ~seen.any(axis=0)
+    mean = np.where(seen, stack, 0).sum(axis=0) / np.where(none, np.nan, seen.sum(axis=0))
+    lowest, highest = np.where(seen, stack, np.inf).min(axis=0), np.where(seen, stack, -np.inf).max(axis=0)
+    return mean, np.where(none, np.nan, lowest), np.where(none, np.nan, highest)
 
 
 def cells(panel: Panel) -> list[dict[str, object]]:
-    """The panel's numbers, one row per examined cell; stages count from 0."""
+    """The panel's numbers, one row per evaluated cell; stages count from 0."""
     T = len(panel.tasks)
     return [
         {
@@ -98,7 +107,9 @@ def cells(panel: Panel) -> list[dict[str, object]]:
             "stage": t,
             "exam": panel.tasks[i],
             "score": panel.R[t, i],
-            "blocks": panel.blocks,
+            "lowest": panel.lowest[t, i],
+            "highest": panel.highest[t, i],
+            "seeds": panel.seeds,
         }
         for t in range(T)
         for i in range(T)
@@ -106,11 +117,8 @@ def cells(panel: Panel) -> list[dict[str, object]]:
     ]
 
 
-def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str, first: bool):
-    """One heat map with its values printed in the cells, dark or white by the cell's luminance.
-
-    first: it opens a row and names the stages for all panels of that row.
-    """
+def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str):
+    """One heat map with its values printed in the cells, dark or white by the cell's luminance."""
     ax.set_axis_on()
     shade = ax.imshow(panel.R, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     T = len(panel.tasks)
@@ -125,7 +133,7 @@ def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str, fir
     )
     together = T > 1 and np.isnan(panel.R[:-1]).all()
     stages = ["all at once"] if together else [f"after {name}" for name in names]
-    ax.set_yticks([T - 1] if together else range(T), stages if first or together else [""] * T)
+    ax.set_yticks([T - 1] if together else range(T), stages)
     ax.tick_params(labelsize=8.5, length=0, labelcolor=plots.INK)
     ax.set_title(title, fontsize=11, color=plots.INK, loc="left", fontweight="bold")
     ax.spines[:].set_visible(False)
@@ -133,18 +141,20 @@ def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str, fir
     ax.set_yticks(np.arange(T + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", lw=2)
     ax.tick_params(which="minor", length=0)
-    for (t, i), score in np.ndenumerate(panel.R):
-        if not np.isnan(score):
-            red, green, blue, _ = colormaps["cividis"]((score - low) / (high - low))
-            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45  # Rec. 709
-            text = f"{100 * score:.1f}"
-            ax.text(
-                i,
-                t,
-                text,
-                ha="center",
-                va="center",
-                fontsize=9 if T <= 7 else 7.5,
-                color="white" if dark else plots.INK,
-            )
+    for t, i in zip(*np.nonzero(~np.isnan(panel.R)), strict=True):
+        write_cell(ax, panel, int(t), int(i), (panel.R[t, i] - low) / (high - low))
     return shade
+
+
+def write_cell(ax: Axes, panel: Panel, t: int, i: int, level: float) -> None:
+    """The mean, and below it the lowest and the highest seed; level: of the colour, in [0, 1]."""
+    red, green, blue, _ = colormaps["cividis"](level)
+    dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45  # Rec. 709
+    colour, small = "white" if dark else plots.INK, len(panel.tasks) > 7
+    spread = panel.seeds > 1
+    look = {"ha": "center", "color": colour}
+    size = 7.5 if small else 9
+    ax.text(i, t, f"{100 * panel.R[t, i]:.1f}", va="bottom" if spread else "center", fontsize=size, **look)
+    if spread:
+        between = f"{100 * panel.lowest[t, i]:.0f}–{100 * panel.highest[t, i]:.0f}"
+        ax.text(i, t + 0.06, between, va="top", fontsize=size - 1.5, **look)

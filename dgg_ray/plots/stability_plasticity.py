@@ -1,4 +1,4 @@
-"""What stability costs in plasticity: every setting as a point, and the curve along α."""
+"""What stability costs in plasticity: every setting as a point, and the curve along a constant α."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from dgg_ray import plots
+from dgg_ray.agreement import unsearched
 from dgg_ray.intervals import mean_interval, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
@@ -33,47 +32,47 @@ from dgg_ray.outcomes import (
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
 READING = (
-    "Up is better at learning the next task, right is better at keeping the old ones; each dot is a setting, "
-    "coloured by its α, with 95 % intervals over blocks where three or more are independent. The pale edge "
-    "is what no setting goes beyond. Where blocks are held out, what bears a name lies where it was compared "
-    "and the dots lie where settings were chosen: these are different blocks."
+    "Right is better at keeping the earlier tasks, up is better at learning the next one. The line joins the "
+    "settings with one α for all tasks, in the order of α; pale dots have an α of their own for each task. "
+    "Crosses are 95 % intervals. The pale edge is the Pareto front: no setting lies beyond it."
 )
-FEWEST = 3  # independent blocks behind a cross: over two an interval is wider than the figure
+FEWEST = 3  # independent blocks behind a cross: below that there is no interval
 AXES = ("stability", "plasticity")
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     """Stability against plasticity on the validation split; None where no setting has both.
 
-    The curve runs along α, its mean over the tasks where it differs between them; one curve for each
-    value of the other searched settings. Crosses are 95 % intervals over blocks (`FEWEST`).
+    One curve for each value of the other searched settings. Where blocks are held out, what bears a name
+    stands where it was compared, and the others where settings were chosen.
     """
     points = settings_as_points(results)
     if points.empty:
         return None
     curve = along_alpha(results, points)
-    # Rivals that met held-out blocks alone bound nothing that was searched on others.
+    # Baselines that met held-out blocks alone bound nothing that was searched on others.
     learned = (points["kind"] == "setting") & (points["searched"] | (not results.terms.held_out))
     points["pareto"] = False
     points.loc[learned, "pareto"] = not_dominated(points.loc[learned, list(AXES)].to_numpy())
 
-    figure, axes = plots.sheet(7.6, 5.4)
+    figure, axes = plots.sheet(6.4, 6.0)
     ax = axes[0, 0]
     plots.quiet(
         ax, "stability: final score on the earlier tasks, %", "plasticity: score on a task just learned, %"
     )
     plots.percent(ax.xaxis, ax.yaxis)
-    ax.margins(0.12)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
     draw_front(ax, points)
-    draw_searched(figure, ax, points, curve)
+    draw_searched(ax, points, curve)
     handles, names = ax.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, loc="outside lower left", ncols=3, fontsize=9.5, frameon=False)
+        figure.legend(handles, names, loc="outside lower left", ncols=2, fontsize=9.5, frameon=False)
     searched_for = results.recommended if results.knobs else None
-    draw_compared(ax, points, compared(results), searched_for)
-    notes = (
-        ["names: held-out blocks, dots: blocks of the search"] if "compared" in set(points["kind"]) else []
-    )
+    draw_compared(ax, points, curve, compared(results), searched_for)
+    notes = []
+    if "compared" in set(points["kind"]):
+        notes.append("names: held-out blocks, dots: blocks of the search")
     if (points["clusters"].dropna() < FEWEST).any():
         notes.append("no cross: fewer than 3 independent blocks")
     if notes:
@@ -83,10 +82,13 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 
 
 def settings_as_points(results: Results) -> pd.DataFrame:
-    """One row per setting with both metrics, its mean α, its other searched values and its intervals."""
+    """One row per setting with both metrics, its mean α, its other searched values and its intervals.
+
+    constant: whether its α is the same for all tasks that it acts on.
+    """
     table = selected(results).dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
     known, labels = searched(results), {setting: label for label, setting in compared(results).items()}
-    columns = sorted(set(alphas(results).values()))
+    columns = sorted(set(alphas(results).values()) - set(unsearched(results)))
     others = [k for k in results.knobs if k not in columns and known[k].nunique() > 1]
     rows: list[dict[str, Any]] = []
     for setting, group in table.groupby(level="setting", sort=True):
@@ -100,6 +102,7 @@ def settings_as_points(results: Results) -> pd.DataFrame:
             ", ".join(f"{name_of(k)} {text_of(values[k])}" for k in others) if values is not None else ""
         )
         row["searched"] = ours
+        row["constant"] = values is not None and len(columns) > 0 and values[columns].nunique() == 1
         rows.append(row | bands(group) | {"blocks": len(group)})
     rows += held_out_points(results, labels)
     rows += joint_points(results, set(labels) - set(table.index.get_level_values("setting")), labels)
@@ -111,7 +114,7 @@ def held_out_points(results: Results, labels: dict[str, str]) -> list[dict[str, 
     table = runs(results, results.terms.select_on).dropna(subset=list(AXES)).set_index(BLOCK)
     there = table[table.index.isin(list(results.terms.compared_on)) & results.terms.held_out]
     twice = there[there["setting"].isin(labels.keys() & set(searched(results).index))]
-    plain = {"kind": "compared", "alpha": np.nan, "others": "", "searched": False}
+    plain = {"kind": "compared", "alpha": np.nan, "others": "", "searched": False, "constant": False}
     return [
         plain | {"setting": setting, "label": labels[str(setting)]} | bands(group) | {"blocks": len(group)}
         for setting, group in twice.groupby("setting")
@@ -140,16 +143,16 @@ def joint_points(results: Results, missing: set[str], labels: dict[str, str]) ->
         if len(group):
             row = {"kind": "reference", "setting": setting, "label": labels[setting], "others": ""}
             # One run serves every order of a seed, so its rows are no blocks and bear no band.
-            row |= {"alpha": np.nan, "searched": False, **group.mean()}
+            row |= {"alpha": np.nan, "searched": False, "constant": False, **group.mean()}
             rows.append(row | {"blocks": len(group), "clusters": np.nan})
     return rows
 
 
 def along_alpha(results: Results, points: pd.DataFrame) -> pd.DataFrame:
-    """The curves: means over the blocks, and over settings of nearly the same α, with their intervals."""
+    """The curves of constant α: means over the blocks, and over nearly equal α, with their intervals."""
     table = selected(results).dropna(subset=list(AXES))
     rows: list[dict[str, Any]] = []
-    for others, group in points[points["searched"]].groupby("others", sort=True):
+    for others, group in points[points["constant"]].groupby("others", sort=True):
         values = sorted(group["alpha"].dropna().unique())
         bins = len(values) if len(values) <= CURVE_POINTS else min(CURVE_POINTS, len(values) // BIN)
         for near in np.array_split(values, bins) if len(values) > 1 else []:
@@ -173,36 +176,36 @@ def draw_front(ax: Axes, points: pd.DataFrame) -> None:
     if len(best) > 1:
         x, y = best["stability"].to_numpy(), best["plasticity"].to_numpy()
         ax.step(
-            x, y, where="pre", color="#d3dce6", lw=7, solid_joinstyle="round", zorder=1, label="Pareto front"
+            x, y, where="pre", color="#d3dce6", lw=5, solid_joinstyle="round", zorder=1, label="Pareto front"
         )
 
 
-def draw_searched(figure: Figure, ax: Axes, points: pd.DataFrame, curve: pd.DataFrame) -> None:
-    """The searched settings coloured by α, and a curve for each value of the others."""
-    own = points[points["searched"]]
+def draw_searched(ax: Axes, points: pd.DataFrame, curve: pd.DataFrame) -> None:
+    """The searched settings, pale, and a curve for each value of the others."""
+    mixed = points[points["searched"] & ~points["constant"]]
+    if len(mixed):
+        kind = "an α for each task" if mixed["alpha"].notna().any() else "settings tried"
+        ax.scatter(
+            mixed["stability"],
+            mixed["plasticity"],
+            s=34,
+            color="#b9c3cd",
+            edgecolor="white",
+            linewidth=0.6,
+            zorder=3,
+            label=kind,
+        )
     styles = ["-", "--", ":", "-."]
     for i, (others, line) in enumerate(curve.groupby("others", sort=True) if len(curve) else []):
         x, y = line["stability"].to_numpy(), line["plasticity"].to_numpy()
-        ax.plot(x, y, color=plots.QUIET, lw=1.4, ls=styles[i % 4], zorder=2, label=others or "along α")
-        cross(ax, line, plots.QUIET)
-    if own["alpha"].nunique() > 1:
-        dots = ax.scatter(
-            own["stability"],
-            own["plasticity"],
-            c=own["alpha"],
-            cmap="viridis",
-            norm=PowerNorm(0.5),  # published values of α lie between 0.05 and 0.2: small ones need the room
-            s=50,
-            edgecolor=plots.INK,
-            linewidth=0.6,
-            zorder=4,
-        )
-        bar = figure.colorbar(dots, ax=ax, ticks=MaxNLocator(5), shrink=0.75, pad=0.02, aspect=28)
-        bar.set_label("α (mean over tasks)", fontsize=10, color=plots.INK)
-        bar.ax.tick_params(labelsize=9, colors=plots.QUIET, labelcolor=plots.INK)
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    elif len(own):
-        ax.scatter(own["stability"], own["plasticity"], color=plots.BLUE, s=46, edgecolor="white", zorder=4)
+        label = f"one α for all tasks{f', {others}' if others else ''}"
+        look = {"color": plots.BLUE, "lw": 1.6, "ls": styles[i % 4], "marker": "o", "ms": 6, "mec": "white"}
+        ax.plot(x, y, label=label, zorder=4, **look)
+        cross(ax, line, plots.BLUE)
+    lone = points[points["constant"] & ~points["alpha"].isin(curve["alpha"] if len(curve) else [])]
+    if len(lone):
+        x, y = lone["stability"], lone["plasticity"]
+        ax.scatter(x, y, color=plots.BLUE, s=40, edgecolor="white", label="one α for all tasks", zorder=4)
 
 
 def cross(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
@@ -215,8 +218,10 @@ def cross(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
     )
 
 
-def draw_compared(ax: Axes, points: pd.DataFrame, labels: dict[str, str], recommended: str | None) -> None:
-    """A star on the recommended setting, a marker and a word on each rival."""
+def draw_compared(
+    ax: Axes, points: pd.DataFrame, curve: pd.DataFrame, labels: dict[str, str], recommended: str | None
+) -> None:
+    """A star on the recommended setting, a marker and a word on each baseline; the curves' α beside them."""
     words = []
     for place, (label, setting) in enumerate(labels.items()):
         row = points[points["setting"] == setting].iloc[-1:]  # where it was compared
@@ -229,4 +234,6 @@ def draw_compared(ax: Axes, points: pd.DataFrame, labels: dict[str, str], recomm
         if row["kind"].iloc[0] != "reference":
             cross(ax, row, colour)
         words.append((x, y, f"{label}, recommended" if setting == recommended else label, colour))
+    for row in curve.to_dict("records"):
+        words.append((row["stability"], row["plasticity"], f"α {text_of(row['alpha'])}", plots.BLUE))
     plots.callouts(ax, words, points[list(AXES)].to_numpy())
