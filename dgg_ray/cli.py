@@ -98,7 +98,7 @@ def on_this_machine(command: Command) -> None:
         c.add_argument("--quiet", action="store_true", help="no progress display")
     for name, do, text in (
         ("status", status, "how far a study is"),
-        ("best", best, "the recommended setting and what it was compared with"),
+        ("best", best, "the recommended setting, what it was compared with, where its adapter lies"),
         ("robustness", robustness, "how much the order of the tasks matters"),
         (
             "examples",
@@ -281,9 +281,9 @@ def best(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(results.recommendation(loaded), indent=1))
     else:
-        from dgg_ray.report import answer
+        from dgg_ray import closing
 
-        print("\n".join(answer(loaded)))
+        print("\n".join([*closing.summary(loaded), "", *closing.adapters(loaded)]))
 
 
 def examples(options: argparse.Namespace) -> None:

@@ -117,7 +117,7 @@ def progress(results: Results) -> list[str]:
     judged, given_up = len(search.of("judged")), len(search.of("given up"))
     if search.count is not None:
         text = f"{judged + given_up} of about {search.count} settings are judged"
-        return [f"The search is not over: {text}{f', {given_up} of them given up' if given_up else ''}."]
+        return [f"The search is not over: {text}{f', {given_up} of them pruned' if given_up else ''}."]
     places = {level.place for level in search.levels}
     if len(places) < search.tasks - 1:
         return [
@@ -223,7 +223,7 @@ def race_sentences(search: Searched) -> list[str]:
         return []
     after = np.mean([len(c.rows) + c.tasks / search.tasks for c in gone])
     return [
-        f"{len(gone)} of {len(search.candidates)} settings were given up in the race, after {after:.1f} of "
+        f"{len(gone)} of {len(search.candidates)} settings were pruned, after {after:.1f} of "
         f"{search.blocks} blocks on average; that saved about {search.saved} stages."
     ]
 

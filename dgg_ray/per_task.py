@@ -41,7 +41,8 @@ def blocks(results: Results, split: str) -> pd.DataFrame:
 def per_task(results: Results, split: str) -> pd.DataFrame:
     """A row for each method, in the order compared, and task, by name: PARTS, each with its interval.
 
-    Intervals as in the comparison (`over_blocks`); NAME_n: independent blocks behind it.
+    Intervals as in the comparison (`over_blocks`); NAME_n, NAME_values: independent blocks behind it, and
+    their means.
     """
     rows = []
     table = blocks(results, split)
@@ -51,9 +52,9 @@ def per_task(results: Results, split: str) -> pd.DataFrame:
             for part in PARTS:
                 found = over_blocks(group, part)
                 row |= {part: found.mean, f"{part}_low": found.low, f"{part}_high": found.high}
-                row[f"{part}_n"] = found.n
+                row |= {f"{part}_n": found.n, f"{part}_values": found.values}
             rows.append(row)
-    columns = [f"{part}{end}" for part in PARTS for end in ("", "_low", "_high", "_n")]
+    columns = [f"{part}{end}" for part in PARTS for end in ("", "_low", "_high", "_n", "_values")]
     return pd.DataFrame(rows, columns=["label", "task", *columns])
 
 

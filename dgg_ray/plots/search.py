@@ -1,4 +1,4 @@
-"""How the search went: what was tried, what was kept or given up, and whether that was right."""
+"""How the search went: what was tried, what was kept or pruned, and whether that was right."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -19,8 +19,8 @@ READING = (
     "Task by task: each mark is a state tried at that place of the orders, at the objective that its runs "
     "are expected to end with, cautiously; filled ones were kept. A line leads from a dropped state to what "
     "it became when the audit finished it, in orange where that is above the best that was kept (dotted). "
-    "Whole settings: each in the order proposed, the line is the best so far, crosses were given up or broke "
-    "a constraint."
+    "Whole settings: each in the order proposed, the line is the best so far, crosses were pruned or broke a "
+    "constraint."
 )
 COLUMNS = ["kind", "place", "setting", "value", "kept", "before"]
 
@@ -104,7 +104,7 @@ def draw_settings(ax: Axes, data: pd.DataFrame, search: Searched) -> None:
     ax.scatter(kept["place"], kept["value"], s=42, fc="white", ec=plots.BLUE, label="judged", zorder=3)
     if len(rest):
         marks = {"marker": "x", "s": 34, "color": plots.QUIET, "zorder": 3}
-        ax.scatter(rest["place"], rest["value"], label="given up, or breaks a constraint", **marks)
+        ax.scatter(rest["place"], rest["value"], label="pruned, or breaks a constraint", **marks)
     if len(kept) and len(search.objective) == 1:
         ax.step(
             kept["place"], kept["value"].cummax(), where="post", color=plots.BLUE, lw=1.6, label="best so far"

@@ -1,0 +1,67 @@
+"""What the console ends with."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+from test_report import small_study
+
+from dgg_ray import closing
+from dgg_ray.archive import Placed
+
+
+def test_the_table_has_a_line_for_each_method_below_a_head():
+    lines = closing.table(small_study())
+    assert len(lines) == 4
+    assert lines[0].split() == ["FAA", "on", "test,", "%", "recommended", "minus", "this", "forgetting"]
+    assert lines[1].startswith("* dgg")
+    assert "66.7 (2 blocks: 71.7, 61.7)" in lines[1]
+    assert "+12.5 (2 blocks: +8.3, +16.7)" in lines[2]
+    # finetune: a falls from 0.8 to 0.3 and b from 0.8 to 0.4; c from 0.9 to 0.4 and a from 0.8 to 0.3
+    assert lines[2].endswith("47.5")
+    assert (
+        len({line.index(text) for line, text in zip(lines[1:], ("66.7", "54.2", "81.7"), strict=True)}) == 1
+    )
+
+
+def test_of_many_methods_five_lines_are_shown_and_the_rest_is_counted():
+    results = small_study()
+    copies = [results.table[results.table["setting"] == "ft"].assign(setting=f"f{i}") for i in range(3)]
+    table = pd.concat([results.table, *copies])
+    rivals = {"one": "f0", "two": "f1", "three": "f2", **results.rivals}
+    lines = closing.table(dataclasses.replace(results, table=table, rivals=rivals))
+    assert len(lines) == 1 + 4 + 1
+    assert [line.split()[0] for line in lines[1:5]] == ["*", "one", "finetune", "joint"]
+    assert lines[-1].strip() == "(2 more methods in the report)"
+
+
+def test_a_study_without_a_score_has_no_table():
+    failed = small_study(failures=[{"error": "NotFinite", "learned": "b"}])
+    assert closing.table(dataclasses.replace(failed, table=failed.table[:0])) == []
+
+
+def test_the_verdict_comes_first_and_nothing_is_said_twice():
+    lines = closing.summary(small_study())
+    assert lines[0].startswith("No setting was shown to beat plain fine-tuning")
+    assert len(lines) == len(set(lines) - {""}) + 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (
+            ["/s/a/adapter", ""],
+            ["  a > b, seed 0: /s/a/adapter", "  b > a, seed 1: was removed to free space"],
+        ),
+        (["", ""], []),
+    ],
+)
+def test_the_adapters_of_the_recommended_setting_are_named(paths, said):
+    class Kept:
+        def adapters(self, setting):
+            assert setting == "d1"
+            return [Placed("a > b", 0, paths[0]), Placed("b > a", 1, paths[1])]
+
+    results = small_study()
+    object.__setattr__(results, "archive", Kept())
+    assert closing.adapters(results)[1:] == said
