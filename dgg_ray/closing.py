@@ -46,8 +46,7 @@ def table(results: Results) -> list[str]:
     if not rows:
         return []
     forgotten = every[every["metric"] == "forgetting"].set_index("label")["score"]
-    first = sorted(rows, key=lambda row: rank(results, row, rows))[: LINES - 1]
-    kept = [row for row in rows if any(row is one for one in first)]
+    kept = first_of(results, rows, LINES - 1)
     name = SHOWN.get(metric, metric.replace("_", " "))
     cells = [("", f"{name} on {split}, %", "recommended minus this", "forgetting")]
     for row in kept:
@@ -62,17 +61,15 @@ def table(results: Results) -> list[str]:
     return lines
 
 
-def rank(results: Results, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[int, float]:
-    """Lower goes into the table first."""
-    joint = results.rivals.get("joint")
-    highest = max((r["score"] for r in rows if r["setting"] not in (chosen(results), joint)), default=0.0)
-    first = [chosen(results), joint]
-    if row["setting"] in first:
-        return first.index(row["setting"]), 0.0
-    known = [results.rivals.get(name) for name in KNOWN]
-    if row["score"] == highest:
-        return 2, 0.0
-    return (3 + known.index(row["setting"]) if row["setting"] in known else 5), -row["score"]
+def first_of(results: Results, rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The recommended setting, joint training, the highest of the others, and then the baselines of KNOWN."""
+    wanted = [chosen(results), *(results.rivals.get(name) for name in ("joint", *KNOWN))]
+    others = [row for row in rows if row["setting"] not in wanted[:2]]
+    if others:
+        wanted.insert(2, max(others, key=lambda row: row["score"])["setting"])
+    wanted += [row["setting"] for row in others]
+    there = [name for name in dict.fromkeys(wanted) if any(row["setting"] == name for row in rows)]
+    return [row for row in rows if row["setting"] in there[:count]]
 
 
 def columns(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -51,8 +51,8 @@ def draw_task(ax: Axes, rows: pd.DataFrame, last: int) -> None:
         shade = 0.35 + 0.65 * line["place"].iloc[0] / last
         ax.plot(line["step"], line["loss"], color=plots.BLUE, alpha=shade, lw=1.3)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    low = rows["loss"].min()
-    if low > 0 and rows["loss"].max() > WIDE * low:
+    low, high = float(rows["loss"].min()), float(rows["loss"].max())
+    if low > 0 and high > WIDE * low:
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(NullFormatter())
 
