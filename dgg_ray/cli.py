@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         return c
 
     on_this_machine(command)
+    on_results(command)
     from_afar(command)
     command("schema", schema, "JSON Schema of a study file, for editors")
     return p
@@ -75,12 +76,6 @@ def on_this_machine(command: Command) -> None:
         )
         c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
         c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
-
-    def takes_results(c: argparse.ArgumentParser) -> None:
-        c.add_argument("out", metavar="DIR", help="folder of the results; with --address or --store a NAME")
-        c.add_argument("--address", nargs="?", const=tunnel(), help=THERE)
-        c.add_argument("--store", metavar="URL", help="the store that the study was run with")
-        c.add_argument("--copy", type=Path, metavar="DIR", help="what is fetched (default: out/cluster/NAME)")
 
     c = command("plan", plan, "check a study and its data, count its stages, start nothing")
     takes_study(c)
@@ -96,26 +91,6 @@ def on_this_machine(command: Command) -> None:
         c.add_argument("--local", action="store_true", help="in this process, without Ray")
         c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
         c.add_argument("--quiet", action="store_true", help="no progress display")
-    for name, do, text in (
-        ("status", status, "how far a study is"),
-        ("best", best, "the recommended setting, what it was compared with, where its adapter lies"),
-        ("robustness", robustness, "how much the order of the tasks matters"),
-        (
-            "examples",
-            examples,
-            "answers that were right when their task was learned and are wrong at the end",
-        ),
-    ):
-        takes_results(c := command(name, do, text))
-        c.add_argument("--json", action="store_true", help="every number, as JSON")
-        if do is examples:
-            c.add_argument("--task", default="", help="of this task alone")
-            c.add_argument("--split", default="", help="validation or test (default: that of the comparison)")
-            c.add_argument("--count", type=positive, default=20, metavar="N", help="at most (default: 20)")
-            c.add_argument(
-                "--method", default="", help="of this one, as `best` names it (default: recommended)"
-            )
-    takes_results(command("report", report, "write the report of what is finished"))
     c = command("extend", extend, "a new dataset has come: write a study that has one more task")
     c.add_argument("study", type=Path, help="the finished study's YAML file")
     what = "a folder or a train file; or `embedded`. May be given several times"
@@ -132,6 +107,31 @@ def on_this_machine(command: Command) -> None:
     c.add_argument("--gone", action="append", default=[], metavar="NAME", help="a study that is no more")
     c.add_argument("--delete", action="store_true", help="remove it; without, it is only shown")
     c.add_argument("--json", action="store_true", help="each piece, as JSON")
+
+
+def on_results(command: Command) -> None:
+    """Commands for what a study has found, on this machine or on a cluster."""
+
+    def takes_results(c: argparse.ArgumentParser, as_json: bool = True) -> argparse.ArgumentParser:
+        c.add_argument("out", metavar="DIR", help="folder of the results; with --address or --store a NAME")
+        c.add_argument("--address", nargs="?", const=tunnel(), help=THERE)
+        c.add_argument("--store", metavar="URL", help="the store that the study was run with")
+        c.add_argument("--copy", type=Path, metavar="DIR", help="what is fetched (default: out/cluster/NAME)")
+        if as_json:
+            c.add_argument("--json", action="store_true", help="every number, as JSON")
+        return c
+
+    takes_results(command("status", status, "how far a study is"))
+    what = "the recommended setting, what it was compared with, where its adapter lies"
+    takes_results(command("best", best, what))
+    what = "answers that were right when their task was learned and are wrong at the end"
+    c = takes_results(command("examples", examples, what))
+    c.add_argument("--task", default="", help="of this task alone")
+    c.add_argument("--split", default="", help="validation or test (default: that of the comparison)")
+    c.add_argument("--count", type=positive, default=20, metavar="N", help="at most (default: 20)")
+    c.add_argument("--method", default="", help="of this one, as `best` names it (default: recommended)")
+    takes_results(command("robustness", robustness, "how much the order of the tasks matters"))
+    takes_results(command("report", report, "write the report of what is finished"), as_json=False)
 
 
 def tunnel() -> str:
@@ -277,20 +277,24 @@ def status(options: argparse.Namespace) -> None:
 def best(options: argparse.Namespace) -> None:
     from dgg_ray import results
 
-    loaded = results.load(folder(options), Fence(terminal.warn))
+    fence = Fence(terminal.warn)
+    loaded = results.load(folder(options), fence)
     if options.json:
         print(json.dumps(results.recommendation(loaded), indent=1))
     else:
         from dgg_ray import closing
 
-        print("\n".join([*closing.summary(loaded), "", *closing.adapters(loaded)]))
+        adapters = fence.tried("where the adapters lie", [], closing.adapters, loaded)
+        print("\n".join([*closing.summary(loaded), "", *adapters]))
 
 
 def examples(options: argparse.Namespace) -> None:
     from dgg_ray import examples, results
 
     o = options
-    found = examples.listing(results.load(folder(o)), o.task, o.split, o.count, o.method)
+    found = examples.listing(
+        results.load(folder(o), Fence(terminal.warn)), o.task, o.split, o.count, o.method
+    )
     print(json.dumps(found, indent=1, ensure_ascii=False) if o.json else examples.as_text(found))
 
 

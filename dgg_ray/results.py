@@ -65,7 +65,7 @@ def load(out: Path, fence: Fence | None = None) -> Results:
         terms=retrace.terms(study),
         ahead=beside("what is left to do", Ahead(), retrace.ahead, study, store, search, more, final),
         machines=beside("the kinds of machine", Machines(), drift.machines, study, store, learned_on(paid)),
-        archive=archived(study, store, asked),
+        archive=beside("predictions, losses and adapters", None, archived, study, store, asked),
     )
 
 
