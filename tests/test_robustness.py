@@ -302,7 +302,7 @@ def test_the_best_mean_and_the_best_worst_order_are_two_settings_with_a_price():
 
 
 def test_the_command_prints_the_sentences_and_writes_the_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "load", lambda out: TWO)
+    monkeypatch.setattr(loading, "load", lambda out, *_: TWO)
     assert cli.main(["robustness", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "Over 3 orders a task's final score moves by 20.0 points on average (AOPD)" in text
