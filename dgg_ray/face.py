@@ -162,13 +162,14 @@ class Outcome:
     # -- in words ----------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        """The answer in words, what it cost, and where the report is."""
-        from dgg_ray.report import answer
+        """The answer in words and as a table, what it cost, and where the report is."""
+        from dgg_ray.closing import summary
 
-        lines = self.fence.tried("the answer", [], answer, self.results) if self.begun else [self.state()]
+        lines = self.fence.tried("the answer", [], summary, self.results) if self.begun else [self.state()]
         if t := self.tally:
             work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
             work += ", all answered from the store" if t["there"] == t["asked"] else ""
+            lines += [""]
             lines.append(
                 f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
             )
