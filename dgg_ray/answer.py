@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dgg_ray import drift
+from dgg_ray import blame, drift
 from dgg_ray.agreement import agreement_sentences, unsearched_sentences
 from dgg_ray.formats import difference_text, these_text
 from dgg_ray.intervals import FEWEST
@@ -56,8 +56,8 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
     metric = headline(results)
     rows = compare(results, split)
     rows = rows[rows["metric"] == metric].set_index("label")
-    own = rows[rows["setting"] == chosen(results)].iloc[0]
-    if np.isnan(own["score"]):
+    mine = rows[rows["setting"] == chosen(results)]
+    if mine.empty or np.isnan((own := mine.iloc[0])["score"]):
         return []
     found, others = [], rows.drop(index=own.name)
     if own["n"] < FEWEST:
@@ -118,7 +118,8 @@ def failures(results: Results) -> list[str]:
     which = ", ".join(sorted({f"{f['error']} while learning {f['learned']}" for f in results.failures}))
     many = count > 1
     which = f"{count} stage{'s' if many else ''} failed ({which})"
-    return [f"{which}; runs that needed {'them' if many else 'it'} are not counted."]
+    lines = dict.fromkeys(blame.line(f) for f in results.failures if f.get("place"))
+    return [f"{which}; runs that needed {'them' if many else 'it'} are not counted.", *lines]
 
 
 def unspent(results: Results) -> list[str]:

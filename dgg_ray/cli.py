@@ -209,7 +209,7 @@ def folder(options: argparse.Namespace) -> Path:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from dgg_ray import budget, designs, methods, takeover, warm
+    from dgg_ray import budget, designs, edits, methods, takeover, warm
     from dgg_ray.plan import plan
 
     study, out = load(options)
@@ -220,6 +220,8 @@ def plan(options: argparse.Namespace) -> None:
     found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
     budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
+    for line in edits.sentences(study, store):
+        print(line, file=sys.stderr)
 
 
 def probe(options: argparse.Namespace) -> int:
@@ -243,7 +245,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> None:
-    from dgg_ray import methods, progress
+    from dgg_ray import blame, methods, progress
     from dgg_ray.plan import plan
     from dgg_ray.studyfile import the_kept
 
@@ -272,6 +274,9 @@ def status(options: argparse.Namespace) -> None:
     for stage in live["running"]:
         print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
     print(f"  best so far       {best or 'none yet'}")
+    failed = (e for _, e in store.notes("failed/") if e["meaning"].get("model") == study.fingerprint)
+    for line in dict.fromkeys(blame.line(error) for error in failed):
+        print(f"  failed            {line}")
 
 
 def best(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
-from dgg_ray import environment, surroundings
+from dgg_ray import environment, plugins, surroundings
 from dgg_ray.errors import ClusterError
 from dgg_ray.study import Study
 from dgg_ray.versions import version
@@ -51,6 +51,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ |= importable()
     w = study.workers
     started = not ray.is_initialized()
     folder = surroundings.short_folder() if started and not address else None
@@ -89,7 +90,7 @@ def join(address: str) -> None:
     try:
         if host and port.isdecimal():  # Ray itself waits a minute and then ends the process
             socket.create_connection((host, int(port)), timeout=5).close()
-        environment = {"env_vars": ENVIRONMENT}
+        environment = {"env_vars": ENVIRONMENT | importable()}
         ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as problem:
         raise ClusterError(
@@ -103,6 +104,13 @@ def join(address: str) -> None:
         ) from problem
     except RuntimeError as problem:  # another version of Ray or Python, as Ray says
         raise ClusterError(f"cannot work on the cluster at {address}: {problem}") from problem
+
+
+def importable() -> dict[str, str]:
+    """What the processes of Ray need in their environment to find plug-ins of the user's own."""
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    places = dict.fromkeys([*filter(None, before), *plugins.REACHED])
+    return {"PYTHONPATH": os.pathsep.join(places)} if plugins.REACHED else {}
 
 
 @cache

@@ -12,7 +12,11 @@ A plug-in is one file in the folder of its kind; the file's name is the name in 
 
 A metric's file may say what its values can be, `RANGE = (0.0, 1.0)`: intervals do not go beyond.
 
-Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them.
+It may also stand in a module of your own: `name: package.module:Class` (or `:function`), looked for in the
+folder of the study's file, in the working folder, and wherever Python looks.
+
+Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them. What a
+plug-in of yours does is keyed by its source (sources.py): edited, its stages are trained anew.
 """
 
 from __future__ import annotations
@@ -260,18 +264,21 @@ class Strategy:
     __pydantic_config__ = STRICT
     simultaneous: ClassVar[bool] = False
     """All tasks of an order are learned at once, in one stage: an upper reference, not a sequence."""
+    starts_plain: ClassVar[bool] = False
+    """The first task of an order is plain fine-tuning: no hook is called for it, and its stage is shared
+    with every other strategy that says so. It holds for the class that says it, and for no subclass."""
 
     @cached_property
     def memory(self) -> dict[str, Any]:
         return {}
 
     def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
-        """What this does beyond plain fine-tuning when `task` is learned after `earlier`, as JSON.
+        """What tells this from other settings of its class when `task` is learned after `earlier`, as JSON.
 
-        It enters the stage key: settings with an equal effect share the stage, so two that would
-        train differently must differ here. {} is plain fine-tuning.
+        It enters the stage key: settings with an equal effect share the stage, so two that would train
+        differently must differ here. Every field, unless the class itself says less; see `effect_of`.
         """
-        return {"strategy": type(self).__name__, **asdict(self)} if earlier else {}
+        return asdict(self)
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
         """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
@@ -291,6 +298,29 @@ class Strategy:
         """Take up what the parent stage's `state` gave."""
 
 
+def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) -> dict[str, Any]:
+    """The strategy's part of a stage key; {} is plain fine-tuning, {"buffer": n} plain replay.
+
+    Only a class whose source is as it was shipped may say so, and only for itself: a subclass may do
+    anything, and inherits no claim. Of any other the class and its source are in the key, whatever it says.
+
+    code: of the class's source (sources.code_of), empty where it is as shipped.
+    """
+    cls = type(strategy)
+    if cls is Strategy or plain_first(strategy, earlier):
+        return {}
+    says = "effect" in vars(cls)
+    effect = strategy.effect(task, earlier) if says else Strategy.effect(strategy, task, earlier)
+    # No field can be called `class`; an effect of one's own may say it.
+    named = [f"{cls.__module__}:{cls.__qualname__}", code, *([effect["class"]] if "class" in effect else [])]
+    return effect if says and not code else {**effect, "class": named}
+
+
+def plain_first(strategy: Strategy, earlier: Sequence[str]) -> bool:
+    """Whether the stage is the plain beginning of an order that the strategy's own class speaks of."""
+    return not earlier and bool(vars(type(strategy)).get("starts_plain"))
+
+
 @dataclass(frozen=True)
 class Rehearsal(Strategy):
     """A strategy with a replay buffer beside it.
@@ -300,7 +330,8 @@ class Rehearsal(Strategy):
 
     buffer: Annotated[int, Ge(0)] = 0
 
-    def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
+    def replayed(self, earlier: Sequence[str]) -> dict[str, Any]:
+        """The effect of the buffer alone."""
         return {"buffer": self.buffer} if earlier and self.buffer else {}
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:

@@ -37,7 +37,7 @@ from dgg_ray.rates import (
     show,
     total,
 )
-from dgg_ray.stages import Exam, Stage, StageStore, Work
+from dgg_ray.stages import Exam, Stage, StageStore, Work, replayed
 from dgg_ray.timetable import Ask, Node, longest, nodes
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class CostModel:
             return []
         rank, epochs = meaning["adapter"]["rank"], meaning["training"]["epochs"]
         train = {name: sizes["train"] for name, sizes in self.sizes.items()}
-        kept = meaning["effect"].get("buffer", 0)
+        kept = replayed(meaning["effect"])
         counts = {name: epochs * train[name] for name, _ in meaning["learns"]}
         counts |= {name: epochs * min(kept, train.get(name, kept)) for name in earlier if kept}
         once = {"": 1.0}

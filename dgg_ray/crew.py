@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import ray
 
-from dgg_ray import cluster, logs
+from dgg_ray import blame, cluster, logs
 from dgg_ray.asking import over, walk
 from dgg_ray.broker import Broker
 from dgg_ray.budget import Purse
@@ -83,6 +83,8 @@ class Crew:
             errors = walk(left, self.start(), lambda work: self.display.finished())
             self.errors += errors
             self.over |= over(errors)
+            for line in dict.fromkeys(blame.line(error) for error in errors if error.get("place")):
+                self.display.say(f"failed: {line}")
             self.check()
 
     def expect(self, count: int) -> None:
@@ -145,8 +147,9 @@ class Crew:
             with logs.about(work):
                 self.shop.obtain(work)
         except Exception as problem:
-            self.errors.append(describe(problem))
+            self.errors.append(blame.told(problem))
             logs.trouble("failed", self.errors[-1], work)
+            self.display.say(f"{work} failed: {blame.line(self.errors[-1])}")
             if not work.probe:
                 self.store.fail(work.stage, self.errors[-1])
             self.purse.lose(time.monotonic() - began)

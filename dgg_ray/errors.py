@@ -11,6 +11,7 @@ DggError
 │   ├── InUse           the store holds stages of studies whose needs are not known
 │   ├── NoTimes         the store does not say how old what it holds is
 │   └── Refused         another try would give the same answer: not allowed, not there, a package is missing
+├── PluginError     a plug-in of the user's own raised before any stage began
 ├── ClusterError    the cluster cannot give what was asked for
 └── ResultsError    a folder holds no results that answer the question
 """
@@ -107,6 +108,10 @@ class NoTimes(StoreError):
 
 class Refused(StoreError):
     """What was asked for over a network is not to be had from this machine, however often it is tried."""
+
+
+class PluginError(DggError):
+    """A plug-in of the user's own raised; the text says in which line."""
 
 
 class ClusterError(DggError):

@@ -21,14 +21,14 @@ import ray
 import ray.train
 from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
-from dgg_ray import cluster, logs
+from dgg_ray import blame, cluster, logs
 from dgg_ray.environment import kind
-from dgg_ray.errors import Refused, StageError, StoreError, StudyError, describe
+from dgg_ray.errors import PluginError, Refused, StageError, StoreError, StudyError, describe
 from dgg_ray.pulse import Pulse, Watchdog, stuck, trace
 from dgg_ray.sections import Workers
 from dgg_ray.sentinel import Sentinel
 from dgg_ray.simulate import Simulated
-from dgg_ray.stages import StageStore
+from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
 from dgg_ray.worker import cannot_begin, handful, leading, rank, tried, workshop
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 LOOK_S = 5.0  # between looks at the cluster
 ERRORS, DEATHS = 3, 20  # of fleets in a row; a machine that is taken away is no reason to give up
+EVERYWHERE = (StudyError, PluginError, Refused)  # what would be so on any machine
 DIED = (ActorDiedError, NodeDiedError, WorkerCrashedError)
 RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
 PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
@@ -62,7 +63,7 @@ def work_loop(config: dict[str, Any]) -> None:
     dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
     try:
         shop = workshop(study, store, w.zero, dog.alive)
-    except (StudyError, Refused) as problem:  # on every machine; what else there may be, another may not have
+    except EVERYWHERE as problem:  # what else there may be, another machine may not have
         why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
         return ray.get(broker.close.remote(why))
     except StoreError as problem:  # data that did not come
@@ -86,9 +87,9 @@ def work_loop(config: dict[str, Any]) -> None:
             try:
                 error, at_fault = tried(shop, work)
             except Exception as problem:
-                logs.trouble("failed", describe(problem), work)
                 pulse.end()
-                ray.get(broker.blame.remote(fleet, work.key, describe(problem), ended))
+                error, over = given_up(problem, work, store, began)
+                ray.get(broker.blame.remote(fleet, work.key, error, [*ended, *over]))
                 raise  # whatever may be broken here, the next process begins without it
             if error:
                 logs.trouble("failed", error, work)
@@ -100,6 +101,19 @@ def work_loop(config: dict[str, Any]) -> None:
             learned = fresh and error is None and bool(work.stage.learns) and not work.probe
             ended.append((work.key, learned, error, time.monotonic() - began))
     logs.event("ended")
+
+
+def given_up(
+    problem: Exception, work: Work, store: StageStore, began: float
+) -> tuple[dict[str, str], list[Ended]]:
+    """What ends a group, and the work that is given up with it: another try would end in the same way."""
+    error = blame.told(problem)
+    logs.trouble("failed", error, work)
+    if not blame.lasting(problem):
+        return error, []
+    if not work.probe:
+        store.fail(work.stage, error)
+    return error, [(work.key, False, error, time.monotonic() - began)]
 
 
 class Losses(ray.train.UserCallback):

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dgg_ray import draws, logs, plugins, snapshots
-from dgg_ray.contracts import Example, Learner, Strategy, Task
+from dgg_ray.contracts import Example, Learner, Strategy, Task, plain_first
 from dgg_ray.environment import environment
 from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.objects import weight
@@ -47,6 +47,8 @@ class Workshop:
     rhythm: when a stage in its middle is kept.
     by: who does it: {study, workers}, kept with all that is published and measured.
     where: on what, kept with every stage.
+    codes: of the study's plug-ins, by `kind/name`; what of them ran is kept with stages and sittings, so that
+        it can be said when one was changed.
     """
 
     learner: Learner
@@ -56,8 +58,9 @@ class Workshop:
     lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
     tick: Tick = lambda stage, done, steps: None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    by: Mapping[str, str] = field(default_factory=dict)
+    by: Mapping[str, Any] = field(default_factory=dict)
     where: Callable[[], dict[str, str]] = environment
+    codes: Mapping[str, str] = field(default_factory=dict)
 
     def obtain(self, work: Work) -> None:
         """Leave the store with the stage and all the exams in it."""
@@ -78,7 +81,8 @@ class Workshop:
             self.take_up(stage)
             return self.publish(stage, stage.strategy, {}, {"steps": 0, "examples": 0})
         parent = self.parent(stage)
-        strategy = replace(stage.strategy)  # an own instance: what it remembers ends with the stage
+        # An own instance: what it remembers ends with the stage.
+        strategy = Strategy() if plain_first(stage.strategy, stage.earlier) else replace(stage.strategy)
         if parent and (state := parent / "strategy.safetensors").exists():
             strategy.load_state(load_file(state))
 
@@ -180,8 +184,14 @@ class Workshop:
             ]
         table = pyarrow.Table.from_pylist(rows)
         write = lambda folder: pyarrow.parquet.write_table(table, folder / "predictions.parquet")  # noqa: E731
-        self.lead(lambda: self.store.sit(stage, cells, write, self.by))
+        code = self.ran({f"scorers/{self.tasks[exam.task].scorer}" for exam in exams})
+        self.lead(lambda: self.store.sit(stage, cells, write, {**self.by, **code}))
         logs.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
+
+    def ran(self, named: set[str]) -> dict[str, Any]:
+        """What a record keeps of the plug-ins that made it."""
+        codes = {name: self.codes[name] for name in sorted(named & self.codes.keys())}
+        return {"code": codes} if codes else {}
 
     def probe(self, work: Work) -> None:
         """Time a few steps and answers of the stage from a fresh adapter, and weigh that; keep no more."""
@@ -272,10 +282,17 @@ class Workshop:
             **self.by,
         }
         if stage.learns:
+            record |= self.ran(
+                {f"strategies/{plugins.name_of(stage.strategy)}", *of_kind(self.codes, "models")}
+            )
             self.learner.gather()
         self.lead(lambda: self.store.publish(stage, record, fill))
         logs.event("published", stage)
         self.lead(lambda: snapshots.remove(self.store, stage))
+
+
+def of_kind(codes: Mapping[str, str], kind: str) -> set[str]:
+    return {name for name in codes if name.startswith(f"{kind}/")}
 
 
 def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example]]:

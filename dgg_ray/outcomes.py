@@ -98,8 +98,9 @@ ALPHA = "strategy.alpha"
 
 
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
-    """Name → function, for every file in metrics/."""
-    return {name: plugins.find("metrics", name) for name in plugins.names("metrics")}
+    """Name → function, for every file in metrics/ and what studies named of their own."""
+    every = dict.fromkeys([*plugins.names("metrics"), *plugins.OUTSIDE.get("metrics", [])])
+    return {name: plugins.find("metrics", name) for name in every}
 
 
 def range_of(metric: str) -> tuple[float, float]:

@@ -133,8 +133,7 @@ def plan(study: Study, store: StageStore) -> Plan:
     examples = steps = 0
     for key, stage in stages.items():
         if key not in stored:
-            buffer = stage.strategy.effect(stage.task, stage.earlier).get("buffer", 0)
-            kept = sum(min(buffer, sizes[name]) for name in stage.earlier)
+            kept = sum(min(stage.buffer, sizes[name]) for name in stage.earlier)
             once = sum(sizes[name] for name in stage.learns) + kept
             examples += stage.training.epochs * once
             steps += stage.training.epochs * ceil(once / stage.training.batch_size)

@@ -48,10 +48,10 @@ class Constraint:
     def parse(cls, text: str) -> Constraint | None:
         """`plasticity >= finetune - 2 points`, `faa >= replay`, `stability >= 60 %`; None for other texts."""
         number = r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>points?|%)?"
-        found = re.fullmatch(rf"\s*(?P<metric>\w+)\s*>=\s*{number}\s*", text)
+        found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
         if found is None:
-            rival = rf"(?P<rival>[a-z]\w*)\s*(?:(?P<sign>[+-])\s*{number})?"
-            found = re.fullmatch(rf"\s*(?P<metric>\w+)\s*>=\s*{rival}\s*", text)
+            rival = rf"(?P<rival>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
+            found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{rival}\s*", text)
         if found is None:
             return None
         part = found.groupdict()

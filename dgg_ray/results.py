@@ -163,7 +163,7 @@ def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, A
     found = []
     for stage in stages.values():
         if error := store.failure(stage):
-            kept = {k: error[k] for k in ("error", "message", "traceback")}
+            kept = {k: error.get(k, "") for k in ("error", "message", "traceback", "place")}
             found.append(
                 {"stage": stage.key[:8], "learned": " > ".join((*stage.earlier, stage.task)), **kept}
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from math import factorial
 
@@ -227,6 +227,8 @@ def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
                 yield Fault(at, "needs a search", repr(rival))
             elif rival in FROM_SEARCH[1:] and not per_task:
                 yield Fault(at, "needs a setting that is searched per task (`per_task: …`)", repr(rival))
+            elif plugins.is_outside(rival):
+                yield from (replace(fault, path=at) for fault in plugins.absent("strategies", rival))
             elif rival not in legal:
                 rule = f"must be one of {', '.join(legal)}, or LABEL: {{path of a setting: value}}"
                 yield Fault(at, rule, repr(rival), nearest(rival, legal))
@@ -278,10 +280,8 @@ def task_rules(task: Task) -> Iterator[Fault]:
     for split in SPLITS:
         if not task.examples.get(split):
             yield Fault(split, "must hold at least 1 example, holds 0")
-    legal = plugins.names("scorers")
-    if task.scorer not in legal:
-        rule = f"must be one of {', '.join(legal)}"
-        yield Fault("scorer", rule, repr(task.scorer), nearest(task.scorer, legal))
+    if broken := plugins.absent("scorers", task.scorer):
+        yield from (replace(fault, path="scorer") for fault in broken)
         return
     ready = getattr(plugins.module("scorers", task.scorer), "ready", None)
     if ready and (why := ready()):

@@ -12,6 +12,8 @@ from dgg_ray.studyfile import KEYS, PLUGGED, SECTIONS
 
 TASK_NAME = "The task's name, by which orders and per-task settings call it: letters, digits, _ and -."
 
+OWN = "A plug-in of your own: package.module:Class."
+
 
 @cache
 def schema() -> dict[str, Any]:
@@ -28,10 +30,17 @@ def schema() -> dict[str, Any]:
             forms.append(form)
         return forms
 
+    def outside(key: str) -> list[dict[str, Any]]:
+        """Of the user's own: `package.module:Class`, with settings that are not known here."""
+        name = {"type": "string", "pattern": r"[.:]", "description": OWN}
+        return [name, {"type": "object", "properties": {key: name}, "required": [key]}]
+
     properties: dict[str, Any] = {key: json_schema(cls, definitions) for key, cls in SECTIONS.items()}
     for key, kind in PLUGGED.items():
-        properties[key] = {"anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name")]}
-    tasks = choice("tasks", "reader")
+        properties[key] = {
+            "anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name"), *outside("name")]
+        }
+    tasks = [*choice("tasks", "reader"), outside("reader")[1]]
     for form in tasks:
         form["properties"]["name"] = {"type": "string", "description": TASK_NAME}
         form["required"].append("name")

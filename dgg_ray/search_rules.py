@@ -62,9 +62,8 @@ def combinations(study: Study, search: Search) -> int:
 
 
 def metric_rules(study: Study, at: str, name: str) -> Iterator[Fault]:
-    metrics = plugins.names("metrics")
-    if name not in metrics:
-        yield Fault(at, f"must be one of {', '.join(metrics)}", repr(name), nearest(name, metrics))
+    if broken := plugins.absent("metrics", name):
+        yield from (replace(fault, path=at) for fault in broken)
     elif rule := unfit(name, max(2, len(study.names)), study.strategy.simultaneous):
         yield Fault(at, rule, repr(name))
 
@@ -76,12 +75,10 @@ def constraint_rules(study: Study, at: str, text: str) -> Iterator[Fault]:
         yield Fault(at, rule, repr(text))
         return
     yield from metric_rules(study, at, constraint.metric)
-    legal = plugins.names("strategies")
     if constraint.rival is None:
         return
-    if constraint.rival not in legal:
-        rule = f"must compare with one of {', '.join(legal)}"
-        yield Fault(at, rule, repr(constraint.rival), nearest(constraint.rival, legal))
+    if broken := plugins.absent("strategies", constraint.rival):
+        yield from (replace(fault, path=at) for fault in broken)
     elif plugins.find("strategies", constraint.rival).simultaneous:
         yield Fault(at, "must compare with a strategy that learns one task after another", repr(text))
 

@@ -88,7 +88,7 @@ class MemoryStore(StageStore):
         stage: Stage,
         cells: list[Record],
         fill: Fill,
-        by: Mapping[str, str] | None = None,
+        by: Mapping[str, Any] | None = None,
     ) -> None:
         self.sat.setdefault(stage.key, []).append({"cells": cells, "bytes": 0, **(by or {})})
         self.found.setdefault(stage.key, {}).update((cell["exam"], cell) for cell in cells)
@@ -113,7 +113,7 @@ class Simulated:
     law: Law
     sizes: Mapping[str, Mapping[str, int]]
     store: StageStore
-    by: Mapping[str, str]
+    by: Mapping[str, Any]
     tick: Tick = lambda stage, done, steps: None
     lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
     where: Callable[[], dict[str, str]] = lambda: {"device": "simulated", "host": "simulated"}
@@ -164,9 +164,9 @@ class Simulated:
         before: dict[str, float] = {}
         if parent is not None:
             before = (self.store.record(parent) or self.learn(parent))["skills"]
-        effect = stage.strategy.effect(task, stage.earlier)
-        alpha, buffer = effect.get("dgg", {}).get("alpha", 0.0), effect.get("buffer", 0)
-        after = self.law.learned(before, task, alpha, buffer, rank)
+        guidance = stage.effect.get("dgg")
+        alpha = guidance["alpha"] if isinstance(guidance, Mapping) and not stage.code else 0.0
+        after = self.law.learned(before, task, alpha, stage.buffer, rank)
         if not self.law.noise:
             return {name: max(score, 0.0) for name, score in after.items()}
         place = " > ".join((*stage.earlier, task))
@@ -224,9 +224,8 @@ class Simulated:
 
     def cost(self, stage: Stage) -> tuple[int, float]:
         """(training examples seen, seconds): linear in both examples and rank, with the law's spread."""
-        buffer = stage.strategy.effect(stage.task, stage.earlier).get("buffer", 0)
         counts = {name: self.sizes[name]["train"] for name in stage.learns}
-        counts |= {name: min(buffer, self.sizes[name]["train"]) for name in stage.earlier}
+        counts |= {name: min(stage.buffer, self.sizes[name]["train"]) for name in stage.earlier}
         seconds = stage.training.epochs * sum(n * self.pace(name) for name, n in counts.items())
         seconds *= 1 + stage.adapter.rank / 128
         if self.law.spread:

@@ -34,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray import leases, older, published
-from dgg_ray.contracts import Adapter, Strategy, Training
+from dgg_ray.contracts import Adapter, Strategy, Training, effect_of
 from dgg_ray.digests import Canonical, canonical, digest
 from dgg_ray.errors import StoreError
 from dgg_ray.notes import Notes
 from dgg_ray.objects import Objects
 from dgg_ray.published import key_of, name_of
+from dgg_ray.sources import code_of
 
 DRAFT_S = 86_400.0
 SNAPSHOT_S = 30 * 86_400.0
@@ -75,6 +76,7 @@ class Stage:
     learns: names of the tasks learned: one; several at once (joint); none, the untouched model.
     data: digests of their training splits, in the same order.
     parent: None where the stage starts from a fresh adapter.
+    code: of the strategy's source where that is not as shipped (sources.py); None is what it is here.
     """
 
     model: str
@@ -85,6 +87,7 @@ class Stage:
     learns: tuple[str, ...]
     data: tuple[str, ...]
     parent: Stage | None = None
+    code: str | None = None
 
     @cached_property
     def key(self) -> str:
@@ -102,11 +105,22 @@ class Stage:
             "model": self.model,
             "adapter": adapter,
             "training": training,
-            "effect": self.strategy.effect(self.task, self.earlier),
+            "effect": self.effect,
             "seed": self.seed,
             "learns": list(zip(self.learns, self.data, strict=True)),
             "parent": self.parent.key if self.parent else None,
         }
+
+    @cached_property
+    def effect(self) -> dict[str, Any]:
+        """What the strategy does beyond plain fine-tuning, as JSON."""
+        code = code_of(type(self.strategy)) if self.code is None else self.code
+        return effect_of(self.strategy, self.task, self.earlier, code)
+
+    @property
+    def buffer(self) -> int:
+        """Examples of each earlier task that are replayed, as far as the strategy says so."""
+        return replayed(self.effect)
 
     @property
     def task(self) -> str:
@@ -120,6 +134,12 @@ class Stage:
 
     def __str__(self) -> str:
         return f"{self.key[:8]} ({' > '.join((*self.earlier, self.task)) or 'untouched model'})"
+
+
+def replayed(effect: Mapping[str, Any]) -> int:
+    """The size of the buffer in a strategy's part of a key; 0 where there is none."""
+    found = effect.get("buffer", 0)
+    return found if isinstance(found, int) else 0  # a strategy of one's own may call anything so
 
 
 @lru_cache(maxsize=256)
@@ -173,6 +193,7 @@ def path(
     seed: int,
     order: Sequence[Data],
     known: dict[tuple[str, ...], Stage] | None = None,
+    code: str | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of one run, first to last; one stage of all tasks for a simultaneous strategy.
 
@@ -185,7 +206,7 @@ def path(
         tasks = sorted(order, key=lambda data: data.name)
         names, digests = zip(*((d.name, d.digests["train"]) for d in tasks), strict=True)
         if names not in known:
-            known[names] = Stage(model, adapter, training, strategy, seed, names, digests)
+            known[names] = Stage(model, adapter, training, strategy, seed, names, digests, code=code)
         return (known[names],)
     stages: list[Stage] = []
     names: tuple[str, ...] = ()
@@ -193,7 +214,7 @@ def path(
         names = (*names, data.name)
         if names not in known:
             parent, train = stages[-1] if stages else None, (data.digests["train"],)
-            known[names] = Stage(model, adapter, training, strategy, seed, (data.name,), train, parent)
+            known[names] = Stage(model, adapter, training, strategy, seed, (data.name,), train, parent, code)
         stages.append(known[names])
     return tuple(stages)
 
@@ -296,7 +317,7 @@ class StageStore(Notes):
         self.forget(f"failed/{stage.key}")
 
     def sit(
-        self, stage: Stage, cells: list[dict[str, Any]], fill: Fill, by: Mapping[str, str] | None = None
+        self, stage: Stage, cells: list[dict[str, Any]], fill: Fill, by: Mapping[str, Any] | None = None
     ) -> None:
         """Write a sitting of a finished stage; each cell needs exam, task, split, score, n.
 

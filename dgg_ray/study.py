@@ -21,6 +21,7 @@ from dgg_ray import plugins, staging
 from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
+from dgg_ray.reading import read
 from dgg_ray.sections import (
     FROM_SEARCH,
     SEEDS_APART,
@@ -64,7 +65,8 @@ class Study:
     fingerprint: of the base model.
     likeness: (T, T), how alike the tasks are, in [0, 1] (likeness.py); filled for the design `extreme` alone.
     warm: settings of the older studies in `search.warm_from`, the best first (warm.py).
-    raw: the file as read; root: the folder that its relative paths start from.
+    codes: what each plug-in's source hashed to when the study was checked, by `kind/name` (plugins.codes).
+    raw: the file as read; root: the folder that its relative paths start from; home: the file's own.
     fixed: blocks in place of every order with every seed, as the final comparison has them.
     own_seeds: whether each order has seeds of its own, made of `seeds` (`crossed`).
     """
@@ -89,8 +91,10 @@ class Study:
     likeness: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = ()
     warm: tuple[Known, ...] = ()
+    codes: Mapping[str, str] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     root: str = ""
+    home: str = ""
     fixed: tuple[Block, ...] | None = None
     own_seeds: bool = False
 
@@ -219,7 +223,28 @@ class Study:
             "training": asdict(self.training),
             "model": self.fingerprint,
         }
-        return digest(meaning)[:8]
+        code = self.code("strategies", plugins.name_of(self.strategy))
+        return digest(meaning | ({"code": code} if code else {}))[:8]
+
+    def code(self, kind: str, name: str) -> str:
+        """What a plug-in's source hashed to when the study was checked; now, where that was not noted."""
+        noted = self.codes.get(f"{kind}/{name}")
+        return plugins.code(kind, name) if noted is None else noted
+
+    @property
+    def plugged(self) -> list[tuple[str, str]]:
+        """(kind, name) of every plug-in that bears on what is learned, or on a score."""
+        rivals = [r for r in self.protocol.rivals if isinstance(r, str) and r not in FROM_SEARCH]
+        named = [("strategies", name) for name in (plugins.name_of(self.strategy), *rivals)]
+        named += [("models", plugins.name_of(self.model))]
+        named += [("tasks", plugins.name_of(reader)) for reader in self.readers.values()]
+        named += [("scorers", data.scorer) for data in self.tasks.values()]
+        return list(dict.fromkeys(named))
+
+    def fingerprint_here(self) -> str:
+        """Of the base model as its files and its code are on this machine."""
+        own, code = self.model.fingerprint(), plugins.code("models", plugins.name_of(self.model))
+        return digest([own, code]) if code else own
 
     # -- runs --------------------------------------------------------------------------------------
 
@@ -270,7 +295,8 @@ class Study:
     ) -> Run:
         """known: see `stages.path`."""
         data = [self.tasks[name] for name in order]
-        stages = path(self.fingerprint, self.adapter, self.training, self.strategy, seed, data, known)
+        code = self.code("strategies", plugins.name_of(self.strategy))
+        stages = path(self.fingerprint, self.adapter, self.training, self.strategy, seed, data, known, code)
         return Run(self.id, order, seed, stages)
 
     def untouched(self) -> Stage:
@@ -284,8 +310,10 @@ class Study:
         """By task and split."""
         longest, found = self.protocol.max_new_tokens, {}
         for task, data in self.tasks.items():
+            code = self.code("scorers", data.scorer)
             for split, content in data.digests.items():
-                found[task, split] = Exam(task, split, digest([content, data.scorer, longest]))
+                asked = [content, data.scorer, longest, *([code] if code else [])]
+                found[task, split] = Exam(task, split, digest(asked))
         return found
 
     def work(self, run: Run, stage: Stage, splits: Sequence[str], scope: str = "seen") -> Work:
@@ -308,7 +336,7 @@ class Study:
     def read_tasks(self) -> dict[str, Task]:
         """The tasks with their examples."""
         staging.within(self.workers.cache_gb)
-        return {name: reader.read(name) for name, reader in self.readers.items()}
+        return {name: read(reader, name) for name, reader in self.readers.items()}
 
     def store(self, out: Path) -> StageStore:
         """Where its finished stages are, and go; `out` is the folder that it is run into."""

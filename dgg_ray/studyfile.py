@@ -20,6 +20,7 @@ from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.law import Law
+from dgg_ray.reading import read
 from dgg_ray.rules import held_out_rules, rules, split_rules, task_rules
 from dgg_ray.sections import Budget, Orders, Output, OwnSeeds, Protocol, Search, Workers
 from dgg_ray.stages import Data
@@ -68,7 +69,9 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 def load(path: Path, data: str | Path | None = None, store: str | None = None) -> Study:
     """See Study.load."""
     raw, lines, faults = parse(path, store)
-    return completed(raw, lines, faults, str(path), data or os.environ.get("DGG_RAY_DATA") or path.parent)
+    plugins.reach(home := str(path.absolute().parent))
+    root = data or os.environ.get("DGG_RAY_DATA") or path.parent
+    return replace(completed(raw, lines, faults, str(path), root), home=home)
 
 
 def from_dict(given: Any, data: str | Path | None = None, store: str | None = None) -> Study:
@@ -301,7 +304,7 @@ def read_data(study: Study, at_fault: Set[str] = frozenset()) -> tuple[Study, li
         if reader is BROKEN:
             continue
         try:
-            task = reader.read(name)
+            task = read(reader, name)
         except StudyError as error:
             faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in error.faults]
             continue
@@ -318,7 +321,9 @@ def read_data(study: Study, at_fault: Set[str] = frozenset()) -> tuple[Study, li
     study = replace(study, tasks=facts, likeness=likeness.matrix(profiles), warnings=tuple(notes))
     if not at_fault & {"orders", "tasks"} and (found := list(held_out_rules(study))):
         return study, found
-    return study.simulated() if simulated else replace(study, fingerprint=study.model.fingerprint()), faults
+    if not at_fault:  # a part with faults may be no plug-in
+        study = replace(study, codes=plugins.codes(study.plugged))
+    return study.simulated() if simulated else replace(study, fingerprint=study.fingerprint_here()), faults
 
 
 # -- keeping ---------------------------------------------------------------------------------------
@@ -329,6 +334,7 @@ def keep(study: Study, out: Path) -> None:
     facts = {name: asdict(data) for name, data in study.tasks.items()}
     content = {"raw": study.raw, "root": study.root, "tasks": facts, "fingerprint": study.fingerprint}
     content["likeness"], content["warm"] = study.likeness, study.warm
+    content["codes"], content["home"] = dict(study.codes), study.home
     content["store"] = study.output.store  # a relative one starts where the study was run
     text = json.dumps(content, indent=1, default=str)
     out.mkdir(parents=True, exist_ok=True)
@@ -351,6 +357,8 @@ def kept(out: Path) -> Study | None:
 
 def restored(content: Mapping[str, Any], source: str) -> Study:
     """The study that `keep` wrote; StudyError where it is none any more, other errors where it is damaged."""
+    home, codes = content.get("home", ""), content.get("codes", {})  # studies kept before them have none
+    plugins.reach(home)
     study, faults = build(content["raw"], content["root"], files=False)
     if study is None or faults:
         raise StudyError(faults, source)
@@ -359,7 +367,7 @@ def restored(content: Mapping[str, Any], source: str) -> Study:
     alike = tuple(map(tuple, content.get("likeness", ())))  # studies kept before the field have none
     warm = tuple(Known(setting, tuple(of), depth) for setting, of, depth in content.get("warm", ()))
     facts_of = {"tasks": facts, "fingerprint": content["fingerprint"], "likeness": alike}
-    return replace(study, **facts_of, output=output, warm=warm)
+    return replace(study, **facts_of, output=output, warm=warm, codes=codes, home=home)
 
 
 def the_kept(out: Path) -> Study:

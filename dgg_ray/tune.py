@@ -20,7 +20,7 @@ import ray
 import ray.tune
 from ray.tune.search import Searcher
 
-from dgg_ray import budget, cluster, forecast, judge, logs, methods, takeover, trackers
+from dgg_ray import budget, cluster, edits, forecast, judge, logs, methods, takeover, trackers
 from dgg_ray.asking import over, walk
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
@@ -71,6 +71,8 @@ def run(
             trackers.tracking(study, store, out, crew.start, fence) as tracking,
         ):
             display.told, display.fence = tracking.look, fence
+            for line in edits.sentences(study, store):
+                display.say(line)
             if study.budget:
                 crew.obtain([[work] for work in probes(study)])
                 purse.begin()

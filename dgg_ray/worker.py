@@ -7,8 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
-from dgg_ray import logs
-from dgg_ray.errors import ClusterError, Fault, OtherVersion, StageError, StoreError, StudyError, describe
+from dgg_ray import blame, logs, plugins
+from dgg_ray.errors import (
+    ClusterError,
+    DggError,
+    Fault,
+    OtherVersion,
+    PluginError,
+    StageError,
+    StoreError,
+    StudyError,
+    describe,
+)
 from dgg_ray.pulse import HANDFUL_S
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore, Work
@@ -22,16 +32,20 @@ def tried(shop: Workshop | Simulated, work: Work) -> tuple[dict[str, str] | None
     """Do the work: its error, if any, and whether the stage is to blame for it.
 
     Only errors that all of a group's workers see leave the group in step, and only those that are the
-    stage's own say nothing against the process. Any other is raised: it ends the group, Ray Train starts
-    it anew, and a stage that comes to it again and again is set aside with it.
+    stage's own, or a mistake in a program, say nothing against the process. Any other is raised: it ends the
+    group, Ray Train starts it anew, and a stage that comes to it again and again is set aside with it.
     """
     try:
         with logs.about(work):
             shop.obtain(work)
     except (StageError, OtherVersion) as problem:
-        return describe(problem), True
+        return blame.told(problem), True
     except StoreError as problem:
         return describe(problem), False
+    except Exception as problem:
+        if world() > 1 or not blame.lasting(problem):
+            raise
+        return blame.told(problem), True
     return None, True
 
 
@@ -55,9 +69,21 @@ def workshop(
     """All that a process needs to do a study's work, set up so that it gives the same bytes again.
 
     alive: called after each batch of answers.
+
+    PluginError where a plug-in of the user's own raises on the way.
     """
     if study.workers.engine == "simulated":
         return Simulated.of(study, store)
+    try:
+        return learning(study, store, zero, alive)
+    except Exception as problem:
+        if isinstance(problem, DggError) or not (where := blame.place(problem, own=True)):
+            raise
+        raise PluginError(f"{where}: {type(problem).__name__}: {problem}") from problem
+
+
+def learning(study: Study, store: StageStore, zero: int, alive: Callable[[], None]) -> Workshop:
+    """The workshop of a real model."""
     import torch
 
     from dgg_ray.learner import PeftLearner, quieten
@@ -77,7 +103,9 @@ def workshop(
     # Keys promise what was learned from: another copy of the data or of the model would be kept under a
     # false name.
     other = [f"tasks.{n}" for n, task in tasks.items() if dict(task.digests) != study.tasks[n].digests]
-    other += ["model"] if study.model.fingerprint() != study.fingerprint else []
+    other += ["model"] if study.fingerprint_here() != study.fingerprint else []
+    here = plugins.codes(study.plugged)
+    other += [plugins.named(plugin) for plugin, code in study.codes.items() if here.get(plugin, code) != code]
     if other:
         rule = "has other content here than when the study was checked; run the study again"
         raise StudyError([Fault(path, rule) for path in other], study.name)
@@ -86,7 +114,7 @@ def workshop(
     learner.alive = alive
     rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)
     shop = Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
-    shop.by = {"study": study.name, "workers": w.setup}
+    shop.by, shop.codes = {"study": study.name, "workers": w.setup}, study.codes
     return shop
 
 
@@ -111,6 +139,13 @@ def leading() -> Callable[[Callable[[], Any]], Any]:
         return result
 
     return lead
+
+
+def world() -> int:
+    """Processes in this one's worker group."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

@@ -1,13 +1,24 @@
 """What every strategy has promised; strategies are found by their files."""
 
 import json
-from dataclasses import FrozenInstanceError, fields, replace
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from itertools import combinations
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from annotated_types import Ge, Le
+from conftest import OneWeight, World, task_of
+from safetensors.torch import load_file
 
 from dgg_ray import draws, plugins
-from dgg_ray.contracts import Pieces, Strategy
+from dgg_ray.contracts import Pieces, Rehearsal, Strategy
+from dgg_ray.stages import Work
+from dgg_ray.strategies.dgg import DGG
+from dgg_ray.strategies.finetune import Finetune
+from dgg_ray.strategies.replay import Replay
 
 EARLIER = ("fours",)
 
@@ -45,11 +56,7 @@ def test_where_the_effect_is_nothing_training_is_plain_fine_tuning(strategy, wor
             fresh = world.tasks["nines"].examples["train"]
             assert strategy.examples(fresh, old, seed=0) == list(fresh)
             assert all(edited(strategy, earlier, step) == [0.5, 0.25] for step in range(20))
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_the_first_task_of_an_order_is_plain_fine_tuning(strategy):
-    assert strategy.effect("nines", ()) == {}
+            assert strategy.state() == {}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
@@ -79,6 +86,258 @@ def test_edits_are_in_place_and_finite_at_the_anchor(strategy):
         strategy.edit_gradient(at, gradients, step)
     assert [id(g) for g in gradients] == ids
     assert all(g.isfinite().all() for g in gradients)
+
+
+# -- equal effects are equal work, and others are not ----------------------------------------------
+
+
+class TwoWeights(OneWeight):
+    """As OneWeight, with a second tensor that has another optimum: norms of one and of all differ."""
+
+    def begin(self, *begun, **more):
+        memory = super().begin(*begun, **more)
+        self.theta = self.theta if self.theta.numel() == 3 else torch.zeros(3)
+        return memory
+
+    def weights(self):
+        return Pieces([self.theta[:1], self.theta[1:]])
+
+    def step(self, batch, step, edit):
+        self.taught += [example.id for example in batch]
+        a = sum(float(example.answer) for example in batch) / len(batch)
+        gradient = self.theta - torch.tensor([a, -a / 2, 2.0])
+        edit(self.weights(), Pieces([gradient[:1], gradient[1:]]), step)
+        self.theta -= self.rate * gradient
+        return float(gradient.square().sum())
+
+
+def values_of(hint: Any, default: Any) -> list[Any]:
+    """Some values of a field, by its annotation."""
+    if get_origin(hint) is Annotated:
+        hint, *bounds = get_args(hint)
+        low = max((b.ge for b in bounds if isinstance(b, Ge)), default=-9)
+        high = min((b.le for b in bounds if isinstance(b, Le)), default=9)
+    else:
+        low, high = -9, 9
+    if hint is bool:
+        return [True, False]
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if hint in (int, float):
+        return [hint(v) for v in dict.fromkeys([low, 1, 2, 0.25, 0.75]) if low <= v <= high and hint(v) == v]
+    if get_origin(hint) in (Union, UnionType):
+        return [value for part in get_args(hint) for value in values_of(part, default)]
+    if get_origin(hint) is Mapping:
+        return [{"fours": value} for value in values_of(get_args(hint)[1], default)]
+    return [default]
+
+
+def settings_of(cls: type[Strategy]) -> list[Strategy]:
+    """A strategy at some setting, and at every other value of every single field."""
+    hints = get_type_hints(cls, include_extras=True)
+    base = cls(**{f.name: values_of(hints[f.name], f.default)[-1] for f in fields(cls)})
+    if "alpha" in hints:
+        base = replace(base, alpha=0.5)
+    found = [
+        base,
+        *(replace(base, **{f.name: v}) for f in fields(cls) for v in values_of(hints[f.name], f.default)),
+    ]
+    if "gate" in hints:
+        found += [replace(s, gate="bernoulli", scale=scale) for s in found for scale in (True, False)]
+    return list({repr(s): s for s in found}.values())
+
+
+def learned(strategy: Strategy, folder) -> tuple[list[Any], list[list[float]]]:
+    """(Effects, weights) of the stages of two tasks."""
+    world = World(folder)
+    world.tasks = {t.name: t for t in (task_of("ones", 1, 2, 3), task_of("fours", 4, 8, 6, 2))}
+    world.shop.learner, world.shop.tasks = TwoWeights(), world.tasks
+    effects, ends = [], []
+    for stage in world.path("ones", "fours", strategy=strategy, batch_size=1, epochs=6, learning_rate=0.25):
+        world.shop.obtain(Work(stage))
+        effects.append(stage.effect)
+        ends.append(world.shop.learner.theta.tolist())
+    return effects, ends
+
+
+@pytest.mark.parametrize("name", plugins.names("strategies"))
+def test_settings_of_equal_effect_end_with_equal_weights_and_others_do_not(name, tmp_path):
+    found = [
+        (s, learned(s, tmp_path / str(i)))
+        for i, s in enumerate(settings_of(plugins.find("strategies", name)))
+    ]
+    for (a, (effects, ends)), (b, (effects_of_b, ends_of_b)) in combinations(found, 2):
+        for t in range(len(effects)):
+            same = effects[: t + 1] == effects_of_b[: t + 1]
+            assert (ends[t] == ends_of_b[t]) == same, f"{a} and {b}, stage {t + 1}"
+
+
+def test_what_two_strategies_call_the_same_is_the_same(tmp_path):
+    strategies = [s for n in plugins.names("strategies") for s in settings_of(plugins.find("strategies", n))]
+    ends: dict[str, set[str]] = {}
+    for i, strategy in enumerate(s for s in strategies if not s.simultaneous):
+        effects, weights = learned(strategy, tmp_path / str(i))
+        for t in range(len(effects)):
+            ends.setdefault(json.dumps(effects[: t + 1]), set()).add(json.dumps(weights[t]))
+    assert {effects for effects, different in ends.items() if len(different) > 1} == set()
+
+
+# -- a strategy of the user's own inherits no claim ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weak(Replay):
+    """Keys nothing itself, and pulls at what replay leaves alone."""
+
+    strength: float = 0.0
+
+    def edit_gradient(self, weights, gradients, step):
+        for g in gradients:
+            g += self.strength
+
+
+class Doubled:
+    """No strategy; mixed into one."""
+
+    def edit_gradient(self, weights, gradients, step):
+        for g in gradients:
+            g *= 2
+
+
+class Mixed(Doubled, Replay):
+    pass
+
+
+class MixedBehind(Replay, Doubled, Strategy):
+    pass
+
+
+class Attribute(DGG):
+    capped = 0.5
+
+
+@dataclass(frozen=True)
+class Own(Rehearsal):
+    """Says all that it needs itself."""
+
+    strength: float = 0.0
+
+    def effect(self, task, earlier):
+        return self.replayed(earlier) | {"strength": self.strength}
+
+
+@dataclass(frozen=True)
+class Heir(Own):
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Liar(Replay):
+    strength: float = 0.0
+
+    def effect(self, task, earlier):
+        return {"buffer": self.buffer}
+
+
+def key(world, strategy, *order):
+    return world.path(*(order or ("ones", "fours")), strategy=strategy)[-1].key
+
+
+@pytest.mark.parametrize("cls", [Weak, Own, Heir])
+def test_every_setting_of_a_subclass_is_in_the_key(world, cls):
+    settings = [cls(buffer=2, strength=s) for s in (0.0, 0.1, 1000.0)] + [
+        cls(buffer=1),
+        Replay(buffer=2),
+        Finetune(),
+    ]
+    settings += [Heir(buffer=2, decay=0.5)] * (cls is Heir)
+    assert len({key(world, s) for s in settings}) == len(settings)
+
+
+def test_a_field_that_an_inherited_effect_does_not_know_is_in_the_key(world):
+    assert key(world, Heir(strength=1.0, decay=0.1)) != key(world, Heir(strength=1.0, decay=0.2))
+
+
+@pytest.mark.parametrize(
+    ("mine", "base"),
+    [
+        (Weak(buffer=2), Replay(buffer=2)),
+        (Mixed(buffer=2), Replay(buffer=2)),
+        (MixedBehind(buffer=2), Replay(buffer=2)),
+        (Attribute(alpha=0.5), DGG(alpha=0.5)),
+        (Attribute(alpha=0.0), Finetune()),
+        (Liar(buffer=2), Replay(buffer=2)),
+    ],
+)
+def test_a_subclass_of_a_built_in_strategy_shares_no_stage_with_it(world, mine, base):
+    assert key(world, mine) != key(world, base)
+    assert key(world, mine, "ones") != key(world, base, "ones")
+
+
+def test_subclasses_that_are_called_alike_share_nothing(world):
+    def make(by):
+        class EWC(Replay):
+            def edit_gradient(self, weights, gradients, step):
+                gradients[0] += by
+
+        EWC.__qualname__ = f"EWC{by}"
+        return EWC(buffer=2)
+
+    assert key(world, make(1)) != key(world, make(2))
+
+
+@dataclass(frozen=True)
+class Remembers(Strategy):
+    """Keeps how often it was told of a task, from the first one on."""
+
+    def begin_task(self, weights, task, earlier, seed):
+        self.memory["count"] = torch.tensor([1.0 + self.memory.get("before", 0.0)])
+
+    def state(self):
+        return {"count": self.memory["count"]}
+
+    def load_state(self, state):
+        self.memory["before"] = float(state["count"])
+
+
+def test_a_strategy_with_state_has_it_from_the_first_task_on(world):
+    for stage in world.path("ones", strategy=Finetune()):  # the store has the plain first stage already
+        world.shop.obtain(Work(stage))
+    stages = world.path("ones", "fours", "nines", strategy=Remembers())
+    for stage in stages:
+        world.shop.obtain(Work(stage))
+    kept = [load_file(world.store.open(stage) / "strategy.safetensors") for stage in stages]
+    assert [state["count"].item() for state in kept] == [1.0, 2.0, 3.0]
+
+
+@dataclass(frozen=True)
+class Starts(Strategy):
+    """Says that its first stage is plain; were it not, the gradient would be doubled."""
+
+    starts_plain = True
+
+    def edit_gradient(self, weights, gradients, step):
+        for g in gradients:
+            g *= 2
+
+
+class StartsToo(Starts):
+    pass
+
+
+def test_a_first_stage_that_is_said_to_be_plain_is_plain(world):
+    assert key(world, Starts(), "ones") == key(world, Finetune(), "ones")
+    assert key(world, Starts()) != key(world, Finetune())
+    (stage,) = world.path("ones", strategy=Starts(), learning_rate=0.25)
+    world.shop.obtain(Work(stage))
+    assert world.learner.theta.item() == 0.25  # one step from 0 towards 1
+
+
+def test_the_first_stage_of_a_subclass_is_not_plain_because_its_base_said_so(world):
+    assert key(world, StartsToo(), "ones") != key(world, Finetune(), "ones")
+
+
+# -- draws -----------------------------------------------------------------------------------------
 
 
 def test_draws_are_a_function_of_seed_task_purpose_and_step():

@@ -43,7 +43,7 @@ def test_the_readmes_strategy_is_one_file_that_works(monkeypatch, tmp_path):
     gradients = [torch.tensor([2.0])]
     shrink.edit_gradient([], gradients, 0)
     assert gradients[0].item() == 0.5
-    assert shrink.effect("words", ("digits",)) == {"strategy": "Shrink", "factor": 0.25}
+    assert shrink.effect("words", ("digits",)) == {"factor": 0.25}
 
 
 def test_scorers_that_the_readme_names_exist():

@@ -158,9 +158,9 @@ def test_thousands_of_stages_pass_through_desk_and_store():
         protocol=Protocol(rivals=()),
     )
     found = rehearse(study, 16)
-    assert found.stages > 1_500
+    assert found.stages > 1_400
     assert len(found.search.judged()) == 40
-    assert found.busy > 0.9
+    assert found.busy > 0.88
     assert Cluster(study.simulated(), 2).idle == ["fleet 0", "fleet 1"]
 
 

@@ -95,6 +95,7 @@ sarch: {}
     assert faults(load, text) == {
         "sarch": "line 12  sarch: no such setting. Did you mean 'search'?",
         "model.name": "line 2  model.name: must be one of auto, embedded, llava_1_5, qwen2_5_vl, smolvlm, "
+        "or of your own: package.module:Class, "
         "got 'embeded'. Did you mean 'embedded'?",
         "tasks[0].trian": "line 4  tasks[0].trian: no such setting. Did you mean 'train'?",
         "tasks[1].name": "line 5  tasks[1].name: the embedded tasks are digits, shapes, counting, "

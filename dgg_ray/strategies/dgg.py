@@ -73,13 +73,15 @@ class DGG(Rehearsal):
 
     def effect(self, task, earlier):
         alpha = float(self.alpha_for(task))
-        guidance = {"alpha": alpha, "norm": self.norm, "scale": self.scale}
+        guidance = {"alpha": alpha, "scale": self.scale}
+        if self.scale:
+            guidance["norm"] = self.norm
         if 0 < alpha < 1:  # at α = 1 every gate is open on every step
             guidance["gate"] = self.gate
-        return super().effect(task, earlier) | ({"dgg": guidance} if earlier and alpha else {})
+        return self.replayed(earlier) | ({"dgg": guidance} if earlier and alpha else {})
 
     def begin_task(self, weights, task, earlier, seed):
-        if "dgg" in self.effect(task, earlier):
+        if earlier and self.alpha_for(task):
             self.memory.update(task=task, seed=seed)
             self.memory["anchor"] = [theta.detach().clone() for theta in weights]  # θ*
 

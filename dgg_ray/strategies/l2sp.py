@@ -39,10 +39,10 @@ class L2SP(Rehearsal):
 
     def effect(self, task, earlier):
         pull = {"l2sp": self.strength} if earlier and self.strength else {}
-        return super().effect(task, earlier) | pull
+        return self.replayed(earlier) | pull
 
     def begin_task(self, weights, task, earlier, seed):
-        if "l2sp" in self.effect(task, earlier):
+        if earlier and self.strength:
             self.memory["anchor"] = [theta.detach().clone() for theta in weights]  # θ*
 
     def edit_gradient(self, weights, gradients, step):

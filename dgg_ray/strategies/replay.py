@@ -27,3 +27,6 @@ class Replay(Rehearsal):
     """Mix `buffer` examples of each finished task into the new one."""
 
     buffer: Annotated[int, Ge(0)] = 100
+
+    def effect(self, task, earlier):
+        return self.replayed(earlier)

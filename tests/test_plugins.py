@@ -1,0 +1,313 @@
+"""Plug-ins of the user's own: found, checked, keyed, and told when they changed."""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from dgg_ray import blame, cli, edits, hooks, plugins
+from dgg_ray.errors import NotFinite, StudyError
+from dgg_ray.reading import read
+from dgg_ray.study import Study
+
+NUMBER = count()
+STRATEGY = """
+from dataclasses import dataclass
+from dgg_ray.contracts import Strategy
+
+
+@dataclass(frozen=True)
+class Mine(Strategy):
+    strength: float = 1.0
+
+"""
+
+
+@pytest.fixture()
+def mine(tmp_path, monkeypatch):
+    """Write a module; its name. Each is another one, as Python reads a module once."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(text: str) -> str:
+        name = f"of_mine_{next(NUMBER)}"
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        return name
+
+    return write
+
+
+def faults_of(kind: str, name: str) -> str:
+    with pytest.raises(StudyError) as error:
+        plugins.find(kind, name)
+    return str(error.value)
+
+
+# -- finding ---------------------------------------------------------------------------------------
+
+
+def test_the_one_class_of_a_module_needs_no_name(mine):
+    name = mine(STRATEGY)
+    assert plugins.find("strategies", f"{name}:Mine") is plugins.find("strategies", f"{name}:Mine")
+
+
+def test_of_several_classes_one_that_inherits_from_the_others_is_meant(mine):
+    name = mine(STRATEGY + "\nclass Base(Mine):\n    pass\n\n\nclass Last(Base):\n    pass\n")
+    file = plugins.imported(name, f"{name}:Last")
+    assert plugins.the_class(file, plugins.KINDS["strategies"], name).__name__ == "Last"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "asked", "said"),
+    [
+        ("strategies", STRATEGY, ":Mien", "Did you mean 'Mine'?"),
+        ("strategies", "import nothing_like_it\n", ":Mine", "ModuleNotFoundError: No module named"),
+        ("strategies", "def broken(:\n", ":Mine", "line 1"),
+        ("strategies", "1 / 0\n", ":Mine", "ZeroDivisionError"),
+        ("strategies", "class Mine:\n    pass\n", ":Mine", "must name a subclass of Strategy"),
+        (
+            "tasks",
+            "from dgg_ray.contracts import Reader\nclass R(Reader):\n    pass\n",
+            ":R",
+            "must define read",
+        ),
+        ("scorers", "score = 3\n", ":score", "must define the function score"),
+        ("models", "from dgg_ray.contracts import Model\nclass M(Model): pass\n", ":M", "fingerprint, load"),
+    ],
+)
+def test_a_plugin_that_cannot_be_had_is_a_fault_that_says_why(mine, kind, text, asked, said):
+    assert said in faults_of(kind, mine(text) + asked)
+
+
+def test_a_module_that_is_not_there_is_a_fault():
+    assert "No module named 'not_there_at_all'" in faults_of("strategies", "not_there_at_all:EWC")
+
+
+# -- hooks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hook", "near"),
+    [
+        ("end_task(self, weights)", ""),
+        ("begin_tasks(self, weights, task, earlier, seed)", "begin_task"),
+        ("edit_gradients(self, weights, gradients, step)", "edit_gradient"),
+        ("before_step(self)", ""),
+        ("on_task_end(self)", ""),
+        ("after_task(self)", ""),
+        ("load_states(self, state)", "load_state"),
+        ("example(self, fresh, earlier, seed)", "examples"),
+    ],
+)
+def test_a_hook_that_nobody_calls_is_a_fault(mine, hook, near):
+    said = faults_of("strategies", mine(f"{STRATEGY}    def {hook}:\n        pass\n") + ":Mine")
+    assert f"{hook.partition('(')[0]} is called by nobody" in said
+    assert (f"Did you mean {near!r}?" in said) == bool(near)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "    def penalty(self):\n        return 0\n",
+        "    def alpha_for(self, task):\n        return 0\n",
+        "    def _end_task(self):\n        pass\n",
+        # called by its own class
+        "    def end_phase(self):\n        pass\n\n    def edit_gradient(self, weights, gradients, step):\n"
+        "        self.end_phase()\n",
+        "    def begin_task(self, *everything):\n        pass\n",
+        "    def begin_task(self, weights, task, earlier, seed, more=1):\n        pass\n",
+        "    @staticmethod\n    def edit_gradient(weights, gradients, step):\n        pass\n",
+    ],
+)
+def test_helpers_and_hooks_are_no_faults(mine, text):
+    assert plugins.find("strategies", mine(STRATEGY + text) + ":Mine")
+
+
+def test_a_hook_with_other_parameters_than_it_is_called_with_is_a_fault(mine):
+    text = STRATEGY + "    def begin_task(self, weights, task):\n        pass\n"
+    assert "begin_task must take (self, weights, task, earlier, seed)" in faults_of(
+        "strategies", mine(text) + ":Mine"
+    )
+
+
+def test_the_hooks_are_what_the_loop_calls():
+    assert set(hooks.HOOKS) == {"effect", "examples", "begin_task", "edit_gradient", "state", "load_state"}
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def raised(mine, line: str) -> Exception:
+    name = mine(f"import torch\n\n\ndef hook():\n    {line}\n")
+    with pytest.raises(BaseException) as error:  # noqa: PT011
+        importlib.import_module(name).hook()
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("line", "lasting"),
+    [
+        ("{}['x']", True),
+        ("raise TypeError('no')", True),
+        ("torch.zeros(2) @ torch.zeros(3)", True),  # a RuntimeError
+        ("raise RuntimeError('my own')", True),
+        ("raise Exception('my own')", True),
+        ("raise RuntimeError('CUDA error: an illegal memory access was encountered')", False),
+        ("raise torch.OutOfMemoryError('CUDA out of memory')", False),
+        ("raise MemoryError", False),
+        ("open('/not/there')", False),
+        ("raise ConnectionError('reset')", False),
+        ("raise KeyboardInterrupt", False),
+    ],
+)
+def test_a_mistake_in_a_program_would_come_again_and_trouble_of_a_machine_need_not(mine, line, lasting):
+    problem = raised(mine, line)
+    assert blame.lasting(problem) == lasting
+    assert blame.place(problem).endswith(", line 5, in hook")
+
+
+def test_an_error_that_is_the_stages_own_is_no_mistake_in_a_program():
+    assert not blame.lasting(NotFinite("the loss is nan"))
+    assert not blame.lasting(RuntimeError("something of torch"))  # in no plug-in's line
+    assert blame.lasting(ValueError("anywhere"))
+
+
+def test_an_error_is_told_with_its_place_type_and_message(mine):
+    told = blame.told(raised(mine, "raise TypeError('strength must be a number')"))
+    assert blame.line(told).endswith(", line 5, in hook: TypeError: strength must be a number")
+    assert blame.line({"error": "NotFinite", "message": "the loss is nan"}) == "NotFinite: the loss is nan"
+
+
+# -- whole studies ---------------------------------------------------------------------------------
+
+STUDY = """
+name: mine
+model: embedded
+tasks:
+  - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}
+  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
+strategy: {name: "%s:Mine"}
+adapter: {rank: 2}
+training: {batch_size: 12}
+orders: [[digits, words]]
+protocol: {rivals: [], max_new_tokens: 1}
+workers: {engine: simulated}
+"""
+
+
+def plan(folder, name):
+    (folder / "study.yaml").write_text(STUDY % name)
+    return Study.load(folder / "study.yaml")
+
+
+def test_a_study_takes_a_strategy_from_beside_its_file(tmp_path, mine):
+    study = plan(tmp_path, mine(STRATEGY))
+    assert study.codes[f"strategies/{plugins.name_of(study.strategy)}"]
+    assert study.codes["models/embedded"] == ""
+    keys = [stage.effect["class"] for stage in study.runs()[0].stages]
+    assert keys == [[plugins.name_of(study.strategy), next(filter(None, study.codes.values()))]] * 2
+
+
+def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
+    text = "from dgg_ray.contracts import Score\n\n\ndef mark(said, examples):\n    return Score({}, ())\n"
+    study = plan(tmp_path, mine(STRATEGY))
+    keys = set()
+    for value in ("0.0", "0.5"):
+        name = f"{mine(text.format(value))}:mark"
+        tasks = {n: type(d)(d.name, d.digests, d.sizes, name) for n, d in study.tasks.items()}
+        keys |= {replace(study, tasks=tasks).exam("words", "test").key}
+    assert len({*keys, study.exam("words", "test").key}) == 3
+
+
+def test_a_reader_of_ones_own_is_keyed_by_what_it_gives(tmp_path, mine):
+    text = """
+from dataclasses import dataclass
+from dgg_ray.contracts import SPLITS, Example, Reader, Task
+
+
+@dataclass(frozen=True)
+class Mine(Reader):
+    answer: str = "a"
+
+    def read(self, name):
+        examples = {s: [Example("1", "what?", self.answer if s == "train" else "b")] for s in SPLITS}
+        return Task(name, examples, dict.fromkeys(SPLITS, "always the same"))
+"""
+    cls = plugins.find("tasks", mine(text) + ":Mine")
+    a, b = read(cls("a"), "words"), read(cls("b"), "words")
+    assert a.digests["train"] != b.digests["train"]
+    assert a.digests["test"] == b.digests["test"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("return None", "must give a Task"),
+        ("return {}['words']", "raised KeyError: 'words'"),
+        ("return Task(name, {}, {})", "must give examples for train"),
+        ("return Task(name, {s: [Example('1', 'q', 3)] for s in SPLITS}, {})", "answer must be text, is int"),
+    ],
+)
+def test_a_reader_that_gives_no_task_is_a_fault(mine, line, said):
+    text = "from dgg_ray.contracts import SPLITS, Example, Reader, Task\n\n\nclass Mine(Reader):\n"
+    reader = plugins.find("tasks", mine(f"{text}    def read(self, name):\n        {line}\n") + ":Mine")()
+    with pytest.raises(StudyError, match=said.replace("(", "\\(")):
+        read(reader, "words")
+
+
+def test_what_changed_is_said(tmp_path, mine):
+    study = plan(tmp_path, mine(STRATEGY))
+    name = plugins.name_of(study.strategy)
+    store = study.store(tmp_path / "out")
+    assert edits.sentences(study, store) == []
+    (run,) = study.runs()
+    for stage in run.stages:
+        store.publish(stage, {"code": {f"strategies/{name}": "older"}}, None)
+    cell = {"exam": "e", "task": "words", "split": "test", "score": 0.5, "n": 10}
+    store.sit(run.stages[0], [cell], None, {"code": {"scorers/exact_match": "older"}})
+    assert edits.sentences(study, store) == [
+        f"strategy `{name}` changed since 2 stages were trained; they are not used.",
+        "scorer `exact_match` changed since 1 evaluation was scored; it is not used.",
+    ]
+
+
+def test_an_edited_strategy_is_learned_anew_and_plan_and_run_say_so(tmp_path):
+    """As a user does it: in processes of their own."""
+
+    def say(command: str) -> str:
+        arguments = [command, str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+        arguments += ["--local"] if command == "run" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "dgg_ray", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    (tmp_path / "study.yaml").write_text((STUDY % "ewc").replace("workers: {engine: simulated}\n", ""))
+    file = tmp_path / "ewc.py"
+    file.write_text(STRATEGY)
+    assert "2 stages trained" in say("run")
+    file.write_text(STRATEGY.replace("class Mine", "# a comment\nclass Mine"))
+    assert "changed" not in say("plan")
+    file.write_text(
+        STRATEGY + "    def edit_gradient(self, weights, gradients, step):\n        gradients[0] *= 2\n"
+    )
+    assert "strategy `ewc:Mine` changed since 2 stages were trained; they are not used." in say("plan")
+    again = say("run")
+    assert "2 stages trained" in again
+    assert "changed since 2 stages were trained" in again
+
+
+def test_what_a_plugin_raises_ends_its_stage_with_file_and_line(tmp_path, mine, capsys):
+    text = STRATEGY + "    def edit_gradient(self, weights, gradients, step):\n        self.strenght\n"
+    (tmp_path / "study.yaml").write_text((STUDY % mine(text)).replace("workers: {engine: simulated}\n", ""))
+    out = str(tmp_path / "out")
+    assert cli.main(["run", str(tmp_path / "study.yaml"), "--local", "--out", out]) == 1
+    said = "".join(capsys.readouterr())
+    place = f"line {text.splitlines().index('        self.strenght') + 1}, in edit_gradient"
+    assert f"{place}: AttributeError: 'Mine' object has no attribute 'strenght'" in " ".join(said.split())
+    assert cli.main(["status", out]) == 0
+    assert place in capsys.readouterr().out

@@ -1,0 +1,192 @@
+"""What a plug-in's source is told apart by, and what of it makes no difference."""
+
+import importlib
+import sys
+import textwrap
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from dgg_ray import plugins, sources
+from dgg_ray.errors import StudyError
+
+EWC = '''
+"""Elastic weight consolidation."""
+from dataclasses import dataclass
+from dgg_ray.contracts import Strategy
+import json, numpy
+from {helper} import pull
+
+
+@dataclass(frozen=True)
+class EWC(Strategy):
+    """strength: of the pull."""
+
+    strength: float = 1.0  # as published
+
+    def edit_gradient(self, weights, gradients, step):
+        """In place."""
+        for g in gradients:
+            g += pull(self.strength)
+'''
+HELPER = "from {deeper} import FACTOR\n\n\ndef pull(strength):\n    return FACTOR * strength\n"
+NUMBER = count()
+
+
+class Project:
+    """A folder with a strategy `ewc`, a helper of it and a helper of that; imported anew each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = {"ewc": EWC, "helper": HELPER, "deeper": "FACTOR = 2\n", "other": "FACTOR = 3\n"}
+
+    def code(self, **changed: str) -> str:
+        return sources.code_of(self.loaded("ewc", **changed).EWC)
+
+    def loaded(self, name: str, **changed: str):
+        for module in self.files:
+            sys.modules.pop(module, None)
+        for file, text in (self.files | changed).items():
+            (self.folder / f"{file}.py").write_text(text.format(helper="helper", deeper="deeper"))
+        importlib.invalidate_caches()
+        for cached in self.folder.rglob("*.pyc"):
+            cached.unlink()
+        return importlib.import_module(name)
+
+
+@pytest.fixture()
+def project(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    project = Project(tmp_path)
+    yield project
+    for module in project.files:
+        sys.modules.pop(module, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  # as published", ""),
+        ('"""Elastic weight consolidation."""', ""),
+        ('    """strength: of the pull."""\n', '    """strength: how hard."""\n'),
+        ('        """In place."""\n', ""),
+        ("g += pull(self.strength)", "g += pull(\n                self.strength\n            )"),
+        ("\n\n@dataclass", "\n# a comment\n\n\n\n@dataclass"),
+    ],
+)
+def test_comments_docstrings_and_layout_change_nothing(project, old, new):
+    assert old in EWC
+    assert project.code() == project.code(ewc=EWC.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("g += pull", "g -= pull"),
+        ("strength: float = 1.0", "strength: float = 2.0"),
+        ("strength: float = 1.0", "strength: int = 1.0"),
+        ("strength: float = 1.0", "strength: float = 1"),
+        ("for g in gradients", "for g in gradients[1:]"),
+        ("class EWC(Strategy):", "class EWC(Strategy):\n    limit = 3\n"),
+        ("class EWC(Strategy):", "class EWC(Strategy):\n    simultaneous = True\n"),
+        ("@dataclass(frozen=True)\nclass", "class _Nested:\n    at = 1\n\n\n@dataclass(frozen=True)\nclass"),
+    ],
+)
+def test_everything_else_makes_it_another_plugin(project, old, new):
+    assert old in EWC
+    assert project.code() != project.code(ewc=EWC.replace(old, new))
+
+
+def test_modules_that_it_imports_count_however_far(project):
+    before = project.code()
+    assert project.code(helper=HELPER.replace("FACTOR *", "FACTOR +")) != before
+    assert project.code(deeper="FACTOR = 4\n") != before
+    assert project.code(other="FACTOR = 5\n") == before  # nobody imports it
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def late():\n    import other\n",
+        "def late():\n    from other import FACTOR\n",
+        "try:\n    import other as o\nexcept ImportError:\n    o = None\n",
+    ],
+)
+def test_imports_inside_functions_count(project, text):
+    project.files["helper"] = HELPER + "\n\n" + text
+    assert project.code() != project.code(other="FACTOR = 6\n")
+
+
+def test_modules_of_a_package_count_with_the_files_around_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"mine_{next(NUMBER)}"
+    inner = tmp_path / name / "methods"
+    inner.mkdir(parents=True)
+    (tmp_path / name / "__init__.py").write_text("A = 1\n")
+    (inner / "__init__.py").write_text("")
+    (inner / "parts.py").write_text("from .. import A\n")
+    text = "from dgg_ray.strategies.replay import Replay\nfrom . import parts\n"
+    (inner / "ewc.py").write_text(f"{text}\n\nclass EWC(Replay):\n    pass\n")
+    cls = plugins.find("strategies", f"{name}.methods.ewc:EWC")
+    found = [f"{name}", f"{name}.methods", f"{name}.methods.ewc", f"{name}.methods.parts"]
+    assert list(sources.files_of(cls)) == found
+    assert plugins.find("strategies", f"{name}.methods.ewc") is cls
+    assert plugins.name_of(cls()) == f"{name}.methods.ewc:EWC"
+
+
+def test_what_is_installed_or_shipped_is_not_looked_into(project):
+    project.code()
+    assert set(sources.files_of(sys.modules["ewc"].EWC)) == {"ewc", "helper", "deeper"}
+
+
+def test_a_class_without_a_file_is_refused():
+    space = {"__name__": "nowhere"}
+    exec("from dgg_ray.contracts import Strategy\nclass Lost(Strategy): pass", space)
+    with pytest.raises(StudyError, match="must stand in a file"):
+        sources.code_of(space["Lost"])
+
+
+# -- files in this package's own folders -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in sources.PLUGGED[1:] for n in plugins.names(k)])
+def test_what_is_shipped_is_as_it_was_shipped(kind, name):
+    assert sources.code_of(plugins.find(kind, name)) == ""
+
+
+def copied(tmp_path, monkeypatch, name: str, text: str):
+    """The package with one strategy's file written anew."""
+    root = tmp_path / "dgg_ray"
+    (root / "strategies").mkdir(parents=True)
+    (root / "strategies" / f"{name}.py").write_text(text)
+    monkeypatch.setattr(sources, "ROOT", root)
+    return root / "strategies" / f"{name}.py"
+
+
+def test_a_built_in_strategy_that_is_edited_is_another_one(tmp_path, monkeypatch):
+    text = (sources.ROOT / "strategies" / "replay.py").read_text()
+    wanted = sources.shipped()["strategies/replay.py"]
+    file = copied(tmp_path, monkeypatch, "replay", text + "\n# a note\n")
+    assert sources.digest_of(file) == wanted
+    assert sources.as_shipped(file)
+    edited = copied(tmp_path / "b", monkeypatch, "replay", text.replace("= 100", "= 200"))
+    assert not sources.as_shipped(edited)
+
+
+def test_a_copy_of_a_built_in_strategy_under_another_name_is_the_users(tmp_path, monkeypatch):
+    text = (sources.ROOT / "strategies" / "replay.py").read_text()
+    assert not sources.as_shipped(copied(tmp_path, monkeypatch, "ewc", text))
+
+
+def test_a_line_of_a_traceback_is_a_plugins_or_not(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("")
+    dgg = str(sources.ROOT / "strategies" / "dgg.py")
+    assert sources.is_plugged(str(mine))
+    assert sources.is_plugged(str(mine), own=True)
+    assert sources.is_plugged(dgg)
+    assert not sources.is_plugged(dgg, own=True)
+    for other in (sources.__file__, importlib.__file__, textwrap.__file__, pytest.__file__, "<string>"):
+        assert not sources.is_plugged(other)
