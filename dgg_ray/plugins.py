@@ -84,7 +84,9 @@ def found_in(kind: str, name: str) -> Any:
     if not (inspect.isclass(cls) and issubclass(cls, wanted)):
         raise fault(f"must name a subclass of {wanted.__name__}", name)
     if inspect.isabstract(cls):
-        missing = ", ".join(sorted(cls.__abstractmethods__))
+        missing = ", ".join(
+            sorted(n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False))
+        )
         raise fault(f"{place(file)} must define {missing}", cls.__name__)
     if issubclass(cls, contracts.Strategy) and (faults := list(hooks.faults(cls))):
         raise StudyError([Fault("name", rule, found, near) for rule, found, near in faults], kind)

@@ -80,7 +80,7 @@ def content(examples: Sequence[Example]) -> str:
 
     def seen(image: Path | np.ndarray | None) -> Any:
         if isinstance(image, np.ndarray):
-            return [str(image.dtype), image.shape, hashlib.sha256(np.ascontiguousarray(image)).hexdigest()]
+            return [str(image.dtype), image.shape, hashlib.sha256(image.tobytes()).hexdigest()]
         return pictures[image].digest if image is not None else None
 
     return digest(
