@@ -185,10 +185,11 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Path]:
+    from dgg_ray import preflight
     from dgg_ray.study import Study
 
     study = Study.load(options.study, options.data, options.store)
-    for note in study.warnings:
+    for note in (*study.warnings, *preflight.check(study)):
         terminal.warn(note)
     out = (options.out or Path("out") / study.name).absolute()
     above = next(place for place in (out, *out.parents) if os.path.lexists(place))

@@ -118,6 +118,18 @@ class Model(ABC):
     def load(self) -> tuple[Any, Any]:
         """(model, processor): a `*ForConditionalGeneration` in evaluation mode and its processor."""
 
+    def at_hand(self) -> bool:
+        """Whether `processor` and `context` can be asked on this machine, with no download."""
+        return False
+
+    def processor(self) -> Any:
+        """The processor as `load` gives it, without the weights."""
+        raise NotImplementedError
+
+    def context(self) -> int:
+        """Tokens that the model has positions for, prompt and answer together; 0 is not known."""
+        return 0
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the weights and the processor, 64 hex digits; it enters every stage key."""

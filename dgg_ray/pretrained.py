@@ -87,6 +87,12 @@ class Pretrained(Model):
             return None
         return skeleton(self.source)
 
+    def at_hand(self) -> bool:
+        return self.folder is not None
+
+    def context(self) -> int:
+        return positions(self.source)
+
     def fingerprint(self) -> str:
         # The class and all settings: they say how pictures are prepared and weights are held.
         settings = {k: v for k, v in asdict(self).items() if k not in ("path", "revision")}
@@ -130,6 +136,14 @@ class Pretrained(Model):
             rule = "must hold a model that takes images: its config.json has no vision_config"
             return [("path", rule, ", ".join(named) or repr(self.path))]
         return []
+
+
+def positions(folder: str | Path) -> int:
+    """Tokens that the language model of a folder's config.json has positions for; 0 where it does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 0
 
 
 def skeleton(folder: str | Path) -> Any:

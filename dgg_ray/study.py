@@ -145,8 +145,9 @@ class Study:
 
         local: in this process, without Ray; the results are the same.
         """
-        from dgg_ray import tune
+        from dgg_ray import preflight, tune
 
+        preflight.check(self)
         return tune.run(self, Path(out), local=local)
 
     # -- settings ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import likeness, mappings, plugins, staging, yamlread
+from dgg_ray import cautions, likeness, mappings, plugins, staging, yamlread
 from dgg_ray.border import BROKEN, checked, show
 from dgg_ray.contracts import SPLITS, Adapter, Model, Strategy, Training
 from dgg_ray.errors import Fault, ResultsError, StudyError, nearest
@@ -308,8 +308,10 @@ def read_data(study: Study, at_fault: Set[str] = frozenset()) -> tuple[Study, li
         except StudyError as error:
             faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in error.faults]
             continue
-        faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in task_rules(task)]
+        broken = list(task_rules(task))
+        faults += [replace(f, path=f"tasks[{i}].{f.path}") for f in broken]
         notes += [f"{name}: {note}" for note in task.warnings]
+        notes += [] if broken else cautions.of_task(study, task)
         sizes = {split: len(task.examples[split]) for split in SPLITS}
         facts[name] = Data(name, dict(task.digests), sizes, task.scorer)
         if study.orders.design == "extreme":
@@ -318,6 +320,8 @@ def read_data(study: Study, at_fault: Set[str] = frozenset()) -> tuple[Study, li
     simulated = study.workers.engine == "simulated"
     if faults or isinstance(study.model, NoModel) or (not simulated and study.model.faults()):
         return study, faults
+    if not at_fault:
+        notes += cautions.of_study(study, facts)
     study = replace(study, tasks=facts, likeness=likeness.matrix(profiles), warnings=tuple(notes))
     if not at_fault & {"orders", "tasks"} and (found := list(held_out_rules(study))):
         return study, found

@@ -243,11 +243,12 @@ def test_a_question_that_only_has_letters_shows_no_options(question):
 
 RIGHT = """b | **B** | (B) green | B) green | B: green | B, green | B because it is | B is right
 Ｂ | （B） | 'B' | It is B. | I choose B | the answer is b | The answer is (B) because the red one is no leaf
-The answer is **B**. | The red one is a fox, so the answer is B. | The correct answer is option B. | Final answer: B | answer = b
-\\boxed{B} | The best choice is B | Correct option: B | the answer is green | 答案是B。"""
+The answer is **B**. | The red one is a fox, so the answer is B. | The correct answer is option B.
+Final answer: B | answer = b | \\boxed{B} | The best choice is B | Correct option: B
+the answer is green | 答案是B。"""
 WRONG = """A or B | a or b | A/B | both A and B | A, B | The answer is B. red | B. red
-The answer is A. The answer is B | A cat | the answer is a dog | evergreen | neither | D | the answer is a | It is A, not B
-A. | (A) because of (B)"""
+The answer is A. The answer is B | A cat | the answer is a dog | evergreen | neither | D
+the answer is a | It is A, not B | A. | (A) because of (B)"""
 
 
 def listed(text):

@@ -18,7 +18,12 @@ class Auto(Pretrained):
     """Whatever `AutoModelForImageTextToText` and `AutoProcessor` make of the path."""
 
     def load(self):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
+
+        return self.weights(AutoModelForImageTextToText), self.processor()
+
+    def processor(self):
+        from transformers import AutoProcessor
 
         from dgg_ray.errors import StageError
 
@@ -31,7 +36,7 @@ class Auto(Pretrained):
             )
         if not getattr(processor, "chat_template", None):
             raise StageError(f"model.path: the processor of {self.path} must have a chat template, has none")
-        return self.weights(AutoModelForImageTextToText), processor
+        return processor
 
     def fingerprint(self) -> str:
         # transformers prepares pictures with torchvision where it is there, and with Pillow where not.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.contracts import Model
-from dgg_ray.pretrained import skeleton
+from dgg_ray.pretrained import positions, skeleton
 
 FOLDER = Path(__file__).with_suffix("")
 
@@ -30,25 +30,30 @@ class Embedded(Model):
 
     def load(self) -> tuple[Any, Any]:
         import torch
-        from transformers import (
-            CLIPImageProcessorPil,
-            LlavaForConditionalGeneration,
-            LlavaProcessor,
-            PreTrainedTokenizerFast,
-        )
+        from transformers import LlavaForConditionalGeneration
+
+        with quiet():
+            model = LlavaForConditionalGeneration.from_pretrained(
+                FOLDER, dtype=torch.float32, local_files_only=True
+            )
+        return model.eval(), self.processor()
+
+    def processor(self) -> Any:
+        from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
         # Part by part: AutoProcessor would look for torchvision first and log that it is not there.
-        processor = LlavaProcessor.from_pretrained(
+        return LlavaProcessor.from_pretrained(
             FOLDER,
             image_processor=CLIPImageProcessorPil.from_pretrained(FOLDER, local_files_only=True),
             tokenizer=PreTrainedTokenizerFast.from_pretrained(FOLDER, local_files_only=True),
             local_files_only=True,
         )
-        with quiet():
-            model = LlavaForConditionalGeneration.from_pretrained(
-                FOLDER, dtype=torch.float32, local_files_only=True
-            )
-        return model.eval(), processor
+
+    def context(self) -> int:
+        return positions(FOLDER)
+
+    def at_hand(self) -> bool:
+        return True
 
     def skeleton(self) -> Any:
         return skeleton(FOLDER)

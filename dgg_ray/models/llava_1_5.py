@@ -18,9 +18,13 @@ class Llava15(Pretrained):
     plain_head = True
 
     def load(self):
-        from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
+        from transformers import LlavaForConditionalGeneration
+
+        return self.weights(LlavaForConditionalGeneration), self.processor()
+
+    def processor(self):
+        from transformers import CLIPImageProcessorPil, LlavaProcessor
 
         # Pictures through Pillow, not torchvision: one preprocessing wherever a study runs.
         images = CLIPImageProcessorPil.from_pretrained(self.source, **self.place)
-        processor = LlavaProcessor.from_pretrained(self.source, image_processor=images, **self.place)
-        return self.weights(LlavaForConditionalGeneration), processor
+        return LlavaProcessor.from_pretrained(self.source, image_processor=images, **self.place)

@@ -27,7 +27,12 @@ class Qwen25VL(Pretrained):
     max_pixels: Annotated[int, Ge(0)] = 512 * 28 * 28
 
     def load(self):
-        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        return self.weights(Qwen2_5_VLForConditionalGeneration), self.processor()
+
+    def processor(self):
+        from transformers import AutoTokenizer, Qwen2_5_VLProcessor
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
         from transformers.processing_utils import ProcessorMixin
 
@@ -45,10 +50,9 @@ class Qwen25VL(Pretrained):
                 ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
         bound = {"max_pixels": self.max_pixels} if self.max_pixels else {}
-        processor = PicturesOnly.from_pretrained(
+        return PicturesOnly.from_pretrained(
             self.source,
             image_processor=Qwen2VLImageProcessorPil.from_pretrained(self.source, **bound, **self.place),
             tokenizer=AutoTokenizer.from_pretrained(self.source, **self.place),
             **self.place,
         )
-        return self.weights(Qwen2_5_VLForConditionalGeneration), processor

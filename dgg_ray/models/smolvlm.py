@@ -25,7 +25,12 @@ class SmolVLM(Pretrained):
     image_splitting: bool = False
 
     def load(self):
-        from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Processor
+        from transformers import AutoModelForImageTextToText
+
+        return self.weights(AutoModelForImageTextToText), self.processor()
+
+    def processor(self):
+        from transformers import AutoConfig, Idefics3Processor
         from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
         # Pillow, not torchvision; and the processor of Idefics3 for both: SmolVLM's own adds only videos.
@@ -33,10 +38,9 @@ class SmolVLM(Pretrained):
         images = Idefics3ImageProcessorPil.from_pretrained(self.source, **settings)
         config = AutoConfig.from_pretrained(self.source, **self.place)
         side = config.vision_config.image_size // config.vision_config.patch_size
-        processor = Idefics3Processor.from_pretrained(
+        return Idefics3Processor.from_pretrained(
             self.source,
             image_processor=images,
             image_seq_len=side**2 // config.scale_factor**2,
             **self.place,
         )
-        return self.weights(AutoModelForImageTextToText), processor

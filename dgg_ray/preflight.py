@@ -1,0 +1,268 @@
+"""What the model's own tokenizer and processor will make of a study's examples, before a GPU is asked for.
+
+A fault, where a stage would fail or every score of a task would be 0; else a note with its count:
+
+    gold answers that need more tokens than protocol.max_new_tokens
+    prompts that are longer, with their answer, than what the model has positions for
+    texts that hold special tokens, which become marks of control and not text
+    pictures that the processor refuses: too long, too narrow, too small
+
+All texts are counted by the tokenizer, in batches. The processor is run on every size of picture, with
+the longest question of that size; of more than SHAPES sizes on the extremes and on some between.
+What was found is kept by content under $XDG_CACHE_HOME/dgg_ray/checks, or ~/.cache; losing it costs time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from dgg_ray import pictures, plugins
+from dgg_ray.cautions import scored
+from dgg_ray.contracts import Example, Task, digest
+from dgg_ray.errors import Fault, StudyError
+from dgg_ray.study import Study
+
+if TYPE_CHECKING:
+    from dgg_ray.encoding import Encoder
+
+FORMAT = 1  # raised when the same examples would be judged otherwise than before
+SHAPES = 64  # sizes of pictures for which the processor is run
+BATCH = 4096  # texts
+Size = tuple[int, int] | None  # width, height in pixels; None without a picture
+
+
+def check(study: Study) -> list[str]:
+    """What should be known, a sentence each; StudyError holds what would fail."""
+    if study.workers.engine == "simulated":
+        return ["the tokenizer and the pictures' sizes were not checked: the study is simulated"]
+    if not study.model.at_hand():
+        return ["the tokenizer and the pictures' sizes were not checked: the model is not on this machine"]
+    place = remembered(study)
+    with suppress(OSError, ValueError):
+        return json.loads(place.read_text(encoding="utf-8"))
+    faults, notes = looked_at(study)
+    if faults:
+        raise StudyError(faults, study.name)
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(notes), encoding="utf-8")
+    return notes
+
+
+def remembered(study: Study) -> Path:
+    """The file for all that bears on the answer: contents, model, settings and packages."""
+    of = {name: [sorted(data.digests.items()), data.scorer] for name, data in study.tasks.items()}
+    scorers = [getattr(plugins.module("scorers", d.scorer), "VERSION", 1) for d in study.tasks.values()]
+    packages = [version(name) for name in ("transformers", "tokenizers", "pillow")]
+    settings = [study.protocol.max_new_tokens, scored(study)]
+    key = digest([FORMAT, study.fingerprint, of, scorers, packages, settings])
+    return pictures.cache_file().parent / "checks" / f"{key[:32]}.json"
+
+
+def looked_at(study: Study) -> tuple[list[Fault], list[str]]:
+    import torch
+
+    from dgg_ray.encoding import KEPT_BYTES, Encoder
+
+    encoder = Encoder(study.model.processor(), torch.device("cpu"))
+    encoder.kept_bytes = KEPT_BYTES  # it is asked once for each example, and need not remember
+    context = study.model.context()
+    faults, notes = list[Fault](), list[str]()
+    for i, (name, reader) in enumerate(study.readers.items()):
+        task = reader.read(name)
+        for split in ("train", *scored(study)):
+            most = 0 if split == "train" else study.protocol.max_new_tokens
+            look = Look(task, split, encoder, most, context)
+            found = list(look.found())
+            faults += [replace(fault, path=f"tasks[{i}].{split}") for fault in found if fault.path == "fault"]
+            faults += [fault for fault in found if "." in fault.path]
+            notes += [f"{name}: {fault.rule}" for fault in found if fault.path == "note"]
+    return faults, notes
+
+
+@dataclass
+class Look:
+    """One split of a task, under one encoder.
+
+    most: tokens that an answer may have; 0 where none is written. context: positions of the model; 0 unknown.
+    """
+
+    task: Task
+    split: str
+    encoder: Encoder
+    most: int
+    context: int
+    sizes: list[Size] = field(default_factory=list)
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        return self.task.examples[self.split]
+
+    def found(self) -> Iterator[Fault]:
+        """Faults, and notes as faults whose path is `note`."""
+        yield from self.specials()
+        if self.most:
+            yield from self.answers()
+        yield from self.prompts()
+
+    def said(self, count: int, text: str) -> str:
+        return f"{count:,} of {len(self.examples):,} {text}"
+
+    # -- texts -------------------------------------------------------------------------------------
+
+    def lengths(self, texts: Iterable[str]) -> dict[str, int]:
+        """Tokens of each different text."""
+        rest, counts = iter(dict.fromkeys(texts)), dict[str, int]()
+        while batch := list(islice(rest, BATCH)):
+            ids = self.encoder.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+            counts |= zip(batch, map(len, ids), strict=True)
+        return counts
+
+    @cached_property
+    def answer_lengths(self) -> list[int]:
+        """Tokens of each gold answer, without the end mark; of several references the shortest."""
+        lead = self.encoder.lead
+        counts = self.lengths(lead + text for example in self.examples for text in golds(example))
+        return [min(counts[lead + text] for text in golds(example)) for example in self.examples]
+
+    def specials(self) -> Iterator[Fault]:
+        """Texts that hold special tokens; those that stand for a picture make a stage fail."""
+        processor, tokenizer = self.encoder.processor, self.encoder.tokenizer
+        known = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        known |= set(tokenizer.all_special_tokens)
+        pictured = {getattr(processor, name, None) for name in ("image_token", "video_token")} - {None, ""}
+        pattern = re.compile(
+            "|".join(map(re.escape, sorted((known | pictured) - {""}, key=len, reverse=True)))
+        )
+        hits: dict[tuple[str, str], list[str]] = {}
+        for example in self.examples if pattern.pattern else ():
+            for part in ("question", "answer"):
+                for token in set(pattern.findall(getattr(example, part))):
+                    hits.setdefault((token, part), []).append(example.id)
+        for (token, part), ids in hits.items():
+            text = self.said(len(ids), f"{part}s in {self.split} hold `{token}` (first: {ids[0]})")
+            if token in pictured:
+                yield Fault("fault", f"{text}, which stands for a picture in this model: write it otherwise")
+            else:
+                yield Fault("note", f"{text}, a mark of control of this model's tokenizer and no text to it")
+
+    def answers(self) -> Iterator[Fault]:
+        """Gold answers that cannot be written to their end."""
+        needs = np.array(self.answer_lengths)
+        long = needs > self.most
+        if not long.any():
+            return
+        text = self.said(int(long.sum()), f"gold answers in {self.split} need up to {needs.max()} tokens")
+        text = f"{text}, protocol.max_new_tokens is {self.most}: set {needs.max() + 1}"
+        if long.all() and self.hopeless():
+            rule = f"{self.task.name}: {text}; as it is, no answer can be right"
+            yield Fault("protocol.max_new_tokens", rule)
+        else:
+            yield Fault("note", text)
+
+    def hopeless(self) -> bool:
+        """Whether even the gold answers, cut at their longest, score 0; asked of scorers of texts alone."""
+        module = plugins.module("scorers", self.task.scorer)
+        if not hasattr(module, "remarks"):
+            return False
+        tokenizer, cut = self.encoder.tokenizer, []
+        for example in self.examples:
+            ids = tokenizer(self.encoder.lead + example.answer, add_special_tokens=False)["input_ids"]
+            cut.append(tokenizer.decode(ids[: self.most], skip_special_tokens=True))
+        return module.score(cut, self.examples).value == 0
+
+    # -- prompts and pictures ----------------------------------------------------------------------
+
+    def prompts(self) -> Iterator[Fault]:
+        questions = self.lengths(example.question for example in self.examples)
+        longest: dict[Size, Example] = {}
+        self.sizes = sizes_of(self.examples)
+        for example, size in zip(self.examples, self.sizes, strict=True):
+            known = longest.setdefault(size, example)
+            if questions[example.question] > questions[known.question]:
+                longest[size] = example
+        beside: dict[Size, int] = {}  # tokens of a prompt that are not its question's
+        refused: dict[Size, str] = {}
+        for size in chosen(list(longest)):
+            try:
+                ids = self.encoder(longest[size]).prompt
+            except Exception as error:  # processors raise what they like
+                refused[size] = f"{type(error).__name__}: {error}"
+                continue
+            beside[size] = len(ids) - questions[longest[size].question]
+        if refused:
+            yield self.refusal(longest, refused)
+        elif self.context:
+            yield from self.too_long(questions, beside)
+
+    def refusal(self, longest: Mapping[Size, Example], refused: Mapping[Size, str]) -> Fault:
+        size, why = next(iter(refused.items()))
+        count = sum(other in refused for other in self.sizes)
+        pixels = f", {size[0]} × {size[1]} pixels" if size else ""
+        text = self.said(
+            count, f"examples cannot be prepared by the model's processor (first: {longest[size].id}"
+        )
+        return Fault("fault", f"{text}{pixels}): {' '.join(why.split())[:200]}")
+
+    def too_long(self, questions: Mapping[str, int], beside: Mapping[Size, int]) -> Iterator[Fault]:
+        """Prompts that leave no positions for answers; sizes that were not tried count as the largest."""
+        widest = max(beside.values(), default=0)
+        answers = [self.most] * len(self.examples) if self.most else [n + 1 for n in self.answer_lengths]
+        whole = np.array(
+            [
+                questions[example.question] + beside.get(size, widest) + answer
+                for example, size, answer in zip(self.examples, self.sizes, answers, strict=True)
+            ]
+        )
+        if count := int((whole > self.context).sum()):
+            what = "a prompt and its answer" if not self.most else "a prompt and protocol.max_new_tokens"
+            text = f"examples in {self.split} have up to {whole.max():,} tokens in {what}"
+            text = f"{self.said(count, text)}, and the model has positions for {self.context:,}"
+            yield Fault("fault" if count == len(whole) else "note", text)
+
+
+def golds(example: Example) -> tuple[str, ...]:
+    return example.references or (example.answer,)
+
+
+def sizes_of(examples: Sequence[Example]) -> list[Size]:
+    """Of each example's picture; a file's header is read once."""
+    files = list(dict.fromkeys(e.image for e in examples if isinstance(e.image, Path)))
+    with ThreadPoolExecutor() as pool:
+        known = dict(zip(files, pool.map(size_of, files), strict=True))
+    return [
+        known[e.image] if isinstance(e.image, Path) else None if e.image is None else e.image.shape[1::-1]
+        for e in examples
+    ]
+
+
+def size_of(file: Path) -> Size:
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, ValueError):  # said by the reader, which looks at every picture
+        return 0, 0
+
+
+def chosen(sizes: list[Size]) -> list[Size]:
+    """All, or the extremes in every direction and some between."""
+    if len(sizes) <= SHAPES:
+        return sizes
+    some = [size for size in sizes if size]
+    by: list[Any] = [lambda s: s[0], lambda s: s[1], lambda s: s[0] / max(s[1], 1), lambda s: s[0] * s[1]]
+    extremes = [pick(some, key=key) for key in by for pick in (min, max)]
+    between = sorted(some, key=by[-1])[:: max(1, len(some) // (SHAPES - len(extremes)))]
+    return list(dict.fromkeys([*extremes, *between, *(size for size in sizes if not size)]))

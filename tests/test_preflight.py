@@ -1,0 +1,206 @@
+"""What is said of examples before a GPU is asked for: by the real processor of the embedded model."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgg_ray import Study, cautions, cli, preflight
+from dgg_ray.contracts import Example, Task
+from dgg_ray.errors import StudyError
+from dgg_ray.models.embedded import Embedded
+
+STUDY = """\
+name: small
+model: embedded
+tasks:
+  - {name: one, reader: llava, train: one.json, test: one_test.json}
+  - {name: two, reader: llava, train: two.json, test: two.json}
+strategy: {name: dgg, alpha: 0.2, buffer: 5}
+training: {batch_size: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture()
+def study(tmp_path):
+    """Makes the study of test records of `one`, as (question, answer, width, height or None)."""
+
+    def make(*records, more="", text=STUDY):
+        Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+        plain = [("Which?", f"{i}", None) for i in range(12)]
+        for name, some in (("one", plain), ("two", plain), ("one_test", records)):
+            content = []
+            for i, (question, answer, size) in enumerate(some):
+                picture = {}
+                if size:
+                    Image.new("RGB", size).save(tmp_path / f"{name}{i}.png")
+                    picture = {"image": f"{name}{i}.png"}
+                content.append({"question_id": f"{i}", "text": question, "answer": answer} | picture)
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / "study.yaml").write_text(text + more)
+        return Study.load(tmp_path / "study.yaml")
+
+    return make
+
+
+def notes(study):
+    return [note for note in preflight.check(study) if note.startswith("one")]
+
+
+def test_answers_that_cannot_be_written_to_their_end_are_counted_with_the_number_needed(study):
+    # The embedded tokenizer has a token for each byte it knows no longer piece for, so x's are counted by it.
+    tokenizer = Embedded().processor().tokenizer
+    needs = len(tokenizer("x" * 40, add_special_tokens=False)["input_ids"])
+    found = notes(study(("Which?", "x" * 40, None), ("Which?", "b", None)))
+    assert len(found) == 1
+    assert found[0].startswith("one: 1 of 2 gold answers in test need up to")
+    assert f"protocol.max_new_tokens is 16: set {needs + 1}" in found[0] or f"set {needs + 2}" in found[0]
+
+
+def test_where_no_answer_can_be_right_the_study_is_refused(study):
+    with pytest.raises(StudyError, match="as it is, no answer can be right") as caught:
+        preflight.check(study(("Which?", "x" * 40, None), ("Which?", "y" * 50, None)))
+    assert [fault.path for fault in caught.value.faults] == ["protocol.max_new_tokens"]
+
+
+def test_a_long_answer_whose_option_is_named_at_its_start_can_be_right(study):
+    asked = "Which?\n(A) red\n(B) green"
+    text = STUDY.replace("test: one_test.json", "test: one_test.json, scorer: contains_choice")
+    assert len(notes(study((asked, "B. " + "green " * 20, None), text=text))) <= 1  # a note, and no fault
+
+
+def test_special_tokens_in_texts_are_named_and_those_for_pictures_refused(study):
+    tokenizer = Embedded().processor().tokenizer
+    (mark,) = {tokenizer.eos_token}
+    found = notes(study((f"Which {mark}?", "a", None), ("Which?", f"a {mark}", None), ("Which?", "b", None)))
+    assert [note.split(" (first")[0] for note in found] == [
+        f"one: 1 of 3 questions in test hold `{mark}`",
+        f"one: 1 of 3 answers in test hold `{mark}`",
+    ]
+    with pytest.raises(StudyError, match="which stands for a picture") as caught:
+        preflight.check(study(("Which?", "<image>", None)))
+    assert caught.value.faults[0].path == "tasks[0].test"
+
+
+def test_prompts_beyond_the_model_s_positions_are_counted(study):
+    context = Embedded().context()
+    assert context > 0
+    found = notes(study(("x" * 4 * context, "a", None), ("Which?", "a", None)))
+    assert len(found) == 1
+    assert "1 of 2 examples in test have up to" in found[0]
+    assert f"the model has positions for {context:,}" in found[0]
+    with pytest.raises(StudyError, match="1 of 1 examples in test have up to"):
+        preflight.check(study(("x" * 4 * context, "a", (40, 30))))
+
+
+def test_pictures_that_the_processor_refuses_are_counted_with_the_first(study, monkeypatch):
+    processor = Embedded().processor()
+    whole = processor.image_processor.preprocess
+
+    def narrow(images, *rest, **more):
+        if images.size[0] > 200 * images.size[1]:
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return whole(images, *rest, **more)
+
+    class Narrow:
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+        def __call__(self, text, images, **more):
+            return processor(text=text, images=None if images is None else images, **more)
+
+        image_processor = processor.image_processor
+
+    def call(self, text, images, **more):
+        if images is not None and images.size[0] > 200 * images.size[1]:
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return processor(text=text, images=images, **more)
+
+    Narrow.__call__ = call
+    monkeypatch.setattr(Embedded, "processor", lambda self: Narrow())
+    records = [("Which?", "a", (801, 4)), ("Which?", "a", (40, 30)), ("Which?", "a", (801, 4))]
+    with pytest.raises(StudyError, match="2 of 3 examples cannot be prepared by the model's processor") as caught:
+        preflight.check(study(*records))
+    assert "801 × 4 pixels): ValueError: absolute aspect ratio" in str(caught.value)
+
+
+def test_what_was_found_is_known_by_content_and_found_anew_when_it_changes(study, monkeypatch):
+    long = ("Which?", "x" * 40, None)
+    first = preflight.check(study(long, ("Which?", "b", None)))
+    monkeypatch.setattr(preflight, "looked_at", lambda study: pytest.fail("it was known"))
+    assert preflight.check(study(long, ("Which?", "b", None))) == first
+    monkeypatch.setattr(preflight, "looked_at", lambda study: ([], ["anew"]))
+    assert preflight.check(study(long, ("Which?", "c", None))) == ["anew"]
+    assert preflight.check(study(long, ("Which?", "b", None), more="protocol: {max_new_tokens: 17}\n")) == ["anew"]
+
+
+def test_a_simulated_study_and_a_model_elsewhere_are_told_in_a_line(study):
+    (line,) = preflight.check(study(("Which?", "a", None), more="workers: {engine: simulated}\n"))
+    assert "the study is simulated" in line
+    path = "model: {name: llava_1_5, path: some/model, revision: " + "a" * 40 + "}"
+    (line,) = preflight.check(study(("Which?", "a", None), text=STUDY.replace("model: embedded", path)))
+    assert "the model is not on this machine" in line
+
+
+def test_of_many_sizes_the_extremes_are_tried_and_some_between():
+    rng = np.random.default_rng(0)
+    sizes = [(int(w), int(h)) for w, h in rng.integers(20, 900, (2000, 2))]
+    some = preflight.chosen([*sizes, None])
+    assert len(some) <= 2 * preflight.SHAPES
+    assert None in some
+    for key in (lambda s: s[0], lambda s: s[1], lambda s: s[0] / s[1], lambda s: s[0] * s[1]):
+        assert {key(min(sizes, key=key)), key(max(sizes, key=key))} <= {key(s) for s in some if s}
+    assert preflight.chosen(sizes[:5]) == sizes[:5]
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+def test_small_data_are_told_with_their_numbers(study):
+    more = "search: {space: {strategy.buffer: [5, 20, 30]}}\n"
+    text = STUDY.replace("alpha: 0.2", "alpha: {two: 0.1}").replace("batch_size: 1", "batch_size: 8")
+    said = study(("Which?", "a", None), ("Which?", "b", None), more=more, text=text).warnings
+    assert said == (
+        "two: 11 of 11 examples in test are in train too (same question, no picture)",
+        *said[1:-4],
+        said[-4],
+        "test is so small that one answer is worth more than a point: 2 in `one` (50.0 points) and "
+        "12 in `two` (8.3 points)",
+        *said[-2:],
+    ) or any("2 in `one` (50.0 points) and 12 in `two` (8.3 points)" in line for line in said)
+    assert any(line.startswith("validation is so small") for line in said)
+    assert any("strategy.buffer 20 and 30: more than the training examples of" in line for line in said)
+    assert any("strategy.alpha names no value for `one`, which will be learned with α = 0" in line for line in said)
+    assert any("so few optimizer steps hardly learn a task: `one` (2) and `two` (2)" in line for line in said)
+
+
+def test_what_a_scorer_cannot_use_is_told_by_plan(study):
+    text = STUDY.replace("test: one_test.json", "test: one_test.json, scorer: contains_choice")
+    asked = "Which? Options: (A) red (B) green"
+    said = study(("Which?", "a", None), (asked, "B", None), (asked, "C", None), text=text).warnings
+    assert said[:1] == ()[:1] or any("1 of 3 questions in test show no options" in line for line in said)
+    assert any("1 of 3 questions in test show no options to `contains_choice`" in line for line in said)
+    assert any("1 of 3 questions in test have a gold answer that names none" in line for line in said)
+
+
+def test_large_data_are_told_nothing_of():
+    examples = [Example(str(i), "Which?", "a") for i in range(100)]
+    task = Task("one", {split: examples for split in ("train", "validation", "test")}, {})
+    assert list(cautions.of_task(SEARCHED, task)) == []
+    assert list(cautions.of_study(SEARCHED, {})) == []
+
+
+SEARCHED = Study(name="s", model=Embedded(), readers={}, strategy=None)  # type: ignore[arg-type]
+
+
+def test_plan_prints_what_was_found(study, tmp_path, capsys, monkeypatch):
+    study(("Which?", "x" * 40, None), ("Which?", "b", None))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "study.yaml"]) == 0
+    assert "warning: one: 1 of 2 gold answers in test need up to" in capsys.readouterr().err
