@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dgg_ray import Study, cautions, cli, preflight
 from dgg_ray.contracts import Example, Task
+from dgg_ray.encoding import Encoder
 from dgg_ray.errors import StudyError
 from dgg_ray.models.embedded import Embedded
 
@@ -77,15 +79,17 @@ def test_a_long_answer_whose_option_is_named_at_its_start_can_be_right(study):
 
 def test_special_tokens_in_texts_are_named_and_those_for_pictures_refused(study):
     tokenizer = Embedded().processor().tokenizer
-    (mark,) = {tokenizer.eos_token}
+    mark = tokenizer.eos_token
     found = notes(study((f"Which {mark}?", "a", None), ("Which?", f"a {mark}", None), ("Which?", "b", None)))
     assert [note.split(" (first")[0] for note in found] == [
         f"one: 1 of 3 questions in test hold `{mark}`",
         f"one: 1 of 3 answers in test hold `{mark}`",
     ]
-    with pytest.raises(StudyError, match="which stands for a picture") as caught:
-        preflight.check(study(("Which?", "<image>", None)))
-    assert caught.value.faults[0].path == "tasks[0].test"
+    task = Task("one", {"test": [Example("7", "Which?", "an <image>")]}, {})
+    encoder = Encoder(Embedded().processor(), torch.device("cpu"))
+    (fault,) = preflight.Look(task, "test", encoder, 16, 0).specials()
+    assert fault.path == "fault"
+    assert "1 of 1 answers in test hold `<image>` (first: 7), which stands for a picture" in fault.rule
 
 
 def test_prompts_beyond_the_model_s_positions_are_counted(study):
@@ -101,31 +105,23 @@ def test_prompts_beyond_the_model_s_positions_are_counted(study):
 
 def test_pictures_that_the_processor_refuses_are_counted_with_the_first(study, monkeypatch):
     processor = Embedded().processor()
-    whole = processor.image_processor.preprocess
-
-    def narrow(images, *rest, **more):
-        if images.size[0] > 200 * images.size[1]:
-            raise ValueError("absolute aspect ratio must be smaller than 200")
-        return whole(images, *rest, **more)
 
     class Narrow:
+        """As Qwen's is."""
+
         def __getattr__(self, name):
             return getattr(processor, name)
 
         def __call__(self, text, images, **more):
-            return processor(text=text, images=None if images is None else images, **more)
+            if images is not None and images.size[0] > 200 * images.size[1]:
+                raise ValueError("absolute aspect ratio must be smaller than 200")
+            return processor(text=text, images=images, **more)
 
-        image_processor = processor.image_processor
-
-    def call(self, text, images, **more):
-        if images is not None and images.size[0] > 200 * images.size[1]:
-            raise ValueError("absolute aspect ratio must be smaller than 200")
-        return processor(text=text, images=images, **more)
-
-    Narrow.__call__ = call
     monkeypatch.setattr(Embedded, "processor", lambda self: Narrow())
     records = [("Which?", "a", (801, 4)), ("Which?", "a", (40, 30)), ("Which?", "a", (801, 4))]
-    with pytest.raises(StudyError, match="2 of 3 examples cannot be prepared by the model's processor") as caught:
+    with pytest.raises(
+        StudyError, match="2 of 3 examples cannot be prepared by the model's processor"
+    ) as caught:
         preflight.check(study(*records))
     assert "801 × 4 pixels): ValueError: absolute aspect ratio" in str(caught.value)
 
@@ -137,7 +133,9 @@ def test_what_was_found_is_known_by_content_and_found_anew_when_it_changes(study
     assert preflight.check(study(long, ("Which?", "b", None))) == first
     monkeypatch.setattr(preflight, "looked_at", lambda study: ([], ["anew"]))
     assert preflight.check(study(long, ("Which?", "c", None))) == ["anew"]
-    assert preflight.check(study(long, ("Which?", "b", None), more="protocol: {max_new_tokens: 17}\n")) == ["anew"]
+    assert preflight.check(study(long, ("Which?", "b", None), more="protocol: {max_new_tokens: 17}\n")) == [
+        "anew"
+    ]
 
 
 def test_a_simulated_study_and_a_model_elsewhere_are_told_in_a_line(study):
@@ -166,17 +164,12 @@ def test_small_data_are_told_with_their_numbers(study):
     more = "search: {space: {strategy.buffer: [5, 20, 30]}}\n"
     text = STUDY.replace("alpha: 0.2", "alpha: {two: 0.1}").replace("batch_size: 1", "batch_size: 8")
     said = study(("Which?", "a", None), ("Which?", "b", None), more=more, text=text).warnings
-    assert said == (
-        "two: 11 of 11 examples in test are in train too (same question, no picture)",
-        *said[1:-4],
-        said[-4],
-        "test is so small that one answer is worth more than a point: 2 in `one` (50.0 points) and "
-        "12 in `two` (8.3 points)",
-        *said[-2:],
-    ) or any("2 in `one` (50.0 points) and 12 in `two` (8.3 points)" in line for line in said)
+    assert any("one answer is worth more than a point: 2 in `one` (50.0 points) and 12 in" in s for s in said)
     assert any(line.startswith("validation is so small") for line in said)
     assert any("strategy.buffer 20 and 30: more than the training examples of" in line for line in said)
-    assert any("strategy.alpha names no value for `one`, which will be learned with α = 0" in line for line in said)
+    assert any(
+        "strategy.alpha names no value for `one`, which will be learned with α = 0" in line for line in said
+    )
     assert any("so few optimizer steps hardly learn a task: `one` (2) and `two` (2)" in line for line in said)
 
 
@@ -184,14 +177,13 @@ def test_what_a_scorer_cannot_use_is_told_by_plan(study):
     text = STUDY.replace("test: one_test.json", "test: one_test.json, scorer: contains_choice")
     asked = "Which? Options: (A) red (B) green"
     said = study(("Which?", "a", None), (asked, "B", None), (asked, "C", None), text=text).warnings
-    assert said[:1] == ()[:1] or any("1 of 3 questions in test show no options" in line for line in said)
     assert any("1 of 3 questions in test show no options to `contains_choice`" in line for line in said)
     assert any("1 of 3 questions in test have a gold answer that names none" in line for line in said)
 
 
 def test_large_data_are_told_nothing_of():
     examples = [Example(str(i), "Which?", "a") for i in range(100)]
-    task = Task("one", {split: examples for split in ("train", "validation", "test")}, {})
+    task = Task("one", dict.fromkeys(("train", "validation", "test"), examples), {})
     assert list(cautions.of_task(SEARCHED, task)) == []
     assert list(cautions.of_study(SEARCHED, {})) == []
 
