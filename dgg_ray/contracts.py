@@ -15,6 +15,9 @@ A metric's file may say what its values can be, `RANGE = (0.0, 1.0)`: intervals 
 It may also stand in a module of your own: `name: package.module:Class` (or `:function`), looked for in the
 folder of the study's file, in the working folder, and wherever Python looks.
 
+A scorer's file may also define `ready()`, what is missing here as a sentence; `remarks(examples)`, counts and
+sentences of what it cannot use, for `plan`; and VERSION, raised when it judges answers otherwise than before.
+
 Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them. What a
 plug-in of yours does is keyed by its source (sources.py): edited, its stages are trained anew.
 """

@@ -182,7 +182,7 @@ class Look:
         for example in self.examples:
             ids = tokenizer(self.encoder.lead + example.answer, add_special_tokens=False)["input_ids"]
             cut.append(tokenizer.decode(ids[: self.most], skip_special_tokens=True))
-        return module.score(cut, self.examples).value == 0
+        return plugins.find("scorers", self.task.scorer)(cut, self.examples).value == 0
 
     # -- prompts and pictures ----------------------------------------------------------------------
 
