@@ -12,7 +12,8 @@ directions that DGG reports, and no measured size. A joint stage gives s_i = top
 
 With bend and transfer at 0 what a task's α does hangs on no other task's: scores keep their proportion
 whatever comes later. Searching task by task, and curves of one task's α, take that for granted; the two
-say how they fare where it is not so.
+say how they fare where it is not so. With bend below 0 what is half forgotten is lost faster, so that
+guidance pays later than at its own stage, which a search task by task does not see when it chooses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 from annotated_types import Ge, Le
 
 from dgg_ray import draws
@@ -50,7 +52,7 @@ class Law:
         common random numbers.
     exam_noise: whether an evaluation of n examples adds binomial noise, √(s(1−s)/n).
     place: score that a new task loses for each task before it.
-    bend: how much more of a high score is forgotten than of a low one; at 0 the same share.
+    bend: how much more of a high score is forgotten than of a low one; at 0 the same share, below 0 less.
     transfer: share of a new task's score that is missing where all of the old ones is forgotten.
     seconds: simulated seconds of training a thousand examples; evaluating one costs a third.
     spread: relative standard deviation of a stage's time.
@@ -64,7 +66,7 @@ class Law:
     shared: Annotated[float, Ge(0), Le(1)] = 0.5
     exam_noise: bool = True
     place: float = 0.0
-    bend: Annotated[float, Ge(0)] = 0.0
+    bend: Annotated[float, Ge(-3), Le(10)] = 0.0
     transfer: Annotated[float, Ge(0), Le(1)] = 0.0
     seconds: Annotated[float, Ge(0)] = 60.0
     spread: Annotated[float, Ge(0)] = 0.05
@@ -88,11 +90,17 @@ class Law:
         top, rigid, frail, _ = self.nature(task)
         alpha = alpha if skills else 0.0
         left = {name: score / self.nature(name).top for name, score in skills.items()}
-        lost = 1 - sum(left.values()) / len(left) if left else 0.0
-        own = top * capacity(rank) * (1 - rigid * alpha**2) * (1 - self.transfer * lost)
+        gone = 1 - sum(left.values()) / len(left) if left else 0.0
+        own = top * capacity(rank) * (1 - rigid * alpha**2) * (1 - self.transfer * gone)
         share = frail * (1 - HOLD * (1 - (1 - alpha) ** 2)) / (1 + buffer / BUFFER)
-        kept = {name: score * (1 - share * left[name] ** self.bend) for name, score in skills.items()}
+        kept = {name: score * (1 - self.lost(share, left[name])) for name, score in skills.items()}
         return {**kept, task: own - self.place * len(skills)}
+
+    def lost(self, share: float, left: float) -> float:
+        """The share of a score that is forgotten where this share of the best is left; at most all of it."""
+        if self.bend >= 0:
+            return share * left**self.bend
+        return np.minimum(share * np.maximum(left, 0.01) ** self.bend, 1.0)  # arrays too, as in benchmarks
 
     def together(self, tasks: tuple[str, ...], rank: float) -> dict[str, float]:
         """True scores after learning all at once."""

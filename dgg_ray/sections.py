@@ -92,9 +92,9 @@ class Search:
 
     space: what is searched: the dotted path of a setting, such as `strategy.alpha`, with a list of values or
         a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task.
-    method: how values are proposed: `stagewise` tries values at each task on the best states so far
-        (stagewise.py). The others propose whole settings: `tpe`, `nsga2` (Optuna), `random`, or `grid`,
-        every combination.
+    method: how values are proposed: `stagewise` tries values at each task on the best states so far, which
+        takes for granted that what one task's value does hangs little on the others' (stagewise.py). `tpe`,
+        `nsga2` (Optuna), `random` and `grid`, every combination, propose whole settings.
     trials: number of whole settings proposed; `grid` and `stagewise` have no use for it.
     objective: metrics to maximise; several give a Pareto front.
     subject_to: conditions that the chosen setting must meet too, such as `plasticity >= finetune - 2

@@ -11,6 +11,11 @@ tasks and b = 2 that is 46 stages a block in place of 5⁶ sequences. α follows
 differ, all of a setting's orders are judged together, and a task is decided at the first place that
 it takes in any of them.
 
+That takes for granted that what a task's value does hangs little on the others', and that neighbouring values
+do nearly the same. Where it is not so a wider search or another one is better: under a law by which guidance
+pays later the default ends 2.6 points below the best, no nearer than the best constant α; beam 3 or two
+more values each end within 1.5 (docs/benchmarks.md).
+
 A state is judged by the objective of its run, completed pessimistically and read off a curve (hopes.py).
 
 Greedy choices can be wrong: the best state at task 2 need not be the best at task T (Renate,

@@ -2,10 +2,11 @@
 
     python scripts/findings.py OUT [OUT …]      folders of finished ablation studies
 
-For every pair and metric: the mean difference in points, its 95 % interval, its p-value (paired t over
-blocks, one block = one order with one seed) and the p-value after Holm's correction over the pairs of
-that metric (Holm 1979, Scand. J. Stat. 6:65). The orders are taken as given: with two of them nothing can be
-said of others, which is what a report's intervals are about.
+For every pair and metric: the mean difference in points, its 95 % interval, its p-value, and the p-value
+after Holm's correction over the pairs of that metric. Intervals are single ones: each holds by itself. The
+orders are taken as given, and seeds are what is repeated on them (`intervals.fixed_orders`): what a seed does
+on several orders is one observation, and so is a joint run that serves several. With two orders nothing can
+be said of others, which is what a report's intervals are about.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from dgg_ray import results
-from dgg_ray.intervals import mean_interval, paired_difference
+from dgg_ray.intervals import Interval, fixed_orders, holm
 from dgg_ray.outcomes import BLOCK, compared, runs
 
 METRICS = {"faa": "final score (FAA)", "stability": "stability", "plasticity": "plasticity"}
@@ -38,18 +40,15 @@ PAIRS = [  # first minus second
 ]
 
 
-def holm(p: list[float]) -> list[float]:
-    """Holm's step-down adjustment, in the order given; nan stays nan and is not counted."""
-    adjusted, worst = [float("nan")] * len(p), 0.0
-    known = sorted((i for i in range(len(p)) if not np.isnan(p[i])), key=lambda i: p[i])
-    for rank, i in enumerate(known):
-        worst = max(worst, min(1.0, (len(known) - rank) * p[i]))
-        adjusted[i] = worst
-    return adjusted
-
-
 def interval(mean: float, low: float, high: float, sign: str = "") -> str:
-    return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    bounds = "" if np.isnan(low) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{100 * mean:{sign}.1f}{bounds}"
+
+
+def p_value(of: Interval) -> float:
+    """Two-sided, of a mean of 0, by the t distribution that the interval was made with."""
+    error = (of.high - of.mean) / stats.t.ppf(0.975, of.n - 1)
+    return float(2 * stats.t.sf(abs(of.mean) / error, of.n - 1))
 
 
 def scores(table: pd.DataFrame, labels: dict[str, str]) -> list[str]:
@@ -58,9 +57,8 @@ def scores(table: pd.DataFrame, labels: dict[str, str]) -> list[str]:
         rows = table[table["setting"] == setting]
         shown = []
         for metric in METRICS:
-            # One joint run serves every order.
-            values = rows.groupby("seed")[metric].mean() if rows["together"].any() else rows[metric]
-            shown.append("–" if values.isna().all() else interval(*mean_interval(values)[:3]))
+            found = fixed_orders(rows[metric], list(zip(rows["order"], rows["seed"], strict=True)))
+            shown.append(interval(*found[:3]) if found.n else "–")
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     return lines
 
@@ -70,14 +68,14 @@ def contrasts(table: pd.DataFrame, labels: dict[str, str], metric: str) -> list[
     pairs = [pair for pair in PAIRS if set(pair) <= by.keys()]
     found = []
     for first, second in pairs:
-        both = pd.concat([by[first], by[second]], axis=1, join="inner").dropna().to_numpy()
-        found.append(paired_difference(both[:, 0], both[:, 1]))
-    adjusted = holm([float(gap[3]) for gap in found])
-    lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | blocks |", "|---|---|---|---|---|"]
-    for (first, second), (mean, low, high, p, n), after in zip(pairs, found, adjusted, strict=True):
-        if n and not np.isnan(mean):
-            gap = interval(mean, low, high, "+")
-            lines.append(f"| {first} − {second} | {gap} | {p:.3f} | {after:.3f} | {n} |")
+        gaps = (by[first] - by[second]).dropna()
+        found.append(fixed_orders(gaps, list(gaps.index)))
+    p = [p_value(of) for of in found]
+    lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | seeds |", "|---|---|---|---|---|"]
+    for (first, second), of, alone, after in zip(pairs, found, p, holm(p), strict=True):
+        if of.n and not np.isnan(of.mean):
+            gap = interval(of.mean, of.low, of.high, "+")
+            lines.append(f"| {first} − {second} | {gap} | {alone:.3f} | {after:.3f} | {len(of.values)} |")
     return lines
 
 
@@ -87,8 +85,8 @@ def main() -> None:
     for out in map(Path, sys.argv[1:]):
         found = results.load(out)
         table, labels = runs(found, "test"), compared(found)
-        blocks = found.facts["orders"], found.facts["seeds of the comparison"]
-        print(f"## {found.name}: {len(blocks[0])} orders × {len(blocks[1])} seeds\n")
+        orders, seeds = found.facts["orders"], found.facts["seeds of the comparison"]
+        print(f"## {found.name}: {len(orders)} orders, {len(seeds)} seeds\n")
         print("\n".join(scores(table, labels)), end="\n\n")
         for metric in METRICS:
             print("\n".join(contrasts(table, labels, metric)), end="\n\n")

@@ -40,6 +40,16 @@ def test_a_law_in_which_one_tasks_guidance_is_felt_by_others():
     assert other.learned({}, "b", 0.5, 50, 8) == plain.learned({}, "b", 0.5, 50, 8)
 
 
+def test_with_a_bend_below_0_what_is_half_forgotten_is_lost_faster_and_never_more_than_all():
+    plain, other = Law(seed=7), Law(seed=7, bend=-2)
+    top = plain.nature("a").top
+    share = 1 - plain.learned({"a": top}, "b", 0.5, 50, 8)["a"] / top
+    assert other.learned({"a": top}, "b", 0.5, 50, 8)["a"] == pytest.approx(top * (1 - share))
+    half = other.learned({"a": top / 2}, "b", 0.5, 50, 8)["a"]
+    assert half == pytest.approx(top / 2 * max(1 - 4 * share, 0.0))  # (1/2)⁻² as much
+    assert other.learned({"a": top / 100}, "b", 0.0, 0, 8)["a"] == 0
+
+
 def test_no_score_falls_below_0_whatever_its_place_takes():
     law = replace(EXACT, place=0.3, bend=0.5, transfer=0.5)
     found = rehearse(imagined(6, DGG(), simulation=law, protocol=Protocol(rivals=())))
