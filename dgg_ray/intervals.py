@@ -178,28 +178,36 @@ def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, f
     intervals cover 93.9 to 95.6 % with G - 1, 95 to 96.5 % with G* - 1 (3 to 24 orders of 4 to 8 tasks).
     f is at least 1.
 
-    clusters: (N,), or (N, 2) from `ways_of`, by order and by seed. Where these cross, neither contains the
-    other and both bring noise of their own:
+    clusters: (N,), or (N, 2) from `ways_of`, by order and by seed. Where one contains the other it alone
+    counts; a single seed says nothing of other seeds, and is left out. Where they cross, both bring noise:
 
-        s² = s_o² + s_s²        f = s⁴ / (s_o⁴ / f_o + s_s⁴ / f_s)
+        s² = s_o² + s_s²        f = s⁴ / (s_o⁴ / f_o + s_s⁴ / f_s)        if  s_s² > s_i², else s_o and f_o
 
-    (Satterthwaite 1946, Biometrics 2), and G is that of the orders. Where one contains the other it alone
-    counts; a single seed says nothing of other seeds, and is left out. What orders and seeds do together is
-    in both, a little too much: intervals cover 94 to 97 %, but 89 to 95 % where two seeds serve a dozen
-    orders or more (benchmarks/coverage.py).
+    (Satterthwaite 1946, Biometrics 2), and G is that of the orders. s_i² = mean e² / ((G_o - 1)(G_s - 1)), of
+    what is left beside the means of orders and seeds, is how far seeds' means differ without an effect of
+    their own. Intervals cover 94 to 97 %, but 88 to 95 % where two seeds with an effect as large as the
+    orders' serve six orders or more (benchmarks/coverage.py).
     """
     if clusters is None:
         clusters = np.arange(len(x))
     ways = np.asarray(clusters).reshape(len(x), -1).T
-    found = [jackknife(x, code) for code in told_apart(ways)]
-    error, freedom, G = found[0]
-    if len(found) > 1 and min(G, found[1][2]) > 1:
-        parts = np.array([s**2 for s, _, _ in found])
-        weights = parts**2 / np.array([f for _, f, _ in found])
-        if parts.sum() > 0:
-            freedom = max(float(parts.sum() ** 2 / weights.sum()), 1.0)
+    kept = told_apart(ways)
+    error, freedom, G = jackknife(x, kept[0])
+    if len(kept) == 1 or G < 2:
+        return error, freedom, G
+    of_seeds, freedom_of_seeds, _ = jackknife(x, kept[1])
+    if of_seeds**2 > interplay(x, *kept):
+        parts = np.array([error**2, of_seeds**2])
+        freedom = max(float(parts.sum() ** 2 / (parts**2 / [freedom, freedom_of_seeds]).sum()), 1.0)
         error = float(parts.sum() ** 0.5)
     return error, freedom, G
+
+
+def interplay(x: np.ndarray, orders: np.ndarray, seeds: np.ndarray) -> float:
+    """s_i² of `standard_error`."""
+    means = (np.bincount(code, x) / np.bincount(code) for code in (orders, seeds))
+    e = x + x.mean() - sum(mean[code] for mean, code in zip(means, (orders, seeds), strict=True))
+    return float((e**2).mean()) / int(orders.max() * seeds.max())
 
 
 def told_apart(ways: np.ndarray) -> list[np.ndarray]:

@@ -138,7 +138,7 @@ class Same(Batches):
             answers: Any = yield [Probe(self.spread(values), self.depth) for values in tried]
             judged = [i for i, evidence in enumerate(answers) if evidence is not None]
             if judged:
-                best = preferred([self.early(answers[i]) for i in judged])[0]
+                best = preferred([self.early(answers[i]) for i in judged], [tried[i] for i in judged])[0]
                 self.chosen = tried[judged[best]]
 
     def winner(self) -> Setting | None:

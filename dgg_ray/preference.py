@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,16 +87,18 @@ def values(evidence: Evidence, objective: Sequence[str], constraints: Sequence[C
     return summary(by_block(evidence, objective, constraints), len(objective))
 
 
-def preferred(found: Sequence[Values]) -> list[int]:
-    """Indices from best to worst.
+def preferred(found: Sequence[Values], settings: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Indices from best to worst; settings: the searched values of each, which decide between equals.
 
     Settings that break a constraint follow all that break none, the least broken first. Of several
     objectives the Pareto fronts follow each other, within one by the mean of the objectives. Of
-    equals, the first.
+    equals, to 1e-12, the simplest setting, then the first.
     """
+    simple = [simplicity(setting) for setting in settings] or [()] * len(found)
+
     feasible = [i for i, v in enumerate(found) if not any(v.excess)]
     broken = [i for i, v in enumerate(found) if any(v.excess)]
-    mean = lambda i: (-sum(found[i].objective), i)  # noqa: E731
+    mean = lambda i: (-round(sum(found[i].objective), 12), simple[i], i)  # noqa: E731
     ordered: list[int] = []
     for front in fronts(feasible, [v.objective for v in found]):
         ordered += sorted(front, key=mean)
@@ -127,7 +130,8 @@ def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
 def fronts(left: Sequence[int], objectives: Sequence[Sequence[float]]) -> Iterator[list[int]]:
     """Pareto fronts of the indices in `left`, the best first."""
     if objectives and len(objectives[0]) == 1:  # a front is all that are equal: sorting says the same
-        yield from ([i] for i in sorted(left, key=lambda i: (-objectives[i][0], i)))
+        height = lambda i: -round(objectives[i][0], 12)  # noqa: E731
+        yield from (list(front) for _, front in groupby(sorted(left, key=height), height))
         return
     while left:
         front = [i for i in left if not any(dominates(objectives[j], objectives[i]) for j in left)]

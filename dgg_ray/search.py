@@ -117,7 +117,8 @@ class Method(ABC):
         """Numbers of the settings judged to the end, best first."""
         judged = self.judged()
         numbers = list(judged)
-        return [numbers[i] for i in preferred([judged[n] for n in numbers])]
+        settings = [self.proposed[n].setting for n in numbers]
+        return [numbers[i] for i in preferred([judged[n] for n in numbers], settings)]
 
     def best(self) -> int | None:
         """Number of the recommended setting; None while none was judged."""
@@ -252,7 +253,8 @@ class Whole(Method):
         if len(judged) < 2 or len(self.study.blocks) < 2:
             return None
         numbers = list(judged)
-        order = [numbers[i] for i in preferred([judged[n] for n in numbers])]
+        settings = [self.proposed[n].setting for n in numbers]
+        order = [numbers[i] for i in preferred([judged[n] for n in numbers], settings)]
         best = judged[order[0]]
         if any(best.excess):
             return None  # nothing that may be recommended is known

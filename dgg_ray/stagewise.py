@@ -156,7 +156,7 @@ class Stagewise(Batches):
             here = [(p, state) for (of, p), states in found.items() if of == b for state in states]
             states = [state for _, state in here]
             read = self.hopes.read(states, [p for p, _ in here], knobs)
-            best = [states[i] for i in preferred(read)]
+            best = [states[i] for i in preferred(read, [state.setting for state in states])]
             branch.beam = best[: self.search.beam]
             self.dropped += best[self.search.beam :]
             self.levels.append(Level(depth, states, read, branch.beam))
@@ -178,7 +178,7 @@ class Stagewise(Batches):
         """Values that Optuna proposes, knowing the first ones."""
         if (left := self.search.tries - len(known)) <= 0 or not knobs or not known:
             return []
-        ranked = [known[i].setting for i in preferred(self.hopes.of(known))]
+        ranked = [known[i].setting for i in preferred(self.hopes.of(known), [k.setting for k in known])]
         return propose(knobs, seed + 1, left, [{k: setting[k] for k in knobs} for setting in ranked])
 
     def together(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
@@ -206,11 +206,12 @@ class Stagewise(Batches):
                 found.append(setting)
                 tabled.append(np.stack([tables[id(s)][i] for i, s in enumerate(parts)]))
         of = [self.hopes.values_of(table) for table in tabled]
-        return [found[i] for i in preferred(of)[: self.search.beam]]
+        return [found[i] for i in preferred(of, found)[: self.search.beam]]
 
     def halve(self, branches: list[Branch]) -> list[Branch]:
         """The better half of the outer combinations, by the best state of each."""
-        ranked = preferred(self.hopes.of([branch.beam[0] for branch in branches]))
+        heads = [branch.beam[0] for branch in branches]
+        ranked = preferred(self.hopes.of(heads), [head.setting for head in heads])
         keep = ceil(len(branches) / 2)
         for i in ranked[keep:]:
             self.dropped += branches[i].beam
@@ -250,7 +251,8 @@ class Stagewise(Batches):
             table = np.array([np.mean(rows[value], axis=0) for value in full])
             of_knob = {name: distribution(self.knobs[name.rpartition(".")[0]])}
             read = smoothed(table, [0] * len(full), [{name: value} for value in full], of_knob)
-            best[name] = full[preferred([self.hopes.values_of(row) for row in read])[0]]
+            of = [self.hopes.values_of(row) for row in read]
+            best[name] = full[preferred(of, [{name: value} for value in full])[0]]
         if best != base:
             yield [Probe(best, len(self.study.names))]
 

@@ -18,6 +18,7 @@ from dgg_ray.preference import (
     kept_shares,
     own_scores,
     preferred,
+    simplicity,
     smoothed,
     values,
 )
@@ -74,6 +75,28 @@ def test_a_setting_that_keeps_its_constraints_comes_before_a_better_one_that_bre
 def test_fronts_follow_each_other_and_the_highest_mean_leads_its_front():
     found = [Values(v) for v in ((0.2, 0.9), (0.6, 0.6), (0.5, 0.6), (0.8, 0.3), (0.1, 0.1))]
     assert preferred(found) == [1, 0, 3, 2, 4]  # 2 is dominated by 1, 4 by all
+
+
+def test_of_equals_the_simpler_setting_is_preferred():
+    settings = [
+        {"strategy.alpha.a": 0.3, "strategy.alpha.b": 0.1, "strategy.buffer": 10, "adapter.rank": 4},
+        {"strategy.alpha.a": 0.5, "strategy.alpha.b": 0.5, "strategy.buffer": 10, "adapter.rank": 4},
+        {"strategy.alpha.a": 0.3, "strategy.alpha.b": 0.3, "strategy.buffer": 20, "adapter.rank": 4},
+        {"strategy.alpha.a": 0.3, "strategy.alpha.b": 0.3, "strategy.buffer": 10, "adapter.rank": 8},
+        {"strategy.alpha.a": 0.3, "strategy.alpha.b": 0.3, "strategy.buffer": 10, "adapter.rank": 4},
+    ]
+    equal = [Values((0.1 + 0.2,)), Values((0.3,)), Values((0.3,)), Values((0.3,)), Values((0.3,))]
+    assert preferred(equal, settings) == [4, 3, 2, 1, 0]
+    assert preferred(equal) == [0, 1, 2, 3, 4]
+    assert preferred([*equal[:4], Values((0.3 - 1e-9,))], settings) == [3, 2, 1, 0, 4]
+    both = [Values((0.2, 0.4)), Values((0.4, 0.2))]
+    assert preferred(both, settings[:2]) == [1, 0]
+
+
+def test_any_two_settings_have_an_order_of_simplicity():
+    some = [{"strategy.name": "dgg", "strategy.alpha": None}, {"strategy.name": "dgg", "strategy.alpha": 0.0}]
+    some += [{"strategy.name": "ewc", "strategy.alpha": float("nan")}]
+    assert sorted(reversed(some), key=simplicity) == [some[0], some[2], some[1]]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))

@@ -1,0 +1,177 @@
+"""The headline says no more than its evidence: who is beaten, by how much, and what cannot be told."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_robustness import study
+
+from dgg_ray import answer
+from dgg_ray.agreement import undecided_alphas
+from dgg_ray.formats import interval_text, points_text
+from dgg_ray.intervals import Interval
+from dgg_ray.outcomes import compare, metrics, range_of
+from dgg_ray.verdict import simplicity_of, verdict
+
+ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage
+OURS = (0.60, 0.64, 0.58, 0.66)
+
+
+def compared(knobs=(), recommended="dgg", seeds=1, **rivals):
+    """dgg and its rivals, a strategy each; rival → final score in each order, the same on all tasks."""
+    scores = {"dgg": OURS, **rivals}
+    table = {s: {o: [(v,) * 2] * seeds for o, v in zip(ORDERS, of, strict=False)} for s, of in scores.items()}
+    found = study(table)
+    return dataclasses.replace(found, rivals={s: s for s in rivals}, recommended=recommended)
+
+
+def faa(results, label):
+    return compare(results, "validation").set_index(["label", "metric"]).loc[(label, "faa")]
+
+
+def test_a_setting_that_beats_all_simpler_rivals_is_recommended():
+    found = verdict(compared(finetune=(0.20, 0.25, 0.19, 0.24), replay=(0.50, 0.53, 0.49, 0.55)))
+    assert found.status == "clear"
+    assert found.headline == "Use dgg."
+    # 10, 11, 9, 11 points above replay; for two rivals at once t(0.9875, 3) = 4.1765, s = 0.9574 / 2
+    assert "replay with the same buffer by 10.2 points, 95 % CI 8.3 to 12.2" in " ".join(found.support)
+    assert len(found.support) <= 3
+
+
+def test_a_lead_that_may_be_luck_recommends_the_simplest_setting_within_noise():
+    found = verdict(compared(finetune=(0.20, 0.25, 0.19, 0.24), replay=(0.50, 0.65, 0.51, 0.70)))
+    # 10, -1, 7, -4 points: mean 3, s = 6.5828 / 2, t(0.9875, 3) = 4.1765
+    assert found.status == "within noise"
+    assert found.headline == (
+        "No setting was shown to beat replay with the same buffer (difference 3.0 points, 95 % CI −10.7 to "
+        "16.7); the simplest setting within noise is replay."
+    )
+    assert found.support[0] == (
+        "Highest where settings were chosen was dgg. On the validation split its FAA is 62.0 % (95 % CI 56.0 "
+        "to 67.8, 4 independent blocks)."
+    )
+
+
+def test_what_one_rival_alone_would_show_is_not_shown_where_several_are_tried():
+    # 3, 9, 5, 9 points above replay: 6.5 ± 4.78 alone (t = 3.1824), ± 6.27 among two
+    rivals = {"replay": (0.57, 0.55, 0.53, 0.57), "finetune": (0.2, 0.22, 0.21, 0.2)}
+    alone, among = compared(replay=rivals["replay"]), compared(**rivals)
+    assert verdict(alone).status == "clear"
+    assert faa(alone, "replay")["at_once_low"] == faa(alone, "replay")["difference_low"]
+    row = faa(among, "replay")
+    half = stats.t.ppf(1 - 0.025 / 2, 3) * np.std([3, 9, 5, 9], ddof=1) / 200
+    assert row["at_once_low"] == pytest.approx(0.065 - half)
+    assert row["difference_low"] > row["at_once_low"]
+    assert row["p_adjusted"] == pytest.approx(row["p"])  # the larger of two p values by Holm
+    assert faa(among, "finetune")["p_adjusted"] == pytest.approx(2 * faa(among, "finetune")["p"])
+
+
+def test_two_blocks_show_their_values_and_prove_nothing():
+    found = verdict(compared(replay=(0.10, 0.12)))
+    assert found.headline.startswith(
+        "No setting was shown to beat replay with the same buffer (difference 51.0 points, 2 blocks: 50.0, 52.0)"
+    )
+
+
+def test_equal_differences_are_said_to_be_equal():
+    text = " ".join(answer.answer(compared(replay=tuple(x - 0.1 for x in OURS))))
+    assert "difference 10.0 points, the same in all 4 blocks" in text
+    assert "+10.0 (the same in all 4 blocks) points: no test is possible" in text
+
+
+@pytest.mark.parametrize(
+    ("ours", "joint", "status"),
+    [((0.05, 0.06, 0.04, 0.05), 0.09, "floor"), ((0.995,) * 4, 0.999, "ceiling"), (OURS, 0.09, None)],
+)
+def test_near_the_ends_of_the_scale_the_study_cannot_tell(ours, joint, status):
+    rivals = {"replay": tuple(x - 0.001 for x in ours), "joint": (joint,) * 4}
+    made = compared(**rivals)
+    table = made.table.copy()
+    mine = table["setting"] == "dgg"
+    table.loc[mine, "score"] = table.loc[mine, "order"].map(dict(zip(ORDERS, ours, strict=True)))
+    found = verdict(dataclasses.replace(made, table=table))
+    assert (found.status == status) is (status is not None)
+    if status:
+        assert found.headline.startswith("This study cannot tell which setting to use: e")
+    if status == "floor":
+        assert "even joint training on all tasks at once reaches only 9.0 % FAA" in found.headline
+
+
+def test_without_a_simpler_rival_that_is_said():
+    assert verdict(compared()).status == "not compared"
+    assert "no simpler rival" in verdict(compared()).headline
+    two = dataclasses.replace(compared(replay=OURS), recommended=None, rivals={})
+    assert verdict(two).status == "nothing judged"
+
+
+def test_joint_is_a_reference_and_no_rival():
+    made = compared(replay=(0.50, 0.53, 0.49, 0.55), joint=(0.8, 0.81, 0.85, 0.8))
+    assert verdict(made).status == "clear"
+
+
+def test_simpler_is_fine_tuning_then_replay_then_fewer_and_smaller_values():
+    made = compared(finetune=OURS, replay=OURS)
+    known = pd.DataFrame(
+        {
+            "strategy": ["finetune", "replay", "dgg", "dgg"],
+            "strategy.alpha.a": [None, None, 0.3, 0.1],
+            "strategy.alpha.b": [None, None, 0.3, 0.5],
+        },
+        index=["finetune", "replay", "constant", "dgg"],
+    )
+    made = dataclasses.replace(made, knobs=("strategy.alpha.a", "strategy.alpha.b"))
+    made.known[("dgg_ray.outcomes", "settings")] = known
+    assert sorted(known.index, key=lambda s: simplicity_of(made, s)) == list(known.index)
+
+
+def test_one_seed_for_all_orders_is_said():
+    made = compared(replay=(0.50, 0.53, 0.49, 0.55))
+    assert "One seed (0) serves all orders" in " ".join(verdict(made).support)
+
+
+def test_seeds_are_replicates_on_these_orders():
+    two = {
+        o: [(v, v), (v + 0.02, v + 0.02), (v - 0.01, v - 0.01)]
+        for o, v in zip(ORDERS[:2], OURS, strict=False)
+    }
+    row = faa(study({"dgg": two}), "dgg")
+    # over orders two clusters; over seeds the means 0.62, 0.64, 0.61
+    assert np.isnan(row["low"])
+    half = stats.t.ppf(0.975, 2) * np.std([0.62, 0.64, 0.61], ddof=1) / 3**0.5
+    assert (row["these_low"], row["these_high"]) == pytest.approx(
+        (row["score"] - half, row["score"] + half), abs=1e-3
+    )
+    assert (row["these_n"], row["n"]) == (3, 2)
+    assert "On these orders alone, over seeds: 62.3 (95 % CI " in " ".join(answer.answer(study({"dgg": two})))
+
+
+def test_a_number_is_printed_with_its_interval_or_with_the_values_behind_it():
+    assert interval_text(0.656, 0.556, 0.757, 4) == "65.6 (95 % CI 55.6 to 75.7)"
+    assert interval_text(0.67, np.nan, np.nan, 2, (0.62, 0.72)) == "67.0 (2 blocks: 62.0, 72.0)"
+    assert interval_text(0.67, np.nan, np.nan, 1, (0.67,)) == "67.0 (1 block)"
+    assert interval_text(1.0, np.nan, np.nan, 5, (1.0,) * 5) == "100.0 (the same in all 5 blocks)"
+    assert interval_text(np.nan, np.nan, np.nan, 0) == "–"
+    gap = Interval(-0.028, -0.052, -0.004, 4, ())
+    assert points_text(gap, -1) == "2.8 points (95 % CI 0.4 to 5.2)"
+
+
+@pytest.mark.parametrize("name", sorted(metrics()))
+def test_every_metric_stays_on_the_scale_that_its_file_gives(name):
+    from dgg_ray.contracts import ScoreMatrix
+
+    low, high = range_of(name)
+    rng = np.random.default_rng(0)
+    for R in (np.tri(3), 1 - np.tri(3, k=-1), *rng.integers(0, 2, (50, 3, 3)).astype(float)):
+        value = metrics()[name](ScoreMatrix(R, np.array([1, 5, 9]), rng.random(3)))
+        assert np.isnan(value) or low <= value <= high
+
+
+def test_an_alpha_that_cannot_be_told_apart_says_so_beside_its_value():
+    from test_agreement import told
+
+    open_ = told("s5", (0.02, 0.04, 0.09))
+    assert undecided_alphas(open_) == {"strategy.alpha.b": "from 0 to 0.5 cannot be told apart"}
+    assert "α for b = 0.5 (from 0 to 0.5 cannot be told apart)" in " ".join(answer.answer(open_))
+    assert undecided_alphas(told("s0")) == {}
