@@ -67,7 +67,7 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
         found.append(f"The test split has not been evaluated{warning}.")
     if others.empty:
-        return [*found, "It was compared with no other strategy: this study has no rivals."]
+        found.append("It was compared with no other strategy: this study has no rivals.")
     found += [against(label, row, SHOWN.get(metric, metric)) for label, row in others.iterrows()]
     return found + on_these_orders(rows, own)
 
