@@ -5,10 +5,8 @@ Weights are read from safetensors alone; pickles and code that comes with a mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,8 +14,8 @@ from typing import Any, ClassVar, Literal
 from dgg_ray import staging
 from dgg_ray.contracts import Model, digest
 from dgg_ray.errors import Refused, StageError
+from dgg_ray.modelfiles import COMMIT, commit_of, content
 
-UNREAD = (".md", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 NEEDED = ("config.json", "tokenizer_config.json", "*.safetensors", "*processor_config.json")
 
 
@@ -26,7 +24,8 @@ class Pretrained(Model):
     """A model from a folder or a hub.
 
     path: where the model is: a folder, its URL (s3://BUCKET/LLAVA; each node fetches it once), or a hub name.
-    revision: the commit of a hub name, required there: it stands for the weights in every stage key.
+    revision: the commit of a hub name, required there: it stands for the weights in every stage key. A branch
+        or a tag is taken for the commit that was fetched last.
     dtype: number type of the frozen base; the LoRA weights are fp32 whatever it is.
     four_bit: whether to hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314: nf4,
         double quantisation, computed in bfloat16); needs bitsandbytes and a GPU.
@@ -43,6 +42,9 @@ class Pretrained(Model):
     def __post_init__(self) -> None:
         if (folder := staging.path(self.path)).is_dir():  # a worker may stand elsewhere
             object.__setattr__(self, "path", str(folder.absolute()))
+        elif self.revision and not staging.address(self.path):
+            commit = commit_of(self.path, self.revision)  # a branch may be another one tomorrow
+            object.__setattr__(self, "revision", commit or self.revision)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -111,9 +113,19 @@ class Pretrained(Model):
             if not self.revision:
                 rule = "is required for a hub name: the commit that stands for the weights"
                 found.append(("revision", rule, ""))
+            elif not COMMIT.fullmatch(self.revision):
+                fetch = f"hf download {self.path} --revision {self.revision}"
+                rule = "must be a commit, 40 hex digits: a branch may stand for other weights tomorrow; "
+                rule += f"`{fetch}` makes it known here which one it is"
+                found.append(("revision", rule, repr(self.revision)))
             return found
         if not folder.is_dir():
             return [*found, ("path", "no such folder", repr(self.path))]
+        if (folder / "adapter_config.json").is_file():  # transformers would load what that names
+            rule = (
+                "must hold a whole model, and holds an adapter to another one: merge the two, and save that"
+            )
+            return [*found, ("path", rule, repr(self.path))]
         missing = [name for name in NEEDED if not any(folder.glob(name))]
         if "*.safetensors" in missing and any(folder.glob("*.bin")):
             missing.remove("*.safetensors")
@@ -154,15 +166,3 @@ def skeleton(folder: str | Path) -> Any:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
-
-
-@cache
-def content(folder: Path) -> str:
-    """SHA-256 over names and contents of all files but notes, hidden ones and pickles, which are not read."""
-    whole = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix not in UNREAD and not file.name.startswith("."):
-            whole.update(f"{file.name}\0".encode())
-            with file.open("rb") as opened:
-                whole.update(hashlib.file_digest(opened, "sha256").digest())
-    return whole.hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import plugins
+from dgg_ray import plugins, sources
 from dgg_ray.errors import StudyError
 
 ROOT = Path(__file__).parent.parent / "dgg_ray"
@@ -31,6 +31,7 @@ DOORS = {
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
     "fsspec": {"reach"},
+    "huggingface_hub": {"modelfiles"},
 }
 
 
@@ -113,6 +114,13 @@ def test_every_plugin_is_found_by_its_file_name():
 def test_a_misspelt_plugin_names_the_nearest():
     with pytest.raises(StudyError, match="Did you mean 'dgg'"):
         plugins.find("strategies", "dggg")
+
+
+def test_what_is_shipped_is_declared():
+    """Else its stages are taken for a plug-in's of the user; see scripts/shipped.py before running it."""
+    declared = {name: digest for name, digest in sources.shipped().items() if digest}
+    present = {name: digest for name, digest in sources.present().items() if digest}
+    assert declared == present, "run python scripts/shipped.py, after reading what it says"
 
 
 def test_no_pickle_is_read():

@@ -248,7 +248,7 @@ def test_a_model_folder_without_its_parts_is_a_fault(tmp_path):
     assert "tokenizer_config.json" in said
     assert Llava15(str(tmp_path / "none")).faults()[0][1] == "no such folder"
     assert "is required for a hub name" in Llava15("llava-hf/llava-1.5-7b-hf").faults()[0][1]
-    assert Llava15("llava-hf/llava-1.5-7b-hf", revision="abc").faults() == []
+    assert Llava15("llava-hf/llava-1.5-7b-hf", revision="0" * 40).faults() == []
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path):

@@ -1,6 +1,7 @@
 """Plug-ins of the user's own: found, checked, keyed, and told when they changed."""
 
 import importlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -311,3 +312,24 @@ def test_what_a_plugin_raises_ends_its_stage_with_file_and_line(tmp_path, mine, 
     assert f"{place}: AttributeError: 'Mine' object has no attribute 'strenght'" in " ".join(said.split())
     assert cli.main(["status", out]) == 0
     assert place in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_on_ray_a_strategy_beside_its_study_is_found_and_what_it_raises_is_tried_once(tmp_path):
+    text = STRATEGY + "    def begin_task(self, weights, task, earlier, seed):\n        {}[earlier]\n"
+    text = text.replace("{}[earlier]", "{(): 1}[earlier]")  # the first task is learned
+    (tmp_path / "ewc.py").write_text(text)
+    (tmp_path / "study.yaml").write_text((STUDY % "ewc").replace("engine: simulated", "fleets: 1"))
+    done = subprocess.run(
+        [sys.executable, "-m", "dgg_ray", "run", "study.yaml", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, said
+    place = f"line {len(text.splitlines())}, in begin_task: KeyError: ('digits',)"
+    assert place in said
+    files = (tmp_path / "out" / "logs").glob("fleet-*.jsonl")
+    events = [json.loads(line)["event"] for file in files for line in file.read_text().splitlines()]
+    assert [events.count(name) for name in ("begun", "published", "failed")] == [1, 1, 1]

@@ -1,0 +1,107 @@
+"""Which weights a model is."""
+
+import json
+
+import pytest
+from huggingface_hub import constants
+
+from dgg_ray.modelfiles import commit_of, content
+from dgg_ray.models.llava_1_5 import Llava15
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "f" * 40
+
+
+@pytest.fixture()
+def hub(tmp_path, monkeypatch):
+    """The folder of refs of a hub's cache, in which `main` was fetched."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--of--mine" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(COMMIT)
+    return refs
+
+
+def test_a_branch_is_the_commit_that_was_fetched(hub):
+    assert commit_of("of/mine", "main") == COMMIT
+    assert Llava15("of/mine", revision="main").place == {"revision": COMMIT}
+    assert Llava15("of/mine", revision="main").faults() == []
+
+
+def test_a_branch_that_moved_is_another_model(hub):
+    before = Llava15("of/mine", revision="main").fingerprint()
+    assert before == Llava15("of/mine", revision=COMMIT).fingerprint()
+    (hub / "main").write_text(OTHER)
+    assert Llava15("of/mine", revision="main").fingerprint() != before
+
+
+@pytest.mark.parametrize("revision", ["dev", "v1.0", COMMIT[:8], "../refs"])
+def test_what_stands_for_no_known_commit_is_refused_with_what_to_do(hub, revision):
+    assert commit_of("of/mine", revision) == ""
+    ((setting, rule, found),) = Llava15("of/mine", revision=revision).faults()
+    assert (setting, found) == ("revision", repr(revision))
+    assert f"hf download of/mine --revision {revision}" in rule
+
+
+def test_a_commit_is_itself_however_it_is_written(hub):
+    assert commit_of("of/other", COMMIT.upper()) == COMMIT
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "additional_chat_templates" / "short.jinja").write_text("{{ messages }}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "additional_chat_templates/short.jinja",
+        "tokenizer.model",
+        "a/b/c.json",
+    ],
+)
+def test_every_file_that_bears_on_an_answer_is_hashed(folder, name):
+    before = content(folder)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("other")
+    assert content(folder) != before  # in one process, too
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", ".gitattributes", "pytorch_model.bin", ".cache/lock.json", "x/y.onnx"]
+)
+def test_notes_hidden_files_and_pickles_are_not(folder, name):
+    before = content(folder)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("other")
+    assert content(folder) == before
+
+
+def test_a_file_that_is_called_otherwise_is_another(folder):
+    before = content(folder)
+    (folder / "additional_chat_templates" / "short.jinja").rename(folder / "short.jinja")
+    assert content(folder) != before
+
+
+def test_links_are_followed_and_may_go_in_circles(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "long.jinja").write_text("a")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    before = content(folder)
+    (tmp_path / "elsewhere" / "long.jinja").write_text("b")
+    assert content(folder) != before
+
+
+def test_a_folder_that_names_another_model_is_refused(folder):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "of/other"}))
+    ((setting, rule, _),) = Llava15(str(folder)).faults()
+    assert setting == "path"
+    assert "merge the two" in rule
