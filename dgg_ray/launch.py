@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dgg_ray
-from dgg_ray import ledger, staging, studyfile, yamlread
+from dgg_ray import ledger, plugins, sources, staging, studyfile, yamlread
 from dgg_ray.digests import digest
 from dgg_ray.errors import ClusterError, DggError, Fault, StoreError, StudyError, nearest
 from dgg_ray.jobs import Head, Job
@@ -120,6 +120,10 @@ def packed(errand: Errand, pip: Path | None) -> Iterator[dict[str, Any]]:
             there.parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (errand.root / path).is_dir() else shutil.copy
             copy(errand.root / path, there)
+        for path, source in modules(errand.study).items():
+            there = Path(folder) / path
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, there)
         package = Path(dgg_ray.__file__).parent
         environment: dict[str, Any] = {
             "working_dir": folder,
@@ -129,6 +133,20 @@ def packed(errand: Errand, pip: Path | None) -> Iterator[dict[str, Any]]:
         if pip:
             environment["pip"] = {"packages": requirements(pip)}
         yield environment
+
+
+def modules(study: Study) -> dict[Path, Path]:
+    """Where each file of plug-ins of the user's own belongs, below a folder that Python looks in."""
+    scorers = [("scorers", scorer) for r in study.readers.values() if (scorer := getattr(r, "scorer", ""))]
+    found = [
+        plugins.find(kind, name) for kind, name in [*study.plugged, *scorers] if plugins.is_outside(name)
+    ]
+    sent: dict[Path, Path] = {}
+    for name, file in (named for plugin in found for named in sources.files_of(plugin).items()):
+        if not file.is_relative_to(sources.ROOT):  # which is sent whole
+            folder = Path(*name.split("."))
+            sent[folder / file.name if file.name == "__init__.py" else folder.with_suffix(".py")] = file
+    return sent
 
 
 def requirements(pins: Path) -> list[str]:
@@ -143,6 +161,7 @@ def requirements(pins: Path) -> list[str]:
 def checked(file: Path, data: str | None, store: str | None, pip: Path | None = None) -> Errand:
     """StudyError with every fault of the file, and of its data as far as they are on this machine."""
     raw, lines, faults = studyfile.parse(file, store)
+    plugins.reach(file.absolute().parent)
     built = studyfile.build(raw, ledger.ANYWHERE, files=False) if isinstance(raw, Mapping) else (None, [])
     study, found = built
     faults += found

@@ -115,6 +115,20 @@ def test_files_that_a_study_names_are_sent_with_it_and_its_data_are_checked(file
     assert any("train" in path for path in faults(files, None, None))
 
 
+def test_plugins_that_stand_beside_a_study_are_sent_with_it_and_with_what_they_import(study):
+    text = "from dgg_ray.strategies.replay import Replay\nfrom sent_parts import inner\n"
+    (study.parent / "sent_ewc.py").write_text(f"{text}\n\nclass Sent(Replay):\n    pass\n")
+    (study.parent / "sent_parts").mkdir()
+    for name in ("__init__", "inner", "unused"):
+        (study.parent / "sent_parts" / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    raw = STUDY.replace("{name: dgg, alpha: 0.2, buffer: 4}", '{name: "sent_ewc:Sent"}')
+    study.write_text(raw + "output: {store: /shared/stages}\n")
+    with launch.packed(launch.checked(study, None, None), None) as environment:
+        sent = Path(environment["working_dir"])
+        found = {str(path.relative_to(sent)) for path in sent.rglob("*.py")}
+        assert found == {"sent_ewc.py", "sent_parts/__init__.py", "sent_parts/inner.py"}
+
+
 def test_files_that_are_not_here_are_a_fault_unless_they_are_said_to_be_on_the_cluster(files):
     (files.parent / "a/train.json").unlink()
     found = faults(files, None, None)["tasks.a.train"]
