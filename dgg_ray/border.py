@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,10 +30,16 @@ def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
         return BROKEN
     try:
         # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
-        return TypeAdapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
+        return adapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         faults += translated(error, raw, at, kind)
         return BROKEN
+
+
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once for each type: making one takes longer than all that it checks."""
+    return TypeAdapter(kind)
 
 
 def too_large(raw: Any, at: str) -> Iterator[Fault]:

@@ -127,7 +127,7 @@ def of_question(question: str) -> Offer:
 
 def run(text: str, found: list[re.Match[str]], lines: bool) -> Offer | None:
     """The last run of consecutive labels whose options all have a text; None where there is none."""
-    best: tuple[tuple[int, int], Offer] | None = None
+    best: tuple[tuple[int, ...], Offer] | None = None
     for start, first in enumerate(found):
         if label_of(first) not in "a01":
             continue
@@ -139,7 +139,7 @@ def run(text: str, found: list[re.Match[str]], lines: bool) -> Offer | None:
         texts = [option(text[m.end() : end], end == len(text)) for m, end in zip(chain, ends, strict=True)]
         if len(chain) < 2 or not all(texts) or (lines and cut_short(chain, texts)):
             continue
-        rank = (chain[-1].start(), len(chain))
+        rank = (chain[-1].start(), len(chain), first.start())
         if best is None or rank > best[0]:
             best = rank, Offer(tuple(map(label_of, chain)), tuple(map(plain, texts)))
     return best[1] if best else None
@@ -212,7 +212,7 @@ def named(text: str, offer: Offer) -> frozenset[int]:
 
 def same_text(text: str, offer: Offer) -> frozenset[int]:
     said = plain(text)
-    return frozenset(i for i, option in enumerate(offer.texts) if option == said)
+    return frozenset(i for i, option in enumerate(offer.texts) if said and option == said)
 
 
 def verdict(text: str) -> str:
@@ -254,7 +254,7 @@ def texts_in(text: str, offer: Offer) -> list[frozenset[int]]:
     """For each option's text that stands in a text as whole words: the places of the options that have it."""
     said, found = plain(text), []
     for option in sorted(set(offer.texts), key=len, reverse=True):
-        if option not in said or LONE_LETTER.fullmatch(option):  # "a" is an article, too
+        if not option or option not in said or LONE_LETTER.fullmatch(option):  # "a" is an article, too
             continue
         before = r"(?<![\w-])(?<!\w[.,])" if option[0].isascii() else ""
         after = r"(?![\w-]|[.,]\w)" if option[-1].isascii() else ""
