@@ -61,11 +61,21 @@ def parser() -> argparse.ArgumentParser:
         c.set_defaults(do=do)
         return c
 
+    to_begin(command)
     on_this_machine(command)
     on_results(command)
     from_afar(command)
     command("schema", schema, "JSON Schema of a study file, for editors")
     return p
+
+
+def to_begin(command: Command) -> None:
+    c = command("init", init, "write a study for the tasks found in a folder, to begin with")
+    c.add_argument("--data", type=Path, metavar="DIR", help="folder with train and test files of your tasks")
+    c.add_argument("--embedded", action="store_true", help="the tasks in the package, which need no data")
+    c.add_argument("--model", help="NAME, NAME=FOLDER or NAME=HUB_NAME@COMMIT (default: embedded)")
+    c.add_argument("--name", help="the study's name (default: the data folder's)")
+    c.add_argument("--out-file", type=Path, metavar="FILE", help="to write (default: NAME.yaml)")
 
 
 def on_this_machine(command: Command) -> None:
@@ -207,6 +217,20 @@ def folder(options: argparse.Namespace) -> Path:
     from dgg_ray import launch
 
     return launch.copied(options.out, options.address, options.store, options.copy)
+
+
+def init(options: argparse.Namespace) -> None:
+    from dgg_ray.init import init
+
+    def ask(question: str, usual: str) -> str:
+        try:
+            return input(f"{question}{usual and f' [{usual}]'}: ").strip() or usual
+        except EOFError:
+            return usual
+
+    o = options
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    print(init(o.data, o.embedded, o.model, o.name, o.out_file, ask if asked else None))
 
 
 def plan(options: argparse.Namespace) -> None:
