@@ -287,6 +287,7 @@ def mlflow(study: Study, out: Path) -> LoggerCallback:
     """At MLFLOW_TRACKING_URI, else in a database in the results' folder; the study is the experiment."""
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default a study waits minutes for each
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
