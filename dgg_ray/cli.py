@@ -42,9 +42,9 @@ def code_of(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return STUDY_IS_WRONG
     except (DggError, OSError) as error:  # OSError: a full disk, a folder that is not ours
-        gone = isinstance(error, FileNotFoundError) and surroundings.folder_is_gone()
-        todo = ". The folder that this was started in was deleted; `cd` to another one" if gone else ""
-        print(f"{type(error).__name__}: {error}{todo}", file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if surroundings.folder_is_gone():
+            print("the folder that this was started in was deleted; `cd` to another one", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
@@ -315,7 +315,7 @@ def best(options: argparse.Namespace) -> None:
         from dgg_ray import closing
 
         adapters = fence.tried("where the adapters lie", [], closing.adapters, loaded)
-        print("\n".join([*closing.summary(loaded), "", *adapters]))
+        print("\n".join([*closing.summary(loaded, fence), "", *adapters]))
 
 
 def examples(options: argparse.Namespace) -> None:

@@ -13,25 +13,33 @@ import numpy as np
 
 from dgg_ray.answer import failures, unspent
 from dgg_ray.drift import warning as of_machines
+from dgg_ray.fence import Fence
 from dgg_ray.formats import interval_text, score_text
 from dgg_ray.optimism import progress, warning
-from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, percent, signed
+from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, percent, runs, signed
 from dgg_ray.verdict import SHOWN, verdict
 
 LINES = 5  # of the table, with its head
 KNOWN = ("replay", "finetune")  # baselines of nearly every study
 
 
-def summary(results: Results) -> list[str]:
+def summary(results: Results, fence: Fence) -> list[str]:
     """The verdict with what must be known beside it, then the table.
 
-    Raises ResultsError for a study without a finished stage.
+    fence: names what of it fails; the rest is there. ResultsError for a study without a finished stage.
     """
-    found = verdict(results)
-    known = [*warning(results), *progress(results), *of_machines(results.machines)]
-    said = [found.headline, *found.support, *known, *failures(results), *unspent(results)]
-    lines = table(results)
+    runs(results, final_split(results))  # raises
+    found = fence.tried("the verdict", None, verdict, results)
+    said = [found.headline, *found.support] if found else []
+    said += fence.tried("what must be known beside the verdict", [], beside, results)
+    lines = fence.tried("the table of methods", [], table, results)
     return [*dict.fromkeys(said), *(["", *lines] if lines else [])]
+
+
+def beside(results: Results) -> list[str]:
+    """What limits the verdict."""
+    known = [*warning(results), *progress(results), *of_machines(results.machines)]
+    return [*known, *failures(results), *unspent(results)]
 
 
 def table(results: Results) -> list[str]:

@@ -32,6 +32,7 @@ from dgg_ray.predictions import predictions as stored
 from dgg_ray.stages import Run, StageStore
 from dgg_ray.study import Study
 
+PAGE = "the report"  # its name where it cannot be written
 Order = int | str | Sequence[str]  # its place among the orders, "a > b > c", or the names of the tasks
 
 
@@ -165,7 +166,11 @@ class Outcome:
         """The answer in words and as a table, what it cost, and where the report is."""
         from dgg_ray.closing import summary
 
-        lines = self.fence.tried("the answer", [], summary, self.results) if self.begun else [self.state()]
+        lines = (
+            self.fence.tried("the answer", [], summary, self.results, self.fence)
+            if self.begun
+            else [self.state()]
+        )
         if t := self.tally:
             work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
             work += ", all answered from the store" if t["there"] == t["asked"] else ""
@@ -173,7 +178,8 @@ class Outcome:
             lines.append(
                 f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
             )
-            lines.append(f"report: {self.out / 'report.html'}")
+            if PAGE not in self.fence.lost:
+                lines.append(f"report: {self.out / 'report.html'}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -100,6 +100,10 @@ class File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
 
+    def close(self) -> None:
+        with suppress(OSError):  # what was not written is tried once more
+            super().close()
+
 
 class Lines(logging.Formatter):
     """A record → one line of JSON."""

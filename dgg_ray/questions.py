@@ -85,10 +85,10 @@ def blocks_in_words(results: Results) -> str:
 
 def use(results: Results, figures: Figures, fence: Fence) -> Section:
     found = verdict(results)
-    rest = answer(results)[1 + len(found.support) :]
+    rest = fence.tried("more about this choice", [], answer, results)[1 + len(found.support) :]
     return content(
         [found.headline, *found.support[:3]],
-        values(results),
+        fence.tried("the table of values", None, values, results),
         fold("More about this choice", text(rest)),
         fold(
             "What more computing would change",

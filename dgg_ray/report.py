@@ -26,6 +26,7 @@ from dgg_ray import appendix, drift, examples, plugins, robustness
 from dgg_ray.answer import answer, failures, unspent
 from dgg_ray.fence import Fence
 from dgg_ray.formats import score_text
+from dgg_ray.objects import Folder
 from dgg_ray.optimism import progress, warning
 from dgg_ray.outcomes import CELL, Results, chosen, compare, final_split, runs
 from dgg_ray.parts import Drawn, Section
@@ -77,7 +78,7 @@ def write(results: Results, folder: Path, fence: Fence | None = None) -> Path:
     fence: collects what fails on the way; without one the page names it all the same. Raises ResultsError
     for a study without a finished stage, and what writing the page itself raises.
     """
-    verdict(results)  # raises before anything is written
+    runs(results, final_split(results))  # raises before anything is written
     fence = fence or Fence()
     folder.mkdir(parents=True, exist_ok=True)
     with fence("the folder of the figures"):
@@ -88,9 +89,9 @@ def write(results: Results, folder: Path, fence: Fence | None = None) -> Path:
         with fence("table.parquet"):
             written.result()
     write_tables(results, folder, fence)
-    path = folder / "report.html"
-    path.write_text(page(results, figures, fence, folder), encoding="utf-8")
-    return path
+    made = page(results, figures, fence, folder).encode()
+    Folder(folder).write("report.html", made)  # whole, or the earlier one stays
+    return folder / "report.html"
 
 
 def write_tables(results: Results, folder: Path, fence: Fence) -> None:
@@ -129,14 +130,19 @@ def page(results: Results, figures: Sequence[Drawn], fence: Fence, folder: Path 
     )
     return environment.get_template("report.html.j2").render(
         results=results,
-        status=STATUS.get(verdict(results).status, ""),
-        notices=[*warning(results), *progress(results), *drift.warning(results.machines), *unspent(results)],
+        status=fence.tried("the verdict", "", lambda: STATUS.get(verdict(results).status, "")),
+        notices=fence.tried("notices", [], notices, results),
         failed=failures(results),
         sections=asked,
         appendix=Section("appendix", "Appendix", "Appendix", (), more),
         missing=fence.lines,
         files=files(folder) if folder else [],
     )
+
+
+def notices(results: Results) -> list[str]:
+    """What must be known before anything else is read."""
+    return [*warning(results), *progress(results), *drift.warning(results.machines), *unspent(results)]
 
 
 def files(folder: Path) -> list[str]:

@@ -52,7 +52,7 @@ def run(
     from dgg_ray.plan import plan
 
     out, fence = out.absolute(), Fence(warn)
-    pages = fence.tried("the report", None, import_module, "dgg_ray.report")
+    pages = fence.tried(face.PAGE, None, import_module, "dgg_ray.report")
     study = warm.settled(study, out)
     if changes := takeover.changes(study, out):
         warn(changes)
@@ -82,7 +82,7 @@ def run(
                 if crew.over:
                     entry["refused"] = plan(study, store).to_train
         found, tally = results.load(out, fence), crew.tally | {"seconds": time.perf_counter() - began}
-        with fence("the report"):
+        with fence(face.PAGE):
             if pages:
                 pages.write(found, out, fence)
     return face.Outcome(found, out, tally, fence)

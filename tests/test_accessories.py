@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import cli, report, results, retrace
+from dgg_ray import cli, closing, questions, report, results, retrace
 from dgg_ray.fence import Fence
 from dgg_ray.results import table
 
@@ -93,6 +93,7 @@ def test_a_page_that_cannot_be_written_leaves_the_answer_on_the_terminal(study, 
     assert again(study, out) == 0
     said = capsys.readouterr()
     assert "the report is missing: IsADirectoryError" in said.err
+    assert "report.html" not in said.out
     assert "FAA" in said.out
 
 
@@ -118,6 +119,24 @@ def test_a_part_of_the_results_that_breaks_is_missing_and_nothing_else(done, mod
     assert f"{name} is missing: ZeroDivisionError: division by zero" in fence.lines
     assert len(loaded.table) == len(table(done))
     assert loaded.recommended == results.load(done).recommended
+
+
+def test_a_verdict_that_breaks_leaves_the_table_and_the_page(out, monkeypatch, capsys):
+    def broken(*_):
+        raise IndexError("no row")
+
+    for module in (closing, report, questions):
+        monkeypatch.setattr(module, "verdict", broken)
+    assert cli.main(["best", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "the verdict is missing: IndexError: no row" in said.err
+    assert "joint" in said.out
+    (out / "report.html").unlink()
+    assert cli.main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "the section “What should I use?” is missing" in page or "should I use" in page
+    assert "IndexError: no row" in page
+    assert "forgetting" in page
 
 
 def test_a_study_whose_next_block_was_trained_already_has_a_report(tmp_path, capsys):

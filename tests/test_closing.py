@@ -8,6 +8,7 @@ from test_report import small_study
 
 from dgg_ray import closing
 from dgg_ray.archive import Placed
+from dgg_ray.fence import Fence
 
 
 def test_the_table_has_a_line_for_each_method_below_a_head():
@@ -41,7 +42,7 @@ def test_a_study_without_a_score_has_no_table():
 
 
 def test_the_verdict_comes_first_and_nothing_is_said_twice():
-    lines = closing.summary(small_study())
+    lines = closing.summary(small_study(), Fence())
     assert lines[0].startswith("No setting was shown to beat plain fine-tuning")
     assert len(lines) == len(set(lines) - {""}) + 1
 

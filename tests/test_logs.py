@@ -102,3 +102,11 @@ def test_of_a_group_one_tells_and_all_warn(tmp_path):
     logs.event("learned")
     logs.event("failed", level=logging.ERROR)
     assert [(line["event"], line["worker"]["rank"]) for line in read(tmp_path)] == [("failed", 1)]
+
+
+def test_a_disk_that_is_full_takes_no_line_and_ends_nothing(tmp_path):
+    (tmp_path / "logs").mkdir()
+    with logs.of_driver("study", tmp_path):
+        (handler,) = [h for h in logs.log.handlers if isinstance(h, logs.File)]
+        handler.setStream(open("/dev/full", "w", encoding="utf-8")).close()  # noqa: SIM115
+        logs.event("published")
