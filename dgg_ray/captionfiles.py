@@ -86,10 +86,15 @@ def load_captions(file: Path, faults: Faults) -> Captions:
 
 
 def names_by_id(images: Any, place: Place, faults: Faults) -> dict[Any, str]:
+    """Whole names by id: one for each id, and one id for each."""
     names: dict[Any, str] = {}
+    ids: dict[str, Any] = {}
     for i, image in enumerate(images):
-        name = normpath(Path(image["file_name"]))
-        if (other := names.setdefault(image["id"], name)) != name:
+        id_, name = image["id"], normpath(Path(image["file_name"]))
+        if (other := names.setdefault(id_, name)) != name:
             rule = "must be the id of one picture"
-            faults.add(place.at(f"images[{i}].id"), rule, f"{image['id']!r} for {other!r} and {name!r}")
+            faults.add(place.at(f"images[{i}].id"), rule, f"{id_!r} for {other!r} and {name!r}")
+        elif (first := ids.setdefault(name, id_)) != id_:
+            rule = "must be the name of one picture"
+            faults.add(place.at(f"images[{i}].file_name"), rule, f"{name!r} for {first!r} and {id_!r}")
     return names

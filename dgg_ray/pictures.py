@@ -60,7 +60,8 @@ def inspect(paths: Iterable[Path], cache: Path | None = None) -> dict[Path, Pict
                     new.append(path)
             seen = dict(zip(new, pool.map(look, new), strict=True))
             found.update(seen)
-            kept.put([picture for picture in seen.values() if not picture.problem])
+            if new:
+                kept.put([picture for picture in seen.values() if not picture.problem])
     return found
 
 

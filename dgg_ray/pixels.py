@@ -30,6 +30,7 @@ TURNS = {
 }
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
 WHITE_16 = 65535
+BITS, INK = 258, 262  # tags of a TIFF: bits for each value; 0 where larger values are darker
 ALWAYS_16 = ("PNG", "PPM")  # formats whose mode I is 16 bits of grey
 
 
@@ -91,17 +92,26 @@ def of_wide(image: Image.Image) -> Image.Image:
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
         raise NoWhite(f"its values run from {low:g} to {high:g}; write it with 8 or 16 bits of grey")
     if image.mode in SIXTEEN or image.format in ALWAYS_16:
-        white = float(WHITE_16)
+        white = float(WHITE_16 if (bits := tiff(image, BITS)) is None else 2**bits - 1)
     else:
         scales = (1.0, 255.0) if image.mode == "F" else (255.0, float(WHITE_16))
         white = next((scale for scale in scales if high <= scale), 0.0)
     if not white:
         raise NoWhite(f"its values run up to {high:g}, and what is white is not known: write it with 16 bits")
     grey = np.rint(values * (255.0 / white)).astype(np.uint8)
+    if tiff(image, INK) == 0:
+        grey = 255 - grey
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey = np.where(values == clear, np.uint8(255), grey)
     return Image.fromarray(grey).convert("RGB")
+
+
+def tiff(image: Image.Image, tag: int) -> int | None:
+    """The number under a TIFF's tag; None where it has none, and for other formats."""
+    found = getattr(image, "tag_v2", {}).get(tag)
+    number = found[0] if isinstance(found, tuple) and found else found
+    return number if isinstance(number, int) else None
 
 
 def of_lab(image: Image.Image) -> Image.Image:

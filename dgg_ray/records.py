@@ -108,9 +108,11 @@ def load_records(path: Path, split: str, keys: Collection[str], faults: Faults) 
     return records
 
 
-def wrapped(content: dict[str, Any], keys: Collection[str]) -> str:
+def wrapped(content: Any, keys: Collection[str]) -> str:
     """What an object is that holds the records, in place of being one; empty for a record."""
-    if not content or any(difflib.get_close_matches(key, keys, n=1, cutoff=0.85) for key in content):
+    if not isinstance(content, dict) or not content:
+        return ""
+    if any(difflib.get_close_matches(key, keys, n=1, cutoff=0.85) for key in content):
         return ""
     lists = [key for key, value in content.items() if isinstance(value, list)]
     if not lists and not all(isinstance(value, dict) for value in content.values()):

@@ -34,7 +34,8 @@ from dgg_ray.stages import Exam, StageStore, Work
 
 CHECK_S = 8.0  # patience of a check, which is to tell within seconds
 AT_ONCE = 32  # requests
-VERSION = ("ETag", "md5Hash", "etag", "content_md5", "LastModified", "last_modified", "mtime", "created")
+TAGS = ("ETag", "md5Hash", "etag", "content_md5")  # change with the content
+TIMES = ("LastModified", "last_modified", "mtime", "created", "ino")  # all of them: a copy may keep some
 REMEMBERED = 50_000  # stages whose manifests are remembered, some kilobytes each
 
 T = TypeVar("T")
@@ -261,10 +262,7 @@ class Url(Objects):
         except FileNotFoundError:
             return {}
         return {
-            name[len(self.root) + 1 :]: (
-                info["size"],
-                next((str(info[k]) for k in VERSION if info.get(k)), ""),
-            )
+            name[len(self.root) + 1 :]: (info["size"], version_of(info))
             for name, info in sorted(found.items())
             if info["type"] == "file" and not name.endswith("/")
         }
@@ -289,3 +287,9 @@ class Url(Objects):
     def together(self, do: Callable[[Any], T], things: list[Any], at_once: int = 8) -> list[T]:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda thing: self.ask(lambda: do(thing)), things))
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What a provider tells of a file that changes when its content does."""
+    tag = next((str(info[key]) for key in TAGS if info.get(key)), "")
+    return tag or " ".join(str(info[key]) for key in TIMES if info.get(key))

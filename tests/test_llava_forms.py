@@ -375,6 +375,12 @@ def test_records_by_their_ids_are_named(folder):
     assert only_fault(folder).found == "one object with the keys a, b"
 
 
+@pytest.mark.parametrize("rest", ['"text"', "7", "null", "[]", '["a"]'])
+def test_a_value_that_is_no_record_beside_a_broken_line_is_refused(folder, rest):
+    (folder / "test.json").write_text('{"oops\n' + rest)
+    assert [fault.line for fault in faults(folder)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [

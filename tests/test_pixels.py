@@ -91,6 +91,21 @@ def test_a_dark_picture_of_sixteen_bits_stays_dark():
     assert greys(opened(Image.fromarray(np.full((2, 2), 255, dtype=np.uint16)), "PNG")) == [1] * 4
 
 
+def test_a_tiff_whose_zero_is_white_is_seen_so():
+    values = np.array([[0, 65535, 257]], dtype=np.uint16)
+    assert greys(opened(Image.fromarray(values), "TIFF", tiffinfo={262: 0})) == [255, 0, 254]
+
+
+def test_twelve_bits_are_scaled_by_their_own_white():
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (277, 1), (278, 1), (279, 3)]
+    head = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = sorted([*tags, (273, head)])
+    file = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    file += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    file += bytes(4) + bytes([0xFF, 0xF8, 0x00])  # 4095 and 2048, as twelve bits each
+    assert greys(Image.open(io.BytesIO(file))) == [255, 128]
+
+
 def test_a_portable_grey_map_of_ten_bits_is_scaled_by_its_own_white():
     file = b"P5 2 1 1023\n" + struct.pack(">2H", 1023, 512)
     assert greys(Image.open(io.BytesIO(file))) == [255, 128]

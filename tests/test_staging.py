@@ -362,6 +362,18 @@ staging.staged(sys.argv[1])
 """
 
 
+def test_a_file_of_the_same_size_and_time_as_before_is_fetched_anew(folder, tmp_path):
+    url = lay(folder, f"local://{tmp_path}/bucket")
+    before = read(url, images=Path(f"{url}/pictures")).digests
+    file = tmp_path / "bucket" / "a" / "test.json"
+    about = file.stat()
+    file.write_text(file.read_text().replace("a7", "b7"))
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # as `cp -p` and `rsync -t` leave it
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (about.st_size, about.st_mtime_ns)
+    as_another_process()
+    assert read(url, images=Path(f"{url}/pictures")).digests["test"] != before["test"]
+
+
 def test_two_processes_fetch_once(folder, tmp_path):
     url = lay(folder, f"local://{tmp_path}/bucket")
     command = [sys.executable, "-c", FETCH, f"{url}/pictures"]
