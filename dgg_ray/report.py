@@ -33,7 +33,7 @@ from dgg_ray.parts import Drawn, Section
 from dgg_ray.per_task import per_task
 from dgg_ray.questions import sections
 from dgg_ray.standings import judged
-from dgg_ray.tables import write_csv, write_sorted
+from dgg_ray.tables import whole, write_csv, write_sorted
 from dgg_ray.verdict import SHOWN, verdict
 
 __all__ = ["answer", "compare", "runs", "write"]
@@ -109,9 +109,9 @@ def write_tables(results: Results, folder: Path, fence: Fence) -> None:
             frame = make()
             if len(frame.columns):
                 write_csv(frame, folder / f"{name}.csv")
-    with fence("tables of the order's effects"):
+    with fence("the table of what orders do"):
         robustness.write(results, folder)
-    with fence("table.tex"):
+    with fence("table.tex"), whole(folder / "table.tex"):
         (folder / "table.tex").write_text(latex(compare(results, split), split), encoding="utf-8")
 
 

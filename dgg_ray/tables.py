@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,17 @@ import pyarrow
 import pyarrow.csv
 
 WAY = pyarrow.csv.WriteOptions(quoting_style="needed")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Leave no part of a file that could not be written to its end, and none of an earlier one."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -20,11 +32,17 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """
     mixed = [name for name in table if pd.api.types.infer_dtype(table[name], skipna=True).startswith("mixed")]
     table = table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
-    pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path, WAY)
+    with whole(path):
+        pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path, WAY)
 
 
 def write_sorted(table: pd.DataFrame, by: Sequence[str], path: Path) -> None:
-    """As .parquet and .csv, its rows in the order of those of these columns that it has."""
+    """As .parquet and .csv, its rows in the order of those of these columns that it has.
+
+    Each is written whatever comes of the other."""
     table = table.sort_values([c for c in by if c in table], kind="stable", ignore_index=True)
-    table.to_parquet(path.with_suffix(".parquet"), index=False)
-    write_csv(table, path.with_suffix(".csv"))
+    try:
+        with whole(path.with_suffix(".parquet")):
+            table.to_parquet(path.with_suffix(".parquet"), index=False)
+    finally:
+        write_csv(table, path.with_suffix(".csv"))

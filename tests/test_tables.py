@@ -1,6 +1,7 @@
 """Tables as files: what is written is what is read again."""
 
 import pandas as pd
+import pytest
 
 from dgg_ray.tables import write_csv, write_sorted
 
@@ -39,3 +40,15 @@ def test_a_sorted_table_is_written_twice_whatever_order_its_rows_came_in(tmp_pat
         assert (tmp_path / f"one{kind}").read_bytes() == (tmp_path / f"two{kind}").read_bytes()
     assert pd.read_parquet(tmp_path / "one.parquet").values.tolist() == [[1, "y"], [1, "z"], [2, "x"]]
     assert (tmp_path / "one.csv").read_text().splitlines()[1:] == ['1,"y"', '1,"z"', '2,"x"']
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_table_and_the_other_format(tmp_path, monkeypatch):
+    def half(table, path, **_):
+        path.write_bytes(b"PAR1")
+        raise OSError("no space left")
+
+    (tmp_path / "table.parquet").touch()  # of an earlier time
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", half)
+    with pytest.raises(OSError, match="no space left"):
+        write_sorted(MIXED, ["score"], tmp_path / "table")
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
