@@ -24,6 +24,7 @@ plug-in of yours does is keyed by its source (sources.py): edited, its stages ar
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ from annotated_types import Ge, Gt, Le
 
 from dgg_ray import draws
 from dgg_ray.digests import digest as digest  # for plug-ins, which find all they need here
-from dgg_ray.errors import STRICT
+from dgg_ray.errors import STRICT, StageError
 from dgg_ray.scores import ScoreMatrix as ScoreMatrix
 from dgg_ray.scores import Value as Value
 from dgg_ray.scores import mean as mean
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # a driver, a broker and a waiting trial know strategies, and
     from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
+ROUNDING = 1e-9  # by which a mean may miss the range of what it is the mean of
 Split = Literal["train", "validation", "test"]
 
 
@@ -90,6 +92,18 @@ class Score(NamedTuple):
 
     value: float
     each: tuple[float, ...]
+
+    def checked(self, scorer: str, examples: int) -> Score:
+        """Itself; StageError where it cannot be a score of so many examples."""
+        wrong = [score for score in (self.value, *self.each) if not -ROUNDING <= score <= 1 + ROUNDING]
+        if wrong or len(self.each) != examples:
+            found = (
+                f"{wrong[0]} among its scores" if wrong else f"{len(self.each)} scores of {examples} examples"
+            )
+            raise StageError(
+                f"scorer `{scorer}` must give a score from 0 to 1 for each example, gave {found}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -292,8 +306,9 @@ class Strategy:
 
         It enters the stage key: settings with an equal effect share the stage, so two that would train
         differently must differ here. Every field, unless the class itself says less; see `effect_of`.
+        A file is what it holds.
         """
-        return asdict(self)
+        return asdict(self, dict_factory=lambda named: {name: held(value) for name, value in named})
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
         """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
@@ -329,6 +344,13 @@ def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) 
     # No field can be called `class`; an effect of one's own may say it.
     named = [f"{cls.__module__}:{cls.__qualname__}", code, *([effect["class"]] if "class" in effect else [])]
     return effect if says and not code else {**effect, "class": named}
+
+
+def held(value: Any) -> Any:
+    """A setting as a key has it: of a file its content, wherever it lies."""
+    if not isinstance(value, Path):
+        return value
+    return hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else str(value)
 
 
 def plain_first(strategy: Strategy, earlier: Sequence[str]) -> bool:

@@ -14,8 +14,8 @@ from dgg_ray.study import Study
 def sentences(study: Study, store: StageStore) -> list[str]:
     """One for each plug-in of the study that is not what it was when something in the store was made.
 
-    A study of plug-ins that are all as shipped does not look into the store."""
-    if not any(study.codes.values()):
+    A study without plug-ins of the user's own does not look into the store."""
+    if all(code == "" or code.startswith("version") for code in study.codes.values()):
         return []
     stages, scores = Counter[str](), Counter[str]()
     for record, sittings in store.finished():

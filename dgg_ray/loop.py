@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dgg_ray import draws, logs, plugins, snapshots
-from dgg_ray.contracts import Example, Learner, Strategy, Task, plain_first
+from dgg_ray.contracts import Example, Learner, Score, Strategy, Task, plain_first
 from dgg_ray.environment import environment
 from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.objects import weight
@@ -167,7 +167,8 @@ class Workshop:
             task = self.tasks[exam.task]
             examples = task.examples[exam.split]
             answers = self.learner.answer(examples, self.max_new_tokens)
-            score = plugins.find("scorers", task.scorer)(answers, examples)
+            found = plugins.find("scorers", task.scorer)(answers, examples)
+            score = Score(*found).checked(task.scorer, len(examples))
             cells.append({"exam": exam.key, "task": exam.task, "split": exam.split})
             cells[-1] |= {"score": score.value, "n": len(examples)}
             cells[-1]["seconds"] = time.perf_counter() - start

@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 from importlib.util import find_spec
 from math import factorial
 
-from dgg_ray import plugins
+from dgg_ray import blame, plugins
 from dgg_ray.border import show
-from dgg_ray.contracts import SPLITS, Task
+from dgg_ray.contracts import SPLITS, Task, effect_of
+from dgg_ray.digests import digest
 from dgg_ray.errors import Fault, nearest
 from dgg_ray.orders import DESIGNS, Ask, Order, existing, left, many, usual_prefix
 from dgg_ray.search_rules import path_rules, search_rules
@@ -47,6 +48,8 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
         if named and name not in study.names:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
     faults += rival_rules(study, broken)
+    if not broken & {"strategy", "readers"}:
+        faults += effect_rules(study)
     if not broken & {"model", "adapter", "workers"} and study.workers.engine != "simulated":
         faults += target_rules(study) if fetch or not address(getattr(study.model, "path", "")) else []
     if not broken & {"model", "training"}:
@@ -213,6 +216,17 @@ def target_rules(study: Study) -> Iterator[Fault]:
         if name not in legal:
             rule = f"must name linear layers of the language model: {', '.join(legal)}"
             yield Fault("adapter.targets", rule, repr(name), nearest(name, legal))
+
+
+def effect_rules(study: Study) -> Iterator[Fault]:
+    """Whether a stage key can be made of the strategy."""
+    try:
+        first, *rest = study.names
+        digest([effect_of(study.strategy, first, rest, "own"), effect_of(study.strategy, first, (), "own")])
+    except Exception as problem:  # of a plug-in, or of a setting that JSON does not know
+        where = f" ({place})" if (place := blame.place(problem)) else ""
+        found = f"{type(problem).__name__}: {problem}{where}"
+        yield Fault("strategy", "must have settings, and an effect, that are JSON values", found)
 
 
 def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:

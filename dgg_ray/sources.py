@@ -159,7 +159,9 @@ def imports(file: Path, module: str) -> Iterator[str]:
     except SyntaxError:
         return
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (arg.value for arg in node.args[:1] if is_name(arg))
+        elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
@@ -167,6 +169,10 @@ def imports(file: Path, module: str) -> Iterator[str]:
             if name:
                 yield name
                 yield from (f"{name}.{alias.name}" for alias in node.names if alias.name != "*")
+
+
+def is_name(node: Any) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.startswith(".")
 
 
 # -- what is shipped -------------------------------------------------------------------------------

@@ -240,6 +240,7 @@ class Study:
         named += [("models", plugins.name_of(self.model))]
         named += [("tasks", plugins.name_of(reader)) for reader in self.readers.values()]
         named += [("scorers", data.scorer) for data in self.tasks.values()]
+        named += [("metrics", name) for name in (self.search.objective if self.search else ())]
         return list(dict.fromkeys(named))
 
     def fingerprint_here(self) -> str:

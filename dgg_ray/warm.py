@@ -121,7 +121,10 @@ def settled(study: Study, out: Path) -> Study:
 def asks(study: Study) -> tuple[Any, ...]:
     """All that bears on what can be used of older studies."""
     s, here = study.search, (study.id, study.blocks, study.tasks)
-    return (s.warm_from, s.space, s.objective, s.subject_to, *here) if s else here
+    if s is None:
+        return here
+    code = [study.code("metrics", name) for name in s.objective]
+    return (s.warm_from, s.space, s.objective, s.subject_to, code, *here)
 
 
 def changed(study: Study, old: Study, out: Path) -> list[Fault]:

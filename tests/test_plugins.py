@@ -10,7 +10,8 @@ from itertools import count
 import pytest
 
 from dgg_ray import blame, cli, edits, hooks, plugins
-from dgg_ray.errors import NotFinite, StudyError
+from dgg_ray.contracts import Score
+from dgg_ray.errors import NotFinite, StageError, StudyError
 from dgg_ray.reading import read
 from dgg_ray.study import Study
 
@@ -259,6 +260,36 @@ def test_a_reader_that_gives_no_task_is_a_fault(mine, line, said):
         read(reader, "words")
 
 
+def test_a_setting_that_is_no_json_value_is_a_fault(tmp_path, mine):
+    text = STRATEGY.replace("strength: float = 1.0", "words: frozenset[str] = frozenset({'a'})")
+    with pytest.raises(StudyError, match="strategy: must have settings, and an effect, that are JSON values"):
+        plan(tmp_path, mine(text))
+
+
+def test_a_file_among_the_settings_counts_by_what_it_holds(tmp_path, mine):
+    text = STRATEGY.replace("strength: float = 1.0", "fisher: Path = Path('/none')").replace(
+        "import dataclass\n", "import dataclass\nfrom pathlib import Path\n"
+    )
+    cls = plugins.find("strategies", mine(text) + ":Mine")
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).write_text(content)
+    a, b, c = (cls(tmp_path / name).effect("words", ()) for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("value", "each", "said"),
+    [
+        (0.5, (0.5,), "1 scores of 2 examples"),
+        (float("nan"), (0.5, 0.5), "nan among its scores"),
+        (50.0, (50.0, 50.0), "50.0 among"),
+    ],
+)
+def test_a_score_that_is_none_ends_the_evaluation(value, each, said):
+    with pytest.raises(StageError, match=f"scorer `mine` must give .* gave {said}"):
+        Score(value, each).checked("mine", 2)
+
+
 def test_what_changed_is_said(tmp_path, mine):
     study = plan(tmp_path, mine(STRATEGY))
     name = plugins.name_of(study.strategy)
@@ -275,6 +306,7 @@ def test_what_changed_is_said(tmp_path, mine):
     ]
 
 
+@pytest.mark.whole
 def test_an_edited_strategy_is_learned_anew_and_plan_and_run_say_so(tmp_path):
     """As a user does it: in processes of their own."""
 
@@ -302,6 +334,7 @@ def test_an_edited_strategy_is_learned_anew_and_plan_and_run_say_so(tmp_path):
     assert "changed since 2 stages were trained" in again
 
 
+@pytest.mark.whole
 def test_what_a_plugin_raises_ends_its_stage_with_file_and_line(tmp_path, mine, capsys):
     text = STRATEGY + "    def edit_gradient(self, weights, gradients, step):\n        self.strenght\n"
     (tmp_path / "study.yaml").write_text((STUDY % mine(text)).replace("workers: {engine: simulated}\n", ""))

@@ -111,6 +111,7 @@ def test_modules_that_it_imports_count_however_far(project):
     [
         "def late():\n    import other\n",
         "def late():\n    from other import FACTOR\n",
+        "import importlib\n\nO = importlib.import_module('other')\n",
         "try:\n    import other as o\nexcept ImportError:\n    o = None\n",
     ],
 )
