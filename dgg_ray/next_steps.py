@@ -32,7 +32,7 @@ from scipy import stats
 
 from dgg_ray.conduct import Hours
 from dgg_ray.curves import Tradeoff, tradeoffs
-from dgg_ray.intervals import FEWEST, clusters_of, expected_range, standard_error
+from dgg_ray.intervals import FEWEST, clusters_of, expected_range, standard_error, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
@@ -175,8 +175,9 @@ def more_blocks(results: Results) -> list[Step]:
     return [Step(now - then, f"{text} {BEFOREHAND}")]
 
 
-def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
-    """Label → the chosen setting minus this rival, on each final block that both finished; their clusters.
+def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tuple[tuple[int, int], ...]]]:
+    """Label → the chosen setting minus this rival, on each final block that both finished, and their
+    clusters (`intervals.ways_of`); rivals without such a block are left out.
 
     Without joint training: it is a reference from above, nobody asks how sure its lead is."""
     table = final_table(results, final_split(results))
@@ -187,7 +188,7 @@ def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tu
         return {}
     labels = {label: s for label, s in compared(results).items() if s in scores and s != chosen(results)}
     gaps = {label: (ours - scores[s]).dropna() for label, s in labels.items()}
-    return {label: (gap.to_numpy(), clusters_of(tuple(gap.index))) for label, gap in gaps.items()}
+    return {label: (gap.to_numpy(), ways_of(tuple(gap.index))) for label, gap in gaps.items() if len(gap)}
 
 
 def half_width(freedom: float, error: float) -> float:

@@ -175,9 +175,11 @@ def described(results: Results, setting: str) -> str:
 
 
 def is_simpler(results: Results, setting: str, than: str) -> bool:
-    """Whether a compared setting is a simpler one; a joint run is none, it is another way to train."""
-    together = setting == results.rivals.get("joint")
-    return not together and simplicity_of(results, setting) < simplicity_of(results, than)
+    """Whether a compared setting is a simpler one. A joint run is none, it is another way to train; nor is
+    one of which no stage was trained yet."""
+    if setting == results.rivals.get("joint") or setting not in settings(results).index:
+        return False
+    return simplicity_of(results, setting) < simplicity_of(results, than)
 
 
 def simplicity_of(results: Results, setting: str) -> tuple[Any, ...]:
