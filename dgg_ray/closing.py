@@ -60,7 +60,7 @@ def table(results: Results) -> list[str]:
     for row in kept:
         own = row["setting"] == chosen(results)
         label = f"* {row['label']}" if own else f"  {row['label']}"
-        bounds = (row["difference"], row["difference_low"], row["difference_high"], row["pairs"])
+        bounds = (row["difference"], row["at_once_low"], row["at_once_high"], row["pairs"])
         gap = "" if own else interval_text(*bounds, row["difference_values"], signed)
         cells.append((label, score_text(row), gap, percent(forgotten.get(row["label"], np.nan))))
     lines = columns(cells)

@@ -148,17 +148,18 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
     for label, group in table.groupby("label", sort=False):
         cells = {row["metric"]: row for row in group.to_dict("records")}
         own = group["setting"].iloc[0] == chosen(results)
-        row = [(score(cells[m]), gap(cells[m])) for m in metrics]
+        row = [(score(cells[m]), gap(cells[m], m == headline(results))) for m in metrics]
         adjusted = cells[headline(results)]["p_adjusted"]
         p = "" if np.isnan(adjusted) else "< 0.001" if adjusted < 0.001 else f"{adjusted:.3f}"
         rows.append(Row([str(label), *row, p], "best" if own else ""))
     head = ["method", *(SHOWN.get(m, m.replace("_", " ")) for m in metrics), "p"]
+    name = SHOWN.get(headline(results), headline(results))
     caption = (
         f"{split.capitalize()} split, in percent, mean (95 % interval over other orders and seeds). "
-        "FAA: final score over all questions. Stability: final score on the tasks before the last. "
-        "Plasticity: score on a task right after learning it, but for the first. BWT: change of earlier "
-        "tasks since they were learned. p: of the difference in "
-        f"{SHOWN.get(headline(results), headline(results))}, corrected for several methods (Holm)."
+        f"Differences in {name} have intervals, and p values (Holm), that hold for all methods at once; "
+        "those in other metrics are single ones. FAA: final score over all questions. Stability: final "
+        "score on the tasks before the last. Plasticity: score on a task right after learning it, but for "
+        "the first. BWT: change of earlier tasks since they were learned."
     )
     return Table(caption, head, rows, "comparison.csv")
 
@@ -168,12 +169,15 @@ def score(row: Mapping[str, Any]) -> str:
     return interval_text(row["score"], row["low"], row["high"], row["n"], row["values"], ci="")
 
 
-def gap(row: Mapping[str, Any]) -> str:
-    """The paired difference as a second line, empty for the recommended setting itself."""
+def gap(row: Mapping[str, Any], at_once: bool) -> str:
+    """The paired difference as a second line, empty for the recommended setting itself.
+
+    at_once: with the interval that holds for all methods at once, as the verdict has it.
+    """
     if np.isnan(row["difference"]):
         return ""
-    bounds = (row["difference"], row["difference_low"], row["difference_high"], row["pairs"])
-    return interval_text(*bounds, row["difference_values"], signed, ci="")
+    low, high = (row[f"{'at_once' if at_once else 'difference'}_{end}"] for end in ("low", "high"))
+    return interval_text(row["difference"], low, high, row["pairs"], row["difference_values"], signed, ci="")
 
 
 def these_orders(results: Results, table: pd.DataFrame, metric: str, split: str) -> Table | None:

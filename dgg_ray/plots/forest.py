@@ -16,8 +16,8 @@ from dgg_ray.outcomes import Results, compare, final_split, headline
 
 READING = (
     "Left: the mean score over blocks. Right: the recommended setting minus this method on the same blocks; "
-    "right of 0 the recommended setting is better. Bars are 95 % intervals; a method without a bar has fewer "
-    "than three independent blocks."
+    "right of 0 the recommended setting is better. Bars are 95 % intervals, on the right for all methods at "
+    "once; a method without a bar has fewer than three independent blocks."
 )
 
 
@@ -35,7 +35,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     plots.quiet(right, "recommended minus this method, points", "")
     bars(left, data, "score", "low", "high")
     right.axvline(0, color=plots.INK, lw=1, zorder=1)
-    bars(right, data, "difference", "difference_low", "difference_high")
+    bars(right, data, "difference", "at_once_low", "at_once_high")
     left.set_yticks(range(len(data)), list(data["label"]))
     left.set_ylim(len(data) - 0.5, -0.5)
     for ax in (left, right):
