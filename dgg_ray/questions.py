@@ -38,6 +38,7 @@ from dgg_ray.outcomes import (
 )
 from dgg_ray.parts import Drawn, Gallery, Part, Row, Section, Table, Text, Wrong, fold, text
 from dgg_ray.per_task import most_forgotten, per_task
+from dgg_ray.plots.stability_plasticity import along_alpha, settings_as_points
 from dgg_ray.standings import judged
 from dgg_ray.thumbnails import thumbnail
 from dgg_ray.verdict import SHOWN, verdict
@@ -263,14 +264,14 @@ def task_table(table: pd.DataFrame, label: str, split: str) -> Table:
 
 
 def stability(results: Results, figures: Figures, fence: Fence) -> Section:
-    figure, along = figures.get("stability_plasticity"), figures.get("alpha_effect")
+    figure, by_task = figures.get("stability_plasticity"), figures.get("alpha_effect")
     curves = fence.tried("what α trades", [], trades, results)
     said = []
     if figure is not None:
-        said.append(
-            f"Settings stand where they were judged: {results.terms.select_on} split, "
-            f"{len(results.terms.chosen_on) or 'all'} blocks."
-        )
+        count = len(results.terms.chosen_on)
+        where = f"{count} block{'s' * (count != 1)} of the search" if count else "all blocks"
+        said = fence.tried("what a constant α trades", [], along, results)
+        said.append(f"Settings stand where they were judged: {results.terms.select_on} split, {where}.")
         if results.terms.held_out:
             said.append(
                 "Methods with a name stand where they were compared, on the held-out blocks, here by the "
@@ -289,9 +290,24 @@ def stability(results: Results, figures: Figures, fence: Fence) -> Section:
     return content(
         said,
         figure,
-        along,
+        by_task,
         fold("What each task's α trades, in numbers", text([line for _, line in curves]), table),
     )
+
+
+def along(results: Results) -> list[str]:
+    """What one α for all tasks trades, from the lowest tried to the highest; on the longest curve."""
+    curve = along_alpha(results, settings_as_points(results))
+    if curve.empty:
+        return []
+    of = curve["others"].value_counts().idxmax()
+    line = curve[curve["others"] == of].sort_values("alpha")
+    first, last = line.iloc[0], line.iloc[-1]
+    return [
+        f"With one α for all tasks{f' ({of})' if of else ''}, α = {text_of(last['alpha'])} in place of "
+        f"{text_of(first['alpha'])} changes stability by {signed(last['stability'] - first['stability'])} "
+        f"points and plasticity by {signed(last['plasticity'] - first['plasticity'])}."
+    ]
 
 
 # -- 5: does the order matter ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ READING = (
     "end, and what is above the diagonal was evaluated before its turn. Below a mean stand the lowest and "
     "the highest seed, where there are several."
 )
-PANELS, ORDERS = 12, 6  # most that are drawn; the CSV has all
+PANELS, ORDERS, ABREAST = 12, 6, 3  # most that are drawn; the CSV has all
 
 
 class Panel(NamedTuple):
@@ -48,10 +48,10 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         return None
     labels = [label for label in compared(results) if any(panel.label == label for panel in every)]
     orders = list(dict.fromkeys(panel.order for panel in every))
-    if len(labels) * len(orders) > PANELS:
+    if len(labels) * len(orders) > PANELS or len(orders) > ABREAST:
         labels, orders = labels[:1], orders[:ORDERS]
-    drawn = [panel for panel in every if panel.label in labels and panel.order in orders]
-    columns = min(2, len(drawn))
+    drawn = [panel for panel in every if panel.label in labels and panel.order in orders]  # rows of orders
+    columns = len(orders) if len(drawn) > len(orders) > 1 else min(2, len(drawn))
     rows = -(-len(drawn) // columns)
     side = max(2.7, 0.62 * max(len(panel.tasks) for panel in drawn) + 0.6)
     figure, axes = plots.sheet(side * columns + 1.2, (side * 0.86 + 0.5) * rows, rows, columns)
