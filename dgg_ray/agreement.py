@@ -117,7 +117,7 @@ def agreement_sentences(results: Results) -> list[str]:
         return []
     apart = [one for one in found if not one.agrees]
     if not apart:
-        return ["By the curves of what α trades, these α are best for the mean final score."]
+        return ["By the curves of what α trades, the mean final score is highest at these α."]
     said = "; ".join(f"for {one.task} at α = {text_of(one.best)}, {beside(one)}" for one in apart)
     rest = f" For {listing([one.task for one in found if one.agrees])} they agree." if found != apart else ""
     text = f"By the curves of what α trades, the mean final score is highest elsewhere: {said}.{rest}"
@@ -127,7 +127,7 @@ def agreement_sentences(results: Results) -> list[str]:
 
 
 def beside(one: Stand) -> str:
-    """`0.4 points [−0.2, 1.0] above the recommended 0.3: they cannot be told apart`"""
+    """`0.4 points (95 % CI −0.2 to 1.0) above the recommended 0.3: they cannot be told apart`"""
     if np.isnan(one.below[0]):
         return f"which no block compares with the recommended {text_of(one.used)}"
     return f"{points_of(one.below)} above the recommended {text_of(one.used)}{verdict(one)}"

@@ -69,6 +69,8 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
     if others.empty:
         found.append("It was compared with no other strategy: this study has no rivals.")
     found += [against(label, row, SHOWN.get(metric, metric)) for label, row in others.iterrows()]
+    if others["p"].notna().sum() > 1:
+        found.append("Each of these intervals is a single one: it holds for its own comparison.")
     return found + on_these_orders(rows, own)
 
 

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dgg_ray.formats import CI
 from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
 from dgg_ray.outcomes import (
     Results,
@@ -293,7 +294,7 @@ def sentences(found: Tradeoff) -> list[str]:
     new, old = found.difference(0, -1).values()
     missing = [text_of(a) for a, there in zip((0, 1), found.anchors, strict=True) if not there]
     said = [
-        f"For {found.task}, α = {text_of(best['alpha'])} serves the mean final score best; "
+        f"For {found.task}, the curve of the mean final score is highest at α = {text_of(best['alpha'])}; "
         f"{undecided(rows)}.",
         f"Against α = {low}, α = {high} costs {points_of(new, -1)} of the new task and saves "
         f"{points_of(old)} of the old ones.",
@@ -329,10 +330,10 @@ def span(rows: pd.DataFrame) -> str:
 
 
 def points_of(gap: tuple[float, float, float], sign: int = 1) -> str:
-    """`12.1 points [9.0, 15.2]`; `sign` -1 turns a change into a loss."""
+    """`12.1 points (95 % CI 9.0 to 15.2)`; `sign` -1 turns a change into a loss."""
     value, *band = (sign * x for x in gap)
     words = f"{percent(value)} points"
-    return words if np.isnan(band).any() else f"{words} [{percent(min(band))}, {percent(max(band))}]"
+    return words if np.isnan(band).any() else f"{words} ({CI}{percent(min(band))} to {percent(max(band))})"
 
 
 def summary(found: Tradeoff) -> dict[str, str]:
@@ -341,7 +342,7 @@ def summary(found: Tradeoff) -> dict[str, str]:
     new, old = found.difference(0, -1).values()
     return {
         "task": found.task,
-        "best α": text_of(found.alpha[rows["best"]][0]),
+        "curve highest at α": text_of(found.alpha[rows["best"]][0]),
         "cannot be told apart": span(rows).removeprefix("= "),
         "new task loses": points_of(new, -1).replace(" points", ""),
         "old tasks keep": points_of(old).replace(" points", ""),

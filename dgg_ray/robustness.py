@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.disparity import disparity, overall
+from dgg_ray.formats import CI
 from dgg_ray.intervals import clustered_jackknife
 from dgg_ray.mixed import effects, opening
 from dgg_ray.outcomes import (
@@ -247,8 +248,8 @@ def sentences(results: Results) -> list[str]:
 
 
 def between(low: float, high: float, form=percent) -> str:
-    """` (95 % interval A to B)`, or nothing."""
-    return "" if np.isnan(low) else f" (95 % interval {form(low)} to {form(high)})"
+    """` (95 % CI A to B)`, or nothing."""
+    return "" if np.isnan(low) else f" ({CI}{form(low)} to {form(high)})"
 
 
 def spread_sentence(row: dict) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.agreement import undecided_alphas, unsearched
-from dgg_ray.formats import interval_text
+from dgg_ray.formats import CI, interval_text
 from dgg_ray.outcomes import (
     Results,
+    alphas,
     chosen,
     compare,
     final_split,
@@ -116,9 +117,10 @@ def of_score(row: pd.Series) -> str:
 
 
 def of_gap(row: pd.Series) -> str:
-    """`6.4 points, 95 % CI −10.0 to 23.1`, the bounds of all rivals at once."""
+    """`6.4 points, 95 % CI −10.0 to 23.1`; of several rivals the bounds hold for all at once."""
     bounds = row["at_once_low"], row["at_once_high"], row["pairs"]
-    text = interval_text(row["difference"], *bounds, row["difference_values"], unit=" points")
+    ci = CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
+    text = interval_text(row["difference"], *bounds, row["difference_values"], unit=" points", ci=ci)
     return text.replace(" (", ", ").removesuffix(")")
 
 
@@ -166,12 +168,17 @@ def described(results: Results, setting: str) -> str:
     values = settings(results).loc[setting]
     skipped = unsearched(results) if setting == chosen(results) else ()
     doubts = undecided_alphas(results) if setting == chosen(results) else {}
+    each = [doubts.get(column) for column in alphas(results).values() if column not in skipped]
+    shared = each[0] if len(each) > 1 and len(set(each)) == 1 else None
+    if shared:  # said once
+        doubts = {}
     parts = [
         f"{name_of(knob)} = {text_of(values[knob])}" + (f" ({doubts[knob]})" if knob in doubts else "")
         for knob in results.knobs
         if knob not in skipped and text_of(values[knob]) != "–"
     ]
-    return str(values["strategy"]) + (f" with {', '.join(parts)}" if parts else "")
+    text = str(values["strategy"]) + (f" with {', '.join(parts)}" if parts else "")
+    return f"{text} (of each α, {shared})" if shared else text
 
 
 def is_simpler(results: Results, setting: str, than: str) -> bool:

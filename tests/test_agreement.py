@@ -48,7 +48,7 @@ def test_the_recommended_alpha_is_held_against_the_best_of_its_curve():
 
 def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_told():
     (apart,) = agreement_sentences(told("s0"))
-    assert "the mean final score is highest elsewhere: for b at α = 0.5, 4.0 points [" in apart
+    assert "the mean final score is highest elsewhere: for b at α = 0.5, 4.0 points (95 % CI " in apart
     assert apart.endswith("above the recommended 0: they can be told apart.")
     # sums 1, 4 and 7 points halved twice: mean 4, half width 4.303 · 3 / √3 = 7.5
     assert "they cannot be told apart" in agreement_sentences(told("s0", (0.06, 0.12, 0.18)))[0]
@@ -57,7 +57,7 @@ def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_tol
         in agreement_sentences(told("s0", (0.12,)))[0]
     )
     assert agreement_sentences(told("s5")) == [
-        "By the curves of what α trades, these α are best for the mean final score."
+        "By the curves of what α trades, the mean final score is highest at these α."
     ]
     assert "The search served stability." in agreement_sentences(told("s0", objective=("stability",)))[0]
     assert agreement_sentences(told(None)) == []
@@ -65,8 +65,8 @@ def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_tol
 
 def test_the_section_on_the_curves_says_what_is_recommended():
     ((_, text),) = trades(told("s0"))
-    assert "For b, α = 0.5 serves the mean final score best" in text
-    assert "Recommended is α = 0, by this curve 4.0 points [" in text
+    assert "For b, the curve of the mean final score is highest at α = 0.5" in text
+    assert "Recommended is α = 0, by this curve 4.0 points (95 % CI " in text
     assert "Recommended is α = 0.5 too." in trades(told("s5"))[0][1]
 
 

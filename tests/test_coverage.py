@@ -1,6 +1,9 @@
 """Intervals cover the truth as often as they say: on held-out blocks, after a search, with shared stages."""
 
+import importlib.util
+import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +11,7 @@ import pytest
 from shared_stages import expected, finals, fixed, named, noise, random_orders
 
 from dgg_ray import draws
-from dgg_ray.intervals import clusters_of, mean_interval, paired_difference
+from dgg_ray.intervals import clusters_of, mean_interval, paired_difference, ways_of
 from dgg_ray.law import Law
 from dgg_ray.optimism import below
 from dgg_ray.orders import design, others
@@ -167,3 +170,64 @@ def test_the_score_that_was_chosen_for_is_too_good_on_average():
     luck = seen - truth()[:, None]
     of_choice = luck[seen.argmax(axis=0), np.arange(STUDIES)] - luck.mean(axis=0)  # same blocks, all settings
     assert of_choice.mean() > 3 * of_choice.std() / STUDIES**0.5
+
+
+# -- skewed scores near the ends of the scale, orders and seeds ------------------------------------
+
+
+@cache
+def benchmark():
+    """benchmarks/coverage.py, whose figures are in the docs."""
+    path = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("skewed_scores", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and named tuples ask for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("place", "at_most"), [((0.97, 0.03), 0.91), ((0.10, 0.06), 0.945)])
+def test_intervals_hold_near_the_ends_of_the_scale_where_plain_t_does_not(place, at_most):
+    run = benchmark()
+    shown, plain, gap, there, _ = run.other_orders(run.Design(4, 1, own=True), place, 600)
+    assert 0.93 <= shown <= 0.97
+    assert plain < at_most
+    assert 0.93 <= gap <= 0.97
+    assert there == 1
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("orders", [3, 6, 8])
+@pytest.mark.parametrize("place", [(0.03, 0.02), (0.65, 0.06), (0.97, 0.03)])
+def test_intervals_over_held_out_blocks_hold_anywhere_on_the_scale(orders, place):
+    run = benchmark()
+    shown, *_ = run.other_orders(run.Design(orders, 1, own=True), place, 2000)
+    assert 0.93 <= shown <= 0.97
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("orders", "seeds"), [(6, 2), (6, 3), (24, 3)])
+@pytest.mark.parametrize("place", [(0.65, 0.06), (0.97, 0.03)])
+def test_intervals_hold_where_orders_share_seeds(orders, seeds, place):
+    run = benchmark()
+    shown, _, gap, *_ = run.other_orders(run.Design(orders, seeds), place, 1000)
+    assert 0.93 <= shown <= 0.98
+    assert 0.93 <= gap <= 0.98
+
+
+@pytest.mark.parametrize("design", [(2, 3), (2, 2, True)])
+def test_intervals_on_these_orders_hold_over_seeds(design):
+    run = benchmark()
+    covered_, width = run.these_orders(run.Design(*design), (0.65, 0.06), 500)
+    assert 0.925 <= covered_ <= 0.975
+    assert width < 15  # two orders alone would give ±50 points and more
+
+
+def test_orders_of_one_seed_speak_of_that_seed():
+    # 24 orders, sd 0.047, with one seed, sd 0.016: of other seeds the interval says too little
+    rng = draws.generator(0, "", "one seed")
+    of_order, of_seed = rng.normal(0, 0.047, (1000, 24)), rng.normal(0, 0.016, (1000, 1))
+    blocks = ways_of(tuple((f"task{i} > b", 0) for i in range(24)))
+    found = [mean_interval(row, clusters=blocks) for row in of_order + of_seed]
+    assert 0.93 <= np.mean([covered(i, s) for i, s in zip(found, of_seed[:, 0], strict=True)]) <= 0.97
+    assert np.mean([covered(i, 0) for i in found]) < 0.85

@@ -321,10 +321,13 @@ def test_the_largest_alpha_that_costs_no_more_than_asked():
 
 def test_the_words_say_which_alpha_and_what_the_extremes_trade():
     best, extremes, beginning = curves.sentences(laid_out(NEW, OLD, blocks=6, noise=0.01))
-    assert best == "For b, α = 0.6 serves the mean final score best; α from 0.2 to 0.6 cannot be told apart."
+    assert best == (
+        "For b, the curve of the mean final score is highest at α = 0.6; "
+        "α from 0.2 to 0.6 cannot be told apart."
+    )
     assert extremes == (
-        "Against α = 0, α = 1 costs 40.6 points [40.0, 41.2] of the new task and saves 24.9 points "
-        "[23.4, 26.4] of the old ones."
+        "Against α = 0, α = 1 costs 40.6 points (95 % CI 40.0 to 41.2) of the new task and saves 24.9 points "
+        "(95 % CI 23.4 to 26.4) of the old ones."
     )
     assert beginning == "It was tried after a alone: the bands are of this beginning, not of others."
 
@@ -343,12 +346,12 @@ def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():
 
 def test_the_table_has_a_row_for_each_task():
     row = curves.summary(laid_out(NEW, OLD, blocks=6, noise=0.01))
-    assert (row["best α"], row["cannot be told apart"], row["stages (blocks)"]) == (
+    assert (row["curve highest at α"], row["cannot be told apart"], row["stages (blocks)"]) == (
         "0.6",
         "from 0.2 to 0.6",
         "24 (6)",
     )
-    assert row["new task loses"] == "40.6 [40.0, 41.2]"
+    assert row["new task loses"] == "40.6 (95 % CI 40.0 to 41.2)"
 
 
 def test_a_worse_alpha_between_two_that_cannot_be_told_apart_is_left_out():

@@ -36,7 +36,8 @@ def test_a_setting_that_beats_all_simpler_rivals_is_recommended():
     assert found.status == "clear"
     assert found.headline == "Use dgg."
     # 10, 11, 9, 11 points above replay; for two rivals at once t(0.9875, 3) = 4.1765, s = 0.9574 / 2
-    assert "replay with the same buffer by 10.2 points, 95 % CI 8.3 to 12.2" in " ".join(found.support)
+    text = " ".join(found.support)
+    assert "replay with the same buffer by 10.2 points, simultaneous 95 % CI 8.3 to 12.2" in text
     assert len(found.support) <= 3
 
 
@@ -45,8 +46,8 @@ def test_a_lead_that_may_be_luck_recommends_the_simplest_setting_within_noise():
     # 10, -1, 7, -4 points: mean 3, s = 6.5828 / 2, t(0.9875, 3) = 4.1765
     assert found.status == "within noise"
     assert found.headline == (
-        "No setting was shown to beat replay with the same buffer (difference 3.0 points, 95 % CI −10.7 to "
-        "16.7); the simplest setting within noise is replay."
+        "No setting was shown to beat replay with the same buffer (difference 3.0 points, simultaneous 95 % "
+        "CI −10.7 to 16.7); the simplest setting within noise is replay."
     )
     assert found.support[0] == (
         "Highest where settings were chosen was dgg. On the validation split its FAA is 62.0 % (95 % CI 56.0 "

@@ -21,7 +21,7 @@ MANY = 1000  # stages, above which a PDF holds their dots as a picture
 READING = (
     "Above: what α costs the new task. Below: what it saves of the old ones. Lines are monotone fits within "
     "blocks, with 95 % bands of their shape; faint dots are single stages, their block's level taken out. "
-    "Dotted: the α that serves the mean final score best; grey bar: those that cannot be told apart from it. "
+    "Dotted: the α where the mean final score is highest; grey bar: those that cannot be told apart from it. "
     "Filled markers: α = 0 and 1."
 )
 LOOKS = {
