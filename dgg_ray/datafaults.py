@@ -43,12 +43,12 @@ class Faults:
     def add(self, place: Place, rule: str, found: str = "", near: Callable[[], str] | None = None) -> None:
         """`near` is called only for a fault that is shown: looking for a name may be slow."""
         kind = (rule, place.file)
+        place = place._replace(path=printable(place.path))  # keys of a record are in it
         self.count[kind] += 1
         if self.count[kind] <= SHOWN:
             name = printable(near()) if near else ""
-            self.kept.append(
-                Fault(place.path, rule, shortened(printable(found)), name, place.file, place.line)
-            )
+            found = shortened(printable(found))
+            self.kept.append(Fault(place.path, rule, found, name, place.file, place.line))
         else:
             self.first_left_out.setdefault(kind, place)
 

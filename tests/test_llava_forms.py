@@ -115,6 +115,13 @@ def test_a_misspelt_key_is_a_fault_though_the_record_is_whole_without_it(folder,
     assert (fault.path, fault.rule, fault.near) == (f"test[0].{key}", "no such key", near)
 
 
+@pytest.mark.parametrize("key", ["video\ud800", "system\x1b[31m", "choises\n"])
+def test_a_key_that_cannot_be_printed_is_told_all_the_same(folder, key):
+    fault = refused(folder, question("q", "7.png", "x") | {key: "clip.mp4"})
+    assert str(fault).isprintable()
+    str(fault).encode()
+
+
 @pytest.mark.parametrize("key", ["system", "system_prompt", "tools"])
 def test_what_a_model_would_not_be_told_is_a_fault(folder, key):
     assert "is not shown to a model" in refused(folder, question("q", "7.png", "x") | {key: "Be brief."}).rule

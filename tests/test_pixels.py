@@ -19,6 +19,11 @@ GREY = (9, 9, 9)
 FLAG = np.array([[RED, GREEN, BLUE], [GREY, WHITE, RED]], dtype=np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def opened(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
