@@ -68,6 +68,7 @@ class Broker:
         self.news = asyncio.Condition()
         self.closed = False
         self.reason = ""  # why it was closed
+        self.phase = ""  # that a fleet's start came to, before its first stage
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
         self.ailments = Ailments()
         self.causes: dict[str, dict[str, str]] = {}  # with what a fleet ended over it, by key
@@ -212,6 +213,10 @@ class Broker:
         if self.lives[fleet] == life:
             await self.lost(fleet)
 
+    async def comes_to(self, phase: str) -> None:
+        """A fleet that starts is at this now, in words."""
+        self.phase = phase
+
     async def unwell(self, fleet: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
         await self.done(fleet, *ended)
@@ -223,6 +228,7 @@ class Broker:
 
     async def tick(self, fleet: str, key: str, steps: tuple[int, int], ended: Sequence[Ended] = ()) -> None:
         """The fleet is at this, came so far with it, and ended others of the same handful before."""
+        self.phase = ""
         await self.done(fleet, *ended)
         self.desk.heard(fleet, key, steps)
         if self.desk.lingers(fleet, key) and (rest := self.desk.beside(fleet, key)):
@@ -252,7 +258,7 @@ class Broker:
 
     async def status(self) -> dict[str, Any]:
         """Counts, what is in training, and what another driver has."""
-        found = {**self.desk.status(), "closed": self.reason}
+        found = {**self.desk.status(), "closed": self.reason, "phase": self.phase}
         if self.watch:
             self.watch.show(found)
         return found

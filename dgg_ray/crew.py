@@ -27,6 +27,7 @@ from dgg_ray.progress import Display
 from dgg_ray.sentinel import Sentinel
 from dgg_ray.stages import Stage, StageStore, Work
 from dgg_ray.study import Study
+from dgg_ray.worker import LOADING
 
 
 @dataclass
@@ -102,6 +103,7 @@ class Crew:
         if not chains:
             return
         if self.shop is None:
+            self.display.phase(LOADING)
             self.shop = workshop(self.study, self.store)
             self.shop.tick = self.tick
             self.sentinel = Sentinel(self.study, self.shop)
@@ -142,6 +144,7 @@ class Crew:
     def done_here(self, work: Work) -> bool:
         """Whether it ended well."""
         fresh, began = self.store.record(work.stage) is None, time.monotonic()
+        self.display.begun()
         self.sentinel.before(work)
         try:
             with logs.about(work):
@@ -170,7 +173,7 @@ class Crew:
     def start(self) -> Any:
         """The broker, with Ray and fleets behind it."""
         if self.broker is None:
-            self.display.say("starting Ray …")
+            self.display.phase("starting Ray")
             self.stack.enter_context(cluster.connected(self.study, self.address))
             retries = self.study.workers.retries
             desk = (self.store, retries, self.purse, Holder.here(), Watch.of(self.study, self.out))
@@ -179,6 +182,7 @@ class Crew:
             self.fleets = self.stack.enter_context(
                 Fleets(self.study, self.store, self.broker, folder, self.heard)
             )
+            self.display.phase("starting workers")
         return self.broker
 
     def heard(self, status: dict[str, Any]) -> None:

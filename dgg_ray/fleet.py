@@ -30,7 +30,7 @@ from dgg_ray.sentinel import Sentinel
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
-from dgg_ray.worker import cannot_begin, handful, leading, rank, tried, workshop
+from dgg_ray.worker import LOADING, cannot_begin, handful, leading, rank, tried, workshop
 
 if TYPE_CHECKING:
     from dgg_ray.desk import Ended
@@ -61,6 +61,8 @@ def work_loop(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     lead(lambda: ray.get(broker.lost.remote(fleet, stuck(life, w.stuck_minutes))))  # by those before it
     dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
+    if not rank():
+        broker.comes_to.remote(LOADING)
     try:
         shop = workshop(study, store, w.zero, dog.alive)
     except EVERYWHERE as problem:  # what else there may be, another machine may not have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dgg_ray.cost import Outlook, units
 from dgg_ray.fence import Fence
 from dgg_ray.terminal import warn
 
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S, SILENT_S = 10.0, 50.0
 LOOK_EVERY_S = 5.0
 LOOKING = 0.05  # most of the time that may go into looking
 LIVE = "progress.json"
@@ -26,17 +27,25 @@ NOTE_EVERY_S, NOTE_HOLDS_S = 2.0, 60.0
 
 
 class Looked(Protocol):
-    """What a look at the store gives; a Plan does."""
+    """What a look at the store gives; a Plan does.
+
+
+    asked: stages asked for, of all that will be; exact: whether that is certain.
+    """
 
     @property
     def outlook(self) -> Outlook: ...
+    @property
+    def asked(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
 
 
 @dataclass
 class Display:
     """Told of every finished piece of work; shows counts, time left, what was spent, the best so far.
 
-    total: pieces of work in all, as far as known; it grows when the search proposes more.
+    total: pieces of work asked for so far; foreseen: in all, as a look says; exact: whether that is certain.
     look: predicts the rest from the store; asked now and then.
     told: called after every finished piece.
     note: told now and then what is running, for others to read while it does.
@@ -59,12 +68,17 @@ class Display:
     fence: Fence = field(default_factory=lambda: Fence(warn))
     outlook: Outlook | None = field(default=None, init=False)
     looked: float = field(default=0.0, init=False)
+    foreseen: int = field(default=0, init=False)
+    exact: bool = field(default=True, init=False)
+    phases: dict[str, float] = field(default_factory=dict, init=False)  # of the start, when each began
 
     def __enter__(self) -> Self:
         self.console = Console(stderr=True)
         self.began = self.spoke = time.monotonic()
         self.next_look = self.next_note = self.began
-        self.live = None
+        self.live, self.over = None, threading.Event()
+        if not self.console.is_terminal and not self.quiet:
+            threading.Thread(target=self.beat, name="display", daemon=True).start()
         if self.console.is_terminal and not self.quiet:
             columns = (
                 TextColumn("{task.description}"),
@@ -81,12 +95,46 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self.running = []
+        self.over.set()
+        self.foreseen, self.exact = self.total, True  # more is not to come
         if self.live:
             self.live.stop()
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.spoke = time.monotonic()
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def beat(self) -> None:
+        """Where there is no terminal: a line whenever nothing was said for SILENT_S."""
+        while not self.over.wait(max(0.05, self.spoke + SILENT_S - time.monotonic())):
+            if time.monotonic() - self.spoke >= SILENT_S:
+                with self.fence("the line of progress"):
+                    self.say(self.line())
+
+    # -- the start-up ------------------------------------------------------------------------------
+
+    def phase(self, name: str) -> None:
+        """The start-up comes to this; `begun` ends it. A phase that comes again is the same one."""
+        if name and name not in self.phases:
+            self.phases[name] = time.monotonic()
+            if self.live is None:
+                self.say(f"{name} …")
+
+    def begun(self) -> None:
+        """The first stage is in training: say what the start-up took."""
+        if self.phases:
+            text, self.phases = self.start_up(), {}
+            self.say(text)
+
+    def start_up(self) -> str:
+        """Each phase with its seconds so far."""
+        began = list(self.phases.items())
+        ends = [*(start for _, start in began[1:]), time.monotonic()]
+        took = zip(began, ends, strict=False)  # there may be no phase
+        return ", ".join(f"{name} {end - start:.0f} s" for (name, start), end in took)
+
+    # -- the work ----------------------------------------------------------------------------------
 
     def finished(self, was_there: bool = False) -> None:
         self.done += 1
@@ -94,9 +142,8 @@ class Display:
         self.told()
         self.predict()
         now = time.monotonic()
-        if self.live is None and not self.quiet and now - self.spoke > PLAIN_EVERY_S:
-            self.spoke = now
-            self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
+        if self.live is None and now - self.spoke > PLAIN_EVERY_S:
+            self.say(self.line())
 
     def judged(self, best: Callable[[], str]) -> None:
         """A setting was judged. best: says which one is the best now."""
@@ -107,6 +154,9 @@ class Display:
         self.failed = status.get("failed", 0)
         self.running = status.get("running", [])
         self.waiting = status.get("waiting", 0)
+        self.phase("" if self.running else status.get("phase", ""))
+        if self.running:
+            self.begun()
         now = time.monotonic()
         if self.note and now >= self.next_note:
             self.next_note = now + NOTE_EVERY_S
@@ -120,9 +170,19 @@ class Display:
         if self.look and began >= self.next_look:
             self.next_look = float("inf")  # another thread may come by
             with self.fence("the forecast of the time that is left"):
-                self.outlook = self.look().outlook
+                self.take(self.look())
             self.looked = time.monotonic()
             self.next_look = self.looked + max(LOOK_EVERY_S, (self.looked - began) / LOOKING)
+
+    def take(self, found: Looked) -> None:
+        """What a look gave."""
+        self.outlook, self.foreseen, self.exact = found.outlook, found.asked, found.exact
+
+    @property
+    def count(self) -> str:
+        """Pieces of work done, of those in all; "about" while there may be more or fewer of them."""
+        total = max(self.total, self.foreseen)
+        return f"{self.done}/{'' if self.exact else 'about '}{total}" if total else "0"
 
     def left(self) -> str:
         """Predicted time to go, with its 95 % interval; empty before anything was measured."""
@@ -145,20 +205,22 @@ class Display:
 
     def line(self) -> str:
         parts = [
-            f"{self.done}/{self.total} stages",
+            f"{self.count} stages",
             f"{self.trained} trained",
             f"{len(self.running)} running",
         ]
         parts += [f"{self.waiting} queued"] * bool(self.waiting)
         parts += [f"{self.failed} failed"] * bool(self.failed)
-        return " · ".join(filter(None, [self.title, *parts, self.left(), self.spent(), self.best]))
+        return " · ".join(
+            filter(None, [self.title, *parts, self.start_up(), self.left(), self.spent(), self.best])
+        )
 
     def __rich__(self) -> Group:
-        count = f"{self.done}/{self.total}" if self.total else "0"
-        total, left = self.total or None, self.left()
-        self.bar.update(self.task, total=total, completed=self.done, count=count, left=left)
+        total, left = max(self.total, self.foreseen) or None, self.left()
+        self.bar.update(self.task, total=total, completed=self.done, count=self.count, left=left)
         lines: Iterable[str] = (f"  {r['stage']}  step {r['steps'][0]}/{r['steps'][1]}" for r in self.running)
-        told = [f"best so far: {self.best}"] * bool(self.best)
+        told = [self.start_up()] * bool(self.phases)
+        told += [f"best so far: {self.best}"] * bool(self.best)
         told += [f"{self.spent()}, {len(self.running)} running, {self.waiting} queued"] * bool(self.outlook)
         return Group(
             self.bar, *(Text(f"  {line}") for line in told), *(Text(line, style="dim") for line in lines)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dgg_ray.loop import Workshop
 
 
+LOADING = "reading the data and loading the model"  # as people are told
+
+
 def tried(shop: Workshop | Simulated, work: Work) -> tuple[dict[str, str] | None, bool]:
     """Do the work: its error, if any, and whether the stage is to blame for it.
 

@@ -29,7 +29,7 @@ def looked(mean, low, high, **workers):
     """What a look at the store gave: seconds of the wall that are left, and an hour spent."""
     workers = Workers(**workers)
     cost = Cost(workers, Estimate(1.0, 1.0, 1.0), Estimate(mean, low, high), Estimate(0.0, 0.0, 0.0))
-    return SimpleNamespace(outlook=Outlook(cost, 3600.0, workers))
+    return SimpleNamespace(outlook=Outlook(cost, 3600.0, workers), asked=0, exact=True)
 
 
 def test_the_time_left_is_what_was_predicted_less_what_went_by_since(monkeypatch):
@@ -65,7 +65,7 @@ def test_what_was_spent_is_told_in_money_where_it_has_a_price():
 
 
 def test_before_anything_was_measured_there_is_no_estimate():
-    outlook = SimpleNamespace(outlook=Outlook(None, 0.0, Workers()))
+    outlook = SimpleNamespace(outlook=Outlook(None, 0.0, Workers()), asked=0, exact=True)
     with Display("toy", quiet=True, look=lambda: outlook) as display:
         display.finished()
         assert display.left() == ""
@@ -127,3 +127,73 @@ def test_a_look_a_note_and_a_best_setting_that_fail_are_named_once_and_end_nothi
     assert display.done == 3
     assert len(display.fence.lines) == 3
     assert all("ZeroDivisionError: division by zero" in line for line in display.fence.lines)
+
+
+def foreseen(asked, exact=False):
+    return SimpleNamespace(outlook=Outlook(None, 0.0, Workers()), asked=asked, exact=exact)
+
+
+def test_the_denominator_is_there_from_the_start_and_says_when_it_may_change():
+    with Display("toy", quiet=True) as display:
+        display.take(foreseen(40))
+        assert display.count == "0/about 40"
+        display.total = 12  # asked for so far
+        display.finished()
+        assert display.count == "1/about 40"
+        display.total = 44  # more than was foreseen
+        assert display.count == "1/about 44"
+        display.take(foreseen(44, exact=True))
+        assert display.count == "1/44"
+        display.take(foreseen(60))
+    assert display.count == "1/44"  # it is over: what was foreseen beyond is not to come
+
+
+def plain(monkeypatch):
+    """A display's console that is no terminal, and what it shows."""
+    shown = Console(width=80, file=io.StringIO())
+    monkeypatch.setattr("dgg_ray.progress.Console", lambda **_: shown)
+    return shown.file
+
+
+def test_the_start_up_is_told_phase_by_phase_with_seconds(monkeypatch):
+    shown, now = plain(monkeypatch), [100.0]
+    monkeypatch.setattr("dgg_ray.progress.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr("dgg_ray.progress.SILENT_S", 1e9)
+    with Display("toy") as display:
+        display.phase("starting Ray")
+        now[0] += 8
+        display.update({"phase": "loading the model"})
+        display.update({"phase": "loading the model"})
+        now[0] += 12
+        assert "starting Ray 8 s, loading the model 12 s" in display.line()
+        display.update({"running": [{"stage": "s", "steps": (1, 4)}]})
+        display.update({"running": []})
+    assert shown.getvalue().splitlines() == [
+        "starting Ray …",
+        "loading the model …",
+        "starting Ray 8 s, loading the model 12 s",
+    ]
+
+
+def test_no_long_pause_passes_without_a_line(monkeypatch):
+    shown = plain(monkeypatch)
+    monkeypatch.setattr("dgg_ray.progress.SILENT_S", 0.1)
+    with Display("toy") as display:
+        display.phase("loading the model")
+        until = time.monotonic() + 5
+        while shown.getvalue().count("toy · ") < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert shown.getvalue().count("loading the model 0 s") >= 2
+    lines = len(shown.getvalue().splitlines())
+    time.sleep(0.3)
+    assert len(shown.getvalue().splitlines()) == lines  # it ended with the display
+
+
+def test_a_quiet_display_says_nothing(monkeypatch):
+    shown = plain(monkeypatch)
+    monkeypatch.setattr("dgg_ray.progress.SILENT_S", 0.05)
+    with Display("toy", quiet=True) as display:
+        display.phase("loading the model")
+        display.begun()
+        time.sleep(0.15)
+    assert shown.getvalue() == ""
