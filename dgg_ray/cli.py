@@ -91,6 +91,7 @@ def on_this_machine(command: Command) -> None:
     takes_study(c)
     c.add_argument("--see", type=points, metavar="POINTS", help="say what it takes to see this difference")
     c.add_argument("--sd", type=points, metavar="POINTS", help="spread of a difference (default: measured)")
+    c.add_argument("--address", help="check against this Ray cluster too, in place of this machine")
     c.add_argument("--json", action="store_true", help="counts as JSON")
     for name, do, text in (
         ("probe", probe, "measure what a study's stages will cost, a few steps of each kind"),
@@ -234,10 +235,15 @@ def init(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from dgg_ray import budget, designs, edits, methods, takeover, warm
+    from dgg_ray import budget, capacity, designs, edits, methods, takeover, warm
     from dgg_ray.plan import plan
 
     study, out = load(options)
+    if options.address:
+        from dgg_ray import cluster  # with Ray, which a plan of this machine does without
+
+        with cluster.connected(study, options.address):
+            pass  # it says what the cluster can never hold
     study = warm.settled(study, out)
     if changes := takeover.changes(study, out):
         terminal.warn(changes)
@@ -245,6 +251,8 @@ def plan(options: argparse.Namespace) -> None:
     found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
     budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
+    for line in () if options.address else capacity.sentences(study, store.url, found.outlook):
+        terminal.warn(line)
     for line in edits.sentences(study, store):
         print(line, file=sys.stderr)
 
