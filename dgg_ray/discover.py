@@ -1,7 +1,7 @@
 """Tasks in a folder of data: which files belong together, where their pictures lie, how answers are judged.
 
 Files are told by their names: `train`, `test` and `val`, `valid`, `validation` or `dev` as a word of the
-file's name or as the folder that it lies in, ending in .json or .jsonl.
+file's name or as the folder that it lies in, ending in .json or .jsonl, gzipped or not.
 
     charts/train.json  charts/test.json            the task `charts`
     charts_train.json  charts_test.json            the same
@@ -25,7 +25,7 @@ from dgg_ray.tasks.llava import Item, parse
 
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
-ENDINGS = (".json", ".jsonl")
+ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 DEEPEST, MOST_FILES = 5, 100_000  # folders below the data folder; files looked at
 SAMPLE = 200  # pictures of a task that are looked for
 LONG_ANSWER = 6  # words; captions are longer, and none is given twice the same
@@ -104,7 +104,8 @@ def data_files(root: Path) -> Iterator[Path]:
 
 def place_of(file: Path, root: Path) -> tuple[Key, str] | None:
     """(The task's key, the split) that a file's name and folder tell; None where they tell no split."""
-    words = re.split(r"([_.\- ]+)", file.stem)
+    stem = re.sub(r"\.jsonl?(\.gz)?$", "", file.name, flags=re.IGNORECASE)
+    words = re.split(r"([_.\- ]+)", stem)
     marks = [i for i, word in enumerate(words) if word.lower() in SPLIT_OF]
     if marks:
         at = marks[-1]  # `test_bench_train` is a train file
@@ -112,7 +113,7 @@ def place_of(file: Path, root: Path) -> tuple[Key, str] | None:
         return (file.parent, (rest or "".join(words[1:])).strip("_.- ")), SPLIT_OF[words[at].lower()]
     split = SPLIT_OF.get(file.parent.name.lower())
     if split and file.parent != root:
-        return (file.parent.parent, file.stem), split
+        return (file.parent.parent, stem), split
     return None
 
 

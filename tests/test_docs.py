@@ -1,11 +1,13 @@
 """The documents say what is there."""
 
 import re
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 
+import dgg_ray
 from dgg_ray import cli, plugins, strategies
 
 ROOT = Path(__file__).parent.parent
@@ -52,3 +54,39 @@ def test_scorers_that_the_readme_names_exist():
 
 def test_ci_calls_the_readmes_test_command():
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def snippet(first: str) -> str:
+    """The README's Python code that begins with this line."""
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if c.startswith(first)]
+    return code
+
+
+def test_the_readmes_study_in_python_is_one():
+    names: dict = {}
+    exec(snippet("from dgg_ray import Study\nfrom dgg_ray.strategies"), names)
+    assert names["study"].strategy.alpha == 0.3
+    assert names["study"].names == ("digits", "words")
+
+
+@pytest.mark.whole
+def test_the_readmes_python_runs(monkeypatch, tmp_path):
+    size = {"train": 12, "validation": 10, "test": 10}
+    study = dgg_ray.Study.from_dict(
+        {
+            "name": "quickstart",
+            "model": "embedded",
+            "tasks": [{"name": name, "reader": "embedded", **size} for name in ("words", "charts")],
+            "strategy": "dgg",
+            "training": {"batch_size": 8},
+            "protocol": {"max_new_tokens": 2, "rivals": ["replay"]},
+        }
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "quickstart.yaml").write_text(study.to_yaml(), encoding="utf-8")
+    monkeypatch.setattr(dgg_ray.Study, "run", partialmethod(dgg_ray.Study.run, local=True))
+    names: dict = {}
+    exec(snippet("import dgg_ray"), names)
+    assert (names["result"].adapter() / "adapter_config.json").is_file()
+    assert (tmp_path / "out" / "quickstart" / "report.html").is_file()
