@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -39,6 +39,9 @@ class Looked(Protocol):
     def asked(self) -> int: ...
     @property
     def exact(self) -> bool: ...
+
+
+Seen = TypeVar("Seen", bound=Looked)
 
 
 @dataclass
@@ -174,9 +177,10 @@ class Display:
             self.looked = time.monotonic()
             self.next_look = self.looked + max(LOOK_EVERY_S, (self.looked - began) / LOOKING)
 
-    def take(self, found: Looked) -> None:
+    def take(self, found: Seen) -> Seen:
         """What a look gave."""
         self.outlook, self.foreseen, self.exact = found.outlook, found.asked, found.exact
+        return found
 
     @property
     def count(self) -> str:

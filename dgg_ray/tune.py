@@ -77,8 +77,7 @@ def run(
                 crew.obtain([[work] for work in probes(study)])
                 purse.begin()
                 purse.check(methods.first_run(study))
-            display.take(first := plan(study, store))
-            with forecast.kept(out, first, fence) as entry:
+            with forecast.kept(out, display.take(plan(study, store)), fence) as entry:
                 search_and_compare(study, store, out, crew, tracking, fence)
                 if crew.over:
                     entry["refused"] = plan(study, store).to_train
