@@ -242,7 +242,7 @@ def test_the_comparison_is_carried_on_with_on_its_own_blocks(folder, before, aft
 
 
 def test_a_search_carried_on_with_learns_the_new_task_alone_on_held_out_blocks(folder):
-    # A seed with which the winner keeps its values for the old tasks; another winner is learned on these blocks.
+    # With this seed the winner keeps its values for the old tasks; any other is learned on these blocks.
     (folder / "small.yaml").write_text(HELD.replace("trials: 4", "method: stagewise\n  seed: 2"))
     pursued(folder / "small.yaml", folder / "out/small")
     made = extend(Path("small.yaml"), {"charts": "embedded"})
