@@ -204,9 +204,14 @@ def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, f
 
 
 def interplay(x: np.ndarray, orders: np.ndarray, seeds: np.ndarray) -> float:
-    """s_i² of `standard_error`."""
+    """s_i² of `standard_error`, from the means of what an order's cluster and a seed have in common.
+
+    Orders of one cluster differ too, equally with each seed, and that is no interplay.
+    """
     means = (np.bincount(code, x) / np.bincount(code) for code in (orders, seeds))
     e = x + x.mean() - sum(mean[code] for mean, code in zip(means, (orders, seeds), strict=True))
+    cell = np.unique(orders * (seeds.max() + 1) + seeds, return_inverse=True)[1]
+    e = (np.bincount(cell, e) / np.bincount(cell))[cell]
     return float((e**2).mean()) / int(orders.max() * seeds.max())
 
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dgg_ray import draws
-from dgg_ray.intervals import clusters_of, fixed_orders, holm, mean_interval, paired_difference, ways_of
+from dgg_ray.intervals import (
+    clusters_of,
+    fixed_orders,
+    holm,
+    interplay,
+    mean_interval,
+    paired_difference,
+    ways_of,
+)
 
 VALUES = st.lists(st.floats(-1, 1).map(lambda x: round(x, 6)), min_size=3, max_size=12).filter(
     lambda values: max(values) > min(values)
@@ -90,6 +98,13 @@ def test_orders_that_share_seeds_have_the_variance_of_both():
     half = stats.t.ppf(0.975, freedom) * (by_order + by_seed) ** 0.5
     assert (mean, n, values) == (4, 3, (1.5, 3.5, 7))
     assert (low, high) == pytest.approx((4 - half, 4 + half))
+
+
+def test_orders_of_one_cluster_that_differ_are_no_interplay_with_seeds():
+    orders, seeds = np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.array([0, 1] * 4)
+    of_order = np.array([0.1, 0.1, 0.5, 0.5, 0.2, 0.2, 0.4, 0.4])  # two orders begin with one task
+    assert interplay(of_order + 0.03 * seeds, orders, seeds) == pytest.approx(0)
+    assert interplay(of_order + 0.03 * seeds * (orders == 2), orders, seeds) > 1e-6
 
 
 def test_of_one_seed_or_a_seed_for_each_order_the_orders_are_the_clusters():
