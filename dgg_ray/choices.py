@@ -11,15 +11,15 @@ answer ("Answer with the letter.").
 
 An answer names an option
 
-    by its label alone           B   b   (B)   B.   B)   [B]   **B**   \\boxed{B}; also alone on a line
+    by its label alone           B   b   (B)   B.   B!   B。   [B]   **B**   \\boxed{B}   选B; alone on a line
     by its label at the start    B. green   (b) green   B: green   B, green   B because …   B is right
     by its label elsewhere       (B)   option B   choice B   it is B.   I choose B   A or B: both are named
     by its text                  green, as whole words; "dark red" names that, and not "red"
 
-If it says "the answer is …" or "Answer: …", what stands behind that counts alone, to the end of the
-sentence. What follows "because" or "since" is not read where an option was named before. A text that
-two options share names both, unless a label says which. An article is no label: "A cat", "the answer
-is a dog". Denials are not understood: "not B, but (A)" names A alone, "not a cat" names the cat.
+If it says "the answer is …", "Answer: …" or "<answer>…</answer>", what stands behind that counts alone,
+to the end of the sentence. What follows "because" or "since" is not read where an option was named before.
+A text that two options share names both, unless a label says which. An article is no label: "A cat", "the
+answer is a dog". Denials are not understood: "not B, but (A)" names A alone, "not a cat" names the cat.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dgg_ray.texts import plain, visible
 
 BOLD = re.compile(r"(\*\*|__|`)\s*[(\[]?(\w)[)\]]?\s*[.):]?\s*\1\s*[.):]?(?!\w)")
 BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?(\w)\)?\s*\}+")
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 MARKUP = re.compile(r"\*\*|__|`")
 OFFER = re.compile(r"(?:\b(?:options|choices)\b|选项|选择)[^\n:]{0,20}:", re.IGNORECASE)
 ASKS = re.compile(
@@ -172,7 +173,7 @@ def label_of(match: re.Match[str]) -> str:
 # -- what is named ---------------------------------------------------------------------------------
 
 L = r"([A-Za-z0-9])"
-ALONE = re.compile(rf"[\s\"'(\[]*{L}[\s\"')\].:,]*")
+ALONE = re.compile(rf"[\s\"'(\[{{]*(?:选|選)?[\s\"'(\[{{]*{L}[\s\"')\]}}.。:,;!?]*")
 FIRST = re.compile(rf"\s*[\"']?(?:[(\[]{L}[)\]]|{L}[.):,](?=\s|$)|{L}\s[-–—](?=\s))")
 CAPITAL_FIRST = re.compile(r"\s*([A-Z0-9])\s+(?:is|because|since)\b")
 BRACKETS = re.compile(rf"(?<![A-Za-z0-9_])[(\[]{L}[)\]]")
@@ -199,7 +200,7 @@ LONE_LETTER = re.compile(r"[a-z]")
 
 def named(text: str, offer: Offer) -> frozenset[int]:
     """Places of the options that a text names."""
-    text = clean(text)
+    text = clean(TAGGED.sub(r"\nAnswer: \1\n", text))
     if whole := same_text(text, offer):
         return whole
     if (alone := ALONE.fullmatch(text)) and (one := offer.at(alone[1])):

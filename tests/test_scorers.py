@@ -245,7 +245,8 @@ RIGHT = """b | **B** | (B) green | B) green | B: green | B, green | B because it
 Ｂ | （B） | 'B' | It is B. | I choose B | the answer is b | The answer is (B) because the red one is no leaf
 The answer is **B**. | The red one is a fox, so the answer is B. | The correct answer is option B.
 Final answer: B | answer = b | \\boxed{B} | The best choice is B | Correct option: B
-the answer is green | 答案是B。"""
+the answer is green | 答案是B。 | B。 | B! | B; | 选B | {B} | <answer>B</answer>
+<think>A is a fox.</think><answer> (B) </answer> | <ANSWER>green</ANSWER>"""
 WRONG = """A or B | a or b | A/B | both A and B | A, B | The answer is B. red | B. red
 The answer is A. The answer is B | A cat | the answer is a dog | evergreen | neither | D
 the answer is a | It is A, not B | A. | (A) because of (B)"""
