@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -308,7 +308,7 @@ class Strategy:
         differently must differ here. Every field, unless the class itself says less; see `effect_of`.
         A file is what it holds.
         """
-        return asdict(self, dict_factory=lambda named: {name: held(value) for name, value in named})
+        return {f.name: held(getattr(self, f.name)) for f in fields(self)}
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
         """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
@@ -347,7 +347,15 @@ def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) 
 
 
 def held(value: Any) -> Any:
-    """A setting as a key has it: of a file its content, wherever it lies."""
+    """A setting as a key has it: a file by its content, wherever it lies; settings in it with their class."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__qualname__} | {
+            f.name: held(getattr(value, f.name)) for f in fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {key: held(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [held(inner) for inner in value]
     if not isinstance(value, Path):
         return value
     return hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else str(value)

@@ -9,6 +9,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from dgg_ray.contracts import Strategy
@@ -29,6 +30,7 @@ def faults(strategy: type[Strategy]) -> Iterator[tuple[str, str, str]]:
     own = [
         cls for cls in strategy.__mro__ if issubclass(cls, Strategy) and cls.__module__ != Strategy.__module__
     ]
+    yield from unkept(strategy, own)
     for name in dict.fromkeys(name for cls in own for name in vars(cls)):
         hook = inspect.getattr_static(strategy, name)
         if name in HOOKS:
@@ -43,6 +45,26 @@ def faults(strategy: type[Strategy]) -> Iterator[tuple[str, str, str]]:
                     "",
                     near,
                 )
+
+
+def unkept(strategy: type[Strategy], own: list[type[Strategy]]) -> Iterator[tuple[str, str, str]]:
+    """What would be a setting, or a memory, and is none."""
+    settings = {f.name for f in fields(strategy)}
+    for name in ("starts_plain", "simultaneous"):
+        if name in settings:
+            yield f"{name} is the class's own and no setting: write `{name} = True`, without a type", "", ""
+    for name in inspect.signature(strategy).parameters.keys() - settings:
+        yield f"{name} must be a field: a setting that is none would be in no stage's key", "", ""
+    if any("memory" in vars(cls) for cls in own):
+        yield "memory must not be redefined: what is in it is kept with a stage's snapshots", "", ""
+    if vars(strategy).get("starts_plain") is not True:
+        return
+    if strategy.simultaneous:
+        yield "must not be both simultaneous and starts_plain: no hook would ever be called", "", ""
+    hands = [name for name in ("state", "load_state") if any(name in vars(cls) for cls in own)]
+    if hands:
+        rule = "starts_plain must be left out: the first task's stage is shared, and hands nothing over"
+        yield f"{rule} to {' and '.join(hands)}", "", ""
 
 
 def unfit(name: str, hook: object) -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ import pyarrow.parquet
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray import draws, logs, plugins, snapshots
+from dgg_ray import draws, logs, memories, plugins, snapshots
 from dgg_ray.contracts import Example, Learner, Score, Strategy, Task, plain_first
 from dgg_ray.environment import environment
 from dgg_ray.errors import NoParent, NotFinite, StoreError
@@ -81,8 +81,8 @@ class Workshop:
             self.take_up(stage)
             return self.publish(stage, stage.strategy, {}, {"steps": 0, "examples": 0})
         parent = self.parent(stage)
-        # An own instance: what it remembers ends with the stage.
-        strategy = Strategy() if plain_first(stage.strategy, stage.earlier) else replace(stage.strategy)
+        asked = Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
+        strategy = memories.fresh(asked)
         if parent and (state := parent / "strategy.safetensors").exists():
             strategy.load_state(load_file(state))
 
@@ -100,7 +100,9 @@ class Workshop:
         else:
             losses, before = [], 0.0
             learner.begin(*begun)
+            held = memories.attributes(strategy)
             strategy.begin_task(learner.weights(), stage.task, stage.earlier, stage.seed)
+            memories.check(strategy, asked, held)
         start = time.perf_counter()
         self.rhythm.begin(len(losses))
         for step in range(len(losses), len(batches)):
@@ -113,6 +115,7 @@ class Workshop:
                 )
             self.keep(stage, strategy, losses, before + time.perf_counter() - start)
             self.tick(stage, step + 1, len(batches))
+        memories.check(strategy, asked)
         weights = learner.weights()
         if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
             raise self.broke(

@@ -88,9 +88,16 @@ def found_in(kind: str, name: str) -> Any:
             sorted(n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False))
         )
         raise fault(f"{place(file)} must define {missing}", cls.__name__)
+    if not stands(cls):
+        rule = "must stand at the top of its module under its own name, where every worker finds it"
+        raise fault(rule, f"{cls.__module__}:{cls.__qualname__}")
     if issubclass(cls, contracts.Strategy) and (faults := list(hooks.faults(cls))):
         raise StudyError([Fault("name", rule, found, near) for rule, found, near in faults], kind)
     return cls
+
+
+def stands(cls: type) -> bool:
+    return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
 
 
 def the_class(file: ModuleType, wanted: type, name: str) -> type:
@@ -164,7 +171,20 @@ def code(kind: str, name: str) -> str:
     A shipped scorer has a VERSION from the second one on: what it made of answers before is not taken."""
     plugin = find(kind, name)
     version = getattr(sys.modules.get(plugin.__module__), "VERSION", 1) if kind == "scorers" else 1
-    return sources.code_of(plugin) or ("" if version == 1 else f"version {version}")
+    return sources.code_of(plugin, home(name, plugin)) or ("" if version == 1 else f"version {version}")
+
+
+def home(name: str, plugin: Any) -> str:
+    """The module that a study names for a function; a class is named by where it stands."""
+    return name.partition(":")[0] if is_outside(name) and not inspect.isclass(plugin) else ""
+
+
+def edited(named: Iterable[tuple[str, str]]) -> list[Fault]:
+    """A fault for each file that was edited after this process read it."""
+    found = [(kind, name, find(kind, name)) for kind, name in named]
+    files = {file for _, name, plugin in found for file in sources.edited(plugin, home(name, plugin))}
+    rule = "was edited after this process read it; start Python anew, so that what runs is what is written"
+    return [Fault(str(file), rule) for file in sorted(files)]
 
 
 def codes(named: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -34,22 +34,37 @@ PACKAGE = ROOT.name
 SHIPPED = ROOT / "shipped.json"
 PLUGGED = ("adapters", "metrics", "models", "scorers", "strategies", "tasks")  # folders of plug-ins
 INSTALLED = ("site-packages", "dist-packages")
+READ: dict[Path, str] = {}  # file → its digest when this process took the code of a plug-in from it
 STANDARD = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 
 
 @functools.cache
-def code_of(plugin: Any) -> str:
-    """See above; of a class, a function or a module. StudyError where there is no source to be read."""
-    files = files_of(plugin)
+def code_of(plugin: Any, named: str = "") -> str:
+    """See above; of a class, a function or a module. StudyError where there is no source to be read.
+
+    named: the module in which a study looks for it; a function may have come there from another one.
+    """
+    files = files_of(plugin, named)
     if not files:
         return ""
-    return digest({name: digest_of(file) for name, file in files.items()})[:16]
+    digests = {name: digest_of(file) for name, file in files.items()}
+    for name, file in files.items():
+        READ.setdefault(file, digests[name])
+    return digest(digests)[:16]
 
 
-def files_of(plugin: Any) -> dict[str, Path]:
+def edited(plugin: Any, named: str = "") -> list[Path]:
+    """Files of the plug-in that are not what they were when this process took its code."""
+    return [
+        file for file in files_of(plugin, named).values() if READ.get(file, "") not in ("", digest_of(file))
+    ]
+
+
+def files_of(plugin: Any, named: str = "") -> dict[str, Path]:
     """Dotted name → file of every module of the user's own that bears on what the plug-in does."""
-    left = homes(plugin)
-    own, found = {name.partition(".")[0] for name in left} - {PACKAGE}, dict[str, Path]()
+    left = [*homes(plugin), *([named] if named else [])]
+    own = {name.partition(".")[0] for name in left} - {PACKAGE, *sys.stdlib_module_names}
+    found = dict[str, Path]()
     while left:
         name = left.pop()
         if name in found or (file := file_of(name)) is None or not is_own(name, file, own):
@@ -70,7 +85,9 @@ def homes(plugin: Any) -> list[str]:
     for part in parts:
         if getattr(sys.modules.get(part.__module__), "__file__", None) is None:
             rule = "must stand in a file, by which it is told from what it was before it was edited"
-            raise StudyError([Fault("name", rule, f"{part.__module__}:{part.__qualname__}")])
+            raise StudyError(
+                [Fault("name", rule, f"{part.__module__}:{getattr(part, '__qualname__', part)}")]
+            )
     return [part.__module__ for part in parts]
 
 
@@ -160,7 +177,7 @@ def imports(file: Path, module: str) -> Iterator[str]:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from (arg.value for arg in node.args[:1] if is_name(arg))
+            yield from by_name(node, package)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -171,8 +188,14 @@ def imports(file: Path, module: str) -> Iterator[str]:
                 yield from (f"{name}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
-def is_name(node: Any) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.startswith(".")
+def by_name(call: ast.Call, package: str) -> Iterator[str]:
+    """The module of `import_module("name")`, also of `(".name", __package__)`."""
+    given = [*call.args, *(word.value for word in call.keywords if word.arg in ("name", "package"))]
+    name, *rest = [arg.value if isinstance(arg, ast.Constant) else None for arg in given[:2]] or [None]
+    if isinstance(name, str):
+        with contextlib.suppress(ImportError):
+            around = rest[0] if rest and isinstance(rest[0], str) else package
+            yield importlib.util.resolve_name(name, around)
 
 
 # -- what is shipped -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from annotated_types import MinLen
 
 from dgg_ray import plugins, staging
-from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest
+from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest, held
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
 from dgg_ray.reading import read
@@ -218,8 +218,9 @@ class Study:
     @cached_property
     def id(self) -> str:
         """8 hex digits, of all that bears on what is learned in a run: equal settings are one."""
+        settings = {f.name: held(getattr(self.strategy, f.name)) for f in fields(self.strategy)}
         meaning = {
-            "strategy": {"name": plugins.name_of(self.strategy), **asdict(self.strategy)},
+            "strategy": {"name": plugins.name_of(self.strategy), **settings},
             "adapter": asdict(self.adapter),
             "training": asdict(self.training),
             "model": self.fingerprint,

@@ -10,8 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,28 @@ def load(path: Path, data: str | Path | None = None, store: str | None = None) -
 def from_dict(given: Any, data: str | Path | None = None, store: str | None = None) -> Study:
     """See Study.from_dict."""
     raw, faults = placed(mappings.raw_of(given), store)
-    return completed(raw, yamlread.Lines(), faults, "study", data or os.environ.get("DGG_RAY_DATA") or ".")
+    root = data or os.environ.get("DGG_RAY_DATA") or "."
+    study = completed(raw, yamlread.Lines(), faults, "study", root)
+    if isinstance(given, Mapping) and (faults := list(other_classes(given.get("strategy"), study.strategy))):
+        raise StudyError(faults, "study")
+    return study
+
+
+def other_classes(given: Any, read: Any) -> Iterator[Fault]:
+    """A fault where a strategy that was given as an object is not what its settings are read as."""
+    if not isinstance(given, Strategy):
+        return
+    if type(given) is not type(read):
+        rule = "must be of the class that its module had when this process first read it; start Python anew"
+        yield Fault("strategy", rule, plugins.name_of(given))
+        return
+    for f in fields(given):
+        mine, other = getattr(given, f.name), getattr(read, f.name)
+        if is_dataclass(mine) and type(mine) is not type(other):
+            rule = (
+                f"is read as {type(other).__name__}: classes that one setting may have must differ in fields"
+            )
+            yield Fault(f"strategy.{f.name}", rule, type(mine).__name__)
 
 
 def completed(raw: Any, lines: yamlread.Lines, faults: list[Fault], source: str, root: str | Path) -> Study:
@@ -326,6 +347,8 @@ def read_data(study: Study, at_fault: Set[str] = frozenset()) -> tuple[Study, li
     if not at_fault & {"orders", "tasks"} and (found := list(held_out_rules(study))):
         return study, found
     if not at_fault:  # a part with faults may be no plug-in
+        if found := plugins.edited(study.plugged):
+            return study, found
         study = replace(study, codes=plugins.codes(study.plugged))
     return study.simulated() if simulated else replace(study, fingerprint=study.fingerprint_here()), faults
 

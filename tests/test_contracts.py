@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
+from functools import cached_property
 from itertools import combinations
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from dgg_ray import draws, plugins
 from dgg_ray.contracts import Pieces, Rehearsal, Strategy
+from dgg_ray.errors import StageError
 from dgg_ray.stages import Work
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
@@ -364,3 +366,80 @@ def test_draws_are_uniform():
 
 
 DRAWS = [0.023687477467, 0.144275121445, 0.708230508695]
+
+
+@dataclass(frozen=True)
+class Near:
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Far:
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pulled(Strategy):
+    pull: Near | Far = Near()
+
+
+def test_settings_inside_a_setting_are_told_by_their_class_too(world):
+    assert key(world, Pulled(Near(2.0))) != key(world, Pulled(Far(2.0)))
+    assert key(world, Pulled(Near(2.0))) == key(world, Pulled(Near(2.0)))
+
+
+# -- where a strategy remembers --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Keeps(Strategy):
+    """Remembers the task in several places, one at a time."""
+
+    where: str
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def begin_task(self, weights, task, earlier, seed):
+        if self.where == "setting":
+            self.seen[task] = 1
+        elif self.where == "attribute":
+            self.__dict__["anchor"] = weights[0].clone()
+        elif self.where == "object":
+            self.memory["tasks"] = {task}
+        elif self.where == "number as a key":
+            self.memory["steps"] = {0: task}
+        else:
+            self.memory.update(anchor=[weights[0].clone()], pair=(1, 2), low=float("nan"), names={"a": None})
+
+    def edit_gradient(self, weights, gradients, step):
+        if self.where == "setting at the end":
+            self.seen["step"] = step
+        self.computed  # noqa: B018
+
+    @cached_property
+    def computed(self):
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("setting", "strategy Keeps changed its settings \\(seen\\) as it learned"),
+        ("setting at the end", "strategy Keeps changed its settings \\(seen\\) as it learned"),
+        ("attribute", "strategy Keeps set anchor in begin_task; what is remembered within a stage goes into"),
+        ("object", "memory\\['tasks'\\] must be a JSON value, .* found set"),
+        ("number as a key", "memory\\['steps'\\] must be a JSON value, .* found dict"),
+    ],
+)
+def test_what_is_remembered_where_a_snapshot_does_not_keep_it_ends_the_stage(world, where, said):
+    strategy = Keeps(where)
+    (stage,) = world.path("ones", strategy=strategy)
+    with pytest.raises(StageError, match=said):
+        world.shop.obtain(Work(stage))
+    assert strategy.seen == {}
+    assert world.store.record(stage) is None
+
+
+def test_what_a_snapshot_keeps_may_be_remembered(world):
+    (stage,) = world.path("ones", strategy=Keeps("memory"))
+    world.shop.obtain(Work(stage))
+    assert world.store.record(stage)

@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import pytest
 
-from dgg_ray import blame, cli, edits, hooks, plugins
+from dgg_ray import blame, cli, edits, hooks, plugins, sources
 from dgg_ray.contracts import Score
 from dgg_ray.errors import NotFinite, StageError, StudyError
 from dgg_ray.reading import read
@@ -128,6 +129,30 @@ def test_helpers_and_hooks_are_no_faults(mine, text):
     assert plugins.find("strategies", mine(STRATEGY + text) + ":Mine")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("    starts_plain: bool = True\n", "starts_plain is the class's own and no setting"),
+        ("    simultaneous: bool = True\n", "simultaneous is the class's own and no setting"),
+        ("    more: InitVar[float] = 1.0\n", "more must be a field"),
+        ("    memory = {}\n", "memory must not be redefined"),
+        ("    simultaneous = starts_plain = True\n", "must not be both simultaneous and starts_plain"),
+        (
+            "    starts_plain = True\n\n    def state(self):\n        return {}\n",
+            "starts_plain must be left out: the first task's stage is shared, and hands nothing over to",
+        ),
+    ],
+)
+def test_what_would_be_no_setting_or_never_be_called_is_a_fault(mine, text, said):
+    text = STRATEGY.replace("import dataclass", "import InitVar, dataclass") + text
+    assert said in faults_of("strategies", mine(text) + ":Mine")
+
+
+def test_a_class_that_no_worker_would_find_is_a_fault(mine):
+    text = "\ndef make():\n    class Made(Strategy):\n        pass\n\n    return Made\n\n\nMade = make()\n"
+    assert "must stand at the top of its module" in faults_of("strategies", mine(STRATEGY + text) + ":Made")
+
+
 def test_a_hook_with_other_parameters_than_it_is_called_with_is_a_fault(mine):
     text = STRATEGY + "    def begin_task(self, weights, task):\n        pass\n"
     assert "begin_task must take (self, weights, task, earlier, seed)" in faults_of(
@@ -222,6 +247,29 @@ def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
         tasks = {n: type(d)(d.name, d.digests, d.sizes, name) for n, d in study.tasks.items()}
         keys |= {replace(study, tasks=tasks).exam("words", "test").key}
     assert len({*keys, study.exam("words", "test").key}) == 3
+
+
+def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tmp_path, mine):
+    text = "from functools import partial\nfrom dgg_ray.scorers.exact_match import score as full\n\n\n"
+    text += (
+        "def half(said, examples, by):\n    return full(said, examples)\n\n\nmark = partial(half, by={})\n"
+    )
+    name = mine(text.format(2))
+    before = plugins.code("scorers", f"{name}:mark")
+    assert list(sources.files_of(plugins.find("scorers", f"{name}:mark"), name)) == [name]
+    (tmp_path / f"{name}.py").write_text(text.format(3))
+    assert sources.code_of(partial(max), name) not in ("", before)
+
+
+def test_a_file_that_is_edited_after_it_was_read_is_a_fault(tmp_path, mine):
+    name = mine(STRATEGY)
+    plan(tmp_path, name)
+    plan(tmp_path, name)
+    (tmp_path / f"{name}.py").write_text(STRATEGY.replace("1.0", "2.0"))
+    with pytest.raises(
+        StudyError, match=f"{name}.py: was edited after this process read it; start Python anew"
+    ):
+        plan(tmp_path, name)
 
 
 def test_a_reader_of_ones_own_is_keyed_by_what_it_gives(tmp_path, mine):

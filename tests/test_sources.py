@@ -112,6 +112,7 @@ def test_modules_that_it_imports_count_however_far(project):
         "def late():\n    import other\n",
         "def late():\n    from other import FACTOR\n",
         "import importlib\n\nO = importlib.import_module('other')\n",
+        "import importlib\n\nO = importlib.import_module(name='other')\n",
         "try:\n    import other as o\nexcept ImportError:\n    o = None\n",
     ],
 )
@@ -128,10 +129,13 @@ def test_modules_of_a_package_count_with_the_files_around_them(tmp_path, monkeyp
     (tmp_path / name / "__init__.py").write_text("A = 1\n")
     (inner / "__init__.py").write_text("")
     (inner / "parts.py").write_text("from .. import A\n")
+    (inner / "late.py").write_text("B = 1\n")
     text = "from dgg_ray.strategies.replay import Replay\nfrom . import parts\n"
+    text += "import importlib\n\nL = importlib.import_module('.late', __package__)\n"
     (inner / "ewc.py").write_text(f"{text}\n\nclass EWC(Replay):\n    pass\n")
     cls = plugins.find("strategies", f"{name}.methods.ewc:EWC")
-    found = [f"{name}", f"{name}.methods", f"{name}.methods.ewc", f"{name}.methods.parts"]
+    found = [f"{name}", f"{name}.methods", f"{name}.methods.ewc", f"{name}.methods.late"]
+    found.append(f"{name}.methods.parts")
     assert list(sources.files_of(cls)) == found
     assert plugins.find("strategies", f"{name}.methods.ewc") is cls
     assert plugins.name_of(cls()) == f"{name}.methods.ewc:EWC"
