@@ -130,7 +130,7 @@ def picture(task: str, split: str, i: int) -> str:
         "VizWiz": f"VizWiz/{val}/VizWiz_{val}_{i:08d}.jpg",
         "IconQA": f"IconQA/iconqa_data/iconqa/{val}/fill_in_blank/{i}/image.png",
         "CLEVR": f"CLEVR/images/{val}/CLEVR_{val}_{i:06d}.png",
-        "Flickr30k": f"Flickr30k/{val}/{1000092795 + i}.jpg",
+        "Flickr30k": f"Flickr30k/{val}/{1000092795 + i + 1000 * (val == 'val')}.jpg",
     }[task]
 
 

@@ -179,7 +179,7 @@ def test_a_picture_without_caption_is_named(ucit, capsys):
     mock.write(file, captions)
     (fault,) = refused(UCIT, ucit, capsys)
     rule = "must have a caption in the `references` file"
-    assert f"tasks[5].test[1].image: {rule}, got Flickr30k/val/1000092796.jpg" in fault
+    assert f"tasks[5].test[1].image: {rule}, got Flickr30k/val/1000093796.jpg" in fault
 
 
 def test_faults_of_several_tasks_are_told_together(ucit, capsys):

@@ -1,6 +1,7 @@
 """`dgg-ray init` writes a study for the tasks that it finds, which `dgg-ray plan` accepts at once."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_the_file_is_a_study_with_every_setting_told(tmp_path, capsys):
     text = file.read_text(encoding="utf-8")
     assert str(tmp_path) not in text  # what lies below the study's folder is relative to it
     lines = text.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if line.strip() and not line.lstrip().startswith(("#", "-", "name: ")) and not line.endswith(":"):
             assert above.lstrip().startswith("#"), line
     assert cli.main(["plan", str(file), "--out", str(tmp_path / "out")]) == 0
