@@ -53,8 +53,6 @@ def unkept(strategy: type[Strategy], own: list[type[Strategy]]) -> Iterator[tupl
     for name in ("starts_plain", "simultaneous"):
         if name in settings:
             yield f"{name} is the class's own and no setting: write `{name} = True`, without a type", "", ""
-    for name in inspect.signature(strategy).parameters.keys() - settings:
-        yield f"{name} must be a field: a setting that is none would be in no stage's key", "", ""
     if any("memory" in vars(cls) for cls in own):
         yield "memory must not be redefined: what is in it is kept with a stage's snapshots", "", ""
     if vars(strategy).get("starts_plain") is not True:

@@ -13,6 +13,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,9 @@ def found_in(kind: str, name: str) -> Any:
     if not stands(cls):
         rule = "must stand at the top of its module under its own name, where every worker finds it"
         raise fault(rule, f"{cls.__module__}:{cls.__qualname__}")
+    if apart := inspect.signature(cls).parameters.keys() - {f.name for f in fields(cls)}:
+        rule = "must be a field: a setting that is none would be in no stage's key"
+        raise fault(f"{' and '.join(sorted(apart))} {rule}", cls.__name__)
     if issubclass(cls, contracts.Strategy) and (faults := list(hooks.faults(cls))):
         raise StudyError([Fault("name", rule, found, near) for rule, found, near in faults], kind)
     return cls

@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from dgg_ray import plugins
+from dgg_ray import blame, plugins
 from dgg_ray.border import checked
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import Fault, nearest
@@ -96,7 +96,17 @@ def unfit(name: str, tasks: int, simultaneous: bool) -> str:
     better[-1] = 0.75
     sizes, base = np.ones(tasks), np.full(tasks, np.nan)
     metric = plugins.find("metrics", name)
-    before, after = metric(ScoreMatrix(R, sizes, base)), metric(ScoreMatrix(better, sizes, base))
+    try:
+        before, after = (float(metric(ScoreMatrix(scores, sizes, base))) for scores in (R, better))
+        many = [np.stack(parts) for parts in ((R, better), (sizes, sizes), (base, base))]
+        both = np.asarray(metric(ScoreMatrix(*many)), dtype=float)
+    except Exception as problem:  # whatever a metric of the user's own says
+        where = blame.place(problem)
+        return f"raised {type(problem).__name__}: {problem}" + (f" ({where})" if where else "")
+    if both.shape != (2,) or not np.allclose(both, (before, after), equal_nan=True):
+        return (
+            "must count its axes from the last: two runs in a stack must give the values that each has alone"
+        )
     if np.isnan(before):
         return "cannot be had from exams on the tasks that were learned"
     return "falls as final scores rise, and objectives are maximised" if after < before else ""

@@ -247,7 +247,11 @@ class Study:
     def fingerprint_here(self) -> str:
         """Of the base model as its files and its code are on this machine."""
         own, code = self.model.fingerprint(), plugins.code("models", plugins.name_of(self.model))
-        return digest([own, code]) if code else own
+        if not code:
+            return own
+        # A fingerprint that was inherited knows nothing of settings that were added.
+        settings = {f.name: held(getattr(self.model, f.name)) for f in fields(self.model)}  # type: ignore[arg-type]
+        return digest([own, code, {k: v for k, v in settings.items() if k not in ("path", "revision")}])
 
     # -- runs --------------------------------------------------------------------------------------
 

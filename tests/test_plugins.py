@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from dgg_ray import blame, cli, edits, hooks, plugins, sources
+from dgg_ray import blame, cli, edits, hooks, plugins, search_rules, sources
 from dgg_ray.contracts import Score
 from dgg_ray.errors import NotFinite, StageError, StudyError
 from dgg_ray.reading import read
@@ -134,7 +134,7 @@ def test_helpers_and_hooks_are_no_faults(mine, text):
     [
         ("    starts_plain: bool = True\n", "starts_plain is the class's own and no setting"),
         ("    simultaneous: bool = True\n", "simultaneous is the class's own and no setting"),
-        ("    more: InitVar[float] = 1.0\n", "more must be a field"),
+        ("    more: InitVar[float] = 1.0\n", "more must be a field: a setting that is none"),
         ("    memory = {}\n", "memory must not be redefined"),
         ("    simultaneous = starts_plain = True\n", "must not be both simultaneous and starts_plain"),
         (
@@ -259,6 +259,36 @@ def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tm
     assert list(sources.files_of(plugins.find("scorers", f"{name}:mark"), name)) == [name]
     (tmp_path / f"{name}.py").write_text(text.format(3))
     assert sources.code_of(partial(max), name) not in ("", before)
+
+
+def test_settings_of_a_model_of_ones_own_are_in_its_keys(tmp_path, mine):
+    text = "from dataclasses import dataclass\nfrom dgg_ray.models.embedded import Embedded\n\n\n"
+    text += "@dataclass(frozen=True)\nclass Tiny(Embedded):\n    side: int = 28\n    path: str = ''\n"
+    cls, study = plugins.find("models", mine(text) + ":Tiny"), plan(tmp_path, mine(STRATEGY))
+    models = [cls(28), cls(56), cls(28, path="elsewhere")]
+    a, b, elsewhere = (replace(study, model=model).fingerprint_here() for model in models)
+    assert a == elsewhere != b
+
+
+def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
+    monkeypatch.setattr(plugins, "OUTSIDE", {})
+    name = mine("def worth(matrix):\n    return matrix.scores[0]\n")
+    assert "raised AttributeError: 'ScoreMatrix'" in (said := search_rules.unfit(f"{name}:worth", 2, False))
+    assert f"{name}.py, line 2, in worth" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "fits"),
+    [
+        ("np.nanmean(matrix.R[-1])", False),
+        ("np.nanmean(matrix.R[..., -1, :], axis=-1)", True),
+        ("0.5", False),
+    ],
+)
+def test_a_metric_must_give_of_stacked_runs_what_it_gives_of_each(mine, monkeypatch, line, fits):
+    monkeypatch.setattr(plugins, "OUTSIDE", {})
+    name = mine(f"import numpy as np\n\n\ndef worth(matrix):\n    return {line}\n")
+    assert ("count its axes from the last" in search_rules.unfit(f"{name}:worth", 2, False)) != fits
 
 
 def test_a_file_that_is_edited_after_it_was_read_is_a_fault(tmp_path, mine):
