@@ -123,6 +123,7 @@ def named(root: Path, keys: Sequence[Key]) -> dict[Key, str]:
     names: dict[Key, str] = {}
     for key, whole in parts.items():
         whole = whole or [root.name]
+        count = 0
         for count in range(1, len(whole) + 1):
             alike = [k for k, other in parts.items() if (other or [root.name])[-count:] == whole[-count:]]
             if len(alike) == 1:

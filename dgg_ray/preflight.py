@@ -145,10 +145,9 @@ class Look:
         processor, tokenizer = self.encoder.processor, self.encoder.tokenizer
         known = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         known |= set(tokenizer.all_special_tokens)
-        pictured = {getattr(processor, name, None) for name in ("image_token", "video_token")} - {None, ""}
-        pattern = re.compile(
-            "|".join(map(re.escape, sorted((known | pictured) - {""}, key=len, reverse=True)))
-        )
+        pictured = {str(getattr(processor, name, None) or "") for name in ("image_token", "video_token")}
+        words = sorted((known | pictured) - {""}, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, words)))
         hits: dict[tuple[str, str], list[str]] = {}
         for example in self.examples if pattern.pattern else ():
             for part in ("question", "answer"):
