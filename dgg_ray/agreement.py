@@ -127,10 +127,10 @@ def agreement_sentences(results: Results) -> list[str]:
 
 
 def beside(one: Stand) -> str:
-    """`0.4 points (95 % CI −0.2 to 1.0) above the recommended 0.3: they cannot be told apart`"""
+    """`0.4 points (95 % CI −0.2 to 1.0) above the chosen 0.3: they cannot be told apart`"""
     if np.isnan(one.below[0]):
-        return f"which no block compares with the recommended {text_of(one.used)}"
-    return f"{points_of(one.below)} above the recommended {text_of(one.used)}{verdict(one)}"
+        return f"which no block compares with the chosen {text_of(one.used)}"
+    return f"{points_of(one.below)} above the chosen {text_of(one.used)}{verdict(one)}"
 
 
 def verdict(one: Stand) -> str:
@@ -156,9 +156,7 @@ def recommended(results: Results, task: str) -> list[str]:
         return []
     if one.agrees:
         words = " too" if one.used == one.best else ", as good by this curve"
-        return [f"Recommended is α = {text_of(one.used)}{words}."]
+        return [f"Chosen was α = {text_of(one.used)}{words}."]
     if np.isnan(one.below[0]):
-        return [f"Recommended is α = {text_of(one.used)}, which no block compares with that one."]
-    return [
-        f"Recommended is α = {text_of(one.used)}, by this curve {points_of(one.below)} lower{verdict(one)}."
-    ]
+        return [f"Chosen was α = {text_of(one.used)}, which no block compares with that one."]
+    return [f"Chosen was α = {text_of(one.used)}, by this curve {points_of(one.below)} lower{verdict(one)}."]

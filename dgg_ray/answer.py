@@ -11,7 +11,7 @@ import pandas as pd
 
 from dgg_ray import blame, drift
 from dgg_ray.agreement import agreement_sentences, unsearched_sentences
-from dgg_ray.formats import difference_text, these_text
+from dgg_ray.formats import ci_of, difference_text, these_text
 from dgg_ray.intervals import FEWEST
 from dgg_ray.optimism import (
     constraint_sentences,
@@ -69,8 +69,6 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
     if others.empty:
         found.append("It was compared with no other strategy: this study has no rivals.")
     found += [against(label, row, SHOWN.get(metric, metric)) for label, row in others.iterrows()]
-    if others["p"].notna().sum() > 1:
-        found.append("Each of these intervals is a single one: it holds for its own comparison.")
     return found + on_these_orders(rows, own)
 
 
@@ -87,11 +85,11 @@ def against(label: object, row: pd.Series, metric: str) -> str:
     if not row["pairs"]:
         return f"Against {rival}: not compared, the two share no finished block."
     text = f"Against {rival} ({percent(row['score'])} %) the difference in {metric} is "
-    text += f"{difference_text(row)} points"
+    text += f"{difference_text(row, ci_of(row))} points"
     if np.isnan(row["p"]):
         return f"{text}: no test is possible."
-    adjusted = f", {p_text(row['p_adjusted'])} by Holm's correction" * bool(row["p_adjusted"] != row["p"])
-    text += f", paired over {row['pairs']} independent blocks, {p_text(row['p'])}{adjusted}"
+    text += f", paired over {row['pairs']} independent blocks, {p_text(row['p_adjusted'])}"
+    text += " for all at once" * bool(row["p_adjusted"] != row["p"])
     return f"{text}: {'not ' if row['p_adjusted'] >= 0.05 else ''}significant."
 
 

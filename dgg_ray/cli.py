@@ -133,14 +133,16 @@ def on_results(command: Command) -> None:
         return c
 
     takes_results(command("status", status, "how far a study is"))
-    what = "the recommended setting, what it was compared with, where its adapter lies"
+    what = "the setting to use and how sure that is, what it was compared with, where its adapter lies"
     takes_results(command("best", best, what))
     what = "answers that were right when their task was learned and are wrong at the end"
     c = takes_results(command("examples", examples, what))
     c.add_argument("--task", default="", help="of this task alone")
     c.add_argument("--split", default="", help="validation or test (default: that of the comparison)")
     c.add_argument("--count", type=positive, default=20, metavar="N", help="at most (default: 20)")
-    c.add_argument("--method", default="", help="of this one, as `best` names it (default: recommended)")
+    c.add_argument(
+        "--method", default="", help="of this one, as `best` names it (default: the chosen setting)"
+    )
     takes_results(command("robustness", robustness, "how much the order of the tasks matters"))
     takes_results(command("report", report, "write the report of what is finished"), as_json=False)
 

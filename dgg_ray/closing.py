@@ -14,9 +14,9 @@ import numpy as np
 from dgg_ray.answer import failures, unspent
 from dgg_ray.drift import warning as of_machines
 from dgg_ray.fence import Fence
-from dgg_ray.formats import interval_text, score_text
+from dgg_ray.formats import difference_text, score_text
 from dgg_ray.optimism import progress, warning
-from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, percent, runs, signed
+from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, own_label, percent, runs
 from dgg_ray.verdict import SHOWN, verdict
 
 LINES = 5  # of the table, with its head
@@ -43,7 +43,7 @@ def beside(results: Results) -> list[str]:
 
 
 def table(results: Results) -> list[str]:
-    """At most five lines: a head, the recommended setting, and what it was compared with.
+    """At most five lines: a head, the chosen setting, and what it was compared with.
 
     Where there are more methods than that, the highest of them and joint stay, then those that every study
     knows; a line below says how many are in the report alone.
@@ -56,12 +56,11 @@ def table(results: Results) -> list[str]:
     forgotten = every[every["metric"] == "forgetting"].set_index("label")["score"]
     kept = first_of(results, rows, LINES - 1)
     name = SHOWN.get(metric, metric.replace("_", " "))
-    cells = [("", f"{name} on {split}, %", "recommended minus this", "forgetting")]
+    cells = [("", f"{name} on {split}, %", f"{own_label(results)} minus this", "forgetting")]
     for row in kept:
         own = row["setting"] == chosen(results)
         label = f"* {row['label']}" if own else f"  {row['label']}"
-        bounds = (row["difference"], row["at_once_low"], row["at_once_high"], row["pairs"])
-        gap = "" if own else interval_text(*bounds, row["difference_values"], signed)
+        gap = "" if own else difference_text(row)
         cells.append((label, score_text(row), gap, percent(forgotten.get(row["label"], np.nan))))
     lines = columns(cells)
     if left := len(rows) - len(kept):
@@ -70,7 +69,7 @@ def table(results: Results) -> list[str]:
 
 
 def first_of(results: Results, rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The recommended setting, joint training, the highest of the others, and then the baselines of KNOWN."""
+    """The chosen setting, joint training, the highest of the others, and then the baselines of KNOWN."""
     wanted = [chosen(results), *(results.rivals.get(name) for name in ("joint", *KNOWN))]
     others = [row for row in rows if row["setting"] not in wanted[:2]]
     if others:
@@ -87,7 +86,7 @@ def columns(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def adapters(results: Results) -> list[str]:
-    """Where the adapters lie that the final runs of the recommended setting end with; a line each."""
+    """Where the adapters lie that the final runs of the chosen setting end with; a line each."""
     setting = chosen(results)
     if setting is None or results.archive is None:
         return []
@@ -95,7 +94,8 @@ def adapters(results: Results) -> list[str]:
     found = [a for a in results.archive.adapters(setting) if (a.order, a.seed) in final or not final]
     if not found:
         return []
+    label = own_label(results)
     if not any(one.path for one in found):
-        return ["The store keeps no adapters of the recommended setting."]
+        return [f"The store keeps no adapters of {label}."]
     lines = [f"  {one.order}, seed {one.seed}: {one.path or 'was removed to free space'}" for one in found]
-    return ["adapters of the recommended setting, after the last task (PEFT folders):", *lines]
+    return [f"adapters of {label}, after the last task (PEFT folders):", *lines]

@@ -209,10 +209,10 @@ class Outcome:
         text = f"{facts['finished stages']} of {facts['distinct stages']} stages finished"
         known = outcomes.settings(self.results) if self.begun else pd.DataFrame()
         if (chosen := self.results.recommended) not in known.index:
-            return f"{text}, nothing recommended yet"
+            return f"{text}, no setting chosen yet"
         values = known.loc[chosen]
         named = ", ".join(f"{name_of(knob)} = {text_of(values[knob])}" for knob in self.results.knobs)
-        return f"{text}, recommended: {values['strategy']}{named and f' with {named}'}"
+        return f"{text}, chosen: {values['strategy']}{named and f' with {named}'}"
 
     # -- what is meant -----------------------------------------------------------------------------
 

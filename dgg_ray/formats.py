@@ -54,10 +54,20 @@ def score_text(row: Mapping[str, Any]) -> str:
     return interval_text(row["score"], row["low"], row["high"], row["n"], row["values"])
 
 
-def difference_text(row: Mapping[str, Any]) -> str:
-    """The paired difference, over other orders and seeds, of this one comparison; empty for none."""
-    bounds = row["difference_low"], row["difference_high"], row["pairs"]
-    text = interval_text(row["difference"], *bounds, row["difference_values"], signed)
+def at_once(row: Mapping[str, Any]) -> Interval:
+    """The paired difference of a row of `outcomes.compare`, its bounds for all rivals at once."""
+    bounds = row["at_once_low"], row["at_once_high"], row["pairs"]
+    return Interval(row["difference"], *bounds, row["difference_values"])
+
+
+def ci_of(row: Mapping[str, Any]) -> str:
+    """What these bounds are: of a single rival, or of joint, they are those of its own comparison."""
+    return CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
+
+
+def difference_text(row: Mapping[str, Any], ci: str = CI) -> str:
+    """The paired difference, over other orders and seeds, as the verdict has it; empty for none."""
+    text = interval_text(*at_once(row), form=signed, ci=ci)
     return "" if np.isnan(row["difference"]) else text
 
 

@@ -38,6 +38,7 @@ from dgg_ray.outcomes import (
     Results,
     chosen,
     compared,
+    family_of,
     final_split,
     final_table,
     headline,
@@ -95,13 +96,11 @@ def unfinished(results: Results) -> list[Step]:
             text += f" If the settings left are like those judged, the best of all is {percent(gain)} points "
             text += "better, what is luck taken off."
         else:
-            text += (
-                " Until then no setting is recommended, or nothing says how far settings differ but for luck."
-            )
+            text += " Until then no setting is chosen, or nothing says how far settings differ but for luck."
         found.append(Step(gain, text))
     if compare:
         text = f"Finish the comparison: {compare} stages are left, {taking(compare_hours)}."
-        found.append(Step(inf, text + " Until then the recommendation and its rivals are not all compared."))
+        found.append(Step(inf, text + " Until then the chosen setting and its rivals are not all compared."))
     return found
 
 
@@ -138,8 +137,11 @@ def skill(table: np.ndarray) -> tuple[float, float]:
 
 def more_blocks(results: Results) -> list[Step]:
     """Blocks for the difference to the rival that is nearest, in units of its error."""
-    gaps_to = differences(results, headline(results)).items()
-    known = {label: (gaps, *standard_error(gaps, np.array(shared))) for label, (gaps, shared) in gaps_to}
+    family = family_of(results, final_split(results))
+    gaps_to = differences(results, headline(results))
+    known = {
+        label: (gaps, *standard_error(gaps, np.array(shared))) for label, (gaps, shared) in gaps_to.items()
+    }
     found = {label: of for label, of in known.items() if of[1] > 1e-12}
     if not found:
         return []
@@ -150,19 +152,21 @@ def more_blocks(results: Results) -> list[Step]:
     k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
     room = inf if results.ahead.room is None else results.ahead.room
     k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
-    now, then = half_width(freedom, error), half_width(freedom + k, spread / (n + k) ** 0.5)
+    level = 1 - 0.05 / family  # of all rivals at once, as the verdict has it
+    now, then = half_width(freedom, error, level), half_width(freedom + k, spread / (n + k) ** 0.5, level)
     enough = needed(mean, spread) if mean else None
     seeds_of: dict[int, set[str]] = {}
     for order, seed in results.terms.compared_on:
         seeds_of.setdefault(seed, set()).add(order)
     alone = results.terms.held_out or all(len(orders) < 2 for orders in seeds_of.values())
     others = "" if alone else OTHERS
+    ci = "95 %" if family < 2 else "simultaneous 95 %"
     so_far = f"{label} ({signed(mean)} points over {n} independent blocks)"
     change = f"narrows from ±{percent(now)} to about ±{percent(then)}"
     if n < FEWEST:
         now, change = inf, f"can be given then, of about ±{percent(then)}"
     text = (
-        f"Compare on {k} more block{'s' * (k > 1)}{others}, {taking(times(hours, k))}: the 95 % interval of "
+        f"Compare on {k} more block{'s' * (k > 1)}{others}, {taking(times(hours, k))}: the {ci} interval of "
         f"the difference to {so_far} {change}."
     )
     if room == 0:
@@ -191,9 +195,9 @@ def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tu
     return {label: (gap.to_numpy(), ways_of(tuple(gap.index))) for label, gap in gaps.items() if len(gap)}
 
 
-def half_width(freedom: float, error: float) -> float:
-    """Of the 95 % t interval of a mean with that error."""
-    return float(stats.t.ppf(0.975, freedom)) * error
+def half_width(freedom: float, error: float, level: float = 0.95) -> float:
+    """Of the t interval of a mean with that error."""
+    return float(stats.t.ppf((1 + level) / 2, freedom)) * error
 
 
 def more_alphas(results: Results) -> list[Step]:

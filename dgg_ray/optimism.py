@@ -169,7 +169,7 @@ def constraint_sentences(results: Results) -> list[str]:
     found = []
     if not search.feasible():
         found.append(
-            "No setting judged satisfies all constraints; the one that breaks them least is recommended."
+            "No setting judged satisfies all constraints; the one that breaks them least was chosen."
         )
     margins = np.array(mine.rows)[:, len(search.objective) :]
     for text, margin in zip(search.subject_to, margins.T, strict=True):
@@ -210,7 +210,7 @@ def same_sentences(results: Results, words: dict[str, str]) -> list[str]:
     same = [words.get(label, label) for label, rival in results.rivals.items() if rival == setting]
     waiting = [words.get(label, label) for label in results.terms.rivals if label not in results.rivals]
     if same:
-        found.append(f"The recommended setting is itself {listing(same)}: there is nothing to compare.")
+        found.append(f"The setting chosen is itself {listing(same)}: there is nothing to compare.")
     if waiting:
         found.append(f"Not compared yet, as their settings are not known: {listing(waiting)}.")
     return found

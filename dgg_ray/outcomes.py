@@ -25,7 +25,6 @@ from dgg_ray.intervals import (
     Difference,
     Interval,
     fixed_orders,
-    holm,
     mean_interval,
     paired_difference,
     ways_of,
@@ -191,7 +190,15 @@ def compared(results: Results) -> dict[str, str]:
     label = str(known.loc[setting, "strategy"])
     words = printed(results)
     rivals = {words.get(name, name): rival for name, rival in results.rivals.items() if rival != setting}
-    return {f"{label} (recommended)" if label in rivals else label: setting, **rivals}
+    where = f"highest on {results.terms.select_on}" if results.knobs else "the study's own"
+    return {f"{label} ({where})" if label in rivals else label: setting, **rivals}
+
+
+def own_label(results: Results) -> str:
+    """The chosen setting's label in tables and figures. It is not called recommended: the verdict may be that
+    another one is to be used."""
+    own = (label for label, setting in compared(results).items() if setting == chosen(results))
+    return next(own, "the chosen setting")
 
 
 def printed(results: Results) -> dict[str, str]:
@@ -300,8 +307,9 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     difference, difference_low, difference_high, p, pairs, difference_values: chosen minus rival, paired over
         the blocks that both have, and clusters of these; nan in the chosen setting's own rows. Each interval
         and p is of this one comparison.
-    p_adjusted, at_once_low, at_once_high: the same for all rivals of a metric at once, by Holm's and by
-        Bonferroni's correction. joint is a reference and no rival: it is not among them.
+    p_adjusted, at_once_low, at_once_high: the same for all rivals of a metric at once, both by Bonferroni's
+        correction, so that p is below 5 % where the interval excludes 0 and nowhere else (Holm's p can be
+        where it does not). joint is a reference and no rival: it is not among them.
     these_low, these_high, these_n, these_values: 95 % interval of the mean on these orders, over seeds
         (`intervals.fixed_orders`), and with `difference_` before of the difference.
     """
@@ -310,7 +318,7 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
     rivals = [setting for setting in labels.values() if setting != chosen(results)]
     together = set(table["setting"][table["together"]])
-    family = max(len(set(rivals) - together), 1)
+    family = family_of(results, split)
     rows = []
     for label, setting in labels.items():
         theirs = table[table["setting"] == setting].set_index(BLOCK)
@@ -325,8 +333,15 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*columns, *(f"difference_{name}" for name in THESE)])
     judged = ~frame["setting"].isin(together)
     frame.insert(frame.columns.get_loc("at_once_low"), "p_adjusted", frame["p"])
-    frame.loc[judged, "p_adjusted"] = frame[judged].groupby("metric")["p"].transform(holm)
+    frame.loc[judged, "p_adjusted"] = (frame["p"][judged] * family).clip(upper=1)
     return frame
+
+
+def family_of(results: Results, split: str) -> int:
+    """Number of rivals that intervals hold for at once: all but joint; at least 1."""
+    table = final_table(results, split)
+    out = {*table["setting"][table["together"]], chosen(results)}
+    return max(len(set(compared(results).values()) - out), 1)
 
 
 def differences(

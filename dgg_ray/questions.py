@@ -31,6 +31,7 @@ from dgg_ray.outcomes import (
     headline,
     listing,
     name_of,
+    own_label,
     percent,
     settings,
     signed,
@@ -99,7 +100,7 @@ def use(results: Results, figures: Figures, fence: Fence) -> Section:
 
 
 def values(results: Results) -> Table | None:
-    """The recommended value of each search parameter, and how sure it is."""
+    """The chosen value of each search parameter, and how sure it is."""
     setting = chosen(results)
     if setting is None or not results.knobs or setting not in settings(results).index:
         return None
@@ -129,7 +130,7 @@ def comparison(results: Results, figures: Figures, fence: Fence) -> Section:
         said = [
             f"All methods were trained and evaluated on the same blocks: {blocks_in_words(results)}, {split} "
             "split.",
-            "The second line of a cell is the recommended setting minus this method, paired over these "
+            f"The second line of a cell is {own_label(results)} minus this method, paired over these "
             "blocks; where its interval holds 0 the study cannot tell the two apart.",
         ]
     shown_metrics = [m for m in SHOWN if not table[table["metric"] == m]["score"].isna().all()]
@@ -157,8 +158,9 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
     name = SHOWN.get(headline(results), headline(results))
     caption = (
         f"{split.capitalize()} split, in percent, mean (95 % interval over other orders and seeds). "
-        f"Differences in {name} have intervals, and p values (Holm), that hold for all methods at once; "
-        "those in other metrics are single ones. FAA: final score over all questions. Stability: final "
+        f"Differences in {name} have intervals, and p values (Bonferroni), that hold for all methods at "
+        "once, joint training, the reference, apart; those in other metrics are single ones. "
+        "FAA: final score over all questions. Stability: final "
         "score on the tasks before the last. Plasticity: score on a task right after learning it, but for "
         "the first. BWT: change of earlier tasks since they were learned."
     )
@@ -171,7 +173,7 @@ def score(row: Mapping[str, Any]) -> str:
 
 
 def gap(row: Mapping[str, Any], at_once: bool) -> str:
-    """The paired difference as a second line, empty for the recommended setting itself.
+    """The paired difference as a second line, empty for the chosen setting itself.
 
     at_once: with the interval that holds for all methods at once, as the verdict has it.
     """
@@ -197,7 +199,10 @@ def these_orders(results: Results, table: pd.DataFrame, metric: str, split: str)
         "run. They say nothing of other orders."
     )
     return Table(
-        caption, ["method", SHOWN.get(metric, metric), "recommended minus this"], rows, "comparison.csv"
+        caption,
+        ["method", SHOWN.get(metric, metric), f"{own_label(results)} minus this"],
+        rows,
+        "comparison.csv",
     )
 
 
@@ -439,8 +444,8 @@ def wrong(results: Results, figures: Figures, fence: Fence) -> Section:
     questions = len(every.drop_duplicates(["task", "id"]))
     said = [
         f"Of {questions} questions of the {split} split, {len(found)} were answered right after their task "
-        f"was learned and wrong at the end, in at least one of {runs} run{'s' * (runs != 1)} of the "
-        "recommended setting."
+        f"was learned and wrong at the end, in at least one of {runs} run{'s' * (runs != 1)} of "
+        f"{own_label(results)}."
     ]
     if len(found) > len(some):
         said.append(f"Here are {len(some)} of them, drawn at random, of each task in proportion.")

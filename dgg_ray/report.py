@@ -57,6 +57,7 @@ DPI = 160  # of the PNG, and of what is too many marks for the PDF
 STATUS = {  # verdict's status → as the page shows it
     "clear": "a clear lead",
     "within noise": "within noise",
+    "beaten": "worse than another method",
     "floor": "cannot tell: scores near the floor",
     "ceiling": "cannot tell: scores near the ceiling",
     "not compared": "not compared",
@@ -70,7 +71,7 @@ def write(results: Results, folder: Path, fence: Fence | None = None) -> Path:
         report.html                     opens without a network
         figures/NAME.png .pdf .csv      each figure and its numbers
         table.parquet  table.csv        every cell, without times: the same results give the same bytes
-        settings.csv  comparison.csv    settings judged; the recommended one against its baselines
+        settings.csv  comparison.csv    settings judged; the chosen one against its baselines
         per_task.csv  examples.csv      every task by method; answers that were right once and are wrong now
         costs.csv     table.tex         costs of every stage; the comparison for LaTeX (booktabs)
         robustness*.csv                 how much the order matters, see robustness.frames

@@ -22,6 +22,7 @@ from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import Method, space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
 from dgg_ray.study import Study
+from dgg_ray.verdict import verdict
 from dgg_ray.versions import version
 
 
@@ -231,14 +232,18 @@ def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, St
 
 
 def recommendation(results: Results) -> dict[str, Any]:
-    """The recommended setting, its score with its 95 % interval, and the comparison with its rivals."""
+    """The verdict, the setting that the search chose, and its comparison with its rivals.
+
+    recommended: the chosen setting's values; whether it is to be used, the verdict says.
+    """
     if results.recommended is None:
         raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
     mine = results.table[results.table["setting"] == results.recommended]
     split = final_split(results)
-    compared = compare(results, split)
+    compared, said = compare(results, split), verdict(results)
     return {
         "study": results.name,
+        "verdict": {"status": said.status, "headline": said.headline},
         "setting": results.recommended,
         "recommended": json.loads(mine.iloc[0][list(results.knobs)].to_json()) if len(mine) else {},
         "not_searched": list(unsearched(results)),

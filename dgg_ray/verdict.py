@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.agreement import undecided_alphas, unsearched
-from dgg_ray.formats import CI, interval_text
+from dgg_ray.formats import at_once, ci_of, interval_text, points_text
 from dgg_ray.outcomes import (
     Results,
     alphas,
@@ -46,9 +46,9 @@ class Verdict(NamedTuple):
     """What to use, no bolder than its evidence; the page and the console open with it.
 
     headline: one sentence; support: at most three more.
-    status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not, `floor`
-        or `ceiling` where scores are too low or too high to tell, `not compared` without a simpler rival,
-        `nothing judged` before there is a score.
+    status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not,
+        `beaten` where a rival, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or too
+        high to tell, `not compared` without a simpler rival, `nothing judged` before there is a score.
     """
 
     headline: str
@@ -86,9 +86,11 @@ def verdict(results: Results) -> Verdict:
     unbeaten = rivals[~(rivals["at_once_low"] > 0)]
     score = f"On the {split} split its {SHOWN.get(metric, metric)} is {of_score(own)}."
     support = [score, *reference(rows), *scope(results, split)]
+    if (above := above_it(results, rows)) is not None:
+        return beaten(results, above, ours, support)
     if rivals.empty:
-        why = "this study has no simpler rival that it was compared with"
-        return Verdict(f"{begin(results)} {ours}; {why}.", support, "not compared")
+        text = f"No setting was shown to be the one to use: {ours} has no simpler rival in this study."
+        return Verdict(text, support, "not compared")
     if unbeaten.empty:
         gaps = listing([f"{in_words(label)} by {of_gap(row)}" for label, row in rivals.iterrows()])
         return Verdict(f"{begin(results)} {ours}.", [score, f"It beats {gaps}.", *support[1:]][:3], "clear")
@@ -96,8 +98,28 @@ def verdict(results: Results) -> Verdict:
     label = unbeaten.index[unbeaten["setting"] == simplest][0]
     text = f"No setting was shown to beat {in_words(label)} (difference {of_gap(unbeaten.loc[label])}); "
     text += f"the simplest setting within noise is {described(results, simplest)}."
-    highest = f"Highest where settings were chosen was {ours}. {score}"
-    return Verdict(text, [highest, *support[1:]][:3], "within noise")
+    return Verdict(text, [f"{introduced(results, ours)} {score}", *support[1:]][:3], "within noise")
+
+
+def above_it(results: Results, rows: pd.DataFrame) -> pd.Series | None:
+    """The row of the highest rival that beats the chosen setting beyond doubt; joint is none."""
+    above = rows[(rows["at_once_high"] < 0) & (rows["setting"] != results.rivals.get("joint"))]
+    return above.loc[above["score"].idxmax()] if len(above) else None
+
+
+def beaten(results: Results, above: pd.Series, ours: str, support: list[str]) -> Verdict:
+    """The verdict where some rival is better beyond doubt."""
+    better = in_words(above.name)
+    so_far = "So far " if results.search and not results.search.finished else ""
+    text = f"{so_far}{better} beats {ours} by {of_gap(above, -1)}."
+    return Verdict(text[0].upper() + text[1:], support[:3], "beaten")
+
+
+def introduced(results: Results, ours: str) -> str:
+    """How the setting that is spoken of came to be it."""
+    if not results.knobs:  # nothing was searched
+        return f"The study's own setting is {ours}."
+    return f"Highest where settings were chosen was {ours}."
 
 
 def begin(results: Results) -> str:
@@ -116,12 +138,10 @@ def of_score(row: pd.Series) -> str:
     return f"{text.removesuffix(')')}, {int(row['n'])} independent blocks)"
 
 
-def of_gap(row: pd.Series) -> str:
-    """`6.4 points, 95 % CI −10.0 to 23.1`; of several rivals the bounds hold for all at once."""
-    bounds = row["at_once_low"], row["at_once_high"], row["pairs"]
-    ci = CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
-    text = interval_text(row["difference"], *bounds, row["difference_values"], unit=" points", ci=ci)
-    return text.replace(" (", ", ").removesuffix(")")
+def of_gap(row: pd.Series, sign: float = 1) -> str:
+    """`6.4 points, 95 % CI −10.0 to 23.1`; of several rivals the bounds hold for all at once. sign -1 turns
+    the gap round."""
+    return points_text(at_once(row), sign, ci_of(row)).replace(" (", ", ").removesuffix(")")
 
 
 def reference(rows: pd.DataFrame) -> list[str]:

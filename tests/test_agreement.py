@@ -49,11 +49,11 @@ def test_the_recommended_alpha_is_held_against_the_best_of_its_curve():
 def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_told():
     (apart,) = agreement_sentences(told("s0"))
     assert "the mean final score is highest elsewhere: for b at α = 0.5, 4.0 points (95 % CI " in apart
-    assert apart.endswith("above the recommended 0: they can be told apart.")
+    assert apart.endswith("above the chosen 0: they can be told apart.")
     # sums 1, 4 and 7 points halved twice: mean 4, half width 4.303 · 3 / √3 = 7.5
     assert "they cannot be told apart" in agreement_sentences(told("s0", (0.06, 0.12, 0.18)))[0]
     assert (
-        "4.0 points above the recommended 0, in too few independent blocks"
+        "4.0 points above the chosen 0, in too few independent blocks"
         in agreement_sentences(told("s0", (0.12,)))[0]
     )
     assert agreement_sentences(told("s5")) == [
@@ -66,8 +66,8 @@ def test_the_answer_says_where_the_curves_are_higher_and_whether_that_can_be_tol
 def test_the_section_on_the_curves_says_what_is_recommended():
     ((_, text),) = trades(told("s0"))
     assert "For b, the curve of the mean final score is highest at α = 0.5" in text
-    assert "Recommended is α = 0, by this curve 4.0 points (95 % CI " in text
-    assert "Recommended is α = 0.5 too." in trades(told("s5"))[0][1]
+    assert "Chosen was α = 0, by this curve 4.0 points (95 % CI " in text
+    assert "Chosen was α = 0.5 too." in trades(told("s5"))[0][1]
 
 
 def test_equal_but_for_rounding_is_equal():
@@ -77,7 +77,7 @@ def test_equal_but_for_rounding_is_equal():
     assert found.points()[["gain", "open"]].to_numpy().tolist() == [[0, True], [0, True]]
     (one,) = stands(tied)
     assert (one.used, one.best, one.agrees) == (0.5, 0, True)
-    assert trades(tied)[0][1].endswith("Recommended is α = 0.5, as good by this curve.")
+    assert trades(tied)[0][1].endswith("Chosen was α = 0.5, as good by this curve.")
 
 
 def test_an_alpha_between_those_tried_is_read_off_the_line_between_them():

@@ -14,7 +14,7 @@ from dgg_ray.fence import Fence
 def test_the_table_has_a_line_for_each_method_below_a_head():
     lines = closing.table(small_study())
     assert len(lines) == 4
-    assert lines[0].split() == ["FAA", "on", "test,", "%", "recommended", "minus", "this", "forgetting"]
+    assert lines[0].split() == ["FAA", "on", "test,", "%", "dgg", "minus", "this", "forgetting"]
     assert lines[1].startswith("* dgg")
     assert "66.7 (2 blocks: 71.7, 61.7)" in lines[1]
     assert "+12.5 (2 blocks: +8.3, +16.7)" in lines[2]

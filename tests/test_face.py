@@ -95,7 +95,7 @@ def test_a_folder_is_opened_with_the_same_results(simulated):
 
 def test_a_repr_is_one_line_and_a_notebooks_is_html(simulated):
     assert repr(simulated) == (
-        f"<results of 'toy' in {simulated.out}: 21 of 21 stages finished, recommended: dgg>".replace(
+        f"<results of 'toy' in {simulated.out}: 21 of 21 stages finished, chosen: dgg>".replace(
             "21 of 21",
             f"{simulated.results.facts['finished stages']} of {simulated.results.facts['distinct stages']}",
         )
@@ -113,7 +113,7 @@ def test_an_unfinished_study_can_be_opened(tmp_path):
 
     studyfile.keep(study, tmp_path)
     found = dgg_ray.open(tmp_path)
-    assert "nothing recommended yet" in repr(found)
+    assert "no setting chosen yet" in repr(found)
     assert "Nothing is finished yet" in found._repr_html_()
     assert found.table.empty
     with pytest.raises(ResultsError, match="no setting has been judged yet"):

@@ -169,7 +169,9 @@ def test_a_study_without_a_winner_recommends_nothing():
 
 def test_the_only_setting_is_the_chosen_one_where_nothing_was_searched():
     only = small_study(settings=("d1",), recommended=None, rivals={}, knobs=())
-    assert words(only).startswith("Use dgg; this study has no simpler rival that it was compared with.")
+    assert words(only).startswith(
+        "No setting was shown to be the one to use: dgg has no simpler rival in this study."
+    )
     assert "this study has no rivals" in words(only)
 
 

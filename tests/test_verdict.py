@@ -8,11 +8,13 @@ import pytest
 from scipy import stats
 from test_robustness import study
 
-from dgg_ray import answer
+from dgg_ray import answer, closing, next_steps, report
 from dgg_ray.agreement import undecided_alphas
+from dgg_ray.fence import Fence
 from dgg_ray.formats import interval_text, points_text
 from dgg_ray.intervals import Interval
 from dgg_ray.outcomes import compare, metrics, range_of
+from dgg_ray.outcomes import compared as outcomes_compared
 from dgg_ray.verdict import simplicity_of, verdict
 
 ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage
@@ -50,8 +52,8 @@ def test_a_lead_that_may_be_luck_recommends_the_simplest_setting_within_noise():
         "CI −10.7 to 16.7); the simplest setting within noise is replay."
     )
     assert found.support[0] == (
-        "Highest where settings were chosen was dgg. On the validation split its FAA is 62.0 % (95 % CI 56.0 "
-        "to 67.8, 4 independent blocks)."
+        "The study's own setting is dgg. On the validation split its FAA is 62.0 % (95 % CI 56.0 to 67.8, 4 "
+        "independent blocks)."
     )
 
 
@@ -65,8 +67,46 @@ def test_what_one_rival_alone_would_show_is_not_shown_where_several_are_tried():
     half = stats.t.ppf(1 - 0.025 / 2, 3) * np.std([3, 9, 5, 9], ddof=1) / 200
     assert row["at_once_low"] == pytest.approx(0.065 - half)
     assert row["difference_low"] > row["at_once_low"]
-    assert row["p_adjusted"] == pytest.approx(row["p"])  # the larger of two p values by Holm
+    assert row["p_adjusted"] == pytest.approx(2 * row["p"])
+    # 2, 9, 5, 9 points: p = 0.035 alone, which Holm leaves where the other is smaller; its interval holds 0
+    doubtful = faa(compared(**rivals | {"replay": (0.58, 0.55, 0.53, 0.57)}), "replay")
+    assert doubtful["p"] < 0.05 < doubtful["p_adjusted"]
+    assert doubtful["at_once_low"] < 0
     assert faa(among, "finetune")["p_adjusted"] == pytest.approx(2 * faa(among, "finetune")["p"])
+
+
+def test_the_sentences_the_table_and_the_steps_have_the_interval_of_the_headline():
+    made = compared(finetune=(0.20, 0.25, 0.19, 0.24), replay=(0.50, 0.65, 0.51, 0.70))
+    said = verdict(made).headline
+    assert "3.0 points, simultaneous 95 % CI −10.7 to 16.7" in said
+    assert "+3.0 (simultaneous 95 % CI −10.7 to +16.7) points" in " ".join(answer.answer(made))
+    (line,) = (line for line in closing.table(made) if "replay" in line)
+    assert "+3.0 (95 % CI −10.7 to +16.7)" in line
+    (step,) = next_steps.sentences(made)
+    assert "the simultaneous 95 % interval of the difference to replay" in step
+    assert "narrows from ±13.7 to" in step
+
+
+def test_a_setting_that_is_worse_than_a_rival_is_not_within_noise_of_it():
+    worse = compared(finetune=tuple(x + 0.2 + e for x, e in zip(OURS, (0, 0.01, 0, 0.01), strict=True)))
+    found = verdict(worse)
+    assert found.status == "beaten"
+    # 20, 21, 20, 21 points: 20.5 ± 3.1824 · 0.57735 / 2
+    assert found.headline == "Plain fine-tuning beats dgg by 20.5 points, 95 % CI 19.6 to 21.4."
+    also = compared(replay=(0.1, 0.12, 0.1, 0.11), clever=(*(x + 0.2 for x in OURS[:3]), 0.87))
+    assert verdict(also).headline.startswith("Clever beats dgg by ")  # a rival need not be simpler
+
+
+def test_no_page_calls_a_setting_recommended_that_the_headline_does_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "figure_names", list)
+    made = compared(finetune=(0.50, 0.65, 0.51, 0.70))
+    assert verdict(made).status == "within noise"
+    page = report.write(made, tmp_path).read_text(encoding="utf-8")
+    assert "recommended" not in page
+    assert "dgg minus this" in page
+    assert "recommended" not in "\n".join(closing.summary(made, Fence()))
+    same = dataclasses.replace(made, rivals={"dgg": "finetune"})
+    assert next(iter(outcomes_compared(same))) == "dgg (the study's own)"
 
 
 def test_two_blocks_show_their_values_and_prove_nothing():

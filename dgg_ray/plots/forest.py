@@ -1,4 +1,4 @@
-"""Every method's score, and its difference to the recommended setting."""
+"""Every method's score, and its difference to the chosen setting."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray import plots
-from dgg_ray.outcomes import Results, compare, final_split, headline
+from dgg_ray.outcomes import Results, compare, final_split, headline, own_label
 
 READING = (
-    "Left: the mean score over blocks. Right: the recommended setting minus this method on the same blocks; "
-    "right of 0 the recommended setting is better. Bars are 95 % intervals, on the right for all methods at "
-    "once; a method without a bar has fewer than three independent blocks."
+    "Left: the mean score over blocks. Right: the setting in the first line minus this method on the "
+    "same blocks; right of 0 the first is better. Bars are 95 % intervals, on the right for all methods at "
+    "once (joint, the reference, apart); a method without a bar has fewer than three independent blocks."
 )
 
 
@@ -32,7 +32,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     left, right = axes[0]
     name = metric.upper() if metric == "faa" else metric.replace("_", " ")
     plots.quiet(left, f"{name} on the {split} split, %", "")
-    plots.quiet(right, "recommended minus this method, points", "")
+    plots.quiet(right, f"{own_label(results)} minus this method, points", "")
     bars(left, data, "score", "low", "high")
     right.axvline(0, color=plots.INK, lw=1, zorder=1)
     bars(right, data, "difference", "at_once_low", "at_once_high")

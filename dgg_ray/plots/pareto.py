@@ -17,8 +17,9 @@ from dgg_ray.front import front, volumes
 from dgg_ray.outcomes import Results
 
 READING = (
-    "Left: settings judged, in the first two objectives; filled ones are dominated by none, the star is "
-    "recommended, and crosses break a constraint. Right: the part of the unit square (or cube) that the "
+    "Left: settings judged, in the first two objectives; filled ones are dominated by none, the star is the "
+    "one chosen, by the mean of the objectives, and crosses break a constraint. Right: the part of the unit "
+    "square (or cube) that the "
     "settings judged so far dominate, from the origin (hypervolume). A curve that has been level for long "
     "says that more settings are unlikely to move the front."
 )
@@ -33,7 +34,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     if search is None or len(search.objective) < 2 or not search.of("judged"):
         return None
     data = points(search)
-    data["recommended"] = data["setting"] == results.recommended
+    data["chosen"] = data["setting"] == results.recommended
     grown = pd.DataFrame(volumes(search), columns=["judged", "stages", "volume"])
     figure, axes = plots.sheet(9.6, 4.0, 1, 2)
     draw_front(axes[0, 0], data, search.objective)
@@ -58,8 +59,8 @@ def draw_front(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) -> None
     looks = (
         (~data["feasible"], {"marker": "x", "color": plots.QUIET, "label": "breaks a constraint"}),
         (data["feasible"] & ~data["front"], {"fc": "white", "ec": plots.BLUE, "label": "dominated"}),
-        (data["front"] & ~data["recommended"], {"fc": plots.BLUE, "ec": "white", "label": "Pareto set"}),
-        (data["recommended"], {"marker": "*", "fc": plots.BLUE, "ec": "white", "label": "recommended"}),
+        (data["front"] & ~data["chosen"], {"fc": plots.BLUE, "ec": "white", "label": "Pareto set"}),
+        (data["chosen"], {"marker": "*", "fc": plots.BLUE, "ec": "white", "label": "chosen"}),
     )
     for these, look in looks:
         rows = data[np.asarray(these, dtype=bool)]

@@ -38,7 +38,7 @@ class Panel(NamedTuple):
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Heat maps of R, one for each order: of every method, or of the recommended setting alone.
+    """Heat maps of R, one for each order: of every method, or of the chosen setting alone.
 
     On the test split where there is one. Cells that were not evaluated are left white; the numbers are of
     all methods on all orders. None where nothing was evaluated.

@@ -68,8 +68,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     handles, names = ax.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower left", ncols=2, fontsize=9.5, frameon=False)
-    searched_for = results.recommended if results.knobs else None
-    draw_compared(ax, points, curve, compared(results), searched_for)
+    draw_compared(ax, points, curve, compared(results))
     notes = []
     if "compared" in set(points["kind"]):
         notes.append("names: held-out blocks, dots: blocks of the search")
@@ -218,10 +217,8 @@ def cross(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
     )
 
 
-def draw_compared(
-    ax: Axes, points: pd.DataFrame, curve: pd.DataFrame, labels: dict[str, str], recommended: str | None
-) -> None:
-    """A star on the recommended setting, a marker and a word on each baseline; the curves' α beside them."""
+def draw_compared(ax: Axes, points: pd.DataFrame, curve: pd.DataFrame, labels: dict[str, str]) -> None:
+    """A star on the chosen setting, a marker and a word on each baseline; the curves' α beside them."""
     words = []
     for place, (label, setting) in enumerate(labels.items()):
         row = points[points["setting"] == setting].iloc[-1:]  # where it was compared
@@ -233,7 +230,7 @@ def draw_compared(
         ax.scatter(x, y, marker=marker, s=size, color=colour, edgecolor="white", linewidth=1, zorder=6)
         if row["kind"].iloc[0] != "reference":
             cross(ax, row, colour)
-        words.append((x, y, f"{label}, recommended" if setting == recommended else label, colour))
+        words.append((x, y, label, colour))
     for row in curve.to_dict("records"):
         words.append((row["stability"], row["plasticity"], f"α {text_of(row['alpha'])}", plots.BLUE))
     plots.callouts(ax, words, points[list(AXES)].to_numpy())

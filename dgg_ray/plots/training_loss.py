@@ -1,4 +1,4 @@
-"""The training loss along every stage of the recommended setting."""
+"""The training loss along every stage of the chosen setting."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
