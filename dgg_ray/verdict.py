@@ -47,8 +47,8 @@ class Verdict(NamedTuple):
 
     headline: one sentence; support: at most three more.
     status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not,
-        `beaten` where a rival, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or too
-        high to tell, `not compared` without a simpler rival, `nothing judged` before there is a score.
+        `beaten` where a rival, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or
+        too high to tell, `not compared` without a simpler rival, `nothing judged` before there is a score.
     """
 
     headline: str
