@@ -34,8 +34,8 @@ BIN = 4  # … because the noise of single settings would turn the curve into a 
 READING = (
     "Right is better at keeping the earlier tasks, up is better at learning the next one. The line joins the "
     "settings with one α for all tasks, in the order of α; pale dots have an α of their own for each task. "
-    "Crosses are 95 % intervals. The pale edge is the Pareto front: no setting lies beyond it. Joint training has "
-    "no sequence, hence neither stability nor plasticity: it is placed by its final scores on the same tasks."
+    "Crosses are 95 % intervals. The pale edge is the Pareto front: no setting lies beyond it. Joint "
+    "training has no sequence, hence neither stability nor plasticity: its final scores on the same tasks place it."
 )
 FEWEST = 3  # independent blocks behind a cross: below that there is no interval
 AXES = ("stability", "plasticity")
