@@ -359,12 +359,12 @@ def differences(
     return single, (wide.low, wide.high), Interval(here.mean, *bounds, *here[3:])
 
 
-def over_blocks(rows: pd.DataFrame, metric: str) -> Interval:
+def over_blocks(rows: pd.DataFrame, metric: str, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
     """Mean of one setting's runs with its 95 % interval over clusters of blocks; of joint runs over seeds.
 
-    metric: a column; where it is one of metrics/, no bound goes beyond its range.
+    metric: a column; no bound goes beyond its range, where it is one of metrics/, else beyond `bounds`.
     """
-    within = range_of(metric) if metric in metrics() else (0.0, 1.0)
+    within = range_of(metric) if metric in metrics() else bounds
     if rows["together"].any():
         return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
     return mean_interval(rows[metric], clusters=ways_of(blocks_of(rows)), within=within)

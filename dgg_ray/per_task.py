@@ -11,7 +11,8 @@ import pandas as pd
 
 from dgg_ray.outcomes import Results, compared, final_runs, once, over_blocks
 
-PARTS = ("learned", "final", "forgotten")
+RANGES = {"learned": (0.0, 1.0), "final": (0.0, 1.0), "forgotten": (-1.0, 1.0)}  # a task may end higher
+PARTS = (*RANGES,)
 
 
 @once
@@ -50,7 +51,7 @@ def per_task(results: Results, split: str) -> pd.DataFrame:
         for task, group in table[table["label"] == label].groupby("task", sort=True):
             row = {"label": label, "task": task}
             for part in PARTS:
-                found = over_blocks(group, part)
+                found = over_blocks(group, part, RANGES[part])
                 row |= {part: found.mean, f"{part}_low": found.low, f"{part}_high": found.high}
                 row |= {f"{part}_n": found.n, f"{part}_values": found.values}
             rows.append(row)

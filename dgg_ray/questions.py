@@ -223,7 +223,7 @@ def tasks(results: Results, figures: Figures, fence: Fence) -> Section:
         )
         if len(others):
             each = [f"{row['label']} {percent(row['forgotten'])}" for row in others.to_dict("records")]
-            said.append(f"Of the same task the other methods forget, in points: {listing(each)}.")
+            said.append(f"Of {worst['task']} the other methods forget, in points: {listing(each)}.")
     return content(
         said,
         figures.get("per_task"),
@@ -237,7 +237,7 @@ def forgotten_in_words(label: str, row: pd.Series) -> str:
     if row["forgotten"] <= 0:
         return f"{label} forgets no task: every one ends at least as high as it was, on average."
     return (
-        f"{label} forgets {row['task']} most: where other tasks follow it, it ends "
+        f"On average {label} forgets {row['task']} most: where other tasks follow it, it ends "
         f"{percent(row['forgotten'])} points below its best score."
     )
 

@@ -55,7 +55,7 @@ ASKED = (  # figures that a question of the page asks for; others go to the appe
 )
 DPI = 160  # of the PNG, and of what is too many marks for the PDF
 STATUS = {  # verdict's status → as the page shows it
-    "clear": "a clear lead",
+    "clear": "a clear lead over the simpler methods",
     "within noise": "within noise",
     "beaten": "worse than another method",
     "floor": "cannot tell: scores near the floor",

@@ -150,7 +150,7 @@ def test_a_figure_that_fails_is_named_and_the_report_is_written(monkeypatch, tmp
 
 def test_one_task_is_named_as_the_most_forgotten(read):
     # a: best 0.8 and 0.8 (order c a b: 0.7), ends at 0.6 in both; c: 0.9 → 0.7 where it is first
-    assert "dgg forgets c most: where other tasks follow it, it ends" in read.text
+    assert "On average dgg forgets c most: where other tasks follow it, it ends" in read.text
 
 
 def test_the_page_of_a_study_with_two_blocks_draws_no_interval(written):

@@ -19,10 +19,10 @@ ABREAST = 4  # tasks beside each other
 TICKS = [0, 0.02, 0.1, 0.25, 0.5, 1]
 MANY = 1000  # stages, above which a PDF holds their dots as a picture
 READING = (
-    "Above: what α costs the new task. Below: what it saves of the old ones. Lines are monotone fits within "
-    "blocks, with 95 % bands of their shape; faint dots are single stages, their block's level taken out. "
-    "Dotted: the α where the mean final score is highest; grey bar: those that cannot be told apart from it. "
-    "Filled markers: α = 0 and 1."
+    "Above: what α costs the new task. Below: what it saves of the old ones. Lines are monotone fits "
+    "within blocks, with 95 % bands of their shape where three independent blocks have an α; faint dots "
+    "are single stages, their block's level taken out. Dotted: the α where the mean final score is "
+    "highest; grey bar: those that cannot be told apart from it. Filled markers: α = 0 and 1."
 )
 LOOKS = {
     "new": (plots.ORANGE, "o", "the new task's score, %"),

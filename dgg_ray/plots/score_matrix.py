@@ -18,9 +18,9 @@ from dgg_ray import plots
 from dgg_ray.outcomes import Results, Run, compared, final_runs, final_split
 
 READING = (
-    "Read down a column to see what becomes of one task: it is learned on the diagonal, the last row is the "
-    "end, and what is above the diagonal was evaluated before its turn. Below a mean stand the lowest and "
-    "the highest seed, where there are several."
+    "Read down a column to see what becomes of one task: it is learned on the diagonal, the last row is "
+    "the end, and what is above the diagonal was evaluated before its turn. Where an order has several "
+    "seeds, the lowest and the highest stand below the mean."
 )
 PANELS, ORDERS, ABREAST = 12, 6, 3  # most that are drawn; the CSV has all
 

@@ -32,10 +32,11 @@ from dgg_ray.outcomes import (
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
 READING = (
-    "Right is better at keeping the earlier tasks, up is better at learning the next one. The line joins the "
-    "settings with one α for all tasks, in the order of α; pale dots have an α of their own for each task. "
-    "Crosses are 95 % intervals. The pale edge is the Pareto front: no setting lies beyond it. Joint "
-    "training has no sequence, hence neither stability nor plasticity: its final scores on the same tasks place it."
+    "Right is better at keeping the earlier tasks, up is better at learning the next one. Where settings "
+    "with one α for all tasks were tried, a line joins them in the order of α; pale dots have an α of "
+    "their own for each task. Crosses are 95 % intervals. The pale edge is the Pareto front of the "
+    "settings tried, on the blocks of the search. Joint training has no sequence, hence neither stability "
+    "nor plasticity: its final scores on the same tasks place it, without a cross."
 )
 FEWEST = 3  # independent blocks behind a cross: below that there is no interval
 AXES = ("stability", "plasticity")
