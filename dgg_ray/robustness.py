@@ -242,7 +242,7 @@ def sentences(results: Results) -> list[str]:
     found += setting_sentences(results, settings_by_order(results))
     clusters, tasks = int(spread["clusters"].max()), spread["lowest_order"].iloc[0].count(" > ") + 1
     text = f"Intervals of spread, ranks and effects are over {clusters} clusters: orders that begin with the "
-    text += "same task share stages and "
+    text += "same task, which share stages where they share a seed, "
     advice = " Orders that begin with other tasks would narrow them." if clusters < tasks else ""
     return [*found, f"{text}count as one.{advice}"]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dgg_ray import cli, closing, questions, report, results, retrace
@@ -198,7 +199,7 @@ def test_who_stops_reading_changes_nothing(study, tmp_path):
 def test_closed_standard_files_are_not_taken_by_a_stage(study, tmp_path):
     out = tmp_path / "out"
     words = " ".join([*PYTHON, "run", str(study), "--out", str(out), "--local"])
-    assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, timeout=120, check=False).returncode == 0
+    assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, timeout=600, check=False).returncode == 0
     assert (out / "report.html").is_file()
 
 
@@ -206,7 +207,7 @@ def test_closed_standard_files_are_not_taken_by_a_stage(study, tmp_path):
 def test_a_terminal_that_lacks_letters_gets_question_marks(done, encoding):
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "20", "TERM": "dumb"}
     best = start("best", done, env=environment)
-    said, errors = best.communicate(timeout=120)
+    said, errors = best.communicate(timeout=600)
     assert best.returncode == 0
     assert "Traceback" not in errors
     assert said
@@ -224,7 +225,7 @@ def test_signals_end_a_run_as_ctrl_c_does(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         run.send_signal(ending)
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=600)
         assert run.returncode == 130
         assert "finished stages are kept" in errors
         assert "Traceback" not in errors
@@ -235,10 +236,12 @@ def test_a_run_under_nohup_outlives_its_terminal(study, tmp_path):
     words = ["nohup", *PYTHON, "run", str(study), "--out", str(out), "--local"]
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(words, stdout=log, stderr=log)
+    while "nohup" in psutil.Process(run.pid).cmdline()[0]:  # until then the signal ends it
+        time.sleep(0.05)
     while run.poll() is None:
         run.send_signal(signal.SIGHUP)
         time.sleep(0.3)
-    assert run.returncode == 0
+    assert run.returncode == 0, (tmp_path / "log").read_text()
     assert (out / "report.html").is_file()
 
 
@@ -258,7 +261,7 @@ def test_a_user_in_no_list_without_home_or_place_for_files_runs_a_study(study, t
     become = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
     become += ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
     run = start(*command, env=allowed, cwd="/", before=become)
-    _, errors = run.communicate(timeout=180)
+    _, errors = run.communicate(timeout=600)
     assert run.returncode == 0, errors
     assert "Traceback" not in errors
     assert (place / "out" / "report.html").is_file()
