@@ -78,7 +78,10 @@ def verdict(results: Results) -> Verdict:
     own = rows[rows["setting"] == setting].iloc[0]
     ours = described(results, setting)
     if np.isnan(own["score"]):
-        text = f"{ours} scored highest where settings were chosen, and has no finished run on {split} yet."
+        text = f"{ours} has no finished run on the {split} split"
+        if results.search is not None:
+            text = f"{ours} scored highest where settings were chosen, and has no finished run on {split}"
+        text += "." if results.failures else " yet."
         return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing judged")
     if limit := end_of_scale(results, rows, metric, split):
         return limit

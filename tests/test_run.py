@@ -120,11 +120,12 @@ def test_plan_knows_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
     assert done["asked"] == (4 + 1 + 2) * 2 * 3 + 2
 
 
-def test_status_says_what_is_done_what_is_best_with_its_band_and_what_was_spent(undisturbed, capsys):
+def test_status_says_what_is_done_what_is_best_and_what_was_spent(undisturbed, capsys):
     assert cli.main(["status", str(undisturbed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["to_train"], found["running"], found["queued"]) == (0, [], 0)
-    assert re.match(r"faa 0\.\d{3} \[-?0\.\d{3}, \d\.\d{3}\] with strategy.alpha.digits=", found["best"])
+    # Two orders with one seed are no three independent blocks: no interval stands beside the mean.
+    assert re.match(r"faa 0\.\d{3} with strategy.alpha.digits=", found["best"])
     assert found["outlook"]["spent"]["worker-hours"] > 0
     assert found["outlook"]["rest"]["worker-hours"]["high"] == 0
     assert cli.main(["status", str(undisturbed)]) == 0
@@ -184,7 +185,8 @@ def test_a_study_whose_every_stage_fails_still_ends_with_a_report(tmp_path, caps
     file.write_text(SMALL.replace("learning_rate: 5e-3", "learning_rate: 1e+30"))
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
     said = capsys.readouterr().out
-    assert "none is recommended" in said
+    assert "Nothing can be recommended yet: dgg has no finished run on the " in said
+    assert "scored highest" not in said
     assert "all answered from the store" not in said
     assert "NotFinite" in (out / "report.html").read_text()
 
