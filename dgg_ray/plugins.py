@@ -92,7 +92,7 @@ def found_in(kind: str, name: str) -> Any:
     if not stands(cls):
         rule = "must stand at the top of its module under its own name, where every worker finds it"
         raise fault(rule, f"{cls.__module__}:{cls.__qualname__}")
-    if apart := inspect.signature(cls).parameters.keys() - {f.name for f in fields(cls)}:
+    if apart := inspect.signature(cls).parameters.keys() - {f.name for f in fields(cls)}:  # type: ignore[arg-type]
         rule = "must be a field: a setting that is none would be in no stage's key"
         raise fault(f"{' and '.join(sorted(apart))} {rule}", cls.__name__)
     if issubclass(cls, contracts.Strategy) and (faults := list(hooks.faults(cls))):

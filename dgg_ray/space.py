@@ -50,7 +50,7 @@ def distribution(knob: Knob) -> BaseDistribution:
 def grid(space: Space, seed: int) -> list[Setting]:
     """Every combination of listed values, shuffled, so that the first part of them is a fair sample."""
     choices = [d.choices for d in space.values() if isinstance(d, CategoricalDistribution)]
-    combinations: list[Setting] = [dict(zip(space, values, strict=True)) for values in product(*choices)]
+    combinations: list[Any] = [dict(zip(space, values, strict=True)) for values in product(*choices)]
     return [combinations[i] for i in draws.permutation(len(combinations), seed, "", "grid")]
 
 
