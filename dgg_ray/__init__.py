@@ -32,7 +32,7 @@ WHERE = {"Study": "study", "Outcome": "face", "open": "face"}
 
 
 def __getattr__(name: str) -> Any:
-    """What is asked for is imported then: a command that prints its version waits for nothing else."""
+    """Import a public name when it is first asked for: `dgg-ray --version` waits for nothing else."""
     from importlib import import_module
 
     if name not in WHERE:

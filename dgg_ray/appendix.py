@@ -86,7 +86,7 @@ def all_settings(results: Results, title: str) -> list[Part]:
 
 
 def all_metrics(results: Results, title: str) -> list[Part]:
-    """What each metric is, by its file."""
+    """The definition of each metric, read off its file."""
     rows = [
         Row([name, (function.__doc__ or "").strip().splitlines()[0]]) for name, function in metrics().items()
     ]
@@ -95,7 +95,7 @@ def all_metrics(results: Results, title: str) -> list[Part]:
 
 
 def costs(results: Results, title: str) -> list[Part]:
-    """What the stages and their evaluations took, and what was predicted."""
+    """Seconds of the stages and their evaluations, beside the forecast."""
     rows = cost_rows(results.costs)
     table = spent = None
     if rows:

@@ -1,4 +1,4 @@
-"""What the store of a study holds beyond scores: predictions, training losses, adapters.
+"""Records that a study's store holds beside scores: predictions, training losses, adapters.
 
 Nothing is read before it is asked for. A run is named as in the study's table: by the id of its setting, its
 order (task names joined by " > ") and its seed.

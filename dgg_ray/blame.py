@@ -1,4 +1,4 @@
-"""Whose fault an error is, and whether another try could end otherwise."""
+"""The blame for an error: a plug-in's, a program's or the machine's; and whether another try may help."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def shown(file: str) -> str:
 
 
 def told(problem: BaseException) -> dict[str, str]:
-    """What is kept of an error that ended a stage; place: the line of a plug-in that raised it."""
+    """The record kept of an error that ended a stage; place: the line of a plug-in that raised it."""
     return describe(problem) | {"place": place(problem)}
 
 
 def line(error: dict[str, str]) -> str:
-    """What was kept of an error, for people: where, what kind, what it says."""
+    """The kept record of an error as a sentence: where, its type, its message."""
     where = f"{error['place']}: " if error.get("place") else ""
     return f"{where}{error['error']}: {error['message']}"

@@ -20,7 +20,7 @@ ELSEWHERE = "run it on a cluster (`dgg-ray submit`, or --address)"
 
 
 def sentences(study: Study, place: str, outlook: Outlook) -> Iterator[str]:
-    """What this machine lacks, a sentence each.
+    """Sentences about GPUs, CPUs and disk that this machine lacks.
 
     place: of the store, a folder or a URL; outlook: the forecast of what is left to do.
     """

@@ -1,4 +1,4 @@
-"""What a study may do and yet should be known before it runs: small data, and what its scorers cannot use.
+"""Warnings before a study runs: small data, and examples that its scorers cannot use.
 
 Each is a sentence with its numbers; nothing here is a fault. What needs the model's processor stands in
 preflight.py.
@@ -24,7 +24,7 @@ def scored(study: Study) -> list[str]:
 
 
 def of_task(study: Study, task: Task) -> Iterator[str]:
-    """What the task's scorer has to say of the examples that it will score."""
+    """Remarks of the task's scorer on the examples that it will score."""
     remarks = getattr(plugins.module("scorers", task.scorer), "remarks", None)
     for split in scored(study) if remarks else ():
         examples = task.examples[split]

@@ -1,4 +1,4 @@
-"""What a run and `dgg-ray best` end with: the verdict, a table of a few lines, and where things lie."""
+"""The closing lines of a run and of `dgg-ray best`: the verdict, a short table, and where things lie."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -37,7 +37,7 @@ def summary(results: Results, fence: Fence) -> list[str]:
 
 
 def beside(results: Results) -> list[str]:
-    """What limits the verdict."""
+    """Sentences that limit the verdict."""
     known = [*warning(results), *progress(results), *of_machines(results.machines)]
     return [*known, *failures(results), *unspent(results)]
 

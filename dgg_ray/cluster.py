@@ -107,7 +107,7 @@ def join(address: str) -> None:
 
 
 def importable() -> dict[str, str]:
-    """What the processes of Ray need in their environment to find plug-ins of the user's own."""
+    """Environment variables by which Ray's processes find plug-ins of the user's own."""
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     places = dict.fromkeys([*filter(None, before), *plugins.REACHED])
     return {"PYTHONPATH": os.pathsep.join(places)} if plugins.REACHED else {}

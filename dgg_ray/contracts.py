@@ -302,7 +302,7 @@ class Strategy:
         return {}
 
     def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
-        """What tells this from other settings of its class when `task` is learned after `earlier`, as JSON.
+        """Values that set this apart within its class when `task` is learned after `earlier`, as JSON.
 
         It enters the stage key: settings with an equal effect share the stage, so two that would train
         differently must differ here. Every field, unless the class itself says less; see `effect_of`.

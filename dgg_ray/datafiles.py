@@ -68,7 +68,7 @@ def load_text(path: Path, setting: str, faults: Faults) -> str | None:
 
 
 def alien(content: bytes) -> str:
-    """What the file is where its beginning says that it is no UTF-8; else empty."""
+    """The file's format where its first bytes show that it is no UTF-8; else empty."""
     wide = next((name for mark, name in WIDE.items() if content.startswith(mark)), "")
     if not wide and b"\0" in content[:4]:  # every second byte, or three of four, in JSON without a mark
         wide = "UTF-16" if content[:4].count(0) == 2 and content[:2].count(0) == 1 else "UTF-32"

@@ -1,4 +1,4 @@
-"""What each setting is, in words, read off the docstrings: the one source for editors and for `dgg-ray init`.
+"""Descriptions of the settings, read off the docstrings: the one source for editors and for `dgg-ray init`.
 
 A settings class describes its fields in its docstring, one after another, at the docstring's own indent:
 

@@ -1,4 +1,4 @@
-"""What is not used any more because a plug-in was edited."""
+"""Stored work that is not used any more because a plug-in was edited."""
 
 from __future__ import annotations
 

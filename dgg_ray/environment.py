@@ -95,7 +95,7 @@ def environment() -> dict[str, str]:
 
 @cache
 def cpuinfo(*names: str) -> str:
-    """What the system says of its first processor, under the first of these names that it knows."""
+    """The system's value for its first processor, under the first of these names that it knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a model gets wrong: answers that were right when their task was learned and are wrong at the end.
+"""Forgotten answers: right when their task was learned, and wrong at the end.
 
 Predictions come from the store of the study (archive.py), those of the final runs alone. Questions and
 pictures come from the tasks' own files, where these can still be read.
@@ -141,7 +141,7 @@ def shown(results: Results, rows: pd.DataFrame, split: str) -> tuple[list[Shown]
 def listing(
     results: Results, task: str = "", split: str = "", count: int = 20, method: str = ""
 ) -> dict[str, Any]:
-    """What the command shows, as JSON. Raises ResultsError for names that the study does not have."""
+    """The command's output, as JSON. Raises ResultsError for names that the study does not have."""
     split = split or final_split(results)
     label, setting = method_of(results, method)
     tasks = sorted({str(name) for name in results.table["exam"].unique()})

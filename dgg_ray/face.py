@@ -44,7 +44,7 @@ def open(out: str | Path) -> Outcome:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
-    """What `Study.run` and `dgg_ray.open` give back.
+    """A study's results in Python: `Study.run` and `dgg_ray.open` return them.
 
     Settings are named by their id, or by the label that they were compared under ("replay"); None is the
     recommended one. Orders are named by their place (0 is the first), as "a > b > c", or as a list of tasks.

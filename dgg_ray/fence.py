@@ -59,7 +59,7 @@ class Fence:
             self.note(name, problem, becomes)
 
     def tried(self, name: str, default: T, make: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-        """What `make` gives, or the default where it fails."""
+        """The result of `make`, or the default where it fails."""
         with self(name):
             return make(*args, **more)
         return default

@@ -107,7 +107,7 @@ def work_loop(config: dict[str, Any]) -> None:
 def given_up(
     problem: Exception, work: Work, store: StageStore, began: float
 ) -> tuple[dict[str, str], list[Ended]]:
-    """What ends a group, and the work that is given up with it: another try would end in the same way."""
+    """An error that ends a group and gives up its work: another try would end in the same way."""
     error = blame.told(problem)
     logs.trouble("failed", error, work)
     if not blame.lasting(problem):

@@ -61,7 +61,7 @@ def at_once(row: Mapping[str, Any]) -> Interval:
 
 
 def ci_of(row: Mapping[str, Any]) -> str:
-    """What these bounds are: of a single rival, or of joint, they are those of its own comparison."""
+    """The name of these bounds: those of a single rival, or of joint, are of its own comparison."""
     return CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
 
 

@@ -48,7 +48,7 @@ def faults(strategy: type[Strategy]) -> Iterator[tuple[str, str, str]]:
 
 
 def unkept(strategy: type[Strategy], own: list[type[Strategy]]) -> Iterator[tuple[str, str, str]]:
-    """What would be a setting, or a memory, and is none."""
+    """Faults of attributes that look like a setting, or a memory, and are none."""
     settings = {f.name for f in fields(strategy)}
     for name in ("starts_plain", "simultaneous"):
         if name in settings:

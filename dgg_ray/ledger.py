@@ -73,7 +73,7 @@ class Ledger:
             self.telling.join(max(0.0, end - time.monotonic()))
 
     def live(self, content: dict[str, Any]) -> None:
-        """What runs now: {at, running, queued}. Waits for no store, and never raises for one out of reach.
+        """The stages that run now: {at, running, queued}. Neither waits nor raises for a store out of reach.
 
         OSError where the folder takes no file."""
         published.note(self.out / LIVE, content)

@@ -193,7 +193,7 @@ class Workshop:
         logs.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
 
     def ran(self, named: set[str]) -> dict[str, Any]:
-        """What a record keeps of the plug-ins that made it."""
+        """The source digests of the plug-ins that made a record, kept with it."""
         codes = {name: self.codes[name] for name in sorted(named & self.codes.keys())}
         return {"code": codes} if codes else {}
 

@@ -58,7 +58,7 @@ def changed(thing: Any) -> dict[str, Any]:
 
 
 def raw_of(given: Any) -> Any:
-    """What was given for a study, in the form of its file: `tasks` may be a mapping, name → reader."""
+    """A study given in Python, in the form of its file: `tasks` may be a mapping, name → reader."""
     raw = plain(given)
     if isinstance(raw, Mapping) and isinstance(tasks := raw.get("tasks"), Mapping):
         listed = [

@@ -1,5 +1,6 @@
-"""What a strategy remembers must lie where a snapshot keeps it: else a stage that is stopped in its middle,
-or learned by another process, would end otherwise, without a word.
+"""Checks that a strategy remembers in `memory` alone, which a snapshot keeps.
+
+Else a stage that is stopped in its middle, or trained by another process, would end otherwise without a word.
 
     settings            stay what they are: they are in the stage's key
     memory              JSON values, tensors, lists of tensors

@@ -103,7 +103,7 @@ def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
 
 
 def range_of(metric: str) -> tuple[float, float]:
-    """What a metric's values can be; anything where its file does not say."""
+    """The range of a metric's values; unbounded where its file does not say."""
     return getattr(plugins.module("metrics", metric), "RANGE", ANYWHERE)
 
 

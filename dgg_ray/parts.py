@@ -1,4 +1,4 @@
-"""What a page is made of: sections, and in them tables, figures, pictures and what is folded away.
+"""The parts of a page: sections, and in them tables, figures, pictures and what is folded away.
 
 `report.html.j2` knows how each `kind` looks. Text is plain; the template escapes it.
 """
@@ -89,7 +89,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is there for who asks, below its title. name: where links lead, if there are any."""
+    """Content that is folded away below its title. name: where links lead, if there are any."""
 
     kind: ClassVar[str] = "fold"
     title: str

@@ -1,4 +1,4 @@
-"""What every picture's file holds: a hash of its content, and what is wrong with those that do not decode.
+"""Every picture's file looked at: a hash of its content, and the problem of each that does not decode.
 
 A picture is known by its content, never by its name, size or times, which a copy may keep: each file
 is read, which is cheap, and decoded only if this content never was. What is known of a content is

@@ -65,7 +65,7 @@ def frames(image: Image.Image) -> int:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What EXIF asks for; None for damaged EXIF, which viewers pass over."""
+    """The turn that EXIF asks for; None for damaged EXIF, which viewers pass over."""
     found = None
     with suppress(Exception):  # SyntaxError, struct.error, …: whatever a damaged block leads to
         found = image.getexif().get(ORIENTATION)  # Pillow has turned a TIFF, and dropped its tag

@@ -170,7 +170,7 @@ def reach(*folders: str | Path) -> None:
 
 
 def code(kind: str, name: str) -> str:
-    """What the plug-in does: "" as it was shipped, else a digest of its source.
+    """The key of the plug-in's source: "" as it was shipped, else a digest of its source.
 
     A shipped scorer has a VERSION from the second one on: what it made of answers before is not taken."""
     plugin = find(kind, name)

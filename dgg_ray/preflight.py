@@ -1,4 +1,4 @@
-"""What the model's own tokenizer and processor will make of a study's examples, before a GPU is asked for.
+"""A study's examples tried on the model's own tokenizer and processor, before a GPU is asked for.
 
 A fault, where a stage would fail or every score of a task would be 0; else a note with its count:
 
@@ -47,7 +47,7 @@ Size = tuple[int, int] | None  # width, height in pixels; None without a picture
 
 
 def check(study: Study) -> list[str]:
-    """What should be known, a sentence each; StudyError holds what would fail."""
+    """Warnings, a sentence each. Raises StudyError with the faults that would end stages."""
     if study.workers.engine == "simulated":
         return ["the tokenizer and the pictures' sizes were not checked: the study is simulated"]
     if not study.model.at_hand():

@@ -27,8 +27,7 @@ NOTE_EVERY_S, NOTE_HOLDS_S = 2.0, 60.0
 
 
 class Looked(Protocol):
-    """What a look at the store gives; a Plan does.
-
+    """The counts that the display needs; a Plan has them.
 
     asked: stages asked for, of all that will be; exact: whether that is certain.
     """
@@ -178,7 +177,7 @@ class Display:
             self.next_look = self.looked + max(LOOK_EVERY_S, (self.looked - began) / LOOKING)
 
     def take(self, found: Seen) -> Seen:
-        """What a look gave."""
+        """The counts of the last look."""
         self.outlook, self.foreseen, self.exact = found.outlook, found.asked, found.exact
         return found
 

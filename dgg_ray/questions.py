@@ -63,7 +63,7 @@ def sections(results: Results, figures: Figures, fence: Fence) -> list[Section]:
 
 
 def content(sentences: Sequence[str], *parts: Part | Sequence[Part] | None) -> Section:
-    """What stands below a question's title; parts that are not there are left out."""
+    """The content below a question's title; absent parts are left out."""
     flat: list[Part] = []
     for part in parts:
         flat += [part] if isinstance(part, Part) else list(part or ())
@@ -301,7 +301,7 @@ def stability(results: Results, figures: Figures, fence: Fence) -> Section:
 
 
 def along(results: Results) -> list[str]:
-    """What one α for all tasks trades, from the lowest tried to the highest; on the longest curve."""
+    """The trade of one α for all tasks, from the lowest tried to the highest; on the longest curve."""
     curve = along_alpha(results, settings_as_points(results))
     if curve.empty:
         return []

@@ -39,7 +39,7 @@ def read(reader: Reader, name: str) -> Task:
 
 
 def unfit(task: Any) -> Iterator[Fault]:
-    """What a task must be that a key can be made of."""
+    """Faults of a task that no key can be made of."""
     if not isinstance(task, Task):
         yield Fault("reader", "must give a Task", type(task).__name__)
         return

@@ -109,7 +109,7 @@ def load_records(path: Path, split: str, keys: Collection[str], faults: Faults) 
 
 
 def wrapped(content: Any, keys: Collection[str]) -> str:
-    """What an object is that holds the records, in place of being one; empty for a record."""
+    """A description of an object that wraps the records; empty for a record."""
     if not isinstance(content, dict) or not content:
         return ""
     if any(difflib.get_close_matches(key, keys, n=1, cutoff=0.85) for key in content):

@@ -290,6 +290,6 @@ class Url(Objects):
 
 
 def version_of(info: Mapping[str, Any]) -> str:
-    """What a provider tells of a file that changes when its content does."""
+    """Values by which a provider's file is known to have changed."""
     tag = next((str(info[key]) for key in TAGS if info.get(key)), "")
     return tag or " ".join(str(info[key]) for key in TIMES if info.get(key))

@@ -142,7 +142,7 @@ def page(results: Results, figures: Sequence[Drawn], fence: Fence, folder: Path 
 
 
 def notices(results: Results) -> list[str]:
-    """What must be known before anything else is read."""
+    """Notices that stand above everything else."""
     return [*warning(results), *progress(results), *drift.warning(results.machines), *unspent(results)]
 
 

@@ -71,7 +71,7 @@ def load(out: Path, fence: Fence | None = None) -> Results:
 
 
 class Gathered(NamedTuple):
-    """What a study asked for, as far as it got.
+    """Everything a study asked for, as far as it got.
 
     search, more: its own search, and those of the rivals that it gives, by label.
     final: label → study on the final blocks, the winner first; none before a setting was judged.

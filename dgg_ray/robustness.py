@@ -284,7 +284,7 @@ def agreement_sentences(table: pd.DataFrame) -> list[str]:
 
 
 def unknown_effects(table: pd.DataFrame) -> list[str]:
-    """What cannot be given, one line for each reason, whichever methods and tasks it holds for."""
+    """One line for each reason why effects cannot be given, for all methods and tasks that it holds for."""
     found = []
     for note, group in table[table["note"] != ""].groupby("note", sort=False):
         names = []

@@ -1,4 +1,4 @@
-"""What a plug-in does, as a hash of its source: edited, it is another plug-in.
+"""A plug-in's source as a hash: edited, it is another plug-in.
 
     code_of(plugin)   "" where its file is as it was shipped; else 16 hex digits over its file and all that it
                       imports of the user's own: modules outside this package, the standard library and
@@ -215,7 +215,7 @@ def as_shipped(file: Path) -> bool:
 
 
 def present() -> dict[str, str]:
-    """What `shipped` says once the package is released as it is."""
+    """The content of shipped.json for the package as it is."""
     files = sorted(ROOT.rglob("*.py"), key=lambda file: file.as_posix())
     kept = {file.relative_to(ROOT).as_posix(): file for file in files}
     return {name: digest_of(file) if name.split("/")[0] in PLUGGED else "" for name, file in kept.items()}

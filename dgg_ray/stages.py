@@ -113,7 +113,7 @@ class Stage:
 
     @cached_property
     def effect(self) -> dict[str, Any]:
-        """What the strategy does beyond plain fine-tuning, as JSON."""
+        """The strategy's part of the key, beyond plain fine-tuning, as JSON."""
         code = code_of(type(self.strategy)) if self.code is None else self.code
         return effect_of(self.strategy, self.task, self.earlier, code)
 

@@ -129,7 +129,7 @@ class Study:
         return studyfile.from_dict(settings, data, store)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` makes this study of: plain values, defaults left out, paths whole."""
+        """The mapping of which `from_dict` makes this study: plain values, defaults left out, paths whole."""
         from dgg_ray import mappings, studyfile
 
         return mappings.settings(self, studyfile.KEYS)
@@ -229,7 +229,7 @@ class Study:
         return digest(meaning | ({"code": code} if code else {}))[:8]
 
     def code(self, kind: str, name: str) -> str:
-        """What a plug-in's source hashed to when the study was checked; now, where that was not noted."""
+        """A plug-in's source hash when the study was checked; of now, where none was noted."""
         noted = self.codes.get(f"{kind}/{name}")
         return plugins.code(kind, name) if noted is None else noted
 

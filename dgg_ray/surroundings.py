@@ -1,4 +1,4 @@
-"""What libraries take for granted of the machine, filled in where it is not there.
+"""Surroundings that libraries take for granted, filled in where they are missing.
 
 A container may run a process as a user that is in no list, without a home, or allow it few open files. Each
 library has a way of its own to fail at that, most of them when they are imported. So it is put right in the

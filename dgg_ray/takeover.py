@@ -1,4 +1,4 @@
-"""What a results folder holds already, before a study is run into it.
+"""The earlier content of a results folder, before a study is run into it.
 
     refuse_other    another study's results are never replaced
     changes         what an edited study of the same name says differently, told before anything is replaced
@@ -45,7 +45,7 @@ def before(out: Path) -> Study | None:
 
 
 def changes(study: Study, out: Path) -> str:
-    """What differs from the version that was run into the folder; nothing where that was this one."""
+    """Differences from the version that was run into the folder; none where that was this one."""
     old = before(out)
     if old is None:
         if not (out / studyfile.KEPT).exists():

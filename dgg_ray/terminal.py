@@ -1,4 +1,4 @@
-"""What a person sees of a command, on a terminal that may be any, or none, or gone.
+"""A command's output on any terminal: one that lacks letters, none, or one that is gone.
 
     with terminal.lasting():     # for the length of a command
         ...

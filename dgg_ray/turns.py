@@ -39,7 +39,7 @@ Pairs = list[tuple[str, str]]  # (question, answer), the question still with its
 def pairs(
     fields: Mapping[str, Any], references: Sequence[str], meant: set[str], place: Place, faults: Faults
 ) -> Pairs:
-    """What is asked and answered; [] after a fault that leaves nothing.
+    """The questions and answers; [] after a fault that leaves nothing.
 
     meant: keys that are missing, which was told already.
     """

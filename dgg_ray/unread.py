@@ -110,7 +110,7 @@ def check(
 
 @lru_cache(maxsize=4096)
 def odd_keys(found: tuple[str, ...], keys: tuple[str, ...]) -> tuple[Odd, ...]:
-    """What is known of the keys that are not read, by their names; records of one file have few patterns."""
+    """Findings on keys that are not read, by their names; records of one file have few patterns."""
     absent = [key for key in keys if key not in found]
     return tuple(odd_key(key, keys, absent) for key in found if key not in keys)
 

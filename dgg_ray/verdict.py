@@ -43,7 +43,7 @@ FLOOR, CEILING = 0.10, 0.99  # of scores in [0, 1]: beyond them settings cannot 
 
 
 class Verdict(NamedTuple):
-    """What to use, no bolder than its evidence; the page and the console open with it.
+    """The verdict: the setting to use, no bolder than its evidence. Page and console open with it.
 
     headline: one sentence; support: at most three more.
     status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not,
@@ -148,7 +148,7 @@ def of_gap(row: pd.Series, sign: float = 1) -> str:
 
 
 def reference(rows: pd.DataFrame) -> list[str]:
-    """What joint training reaches, where it was run."""
+    """The score of joint training, where it was run."""
     if "joint" not in rows.index or np.isnan(rows.loc["joint", "score"]):
         return []
     return [
@@ -157,7 +157,7 @@ def reference(rows: pd.DataFrame) -> list[str]:
 
 
 def scope(results: Results, split: str) -> list[str]:
-    """What the intervals do not speak of: other seeds, where one seed serves all orders."""
+    """The limit of the intervals: other seeds, where one seed serves all orders."""
     own = final_table(results, split)
     own = own[own["setting"] == chosen(results)]
     seeds = sorted(own["seed"].unique())

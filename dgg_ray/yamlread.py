@@ -82,7 +82,7 @@ def read(text: str) -> tuple[Any, Lines, list[Fault]]:
 
 
 def refused(error: yaml.YAMLError, text: str) -> Unreadable:
-    """What the parser says, with a line, and for its two most frequent troubles in words of ours."""
+    """The parser's complaint with its line; its two most frequent ones in plain words."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     line = mark.line + 1 if mark else 0
@@ -107,7 +107,7 @@ class Reading:
         self.faults.append(Fault(at or "study", rule, found, line=node.start_mark.line + 1))
 
     def value(self, node: yaml.Node, at: str, depth: int) -> Any:
-        """What stands at a path; None after a fault."""
+        """The value at a path; None after a fault."""
         self.count += 1
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, at)
@@ -161,7 +161,7 @@ class Reading:
         return {**{k: v for k, v in merged.items() if k not in found}, **found}
 
     def merge(self, node: yaml.Node, at: str, depth: int) -> dict[str, Any]:
-        """What `<<` takes from another mapping, or from several, the first before the others."""
+        """Entries that `<<` takes from another mapping, or from several, the first before the others."""
         several = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found: dict[str, Any] = {}
         for one in several:

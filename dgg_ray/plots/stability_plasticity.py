@@ -1,4 +1,4 @@
-"""What stability costs in plasticity: every setting as a point, and the curve along a constant α."""
+"""The cost of stability in plasticity: every setting as a point, and the curve along a constant α."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false

@@ -252,7 +252,7 @@ def with_pictures(
 
 
 def seen(items: Mapping[str, Sequence[Item]], root: Path, faults: Faults) -> dict[Path, Picture]:
-    """What every picture's file holds; a fault for every example whose picture is missing or broken."""
+    """The hash of every picture's file; a fault for every example whose picture is missing or broken."""
     using = [
         (item, image)
         for split in SPLITS
