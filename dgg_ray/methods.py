@@ -100,7 +100,10 @@ def first_run(study: Study) -> judge.Chain:
 
 def best_so_far(search: Method) -> str:
     """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
-    from dgg_ray.intervals import mean_interval, ways_of  # late: SciPy, which trials do without
+    # Late: pandas and SciPy, which trials do without.
+    from dgg_ray.formats import interval_text
+    from dgg_ray.intervals import mean_interval, ways_of
+    from dgg_ray.outcomes import range_of
 
     number = search.best()
     if number is None or (evidence := search.told[number]) is None:
@@ -109,10 +112,8 @@ def best_so_far(search: Method) -> str:
     names = search.search.objective
     shared = ways_of(tuple((" > ".join(order), seed) for order, seed in search.study.blocks))
     for name, column in zip(names, by_block(evidence, names).T, strict=True):
-        band = mean_interval(column, clusters=shared)
-        found.append(
-            f"{name} {band.mean:.3f}" + f" [{band.low:.3f}, {band.high:.3f}]" * (band.low == band.low)
-        )
+        band = mean_interval(column, clusters=shared, within=range_of(name))
+        found.append(f"{name} {interval_text(*band, form='{:.3f}'.format)}")
     setting = search.proposed[number].setting
     idle = {f"strategy.alpha.{order[0]}" for order in search.study.all_orders}  # where it is one task alone
     return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items() if {k} != idle)

@@ -1,6 +1,7 @@
 """The recommendation beside the curves: differences from paper, and what no run could tell is said so."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from dgg_ray.agreement import (
     unsearched_sentences,
 )
 from dgg_ray.conduct import Searched, Terms
+from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.curves import observed, tradeoffs
+from dgg_ray.preference import Evidence
 from dgg_ray.readoff import read_off, seen
 from dgg_ray.rehearse import rehearse
 from dgg_ray.results import recommendation
@@ -170,3 +173,21 @@ def test_the_best_so_far_does_not_name_an_alpha_that_does_nothing():
     said = methods.best_so_far(rehearse(of, compare=False).search)
     first, *rest = of.all_orders[0]
     assert [f"strategy.alpha.{name}=" in said for name in (first, *rest)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ((0.97, 1.0, 0.9), r"faa 0\.957 \(95 % CI 0\.\d{3} to 1\.000\) with "),  # t alone would end at 1.084
+        ((0.62, 0.722), r"faa 0\.671 \(2 blocks: 0\.620, 0\.722\) with "),
+        ((0.62,), r"faa 0\.620 \(1 block\) with "),
+    ],
+)
+def test_the_best_so_far_stays_within_what_a_score_can_be_and_tells_a_few_blocks_values(scores, said):
+    of = dataclasses.replace(study_of(method="random", trials=1, tries=1), seeds=tuple(range(len(scores))))
+    search = methods.method(of)
+    number, _ = search.ask() or pytest.fail("nothing was proposed")
+    search.tell(
+        number, Evidence([ScoreMatrix(np.full((3, 3), s), np.ones(3), np.zeros(3)) for s in scores], {})
+    )
+    assert re.match(said, methods.best_so_far(search))

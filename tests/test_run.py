@@ -124,8 +124,10 @@ def test_status_says_what_is_done_what_is_best_and_what_was_spent(undisturbed, c
     assert cli.main(["status", str(undisturbed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["to_train"], found["running"], found["queued"]) == (0, [], 0)
-    # Two orders with one seed are no three independent blocks: no interval stands beside the mean.
-    assert re.match(r"faa 0\.\d{3} with strategy.alpha.digits=", found["best"])
+    # Two orders with one seed are no three independent blocks: their values stand beside the mean.
+    assert re.match(
+        r"faa 0\.\d{3} \(2 blocks: 0\.\d{3}, 0\.\d{3}\) with strategy.alpha.digits=", found["best"]
+    )
     assert found["outlook"]["spent"]["worker-hours"] > 0
     assert found["outlook"]["rest"]["worker-hours"]["high"] == 0
     assert cli.main(["status", str(undisturbed)]) == 0
