@@ -212,8 +212,9 @@ def around_proxies(address: str) -> None:
     """Ask this machine itself, and the tunnels that begin on it, without the proxy of the environment."""
     host = urlsplit(address).hostname or ""
     if host == "localhost" or host.startswith("127.") or host == "::1":
-        for name in ("no_proxy", "NO_PROXY"):
-            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
+        old = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""  # as who reads them prefers
+        if host not in (hosts := [name.strip() for name in old.split(",")]) and hosts != ["*"]:
+            os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [old, host]))
 
 
 def job(details: Any) -> Job:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -442,6 +443,29 @@ def test_a_missing_and_a_wrong_token_are_told_apart(monkeypatch, tmp_path):
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("right\n")
         assert "runs Ray 1.2.3" in head_error(address)  # the token was taken
+
+
+@pytest.mark.parametrize("names", [("NO_PROXY",), ("no_proxy",), ("no_proxy", "NO_PROXY")])
+def test_a_tunnel_goes_around_the_proxy_and_so_does_what_the_user_excluded(monkeypatch, names):
+    from dgg_ray import jobs
+
+    monkeypatch.setattr(
+        os, "environ", {"http_proxy": "http://proxy:3128"} | dict.fromkeys(names, "mine, .lab")
+    )
+    for _ in range(2):
+        jobs.around_proxies("http://127.0.0.1:8265")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "mine, .lab,127.0.0.1"
+    for host in ("mine", "a.lab", "127.0.0.1"):
+        assert urllib.request.proxy_bypass_environment(host)  # pyright: ignore
+    assert not urllib.request.proxy_bypass_environment("elsewhere")  # pyright: ignore
+
+
+def test_an_exclusion_of_every_host_stays_one(monkeypatch):
+    from dgg_ray import jobs
+
+    monkeypatch.setattr(os, "environ", {"NO_PROXY": "*"})
+    jobs.around_proxies("http://localhost:8265")
+    assert os.environ == {"NO_PROXY": "*"}
 
 
 # -- the whole way, with a cluster of one machine --------------------------------------------------
