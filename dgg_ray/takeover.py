@@ -1,7 +1,7 @@
 """The earlier content of a results folder, before a study is run into it.
 
-    refuse_other    another study's results are never replaced
-    changes         what an edited study of the same name says differently, told before anything is replaced
+    refuse_folder_of_another    another study's results are never replaced
+    changes                     what an edited study of the same name says differently, told before anything is replaced
 
 Stages are kept by what they learned, so those that both versions need are used again. The earlier version's
 `study.json` stays beside the new one as `study.previous.json`: put back in its place, `dgg-ray report` writes
@@ -12,20 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 from dgg_ray import plugins, published, studyfile
-from dgg_ray.border import show
 from dgg_ray.errors import DggError, Fault, StudyError
 from dgg_ray.study import Study
 
-SECTIONS = ("model", "strategy", "adapter", "training", "orders", "seeds", "search", "protocol", "budget")
+SECTIONS = ("model", "strategy", "adapter", "training", "orders", "search", "protocol", "budget")
 MOST = 20  # changes that are listed one by one
+LONGEST = 60  # characters of a value that are shown
 ABSENT = "not there"
 
 
-def refuse_other(study: Study, out: Path) -> None:
+def refuse_folder_of_another(study: Study, out: Path) -> None:
     """StudyError where the folder holds the results of a study of another name."""
     there = published.noted(out / studyfile.KEPT)
     raw = there.get("raw") if isinstance(there, Mapping) else None
@@ -67,7 +68,19 @@ def differences(old: Study, new: Study) -> Iterator[tuple[str, str, str]]:
     for path in then | now:
         a, b = then.get(path, ABSENT), now.get(path, ABSENT)
         if a != b:
-            yield path, a, b
+            yield path, *where_they_part(a, b)
+
+
+def where_they_part(a: str, b: str) -> tuple[str, str]:
+    """Both texts, of long ones the stretch in which they differ."""
+    if max(len(a), len(b)) <= LONGEST:
+        return a, b
+    start = max(len(commonprefix([a, b])) - LONGEST // 2, 0)
+
+    def cut(text: str) -> str:
+        return "…" * (start > 0) + text[start : start + LONGEST] + "…" * (len(text) > start + LONGEST)
+
+    return cut(a), cut(b)
 
 
 def settings(study: Study) -> dict[str, str]:
@@ -75,11 +88,18 @@ def settings(study: Study) -> dict[str, str]:
     found: dict[str, str] = {}
     for section in SECTIONS:
         found |= flat(getattr(study, section), section)
+    found["seeds"] = repr({"per_order": len(study.seeds)} if study.own_seeds else study.seeds)
     plugged = {"model": study.model, "strategy": study.strategy}
     for name, reader in study.readers.items():
         found |= flat(reader, f"tasks.{name}")
         plugged[f"tasks.{name}.reader"] = reader
-    return found | {path: plugins.name_of(plugin) for path, plugin in plugged.items()}
+    found |= {path: plugins.name_of(plugin) for path, plugin in plugged.items()}
+    found["tasks"] = ", ".join(study.names)
+    if study.workers.engine == "simulated":
+        found |= flat(study.simulation, "simulation")
+    else:
+        found["model.weights"] = study.fingerprint[:12]
+    return found | {f"orders[{i}]": " > ".join(order) for i, order in enumerate(study.all_orders)}
 
 
 def flat(thing: Any, at: str) -> dict[str, str]:
@@ -90,4 +110,4 @@ def flat(thing: Any, at: str) -> dict[str, str]:
         for name, value in thing.items():
             found |= flat(value, f"{at}.{name}")
         return found
-    return {at: str(thing) if isinstance(thing, Path) else show(thing)}
+    return {at: str(thing) if isinstance(thing, Path) else repr(thing)}

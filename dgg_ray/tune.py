@@ -113,7 +113,7 @@ def probe(
     from dgg_ray.plan import plan
 
     out = out.absolute()
-    takeover.refuse_other(study, out)
+    takeover.refuse_folder_of_another(study, out)
     store = study.store(out)
     store.check()
     study = here(study, local)

@@ -109,7 +109,7 @@ def settled(study: Study, out: Path) -> Study:
     if study.search and out.absolute() in study.search.warm_from:
         rule = "must be folders of other studies, and this one is run into it; give it another --out"
         raise StudyError([Fault("search.warm_from", rule, str(out))], study.name)
-    takeover.refuse_other(study, out)
+    takeover.refuse_folder_of_another(study, out)
     before = takeover.before(out)
     if before is None:
         return study

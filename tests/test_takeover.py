@@ -1,6 +1,7 @@
 """A results folder is its study's: another's is refused, an edited one is told what changes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,56 @@ def test_an_edited_study_is_told_each_change_old_and_new(case, tmp_path):
     assert "  tasks.words.train: 12 → 14" in told
     assert "buffer" not in told
     assert "study.previous.json" in told
+
+
+def told(tmp_path: Path, before: str, after: str) -> str:
+    studyfile.keep(study_of(tmp_path, before), tmp_path / "out")
+    return takeover.changes(study_of(tmp_path, after), tmp_path / "out")
+
+
+def test_seeds_of_each_orders_own_are_told(tmp_path):
+    one, own, three = (STUDY.replace("[0, 1]", new) for new in ("[0]", "per_order", "{per_order: 3}"))
+    assert "  seeds: (0,) → {'per_order': 1}" in told(tmp_path, one, own)
+    assert "  seeds: {'per_order': 3} → (0, 1, 2)" in told(
+        tmp_path, three, STUDY.replace("[0, 1]", "[0, 1, 2]")
+    )
+
+
+def test_tasks_in_another_order_are_told_with_the_orders_that_they_make(tmp_path):
+    digits, words = (line + "\n" for line in STUDY.splitlines() if "reader: embedded" in line)
+    said = told(tmp_path, STUDY, STUDY.replace(digits + words, words + digits))
+    assert "  tasks: digits, words → words, digits" in said
+    assert "  orders[0]: digits > words → words > digits" in said
+    assert len(said.splitlines()) == 4  # the head, these two, and what a run does
+
+
+def test_other_weights_under_the_same_path_are_told(tmp_path):
+    real = study_of(tmp_path, STUDY.replace("workers: {engine: simulated}\n", ""))
+    studyfile.keep(real, tmp_path / "out")
+    assert takeover.changes(real, tmp_path / "out") == ""
+    other = replace(real, fingerprint="f" * 64)
+    assert f"  model.weights: {real.fingerprint[:12]} → ffffffffffff" in takeover.changes(
+        other, tmp_path / "out"
+    )
+
+
+def test_another_law_of_a_simulated_learner_is_told_as_that(tmp_path):
+    said = told(tmp_path, STUDY, STUDY + "simulation: {noise: 0.25}\n")
+    assert "  simulation.noise: " in said
+    assert " → 0.25" in said
+    assert "model.weights" not in said
+
+
+def test_long_values_are_told_by_where_they_differ(tmp_path):
+    values = ", ".join(f"0.{i:02d}" for i in range(1, 31))
+    space = f"search: {{space: {{strategy.alpha: [{values}, %s]}}, trials: 4}}\n"
+    (line,) = (
+        one
+        for one in told(tmp_path, STUDY + space % "0.9", STUDY + space % "1.0").splitlines()
+        if "alpha" in one
+    )
+    assert line.endswith("0.29, 0.3, 1.0)")
+    assert ", 0.9) → …" in line
 
 
 def test_a_value_that_is_written_out_and_was_the_default_is_no_change(case, tmp_path):
