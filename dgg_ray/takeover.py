@@ -1,7 +1,7 @@
 """The earlier content of a results folder, before a study is run into it.
 
     refuse_folder_of_another    another study's results are never replaced
-    changes                     what an edited study of the same name says differently, told before anything is replaced
+    changes                     what an edited study of the same name says differently, told before it is run
 
 Stages are kept by what they learned, so those that both versions need are used again. The earlier version's
 `study.json` stays beside the new one as `study.previous.json`: put back in its place, `dgg-ray report` writes
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,8 @@ def where_they_part(a: str, b: str) -> tuple[str, str]:
     """Both texts, of long ones the stretch in which they differ."""
     if max(len(a), len(b)) <= LONGEST:
         return a, b
-    start = max(len(commonprefix([a, b])) - LONGEST // 2, 0)
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = max(same - LONGEST // 2, 0)
 
     def cut(text: str) -> str:
         return "…" * (start > 0) + text[start : start + LONGEST] + "…" * (len(text) > start + LONGEST)
