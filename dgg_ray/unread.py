@@ -52,25 +52,28 @@ OTHERS = {  # other data sets' words for our keys
 }
 OPTIONAL = ("references", "choices")  # what a record that is otherwise whole may lack by mistake
 WEIGHS = frozenset(("weight", "weights", "loss", "train", "mask"))  # numbers that say what is learned
+SHOWN = r"\.(png|jpe?g|jp2|webp|bmp|gif|tiff?|heic|avif|ppm)"
+OTHER = r"\.(mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|ply|pcd|npy)"
 FILE = re.compile(
-    r"(data:(image|video|audio)/.*"
-    r"|.*\.(png|jpe?g|jp2|webp|bmp|gif|tiff?|heic|avif|ppm|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|ply|pcd|npy)"
-    r"(\?.*)?)",
+    rf"(data:(image|video|audio)/.*|.*({SHOWN}|{OTHER})(\?.*)?)",
     re.IGNORECASE | re.DOTALL,
 )
+ENDING = re.compile(rf"{SHOWN}$", re.IGNORECASE)
+HOST = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 
 
 class Odd(NamedTuple):
     """A key that is not read, and what its name says of it.
 
-    picture: it may hold one. medium: it holds a picture or another medium. untold: a model should have
-    been told. passes: it is metadata. weighs: its numbers say what is learned. near: the key that it
-    misspells. other: our word for it.
+    picture: it may hold one. medium: it holds a picture or another medium. beside: a file in it is a further
+    one (`image_b`). untold: a model should have been told. passes: it is metadata. weighs: its numbers say
+    what is learned. near: the key that it misspells. other: our word for it.
     """
 
     key: str
     picture: bool
     medium: bool
+    beside: bool
     untold: bool
     passes: bool
     weighs: bool
@@ -89,20 +92,21 @@ def check(
     pictured = not empty(image)
     for odd in odd_keys(tuple(fields), keys):
         value = fields[odd.key]
-        if (odd.passes and pictured) or empty(value):
+        another = looks_like_file(value) and not same(value, image)
+        if empty(value) or (odd.passes and pictured and not (another and is_here(value))):
             continue
         if odd.untold:
             rule = "is not shown to a model: write it into the question, or leave it out"
-            faults.add(place.at(odd.key), rule, told(value))
+            faults.add(place.at(odd.key), rule, describe_value(value))
         elif carries(odd, value, image):
             near = odd.near or ("image" if odd.picture and "image" in keys else "")
             rule = "no such key" if near else "cannot be shown to a model; one picture for each record can"
-            faults.add(place.at(odd.key), rule, told(value), lambda near=near: near)
+            faults.add(place.at(odd.key), rule, describe_value(value), lambda near=near: near)
             meant.add("image")
         elif odd.near:
-            faults.add(place.at(odd.key), "no such key", told(value), lambda near=odd.near: near)
+            faults.add(place.at(odd.key), "no such key", describe_value(value), lambda near=odd.near: near)
             meant.add(odd.near)
-        elif not (odd.passes or same(value, image)) and (odd.weighs or not is_number(value)):
+        elif another or (not (odd.passes or same(value, image)) and (odd.weighs or not is_number(value))):
             hint = f"; did you mean `{odd.other}`?" if odd.other else ""
             faults.note(place, "keys that are not read", f"`{odd.key}`{hint}")
     return meant
@@ -127,9 +131,9 @@ def odd_key(key: str, keys: tuple[str, ...], absent: list[str]) -> Odd:
         near = next(iter(difflib.get_close_matches(plain, absent, n=1, cutoff=0.85)), "")
     other = next((name for word in words if (name := OTHERS.get(word)) in OPTIONAL and name in absent), "")
     untold, weighs = bool(set(words) & UNTOLD), bool(set(words) & WEIGHS)
-    return Odd(
-        key, last in PICTURE or last not in MEDIA, last in MEDIA, untold, metadata, weighs, near, other or ""
-    )
+    picture, medium = last in PICTURE or last not in MEDIA, last in MEDIA
+    beside = bool(set(words) & MEDIA) and not metadata
+    return Odd(key, picture, medium, beside, untold, metadata, weighs, near, other)
 
 
 def carries(odd: Odd, value: Any, image: Any) -> bool:
@@ -138,7 +142,12 @@ def carries(odd: Odd, value: Any, image: Any) -> bool:
         return False
     if empty(image):
         return odd.medium or looks_like_file(value)
-    return odd.medium and not (isinstance(value, str) and "://" in value)  # where the picture came from
+    return is_here(value) and (odd.medium or (odd.beside and looks_like_file(value)))
+
+
+def is_here(value: Any) -> bool:
+    """Whether it is no address, which says where the picture came from."""
+    return not (isinstance(value, str) and "://" in value)
 
 
 def is_number(value: Any) -> bool:
@@ -154,11 +163,20 @@ def looks_like_file(value: Any) -> bool:
 
 
 def same(value: Any, image: Any) -> bool:
-    """Whether a value names the record's picture once more: by another path, address or ending."""
+    """Whether a value names the record's picture once more: by a longer or shorter path, another address
+    or another picture's ending. `B/1.png` is not `A/1.png`, and `1.mp4` is not `1.png`."""
     one, other = single(value), single(image)
     if not (isinstance(one, str) and isinstance(other, str)):
         return False
-    return PurePosixPath(one.partition("?")[0]).stem == PurePosixPath(other).stem
+    a, b = steps(one), steps(other)
+    n = min(len(a), len(b))
+    return n > 0 and a[-n:] == b[-n:]
+
+
+def steps(name: str) -> tuple[str, ...]:
+    """The folders and the file of a path or an address, without host, query and a picture's ending."""
+    path = PurePosixPath("/", HOST.sub("", name.strip(), count=1).partition("?")[0].replace("\\", "/"))
+    return tuple(ENDING.sub("", str(path)).split("/")[1:])
 
 
 def single(value: Any) -> Any:
@@ -172,5 +190,5 @@ def empty(value: Any) -> bool:
     return value is None or value == {} or (isinstance(value, str) and not value.strip())
 
 
-def told(value: Any) -> str:
+def describe_value(value: Any) -> str:
     return repr(value) if isinstance(value, str | list) else "a mapping" if isinstance(value, Mapping) else ""

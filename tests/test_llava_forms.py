@@ -79,6 +79,35 @@ def test_the_picture_named_once_more_is_no_fault(folder, same):
     assert warned(folder, question("q", "7.png", "x") | same) == ()
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"image2": "B/0001.png"},
+        {"image_b": "B/0001.png"},
+        {"image_after": "B/0001.png"},
+        {"images": ["B/0001.png"]},
+        {"depth": "B/0001.png"},
+        {"depth": "A/0001.npy"},
+        {"video": "A/0001.mp4"},
+        {"image_path": "/data/B/0001.png"},
+    ],
+    ids=str,
+)
+def test_another_picture_of_the_same_name_is_a_fault(folder, second):
+    for place in ("A", "B"):
+        picture(folder / place / "0001.png")
+    fault = refused(folder, question("q", "A/0001.png", "x") | second)
+    assert fault.path == f"test[0].{next(iter(second))}"
+
+
+@pytest.mark.parametrize("key", ["image_id", "source", "hint", "mask", "flickr_url"])
+def test_another_file_under_a_key_that_is_not_read_is_told(folder, key):
+    other = "https://example.org/8.png" if key == "flickr_url" else "8.png"
+    assert warned(folder, question("q", "7.png", "x") | {key: other}) == (
+        f"test: keys that are not read: `{key}` (1 record)",
+    )
+
+
 def test_a_second_picture_is_a_fault(folder):
     fault = refused(folder, question("q", "7.png", "x") | {"images": ["7.png", "8.png"]})
     assert (fault.path, fault.near) == ("test[0].images", "image")
