@@ -91,6 +91,7 @@ class Workshop:
         examples = strategy.examples(fresh, earlier, stage.seed)
         batches = list(shuffled(examples, stage))
 
+        beside = memories.copied(strategy)
         learner, taken, came = self.learner, self.taken(stage), time.perf_counter()
         begun = (stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
         if taken:
@@ -100,9 +101,8 @@ class Workshop:
         else:
             losses, before = [], 0.0
             learner.begin(*begun)
-            held = memories.attributes(strategy)
             strategy.begin_task(learner.weights(), stage.task, stage.earlier, stage.seed)
-            memories.check(strategy, asked, held)
+            memories.check_memory(strategy, asked, beside, "in begin_task")
         start = time.perf_counter()
         self.rhythm.begin(len(losses))
         for step in range(len(losses), len(batches)):
@@ -115,7 +115,7 @@ class Workshop:
                 )
             self.keep(stage, strategy, losses, before + time.perf_counter() - start)
             self.tick(stage, step + 1, len(batches))
-        memories.check(strategy, asked)
+        memories.check_memory(strategy, asked, beside, "as it learned")
         weights = learner.weights()
         if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
             raise self.broke(

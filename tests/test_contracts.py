@@ -1,6 +1,7 @@
 """What every strategy has promised; strategies are found by their files."""
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from functools import cached_property
@@ -398,11 +399,26 @@ class Keeps(Strategy):
     where: str
     seen: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self):
+        vars(self).update(kept={"at": torch.zeros(1)}, numbers=random.Random(0))
+
     def begin_task(self, weights, task, earlier, seed):
         if self.where == "setting":
             self.seen[task] = 1
         elif self.where == "attribute":
             self.__dict__["anchor"] = weights[0].clone()
+        elif self.where == "attribute made before":
+            self.kept["anchor"] = weights[0].clone()
+        elif self.where == "tensor made before":
+            self.kept["at"] += 1
+        elif self.where == "numbers drawn":
+            self.numbers.random()
+        elif self.where == "computed and filled":
+            self.filled["anchor"] = weights[0].clone()
+        elif self.where == "computed too early":
+            self.memory["start"] = 1.0
+            self.of_memory  # noqa: B018
+            self.memory["start"] = 2.0
         elif self.where == "object":
             self.memory["tasks"] = {task}
         elif self.where == "number as a key":
@@ -413,11 +429,26 @@ class Keeps(Strategy):
     def edit_gradient(self, weights, gradients, step):
         if self.where == "setting at the end":
             self.seen["step"] = step
+        elif self.where == "attribute at the end":
+            self.__dict__["velocity"] = gradients[0].clone()
+        elif self.where == "computed and filled at the end":
+            self.filled["velocity"] = gradients[0].clone()
+        elif self.where == "memory":
+            self.of_memory  # noqa: B018
         self.computed  # noqa: B018
 
     @cached_property
     def computed(self):
-        return 3
+        numbers = torch.tensor([1.0, float("nan")])
+        return {"three": 3, "tensor": numbers, "of": [random.Random(1)], "function": lambda: numbers}
+
+    @cached_property
+    def of_memory(self):
+        return self.memory.get("start", 0.0)
+
+    @cached_property
+    def filled(self):
+        return {}
 
 
 @pytest.mark.parametrize(
@@ -426,6 +457,13 @@ class Keeps(Strategy):
         ("setting", "strategy Keeps changed its settings \\(seen\\) as it learned"),
         ("setting at the end", "strategy Keeps changed its settings \\(seen\\) as it learned"),
         ("attribute", "strategy Keeps set anchor in begin_task; what is remembered within a stage goes into"),
+        ("attribute made before", "strategy Keeps set kept in begin_task; what is remembered"),
+        ("tensor made before", "strategy Keeps set kept in begin_task; what is remembered"),
+        ("numbers drawn", "strategy Keeps set numbers in begin_task; what is remembered"),
+        ("computed and filled", "strategy Keeps set filled in begin_task; what is remembered"),
+        ("computed too early", "strategy Keeps set of_memory in begin_task; what is remembered"),
+        ("attribute at the end", "strategy Keeps set velocity as it learned; what is remembered"),
+        ("computed and filled at the end", "strategy Keeps set filled as it learned; what is remembered"),
         ("object", "memory\\['tasks'\\] must be a JSON value, .* found set"),
         ("number as a key", "memory\\['steps'\\] must be a JSON value, .* found dict"),
     ],
@@ -437,6 +475,32 @@ def test_what_is_remembered_where_a_snapshot_does_not_keep_it_ends_the_stage(wor
         world.shop.obtain(Work(stage))
     assert strategy.seen == {}
     assert world.store.record(stage) is None
+
+
+@dataclass(frozen=True)
+class TakesUp(Strategy):
+    """Keeps what the parent's state said as an attribute, as `load_state` is called in every stage."""
+
+    late: bool = False
+
+    def load_state(self, state):
+        self.__dict__["before"] = state["count"]
+
+    def begin_task(self, weights, task, earlier, seed):
+        if self.late and earlier:
+            self.before.add_(1)
+
+    def state(self):
+        return {"count": vars(self).get("before", torch.zeros(1)) + 1}
+
+
+def test_what_load_state_set_may_stay_an_attribute_and_may_not_change(world):
+    _, second = world.path("ones", "fours", strategy=TakesUp())
+    world.shop.obtain(Work(second))
+    assert load_file(world.store.open(second) / "strategy.safetensors")["count"].item() == 2
+    changing = world.path("ones", "fours", strategy=TakesUp(late=True))
+    with pytest.raises(StageError, match="TakesUp set before in begin_task"):
+        world.shop.obtain(Work(changing[1]))
 
 
 def test_what_a_snapshot_keeps_may_be_remembered(world):
