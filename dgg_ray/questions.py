@@ -23,6 +23,7 @@ from dgg_ray.front import front
 from dgg_ray.optimism import audit_sentences, race_sentences
 from dgg_ray.outcomes import (
     Results,
+    blocks_of,
     chosen,
     compare,
     compared,
@@ -71,7 +72,7 @@ def content(sentences: Sequence[str], *parts: Part | Sequence[Part] | None) -> S
 
 
 def blocks_in_words(results: Results) -> str:
-    """`4 held-out orders with a seed each`, `2 orders with 3 seeds`"""
+    """`4 held-out orders with a seed each`, `2 orders with 3 seeds`, `2 orders with 3 seeds each, of their own`"""
     table = final_table(results, final_split(results))
     own = table[table["setting"] == chosen(results)]
     orders, seeds = own["order"].nunique(), own["seed"].nunique()
@@ -79,6 +80,10 @@ def blocks_in_words(results: Results) -> str:
     of_orders = f"{orders} {held_out}order{'s' * (orders != 1)}"
     if seeds == orders == len(own):
         return f"{of_orders} with a seed each" if orders > 1 else f"{of_orders} with one seed"
+    if seeds == len(own) and orders > 1:  # no two orders share a seed
+        each = set(own.groupby("order").size())
+        count = f"{each.pop()} seeds each" if len(each) == 1 else f"{seeds} seeds in all"
+        return f"{of_orders} with {count}, of their own"
     return f"{of_orders} with {seeds} seed{'s' * (seeds != 1)}"
 
 
@@ -128,8 +133,7 @@ def comparison(results: Results, figures: Figures, fence: Fence) -> Section:
         said = ["It was compared with no other method: the study has no baselines (protocol.rivals)."]
     else:
         said = [
-            f"All methods were trained and evaluated on the same blocks: {blocks_in_words(results)}, {split} "
-            "split.",
+            blocks_sentence(results, split),
             f"The second line of a cell is {own_label(results)} minus this method, paired over these "
             "blocks; where its interval holds 0 the study cannot tell the two apart.",
         ]
@@ -142,6 +146,18 @@ def comparison(results: Results, figures: Figures, fence: Fence) -> Section:
         figures.get("forest"),
         fold("On these orders alone, over seeds", these_orders(results, table, metric, split)),
     )
+
+
+def blocks_sentence(results: Results, split: str) -> str:
+    """On which blocks the methods are compared; that they are the same only where every method has all."""
+    table, blocks = (
+        final_table(results, split).dropna(subset="faa"),
+        f"{blocks_in_words(results)}, {split} split",
+    )
+    each = [set(blocks_of(table[table["setting"] == setting])) for setting in compared(results).values()]
+    if all(finished == each[0] for finished in each):
+        return f"All methods were trained and evaluated on the same blocks: {blocks}."
+    return f"Not every method has finished every block ({blocks}): a difference is over those that both have."
 
 
 def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[str], split: str) -> Table:
