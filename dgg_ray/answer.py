@@ -11,7 +11,7 @@ import pandas as pd
 
 from dgg_ray import blame, drift
 from dgg_ray.agreement import agreement_sentences, unsearched_sentences
-from dgg_ray.formats import ci_of, difference_text, these_text
+from dgg_ray.formats import difference_text, these_text
 from dgg_ray.intervals import FEWEST
 from dgg_ray.optimism import (
     constraint_sentences,
@@ -67,7 +67,7 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
         warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
         found.append(f"The test split has not been evaluated{warning}.")
     if others.empty:
-        found.append("It was compared with no other strategy: this study has no rivals.")
+        found.append("It was compared with no other strategy: this study has no baselines.")
     found += [against(label, row, SHOWN.get(metric, metric)) for label, row in others.iterrows()]
     return found + on_these_orders(rows, own)
 
@@ -85,7 +85,7 @@ def against(label: object, row: pd.Series, metric: str) -> str:
     if not row["pairs"]:
         return f"Against {rival}: not compared, the two share no finished block."
     text = f"Against {rival} ({percent(row['score'])} %) the difference in {metric} is "
-    text += f"{difference_text(row, ci_of(row))} points"
+    text += f"{difference_text(row)} points"
     if np.isnan(row["p"]):
         return f"{text}: no test is possible."
     text += f", paired over {row['pairs']} independent blocks, {p_text(row['p_adjusted'])}"

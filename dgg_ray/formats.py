@@ -11,6 +11,7 @@ from dgg_ray.intervals import FEWEST, Difference, Interval
 from dgg_ray.outcomes import percent, signed
 
 CI = "95 % CI "
+SAME = 1e-9  # of scores: values that differ by less differ by rounding
 Form = Callable[[float], str]
 
 
@@ -24,19 +25,21 @@ def interval_text(
     what: str = "block",
     unit: str = "",
     ci: str = CI,
+    extra: str = "",
 ) -> str:
     """A mean with its interval, or with the values themselves where no interval can be given.
 
     `65.6 (95 % CI 55.6 to 75.7)`, `67.1 (2 blocks: 62.0, 72.0)`, `67.1 (1 block)`,
-    `67.1 (the same in all 4 blocks)`, `–`. form: of a number; what: of which there are n; unit: of the mean.
+    `67.1 (the same in all 4 blocks)`, `–`. form: of a number; what: of which there are n; unit: of the mean;
+    extra: said after the bounds.
     """
     if np.isnan(mean):
         return form(mean)
     text = form(mean) + unit
     if not (np.isnan(low) or np.isnan(high)):
-        return f"{text} ({ci}{form(low)} to {form(high)})"
+        return f"{text} ({ci}{form(low)} to {form(high)}{extra})"
     n = int(n)
-    if n >= FEWEST:
+    if n >= FEWEST and len(values) == n and np.ptp(values) < SAME:
         return f"{text} (the same in all {n} {what}s)"
     shown = ": " + ", ".join(map(form, values)) if 1 < len(values) == n else ""
     return f"{text} ({n} {what}{'s' * (n != 1)}{shown})"
@@ -65,9 +68,9 @@ def ci_of(row: Mapping[str, Any]) -> str:
     return CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
 
 
-def difference_text(row: Mapping[str, Any], ci: str = CI) -> str:
+def difference_text(row: Mapping[str, Any]) -> str:
     """The paired difference, over other orders and seeds, as the verdict has it; empty for none."""
-    text = interval_text(*at_once(row), form=signed, ci=ci)
+    text = interval_text(*at_once(row), form=signed, ci=ci_of(row))
     return "" if np.isnan(row["difference"]) else text
 
 

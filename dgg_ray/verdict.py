@@ -48,7 +48,8 @@ class Verdict(NamedTuple):
     headline: one sentence; support: at most three more.
     status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not,
         `beaten` where a rival, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or
-        too high to tell, `not compared` without a simpler rival, `nothing judged` before there is a score.
+        too high to tell, `not compared` without a simpler rival, or before all of them have a block in
+        common with it, `nothing judged` before there is a score.
     """
 
     headline: str
@@ -85,23 +86,39 @@ def verdict(results: Results) -> Verdict:
         return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing judged")
     if limit := end_of_scale(results, rows, metric, split):
         return limit
-    rivals = rows[[is_simpler(results, other, setting) for other in rows["setting"]]]
+    simpler = rows[[is_simpler(results, other, setting) for other in rows["setting"]]]
+    waiting, rivals = simpler[simpler["pairs"] == 0], simpler[simpler["pairs"] > 0]
     unbeaten = rivals[~(rivals["at_once_low"] > 0)]
     score = f"On the {split} split its {SHOWN.get(metric, metric)} is {of_score(own)}."
-    support = [score, *reference(rows), *scope(results, split)]
+    support = [score, *scope(results, split), *reference(rows)]
     if (above := above_it(results, rows)) is not None:
         return beaten(results, above, ours, support)
-    if rivals.empty:
-        text = f"No setting was shown to be the one to use: {ours} has no simpler rival in this study."
+    if simpler.empty:
+        text = f"No setting was shown to be the one to use: {ours} has no simpler baseline in this study."
         return Verdict(text, support, "not compared")
     if unbeaten.empty:
-        gaps = listing([f"{in_words(label)} by {of_gap(row)}" for label, row in rivals.iterrows()])
-        return Verdict(f"{begin(results)} {ours}.", [score, f"It beats {gaps}.", *support[1:]][:3], "clear")
+        return over_simpler(results, ours, rivals, waiting, support)
     simplest = min(unbeaten["setting"], key=lambda other: simplicity_of(results, other))
     label = unbeaten.index[unbeaten["setting"] == simplest][0]
-    text = f"No setting was shown to beat {in_words(label)} (difference {of_gap(unbeaten.loc[label])}); "
-    text += f"the simplest setting within noise is {described(results, simplest)}."
+    text = f"No setting was shown to beat {in_words(label)}: the difference is {of_gap(unbeaten.loc[label])}"
+    text += f", and the simplest setting within noise is {described(results, simplest)}."
     return Verdict(text, [f"{introduced(results, ours)} {score}", *support[1:]][:3], "within noise")
+
+
+def over_simpler(
+    results: Results, ours: str, behind: pd.DataFrame, waiting: pd.DataFrame, support: list[str]
+) -> Verdict:
+    """The verdict where every simpler rival that was compared is beaten; waiting: those that were not."""
+    score, *rest = support
+    gaps = listing([f"{in_words(label)} by {of_gap(row)}" for label, row in behind.iterrows()])
+    said = [score, *([f"It beats {gaps}."] if gaps else []), *rest][:3]
+    if waiting.empty:
+        return Verdict(f"{begin(results)} {ours}.", said, "clear")
+    names = listing([in_words(label) for label in waiting.index])
+    have = "has" if len(waiting) == 1 else "have"
+    return Verdict(
+        f"Not compared yet: {names} {have} no finished block in common with {ours}.", said, "not compared"
+    )
 
 
 def above_it(results: Results, rows: pd.DataFrame) -> pd.Series | None:
@@ -135,16 +152,16 @@ def in_words(label: object) -> str:
 
 def of_score(row: pd.Series) -> str:
     """`65.6 % (95 % CI 55.6 to 75.7, 4 independent blocks)`"""
-    text = interval_text(row["score"], row["low"], row["high"], row["n"], row["values"], unit=" %")
-    if np.isnan(row["low"]):
-        return text
-    return f"{text.removesuffix(')')}, {int(row['n'])} independent blocks)"
+    blocks = f", {int(row['n'])} independent blocks"
+    return interval_text(
+        row["score"], row["low"], row["high"], row["n"], row["values"], unit=" %", extra=blocks
+    )
 
 
 def of_gap(row: pd.Series, sign: float = 1) -> str:
-    """`6.4 points, 95 % CI −10.0 to 23.1`; of several rivals the bounds hold for all at once. sign -1 turns
+    """`6.4 points (95 % CI −10.0 to 23.1)`; of several rivals the bounds hold for all at once. sign -1 turns
     the gap round."""
-    return points_text(at_once(row), sign, ci_of(row)).replace(" (", ", ").removesuffix(")")
+    return points_text(at_once(row), sign, ci_of(row))
 
 
 def reference(rows: pd.DataFrame) -> list[str]:
@@ -157,7 +174,7 @@ def reference(rows: pd.DataFrame) -> list[str]:
 
 
 def scope(results: Results, split: str) -> list[str]:
-    """The limit of the intervals: other seeds, where one seed serves all orders."""
+    """Caveat where one seed serves all orders."""
     own = final_table(results, split)
     own = own[own["setting"] == chosen(results)]
     seeds = sorted(own["seed"].unique())

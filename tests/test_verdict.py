@@ -39,7 +39,7 @@ def test_a_setting_that_beats_all_simpler_rivals_is_recommended():
     assert found.headline == "Use dgg."
     # 10, 11, 9, 11 points above replay; for two rivals at once t(0.9875, 3) = 4.1765, s = 0.9574 / 2
     text = " ".join(found.support)
-    assert "replay with the same buffer by 10.2 points, simultaneous 95 % CI 8.3 to 12.2" in text
+    assert "replay with the same buffer by 10.2 points (simultaneous 95 % CI 8.3 to 12.2)" in text
     assert len(found.support) <= 3
 
 
@@ -48,8 +48,8 @@ def test_a_lead_that_may_be_luck_recommends_the_simplest_setting_within_noise():
     # 10, -1, 7, -4 points: mean 3, s = 6.5828 / 2, t(0.9875, 3) = 4.1765
     assert found.status == "within noise"
     assert found.headline == (
-        "No setting was shown to beat replay with the same buffer (difference 3.0 points, simultaneous 95 % "
-        "CI −10.7 to 16.7); the simplest setting within noise is replay."
+        "No setting was shown to beat replay with the same buffer: the difference is 3.0 points (simultaneous "
+        "95 % CI −10.7 to 16.7), and the simplest setting within noise is replay."
     )
     assert found.support[0] == (
         "The study's own setting is dgg. On the validation split its FAA is 62.0 % (95 % CI 56.0 to 67.8, 4 "
@@ -78,10 +78,10 @@ def test_what_one_rival_alone_would_show_is_not_shown_where_several_are_tried():
 def test_the_sentences_the_table_and_the_steps_have_the_interval_of_the_headline():
     made = compared(finetune=(0.20, 0.25, 0.19, 0.24), replay=(0.50, 0.65, 0.51, 0.70))
     said = verdict(made).headline
-    assert "3.0 points, simultaneous 95 % CI −10.7 to 16.7" in said
+    assert "3.0 points (simultaneous 95 % CI −10.7 to 16.7)" in said
     assert "+3.0 (simultaneous 95 % CI −10.7 to +16.7) points" in " ".join(answer.answer(made))
     (line,) = (line for line in closing.table(made) if "replay" in line)
-    assert "+3.0 (95 % CI −10.7 to +16.7)" in line
+    assert "+3.0 (simultaneous 95 % CI −10.7 to +16.7)" in line
     (step,) = next_steps.sentences(made)
     assert "the simultaneous 95 % interval of the difference to replay" in step
     assert "narrows from ±13.7 to" in step
@@ -92,7 +92,7 @@ def test_a_setting_that_is_worse_than_a_rival_is_not_within_noise_of_it():
     found = verdict(worse)
     assert found.status == "beaten"
     # 20, 21, 20, 21 points: 20.5 ± 3.1824 · 0.57735 / 2
-    assert found.headline == "Plain fine-tuning beats dgg by 20.5 points, 95 % CI 19.6 to 21.4."
+    assert found.headline == "Plain fine-tuning beats dgg by 20.5 points (95 % CI 19.6 to 21.4)."
     also = compared(replay=(0.1, 0.12, 0.1, 0.11), clever=(*(x + 0.2 for x in OURS[:3]), 0.87))
     assert verdict(also).headline.startswith("Clever beats dgg by ")  # a rival need not be simpler
 
@@ -109,16 +109,38 @@ def test_no_page_calls_a_setting_recommended_that_the_headline_does_not(monkeypa
     assert next(iter(outcomes_compared(same))) == "dgg (the study's own)"
 
 
+def test_a_baseline_without_a_block_in_common_is_not_said_to_be_beaten_or_unbeaten():
+    def elsewhere(**rivals):  # fine-tuning was run with another seed alone
+        made = compared(finetune=(0.20, 0.25, 0.19, 0.24), **rivals)
+        table = made.table.copy()
+        table.loc[table["setting"] == "finetune", "seed"] = 7
+        return dataclasses.replace(made, table=table)
+
+    waiting = elsewhere(replay=(0.50, 0.53, 0.49, 0.55))
+    found = verdict(waiting)
+    assert found.status == "not compared"
+    assert found.headline == ("Not compared yet: plain fine-tuning has no finished block in common with dgg.")
+    assert "It beats replay with the same buffer by 10.2 points" in " ".join(found.support)
+    assert "fine-tuning by" not in " ".join(found.support)
+    alone = verdict(elsewhere())
+    assert (alone.headline, alone.status) == (found.headline, "not compared")
+    assert "It beats" not in " ".join(alone.support)
+    unbeaten = verdict(elsewhere(replay=(0.50, 0.65, 0.51, 0.70)))
+    assert unbeaten.status == "within noise"
+    assert "beat replay with the same buffer: the difference is 3.0 points" in unbeaten.headline
+
+
 def test_two_blocks_show_their_values_and_prove_nothing():
     found = verdict(compared(replay=(0.10, 0.12)))
     assert found.headline.startswith(
-        "No setting was shown to beat replay with the same buffer (difference 51.0 points, 2 blocks: 50.0, 52"
+        "No setting was shown to beat replay with the same buffer: the difference is 51.0 points (2 blocks: "
+        "50.0, 52.0)"
     )
 
 
 def test_equal_differences_are_said_to_be_equal():
     text = " ".join(answer.answer(compared(replay=tuple(x - 0.1 for x in OURS))))
-    assert "difference 10.0 points, the same in all 4 blocks" in text
+    assert "the difference is 10.0 points (the same in all 4 blocks)" in text
     assert "+10.0 (the same in all 4 blocks) points: no test is possible" in text
 
 
@@ -142,7 +164,7 @@ def test_near_the_ends_of_the_scale_the_study_cannot_tell(ours, joint, status):
 
 def test_without_a_simpler_rival_that_is_said():
     assert verdict(compared()).status == "not compared"
-    assert "no simpler rival" in verdict(compared()).headline
+    assert "no simpler baseline" in verdict(compared()).headline
     two = dataclasses.replace(compared(replay=OURS), recommended=None, rivals={})
     assert verdict(two).status == "nothing judged"
 
@@ -170,6 +192,9 @@ def test_simpler_is_fine_tuning_then_replay_then_fewer_and_smaller_values():
 def test_one_seed_for_all_orders_is_said():
     made = compared(replay=(0.50, 0.53, 0.49, 0.55))
     assert "One seed (0) serves all orders" in " ".join(verdict(made).support)
+    with_joint = compared(replay=(0.50, 0.53, 0.49, 0.55), joint=(0.8, 0.81, 0.85, 0.8))
+    assert verdict(with_joint).status == "clear"
+    assert "One seed (0) serves all orders" in " ".join(verdict(with_joint).support)
 
 
 def test_seeds_are_replicates_on_these_orders():
@@ -190,6 +215,11 @@ def test_a_number_is_printed_with_its_interval_or_with_the_values_behind_it():
     assert interval_text(0.67, np.nan, np.nan, 2, (0.62, 0.72)) == "67.0 (2 blocks: 62.0, 72.0)"
     assert interval_text(0.67, np.nan, np.nan, 1, (0.67,)) == "67.0 (1 block)"
     assert interval_text(1.0, np.nan, np.nan, 5, (1.0,) * 5) == "100.0 (the same in all 5 blocks)"
+    assert interval_text(0.67, np.nan, np.nan, 3, (0.62, 0.67, 0.72)) == "67.0 (3 blocks: 62.0, 67.0, 72.0)"
+    assert interval_text(0.67, np.nan, np.nan, 3) == "67.0 (3 blocks)"
+    assert (
+        interval_text(0.656, 0.556, 0.757, 4, extra=", 4 blocks") == "65.6 (95 % CI 55.6 to 75.7, 4 blocks)"
+    )
     assert interval_text(np.nan, np.nan, np.nan, 0) == "–"
     gap = Interval(-0.028, -0.052, -0.004, 4, ())
     assert points_text(gap, -1) == "2.8 points (95 % CI 0.4 to 5.2)"
