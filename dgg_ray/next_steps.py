@@ -24,7 +24,7 @@ before all of these.
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -88,35 +88,40 @@ def unfinished(results: Results) -> list[Step]:
     found = []
     (search, search_hours), (compare, compare_hours) = results.ahead.search, results.ahead.comparison
     if search:
-        gain = best_of_all(results)
+        gain, share = best_of_all(results)
         text = f"Finish the search: about {search} stages are left, {taking(search_hours)}."
-        if gain < SEEN:
-            text += " So far the settings judged differ by no more than luck."
+        if gain < SEEN and share == 0:
+            text += " So far no difference between the settings judged could be told from luck."
+        elif gain < SEEN:
+            text += " The settings left are expected to add less than 0.1 points."
         elif np.isfinite(gain):
             text += f" If the settings left are like those judged, the best of all is {percent(gain)} points "
-            text += "better, what is luck taken off."
+            text += "better, after shrinking for luck."
         else:
-            text += " Until then no setting is chosen, or nothing says how far settings differ but for luck."
+            text += " Until then no setting is chosen, or too few blocks are judged to tell settings' "
+            text += "differences from luck."
         found.append(Step(gain, text))
     if compare:
         text = f"Finish the comparison: {compare} stages are left, {taking(compare_hours)}."
-        found.append(Step(inf, text + " Until then the chosen setting and its rivals are not all compared."))
+        found.append(
+            Step(inf, text + " Until then the chosen setting and its baselines are not all compared.")
+        )
     return found
 
 
-def best_of_all(results: Results) -> float:
-    """Gain of judging the settings that are left; infinite where nothing tells."""
+def best_of_all(results: Results) -> tuple[float, float]:
+    """(Gain of judging the settings that are left, `skill`'s share); infinite and nan where nothing tells."""
     search = results.search
     if search is None or search.count is None:
-        return inf
+        return inf, nan
     table = np.array([[row[0] for row in c.rows] for c in search.feasible()])
     clusters = clusters_of(results.terms.chosen_on) or range(table.shape[-1])
     share, spread = skill(by_cluster(table, clusters)[0]) if len(table) > 2 else (np.nan, np.nan)
     if np.isnan(share):
-        return inf
+        return inf, nan
     over = sum(c.state != "open" for c in search.candidates)
     more = max(search.count - over, 0)
-    return share * spread * (expected_range(over + more) - expected_range(over)) / 2
+    return share * spread * (expected_range(over + more) - expected_range(over)) / 2, share
 
 
 def skill(table: np.ndarray) -> tuple[float, float]:

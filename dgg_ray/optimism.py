@@ -28,12 +28,21 @@ from numpy.typing import ArrayLike
 
 from dgg_ray.conduct import Audited, Searched
 from dgg_ray.formats import CI, interval_text, points_text
-from dgg_ray.intervals import FEWEST, Difference, Interval, mean_interval, paired_difference, ways_of
+from dgg_ray.intervals import (
+    ANYWHERE,
+    FEWEST,
+    Difference,
+    Interval,
+    mean_interval,
+    paired_difference,
+    ways_of,
+)
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
     chosen,
     final_split,
+    gap_range,
     headline,
     listing,
     mean_over,
@@ -67,14 +76,25 @@ def optimism(results: Results) -> Optimism | None:
     again, test = scores(results, on, terms.compared_on), scores(results, "test", terms.compared_on)
     if np.isnan(seen) or test.empty or again.empty:
         return None
-    parts, scale = (again - test).dropna(), range_of(headline(results))
+    metric = headline(results)
+    parts, scale = (again - test).dropna(), range_of(metric)
     return Optimism(
         float(seen),
         mean_over(test, scale),
         below(float(seen), mean_over(test, scale), terms.held_out),
         below(float(seen), mean_over(again, scale), terms.held_out),
-        None if on == "test" else paired_difference(parts, 0 * parts, clusters=ways_of((*parts.index,))),
+        None if on == "test" else of_gaps(parts, gap_range(metric), clusters=ways_of((*parts.index,))),
     )
+
+
+def of_gaps(
+    gaps: ArrayLike,
+    within: tuple[float, float],
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+) -> Difference:
+    """The mean of differences, and the test of 0; no bound lies beyond what they can be."""
+    return paired_difference(gaps, np.zeros(len(np.asarray(gaps))), level, clusters, within)
 
 
 def below(seen: float, of: Interval, independent: bool) -> Interval:
@@ -151,9 +171,10 @@ def optimism_sentences(results: Results) -> list[str]:
 
 
 def over(gap: Interval) -> str:
-    """`2.8 points (95 % CI 0.4 to 5.2) higher`"""
+    """`2.8 points (95 % CI 0.4 to 5.2) higher`, or the points alone where there is no interval."""
     sign = 1 if gap.mean >= 0 else -1
-    return f"{points_text(gap, sign)} {'higher' if sign > 0 else 'lower'}"
+    points = f"{percent(sign * gap.mean)} points" if np.isnan(gap.low) else points_text(gap, sign)
+    return f"{points} {'higher' if sign > 0 else 'lower'}"
 
 
 def part(gap: Interval | Difference) -> str:
@@ -173,29 +194,39 @@ def constraint_sentences(results: Results) -> list[str]:
         )
     margins = np.array(mine.rows)[:, len(search.objective) :]
     for text, margin in zip(search.subject_to, margins.T, strict=True):
-        final = on_final(results, text)
-        seen = mean_interval(margin, clusters=shared(results, len(margin)))
+        constraint = Constraint.parse(text)
+        assert constraint is not None
+        seen = kept_by(margin, constraint, shared(results, len(margin)))
         said = f"{results.terms.select_on} where it was chosen: {verdict(seen)}"
-        found.append(f"Constraint {text}: {said}; {final}.")
+        found.append(f"Constraint {text}: {said}; {on_final(results, constraint)}.")
     return found
 
 
-def on_final(results: Results, text: str) -> str:
+def kept_by(margin: ArrayLike, constraint: Constraint, clusters: ArrayLike) -> Interval | Difference:
+    """By how much a constraint is kept on average; no bound lies beyond what the margin can be."""
+    of = gap_range if constraint.rival else range_of
+    low, high = (end - constraint.bound for end in of(constraint.metric))
+    if constraint.rival:
+        return of_gaps(margin, (low, high), clusters=clusters)
+    return mean_interval(margin, clusters=clusters, within=(low, high))
+
+
+def on_final(results: Results, constraint: Constraint) -> str:
     """Of one constraint."""
-    constraint, split, blocks = Constraint.parse(text), final_split(results), results.terms.compared_on
-    assert constraint is not None
+    split, blocks = final_split(results), results.terms.compared_on
     margin = scores(results, split, blocks, constraint.metric) - constraint.bound
     if constraint.rival:
         if constraint.rival not in results.rivals:
-            return f"on the final blocks it cannot be checked, {constraint.rival} is not among the rivals"
+            return f"on the final blocks it cannot be checked, {constraint.rival} is not among the baselines"
         rival = results.rivals[constraint.rival]
         margin = (margin - of_setting(results, rival, split, blocks, constraint.metric)).dropna()
     if margin.empty:
         return "on the final blocks it is not known yet"
-    return f"{split} on the final blocks: {verdict(mean_over(margin))}"
+    kept = kept_by(margin, constraint, ways_of(tuple(margin.index)))
+    return f"{split} on the final blocks: {verdict(kept)}"
 
 
-def verdict(margin: Interval) -> str:
+def verdict(margin: Interval | Difference) -> str:
     """`kept by 1.2 points (95 % CI -0.3 to 2.7)`"""
     sign = 1 if margin.mean >= 0 else -1
     said = f"{'kept' if sign > 0 else 'broken'} by {points_text(margin, sign)}"
@@ -236,7 +267,7 @@ def audit_sentences(results: Results) -> list[str]:
     better = [a for a in found if a.better]
     count = f"{len(better) or 'none'} of them looked better than the best that was kept"
     gaps = np.mean([a.gaps for a in found], axis=0)
-    average = mean_interval(gaps, clusters=shared(results, len(gaps)))
+    average = of_gaps(gaps, gap_range(*results.objective), clusters=shared(results, len(gaps)))
     said = [
         f"Audit: {len(found)} of the branches that were dropped on the way were finished, and {count}. On "
         f"average they ended {away(average)}, on the blocks on which settings were chosen: there what was "
@@ -250,7 +281,8 @@ def audit_sentences(results: Results) -> list[str]:
 def luck(results: Results, better: Sequence[Audited]) -> Iterator[str]:
     """Whether the choice was wrong, of the branches that looked better."""
     audited = len(results.search.audited) if results.search else 0
-    leads = [lead(a.gaps, audited, shared(results, len(a.gaps))) for a in better]
+    within = gap_range(*results.objective)
+    leads = [lead(a.gaps, audited, shared(results, len(a.gaps)), within) for a in better]
     sure = [i for i, of in enumerate(leads) if wrong(of, audited)]
     best = max(sure or range(len(better)), key=lambda i: leads[i].mean)
     of = leads[best]
@@ -282,16 +314,21 @@ def unseen(results: Results, branch: Audited) -> Iterator[str]:
     )
     gaps = (mine - kept).dropna() / len(results.objective)
     if len(gaps):
-        of = mean_over(gaps)
+        of = of_gaps(gaps, gap_range(*results.objective), clusters=ways_of(tuple(gaps.index)))
         yield (
             f"On the {split} split of {of.n} held-out block{'s' * (of.n > 1)}, which took no part in the "
             f"choice, it ended {away(of)}."
         )
 
 
-def lead(gaps: Sequence[float], audited: int, clusters: ArrayLike | None = None) -> Difference:
+def lead(
+    gaps: Sequence[float],
+    audited: int,
+    clusters: ArrayLike | None = None,
+    within: tuple[float, float] = ANYWHERE,
+) -> Difference:
     """Mean gap over the blocks; its interval holds for all audited branches at once (Bonferroni)."""
-    return paired_difference(gaps, np.zeros(len(gaps)), 1 - 0.05 / audited, clusters)
+    return of_gaps(gaps, within, 1 - 0.05 / audited, clusters)
 
 
 def shared(results: Results, count: int) -> tuple[tuple[int, int], ...]:

@@ -107,6 +107,12 @@ def range_of(metric: str) -> tuple[float, float]:
     return getattr(plugins.module("metrics", metric), "RANGE", ANYWHERE)
 
 
+def gap_range(*metrics: str) -> tuple[float, float]:
+    """What the difference of two values of a metric can be; of several, the mean of their differences."""
+    low, high = np.mean([range_of(metric) for metric in metrics], axis=0).tolist()
+    return low - high, high - low
+
+
 @once
 def selection(results: Results) -> list[Run]:
     """The runs by which settings were chosen, on the split on which they were.
@@ -349,9 +355,7 @@ def differences(
 ) -> tuple[Difference, tuple[float, float], Interval]:
     """Of gaps by block: their mean with its interval, the bounds that hold for so many rivals at once, and
     the interval on these orders, over seeds. joint: to a run that serves all orders of its seed."""
-    low, high = range_of(metric)
-    within = (low - high, high - low)
-    shared = ways_of(tuple(gaps.index), by_seed=joint)
+    within, shared = gap_range(metric), ways_of(tuple(gaps.index), by_seed=joint)
     single = paired_difference(gaps, 0 * gaps, clusters=shared, within=within)
     wide = paired_difference(gaps, 0 * gaps, 1 - 0.05 / family, shared, within)
     here = fixed_orders(gaps, tuple(gaps.index))

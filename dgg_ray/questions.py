@@ -72,7 +72,7 @@ def content(sentences: Sequence[str], *parts: Part | Sequence[Part] | None) -> S
 
 
 def blocks_in_words(results: Results) -> str:
-    """`4 held-out orders with a seed each`, `2 orders with 3 seeds`, `2 orders with 3 seeds each, of their own`"""
+    """`4 held-out orders with a seed each`, `2 orders with 3 seeds` or `with 3 seeds each, of their own`"""
     table = final_table(results, final_split(results))
     own = table[table["setting"] == chosen(results)]
     orders, seeds = own["order"].nunique(), own["seed"].nunique()

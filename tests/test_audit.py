@@ -68,6 +68,13 @@ def test_a_choice_was_wrong_where_the_interval_lies_above_0():
     assert "ended 3.0 points" in text
 
 
+def test_no_bound_of_a_lead_lies_beyond_what_a_difference_can_be():
+    # 96, 98, 88: 94 ± 4.303 · 5.29 / √3 = 13.1
+    text = said((96, 98, 88))
+    assert text.count("94.0 points (95 % CI 80.9 to 100.0)") == 2  # on average, and of the best
+    assert "107" not in text
+
+
 def test_blocks_that_begin_alike_count_as_one():
     orders = tuple((order, 0) for order in ("a > b > c", "a > c > b", "b > a > c"))
     # a's two blocks have the mean 2.5, b's one 4

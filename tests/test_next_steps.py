@@ -1,5 +1,6 @@
 """What the search's score hides, and what more work would change, in numbers from paper."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from dgg_ray.conduct import Ahead, Candidate, Searched, Terms
 from dgg_ray.front import front, volumes
 from dgg_ray.intervals import expected_range, mean_interval
 from dgg_ray.next_steps import Step, best_of_all, more_blocks, sentences, skill
-from dgg_ray.optimism import below, optimism
+from dgg_ray.optimism import below, kept_by, optimism, over
+from dgg_ray.preference import Constraint
 
 FIRST, SECOND = ((order, 0) for order in ORDERS)
 SEARCH = Searched("tpe", ("faa",))
@@ -38,7 +40,20 @@ def test_the_gap_has_an_interval_where_the_final_blocks_are_held_out():
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.05, 0.75 - final.high, 0.75 - final.low))
     same = optimism(small_study(search=SEARCH, terms=Terms(**both))).total
     assert same.mean == held.mean
-    assert np.isnan(below(0.75, final, False).low)  # not independent of the choice: none is given
+    dependent = below(0.75, final, False)  # not independent of the choice: no interval is given
+    assert np.isnan(dependent.low)
+    assert over(dependent) == "5.0 points higher"  # of 15, 5 and -5 points none is "the same in all"
+    assert over(gap) == "5.0 points (95 % CI −19.8 to 29.8) higher"  # 0.1 · 4.3027 / √3 = 0.2484
+
+
+def test_no_bound_of_a_margin_lies_beyond_what_the_margin_can_be():
+    # 8, 4 and 9 points above 90 %: 7 ± 6.57 by t, and no score is more than 10 above it
+    floor = kept_by(np.array([0.08, 0.04, 0.09]), Constraint("faa", None, 0.9), [0, 1, 2])
+    assert floor.mean == pytest.approx(0.07)
+    assert floor.high <= 0.1
+    # 100, 85 and 97 points above a baseline less 5 points, which is 105 at most
+    beside = kept_by(np.array([1.0, 0.85, 0.97]), Constraint("faa", "replay", -0.05), [0, 1, 2])
+    assert beside.high == pytest.approx(1.05)
 
 
 def test_nothing_searched_has_no_optimism():
@@ -111,15 +126,28 @@ def test_the_settings_left_gain_what_the_best_of_more_normal_values_does():
     # means 0.4, 0.5, 0.6 over two blocks that agree: sd 0.1, all of it between settings. The expected range
     # of 3 values is 1.693, of 6 it is 2.534: half of 0.841 · 0.1
     alike = [(0.4, 0.4), (0.5, 0.5), (0.6, 0.6)]
-    assert best_of_all(left_over(alike, 6)) == pytest.approx(0.0421, abs=2e-4)
+    assert best_of_all(left_over(alike, 6)) == pytest.approx((0.0421, 1), abs=2e-4)
     # blocks that differ by ±0.05 for the first and ∓0.05 for the second: rest squared 4 · 0.05² on 2 degrees
     # of freedom is 0.005, between them 2 · 0.01: three quarters of the deviation are skill
     unlike = [(0.45, 0.35), (0.45, 0.55), (0.6, 0.6)]
-    assert best_of_all(left_over(unlike, 6)) == pytest.approx(0.75 * 0.0421, abs=2e-4)
-    assert best_of_all(left_over([(0.5, 0.4), (0.4, 0.5), (0.45, 0.45)], 6)) == 0  # equal means
-    assert (
-        best_of_all(left_over([(0.4,), (0.5,), (0.6,)], 6)) == np.inf
-    )  # one block: luck or skill, who knows
+    assert best_of_all(left_over(unlike, 6)) == pytest.approx((0.75 * 0.0421, 0.75), abs=2e-4)
+    assert best_of_all(left_over([(0.5, 0.4), (0.4, 0.5), (0.45, 0.45)], 6)) == (0, 0)  # equal means
+    assert best_of_all(left_over([(0.4,), (0.5,), (0.6,)], 6))[0] == np.inf  # one block: who knows
+
+
+def test_differences_between_settings_are_called_luck_only_where_nothing_tells_them_from_it():
+    def said(rows, count):
+        left = Ahead(search=(12, (2.0, 1.0, 3.0)))
+        return dataclasses.replace(left_over(rows, count), ahead=left)
+
+    luck = "So far no difference between the settings judged could be told from luck."
+    (step,) = next_steps.unfinished(said([(0.5, 0.4), (0.4, 0.5), (0.45, 0.45)], 6))
+    assert step.text.endswith(luck)
+    apart = [(0.4, 0.4), (0.5, 0.5), (0.6, 0.6)]  # beyond luck, and none is left
+    (step,) = next_steps.unfinished(said(apart, 3))
+    assert step.text.endswith("The settings left are expected to add less than 0.1 points.")
+    (step,) = next_steps.unfinished(said(apart, 6))
+    assert step.text.endswith("the best of all is 4.2 points better, after shrinking for luck.")
 
 
 def left_over(rows, count):

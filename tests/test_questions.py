@@ -44,6 +44,6 @@ def test_methods_are_said_to_have_the_same_blocks_only_where_they_have():
         & (rows["stage"] == 1)
     )
     assert blocks_sentence(dataclasses.replace(whole, table=rows[~last]), "validation") == (
-        "Not every method has finished every block (2 orders with 3 seeds, validation split): a difference is "
-        "over those that both have."
+        "Not every method has finished every block (2 orders with 3 seeds, validation split): a difference "
+        "is over those that both have."
     )

@@ -142,8 +142,8 @@ def test_the_winner_is_judged_on_the_blocks_that_the_other_settings_were_judged_
 def test_the_answer_names_what_to_use_and_how_it_scores():
     text = words(small_study())
     assert text.startswith(
-        "No setting was shown to beat plain fine-tuning: the difference is 12.5 points (2 blocks: 8.3, 16.7), "
-        "and the simplest setting within noise is finetune."
+        "No setting was shown to beat plain fine-tuning: the difference is 12.5 points (2 blocks: 8.3, "
+        "16.7), and the simplest setting within noise is finetune."
     )
     assert "Highest where settings were chosen was dgg with α = 0.25, buffer = 50." in text
     assert "On the test split its FAA is 66.7 % (2 blocks: 71.7, 61.7)." in text

@@ -48,8 +48,8 @@ def test_a_lead_that_may_be_luck_recommends_the_simplest_setting_within_noise():
     # 10, -1, 7, -4 points: mean 3, s = 6.5828 / 2, t(0.9875, 3) = 4.1765
     assert found.status == "within noise"
     assert found.headline == (
-        "No setting was shown to beat replay with the same buffer: the difference is 3.0 points (simultaneous "
-        "95 % CI −10.7 to 16.7), and the simplest setting within noise is replay."
+        "No setting was shown to beat replay with the same buffer: the difference is 3.0 points "
+        "(simultaneous 95 % CI −10.7 to 16.7), and the simplest setting within noise is replay."
     )
     assert found.support[0] == (
         "The study's own setting is dgg. On the validation split its FAA is 62.0 % (95 % CI 56.0 to 67.8, 4 "
