@@ -110,7 +110,7 @@ def best_so_far(search: Method) -> str:
         return ""
     found = []
     names = search.search.objective
-    shared = ways_of(tuple((" > ".join(order), seed) for order, seed in search.study.blocks))
+    shared = ways_of(search.study.named_blocks)
     for name, column in zip(names, by_block(evidence, names).T, strict=True):
         band = mean_interval(column, clusters=shared, within=range_of(name))
         found.append(f"{name} {interval_text(*band, form='{:.3f}'.format)}")

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 from dgg_ray import draws
 from dgg_ray.intervals import FEWEST, clusters_of
@@ -169,8 +170,6 @@ def isotonic(y: ArrayLike, weights: ArrayLike, rising: bool = True) -> np.ndarra
 
 def half_width(draws: ArrayLike, blocks: ArrayLike, level: float = 0.95) -> np.ndarray:
     """Half the band's width, from resamples along the first axis; nan for fewer than 3 clusters."""
-    from scipy import stats
-
     m = np.where(np.asarray(blocks) < FEWEST, np.nan, np.asarray(blocks, dtype=float))
     spread = np.std(np.asarray(draws), axis=0)
-    return stats.t.ppf((1 + level) / 2, m - 1) * np.sqrt((m + 1) / (m - 1)) * spread
+    return stdtrit(m - 1, (1 + level) / 2) * np.sqrt((m + 1) / (m - 1)) * spread

@@ -28,11 +28,10 @@ from math import inf, nan
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from dgg_ray.conduct import Hours
 from dgg_ray.curves import Tradeoff, tradeoffs
-from dgg_ray.intervals import FEWEST, clusters_of, expected_range, standard_error, ways_of
+from dgg_ray.intervals import FEWEST, clusters_of, expected_range, half_of, standard_error, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
@@ -158,7 +157,7 @@ def more_blocks(results: Results) -> list[Step]:
     room = inf if results.ahead.room is None else results.ahead.room
     k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
     level = 1 - 0.05 / family  # of all rivals at once, as the verdict has it
-    now, then = half_width(freedom, error, level), half_width(freedom + k, spread / (n + k) ** 0.5, level)
+    now, then = half_of(error, freedom, level), half_of(spread / (n + k) ** 0.5, freedom + k, level)
     enough = needed(mean, spread) if mean else None
     seeds_of: dict[int, set[str]] = {}
     for order, seed in results.terms.compared_on:
@@ -198,11 +197,6 @@ def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tu
     labels = {label: s for label, s in compared(results).items() if s in scores and s != chosen(results)}
     gaps = {label: (ours - scores[s]).dropna() for label, s in labels.items()}
     return {label: (gap.to_numpy(), ways_of(tuple(gap.index))) for label, gap in gaps.items() if len(gap)}
-
-
-def half_width(freedom: float, error: float, level: float = 0.95) -> float:
-    """Of the t interval of a mean with that error."""
-    return float(stats.t.ppf((1 + level) / 2, freedom)) * error
 
 
 def more_alphas(results: Results) -> list[Step]:

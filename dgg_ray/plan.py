@@ -165,7 +165,7 @@ def race(study: Study) -> str:
         return ""
     from dgg_ray.intervals import clusters_of  # SciPy, which a plan without a race does without
 
-    count = len(set(clusters_of(tuple((" > ".join(order), seed) for order, seed in study.blocks))))
+    count = len(set(clusters_of(study.named_blocks)))
     if count < 2:
         return "gives up nothing: all blocks share an order or a first stage"
     said = (

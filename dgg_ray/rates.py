@@ -117,13 +117,13 @@ class Estimate(NamedTuple):
 
 def total(sums: Sequence[tuple[float, float, float]]) -> Estimate:
     """Independent sums of parts as one."""
-    from scipy import stats  # late: who only waits does without
+    from scipy.special import stdtrit  # late: who only waits does without
 
     mean, variance = sum(m for m, _, _ in sums), sum(v for _, v, _ in sums)
     if not mean:
         return Estimate(0.0, 0.0, 0.0)
     freedom = variance**2 / sum(v**2 / f for _, v, f in sums)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * variance**0.5 / mean
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * variance**0.5 / mean
     half = min(half, WIDEST)
     return Estimate(mean, mean * exp(-half), mean * exp(half))
 

@@ -261,10 +261,8 @@ class Whole(Method):
         from dgg_ray.intervals import clusters_of  # late: SciPy, which trials do without
 
         evidence = {n: self.told[n] for n in numbers}
-        spread, clusters = (
-            [],
-            clusters_of(tuple((" > ".join(order), seed) for order, seed in self.study.blocks)),
-        )
+        clusters = clusters_of(self.study.named_blocks)
+        spread = []
         for name in self.search.objective:
             score = plugins.find("metrics", name)
             table = np.array([[score(s) for s in e.scores] for e in evidence.values() if e])

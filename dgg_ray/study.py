@@ -267,6 +267,11 @@ class Study:
             return self.fixed
         return self.crossed(self.seeds)
 
+    @property
+    def named_blocks(self) -> tuple[tuple[str, int], ...]:
+        """The blocks as tables have them: task names joined by " > ", seed."""
+        return tuple((" > ".join(order), seed) for order, seed in self.blocks)
+
     def crossed(self, seeds: Sequence[int], own: bool | None = None) -> tuple[Block, ...]:
         """Every order with every seed. own: whether order i has SEEDS_APART · s + i in place of each seed s;
         None is the study's choice."""
