@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgg_ray.curves import Tradeoff, points_of, sentences, span, summary, tradeoffs
+from dgg_ray.curves import Tradeoff, band, points_of, sentences, span, summary, tradeoffs
 from dgg_ray.monotone import half_width
 from dgg_ray.outcomes import ALPHA, Results, alphas, chosen, listing, name_of, once, settings, text_of
 
@@ -64,7 +64,7 @@ def stand(found: Tradeoff, used: float) -> Stand:
     there = np.append(np.flatnonzero(share), best)
     half = float(half_width(of_draws[:, best] - of_draws @ share, found.fit.blocks[there].min()))
     gap = abs(float(share @ rows["gain"]))
-    return Stand(found.task, used, float(found.alpha[best]), (gap, gap - half, gap + half))
+    return Stand(found.task, used, float(found.alpha[best]), (gap, *band(gap, half)))
 
 
 @once

@@ -55,6 +55,7 @@ from dgg_ray.outcomes import (
 
 EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α
+ENDS = {"new": (0.0, 1.0), "old": (-1.0, 1.0)}  # a score, and a change of scores
 AFFORDABLE = 0.02  # of the new task's score
 
 
@@ -105,7 +106,7 @@ class Tradeoff:
         draws = self.fit.draws[:, j] - self.fit.draws[:, i]
         half = half_width(draws, self.fit.blocks[[i, j]].min())
         gaps = [y[j] - y[i] for y in (self.new, self.old)]
-        return {n: (float(g), float(g - h), float(g + h)) for n, g, h in zip(SERIES, gaps, half, strict=True)}
+        return {n: (float(g), *band(float(g), h)) for n, g, h in zip(SERIES, gaps, half.tolist(), strict=True)}
 
     def counts(self, weight: float = 1.0) -> np.ndarray:
         """What a difference in new and in old makes in the mean final score."""
@@ -126,9 +127,10 @@ class Tradeoff:
         width = half_width(self.fit.draws, blocks[:, None])
         for i, name in enumerate(SERIES):
             y = getattr(self, name)
-            rows[name], rows[f"{name}_low"], rows[f"{name}_high"] = y, y - width[:, i], y + width[:, i]
+            rows[name] = y
+            rows[f"{name}_low"], rows[f"{name}_high"] = band(y, width[:, i], ENDS[name])
         rows["gain"] = gain = (value - value[best]).round(12)  # equals but for rounding are equals
-        rows["gain_low"], rows["gain_high"] = gain - half, gain + half
+        rows["gain_low"], rows["gain_high"] = band(gain, half, (-count.sum(), count.sum()))
         rows["best"] = rows.index == best
         rows["open"] = ~(rows["gain_high"] < 0)  # nan too: without a band nothing is ruled out
         rows["stages"], rows["blocks"] = self.fit.stages, blocks
@@ -146,6 +148,12 @@ class Tradeoff:
             return float(self.alpha[-1])
         around = [last + 1, last]  # np.interp wants what it reads to rise
         return float(np.interp(floor, self.new[around], self.alpha[around]))
+
+
+def band(value: Any, half: Any, within: tuple[float, float] = (-1.0, 1.0)) -> tuple[Any, Any]:
+    """(low, high) of value ± half, cut off where the scale ends, but never short of the value itself."""
+    low, high = np.minimum(within[0], value), np.maximum(within[1], value)
+    return np.maximum(value - half, low), np.minimum(value + half, high)
 
 
 @once
@@ -331,9 +339,9 @@ def span(rows: pd.DataFrame) -> str:
 
 def points_of(gap: tuple[float, float, float], sign: int = 1) -> str:
     """`12.1 points (95 % CI 9.0 to 15.2)`; `sign` -1 turns a change into a loss."""
-    value, *band = (sign * x for x in gap)
+    value, *ends = (sign * x for x in gap)
     words = f"{percent(value)} points"
-    return words if np.isnan(band).any() else f"{words} ({CI}{percent(min(band))} to {percent(max(band))})"
+    return words if np.isnan(ends).any() else f"{words} ({CI}{percent(min(ends))} to {percent(max(ends))})"
 
 
 def summary(found: Tradeoff) -> dict[str, str]:

@@ -20,7 +20,7 @@ from scipy import stats
 
 from dgg_ray import results
 from dgg_ray.intervals import Interval, fixed_orders, holm
-from dgg_ray.outcomes import BLOCK, compared, runs
+from dgg_ray.outcomes import BLOCK, compared, gap_range, over_seeds, runs
 
 METRICS = {"faa": "final score (FAA)", "stability": "stability", "plasticity": "plasticity"}
 PAIRS = [  # first minus second
@@ -41,6 +41,7 @@ PAIRS = [  # first minus second
 
 
 def interval(mean: float, low: float, high: float, sign: str = "") -> str:
+    """`60.0 [43.5, 74.5]`, in percent, or the mean alone where there are no bounds."""
     bounds = "" if np.isnan(low) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
     return f"{100 * mean:{sign}.1f}{bounds}"
 
@@ -57,7 +58,7 @@ def scores(table: pd.DataFrame, labels: dict[str, str]) -> list[str]:
         rows = table[table["setting"] == setting]
         shown = []
         for metric in METRICS:
-            found = fixed_orders(rows[metric], list(zip(rows["order"], rows["seed"], strict=True)))
+            found = over_seeds(rows, metric)
             shown.append(interval(*found[:3]) if found.n else "–")
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     return lines
@@ -74,7 +75,7 @@ def contrasts(table: pd.DataFrame, labels: dict[str, str], metric: str) -> list[
     lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | seeds |", "|---|---|---|---|---|"]
     for (first, second), of, alone, after in zip(pairs, found, p, holm(p), strict=True):
         if of.n and not np.isnan(of.mean):
-            gap = interval(of.mean, of.low, of.high, "+")
+            gap = interval(of.mean, *np.clip([of.low, of.high], *gap_range(metric)), "+")
             lines.append(f"| {first} − {second} | {gap} | {alone:.3f} | {after:.3f} | {len(of.values)} |")
     return lines
 

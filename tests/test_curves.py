@@ -119,6 +119,17 @@ def test_levels_of_blocks_are_no_doubt_about_the_shape():
     assert rows["new_high"].tolist() == pytest.approx([0.8, 0.6])
 
 
+def test_no_band_lies_beyond_the_scale_of_what_it_is_of():
+    found = laid_out({0: 0.8, 1: 0.1}, {0: -0.9, 1: -0.3}, noise=0.3)
+    rows, (new, old) = found.points(), found.difference(0, -1).values()
+    width = half_width(found.fit.draws, found.fit.blocks[:, None])
+    assert (found.new + width[:, 0] > 1).any()
+    assert (found.old - width[:, 1] < -1).any()
+    assert (rows["new_low"].min(), rows["new_high"].max(), rows["old_low"].min()) == (0, 1, -1)
+    assert (new[1], old[2]) == (-1, 1)
+    assert curves.band(1.02, 0.1, (0, 1)) == pytest.approx((0.92, 1.02))  # a level beside other blocks'
+
+
 ALPHA = np.array([0, 0.1, 0.3, 0.6, 1])
 LAWS = {"steep": 0.6 - 0.4 * ALPHA, "gentle": 0.6 - 0.1 * np.sqrt(ALPHA)}
 

@@ -37,7 +37,14 @@ def test_a_joint_run_that_serves_both_orders_is_one_observation():
     assert gap == f"{100 * mean:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):+.1f}]"
     assert float(p) == pytest.approx(2 * stats.t.sf(abs(mean) / (0.2 / 3), 2), abs=1e-3)
     assert seeds == "3"
-    assert findings.scores(table(), {"joint": "j"})[2].count("86.7 [72.3, 101.0]") == 3
+    # t ends at 86.7 ± 14.3; its logit at logit 0.867 ± 0.143 / (0.867 · 0.133) = 1.87 ± 1.24, the lower 0.653
+    assert findings.scores(table(), {"joint": "j"})[2].count("86.7 [65.3, 100.0]") == 3
+
+
+def test_no_bound_of_a_difference_lies_beyond_what_it_can_be():
+    apart = table().assign(faa=[1.0, 1.0, 0.8] * 2 + [0.0, 0.2, 0.0] * 6)
+    # by seed 1, 0.8 and 0.8: by t 86.7 ± 28.7
+    assert row(apart, "dgg − joint")[0] == "+86.7 [+58.0, +100.0]"
 
 
 def test_seeds_of_each_order_s_own_are_as_many_observations():

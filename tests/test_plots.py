@@ -21,7 +21,7 @@ from dgg_ray.plots import (
     stability_plasticity,
     training_loss,
 )
-from dgg_ray.plots.stability_plasticity import not_dominated
+from dgg_ray.plots.stability_plasticity import bands, not_dominated
 
 KNOBS = ("strategy.alpha.b", "strategy.alpha.c")
 ALPHAS = {"d1": (0.1, 0.3), "d2": (0.5, 0.3), "ft": (np.nan, np.nan), "jt": (np.nan, np.nan)}
@@ -78,6 +78,14 @@ def test_with_held_out_blocks_names_stand_where_settings_were_compared():
     assert second["stability"] == pytest.approx(0.55 - 0.1)  # of the held-out seed alone
     assert not points.set_index("setting").loc["ft", "pareto"]  # it was not on the search's blocks
     assert points[points["setting"] == "d2"]["kind"].tolist() == ["setting"]
+
+
+def test_a_cross_ends_where_the_scores_end():
+    index = pd.MultiIndex.from_tuples([("a > b", 0), ("b > a", 1), ("c > a", 2)], names=["order", "seed"])
+    # 98, 90 and 100 %: by t 96 ± 13.1; by the logit 3.18 ± 3.42 the lower bound is 44 %
+    row = bands(pd.DataFrame({"stability": [0.98, 0.9, 1.0], "plasticity": [0.02, 0.1, 0.0]}, index))
+    assert (row["stability_high"], row["plasticity_low"]) == (1, 0)
+    assert row["stability_low"] == pytest.approx(0.44, abs=5e-3)
 
 
 def test_joint_is_a_reference_placed_by_the_same_tasks():

@@ -15,13 +15,15 @@ from matplotlib.figure import Figure
 
 from dgg_ray import plots
 from dgg_ray.agreement import unsearched
-from dgg_ray.intervals import mean_interval, ways_of
+from dgg_ray.intervals import FEWEST
 from dgg_ray.outcomes import (
     BLOCK,
     Results,
     alphas,
     compared,
+    mean_over,
     name_of,
+    range_of,
     runs,
     searched,
     selected,
@@ -38,7 +40,6 @@ READING = (
     "settings tried, on the blocks of the search. Joint training has no sequence, hence neither stability "
     "nor plasticity: its final scores on the same tasks place it, without a cross."
 )
-FEWEST = 3  # independent blocks behind a cross: below that there is no interval
 AXES = ("stability", "plasticity")
 
 
@@ -124,8 +125,8 @@ def held_out_points(results: Results, labels: dict[str, str]) -> list[dict[str, 
 
 def bands(group: pd.DataFrame) -> dict[str, float]:
     """Means of both metrics over blocks (the rows), with their intervals; clusters: that these are over."""
-    blocks = tuple(zip(*(group.index.get_level_values(name) for name in BLOCK), strict=True))
-    found = {axis: mean_interval(group[axis], clusters=ways_of(blocks)) for axis in AXES}
+    scores = group.reset_index().set_index(BLOCK)
+    found = {axis: mean_over(scores[axis], range_of(axis)) for axis in AXES}
     row = {
         f"{axis}{part}": value
         for axis, interval in found.items()
