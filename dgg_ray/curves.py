@@ -106,7 +106,9 @@ class Tradeoff:
         draws = self.fit.draws[:, j] - self.fit.draws[:, i]
         half = half_width(draws, self.fit.blocks[[i, j]].min())
         gaps = [y[j] - y[i] for y in (self.new, self.old)]
-        return {n: (float(g), *band(float(g), h)) for n, g, h in zip(SERIES, gaps, half.tolist(), strict=True)}
+        return {
+            n: (float(g), *band(float(g), h)) for n, g, h in zip(SERIES, gaps, half.tolist(), strict=True)
+        }
 
     def counts(self, weight: float = 1.0) -> np.ndarray:
         """What a difference in new and in old makes in the mean final score."""

@@ -1,9 +1,9 @@
 """How far scores move with the order of the tasks: disparity per task, spread and extremes of FAA.
 
-An order's score is its mean over seeds. Two orders that begin alike share stages, and with them the stages'
-noise: a stage is trained once, whoever asks for it. Orders that begin with different tasks share none, so
-the first task names an order's cluster, and every interval of a spread is over clusters. Where the first task
-itself matters it is counted as chance too, which leaves intervals too wide rather than too narrow.
+An order's score is its mean over seeds. Two orders that begin alike with the same seed share stages, and with
+them the stages' noise: a stage is trained once, whoever asks for it. Such orders are one cluster, by their
+first task and seed (`intervals.clusters_of`), and every interval of a spread is over clusters. Where the
+first task itself matters it is counted as chance too, which leaves intervals too wide rather than too narrow.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.intervals import clustered_jackknife, expected_range
-from dgg_ray.outcomes import Results, compared, final_table, finals, once, opening, over_blocks
+from dgg_ray.outcomes import Results, clusters_by_order, compared, final_table, finals, once, over_blocks
 
 WIDEST = 0.5  # standard deviation of values in [0, 1]: half of them at either end
 DISPARITY = ["opd", "expected", "low", "high", "floor", "corrected"]
@@ -48,16 +48,19 @@ def disparity(results: Results, split: str) -> pd.DataFrame:
     for label, group in finals(results, split).groupby("label", sort=False):
         scores = group.groupby(["order", "task"])["score"].mean().unstack()  # orders × tasks
         if len(scores) > 1:
-            rows += [[label, *row, len(scores)] for row in disparities(scores, seed_noise(group))]
+            rows += [
+                [label, *row, len(scores)]
+                for row in disparities(scores, clusters_by_order(group), seed_noise(group))
+            ]
     columns = ["label", "task", "lowest", "highest", *DISPARITY, "orders"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def disparities(scores: pd.DataFrame, noise: pd.Series) -> list[list[object]]:
+def disparities(scores: pd.DataFrame, clusters: pd.Series, noise: pd.Series) -> list[list[object]]:
     """(task, lowest, highest, *DISPARITY) for each column of an order × task table, then AOPD and MOPD."""
     factor = expected_range(len(scores))
     opd = scores.max() - scores.min()
-    deviation, G = deviations(scores)
+    deviation, G = deviations(scores, clusters)
     each = factor * interval_of_scale(deviation, G)  # (3, tasks)
     mean = factor * interval_of_scale(lambda kept: deviation(kept).mean(axis=1), G)[:, 0]
     jointly = factor * interval_of_scale(deviation, G, 1 - 0.05 / len(opd))
@@ -103,7 +106,7 @@ def overall(results: Results, split: str) -> pd.DataFrame:
     mean, low, high: over blocks, with the 95 % interval of the comparison (`over_blocks`).
     sd, sd_low, sd_high: over orders, and 95 % interval. lowest, highest: with the orders that have them.
     expected_range and its 95 % interval: of as many orders that share no stage, for normal scores.
-    floor: expected range that seeds alone make; nan for a single seed. clusters: first tasks.
+    floor: expected range that seeds alone make; nan for a single seed. clusters: of orders.
     """
     table = final_table(results, split)
     rows = []
@@ -112,13 +115,13 @@ def overall(results: Results, split: str) -> pd.DataFrame:
         faa = own.groupby("order")["faa"].mean()
         if len(faa) < 2:
             continue
-        mean, clusters = over_blocks(own, "faa"), opening(faa.index.to_series()).nunique()
-        sd = np.minimum(interval_of_scale(*deviations(faa.to_frame()))[:, 0], WIDEST)
+        mean, clusters = over_blocks(own, "faa"), clusters_by_order(own)
+        sd = np.minimum(interval_of_scale(*deviations(faa.to_frame(), clusters))[:, 0], WIDEST)
         factor = expected_range(len(faa))
         noise = seed_noise(own.assign(task="", score=own["faa"])).item()
         rows.append(
             [
-                *(label, len(faa), own["seed"].nunique(), clusters, *mean[:3], *sd),
+                *(label, len(faa), own["seed"].nunique(), clusters.nunique(), *mean[:3], *sd),
                 *(faa.min(), faa.idxmin(), faa.max(), faa.idxmax(), faa.max() - faa.min()),
                 *np.minimum(factor * sd, 1),
                 factor * noise,
@@ -129,14 +132,14 @@ def overall(results: Results, split: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "expected_range", "range_low", "range_high", "floor"])
 
 
-def deviations(scores: pd.DataFrame) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+def deviations(scores: pd.DataFrame, clusters: pd.Series) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     """(samples of clusters → standard deviation of each column over their orders, number of clusters).
 
         s² = mean of (y_a - y_b)² / 2 over all pairs of orders a, b of different clusters
 
     Pairs inside a cluster share noise, which would make the deviation too small.
     """
-    codes, _ = pd.factorize(opening(scores.index.to_series()), sort=True)
+    codes, _ = pd.factorize(clusters.reindex(scores.index))
     member = np.eye(codes.max() + 1)[codes]
     y = scores.to_numpy() - scores.to_numpy().mean(axis=0)  # squares of small numbers: less rounding
     n, sums, squares = member.sum(axis=0), member.T @ y, member.T @ y**2

@@ -12,7 +12,8 @@
 A mixed linear model by REML, one for each strategy. The model's own standard errors would take the e_ri
 as independent, and runs that begin alike share stages; so the intervals are of the fit with
 one cluster left out in turn (intervals.clustered_jackknife) at the variances of the whole.
-A cluster is all runs whose order begins with the same task: runs of two clusters share no stage.
+A cluster is all runs of orders that share a first stage, its task and seed: runs of two clusters share no
+stage (intervals.clusters_of).
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -27,12 +28,12 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
 from dgg_ray.intervals import clustered_jackknife
-from dgg_ray.outcomes import BLOCK, Results, finals, once, opening
+from dgg_ray.outcomes import BLOCK, Results, clusters_by_order, finals, once
 
 COLUMNS = ["label", "effect", "task", "estimate", "low", "high", "note"]
 LAST = "no order goes on after it"
 CONFOUNDED = "cannot be told apart from the other effects in these orders"
-ONE_CLUSTER = "no interval: it hangs on the orders that begin with one task"
+ONE_CLUSTER = "no interval: it hangs on orders that share one first stage"
 
 BOUNDS = ["low", "high"]
 
@@ -70,7 +71,8 @@ def estimates(scores: pd.DataFrame) -> list[list[object]]:
     kept = independent(kinds[:, :-1])
     runs = scores.groupby(BLOCK, sort=True).ngroup().to_numpy()
     between = between_runs(X[:, kept], y, runs)
-    A, b = equations(X[:, kept], y, runs, opening(scores["order"]).to_numpy(), between)
+    clusters = scores["order"].map(clusters_by_order(scores)).to_numpy()
+    A, b = equations(X[:, kept], y, runs, clusters, between)
 
     def solve(samples: np.ndarray) -> np.ndarray:
         left, right = np.einsum("sg,gij->sij", samples, A), samples @ b

@@ -24,6 +24,7 @@ from dgg_ray.intervals import (
     ANYWHERE,
     Difference,
     Interval,
+    clusters_of,
     fixed_orders,
     mean_interval,
     paired_difference,
@@ -392,9 +393,12 @@ def blocks_of(rows: pd.DataFrame) -> tuple[tuple[str, int], ...]:
     return tuple(zip(rows["order"], rows["seed"], strict=True))
 
 
-def opening(order: pd.Series) -> pd.Series:
-    """The first task of each order: orders that begin with different tasks share no stage."""
-    return order.str.split(" > ").str[0]
+def clusters_by_order(rows: pd.DataFrame) -> pd.Series:
+    """Order → the number of its cluster (`intervals.clusters_of`), which all blocks of the order are in."""
+    blocks = blocks_of(rows.drop_duplicates(BLOCK))
+    return pd.Series(
+        {order: cluster for (order, _), cluster in zip(blocks, clusters_of(blocks), strict=True)}
+    )
 
 
 @once

@@ -303,8 +303,8 @@ def stability(results: Results, figures: Figures, fence: Fence) -> Section:
         caption = (
             f"{results.terms.select_on.capitalize()} split, in points, from the lowest α tried to the "
             "highest, with 95 % bands of one α against another; monotone curves through every stage that "
-            "trained the task after another one, compared within blocks (order so far, seed). Best: for the "
-            "mean final score, if later stages keep differences in proportion."
+            "trained the task after another one, compared within blocks (order so far, seed). Highest: of "
+            "the mean final score, if later stages keep differences in proportion."
         )
         rows = [Row(list(row.values())) for row, _ in curves]
         table = Table(caption, list(curves[0][0]), rows, "figures/alpha_effect.csv")
@@ -374,8 +374,8 @@ def spread_table(by_task: pd.DataFrame, faa: pd.DataFrame, split: str) -> Table 
         f"{split.capitalize()} split, in percent: each task's lowest and highest final score over the "
         "orders, averaged over seeds. Their distance is the order-normalised performance disparity (OPD; "
         "Yoon et al., ICLR 2020), which seed noise makes too large. Expected: of as many orders that share "
-        "no stage, from the standard deviation, with its 95 % interval over clusters of orders that begin "
-        "with the same task."
+        "no stage, from the standard deviation, with its 95 % interval over clusters of orders that share a "
+        "first stage (the same first task and seed)."
     )
     return Table(caption, ["task", *labels], rows, "robustness_tasks.csv")
 

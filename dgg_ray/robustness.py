@@ -1,6 +1,6 @@
 """How much a result depends on the order of the tasks, from a study that ran several.
 
-Intervals are over clusters of orders that begin with the same task, see disparity.py.
+Intervals are over clusters of orders that share a first stage, see disparity.py.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -18,10 +18,11 @@ import pandas as pd
 from dgg_ray.disparity import disparity, overall
 from dgg_ray.formats import CI
 from dgg_ray.intervals import clustered_jackknife
-from dgg_ray.mixed import effects, opening
+from dgg_ray.mixed import effects
 from dgg_ray.outcomes import (
     Results,
     chosen,
+    clusters_by_order,
     compared,
     final_split,
     final_table,
@@ -122,7 +123,8 @@ def agreement(results: Results, split: str) -> pd.DataFrame:
     faa = table.pivot(index="order", columns="label", values="faa")
     best = faa.eq(faa.max(axis=1), axis=0)
     first = best.div(best.sum(axis=1), axis=0).mean()
-    mean, low, high = pairwise(faa)
+    runs = final_table(results, split)
+    mean, low, high = pairwise(faa, clusters_by_order(runs[~runs["together"].astype(bool)]))
     tau = table.drop_duplicates("order")["tau"].mean()
     return pd.DataFrame(
         [
@@ -133,13 +135,13 @@ def agreement(results: Results, split: str) -> pd.DataFrame:
     )
 
 
-def pairwise(faa: pd.DataFrame) -> np.ndarray:
+def pairwise(faa: pd.DataFrame, clusters: pd.Series) -> np.ndarray:
     """(estimate, low, high) of the mean τ_b over pairs of orders of different clusters.
 
     The interval is of Fisher's z = artanh τ, which keeps it inside -1 and 1; with four clusters it is a
     little wide (97 %). nan where all pairs agree.
     """
-    codes, _ = pd.factorize(opening(faa.index.to_series()), sort=True)
+    codes, _ = pd.factorize(clusters.reindex(faa.index))
     member = np.eye(codes.max() + 1)[codes]
     tau = tau_b(faa.to_numpy())
     seen = ~np.isnan(tau)
@@ -240,11 +242,14 @@ def sentences(results: Results) -> list[str]:
     for label, group in table.groupby("label", sort=False):
         found += effect_sentences(str(label), group)
     found += setting_sentences(results, settings_by_order(results))
-    clusters, tasks = int(spread["clusters"].max()), spread["lowest_order"].iloc[0].count(" > ") + 1
-    text = f"Intervals of spread, ranks and effects are over {clusters} clusters: orders that begin with the "
-    text += "same task, which share stages where they share a seed, "
+    clusters, orders = int(spread["clusters"].max()), int(spread["orders"].max())
+    if clusters == orders:
+        return found
+    text = f"Intervals of spread, ranks and effects are over {clusters} clusters of {orders} orders. Orders "
+    text += "that share a first stage (the same first task and seed) count as one."
+    tasks = spread["lowest_order"].iloc[0].count(" > ") + 1
     advice = " Orders that begin with other tasks would narrow them." if clusters < tasks else ""
-    return [*found, f"{text}count as one.{advice}"]
+    return [*found, f"{text}{advice}"]
 
 
 def between(low: float, high: float, form=percent) -> str:
@@ -332,11 +337,11 @@ def setting_sentences(results: Results, table: pd.DataFrame) -> list[str]:
     scores = f"mean {percent(mean['mean'])}, worst order {percent(mean['worst'])}"
     if mean["setting"] == worst["setting"]:
         return [
-            f"Best in the mean over orders and in the worst order is one setting, {values[0]} ({scores})."
+            f"Highest in the mean over orders and in the worst order is one setting, {values[0]} ({scores})."
         ]
     return [
-        f"Best in the mean over orders: {values[0]} ({scores}). Best in the worst order: {values[1]} (mean "
-        f"{percent(worst['mean'])}, worst order {percent(worst['worst'])}). To choose the first costs "
+        f"Highest in the mean over orders: {values[0]} ({scores}). Highest in the worst order: {values[1]} "
+        f"(mean {percent(worst['mean'])}, worst order {percent(worst['worst'])}). To choose the first costs "
         f"{percent(mean['cost_worst'])} points in the worst order, to choose the second "
         f"{percent(worst['cost_mean'])} in the mean."
     ]

@@ -55,7 +55,7 @@ def p_value(of: Interval) -> float:
 def scores(table: pd.DataFrame, labels: dict[str, str]) -> list[str]:
     lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
     for label, setting in labels.items():
-        rows = table[table["setting"] == setting]
+        rows = table.loc[table["setting"] == setting]
         shown = []
         for metric in METRICS:
             found = over_seeds(rows, metric)
@@ -75,7 +75,8 @@ def contrasts(table: pd.DataFrame, labels: dict[str, str], metric: str) -> list[
     lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | seeds |", "|---|---|---|---|---|"]
     for (first, second), of, alone, after in zip(pairs, found, p, holm(p), strict=True):
         if of.n and not np.isnan(of.mean):
-            gap = interval(of.mean, *np.clip([of.low, of.high], *gap_range(metric)), "+")
+            low, high = np.clip([of.low, of.high], *gap_range(metric)).tolist()
+            gap = interval(of.mean, low, high, "+")
             lines.append(f"| {first} − {second} | {gap} | {alone:.3f} | {after:.3f} | {len(of.values)} |")
     return lines
 

@@ -1,5 +1,6 @@
 """What a study says of its orders: numbers to be checked on paper, and intervals that keep their promise."""
 
+import dataclasses
 import json
 import math
 import warnings
@@ -17,8 +18,17 @@ from dgg_ray import results as loading
 from dgg_ray.answer import answer
 from dgg_ray.disparity import deviations, disparities, disparity, interval_of_scale, overall
 from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval, paired_difference
-from dgg_ray.mixed import CONFOUNDED, LAST, ONE_CLUSTER, between_runs, design, estimates, independent
-from dgg_ray.outcomes import CELL, Results, compare, finals
+from dgg_ray.mixed import (
+    CONFOUNDED,
+    LAST,
+    ONE_CLUSTER,
+    between_runs,
+    design,
+    effects,
+    estimates,
+    independent,
+)
+from dgg_ray.outcomes import CELL, Results, clusters_by_order, compare, finals
 from dgg_ray.plots import learning_along, order_effects, order_ranks, order_spread
 from dgg_ray.standings import judged
 
@@ -62,6 +72,10 @@ TWO = study(
 )
 
 
+def of_one_seed(orders):
+    return clusters_by_order(pd.DataFrame({"order": list(orders), "seed": 0}))
+
+
 # -- spread ------------------------------------------------------------------------------------------
 
 
@@ -91,7 +105,7 @@ def test_seeds_alone_make_a_disparity_and_it_is_subtracted():
 
 def test_pairs_of_orders_that_share_a_stage_do_not_count_in_the_deviation():
     scores = pd.DataFrame({"t": [0.2, 0.4, 0.6]}, index=["a > b > c", "a > c > b", "b > a > c"])
-    deviation, clusters = deviations(scores)
+    deviation, clusters = deviations(scores, of_one_seed(scores.index))
     # halves of 0.4² and 0.2², not of the pair that begins with a
     assert deviation(np.ones((1, clusters)))[0, 0] ** 2 == pytest.approx((0.08 + 0.02) / 2)
 
@@ -130,6 +144,30 @@ def test_one_mean_has_one_interval_over_what_shares_no_stage():
     along = learning_along.draw(found)[1].query("stage == 2").iloc[0]
     assert along[["score", "low", "high"]].tolist() == pytest.approx(bounds[:3])
     assert "of 4 blocks 3 are independent, intervals are over 3" in " ".join(answer(found))
+
+
+def test_orders_that_begin_alike_with_seeds_of_their_own_share_no_stage():
+    ours, theirs = (0.4, 0.5, 0.45, 0.6), (0.3, 0.55, 0.2, 0.3)
+    made = study(
+        {
+            "ours": {o: (v,) * 3 for o, v in zip(SHARING, ours, strict=True)},
+            "other": {o: (v,) * 3 for o, v in zip(SHARING, theirs, strict=True)},
+        }
+    )
+    own = made.table.assign(seed=made.table["order"].map(SHARING.index))
+    found = dataclasses.replace(made, table=own)
+    assert compare(found, "validation").set_index(["label", "metric"]).loc[("ours", "faa"), "n"] == 4
+    row = overall(found, "validation").iloc[0]
+    assert row["clusters"] == 4
+    assert row["sd"] == pytest.approx(np.std(ours, ddof=1))  # all six pairs of orders count
+    # the other is first in one order alone: three pairs of six rank both alike, three do not
+    assert robustness.agreement(found, "validation")["pairwise"].iloc[0] == pytest.approx(0, abs=1e-9)
+    assert "count as one" not in " ".join(robustness.sentences(found))
+    shared = " ".join(robustness.sentences(made))
+    assert "over 3 clusters of 4 orders. Orders that share a first stage (the same first task" in shared
+    # what tells effects apart hangs on the two orders that begin with a, or on each of the two
+    assert set(effects(made, "validation")["note"]) == {ONE_CLUSTER}
+    assert set(effects(found, "validation")["note"]) == {""}
 
 
 def test_a_difference_is_over_what_shares_no_stage():
@@ -294,7 +332,7 @@ def test_the_best_mean_and_the_best_worst_order_are_two_settings_with_a_price():
     assert [mean["mean"], mean["worst"], mean["cost_worst"]] == pytest.approx([0.7, 0.4, 0.1])
     assert [worst["mean"], worst["worst"], worst["cost_mean"]] == pytest.approx([0.6, 0.5, 0.1])
     text = robustness.setting_sentences(results, robustness.settings_by_order(results))[0]
-    assert "Best in the mean over orders: α = 1 (mean 70.0, worst order 40.0)" in text
+    assert "Highest in the mean over orders: α = 1 (mean 70.0, worst order 40.0)" in text
     assert "choose the first costs 10.0 points in the worst order" in text
 
 
@@ -351,8 +389,9 @@ def test_intervals_of_spread_and_disparity_hold(tasks, count):
     factor, found = expected_range(count), {"faa": [], "task": [], "AOPD": [], "MOPD": []}
     none = pd.Series(np.nan, index=range(tasks))
     for table in studies(tasks, count):
-        found["faa"].append(interval_of_scale(*deviations(table.mean(axis=1).to_frame()))[1:, 0])
-        rows = {row[0]: row[5:7] for row in disparities(table, none)}
+        clusters = of_one_seed(table.index)
+        found["faa"].append(interval_of_scale(*deviations(table.mean(axis=1).to_frame(), clusters))[1:, 0])
+        rows = {row[0]: row[5:7] for row in disparities(table, clusters, none)}
         for name, key in ("task", 1), ("AOPD", "AOPD"), ("MOPD", "MOPD"):
             found[name].append(rows[key])
     assert 0.93 <= covered(found["faa"], faa) <= 0.97
@@ -374,7 +413,7 @@ def test_intervals_of_rank_agreement_hold(tasks, count):
     faa = np.stack([noise(orders, rng)[:, :, 0].mean(axis=-1) for _ in ahead], axis=-1)
     faa += fixed(orders).mean(axis=-1)[..., None] + ahead
     intervals = [
-        robustness.pairwise(pd.DataFrame(scores, index=named(order)))[1:]
+        robustness.pairwise(pd.DataFrame(scores, index=named(order)), of_one_seed(named(order)))[1:]
         for order, scores in zip(orders, faa, strict=True)
     ]
     assert 0.93 <= covered(intervals, mean) <= 0.97

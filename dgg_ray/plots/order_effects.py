@@ -17,7 +17,8 @@ from dgg_ray.outcomes import Results, compared, final_split
 READING = (
     "Right of 0 helps the task itself. On top, each place later in the order; below, coming right after the "
     "named task rather than after the average one. Bars are 95 % intervals of a mixed linear model, over "
-    "clusters of orders that begin with the same task; effects without an interval are left out."
+    "clusters of orders that share a first stage (its task and seed); effects without an interval are left "
+    "out."
 )
 
 
