@@ -84,12 +84,20 @@ def unsearched(results: Results) -> tuple[str, ...]:
 
 @once
 def undecided_alphas(results: Results) -> dict[str, str]:
-    """Column of a task's searched α → which values cannot be told apart, of tasks where some cannot."""
+    """Column of a task's searched α → which values cannot be told apart, of tasks where some cannot.
+
+    Where the chosen α is worse than all of these, that the curve is higher there.
+    """
     found, columns = {}, alphas(results)
+    worse = {one.task for one in stands(results) if not one.open}
     for one in tradeoffs(results):
-        rows = one.points()
-        if columns[one.task] != ALPHA and rows["open"].sum() > 1:
-            found[columns[one.task]] = f"{span(rows).removeprefix('= ')} cannot be told apart"
+        rows, column = one.points(), columns[one.task]
+        if column == ALPHA or rows["open"].sum() < 2:
+            continue
+        if one.task in worse:
+            found[column] = f"the curve is higher {span(rows).replace('=', 'at')}"
+        else:
+            found[column] = f"{span(rows).removeprefix('= ')} cannot be told apart"
     return found
 
 

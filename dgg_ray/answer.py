@@ -20,7 +20,18 @@ from dgg_ray.optimism import (
     same_sentences,
     warning,
 )
-from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, percent, printed
+from dgg_ray.outcomes import (
+    Results,
+    blocks_of,
+    chosen,
+    compare,
+    compared,
+    final_split,
+    final_table,
+    headline,
+    percent,
+    printed,
+)
 from dgg_ray.robustness import order_sentences
 from dgg_ray.verdict import IN_WORDS, SHOWN, Verdict, verdict
 
@@ -28,26 +39,31 @@ __all__ = ["SHOWN", "Verdict", "answer", "verdict"]
 
 
 def answer(results: Results) -> list[str]:
-    """The report's opening: what to use, how it scores, what it was compared with, and what is uncertain."""
+    """What to use, how it scores, what must be known beside that, what it was compared with."""
     said = verdict(results)
-    opening = [said.headline, *said.support]
-    if said.status == "nothing judged" and not said.support and chosen(results) is None:
-        return opening + warning(results) + progress(results) + failures(results) + unspent(results)
-    split = final_split(results)
+    return [said.headline, *said.support, *notices(results), *failures(results), *details(results)]
+
+
+def notices(results: Results) -> list[str]:
+    """What a reader must not miss: limits of the choice, of the study so far, of machines and budget."""
+    machines = drift.warning(results.machines)
+    return [*warning(results), *progress(results), *machines, *unspent(results)]
+
+
+def details(results: Results) -> list[str]:
+    """What the choice was compared with, and what is uncertain; nothing before there is a choice."""
+    if chosen(results) is None:
+        return []
+    split, limits = final_split(results), notices(results)
     return [
-        *opening,
         *unsearched_sentences(results),
-        *warning(results),
-        *progress(results),
         *comparison_sentences(results, split),
         *same_sentences(results, printed(results)),
         *agreement_sentences(results),
         *constraint_sentences(results),
         *optimism_sentences(results),
         *order_sentences(results, split),
-        *drift.sentences(results.machines),
-        *failures(results),
-        *unspent(results),
+        *(line for line in drift.sentences(results.machines) if line not in limits),
     ]
 
 
@@ -73,7 +89,7 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
 
 
 def more(results: Results) -> str:
-    """What would narrow the intervals."""
+    """Advice for narrower intervals."""
     if results.terms.held_out:
         return "A larger protocol.held_out brings more"
     return "Add orders that begin with other tasks, seeds where there is one order, or protocol.held_out"
@@ -108,6 +124,36 @@ def on_these_orders(rows: pd.DataFrame, own: pd.Series) -> list[str]:
     ]
     text = f"On these orders alone, over seeds: {these_text(own)}"
     return [text + (f"; differences to {', '.join(gaps)}." if gaps else ".")]
+
+
+def blocks_in_words(results: Results) -> str:
+    """`4 held-out orders with a seed each`, `2 orders with 3 seeds` or `with 3 seeds each, of their own`"""
+    table = final_table(results, final_split(results))
+    own = table[table["setting"] == chosen(results)]
+    orders, seeds = own["order"].nunique(), own["seed"].nunique()
+    held_out = "held-out " if results.terms.held_out else ""
+    of_orders = f"{orders} {held_out}order{'s' * (orders != 1)}"
+    if seeds == orders == len(own):
+        return f"{of_orders} with a seed each" if orders > 1 else f"{of_orders} with one seed"
+    if seeds == len(own) and orders > 1:  # no two orders share a seed
+        each = set(own.groupby("order").size())
+        count = f"{each.pop()} seeds each" if len(each) == 1 else f"{seeds} seeds in all"
+        return f"{of_orders} with {count}, of their own"
+    return f"{of_orders} with {seeds} seed{'s' * (seeds != 1)}"
+
+
+def blocks_sentence(results: Results, split: str) -> str:
+    """On which blocks the methods are compared; that they are the same only where every method has all."""
+    table, blocks = final_table(results, split).dropna(subset="faa"), blocks_in_words(results)
+    first, *others = (
+        set(blocks_of(table[table["setting"] == setting])) for setting in compared(results).values()
+    )
+    if all(finished == first for finished in others):
+        return f"All methods were trained and evaluated on the same blocks: {blocks}, {split} split."
+    return (
+        f"Not every method has finished every block ({blocks}, {split} split): a difference is over those "
+        "that both have."
+    )
 
 
 def failures(results: Results) -> list[str]:

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dgg_ray.answer import failures, unspent
-from dgg_ray.drift import warning as of_machines
+from dgg_ray.answer import failures, notices
 from dgg_ray.fence import Fence
 from dgg_ray.formats import difference_text, score_text
-from dgg_ray.optimism import progress, warning
 from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, own_label, percent, runs
 from dgg_ray.verdict import SHOWN, verdict
 
@@ -37,9 +35,8 @@ def summary(results: Results, fence: Fence) -> list[str]:
 
 
 def beside(results: Results) -> list[str]:
-    """Sentences that limit the verdict."""
-    known = [*warning(results), *progress(results), *of_machines(results.machines)]
-    return [*known, *failures(results), *unspent(results)]
+    """Notices that limit the verdict."""
+    return [*notices(results), *failures(results)]
 
 
 def table(results: Results) -> list[str]:

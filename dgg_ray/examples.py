@@ -41,8 +41,10 @@ def answers(results: Results, split: str, setting: str) -> pd.DataFrame:
     if archive is None:
         return pd.DataFrame(columns=COLUMNS)
     most = RUNS if archive.near else FAR_RUNS
-    names = [run[:1] + run[2:4] for run in runs if run.setting == setting and not run.together][:most]
-    found = archive.predictions(names, split)
+    names = [
+        (run.setting, run.order, run.seed) for run in runs if run.setting == setting and not run.together
+    ]
+    found = archive.predictions(names[:most], split)
     last = found["order"].str.count(" > ")
     run = ["order", "seed", "task", "id"]
     then = found[found["task"] == found["learned"]].set_index(run)[["prediction", "score"]]
@@ -94,7 +96,8 @@ def sample(rows: pd.DataFrame, count: int) -> pd.DataFrame:
 def confusions(results: Results, split: str, setting: str, task: str = "") -> pd.DataFrame:
     """Wrong answers at the end that occur more than once, the most frequent first.
 
-    task, answer (the right one), after (what was said), times, of: questions with that right answer.
+    task, answer (the right one), after (what was said), times, of: answers to questions with that right
+    answer, one for each run.
     """
     rows = answers(results, split, setting)
     rows = rows[(rows["task"] == task) | (not task)]

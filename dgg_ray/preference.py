@@ -109,21 +109,20 @@ def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
     """A total order of settings by their searched values (dotted path → value): lower is simpler.
 
     Fewer distinct α; α nearer 0; a smaller buffer, a smaller rank; then less of whatever else is searched, by
-    its name. A setting without a value, None or nan, has nothing of it.
+    its name. A setting without a value, None or nan, has nothing of it: less than any value.
     """
 
     def of(start: str) -> list[float]:
         values = [v for k, v in setting.items() if k == start or k.startswith(f"{start}.")]
         return [float(v) for v in values if isinstance(v, int | float | np.number) and v == v]
 
+    def rank(value: object) -> tuple[int, float, str]:
+        if value is None or value != value:
+            return -1, 0.0, ""
+        return (0, float(value), "") if isinstance(value, int | float | np.number) else (1, 0.0, str(value))
+
     alphas = of("strategy.alpha")
-    rest = tuple(
-        (
-            name,
-            *((0, float(v), "") if isinstance(v, int | float | np.number) and v == v else (1, 0.0, str(v))),
-        )
-        for name, v in sorted(setting.items())
-    )
+    rest = tuple((name, *rank(v)) for name, v in sorted(setting.items()))
     return len(set(alphas)), sum(alphas), sum(of("strategy.buffer")), sum(of("adapter.rank")), rest
 
 

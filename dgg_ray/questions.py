@@ -14,21 +14,21 @@ import pandas as pd
 
 from dgg_ray import next_steps, robustness
 from dgg_ray.agreement import trades, undecided_alphas, unsearched
-from dgg_ray.answer import answer
+from dgg_ray.answer import blocks_sentence, details
 from dgg_ray.disparity import disparity, overall
 from dgg_ray.examples import FALL, answers, confusions, lost, sample, shown
 from dgg_ray.fence import Fence
 from dgg_ray.formats import interval_text, these_text
 from dgg_ray.front import front
-from dgg_ray.optimism import audit_sentences, race_sentences
+from dgg_ray.intervals import ways_of
+from dgg_ray.optimism import audit_sentences, of_gaps, race_sentences
 from dgg_ray.outcomes import (
     Results,
-    blocks_of,
     chosen,
     compare,
     compared,
     final_split,
-    final_table,
+    gap_range,
     headline,
     listing,
     name_of,
@@ -40,7 +40,7 @@ from dgg_ray.outcomes import (
 )
 from dgg_ray.parts import Drawn, Gallery, Part, Row, Section, Table, Text, Wrong, fold, text
 from dgg_ray.per_task import most_forgotten, per_task
-from dgg_ray.plots.stability_plasticity import along_alpha, settings_as_points
+from dgg_ray.plots.stability_plasticity import AXES, constant, settings_as_points
 from dgg_ray.standings import judged
 from dgg_ray.thumbnails import thumbnail
 from dgg_ray.verdict import SHOWN, verdict
@@ -71,28 +71,12 @@ def content(sentences: Sequence[str], *parts: Part | Sequence[Part] | None) -> S
     return Section("", "", "", sentences, flat)
 
 
-def blocks_in_words(results: Results) -> str:
-    """`4 held-out orders with a seed each`, `2 orders with 3 seeds` or `with 3 seeds each, of their own`"""
-    table = final_table(results, final_split(results))
-    own = table[table["setting"] == chosen(results)]
-    orders, seeds = own["order"].nunique(), own["seed"].nunique()
-    held_out = "held-out " if results.terms.held_out else ""
-    of_orders = f"{orders} {held_out}order{'s' * (orders != 1)}"
-    if seeds == orders == len(own):
-        return f"{of_orders} with a seed each" if orders > 1 else f"{of_orders} with one seed"
-    if seeds == len(own) and orders > 1:  # no two orders share a seed
-        each = set(own.groupby("order").size())
-        count = f"{each.pop()} seeds each" if len(each) == 1 else f"{seeds} seeds in all"
-        return f"{of_orders} with {count}, of their own"
-    return f"{of_orders} with {seeds} seed{'s' * (seeds != 1)}"
-
-
 # -- 1: what should I use ----------------------------------------------------------------------------
 
 
 def use(results: Results, figures: Figures, fence: Fence) -> Section:
     found = verdict(results)
-    rest = fence.tried("more about this choice", [], answer, results)[1 + len(found.support) :]
+    rest = fence.tried("more about this choice", [], details, results)
     return content(
         [found.headline, *found.support[:3]],
         fence.tried("the table of values", None, values, results),
@@ -146,18 +130,6 @@ def comparison(results: Results, figures: Figures, fence: Fence) -> Section:
         figures.get("forest"),
         fold("On these orders alone, over seeds", these_orders(results, table, metric, split)),
     )
-
-
-def blocks_sentence(results: Results, split: str) -> str:
-    """On which blocks the methods are compared; that they are the same only where every method has all."""
-    table, blocks = (
-        final_table(results, split).dropna(subset="faa"),
-        f"{blocks_in_words(results)}, {split} split",
-    )
-    each = [set(blocks_of(table[table["setting"] == setting])) for setting in compared(results).values()]
-    if all(finished == each[0] for finished in each):
-        return f"All methods were trained and evaluated on the same blocks: {blocks}."
-    return f"Not every method has finished every block ({blocks}): a difference is over those that both have."
 
 
 def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[str], split: str) -> Table:
@@ -318,17 +290,22 @@ def stability(results: Results, figures: Figures, fence: Fence) -> Section:
 
 def along(results: Results) -> list[str]:
     """The trade of one α for all tasks, from the lowest tried to the highest; on the longest curve."""
-    curve = along_alpha(results, settings_as_points(results))
-    if curve.empty:
+    lines = constant(results, settings_as_points(results))
+    if not lines:
         return []
-    of = curve["others"].value_counts().idxmax()
-    line = curve[curve["others"] == of].sort_values("alpha")
-    first, last = line.iloc[0], line.iloc[-1]
-    return [
-        f"With one α for all tasks{f' ({of})' if of else ''}, α = {text_of(last['alpha'])} in place of "
-        f"{text_of(first['alpha'])} changes stability by {signed(last['stability'] - first['stability'])} "
-        f"points and plasticity by {signed(last['plasticity'] - first['plasticity'])}."
+    of = max(lines, key=lambda others: len(lines[others]))
+    (low, before), *_, (high, after) = lines[of]
+    gaps = (after - before).dropna()
+    clusters = ways_of(tuple(gaps.index))
+    changes = [
+        f"{axis} by {interval_text(*change[:3], change.n, change.values, signed, unit=' points')}"
+        for axis in AXES
+        for change in [of_gaps(gaps[axis], gap_range(axis), clusters=clusters)]
     ]
+    return [
+        f"With one α for all tasks{f' ({of})' if of else ''}, α = {text_of(high)} in place of {text_of(low)} "
+        f"changes {listing(changes)}, over the blocks that both were judged on."
+    ] * bool(len(gaps))
 
 
 # -- 5: does the order matter ------------------------------------------------------------------------

@@ -22,12 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
-from dgg_ray import appendix, drift, examples, plugins, robustness
-from dgg_ray.answer import answer, failures, unspent
+from dgg_ray import appendix, examples, plugins, robustness
+from dgg_ray.answer import answer, failures, notices
 from dgg_ray.fence import Fence
 from dgg_ray.formats import score_text
 from dgg_ray.objects import Folder
-from dgg_ray.optimism import progress, warning
 from dgg_ray.outcomes import CELL, Results, chosen, compare, final_split, runs
 from dgg_ray.parts import Drawn, Section
 from dgg_ray.per_task import per_task
@@ -139,11 +138,6 @@ def page(results: Results, figures: Sequence[Drawn], fence: Fence, folder: Path 
         missing=fence.lines,
         files=files(folder) if folder else [],
     )
-
-
-def notices(results: Results) -> list[str]:
-    """Notices that stand above everything else."""
-    return [*warning(results), *progress(results), *drift.warning(results.machines), *unspent(results)]
 
 
 def files(folder: Path) -> list[str]:

@@ -7,7 +7,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from dgg_ray.pixels import shown
 
 SIDE = 160  # pixels of the longer side, at most
 SMALL = 64  # pictures below this are shown larger than they are, with their pixels to be seen
@@ -16,19 +18,14 @@ SMALL = 64  # pictures below this are shown larger than they are, with their pix
 def thumbnail(picture: Path | np.ndarray) -> tuple[str, int]:
     """(data URI, width on the page in CSS pixels) of a picture file, or of pixels (H, W, 3) uint8.
 
-    Turned as its EXIF says, transparency laid on white. Raises OSError for a file that is no picture.
+    As the model got it (`pixels.shown`). Raises OSError for a file that is no picture, and NoWhite.
     """
     if isinstance(picture, np.ndarray):
         image = Image.fromarray(picture)
     else:
         with Image.open(picture) as opened:
             opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEG: no more is decoded than is needed
-            image = ImageOps.exif_transpose(opened)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
+            image = shown(opened)
     small = max(image.size) <= SMALL
     image.thumbnail((SIDE, SIDE))
     data, kind = io.BytesIO(), "PNG" if small else "JPEG"

@@ -14,6 +14,7 @@ from dgg_ray.agreement import (
     agreement_sentences,
     stands,
     trades,
+    undecided_alphas,
     unsearched,
     unsearched_sentences,
 )
@@ -71,6 +72,16 @@ def test_the_section_on_the_curves_says_what_is_recommended():
     assert "For b, the curve of the mean final score is highest at α = 0.5" in text
     assert "Chosen was α = 0, by this curve 4.0 points (95 % CI " in text
     assert "Chosen was α = 0.5 too." in trades(told("s5"))[0][1]
+
+
+def test_a_chosen_alpha_that_the_curve_can_tell_from_its_best_is_not_said_to_be_open():
+    between = [("s2", "ab", s, (0.25,), [A, (0.5 + x, 0.66)]) for s, x in enumerate((0.11, 0.10, 0.16))]
+    assert undecided_alphas(told("s0", more=between)) == {
+        "strategy.alpha.b": "the curve is higher from 0.25 to 0.5"
+    }
+    assert undecided_alphas(told("s5", more=between)) == {
+        "strategy.alpha.b": "from 0.25 to 0.5 cannot be told apart"
+    }
 
 
 def test_equal_but_for_rounding_is_equal():

@@ -194,6 +194,19 @@ def test_training_losses_are_drawn_stage_by_stage_where_they_were_kept():
     assert training_loss.draw(small_study()) is None
 
 
+def test_six_runs_are_drawn_and_the_numbers_of_all_are_kept():
+    results = small_study(seeds=range(8))
+
+    class Kept:
+        def losses(self, run):
+            return [Losses("a", 4, (2.0, 1.0))]
+
+    object.__setattr__(results, "archive", Kept())
+    figure, data = training_loss.draw(results)
+    assert sorted(set(data["seed"])) == list(range(8))
+    assert len(figure.axes[0].lines) == 6
+
+
 @pytest.mark.parametrize("name", report.figure_names())
 @pytest.mark.parametrize("settings", [("d1",), ("jt",), tuple(SCORES)], ids="+".join)
 def test_a_figure_is_drawn_or_has_nothing_to_show(name, settings):

@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+from test_robustness import ORDERS as CYCLE
 from test_robustness import study
 
+from dgg_ray.answer import blocks_in_words, blocks_sentence
 from dgg_ray.outcomes import BLOCK
-from dgg_ray.questions import blocks_in_words, blocks_sentence
+from dgg_ray.questions import along
 
 ORDERS = ("a > b", "b > a")
 
@@ -47,3 +49,15 @@ def test_methods_are_said_to_have_the_same_blocks_only_where_they_have():
         "Not every method has finished every block (2 orders with 3 seeds, validation split): a difference "
         "is over those that both have."
     )
+
+
+def test_the_trade_of_a_constant_alpha_has_the_interval_of_its_differences():
+    scores = {"s0": (0.5, 0.4, 0.3), "s1": (0.6, 0.6, 0.7)}  # of every task, by order: both metrics alike
+    rows = {name: {o: (x,) * 3 for o, x in zip(CYCLE, of, strict=True)} for name, of in scores.items()}
+    made = study(rows, knobs=("strategy.alpha",), tried=tuple(scores))
+    # 10, 20 and 40 points: 23.3 ± 4.3027 · 15.3 / √3
+    change = "by +23.3 points (95 % CI −14.6 to +61.3)"
+    assert along(made) == [
+        f"With one α for all tasks, α = 1 in place of 0 changes stability {change} and plasticity {change}, "
+        "over the blocks that both were judged on."
+    ]

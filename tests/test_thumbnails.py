@@ -50,6 +50,12 @@ def test_a_picture_of_any_kind_has_a_thumbnail(tmp_path, mode):
     assert read(thumbnail(file)[0]).size == (20, 10)
 
 
+def test_a_picture_of_16_bits_is_shown_as_the_model_saw_it(tmp_path):
+    ramp = np.linspace(0, 65535, 40 * 40).astype(np.uint16).reshape(40, 40)
+    Image.fromarray(ramp).save(tmp_path / "p.png")
+    assert np.asarray(read(thumbnail(tmp_path / "p.png")[0])).mean() == pytest.approx(127.5, abs=0.5)
+
+
 def test_a_file_that_is_no_picture_raises_oserror(tmp_path):
     (tmp_path / "p.png").write_text("no")
     with pytest.raises(OSError, match="cannot identify"):

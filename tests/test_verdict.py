@@ -15,7 +15,7 @@ from dgg_ray.formats import interval_text, points_text
 from dgg_ray.intervals import Interval
 from dgg_ray.outcomes import compare, metrics, range_of
 from dgg_ray.outcomes import compared as outcomes_compared
-from dgg_ray.verdict import simplicity_of, verdict
+from dgg_ray.verdict import is_simpler, simplicity_of, verdict
 
 ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage
 OURS = (0.60, 0.64, 0.58, 0.66)
@@ -187,6 +187,14 @@ def test_simpler_is_fine_tuning_then_replay_then_fewer_and_smaller_values():
     made = dataclasses.replace(made, knobs=("strategy.alpha.a", "strategy.alpha.b"))
     made.known[("dgg_ray.outcomes", "settings")] = known
     assert sorted(known.index, key=lambda s: simplicity_of(made, s)) == list(known.index)
+
+
+def test_a_setting_without_a_value_is_simpler_than_one_with_a_number():
+    made = dataclasses.replace(compared(l2sp=OURS), knobs=("strategy.norm",))
+    values = {"strategy": ["dgg", "l2sp"], "strategy.norm": [0.3, np.nan]}
+    made.known[("dgg_ray.outcomes", "settings")] = pd.DataFrame(values, index=["dgg", "l2sp"])
+    assert is_simpler(made, "l2sp", "dgg")
+    assert not is_simpler(made, "dgg", "l2sp")
 
 
 def test_one_seed_for_all_orders_is_said():

@@ -152,17 +152,28 @@ def joint_points(results: Results, missing: set[str], labels: dict[str, str]) ->
 
 def along_alpha(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     """The curves of constant α: means over the blocks, and over nearly equal α, with their intervals."""
+    rows: list[dict[str, Any]] = [
+        {"kind": "curve", "others": others, "alpha": alpha, "searched": True}
+        | bands(blocks)
+        | {"blocks": len(blocks)}
+        for others, line in constant(results, points).items()
+        for alpha, blocks in line
+    ]
+    return pd.DataFrame(rows)
+
+
+def constant(results: Results, points: pd.DataFrame) -> dict[str, list[tuple[float, pd.DataFrame]]]:
+    """The other searched values → (one α for all tasks, both metrics by block), from the lowest α."""
     table = selected(results).dropna(subset=list(AXES))
-    rows: list[dict[str, Any]] = []
+    found: dict[str, list[tuple[float, pd.DataFrame]]] = {}
     for others, group in points[points["constant"]].groupby("others", sort=True):
         values = sorted(group["alpha"].dropna().unique())
         bins = len(values) if len(values) <= CURVE_POINTS else min(CURVE_POINTS, len(values) // BIN)
         for near in np.array_split(values, bins) if len(values) > 1 else []:
             members = set(group.loc[group["alpha"].isin(near), "setting"])
             blocks = table[table["setting"].isin(members)].groupby(BLOCK)[list(AXES)].mean()
-            row = {"kind": "curve", "others": others, "alpha": float(np.mean(near)), "searched": True}
-            rows.append(row | bands(blocks) | {"blocks": len(blocks)})
-    return pd.DataFrame(rows)
+            found.setdefault(str(others), []).append((float(np.mean(near)), blocks))
+    return found
 
 
 def not_dominated(points: np.ndarray) -> np.ndarray:
