@@ -176,6 +176,8 @@ def test_what_was_searched_is_counted_once():
 def test_the_page_says_what_one_alpha_for_all_tasks_trades(read):
     # over both orders, d2 (α = 0.125): (0.2 + 0.5 + 0.3 + 0.4) / 4 and (0.7 + 0.9 + 0.8 + 0.6) / 4;
     # d1 (0.25): (0.6 + 0.5 + 0.7 + 0.6) / 4 and (0.6 + 0.9 + 0.7 + 0.5) / 4
-    said = "With one α for all tasks, α = 0.25 in place of 0.125 changes stability by +25.0 points (2 blocks: "
-    said += "+20.0, +30.0) and plasticity by −7.5 points (2 blocks: −5.0, −10.0), over the blocks that both"
+    said = "With one α for all tasks, α = 0.25 in place of 0.125 changes stability by +25.0 points (2 "
+    said += (
+        "blocks: +20.0, +30.0) and plasticity by −7.5 points (2 blocks: −5.0, −10.0), over the blocks that"
+    )
     assert said in read.text
