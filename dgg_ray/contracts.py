@@ -24,7 +24,6 @@ plug-in of yours does is keyed by its source (sources.py): edited, its stages ar
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from dgg_ray import draws
+from dgg_ray import draws, modelfiles
 from dgg_ray.digests import digest as digest  # for plug-ins, which find all they need here
 from dgg_ray.errors import STRICT, StageError
 from dgg_ray.scores import ScoreMatrix as ScoreMatrix
@@ -306,9 +305,9 @@ class Strategy:
 
         It enters the stage key: settings with an equal effect share the stage, so two that would train
         differently must differ here. Every field, unless the class itself says less; see `effect_of`.
-        A file is what it holds.
+        A file or a folder is what it holds.
         """
-        return {f.name: held(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: setting_for_key(getattr(self, f.name)) for f in fields(self)}
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
         """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
@@ -346,19 +345,22 @@ def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) 
     return effect if says and not code else {**effect, "class": named}
 
 
-def held(value: Any) -> Any:
-    """A setting as a key has it: a file by its content, wherever it lies; settings in it with their class."""
+def setting_for_key(value: Any) -> Any:
+    """A setting as a key has it: a file or a folder by what it holds, wherever it lies; settings in it with
+    their class."""
     if is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__qualname__} | {
-            f.name: held(getattr(value, f.name)) for f in fields(value)
+            f.name: setting_for_key(getattr(value, f.name)) for f in fields(value)
         }
     if isinstance(value, Mapping):
-        return {key: held(inner) for key, inner in value.items()}
+        return {key: setting_for_key(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [held(inner) for inner in value]
+        return [setting_for_key(inner) for inner in value]
     if not isinstance(value, Path):
         return value
-    return hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else str(value)
+    if value.is_dir():
+        return modelfiles.content(value, unread=())
+    return modelfiles.content_of_file(value) if value.is_file() else str(value)
 
 
 def plain_first(strategy: Strategy, earlier: Sequence[str]) -> bool:

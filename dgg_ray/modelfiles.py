@@ -1,4 +1,4 @@
-"""Which weights a model is: the commit that a revision stands for, and a hash of a folder's files."""
+"""What files hold, as keys have it: a hub revision's commit, a hash of a folder's files, or of one file."""
 
 from __future__ import annotations
 
@@ -32,21 +32,33 @@ def commit_of(name: str, revision: str) -> str:
     return found if COMMIT.fullmatch(found) else ""
 
 
-def content(folder: Path) -> str:
-    """SHA-256 over names and contents of all files in a folder and below it, but for notes, hidden ones and
-    pickles, which are not read."""
-    return hashed(folder, tuple(map(as_it_is, files(folder))))
+def content(folder: Path, unread: tuple[str, ...] = UNREAD) -> str:
+    """SHA-256 over names and contents of all files in a folder and below it, but for hidden ones.
+
+    unread: endings of files that are left out; of a model's, notes and pickles, which are not read."""
+    return hashed(folder, tuple(map(as_it_is, files(folder, unread))))
+
+
+def content_of_file(file: Path) -> str:
+    """SHA-256 over what a file holds; read anew only where it is not what it was."""
+    return hashed_file(as_it_is(file))
+
+
+@lru_cache(maxsize=1024)
+def hashed_file(seen: tuple[str, ...]) -> str:
+    """seen: as `hashed` has it of each."""
+    with open(seen[0], "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=16)
 def hashed(folder: Path, seen: tuple[tuple[str, ...], ...]) -> str:
     """seen: the files, and by what it would show that one of them is not what it was."""
     whole = hashlib.sha256()
-    for path, *_ in seen:
+    for path, *about in seen:
         file = Path(path)
         whole.update(f"{file.relative_to(folder).as_posix()}\0".encode())
-        with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
+        whole.update(bytes.fromhex(hashed_file((path, *about))))
     return whole.hexdigest()
 
 
@@ -55,7 +67,7 @@ def as_it_is(file: Path) -> tuple[str, ...]:
     return (str(file), *map(str, (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)))
 
 
-def files(folder: Path) -> list[Path]:
+def files(folder: Path, unread: tuple[str, ...] = UNREAD) -> list[Path]:
     """All that may bear on an answer, links followed, by their names below the folder."""
 
     def walk() -> Iterator[Path]:
@@ -64,6 +76,6 @@ def files(folder: Path) -> list[Path]:
             known.add(os.path.realpath(place))
             inner = (f for f in folders if not f.startswith("."))
             folders[:] = [f for f in inner if os.path.realpath(Path(place, f)) not in known]
-            yield from (Path(place, n) for n in names if not n.startswith(".") and not n.endswith(UNREAD))
+            yield from (Path(place, n) for n in names if not n.startswith(".") and not n.endswith(unread))
 
     return sorted((f for f in walk() if f.is_file()), key=lambda f: f.relative_to(folder).as_posix())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from annotated_types import MinLen
 
 from dgg_ray import plugins, staging
-from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest, held
+from dgg_ray.contracts import Adapter, Model, Reader, Strategy, Task, Training, digest, setting_for_key
 from dgg_ray.law import Law
 from dgg_ray.orders import design, others
 from dgg_ray.reading import read
@@ -218,7 +218,7 @@ class Study:
     @cached_property
     def id(self) -> str:
         """8 hex digits, of all that bears on what is learned in a run: equal settings are one."""
-        settings = {f.name: held(getattr(self.strategy, f.name)) for f in fields(self.strategy)}
+        settings = {f.name: setting_for_key(getattr(self.strategy, f.name)) for f in fields(self.strategy)}
         meaning = {
             "strategy": {"name": plugins.name_of(self.strategy), **settings},
             "adapter": asdict(self.adapter),
@@ -250,7 +250,7 @@ class Study:
         if not code:
             return own
         # A fingerprint that was inherited knows nothing of settings that were added.
-        settings = {f.name: held(getattr(self.model, f.name)) for f in fields(self.model)}  # type: ignore[arg-type]
+        settings = {f.name: setting_for_key(getattr(self.model, f.name)) for f in fields(self.model)}  # type: ignore[arg-type]
         return digest([own, code, {k: v for k, v in settings.items() if k not in ("path", "revision")}])
 
     # -- runs --------------------------------------------------------------------------------------
