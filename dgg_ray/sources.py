@@ -2,7 +2,8 @@
 
     code_of(plugin)   "" where its file is as it was shipped; else 16 hex digits over its file and all that it
                       imports of the user's own: modules outside this package, the standard library and
-                      what was installed (of its own top-level package those too)
+                      what was installed (of its own top-level package those too); and over the plug-ins of
+                      this package, and what judges for them, that it builds on
 
 The source is taken without comments, layout and docstrings, so that none of these retrains anything. What is
 shipped stands in `shipped.json`, which `python scripts/shipped.py` writes anew. Files that a plug-in opens,
@@ -28,11 +29,13 @@ from typing import Any
 
 from dgg_ray.digests import digest
 from dgg_ray.errors import Fault, StudyError
+from dgg_ray.stale import is_stale
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT.name
 SHIPPED = ROOT / "shipped.json"
 PLUGGED = ("adapters", "metrics", "models", "scorers", "strategies", "tasks")  # folders of plug-ins
+JUDGES = ("texts.py", "choices.py", "captions.py")  # what scorers judge with, beside the folders of plug-ins
 INSTALLED = ("site-packages", "dist-packages")
 READ: dict[Path, str] = {}  # file → its digest when this process took the code of a plug-in from it
 STANDARD = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
@@ -44,35 +47,52 @@ def code_of(plugin: Any, named: str = "") -> str:
 
     named: the module in which a study looks for it; a function may have come there from another one.
     """
-    files = files_of(plugin, named)
+    files, base = modules_of(plugin, named)
     if not files:
         return ""
-    digests = {name: digest_of(file) for name, file in files.items()}
+    digests = {name: digest_of(file) for name, file in sorted((files | base).items())}
     for name, file in files.items():
         READ.setdefault(file, digests[name])
     return digest(digests)[:16]
 
 
 def edited(plugin: Any, named: str = "") -> list[Path]:
-    """Files of the plug-in that are not what they were when this process took its code."""
+    """Files of the plug-in that are not what they were when this process imported them or took their code."""
     return [
-        file for file in files_of(plugin, named).values() if READ.get(file, "") not in ("", digest_of(file))
+        file
+        for name, file in files_of(plugin, named).items()
+        if READ.get(file, "") not in ("", digest_of(file)) or is_stale(name)
     ]
 
 
 def files_of(plugin: Any, named: str = "") -> dict[str, Path]:
     """Dotted name → file of every module of the user's own that bears on what the plug-in does."""
+    return modules_of(plugin, named)[0]
+
+
+def modules_of(plugin: Any, named: str = "") -> tuple[dict[str, Path], dict[str, Path]]:
+    """Dotted name → file of the user's own modules, as in `files_of`; and of what they build on in this
+    package as it was shipped, which another release may ship otherwise."""
     left = [*homes(plugin), *([named] if named else [])]
     own = {name.partition(".")[0] for name in left} - {PACKAGE, *sys.stdlib_module_names}
-    found = dict[str, Path]()
+    found, base = dict[str, Path](), dict[str, Path]()
     while left:
         name = left.pop()
-        if name in found or (file := file_of(name)) is None or not is_own(name, file, own):
+        if name in found or (file := file_of(name)) is None:
+            continue
+        if not is_own(name, file, own):
+            if file.is_relative_to(ROOT) and is_base(file.relative_to(ROOT)):
+                base[name] = file
             continue
         found[name] = file
         left += [".".join(name.split(".")[: i + 1]) for i in range(name.count("."))]  # packages around it run
         left += imports(file, name)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), base
+
+
+def is_base(file: Path) -> bool:
+    """Whether a file, below this package, bears on what a plug-in does that builds on it."""
+    return (file.parts[0] in PLUGGED and file.name != "__init__.py") or file.as_posix() in JUDGES
 
 
 def homes(plugin: Any) -> list[str]:

@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from dgg_ray import blame, cli, edits, hooks, plugins, search_rules, sources
+from dgg_ray import blame, cli, edits, hooks, modelfiles, plugins, search_rules, sources
 from dgg_ray.contracts import Score
 from dgg_ray.errors import NotFinite, StageError, StudyError
 from dgg_ray.reading import read
@@ -302,6 +302,30 @@ def test_a_file_that_is_edited_after_it_was_read_is_a_fault(tmp_path, mine):
         plan(tmp_path, name)
 
 
+@pytest.mark.parametrize("written", [True, False], ids=["compiled", "uncompiled"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("1.0", "20.0"), ("g += ", "g -=  "), ("self.str", "2 * self.str"), ("# note", "# another note")],
+)
+def test_a_file_that_is_edited_between_its_import_and_the_study_is_a_fault(
+    tmp_path, mine, monkeypatch, old, new, written
+):
+    monkeypatch.setattr(sys, "dont_write_bytecode", not written)
+    pull = """    def edit_gradient(self, weights, gradients, step):  # note
+        for g in gradients:
+            g += self.strength
+"""
+    name = mine(STRATEGY + pull)
+    file = tmp_path / f"{name}.py"
+    importlib.import_module(name)
+    file.write_text(file.read_text().replace(old, new))
+    if old == "# note" or (old == "1.0" and not written):  # a value beside the functions leaves no trace then
+        plan(tmp_path, name)
+    else:
+        with pytest.raises(StudyError, match=f"{name}.py: was edited after this process read it"):
+            plan(tmp_path, name)
+
+
 def test_a_reader_of_ones_own_is_keyed_by_what_it_gives(tmp_path, mine):
     text = """
 from dataclasses import dataclass
@@ -344,15 +368,44 @@ def test_a_setting_that_is_no_json_value_is_a_fault(tmp_path, mine):
         plan(tmp_path, mine(text))
 
 
+FISHER = STRATEGY.replace("strength: float = 1.0", "fisher: Path = Path('/none')").replace(
+    "import dataclass\n", "import dataclass\nfrom pathlib import Path\n"
+)
+
+
 def test_a_file_among_the_settings_counts_by_what_it_holds(tmp_path, mine):
-    text = STRATEGY.replace("strength: float = 1.0", "fisher: Path = Path('/none')").replace(
-        "import dataclass\n", "import dataclass\nfrom pathlib import Path\n"
-    )
-    cls = plugins.find("strategies", mine(text) + ":Mine")
+    cls = plugins.find("strategies", mine(FISHER) + ":Mine")
     for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).write_text(content)
     a, b, c = (cls(tmp_path / name).effect("words", ()) for name in "abc")
     assert a == b != c
+
+
+@pytest.mark.parametrize("file", ["deep/mask.pt", "notes.md", "config.json"])
+def test_a_folder_among_the_settings_counts_by_what_it_holds(tmp_path, mine, file):
+    cls = plugins.find("strategies", mine(FISHER) + ":Mine")
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_text(content)
+    a, b, c = (cls(tmp_path / name).effect("words", ()) for name in "abc")
+    assert a == b != c
+    (tmp_path / "b" / file).write_text("2")
+    assert cls(tmp_path / "b").effect("words", ()) == c
+
+
+def test_a_file_among_the_settings_is_read_once_and_again_when_it_changed(tmp_path, mine, monkeypatch):
+    cls = plugins.find("strategies", mine(FISHER) + ":Mine")
+    file, read = tmp_path / "fisher", []
+    file.write_text("1")
+    hashing = modelfiles.hashlib.file_digest
+    monkeypatch.setattr(
+        modelfiles.hashlib, "file_digest", lambda opened, kind: (read.append(kind), hashing(opened, kind))[1]
+    )
+    before = [cls(file).effect("words", ("digits",)) for _ in range(40)]
+    assert len(read) == 1
+    file.write_text("20")
+    assert cls(file).effect("words", ()) != before[0]
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize(

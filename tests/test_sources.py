@@ -146,6 +146,40 @@ def test_what_is_installed_or_shipped_is_not_looked_into(project):
     assert set(sources.files_of(sys.modules["ewc"].EWC)) == {"ewc", "helper", "deeper"}
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "file"),
+    [
+        (
+            "from dgg_ray.strategies.dgg import DGG\n\n\nclass Mine(DGG):\n    pass\n",
+            "Mine",
+            "strategies/dgg.py",
+        ),
+        (
+            "from dgg_ray.scorers import exact_match\n\nscore = exact_match.score\n\n\ndef mark(p, e):\n    "
+            "return score(p, e)\n",
+            "mark",
+            "scorers/exact_match.py",
+        ),
+        ("from dgg_ray.texts import plain\n\n\ndef mark(p, e):\n    return plain(p)\n", "mark", "texts.py"),
+    ],
+    ids=["a strategy", "a scorer", "what judges"],
+)
+def test_what_is_built_on_a_shipped_plugin_is_another_one_when_that_is_shipped_otherwise(
+    tmp_path, monkeypatch, text, name, file
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = f"mine_{next(NUMBER)}"
+    (tmp_path / f"{module}.py").write_text(text)
+    plugin = getattr(importlib.import_module(module), name)
+    code_of, digest_of = sources.code_of.__wrapped__, sources.digest_of
+    before = code_of(plugin)
+    assert code_of(plugin) == before
+    assert list(sources.files_of(plugin)) == [module]
+    other = lambda path: "0" * 16 if path == sources.ROOT / file else digest_of(path)  # noqa: E731
+    monkeypatch.setattr(sources, "digest_of", other)
+    assert code_of(plugin) != before
+
+
 def test_a_class_without_a_file_is_refused():
     space = {"__name__": "nowhere"}
     exec("from dgg_ray.contracts import Strategy\nclass Lost(Strategy): pass", space)
