@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from dgg_ray.datafaults import Faults, Place
 from dgg_ray.datafiles import load_text
+from dgg_ray.texts import visible
 
 SPACE = re.compile(r"[ \t\n\r]*")  # as JSON has it
 DIGITS = 4300  # Python takes no longer text for a number
-UNSEEN = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # characters without ink, which strip() leaves
 
 
 class Record(NamedTuple):
@@ -237,7 +237,7 @@ def text_of(value: Any, place: Place, faults: Faults) -> str:
         faults.add(place, "must be text without lone surrogates", ascii(value))
         return ""
     text = value.strip()
-    if not text or (text[0] in UNSEEN and all(c in UNSEEN or c.isspace() for c in text)):
+    if not visible(text).strip():
         faults.add(place, "must not be empty", repr(value) if text else "")
         return ""
     return text

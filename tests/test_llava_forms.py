@@ -321,7 +321,9 @@ def test_an_answer_that_could_be_written_in_several_ways_is_refused(folder, valu
     assert refused(folder, question("q", "7.png", value)).rule == "must be text"
 
 
-@pytest.mark.parametrize("value", ["\u200b", " \ufeff \u200d ", "\u00a0", "\u00ad"])
+@pytest.mark.parametrize(
+    "value", ["\u200b", " \ufeff \u200d ", "\u00a0", "\u00ad", *"\u202a\ufe0f\u2061\u180e"]
+)
 def test_an_answer_without_ink_is_empty(folder, value):
     assert refused(folder, question("q", "7.png", value)).rule == "must not be empty"
 
