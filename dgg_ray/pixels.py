@@ -28,6 +28,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {TURNS[code] for code in (5, 6, 7, 8)}  # after which width is height
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
 WHITE_16 = 65535
 BITS, INK = 258, 262  # tags of a TIFF: bits for each value; 0 where larger values are darker

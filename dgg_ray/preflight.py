@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
@@ -29,18 +29,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from dgg_ray import pictures, plugins
+from dgg_ray import pictures, pixels, plugins
 from dgg_ray.cautions import scored
 from dgg_ray.contracts import Example, Task, digest
 from dgg_ray.errors import Fault, StudyError
+from dgg_ray.reading import read
 from dgg_ray.study import Study
 
 if TYPE_CHECKING:
     from dgg_ray.encoding import Encoder
 
-FORMAT = 1  # raised when the same examples would be judged otherwise than before
+FORMAT = 2  # raised when the same examples would be judged otherwise than before
 SHAPES = 64  # sizes of pictures for which the processor is run
 BATCH = 4096  # texts
+EXIF = {"exif", "xmp", "XML:com.adobe.xmp"}  # where a header asks for a turn
 ALONE = {"add_special_tokens": False, "verbose": False}  # and no masks, which take half of the time
 ALONE |= {"return_attention_mask": False, "return_token_type_ids": False}
 Size = tuple[int, int] | None  # width, height in pixels; None without a picture
@@ -67,10 +69,11 @@ def check(study: Study) -> list[str]:
 def remembered(study: Study) -> Path:
     """The file for all that bears on the answer: contents, model, settings and packages."""
     of = {name: [sorted(data.digests.items()), data.scorer] for name, data in study.tasks.items()}
-    scorers = [getattr(plugins.module("scorers", d.scorer), "VERSION", 1) for d in study.tasks.values()]
+    scorers = [study.code("scorers", data.scorer) for data in study.tasks.values()]
+    model = study.code("models", plugins.name_of(study.model))
     packages = [version(name) for name in ("transformers", "tokenizers", "pillow")]
     settings = [study.protocol.max_new_tokens, scored(study)]
-    key = digest([FORMAT, study.fingerprint, of, scorers, packages, settings])
+    key = digest([FORMAT, study.fingerprint, model, of, scorers, packages, settings])
     return pictures.cache_file().parent / "checks" / f"{key[:32]}.json"
 
 
@@ -82,16 +85,20 @@ def looked_at(study: Study) -> tuple[list[Fault], list[str]]:
     encoder = Encoder(study.model.processor(), torch.device("cpu"))
     encoder.kept_bytes = KEPT_BYTES  # it is asked once for each example, and need not remember
     context = study.model.context()
-    faults, notes = list[Fault](), list[str]()
+    faults, notes, unwritten = list[Fault](), list[str](), list[tuple[int, str]]()
     for i, (name, reader) in enumerate(study.readers.items()):
-        task = reader.read(name)
+        task = read(reader, name)
         for split in ("train", *scored(study)):
             most = 0 if split == "train" else study.protocol.max_new_tokens
-            look = Look(task, split, encoder, most, context)
-            found = list(look.found())
-            faults += [replace(fault, path=f"tasks[{i}].{split}") for fault in found if fault.path == "fault"]
-            faults += [fault for fault in found if "." in fault.path]
-            notes += [f"{name}: {fault.rule}" for fault in found if fault.path == "note"]
+            look = Look(task, split, encoder, most, context, f"tasks[{i}].{split}")
+            look.at_all()
+            faults += look.faults
+            notes += [f"{name}: {note}" for note in look.notes]
+            unwritten += [(look.longest, f"{name}: {look.unwritten}")] if look.unwritten else []
+    if unwritten:
+        each = "; ".join(text for _, text in unwritten)
+        rule = f"{each}: set {max(longest for longest, _ in unwritten) + 1}; as it is, no answer can be right"
+        faults.append(Fault("protocol.max_new_tokens", rule, str(study.protocol.max_new_tokens)))
     return faults, notes
 
 
@@ -100,6 +107,8 @@ class Look:
     """One split of a task, under one encoder.
 
     most: tokens that an answer may have; 0 where none is written. context: positions of the model; 0 unknown.
+    path: of the split, for its faults. unwritten: what makes every answer wrong, for all tasks' fault on
+    protocol.max_new_tokens; longest: tokens of the longest gold answer.
     """
 
     task: Task
@@ -107,18 +116,26 @@ class Look:
     encoder: Encoder
     most: int
     context: int
+    path: str = ""
     sizes: list[Size] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unwritten: str = ""
+    longest: int = 0
 
     @property
     def examples(self) -> Sequence[Example]:
         return self.task.examples[self.split]
 
-    def found(self) -> Iterator[Fault]:
-        """Faults, and notes as faults whose path is `note`."""
-        yield from self.specials()
+    def at_all(self) -> None:
+        """Fill `faults`, `notes` and `unwritten`."""
+        self.specials()
         if self.most:
-            yield from self.answers()
-        yield from self.prompts()
+            self.answers()
+        self.prompts()
+
+    def fault(self, rule: str) -> None:
+        self.faults.append(Fault(self.path, rule))
 
     def said(self, count: int, text: str) -> str:
         return f"{count:,} of {len(self.examples):,} {text}"
@@ -140,7 +157,7 @@ class Look:
         counts = self.lengths(lead + text for example in self.examples for text in golds(example))
         return [min(counts[lead + text] for text in golds(example)) for example in self.examples]
 
-    def specials(self) -> Iterator[Fault]:
+    def specials(self) -> None:
         """Texts that hold special tokens; those that stand for a picture make a stage fail."""
         processor, tokenizer = self.encoder.processor, self.encoder.tokenizer
         known = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -156,23 +173,23 @@ class Look:
         for (token, part), ids in hits.items():
             text = self.said(len(ids), f"{part}s in {self.split} hold `{token}` (first: {ids[0]})")
             if token in pictured:
-                yield Fault("fault", f"{text}, which stands for a picture in this model: write it otherwise")
+                self.fault(f"{text}, which stands for a picture in this model: write it otherwise")
             else:
-                yield Fault("note", f"{text}, a mark of control of this model's tokenizer and no text to it")
+                self.notes.append(f"{text}, a mark of control of this model's tokenizer and no text to it")
 
-    def answers(self) -> Iterator[Fault]:
+    def answers(self) -> None:
         """Gold answers that cannot be written to their end."""
         needs = np.array(self.answer_lengths)
         long = needs > self.most
         if not long.any():
             return
-        text = self.said(int(long.sum()), f"gold answers in {self.split} need up to {needs.max()} tokens")
-        text = f"{text}, protocol.max_new_tokens is {self.most}: set {needs.max() + 1}"
+        self.longest = int(needs.max())
+        text = self.said(int(long.sum()), f"gold answers in {self.split} need up to {self.longest} tokens")
         if long.all() and self.hopeless():
-            rule = f"{self.task.name}: {text}; as it is, no answer can be right"
-            yield Fault("protocol.max_new_tokens", rule)
+            self.unwritten = text
         else:
-            yield Fault("note", text)
+            at = f"protocol.max_new_tokens is {self.most}: set {self.longest + 1}"
+            self.notes.append(f"{text}, {at}")
 
     def hopeless(self) -> bool:
         """Whether even the gold answers, cut at their longest, score 0; asked of scorers of texts alone."""
@@ -187,7 +204,7 @@ class Look:
 
     # -- prompts and pictures ----------------------------------------------------------------------
 
-    def prompts(self) -> Iterator[Fault]:
+    def prompts(self) -> None:
         questions = self.lengths(example.question for example in self.examples)
         longest: dict[Size, Example] = {}
         self.sizes = sizes_of(self.examples)
@@ -205,20 +222,20 @@ class Look:
                 continue
             beside[size] = len(ids) - questions[longest[size].question]
         if refused:
-            yield self.refusal(longest, refused)
+            self.refusal(longest, refused)
         elif self.context:
-            yield from self.too_long(questions, beside)
+            self.too_long(questions, beside)
 
-    def refusal(self, longest: Mapping[Size, Example], refused: Mapping[Size, str]) -> Fault:
+    def refusal(self, longest: Mapping[Size, Example], refused: Mapping[Size, str]) -> None:
         size, why = next(iter(refused.items()))
         count = sum(other in refused for other in self.sizes)
         pixels = f", {size[0]} × {size[1]} pixels" if size else ""
         text = self.said(
             count, f"examples cannot be prepared by the model's processor (first: {longest[size].id}"
         )
-        return Fault("fault", f"{text}{pixels}): {' '.join(why.split())[:200]}")
+        self.fault(f"{text}{pixels}): {' '.join(why.split())[:200]}")
 
-    def too_long(self, questions: Mapping[str, int], beside: Mapping[Size, int]) -> Iterator[Fault]:
+    def too_long(self, questions: Mapping[str, int], beside: Mapping[Size, int]) -> None:
         """Prompts that leave no positions for answers; sizes that were not tried count as the largest."""
         widest = max(beside.values(), default=0)
         answers = [self.most] * len(self.examples) if self.most else [n + 1 for n in self.answer_lengths]
@@ -232,7 +249,10 @@ class Look:
             what = "a prompt and its answer" if not self.most else "a prompt and protocol.max_new_tokens"
             text = f"examples in {self.split} have up to {whole.max():,} tokens in {what}"
             text = f"{self.said(count, text)}, and the model has positions for {self.context:,}"
-            yield Fault("fault" if count == len(whole) else "note", text)
+            if count == len(whole):
+                self.fault(text)
+            else:
+                self.notes.append(text)
 
 
 def golds(example: Example) -> tuple[str, ...]:
@@ -240,7 +260,7 @@ def golds(example: Example) -> tuple[str, ...]:
 
 
 def sizes_of(examples: Sequence[Example]) -> list[Size]:
-    """Of each example's picture; a file's header is read once."""
+    """Measure each example's picture as the processor sees it; of a file the header is read, once."""
     files = list(dict.fromkeys(e.image for e in examples if isinstance(e.image, Path)))
     with ThreadPoolExecutor() as pool:
         known = dict(zip(files, pool.map(size_of, files), strict=True))
@@ -253,7 +273,9 @@ def sizes_of(examples: Sequence[Example]) -> list[Size]:
 def size_of(file: Path) -> Size:
     try:
         with Image.open(file) as image:
-            return image.size
+            turned = image.info.keys() & EXIF and pixels.turn_of(image) in pixels.SIDEWAYS
+            width, height = image.size
+            return (height, width) if turned else (width, height)
     except (OSError, ValueError):  # said by the reader, which looks at every picture
         return 0, 0
 

@@ -143,11 +143,15 @@ class Study:
     def run(self, out: str | Path, local: bool = False) -> Outcome:
         """Run or continue the study; everything that is in the store already is taken from there.
 
+        What should be known of its data is said on standard error before. Raises StudyError for data with
+        which stages would fail.
+
         local: in this process, without Ray; the results are the same.
         """
-        from dgg_ray import preflight, tune
+        from dgg_ray import preflight, terminal, tune
 
-        preflight.check(self)
+        for note in (*self.warnings, *preflight.check(self)):
+            terminal.warn(note)
         return tune.run(self, Path(out), local=local)
 
     # -- settings ----------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """What is said of examples before a GPU is asked for: by the real processor of the embedded model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dgg_ray import Study, cautions, cli, preflight
+from dgg_ray import Study, cautions, cli, pixels, preflight, tune
 from dgg_ray.contracts import Example, Task
 from dgg_ray.encoding import Encoder
 from dgg_ray.errors import StudyError
@@ -71,6 +72,17 @@ def test_where_no_answer_can_be_right_the_study_is_refused(study):
     assert [fault.path for fault in caught.value.faults] == ["protocol.max_new_tokens"]
 
 
+def test_answers_too_long_in_several_tasks_are_one_fault_with_the_number_that_all_need(study):
+    text = STUDY.replace("test: two.json", "test: one_test.json")
+    with pytest.raises(StudyError) as caught:
+        preflight.check(study(("Which?", "x" * 40, None), ("Which?", "y" * 50, None), text=text))
+    (fault,) = caught.value.faults
+    assert fault.path == "protocol.max_new_tokens"
+    assert "one: 2 of 2 gold answers in test" in fault.rule
+    assert "two: 2 of 2 gold answers in test" in fault.rule
+    assert fault.rule.count("set ") == 1
+
+
 def test_a_long_answer_whose_option_is_named_at_its_start_can_be_right(study):
     asked = "Which?\n(A) red\n(B) green"
     text = STUDY.replace("test: one_test.json", "test: one_test.json, scorer: contains_choice")
@@ -87,8 +99,10 @@ def test_special_tokens_in_texts_are_named_and_those_for_pictures_refused(study)
     ]
     task = Task("one", {"test": [Example("7", "Which?", "an <image>")]}, {})
     encoder = Encoder(Embedded().processor(), torch.device("cpu"))
-    (fault,) = preflight.Look(task, "test", encoder, 16, 0).specials()
-    assert fault.path == "fault"
+    look = preflight.Look(task, "test", encoder, 16, 0, "tasks[0].test")
+    look.at_all()
+    (fault,) = look.faults
+    assert fault.path == "tasks[0].test"
     assert "1 of 1 answers in test hold `<image>` (first: 7), which stands for a picture" in fault.rule
 
 
@@ -136,6 +150,34 @@ def test_what_was_found_is_known_by_content_and_found_anew_when_it_changes(study
     assert preflight.check(study(long, ("Which?", "b", None), more="protocol: {max_new_tokens: 17}\n")) == [
         "anew"
     ]
+
+
+@pytest.mark.parametrize("plugin", ["scorers/exact_match", "models/embedded"])
+def test_a_scorer_or_a_model_of_ones_own_that_is_edited_is_asked_anew(study, plugin):
+    before = study(("Which?", "a", None))
+    after = replace(before, codes={**before.codes, plugin: "0123456789abcdef"})
+    assert preflight.remembered(before) == preflight.remembered(replace(before, name="other"))
+    assert preflight.remembered(before) != preflight.remembered(after)
+
+
+def test_a_study_that_python_runs_says_what_the_command_says(study, monkeypatch, tmp_path, capsys):
+    asked = study(("Which?", "x" * 40, None), ("Which?", "b", None))
+    monkeypatch.setattr(tune, "run", lambda study, out, local: "run")
+    assert asked.run(tmp_path / "out") == "run"
+    said = capsys.readouterr().err
+    assert "warning: test is so small that one answer is worth more than a point" in said
+    assert "warning: one: 1 of 2 gold answers in test need up to" in said
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_picture_that_exif_turns_has_the_size_that_the_processor_sees(tmp_path, kind, turn):
+    file, exif = tmp_path / f"a.{kind}", Image.Exif()
+    exif[pixels.ORIENTATION] = turn
+    Image.new("RGB", (40, 30)).save(file, exif=exif)
+    with Image.open(file) as image:
+        seen = pixels.shown(image).size
+    assert preflight.size_of(file) == seen == ((40, 30) if turn < 5 else (30, 40))
 
 
 def test_a_simulated_study_and_a_model_elsewhere_are_told_in_a_line(study):
