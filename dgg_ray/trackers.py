@@ -141,15 +141,22 @@ class Tracking:
         self.searches: list[tuple[Method, set[int]]] = []  # with the numbers of the probes looked at
         self.next_look = 0.0
 
+    @property
+    def telling(self) -> bool:
+        """Whether any tracker is still told: a look that failed was the last."""
+        return bool(self.callbacks) and EVERY not in self.fence.lost
+
     def follow(self, search: Method) -> None:
         """Track every whole setting that the search proposes."""
-        self.searches += [(search, set())] * bool(self.callbacks)
+        self.searches += [(search, set())] * self.telling
 
     def compare(self, contenders: Mapping[str, Study]) -> None:
         """Track what is compared in the end."""
+        if not self.telling:
+            return
         with self.fence(EVERY, NO_MORE):
             seen = at_once(self.store)
-            for label, at in contenders.items() if self.callbacks else ():
+            for label, at in contenders.items():
                 config = {"strategy": plugins.name_of(at.strategy), "comparison": label}
                 self.begin(seen, f"final-{at.id}", label, config, at, "test", judge.FINAL, at.protocol.exams)
 
@@ -158,7 +165,7 @@ class Tracking:
 
         last: whatever its price; what came after an earlier look is told now, point by point."""
         began = time.monotonic()
-        if not self.callbacks or (began < self.next_look and not last):
+        if not self.telling or (began < self.next_look and not last):
             return
         with self.fence(EVERY, NO_MORE):
             self.take_up()

@@ -23,7 +23,7 @@ from dgg_ray.sections import Knob, Output, Protocol, Search
 from dgg_ray.simulate import MemoryStore, imagined
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.study import Study
-from dgg_ray.trackers import FOLDER, tracking
+from dgg_ray.trackers import FOLDER, Tracking, tracking
 
 ALPHA = "strategy.alpha"
 
@@ -151,6 +151,20 @@ def test_a_tracker_that_breaks_is_dropped_with_a_warning_and_the_study_goes_on(t
     run(study, store, tmp_path, fence=fence)
     assert fence.lines == ["tensorboard is told no more of this study: ConnectionError: no route to host"]
     assert all(store.record(stage) for stage in study.at({ALPHA: 1.0}).runs()[0].stages)
+
+
+def test_after_a_look_that_failed_no_tracker_is_told_again(tmp_path, monkeypatch):
+    begun = []
+
+    def full(*_, **__):
+        begun.append(1)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Tracking, "begin", full)
+    study, store, fence = study_of("tensorboard"), MemoryStore(), Fence()
+    run(study, store, tmp_path, fence=fence)
+    assert fence.lines == ["every tracker is told no more of this study: OSError: no space left"]
+    assert begun == [1]
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_trackers(tmp_path, monkeypatch):
