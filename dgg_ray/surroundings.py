@@ -23,7 +23,8 @@ SHORT = 30  # bytes of a folder below which Ray's sockets fit: their paths have 
 
 def prepare() -> None:
     """Give this process a home, a user's name and as many open files as it may have."""
-    if os.path.expanduser("~") == "~":
+    home = os.path.expanduser("~")
+    if home == "~" or not usable(Path(home)):
         with contextlib.suppress(OSError):  # without any writable folder there is no home to be had
             os.environ["HOME"] = str(made(Path(tempfile.gettempdir()) / f"dgg-home-{os.getuid()}"))
     try:
@@ -37,10 +38,20 @@ def prepare() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
+def usable(home: Path) -> bool:
+    """Whether a home can be written, or is this user's all the same: one mounted for reading holds what
+    libraries look for there, such as weights and credentials."""
+    return home.is_dir() and (os.access(home, os.W_OK) or owned(home))
+
+
+def owned(folder: Path) -> bool:
+    return folder.stat().st_uid == os.getuid()
+
+
 def made(folder: Path) -> Path:
     """The folder, of this user alone."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if not owned(folder):
         raise PermissionError(f"{folder} is another user's")
     return folder
 

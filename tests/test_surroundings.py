@@ -26,10 +26,28 @@ def test_without_a_home_there_is_one_that_can_be_written(tmp_path, monkeypatch):
     assert os.environ["USER"] == f"uid{os.getuid()}"
 
 
-def test_a_home_that_is_there_stays(monkeypatch):
-    monkeypatch.setenv("HOME", "/somewhere/else")
+def test_a_home_that_is_there_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     surroundings.prepare()
-    assert os.environ["HOME"] == "/somewhere/else"
+    assert os.environ["HOME"] == str(tmp_path)
+
+
+def test_a_home_of_ones_own_that_can_only_be_read_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    surroundings.prepare()
+    assert os.environ["HOME"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("home", ["/", "/no/such/folder", __file__])
+def test_a_home_that_is_no_folder_or_anothers_is_replaced(tmp_path, monkeypatch, home):
+    """A container gives `/`, which is root's, to a user in no list."""
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(surroundings, "owned", lambda folder: folder != Path(home))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    surroundings.prepare()
+    assert Path.home().parent == tmp_path
 
 
 def test_rays_folder_is_short_whatever_the_temporary_one_is(tmp_path, monkeypatch):
