@@ -6,14 +6,15 @@ The file is a beginning, to be edited. It is checked as `dgg-ray plan` checks it
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil, factorial
 from pathlib import Path
 from typing import Any
 
-from dgg_ray import discover, plugins, staging, yamltext
+from dgg_ray import discover, plugins, staging, studyfile, yamlread, yamltext
 from dgg_ray.contracts import Adapter, Training
 from dgg_ray.descriptions import descriptions
 from dgg_ray.discover import Found
@@ -37,7 +38,8 @@ class Written:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([*self.notes, f"{self.file} is written; next: dgg-ray plan {self.file}"])
+        file = shlex.quote(str(self.file))
+        return "\n".join([*self.notes, f"{self.file} is written; next: dgg-ray plan {file}"])
 
 
 def init(
@@ -63,7 +65,7 @@ def init(
         embedded = data is None
     if ask and model is None:
         model = ask(f"Model: {', '.join(plugins.names('models'))}, as NAME or NAME=FOLDER", "embedded")
-    usual = "embedded" if data is None else data.absolute().name
+    usual = "embedded" if data is None else data.resolve().name
     name = name or (ask("Name of the study", usual) if ask else usual)
     file = file or Path(ask("File to write", f"{name}.yaml") if ask else f"{name}.yaml")
     faults = list(wrong(data, embedded, file))
@@ -78,14 +80,10 @@ def init(
     if faults:
         raise StudyError(faults, "arguments")
     text = page(name, chosen, found, file.absolute().parent)
+    study = checked(text, file.absolute().parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("x", encoding="utf-8") as opened:
         opened.write(text)
-    try:
-        study = Study.load(file)
-    except BaseException:
-        file.unlink()
-        raise
     return Written(file, (*told(found), *(f"left out: {why}" for why in left), *study.warnings))
 
 
@@ -103,6 +101,19 @@ def wrong(data: Path | None, embedded: bool, file: Path) -> Iterable[Fault]:
         yield Fault("--out-file", "must be a new file: nothing is overwritten", repr(str(file)))
 
 
+def checked(text: str, folder: Path) -> Study:
+    """The study that a file with this text in that folder would hold; faults are those of the arguments."""
+    raw, faults = studyfile.placed(yamlread.read(text)[0], None)
+    try:
+        return studyfile.completed(
+            raw, yamlread.Lines(), faults, "arguments", os.environ.get("DGG_RAY_DATA") or folder
+        )
+    except StudyError as error:
+        blamed = {"name": "--name", "model": "--model", "model.path": "--model", "model.revision": "--model"}
+        faults = [replace(fault, path=blamed.get(fault.path, fault.path)) for fault in error.faults]
+        raise StudyError(faults, "arguments") from None
+
+
 def model_of(text: str, faults: list[Fault]) -> dict[str, Any]:
     """The `model` section that NAME, NAME=FOLDER or NAME=HUB_NAME@COMMIT stands for."""
     name, _, place = text.partition("=")
@@ -116,12 +127,17 @@ def model_of(text: str, faults: list[Fault]) -> dict[str, Any]:
     if needs and not place:
         rule = f"{name} needs its weights: {name}=FOLDER, or {name}=HUB_NAME@COMMIT"
         faults.append(Fault("--model", rule, repr(text)))
+    if place and not needs:
+        faults.append(Fault("--model", f"{name} comes with its weights: give {name} alone", repr(text)))
     if not needs or not place:
         return {"name": name}
     if (folder := staging.path(place)).is_dir():
         return {"name": name, "path": str(folder.absolute())}
-    path, at, revision = place.rpartition("@")
-    return {"name": name, "path": path, "revision": revision} if at else {"name": name, "path": place}
+    path, _, revision = place.rpartition("@")
+    if not (path and revision):
+        rule = f"must be a folder that exists, as {name}=FOLDER, or {name}=HUB_NAME@COMMIT"
+        faults.append(Fault("--model", rule, repr(text)))
+    return {"name": name, "path": path, "revision": revision}
 
 
 def told(found: Iterable[Found]) -> Iterable[str]:

@@ -150,6 +150,19 @@ def test_data_elsewhere_are_named_whole(tmp_path):
     )
 
 
+def test_a_folder_above_gives_its_name(tmp_path, monkeypatch):
+    two_tasks(tmp_path / "mine")
+    (tmp_path / "mine" / "studies").mkdir()
+    monkeypatch.chdir(tmp_path / "mine" / "studies")
+    assert init(Path("..")).file == Path("mine.yaml")
+    assert Study.load("mine.yaml").name == "mine"
+
+
+def test_the_next_command_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(init(embedded=True, file=Path("my data.yaml"))).endswith("next: dgg-ray plan 'my data.yaml'")
+
+
 def test_the_embedded_tasks_need_no_data(tmp_path):
     init(embedded=True, file=tmp_path / "x.yaml")
     assert Study.load(tmp_path / "x.yaml").names == ("digits", "words", "shapes", "charts")
@@ -170,7 +183,14 @@ def test_nothing_is_overwritten(tmp_path, capsys):
         ({"data": Path("."), "embedded": True}, "--embedded: needs no data"),
         ({"embedded": True, "model": "embeded"}, "--model: must be one of .*Did you mean 'embedded'"),
         ({"embedded": True, "model": "llava_1_5"}, "llava_1_5=FOLDER"),
-        ({"embedded": True, "model": "llava_1_5=no/such"}, "model.revision: is required"),
+        (
+            {"embedded": True, "model": "llava_1_5=no/such"},
+            "--model: must be a folder that exists, as .*@COMMIT",
+        ),
+        ({"embedded": True, "model": "llava_1_5=no/such@main"}, "--model: must be a commit"),
+        ({"embedded": True, "model": "llava_1_5=."}, "--model: must hold config.json"),
+        ({"embedded": True, "model": "embedded=foo"}, "--model: embedded comes with its weights"),
+        ({"embedded": True, "name": "a/b"}, "--name: must be letters.*got 'a/b'"),
     ],
 )
 def test_what_is_missing_is_named_and_nothing_written(tmp_path, monkeypatch, given, said):
