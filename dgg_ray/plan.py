@@ -183,14 +183,20 @@ def seeding(study: Study) -> str:
         len({(order[:t], seed) for order, seed in study.crossed(seeds, of) for t in range(1, len(order) + 1)})
         for of in (True, False)
     )
+    once = any(at.strategy.simultaneous for at in study.contenders().values())
+    joint = "; joint trains one run per seed" * (once and not study.protocol.held_out)
     if study.own_seeds:
         saved = f"shared ones would train {shared} stages a setting in place of {own}" if own > shared else ""
-        return "each order has its own, so that orders are independent; " + (saved or "that costs no stage")
+        costs = saved or "that costs a setting no stage"
+        return f"each order has its own, so that orders are independent; {costs}{joint}"
     wanted = "per_order" if len(seeds) == 1 else f"{{per_order: {len(seeds)}}}"
-    cost = f"at {own} stages a setting in place of {shared}" if own > shared else "at no further stage"
+    cost = (
+        f"at {own} stages a setting in place of {shared}" if own > shared else "at no further stage a setting"
+    )
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"the same {len(seeds)} seeds"
     speaks = "the choice leans on" if study.search else "results speak of"
-    return f"all orders share {which}, and {speaks} it; `seeds: {wanted}` makes orders independent, {cost}"
+    apart = f"`seeds: {wanted}` makes orders independent, {cost}{joint}"
+    return f"all orders share {which}, and {speaks} it; {apart}"
 
 
 def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:

@@ -86,7 +86,12 @@ def test_plan_says_what_either_way_costs_a_setting():
     assert "each order has its own, so that orders are independent; shared ones would train 24 stages" in own
     cyclic = str(plan(study(2, (0, 1), own=False, design="cyclic"), MemoryStore()))
     assert "share the same 2 seeds" in cyclic
-    assert "`seeds: {per_order: 2}` makes orders independent, at no further stage" in cyclic
+    assert "`seeds: {per_order: 2}` makes orders independent, at no further stage a setting" in cyclic
+    assert "joint trains one run per seed" in cyclic  # two runs, and eight with own seeds
+    alone = study(2, (0, 1), own=True, design="cyclic", protocol=Protocol(rivals=("replay",)))
+    assert "independent; that costs a setting no stage" in str(plan(alone, MemoryStore()))
+    for elsewhere in (alone, replace(shared, protocol=Protocol(held_out=2))):
+        assert "joint" not in plan(elsewhere, MemoryStore()).seeding
     assert "seeds  " not in str(plan(study(1), MemoryStore()))
     search = Search({"strategy.alpha": Knob(values=(0.0, 0.3))}, method="grid")
     assert "the choice leans on it" in str(plan(study(2, own=False, search=search), MemoryStore()))
