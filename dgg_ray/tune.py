@@ -52,6 +52,7 @@ def run(
     from dgg_ray.plan import plan
 
     out, fence = out.absolute(), Fence(warn)
+    # Imported now, not at the end: what keeps the page from being made is told before hours of training.
     pages = fence.tried(face.PAGE, None, import_module, "dgg_ray.report")
     study = warm.settled(study, out)
     if changes := takeover.changes(study, out):
@@ -66,11 +67,13 @@ def run(
     with logs.of_driver(study.name, out):
         with (
             Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
-            Display(study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live) as display,
+            Display(
+                study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live, fence=fence
+            ) as display,
             Crew(study, store, out, display, purse, local, address) as crew,
             trackers.tracking(study, store, out, crew.start, fence) as tracking,
         ):
-            display.told, display.fence = tracking.look, fence
+            display.told = tracking.look
             for line in edits.sentences(study, store):
                 display.say(line)
             if study.budget:
