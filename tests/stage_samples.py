@@ -1,9 +1,27 @@
-"""Stages that stand for any, and files to write and read back; light, as other processes import it too."""
+"""Stages and a strategy that stand for any, files to write and read; light, as other processes need it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from dgg_ray.contracts import Adapter, Strategy, Training
 from dgg_ray.stages import Data, path
+
+
+@dataclass(frozen=True)
+class Near:
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Far:
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pulled(Strategy):
+    """A setting of one of two classes with equal fields."""
+
+    pull: Near | Far = Near()
 
 
 def some_stages(count=2):

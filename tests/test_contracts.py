@@ -14,6 +14,7 @@ import torch
 from annotated_types import Ge, Le
 from conftest import OneWeight, World, task_of
 from safetensors.torch import load_file
+from stage_samples import Far, Near, Pulled
 
 from dgg_ray import draws, plugins
 from dgg_ray.contracts import Pieces, Rehearsal, Strategy
@@ -367,21 +368,6 @@ def test_draws_are_uniform():
 
 
 DRAWS = [0.023687477467, 0.144275121445, 0.708230508695]
-
-
-@dataclass(frozen=True)
-class Near:
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Far:
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Pulled(Strategy):
-    pull: Near | Far = Near()
 
 
 def test_settings_inside_a_setting_are_told_by_their_class_too(world):

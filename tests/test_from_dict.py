@@ -1,14 +1,15 @@
 """A study is built in Python by the rules by which a file is read."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from stage_samples import Far, Near, Pulled
 
 from dgg_ray import Study
-from dgg_ray.contracts import Adapter, Strategy, Training
+from dgg_ray.contracts import Adapter, Training
 from dgg_ray.errors import StudyError
 from dgg_ray.models import embedded
 from dgg_ray.sections import Knob, Orders, Protocol, Search, Workers
@@ -77,21 +78,6 @@ def test_all_faults_are_told_by_their_path_and_without_a_line():
         "  strategy.alpha: must be at most 1, got 1.5",
         "  training.epochs: must be a whole number, got '2'",
     ]
-
-
-@dataclass(frozen=True)
-class Near:
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Far:
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Pulled(Strategy):
-    pull: Near | Far = Near()
 
 
 def test_an_object_that_its_settings_do_not_tell_from_another_is_a_fault():
