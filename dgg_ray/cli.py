@@ -1,6 +1,6 @@
 """dgg-ray: arguments → calls.
 
-plan | probe | run | status | best | examples | robustness | report | extend | gc | schema
+init | plan | probe | run | status | best | examples | robustness | report | extend | gc | schema
 submit | studies | logs | stop: on a cluster, from afar
 """
 
@@ -91,7 +91,7 @@ def on_this_machine(command: Command) -> None:
     takes_study(c)
     c.add_argument("--see", type=points, metavar="POINTS", help="say what it takes to see this difference")
     c.add_argument("--sd", type=points, metavar="POINTS", help="spread of a difference (default: measured)")
-    c.add_argument("--address", help="check against this Ray cluster too, in place of this machine")
+    c.add_argument("--address", help="check against this Ray cluster in place of this machine")
     c.add_argument("--json", action="store_true", help="counts as JSON")
     for name, do, text in (
         ("probe", probe, "measure what a study's stages will cost, a few steps of each kind"),
@@ -280,7 +280,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> None:
-    from dgg_ray import blame, methods, progress
+    from dgg_ray import blame, methods, progress, results
+    from dgg_ray.glance import Glance
     from dgg_ray.plan import plan
     from dgg_ray.studyfile import the_kept
 
@@ -295,12 +296,10 @@ def status(options: argparse.Namespace) -> None:
     study = the_kept(out)
     store = study.store(out)
     found, live = plan(study, store), progress.live(out)
-    search, _ = methods.inquiries(study, store)
-    best = (
-        Fence(terminal.warn).tried("the best setting so far", "", methods.best_so_far, search)
-        if search
-        else ""
-    )
+    asked = results.gathered(study, Glance(store))
+    fence = Fence(terminal.warn)
+    name = "the best setting so far"
+    best = fence.tried(name, "", methods.best_so_far, asked.search) if asked.search else ""
     if options.json:
         print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
         return
@@ -309,8 +308,7 @@ def status(options: argparse.Namespace) -> None:
     for stage in live["running"]:
         print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
     print(f"  best so far       {best or 'none yet'}")
-    failed = (e for _, e in store.notes("failed/") if e["meaning"].get("model") == study.fingerprint)
-    for line in dict.fromkeys(blame.line(error) for error in failed):
+    for line in dict.fromkeys(blame.line(error) for error in results.failures(Glance(store), asked.stages)):
         print(f"  failed            {line}")
 
 
@@ -335,7 +333,7 @@ def examples(options: argparse.Namespace) -> None:
     found = examples.listing(
         results.load(folder(o), Fence(terminal.warn)), o.task, o.split, o.count, o.method
     )
-    print(json.dumps(found, indent=1, ensure_ascii=False) if o.json else examples.as_text(found))
+    print(json.dumps(found, indent=1) if o.json else examples.as_text(found))
 
 
 def robustness(options: argparse.Namespace) -> None:
@@ -349,11 +347,12 @@ def robustness(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    from dgg_ray import logs, report, results
+    from dgg_ray import logs, report, results, studyfile
 
     fence = Fence(terminal.warn)
     out = folder(options)
-    with logs.of_driver(out.name, out):
+    name = studyfile.the_kept(out).name  # first: logs make their folder, and a mistyped one stays unmade
+    with logs.of_driver(name, out):
         print(report.write(results.load(out, fence), out, fence))
 
 

@@ -39,26 +39,26 @@ def load(out: Path, fence: Fence | None = None) -> Results:
     study = studyfile.the_kept(out)
     store = Glance(study.store(out))
     knobs = tuple(space(study, study.search)) if study.search else ()
-    search, more, final, asked, walks = gathered(study, store)
+    every = gathered(study, store)
+    search, more, final, asked, walks = every
     told = None
     if search:
         given = methods.given(search, more)
         told = beside("the course of the search", None, retrace.searched, search, given, store, walks, knobs)
     winner = next(iter(final.values()), None)
     rivals = {label: at.id for label, at in final.items() if at is not winner}
-    untouched = judge.base_work(winner) if winner is not None else None
     stages = distinct(work.stage for works in asked.works.values() for work in works)
     paid = beside("the costs", costs_of(()), costs, store, asked, stages)
     return Results(
         name=study.name,
         question=study.question,
-        table=cells(store, asked, knobs, untouched),
+        table=cells(store, asked, knobs, every.untouched),
         knobs=knobs,
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
         rivals=rivals,
         tried=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
-        failures=failures(store, stages),
+        failures=failures(store, every.stages),
         costs=paid,
         facts=beside("the environment", {}, facts, study, store, asked, stages),
         spending=beside("what was spent", Spending(), spending, study, store, out),
@@ -83,6 +83,18 @@ class Gathered(NamedTuple):
     final: dict[str, Study]
     asked: Asked
     walks: dict[int, list[judge.Walk]]
+
+    @property
+    def untouched(self) -> Work | None:
+        """The untouched model's exams; None where none are asked for."""
+        winner = next(iter(self.final.values()), None)
+        return judge.base_work(winner) if winner is not None else None
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Key → stage, of all that is asked for, the untouched model's among them."""
+        base = [self.untouched] if self.untouched else []
+        return distinct(work.stage for works in (*self.asked.works.values(), base) for work in works)
 
 
 def gathered(study: Study, store: StageStore) -> Gathered:
@@ -166,7 +178,11 @@ def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, A
         if error := store.failure(stage):
             kept = {k: error.get(k, "") for k in ("error", "message", "traceback", "place")}
             found.append(
-                {"stage": stage.key[:8], "learned": " > ".join((*stage.earlier, stage.task)), **kept}
+                {
+                    "stage": stage.key[:8],
+                    "learned": " > ".join((*stage.earlier, stage.task)) or "nothing",
+                    **kept,
+                }
             )
     return found
 
