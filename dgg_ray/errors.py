@@ -127,6 +127,12 @@ def nearest(name: str, legal: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)), "")
 
 
+def hint(name: str, legal: Iterable[str]) -> str:
+    """The end of a message that refuses `name`: the legal name that was probably meant; "" for none."""
+    near = nearest(name, legal)
+    return f". Did you mean {near!r}?" if near else ""
+
+
 def describe(problem: BaseException) -> dict[str, str]:
     """What is kept of an error that ended a stage."""
     return {

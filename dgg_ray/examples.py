@@ -11,15 +11,14 @@ pictures come from the tasks' own files, where these can still be read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from dgg_ray import draws
 from dgg_ray.contracts import Example
-from dgg_ray.errors import ResultsError, nearest
-from dgg_ray.outcomes import Results, chosen, compared, final_runs, final_split, once, printed
+from dgg_ray.errors import ResultsError, hint
+from dgg_ray.outcomes import Results, final_runs, final_split, named, once
 from dgg_ray.outcomes import listing as in_words
 
 FALL = 0.3  # of an answer's score: right to wrong is 1, a caption that got much worse may be less
@@ -146,7 +145,7 @@ def listing(
 ) -> dict[str, Any]:
     """The command's output, as JSON. Raises ResultsError for names that the study does not have."""
     split = split or final_split(results)
-    label, setting = method_of(results, method)
+    label, setting = named(results, method)
     tasks = sorted({str(name) for name in results.table["exam"].unique()})
     if task and task not in tasks:
         raise ResultsError(
@@ -211,24 +210,3 @@ def as_text(found: dict[str, Any]) -> str:
             for one in found["confusions"]
         ]
     return "\n".join([*lines, *(["", found["note"]] if found["note"] else [])])
-
-
-def method_of(results: Results, method: str) -> tuple[str, str]:
-    """(label, setting) of a compared method, by its label or its name in the study; "" for the first."""
-    known = compared(results)
-    names = results.rivals | known
-    if not known or (not method and chosen(results) is None):
-        raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
-    if not method:
-        return next(iter(known.items()))
-    if method not in names:
-        labels: Sequence[str] = list(known)
-        raise ResultsError(
-            f"{method!r} was not compared; known are {', '.join(labels)}{hint(method, labels)}"
-        )
-    return printed(results).get(method, method), names[method]
-
-
-def hint(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
-    return f". Did you mean {near!r}?" if near else ""

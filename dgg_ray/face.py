@@ -17,14 +17,16 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dgg_ray import matrices, outcomes, results, studyfile
-from dgg_ray.errors import ResultsError, nearest
+from dgg_ray import matrices, outcomes, results
+from dgg_ray.archive import Archive
+from dgg_ray.contracts import SPLITS
+from dgg_ray.errors import ResultsError, hint
 from dgg_ray.fence import Fence
 from dgg_ray.outcomes import Results, final_split, name_of, text_of
 from dgg_ray.predictions import examples
@@ -46,8 +48,9 @@ def open(out: str | Path) -> Outcome:
 class Outcome:
     """A study's results in Python: `Study.run` and `dgg_ray.open` return them.
 
-    Settings are named by their id, or by the label that they were compared under ("replay"); None is the
-    recommended one. Orders are named by their place (0 is the first), as "a > b > c", or as a list of tasks.
+    Settings are named by their id, or by the label that they were compared under ("replay"). None and
+    "chosen" are the one that the study chose; whether it is the one to use, the verdict says. Orders are
+    named by their place (0 is the first), as "a > b > c", or as a list of tasks.
 
     tally: of a run just ended: stages asked for, there (in the store already), trained, failed; seconds.
     fence: what could not be made beside the results, in `fence.lines`.
@@ -74,7 +77,8 @@ class Outcome:
     def settings(self) -> pd.DataFrame:
         """One row per setting with finished stages, by its id: labels, strategy, the searched values."""
         found = outcomes.settings(self.results)
-        names = {self.results.recommended: ["recommended"]} if self.results.recommended else {}
+        own = outcomes.chosen(self.results)
+        names = {own: [outcomes.CHOSEN]} if own else {}
         for label, setting in self.results.rivals.items():
             names.setdefault(setting, []).append(label)
         labels = [", ".join(names.get(setting, [])) for setting in found.index]
@@ -125,9 +129,7 @@ class Outcome:
         split, chosen = self.split(split), self.setting(setting)
         known = self.study.names
         if task is not None and task not in known:
-            raise ResultsError(
-                f"no task is called {task!r}; there are {', '.join(known)}{guess(task, known)}"
-            )
+            raise ResultsError(f"no task is called {task!r}; there are {', '.join(known)}{hint(task, known)}")
         runs = self.asked(chosen)
         some = [runs[i] for i in self.fitting(blocks_of(runs), order, seed, f"setting {chosen}")]
         found = stored(self.store, some, split, None if task is None else [task])
@@ -216,55 +218,46 @@ class Outcome:
 
     # -- what is meant -----------------------------------------------------------------------------
 
-    @cached_property
+    @property
+    def archive(self) -> Archive:
+        """What the store holds beside scores; ResultsError where it could not be opened."""
+        if self.results.archive is None:
+            why = "; ".join(self.fence.lines) or "`dgg_ray.open` the folder again"
+            raise ResultsError(f"{self.results.name}: the store cannot be read for more than scores: {why}")
+        return self.results.archive
+
+    @property
     def study(self) -> Study:
         """The study that was run, as it was kept with its results."""
-        return studyfile.the_kept(self.out)
+        return self.archive.study
 
-    @cached_property
+    @property
     def store(self) -> StageStore:
-        return self.study.store(self.out)
-
-    @cached_property
-    def gathered(self) -> results.Gathered:
-        return results.gathered(self.study, self.store)
+        return self.archive.store
 
     def asked(self, setting: str) -> list[tuple[Study, Run]]:
         """The runs of a setting, those of the final comparison first, each with the study at the setting."""
         final = {block: i for i, block in enumerate(self.study.final_blocks)}
-        runs = [found for (of, order, seed), found in self.gathered.asked.runs.items() if of == setting]
+        runs = [found for (of, *_), found in self.archive.runs.items() if of == setting]
         return sorted(runs, key=lambda one: final.get((one[1].order, one[1].seed), len(final)))
 
     def walked(self, setting: str, split: str) -> list[matrices.Run]:
         """The setting's runs as they were evaluated on a split, those of the final comparison first."""
-        final = {(text(order), seed): i for i, (order, seed) in enumerate(self.study.final_blocks)}
+        final = {block: i for i, block in enumerate(self.results.terms.compared_on)}
         found = [run for run in matrices.walk(self.results, split) if run.setting == setting]
         return sorted(found, key=lambda run: final.get((run.order, run.seed), len(final)))
 
     def split(self, split: str | None) -> str:
-        known = ("train", "validation", "test")
-        if split is not None and split not in known:
+        if split is not None and split not in SPLITS:
             raise ResultsError(
-                f"no split is called {split!r}; there are {', '.join(known)}{guess(split, known)}"
+                f"no split is called {split!r}; there are {', '.join(SPLITS)}{hint(split, SPLITS)}"
             )
         judged = self.results.recommended in set(self.results.table["setting"])
         return split or (final_split(self.results) if judged else self.results.terms.select_on)
 
     def setting(self, setting: str | None) -> str:
         """The id that a label, an id or None stands for; ResultsError names those that there are."""
-        labels = dict(self.results.rivals)
-        if chosen := self.results.recommended:
-            labels |= {"recommended": chosen}
-        if setting is None and chosen is None:
-            raise ResultsError(f"{self.results.name}: no setting has been judged yet; name one of `settings`")
-        wanted = "recommended" if setting is None else setting
-        ids = list(dict.fromkeys([*labels.values(), *self.results.table["setting"]]))
-        if wanted in labels or wanted in ids:
-            return labels.get(wanted, wanted)
-        known = [*labels, *ids]
-        raise ResultsError(
-            f"no setting is called {wanted!r}; there are {', '.join(known)}{guess(wanted, known)}"
-        )
+        return outcomes.named(self.results, setting)[1]
 
     def fitting(
         self, blocks: Sequence[tuple[str, int]], order: Order | None, seed: int | None, what: str
@@ -276,10 +269,11 @@ class Outcome:
         if not blocks:
             raise ResultsError(f"{self.results.name}: {what} has no run yet; run the study further")
         orders = list(dict.fromkeys(of for of, _ in blocks))
-        if isinstance(order, int):
-            if not -len(orders) <= order < len(orders):
-                raise ResultsError(f"there is no order {order}; {what} has {len(orders)}, the first is 0")
-            order = orders[order]
+        if isinstance(order, Integral):
+            place = int(order)
+            if not -len(orders) <= place < len(orders):
+                raise ResultsError(f"there is no order {place}; {what} has {len(orders)}, the first is 0")
+            order = orders[place]
         wanted = text(order) if order is not None else None
         found = [i for i, (of, s) in enumerate(blocks) if wanted in (None, of) and seed in (None, s)]
         if not found:
@@ -306,8 +300,3 @@ def blocks_of(runs: Iterable[tuple[Study, Run]]) -> list[tuple[str, int]]:
 
 def text(order: str | Sequence[str]) -> str:
     return order if isinstance(order, str) else " > ".join(order)
-
-
-def guess(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f". Did you mean {near!r}?" if near else ""

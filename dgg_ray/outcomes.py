@@ -20,6 +20,7 @@ import pandas as pd
 from dgg_ray import plugins
 from dgg_ray.conduct import Ahead, Machines, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.errors import ResultsError, hint
 from dgg_ray.intervals import (
     ANYWHERE,
     Difference,
@@ -199,6 +200,25 @@ def compared(results: Results) -> dict[str, str]:
     rivals = {words.get(name, name): rival for name, rival in results.rivals.items() if rival != setting}
     where = f"highest on {results.terms.select_on}" if results.knobs else "the study's own"
     return {f"{label} ({where})" if label in rivals else label: setting, **rivals}
+
+
+CHOSEN = "chosen"  # a name of the setting that `chosen` gives, beside its label
+
+
+def named(results: Results, name: str | None = None) -> tuple[str, str]:
+    """(label, setting) that a name stands for: a label as it is printed or as the study has it ("replay"),
+    "chosen", or an id; None or "" is the chosen setting. ResultsError tells the names that there are."""
+    own, labels = chosen(results), compared(results)
+    if not name and own is None:
+        raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
+    names = ({CHOSEN: own} if own is not None else {}) | results.rivals | labels
+    ids = dict.fromkeys([*names.values(), *results.table["setting"]])
+    setting = names.get(name, name) if name else own
+    if setting not in ids:
+        known = [*dict.fromkeys([*labels, *names]), *ids]
+        raise ResultsError(f"no setting is called {name!r}; there are {', '.join(known)}{hint(name, known)}")
+    own_name = (label for label, of in labels.items() if of == setting)
+    return (name if name in labels else next(own_name, setting)), setting
 
 
 def own_label(results: Results) -> str:

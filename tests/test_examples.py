@@ -141,7 +141,7 @@ def test_the_listing_is_the_same_as_text_and_as_json():
     [
         ({"task": "aa"}, "no task 'aa'; it has a, b. Did you mean 'a'"),
         ({"split": "train"}, "nothing was evaluated on 'train', only on test"),
-        ({"method": "dg"}, "'dg' was not compared; known are dgg. Did you mean 'dgg'"),
+        ({"method": "dg"}, "no setting is called 'dg'; there are dgg, chosen, d1. Did you mean 'dgg'"),
     ],
 )
 def test_a_name_that_the_study_does_not_have_is_named_with_those_it_has(asked, said):

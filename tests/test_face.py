@@ -11,6 +11,7 @@ from safetensors import safe_open
 import dgg_ray
 from dgg_ray import Study
 from dgg_ray.errors import ResultsError
+from dgg_ray.outcomes import compared, named
 
 SIZE = {"train": 12, "validation": 10, "test": 10}
 STUDY = {
@@ -48,7 +49,7 @@ def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
 
 
 def test_an_order_is_named_by_place_text_or_tasks(simulated):
-    named = [1, -1, "digits > charts > words", ["digits", "charts", "words"]]
+    named = [1, -1, np.int64(1), "digits > charts > words", ["digits", "charts", "words"]]
     for order in named:
         assert simulated.scores(order).attrs["order"] == "digits > charts > words"
     assert simulated.scores().attrs == {
@@ -61,11 +62,23 @@ def test_an_order_is_named_by_place_text_or_tasks(simulated):
 
 def test_a_setting_is_named_by_label_or_id(simulated):
     labels = simulated.settings["labels"]
-    assert sorted(labels) == ["joint", "recommended", "replay"]
+    assert sorted(labels) == ["chosen", "joint", "replay"]
     replay = labels[labels == "replay"].index[0]
     assert simulated.scores(setting="replay").equals(simulated.scores(setting=replay))
     assert simulated.scores(setting="joint").notna().sum().sum() == 3  # all tasks at once: the last row
     assert list(simulated.runs()["seed"]) == [0, 1, 0, 1]
+
+
+def test_the_labels_of_the_table_name_settings_in_python_and_on_the_command_line(simulated):
+    for label, setting in compared(simulated.results).items():
+        assert f"{label} " in str(simulated)
+        assert simulated.scores(setting=label).attrs["setting"] == setting
+        assert named(simulated.results, label) == named(simulated.results, setting) == (label, setting)
+    assert (
+        named(simulated.results, "chosen")
+        == named(simulated.results)
+        == ("dgg", simulated.results.recommended)
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +102,7 @@ def test_a_folder_is_opened_with_the_same_results(simulated):
     again = dgg_ray.open(str(simulated.out))
     assert again.table.equals(simulated.table)
     assert again.best == simulated.best
+    assert again.study.tasks == simulated.study.tasks
     assert again.scores().equals(simulated.scores())
     assert "s;" not in str(again).splitlines()[-1]  # it ran nothing, and says so of nothing
 
