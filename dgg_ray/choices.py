@@ -1,6 +1,6 @@
 """Options and the texts that name one: what a question offers, and which of that an answer says.
 
-Options of a question, each with its label A, B, C, … or a, b, c, … or 1, 2, 3, … (or from 0):
+Options of a question, each with its label A, B, … Z or a, b, … z or 1, 2, … 99 (or from 0, or 01, 02, …):
 
     A. red    A) red    A: red    (A) red    [A] red    **A** red    Option A: red    A - red
 
@@ -13,13 +13,15 @@ An answer names an option
 
     by its label alone           B   b   (B)   B.   B!   B。   [B]   **B**   \\boxed{B}   选B; alone on a line
     by its label at the start    B. green   (b) green   B: green   B, green   B because …   B is right
+    by its label at the end      so B   therefore, B.   not A, but B: what stands before does not count
     by its label elsewhere       (B)   option B   choice B   it is B.   I choose B   A or B: both are named
     by its text                  green, as whole words; "dark red" names that, and not "red"
 
-If it says "the answer is …", "Answer: …" or "<answer>…</answer>", what stands behind that counts alone,
-to the end of the sentence. What follows "because" or "since" is not read where an option was named before.
-A text that two options share names both, unless a label says which. An article is no label: "A cat", "the
-answer is a dog". Denials are not understood: "not B, but (A)" names A alone, "not a cat" names the cat.
+If it says "the answer is …", also "clearly", "Answer: …" or "<answer>…</answer>", what stands behind that
+counts alone, to the end of the sentence. What follows "because" or "since" is not read where an option was
+named before. A text that two options share names both, unless a label says which. An article is no label:
+"A cat", "the answer is a dog". "B is wrong" does not name B by itself; other denials are not understood: "not
+a cat" names the cat.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from dgg_ray.texts import plain, visible
 
-BOLD = re.compile(r"(\*\*|__|`)\s*[(\[]?(\w)[)\]]?\s*[.):]?\s*\1\s*[.):]?(?!\w)")
-BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?(\w)\)?\s*\}+")
+BOLD = re.compile(r"(\*\*|__|`)\s*[(\[]?([0-9]{1,2}|\w)[)\]]?\s*[.):]?\s*\1\s*[.):]?(?!\w)")
+BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([0-9]{1,2}|\w)\)?\s*\}+")
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 MARKUP = re.compile(r"\*\*|__|`")
 OFFER = re.compile(r"(?:\b(?:options|choices)\b|选项|选择)[^\n:]{0,20}:", re.IGNORECASE)
@@ -40,7 +43,7 @@ ASKS = re.compile(
     r"(?<=[.?!;)])\s+(?i:please\s+)?(?i:answer|select|choose|respond|reply|give|pick|return|write)\b"
     r"|\s+Answer(?:\s+with\b|\s*:\s*$)"
 )
-LABEL = r"(?:([A-Z])|([a-z])|(\d))"
+LABEL = r"(?:([A-Z])|([a-z])|([0-9]{1,2}))"
 FORMS = (  # of a label before an option's text; each with the three groups of LABEL
     rf"\({LABEL}\)",
     rf"\[{LABEL}\]",
@@ -55,6 +58,7 @@ AT_LINES = [re.compile(rf"^[ \t>*•-]*{WORD}{form}(?=[ \t]*\S)", re.MULTILINE) 
 SPACED = [form + r"(?=\s|[^\x00-\x7f])" if form.endswith((".", ":")) else form for form in FORMS[:6]]
 INSIDE = [re.compile(rf"(?<![A-Za-z0-9_.(\[]){WORD}{form}") for form in SPACED]
 GLUED = [re.compile(rf"{WORD}{form}") for form in FORMS[:2]]  # `Options:(A) red(B) green`
+BEGINNINGS = ("a", "0", "1")
 JOINT = re.compile(r"[\s,;|/]*(?:\b(?:and|or))?[\s,;|/]*$", re.IGNORECASE)
 
 
@@ -67,7 +71,7 @@ class Offer:
 
     def at(self, label: str) -> frozenset[int]:
         """The option with a label, as a set; empty where there is none."""
-        label = label.casefold()
+        label = usual(label)
         return frozenset([self.labels.index(label)]) if label in self.labels else frozenset()
 
 
@@ -111,8 +115,17 @@ def marks(lines: Iterable[str], forms: Iterable[re.Pattern[str]]) -> Iterator[tu
 
 
 def consecutive(labels: Sequence[str]) -> bool:
-    start = labels[0] in "a01" and ord(labels[0])
-    return bool(start) and [ord(label) for label in labels] == list(range(start, start + len(labels)))
+    return labels[0] in BEGINNINGS and all(other == after(one) for one, other in pairwise(labels))
+
+
+def after(label: str) -> str:
+    """The next label: `b` after `a`, 10 after 9."""
+    return str(int(label) + 1) if label.isdecimal() else chr(ord(label) + 1)
+
+
+def usual(label: str) -> str:
+    """`b` of `B`, 7 of 07."""
+    return str(int(label)) if label.isdecimal() else label.casefold()
 
 
 def of_question(question: str) -> Offer:
@@ -130,11 +143,11 @@ def run(text: str, found: list[re.Match[str]], lines: bool) -> Offer | None:
     """The last run of consecutive labels whose options all have a text; None where there is none."""
     best: tuple[tuple[int, ...], Offer] | None = None
     for start, first in enumerate(found):
-        if label_of(first) not in "a01":
+        if label_of(first) not in BEGINNINGS:
             continue
         chain = [first]
         for match in found[start + 1 :]:
-            if same_kind(match, first) and ord(label_of(match)) == ord(label_of(chain[-1])) + 1:
+            if same_kind(match, first) and label_of(match) == after(label_of(chain[-1])):
                 chain.append(match)
         ends = [*(match.start() for match in chain[1:]), len(text)]
         texts = [option(text[m.end() : end], end == len(text)) for m, end in zip(chain, ends, strict=True)]
@@ -152,8 +165,8 @@ def same_kind(one: re.Match[str], other: re.Match[str]) -> bool:
 
 def cut_short(chain: list[re.Match[str]], texts: list[str]) -> bool:
     """Whether the last line goes on with the next label: `B) green C) blue`, two options in a line."""
-    following = chr(ord(label_of(chain[-1])) + 1)
-    return re.search(rf"(?i)\(?\b{re.escape(following)}\)\s", texts[-1]) is not None
+    following = re.escape(after(label_of(chain[-1])))
+    return re.search(rf"(?i)\(?\b{following}\)\s", texts[-1]) is not None
 
 
 def option(text: str, last: bool) -> str:
@@ -167,29 +180,39 @@ def option(text: str, last: bool) -> str:
 
 
 def label_of(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group).casefold()
+    return usual(next(group for group in match.groups() if group))
 
 
 # -- what is named ---------------------------------------------------------------------------------
 
-L = r"([A-Za-z0-9])"
+L = r"([A-Za-z]|[0-9]{1,2})"
 ALONE = re.compile(rf"[\s\"'(\[{{]*(?:选|選)?[\s\"'(\[{{]*{L}[\s\"')\]}}.。:,;!?]*")
 FIRST = re.compile(rf"\s*[\"']?(?:[(\[]{L}[)\]]|{L}[.):,](?=\s|$)|{L}\s[-–—](?=\s))")
-CAPITAL_FIRST = re.compile(r"\s*([A-Z0-9])\s+(?:is|because|since)\b")
+RIGHT = r"is\s+(?:right|correct|true|best|the\b(?!\s+(?:wrong|incorrect|false)))"
+CAPITAL_FIRST = re.compile(rf"\s*([A-Z]|[0-9]{{1,2}})\s+(?:{RIGHT}|because|since)\b")
 BRACKETS = re.compile(rf"(?<![A-Za-z0-9_])[(\[]{L}[)\]]")
 ARTICLE = r"(?!\s+(?!because\b|since\b|is\b|and\b|or\b)\w)"  # what may not follow an `a`
 NOUN = re.compile(
-    rf"\b(?:option|choice|letter)\s+[\"']?(?:([Aa])\b{ARTICLE}|([B-Zb-z0-9])\b)(?!['’]\w)", re.IGNORECASE
+    rf"\b(?:option|choice|letter)\s+[\"']?(?:([Aa])\b{ARTICLE}|([B-Zb-z]|[0-9]{{1,2}})\b)(?!['’]\w)",
+    re.IGNORECASE,
 )
+# One that stands between "is" and a label: "clearly", "most likely", ", therefore,".
+ADVERB = r"(?:(?:most\s+)?(?!hardly|unlikely|barely|scarcely)\w+ly|therefore|thus|hence|then|indeed|still)"
 VERB = re.compile(
-    r"\b(?:is|be|it['’]s|choose|pick|select|say|with|:)\s+([A-Z])\b(?=[\s.,;!]*$|\s+(?:because|since)\b)"
+    rf"\b(?:is|be|it['’]s|choose|pick|select|say|with|:)\s+(?:(?i:{ADVERB})\s+)?([A-Z])\b"
+    r"(?=[\s.,;!]*$|\s+(?:because|since)\b)"
 )
 SEVERAL = re.compile(r"\b[A-Z]\b(?:\s*(?:,|/|&|\band\b|\bor\b)+\s*(?:or\s+|and\s+)?\b[A-Z]\b)+")
-SEVERAL_ALONE = re.compile(r"\W*(?:both\s+)?\w(?:\s*(?:,|/|&|\band\b|\bor\b)+\s*\w)+\W*", re.IGNORECASE)
+ONE = r"(?:[0-9]{1,2}|\w)"
+SEVERAL_ALONE = re.compile(
+    rf"\W*(?:both\s+)?{ONE}(?:\s*(?:,|/|&|\band\b|\bor\b)+\s*{ONE})+\W*", re.IGNORECASE
+)
 VERDICT = re.compile(
     r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice|one))\b"
     r"(?:\s+(?:here|to\s+the\s+question|must|should|would|will|might|could))*"
-    r"(?:\s*(?::|=)|\s+(?:is|be|was)\b\s*:?)"
+    rf"(?:\s*(?::|=)|\s+(?:is|be|was)\b\s*:?(?:[\s,]+{ADVERB}\b,?(?=\s+[\"'(\[]*{L}\b))?)"
+    r"|\b(?:so|therefore|thus|hence|but)\b[,:]?"
+    rf"(?=\s+(?:(?-i:[A-Z])\b|[(\[]{L}[)\]])(?:[\s.,;!]*$|[.!;]\s|[。！\n]|\s+(?:{RIGHT}|because|since)\b))"
     r"|答案(?:应该)?(?:是|为|选|:|选:|是:)",
     re.IGNORECASE,
 )
@@ -245,7 +268,7 @@ def labels_in(text: str) -> Iterator[str]:
     for match in SEVERAL.finditer(text):
         yield from re.findall(r"\b[A-Z]\b", match[0])
     if SEVERAL_ALONE.fullmatch(text):
-        yield from re.findall(r"\b\w\b", text)
+        yield from re.findall(rf"\b{ONE}\b", text)
     for line in text.splitlines():
         if alone := ALONE.fullmatch(line):
             yield alone[1]

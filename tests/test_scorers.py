@@ -226,6 +226,33 @@ def test_options_may_have_numbers(question):
     )
 
 
+@pytest.mark.parametrize("form", ["{}. ", "({}) ", "{}) ", "{:02}. ", "Option {}: ", "**{}** "])
+@pytest.mark.parametrize("joint", ["\n", " "])
+@pytest.mark.parametrize("first", [0, 1])
+def test_options_may_have_numbers_of_two_digits(form, joint, first):
+    if "Option" in form and joint == " ":
+        return
+    names = ["red", "green", "blue", "pink", "teal", "gold", "grey", "lime", "navy", "plum", "rose", "tan"]
+    lines = joint.join(form.format(i) + name for i, name in enumerate(names, first))
+    offer = contains_choice.options(asked("12", question=f"Which?\n{lines}")[0])
+    assert offer.texts == tuple(names)
+    assert offer.labels == tuple(map(str, range(first, first + 12)))
+    last = str(first + 11)
+    said = [
+        last,
+        f"({last})",
+        f"**{last}**",
+        f"{last}. tan",
+        f"option {last}",
+        "tan",
+        "1",
+        "13",
+        f"1 or {last}",
+    ]
+    each = contains_choice.score(said, asked(*[last] * len(said), question=f"Which?\n{lines}")).each
+    assert each == (1, 1, 1, 1, 1, 1, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -246,10 +273,17 @@ RIGHT = """b | **B** | (B) green | B) green | B: green | B, green | B because it
 The answer is **B**. | The red one is a fox, so the answer is B. | The correct answer is option B.
 Final answer: B | answer = b | \\boxed{B} | The best choice is B | Correct option: B
 the answer is green | 答案是B。 | B。 | B! | B; | 选B | {B} | <answer>B</answer>
-<think>A is a fox.</think><answer> (B) </answer> | <ANSWER>green</ANSWER>"""
+<think>A is a fox.</think><answer> (B) </answer> | <ANSWER>green</ANSWER>
+Therefore, B. | So, B | so B | Thus (B). | Hence: B | It is round. Therefore B. That is all. | So B is right.
+The answer is clearly B | The answer is likely B. | the answer is most likely (b) because it is
+The answer is, therefore, B. | It is clearly B. | The best choice is definitely B
+A is wrong, so B | Option A is wrong, so B. | Not A, but B | The answer is not A, but B.
+(A) is wrong. Thus, B | B is the right one | B is correct"""
 WRONG = """A or B | a or b | A/B | both A and B | A, B | The answer is B. red | B. red
 The answer is A. The answer is B | A cat | the answer is a dog | evergreen | neither | D
-the answer is a | It is A, not B | A. | (A) because of (B)"""
+the answer is a | It is A, not B | A. | (A) because of (B)
+B is wrong | B is not right | B is the wrong one | Not B, but A | B is wrong, so A | It is hardly B
+The answer is unlikely B | the answer is likely a dog | So A is right, not B | Therefore, A. | So B or A"""
 
 
 def listed(text):
