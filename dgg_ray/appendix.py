@@ -78,9 +78,13 @@ def all_settings(results: Results, title: str) -> list[Part]:
         *("blocks", *SHOWN.values()),
     ]
     more = f" {len(rows)} of {len(best)} are here, settings.csv has all." if len(rows) < len(best) else ""
+    elsewhere = (
+        " Settings of the search stand here by its blocks, baselines that it did not try by held-out ones: "
+        "between the two, blocks differ as well as methods."
+    ) * results.terms.held_out
     caption = (
-        f"{results.terms.select_on.capitalize()} split, in percent with 95 % intervals, best first; what was "
-        f"pruned or is not finished stands after the others.{more}"
+        f"{results.terms.select_on.capitalize()} split, in percent with 95 % intervals, highest first; what "
+        f"was pruned or is not finished stands after the others.{elsewhere}{more}"
     )
     return fold(title, Table(caption, head, rows, "settings.csv", frozenset({0, 1})))
 

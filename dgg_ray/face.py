@@ -175,11 +175,9 @@ class Outcome:
         )
         if t := self.tally:
             work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
-            work += ", all answered from the store" if t["there"] == t["asked"] else ""
-            lines += [""]
-            lines.append(
-                f"{work}; {t['asked']} asked for, {t['there']} of them were there; {t['seconds']:.0f} s"
-            )
+            if t["there"]:
+                work += f", {'all' if t['there'] == t['asked'] else 'others'} answered from the store"
+            lines += ["", f"{work}; {t['seconds']:.0f} s"]
             if PAGE not in self.fence.lost:
                 lines.append(f"report: {self.out / 'report.html'}")
         return "\n".join(lines)

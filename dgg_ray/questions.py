@@ -442,6 +442,10 @@ def wrong(results: Results, figures: Figures, fence: Fence) -> Section:
     ]
     if len(found) > len(some):
         said.append(f"Here are {len(some)} of them, drawn at random, of each task in proportion.")
+    if (found["of"] < runs).any():
+        said.append(
+            "On a card, a run in which the task came last does not count: nothing was trained after it."
+        )
     if note:
         said.append(note)
     if every["score"].between(0.001, 0.999).any():

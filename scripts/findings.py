@@ -87,7 +87,7 @@ def main() -> None:
     for out in map(Path, sys.argv[1:]):
         found = results.load(out)
         table, labels = runs(found, "test"), compared(found)
-        orders, seeds = found.facts["orders"], found.facts["seeds of the comparison"]
+        orders, seeds = found.facts["orders of the comparison"], found.facts["seeds of the comparison"]
         print(f"## {found.name}: {len(orders)} orders, {len(seeds)} seeds\n")
         print("\n".join(scores(table, labels)), end="\n\n")
         for metric in METRICS:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 
 from dgg_ray import plots, report
 from dgg_ray.archive import Losses
@@ -213,6 +215,31 @@ def test_a_figure_is_drawn_or_has_nothing_to_show(name, settings):
     results = small_study(settings, seeds=(0,), recommended="d1" if "d1" in settings else None)
     made = importlib.import_module(f"dgg_ray.plots.{name}").draw(results)
     assert made is None or len(made[1])
+
+
+def test_numbers_and_marks_stand_out_from_what_is_behind_them():
+    assert plots.contrast((0, 0, 0), (1, 1, 1)) == 21
+    for level in np.linspace(0, 1, 101):
+        colour = colormaps["cividis"](level)
+        assert plots.contrast(colour, to_rgb(plots.readable(colour))) >= 4.5
+    assert plots.contrast(to_rgb(plots.PALE), (1, 1, 1)) >= 3
+
+
+def test_the_ticks_of_alpha_are_values_that_were_tried():
+    assert alpha_effect.spaced(np.array([0.0, 0.1, 0.3, 1.0])) == [0, 0.1, 0.3, 1]
+    some = alpha_effect.spaced(
+        np.array([0.0, 0.001, 0.2, 0.21, 0.99, 1.0])
+    )  # too near: one of them, or an end
+    assert some == [0, 0.2, 1]
+
+
+def test_a_setting_that_stands_in_two_places_has_a_line_between_them():
+    terms = Terms(chosen_on=(("a > b > c", 0),), compared_on=(("a > b > c", 1),), held_out=True)
+    results = replace(small_study(), terms=terms)
+    figure, data = stability_plasticity.draw(results)
+    places = data[data["setting"] == "d1"][["stability", "plasticity"]].to_numpy()
+    (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert np.column_stack(line.get_data()) == pytest.approx(places)
 
 
 def test_no_figure_uses_pyplot_and_its_global_state():

@@ -3,12 +3,14 @@
 import dataclasses
 
 import pytest
+from test_examples import study as examples
 from test_robustness import ORDERS as CYCLE
 from test_robustness import study
 
 from dgg_ray.answer import blocks_in_words, blocks_sentence
+from dgg_ray.fence import Fence
 from dgg_ray.outcomes import BLOCK
-from dgg_ray.questions import along
+from dgg_ray.questions import along, wrong
 
 ORDERS = ("a > b", "b > a")
 
@@ -61,3 +63,10 @@ def test_the_trade_of_a_constant_alpha_has_the_interval_of_its_differences():
         f"With one α for all tasks, α = 1 in place of 0 changes stability {change} and plasticity {change}, "
         "over the blocks that both were judged on."
     ]
+
+
+def test_a_run_in_which_a_task_came_last_is_said_not_to_count_for_its_questions():
+    # of two runs, a came last in one and b in the other: each question could be lost in one run
+    (first, second, *_) = wrong(examples(), {}, Fence()).sentences
+    assert first.endswith("in at least one of 2 runs of dgg.")
+    assert second.startswith("On a card, a run in which the task came last does not count")

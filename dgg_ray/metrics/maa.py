@@ -10,7 +10,7 @@ RANGE = (0.0, 1.0)
 
 
 def maa(scores: ScoreMatrix) -> Value:
-    """Mean over the stages of the mean score on the tasks learned up to then; in [0, 1].
+    """Mean average accuracy: over the stages, of the mean score on the tasks learned by then; in [0, 1].
 
         MAA = 1/T · Σ_t ( 1/(t+1) · Σ_{j ≤ t} R[t, j] )
 

@@ -8,12 +8,13 @@ RANGE = (0.0, 1.0)
 
 
 def mfn(scores: ScoreMatrix) -> Value:
-    """Mean over the tasks of the score after the last stage, unweighted; in [0, 1].
+    """Mean final accuracy: `average_accuracy` under the name of MCITlib's tables; in [0, 1].
 
         MFN = 1/T · Σ_i R[T-1, i]
 
-    MCITlib, arXiv:2508.07307. `average_accuracy` under the name that the published UCIT tables use, so that a
-    study can be read beside them. nan where a task was not examined after the last stage.
+    MCITlib, arXiv:2508.07307. The mean over the tasks of the score after the last stage, unweighted, as the
+    published UCIT tables have it, so that a study can be read beside them. nan where a task was not examined
+    after the last stage.
 
     >>> import numpy as np
     >>> R = np.array([[0.8, np.nan], [0.5, 0.9]])

@@ -8,7 +8,7 @@ RANGE = (0.0, 1.0)
 
 
 def mft(scores: ScoreMatrix) -> Value:
-    """Mean of the diagonal: how well each task was learned when its turn came; in [0, 1].
+    """Mean fine-tuning accuracy: mean score of each task right after learning it; in [0, 1].
 
         MFT = 1/T · Σ_t R[t, t]
 

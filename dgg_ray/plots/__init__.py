@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
 INK, QUIET, FAINT = "#1f2933", "#66717e", "#e4e8ec"
+PALE = "#82909e"  # marks that stay behind others, and are seen: 3 to 1 against white (WCAG 2.2, 1.4.11)
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 COLOURS = {"finetune": VERMILION, "replay": GREEN, "joint": "#4d4d4d"}
 MARKERS = {"finetune": "s", "replay": "^", "joint": "D"}
@@ -50,6 +51,23 @@ def quiet(ax: Axes, x: str, y: str, title: str = "") -> None:
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(QUIET)
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance (WCAG 2.2) of red, green and blue in [0, 1]: 0 is black, 1 is white."""
+    parts = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(one: Sequence[float], other: Sequence[float]) -> float:
+    """Contrast of two colours (WCAG 2.2), from 1 to 21."""
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def readable(on: Sequence[float]) -> str:
+    """Black or white, whichever stands out more: at least 4.5 to 1 on any colour."""
+    return "black" if contrast(on, (0, 0, 0)) > contrast(on, (1, 1, 1)) else "white"
 
 
 def percent(*axes) -> None:

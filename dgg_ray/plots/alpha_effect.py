@@ -16,13 +16,14 @@ from dgg_ray.curves import SERIES, Tradeoff, tradeoffs
 from dgg_ray.outcomes import Results
 
 ABREAST = 4  # tasks beside each other
-TICKS = [0, 0.02, 0.1, 0.25, 0.5, 1]
+APART = 0.1  # of the width: nearer than that two ticks would touch
 MANY = 1000  # stages, above which a PDF holds their dots as a picture
 READING = (
     "Above: what α costs the new task. Below: what it saves of the old ones. Lines are monotone fits "
     "within blocks, with 95 % bands of their shape where three independent blocks have an α; faint dots "
-    "are single stages, their block's level taken out. Dotted: the α where the mean final score is "
-    "highest; grey bar: those that cannot be told apart from it. Filled markers: α = 0 and 1."
+    "are single stages, moved by how far their block (order so far and seed) lies above or below the "
+    "average block. Dotted: the α where the mean final score is highest; grey bar: those that cannot be told "
+    "apart from it, where others can. Filled markers: α = 0 and 1."
 )
 LOOKS = {
     "new": (plots.ORANGE, "o", "the new task's score, %"),
@@ -80,12 +81,28 @@ def draw_panel(ax: Axes, tradeoff: Tradeoff, name: str) -> None:
     room = 0.6 * max(np.ptp(reach), 0.02)
     ax.set_ylim(reach.min() - room, min(reach.max() + room, 1.02))
     ax.axvline(float(rows["alpha"][rows["best"]].iloc[0]), color=plots.INK, lw=1.2, ls=":", zorder=3)
-    for start, end in stretches(rows["open"].to_numpy()):
+    apart = rows["open"].to_numpy()
+    for start, end in stretches(apart) if not apart.all() else []:
         ends, foot = [alpha[start], alpha[end]], ax.get_xaxis_transform()
-        ax.plot(ends, [0.03, 0.03], color="#aab3bd", lw=5, marker="o", ms=5, mew=0, transform=foot, zorder=3)
+        ax.plot(ends, [0.03, 0.03], color=plots.PALE, lw=5, marker="o", ms=5, mew=0, transform=foot, zorder=3)
     ax.set_xscale("function", functions=(signed_root, signed_square))
-    ticks = [tick for tick in TICKS if tick <= alpha.max() * 1.1]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    if apart.all():
+        text = "no α can be told apart"
+        ax.text(
+            0.5, 0.02, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=plots.QUIET
+        )
+    ticks = spaced(alpha)
+    ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+
+
+def spaced(alpha: np.ndarray) -> list[float]:
+    """The α tried, as far as there is room to print them; the lowest and the highest always."""
+    places = signed_root(alpha)
+    room, kept = APART * float(np.ptp(places)), [0]
+    for place in range(1, len(alpha) - 1):
+        if min(places[place] - places[kept[-1]], places[-1] - places[place]) >= room:
+            kept.append(place)
+    return alpha[[*kept, *range(max(1, len(alpha) - 1), len(alpha))]].tolist()
 
 
 def stretches(kept: np.ndarray) -> list[tuple[int, int]]:

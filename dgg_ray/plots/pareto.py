@@ -55,7 +55,7 @@ def draw_front(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) -> None
     plots.percent(ax.xaxis, ax.yaxis)
     best = data[data["front"]].sort_values(x)
     if len(objective) == 2:
-        ax.step(best[x], best[y], where="pre", color="#d3dce6", lw=6, solid_joinstyle="round", zorder=1)
+        ax.step(best[x], best[y], where="pre", color=plots.PALE, lw=4, solid_joinstyle="round", zorder=1)
     looks = (
         (~data["feasible"], {"marker": "x", "color": plots.QUIET, "label": "breaks a constraint"}),
         (data["feasible"] & ~data["front"], {"fc": "white", "ec": plots.BLUE, "label": "dominated"}),

@@ -118,7 +118,7 @@ def cells(panel: Panel) -> list[dict[str, object]]:
 
 
 def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str):
-    """One heat map with its values printed in the cells, dark or white by the cell's luminance."""
+    """One heat map with its values printed in the cells, black or white by what stands out."""
     ax.set_axis_on()
     shade = ax.imshow(panel.R, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     T = len(panel.tasks)
@@ -148,9 +148,7 @@ def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str):
 
 def write_cell(ax: Axes, panel: Panel, t: int, i: int, level: float) -> None:
     """The mean, and below it the lowest and the highest seed; level: of the colour, in [0, 1]."""
-    red, green, blue, _ = colormaps["cividis"](level)
-    dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45  # Rec. 709
-    colour, small = "white" if dark else plots.INK, len(panel.tasks) > 7
+    colour, small = plots.readable(colormaps["cividis"](level)), len(panel.tasks) > 7
     spread = panel.seeds > 1
     look = {"ha": "center", "color": colour}
     size = 7.5 if small else 9

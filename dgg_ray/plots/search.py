@@ -16,11 +16,12 @@ from dgg_ray.conduct import Searched
 from dgg_ray.outcomes import Results
 
 READING = (
-    "Of a search task by task, each mark is a state tried at that place of the orders, at the objective "
-    "that its runs are expected to end with, cautiously; filled ones were kept. A line leads from a "
-    "dropped state to what it became when the audit finished it, in orange where that is above the best "
-    "that was kept (dotted). Of a search of whole settings, each is shown in the order proposed, the line "
-    "is the best so far, crosses were pruned or broke a constraint."
+    "Of a search task by task, each mark is a state tried at that place of the orders. Its height is a low "
+    "guess of the objective at the end of its runs: later tasks are taken to cost as much as in the worse "
+    "cases so far. Filled ones were kept. A line leads from a dropped state to what it became when the "
+    "audit finished it, in orange where that is above the best that was kept (dotted). Of a search of whole "
+    "settings, each is shown in the order proposed, the line is the best so far, crosses were pruned or "
+    "broke a constraint."
 )
 COLUMNS = ["kind", "place", "setting", "value", "kept", "before"]
 

@@ -74,7 +74,9 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     draw_compared(ax, points, curve, compared(results))
     notes = []
     if "compared" in set(points["kind"]):
-        notes.append("names: held-out blocks, dots: blocks of the search")
+        notes.append(
+            "names: held-out blocks, dots: blocks of the search (a dotted line joins a setting's two)"
+        )
     if (points["clusters"].dropna() < FEWEST).any():
         notes.append("no cross: fewer than 3 independent blocks")
     if notes:
@@ -188,9 +190,8 @@ def draw_front(ax: Axes, points: pd.DataFrame) -> None:
     best = points[points["pareto"]].sort_values("stability")
     if len(best) > 1:
         x, y = best["stability"].to_numpy(), best["plasticity"].to_numpy()
-        ax.step(
-            x, y, where="pre", color="#d3dce6", lw=5, solid_joinstyle="round", zorder=1, label="Pareto front"
-        )
+        look = {"color": plots.PALE, "lw": 3, "solid_joinstyle": "round", "label": "Pareto front"}
+        ax.step(x, y, where="pre", zorder=1, **look)
 
 
 def draw_searched(ax: Axes, points: pd.DataFrame, curve: pd.DataFrame) -> None:
@@ -202,7 +203,7 @@ def draw_searched(ax: Axes, points: pd.DataFrame, curve: pd.DataFrame) -> None:
             mixed["stability"],
             mixed["plasticity"],
             s=34,
-            color="#b9c3cd",
+            color=plots.PALE,
             edgecolor="white",
             linewidth=0.6,
             zorder=3,
@@ -235,11 +236,14 @@ def draw_compared(ax: Axes, points: pd.DataFrame, curve: pd.DataFrame, labels: d
     """A star on the chosen setting, a marker and a word on each baseline; the curves' α beside them."""
     words = []
     for place, (label, setting) in enumerate(labels.items()):
-        row = points[points["setting"] == setting].iloc[-1:]  # where it was compared
+        both = points[points["setting"] == setting]
+        row = both.iloc[-1:]  # where it was compared
         if row.empty:
             continue
         colour, marker = plots.look(label, place)
         x, y = float(row["stability"].iloc[0]), float(row["plasticity"].iloc[0])
+        if len(both) > 1:  # where it was judged is another place
+            ax.plot(both["stability"], both["plasticity"], color=colour, lw=1.2, ls=":", zorder=5)
         size = 230 if marker == "*" else 62
         ax.scatter(x, y, marker=marker, s=size, color=colour, edgecolor="white", linewidth=1, zorder=6)
         if row["kind"].iloc[0] != "reference":
