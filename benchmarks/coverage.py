@@ -10,9 +10,9 @@ So the true mean over orders and seeds is known, and so is that of the orders th
 0.70, 0.08, 0.06 and 0.16 of the variance, which gives seeds a third of the orders' deviation.
 
 Claim: intervals of means cover 93.7 to 96.4 % on held-out blocks, 95 to 98 % where orders share seeds, and
-94.7 to 95.8 % on these orders, wherever the mean lies; paired differences 92.6 to 98 %. The plain t interval
-stands beside. `spread`: standard deviation of a run's score. Two limits are measured too: two seeds that
-differ more than orders do (SEEDS_FIRST), and a rare failure that few blocks show.
+93.8 to 96.2 % on these orders, wherever the mean lies; paired differences cover 92.6 to 98.2 %. The plain t
+interval stands beside. `spread`: standard deviation of a run's score. Two limits are measured too: two seeds
+that differ more than orders do (SEEDS_FIRST), and a rare failure that few blocks show.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def anew(study: Study, judged: bool) -> list[str]:
     if study.search and not judged:
         notes.append("  learned anew: what the search asks for; it has judged no setting to go on from")
     elif study.search:
-        rule = "a winner or rival whose values for the old tasks were not compared before"
+        rule = "a winner or baseline whose values for the old tasks were not compared before"
         notes.append(f"  learned anew: on the blocks of the comparison, {rule}")
     return notes
 

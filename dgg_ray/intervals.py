@@ -185,8 +185,8 @@ def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, f
 
     (Satterthwaite 1946, Biometrics 2), and G is that of the orders. s_i² = mean e² / ((G_o - 1)(G_s - 1)), of
     what is left beside the means of orders and seeds, is how far seeds' means differ without an effect of
-    their own. Intervals cover 95 to 98 % (benchmarks/coverage.py), but 88 to 92 % where two seeds that differ
-    more than orders do serve six orders or more.
+    their own. Intervals cover 95 to 98 %, but 90 to 94 % where two seeds that differ half as much again as
+    orders do serve six orders or more (benchmarks/coverage.py).
     """
     if clusters is None:
         clusters = np.arange(len(x))
