@@ -296,7 +296,7 @@ def status(options: argparse.Namespace) -> None:
     study = the_kept(out)
     store = study.store(out)
     found, live = plan(study, store), progress.live(out)
-    asked = results.gathered(study, Glance(store))
+    asked = results.gathered(study, seen := Glance(store))
     fence = Fence(terminal.warn)
     name = "the best setting so far"
     best = fence.tried(name, "", methods.best_so_far, asked.search) if asked.search else ""
@@ -308,7 +308,7 @@ def status(options: argparse.Namespace) -> None:
     for stage in live["running"]:
         print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
     print(f"  best so far       {best or 'none yet'}")
-    for line in dict.fromkeys(blame.line(error) for error in results.failures(Glance(store), asked.stages)):
+    for line in dict.fromkeys(blame.line(error) for error in results.failures(seen, asked.stages)):
         print(f"  failed            {line}")
 
 

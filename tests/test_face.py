@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_a_folder_is_opened_with_the_same_results(simulated):
     assert again.study.tasks == simulated.study.tasks
     assert again.scores().equals(simulated.scores())
     assert "s;" not in str(again).splitlines()[-1]  # it ran nothing, and says so of nothing
+
+
+def test_a_store_that_could_not_be_opened_leaves_the_scores(simulated):
+    without = replace(simulated, results=replace(simulated.results, archive=None))
+    assert without.scores().equals(simulated.scores())
+    for ask in (without.predictions, without.adapter):
+        with pytest.raises(ResultsError, match="toy: the store cannot be read for more than scores"):
+            ask()
 
 
 def test_a_repr_is_one_line_and_a_notebooks_is_html(simulated):
