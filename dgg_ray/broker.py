@@ -68,7 +68,7 @@ class Broker:
         self.news = asyncio.Condition()
         self.closed = False
         self.reason = ""  # why it was closed
-        self.phase = ""  # that a fleet's start came to, before its first stage
+        self.phase = ""  # of a worker group's start, before its first stage
         self.lives: Counter[str] = Counter()  # how often a fleet's workers began
         self.ailments = Ailments()
         self.causes: dict[str, dict[str, str]] = {}  # with what a fleet ended over it, by key
@@ -213,8 +213,8 @@ class Broker:
         if self.lives[fleet] == life:
             await self.lost(fleet)
 
-    async def comes_to(self, phase: str) -> None:
-        """A fleet that starts is at this now, in words."""
+    async def set_phase(self, phase: str) -> None:
+        """Note what a worker group that starts is at, in words."""
         self.phase = phase
 
     async def unwell(self, fleet: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:

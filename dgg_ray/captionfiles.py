@@ -16,6 +16,7 @@ from typing import Any
 
 from dgg_ray.datafaults import Faults, Place
 from dgg_ray.records import load_json, text_of
+from dgg_ray.wording import listing
 
 FORM = "must hold `images` [{id, file_name}] and `annotations` [{image_id, caption}]"
 
@@ -46,7 +47,7 @@ class Captions:
             return (), ""
         if len(here) == 1 and len(there) == 1:
             return self.by_name[there[0]], ""
-        return (), f"{tail!r} for {listed(here)}" if len(here) > 1 else f"{listed(there)} for {name!r}"
+        return (), f"{tail!r} for {listing([*map(repr, here)], 2)}" if len(here) > 1 else f"{listing([*map(repr, there)], 2)} for {name!r}"
 
 
 def tails(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -55,10 +56,6 @@ def tails(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for name in names:
         found.setdefault(Path(name).name, []).append(name)
     return {tail: tuple(whole) for tail, whole in found.items()}
-
-
-def listed(names: tuple[str, ...]) -> str:
-    return " and ".join(map(repr, names[:2])) + f" and {len(names) - 2} more" * (len(names) > 2)
 
 
 def load_captions(file: Path, faults: Faults) -> Captions:

@@ -14,8 +14,10 @@ from dgg_ray import plugins
 from dgg_ray.contracts import Task
 from dgg_ray.stages import Data
 from dgg_ray.study import Study
+from dgg_ray.wording import listing
 
 FEW_STEPS = 10
+LISTED = 5  # names in a sentence
 
 
 def scored(study: Study) -> list[str]:
@@ -34,19 +36,19 @@ def of_task(study: Study, task: Task) -> Iterator[str]:
 
 
 def of_study(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
-    """Of sizes that leave little to tell apart, and of values that do nothing or stand for nothing."""
+    """Warn about sizes too small to tell settings apart, and about values that do nothing."""
     for split in scored(study):
         few = {name: n for name, data in tasks.items() if (n := data.sizes[split]) < 100}
         said = [f"{n} in `{name}` ({100 / n:.1f} points)" for name, n in few.items()]
         if few:
-            yield f"{split} is so small that one answer is worth more than a point: {listing(said)}"
+            yield f"{split} is so small that one answer is worth more than a point: {listing(said, LISTED)}"
     yield from buffers(study, tasks)
     yield from batches(study, tasks)
     alpha = getattr(study.strategy, "alpha", None)
     if isinstance(alpha, Mapping) and "strategy.alpha" not in (study.search.space if study.search else ()):
         left_out = [f"`{name}`" for name in tasks if name not in alpha]
         if left_out:
-            yield f"strategy.alpha names no value for {listing(left_out)}, which will be learned with α = 0"
+            yield f"strategy.alpha names no value for {listing(left_out, LISTED)}, which will be learned with α = 0"
 
 
 def buffers(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
@@ -58,9 +60,9 @@ def buffers(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
             larger[name] = above
     for above in sorted({tuple(some) for some in larger.values()}):
         said = [f"`{n}` ({tasks[n].sizes['train']})" for n, some in larger.items() if tuple(some) == above]
-        which = f"strategy.buffer {listing([str(size) for size in above])}"
+        which = f"strategy.buffer {listing([str(size) for size in above], LISTED)}"
         same = ", so that these values do the same" if len(above) > 1 else ""
-        yield f"{which}: more than the training examples of {listing(said)}; all are kept{same}"
+        yield f"{which}: more than the training examples of {listing(said, LISTED)}; all are kept{same}"
 
 
 def batches(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
@@ -69,7 +71,7 @@ def batches(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
     few = [f"`{name}` ({count})" for name, count in steps.items() if count < FEW_STEPS]
     if few:
         yield (
-            f"so few optimizer steps hardly learn a task: {listing(few)}, with training.batch_size {batch} "
+            f"so few optimizer steps hardly learn a task: {listing(few, LISTED)}, with training.batch_size {batch} "
             f"and {epochs} epoch{'s' * (epochs > 1)}"
         )
 
@@ -81,9 +83,3 @@ def values(study: Study, path: str) -> Sequence[Any]:
         return [value for value in (*(knob.values or ()), knob.high) if value is not None]
     section, _, name = path.partition(".")
     return [getattr(getattr(study, section), name, None)]
-
-
-def listing(some: Sequence[str], most: int = 5) -> str:
-    """`a`, `a and b`, `a, b and 7 more`."""
-    shown = [*some[:most], *([f"{len(some) - most} more"] if len(some) > most else [])]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

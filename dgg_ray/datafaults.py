@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgg_ray.errors import Fault, StudyError, nearest
+from dgg_ray.wording import plural
 
 SHOWN = 20  # faults of one rule in one file; the next one says how many more there are
 COMPARED = 2000  # names; comparing a misspelt one with a folder of 100,000 takes seconds
@@ -70,15 +71,11 @@ class Faults:
         lines = []
         for (split, kind), counts in self.noted.items():
             told = [
-                f"{what} ({many(n, 'record')})" if what else many(n, "record") for what, n in counts.items()
+                f"{what} ({plural(n, 'record')})" if what else plural(n, "record") for what, n in counts.items()
             ]
             more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
             lines.append(printable(f"{split}: {kind}: {', '.join(told[:SHOWN])}{more}"))
         return tuple(lines)
-
-
-def many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def printable(text: str) -> str:

@@ -31,8 +31,8 @@ FORMATS = {
 GZIP = b"\x1f\x8b"
 
 
-def here(place: Path, setting: str, faults: Faults) -> Path | None:
-    """The place on this machine; None after a fault."""
+def fetch_to_this_machine(place: Path, setting: str, faults: Faults) -> Path | None:
+    """Fetch a file at a URL, and give its place on this machine; None after a fault."""
     try:
         return staging.staged(place)
     except Refused as error:

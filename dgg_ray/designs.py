@@ -27,6 +27,7 @@ from dgg_ray.sections import Orders
 from dgg_ray.spread import Spread, measured
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
+from dgg_ray.wording import plural
 
 LISTED = 1000  # orders; designs with more are left out, nobody learns them all
 ASSUMED = 3.0  # points; it has no source, and is said to be assumed wherever it is used
@@ -152,10 +153,6 @@ def held(found: Held, see: float | None) -> str:
     if found.needs is None or found.needs > found.most:
         return f"{said}; to see {see:g} points: more than there are"
     return f"{said}; to see {see:g} points: protocol.held_out: {found.needs}"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def table(study: Study, store: StageStore, see: float | None = None, sd: float | None = None) -> Table:

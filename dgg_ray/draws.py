@@ -54,6 +54,7 @@ def below(bound: int, seed: int, task: str, purpose: str, step: int = 0) -> int:
 
 
 def generator(seed: int, task: str, purpose: str, step: int = 0) -> np.random.Generator:
-    """NumPy's generator on that source, for what no stage key rests on, or only by content: another
-    version of NumPy may draw other pictures, simulated scores and resamples."""
+    """NumPy's generator on that source, for pictures, simulated scores and resamples.
+
+    Another version of NumPy may draw others; embedded tasks are keyed by the pictures themselves."""
     return np.random.Generator(bits(seed, task, purpose, step))

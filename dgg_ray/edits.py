@@ -25,11 +25,11 @@ def sentences(study: Study, store: StageStore) -> list[str]:
                 scores[plugin] += sum(scorer(study, cell) == plugin for cell in sitting["cells"])
     return [
         *(
-            f"{plugins.named(p)} changed since {many(n, 'stage')} trained; {used(n)}"
+            f"{plugins.named(p)} changed since {were(n, 'stage')} trained; {used(n)}"
             for p, n in stages.items()
         ),
         *(
-            f"{plugins.named(p)} changed since {many(n, 'evaluation')} scored; {used(n)}"
+            f"{plugins.named(p)} changed since {were(n, 'evaluation')} scored; {used(n)}"
             for p, n in scores.items()
         ),
     ]
@@ -44,7 +44,7 @@ def scorer(study: Study, cell: Mapping[str, Any]) -> str:
     return f"scorers/{task.scorer}" if task else ""
 
 
-def many(count: int, what: str) -> str:
+def were(count: int, what: str) -> str:
     return f"{count} {what}{'s were' if count > 1 else ' was'}"
 
 

@@ -61,7 +61,7 @@ def work_loop(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     lead(lambda: ray.get(broker.lost.remote(fleet, stuck(life, w.stuck_minutes))))  # by those before it
     dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
-    broker.comes_to.remote(LOADING)
+    broker.set_phase.remote(LOADING)
     try:
         shop = workshop(study, store, w.zero, dog.alive)
     except EVERYWHERE as problem:  # what else there may be, another machine may not have

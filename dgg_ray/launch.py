@@ -169,7 +169,7 @@ def checked(file: Path, data: str | None, store: str | None, pip: Path | None = 
     if pip and not pip.is_file():
         faults.append(Fault("--pip", "must be a file of pinned versions", repr(str(pip))))
     if study is None:
-        raise StudyError(list(yamlread.told(faults, lines)), str(file))
+        raise StudyError(list(yamlread.with_lines(faults, lines)), str(file))
     faults += [*store_faults(raw), *warm_faults(raw), *model_faults(raw)]
     relative, elsewhere = places(study)
     notes = [f"{path}: looked at on the cluster" for path in elsewhere]
@@ -184,7 +184,7 @@ def checked(file: Path, data: str | None, store: str | None, pip: Path | None = 
             study, found = studyfile.read_data(study)
             faults += found
     if faults or study is None:
-        raise StudyError(list(yamlread.told(faults, lines)), str(file))
+        raise StudyError(list(yamlread.with_lines(faults, lines)), str(file))
     files = () if data else tuple(relative)
     return Errand(study, file, root, files, str(raw["output"]["store"]), tuple(notes))
 

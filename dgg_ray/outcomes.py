@@ -32,6 +32,7 @@ from dgg_ray.intervals import (
     ways_of,
 )
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
+from dgg_ray.wording import listing as listing
 
 if TYPE_CHECKING:
     from dgg_ray.archive import Archive
@@ -306,11 +307,6 @@ def text_of(value: object) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
     return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
-
-
-def listing(parts: list[str]) -> str:
-    """`a, b and c`"""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def signed(value: float) -> str:

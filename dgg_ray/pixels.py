@@ -87,7 +87,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def of_wide(image: Image.Image) -> Image.Image:
-    """Of numbers that do not fit into eight bits."""
+    """Show a picture whose numbers do not fit into eight bits."""
     values = np.asarray(image)  # (H, W)
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:

@@ -47,7 +47,7 @@ def names(kind: str) -> tuple[str, ...]:
 
 
 def absent(kind: str, name: str) -> Sequence[Fault]:
-    """Why there is no plug-in of that name; nothing where there is one."""
+    """List why there is no plug-in of that name; nothing where there is one."""
     try:
         find(kind, name)
     except StudyError as error:

@@ -19,6 +19,7 @@ from dgg_ray.sections import FROM_SEARCH, MOST, SEEDS_APART, Budget, Orders, Out
 from dgg_ray.stages import Data
 from dgg_ray.staging import address
 from dgg_ray.study import Study
+from dgg_ray.wording import listing
 
 LARGEST_SEED = 2**53
 
@@ -77,7 +78,7 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
 
 
 def seed_rules(study: Study) -> Iterator[Fault]:
-    """Of the search's blocks and of the final ones."""
+    """Check the seeds of the search's and the final blocks."""
     final = study.protocol.final_seeds
     if study.protocol.held_out and final is not None:
         yield Fault("protocol.final_seeds", "held-out blocks bring their own seeds", show(list(final)))
@@ -107,14 +108,15 @@ def order_rules(study: Study, named: bool) -> Iterator[Fault]:
         if field.name != "design" and value != getattr(usual, field.name) and o.design not in known:
             unread = True
             found = show(list(value) if field.name == "given" else value)
-            yield Fault(f"orders.{field.name}", f"bears on {names(known)} alone, not on {o.design!r}", found)
+            legal = listing([f"`{name}`" for name in known])
+            yield Fault(f"orders.{field.name}", f"bears on {legal} alone, not on {o.design!r}", found)
     if named and len(study.names) > 1 and not unread:
         yield from size_rules(o, len(study.names))
 
 
 def own_seed_rules(study: Study) -> Iterator[Fault]:
     """Seeds of each order's own are numbered so that those of further orders fit between them."""
-    if (count := number(study.orders, len(study.names))) > SEEDS_APART:
+    if (count := count_orders(study.orders, len(study.names))) > SEEDS_APART:
         rule = f"`per_order` numbers the seeds of at most {SEEDS_APART:,} orders; list seeds for all of them"
         yield Fault("seeds", rule, f"{many(count)} orders")
     if (final := study.protocol.final_seeds) and max(map(abs, final)) > SEEDS_APART**2:
@@ -122,8 +124,8 @@ def own_seed_rules(study: Study) -> Iterator[Fault]:
         yield Fault("protocol.final_seeds", rule, str(max(final, key=abs)))
 
 
-def number(o: Orders, tasks: int) -> int:
-    """Of the orders that a design gives, none of which is drawn for it."""
+def count_orders(o: Orders, tasks: int) -> int:
+    """Count a design's orders without drawing them."""
     of, given = DESIGNS[o.design], [tuple(range(tasks))] * len(o.given)
     ask = Ask(tasks, given=given, prefix=o.prefix or usual_prefix(tasks), endings=o.endings)
     return min(o.count or (of.usual(ask) if of.usual else of.size(ask)), of.size(ask))
@@ -169,10 +171,6 @@ def size_rules(o: Orders, tasks: int) -> Iterator[Fault]:
                 f"all: {tasks} tasks have {many(size)} orders, and a study has at most {MOST:,}; give a count"
             )
             yield Fault("orders", f"{rule} of random ones: {{design: random, count: 24}}")
-
-
-def names(found: Sequence[str]) -> str:
-    return " and ".join(", ".join(f"`{name}`" for name in found).rsplit(", ", 1))
 
 
 PROJECTOR = "training.projector_learning_rate"

@@ -272,11 +272,11 @@ class StageStore(Notes):
                 yield found["record"]
 
     def answered(self, stage: Stage, exams: Collection[str]) -> Iterator[tuple[list[dict[str, Any]], Path]]:
-        """(Cells, local folder with predictions.parquet, verified) of sittings that hold any of these exams.
+        """Give (cells, local folder with predictions.parquet, verified) of records with any of these evaluations.
 
-        Each exam is in one of them; a sitting without answers, as simulated ones are, is left out.
+        Each evaluation is in one of them; a record without answers, as simulated ones are, is left out.
 
-        exams: keys of exams."""
+        exams: keys of evaluations."""
         own, left = name_of(stage.key), set(exams)
         for name, data in self.objects.reads(n for n in self.objects.names(own[:-4]) if n != own):
             found = published.manifest(self.objects, name, data)
@@ -305,7 +305,7 @@ class StageStore(Notes):
         return published.opened(self.objects, name_of(stage.key), f"shed/{stage.key}.json")
 
     def adapter(self, stage: Stage) -> str:
-        """Where the PEFT folder of a finished stage lies; empty where there is none (any more)."""
+        """Find the PEFT folder of a finished stage; empty where there is none (any more)."""
         found = published.manifest(self.objects, name := name_of(stage.key), self.objects.read(name))
         place = f"{found['place']}/adapter" if found else ""
         return f"{self.url}/{place}" if place and self.objects.sizes(f"{place}/") else ""

@@ -249,7 +249,7 @@ class Study:
         return list(dict.fromkeys(named))
 
     def fingerprint_here(self) -> str:
-        """Of the base model as its files and its code are on this machine."""
+        """Hash the base model as its files and code are on this machine."""
         own, code = self.model.fingerprint(), plugins.code("models", plugins.name_of(self.model))
         if not code:
             return own

@@ -113,7 +113,7 @@ def completed(raw: Any, lines: yamlread.Lines, faults: list[Fault], source: str,
 
         study, faults = warm.warmed(study, study.search)
     if faults or study is None:
-        raise StudyError(list(yamlread.told(faults, lines)), source)
+        raise StudyError(list(yamlread.with_lines(faults, lines)), source)
     return study
 
 

@@ -213,7 +213,7 @@ class Reading:
 
 
 def ambiguous(text: str) -> str:
-    """Why a plain scalar must be written otherwise; empty where it need not."""
+    """Say why a plain scalar must be written otherwise; empty where it need not."""
     if LEADING_ZERO.fullmatch(text):
         plain = re.sub(r"^([-+]?)0[0_]*(?=[0-9])", r"\1", text)
         return f"begins with 0, which some read to base 8: write {plain}, or '{text}' for text"
@@ -244,7 +244,7 @@ def number(text: str) -> int | float | str:
 # -- faults of meaning, in terms of what is written ------------------------------------------------
 
 
-def told(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
+def with_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
     """The faults with their lines; where a text was read as something else, with how to write it.
 
     Of a path with a fault of notation nothing else is said.

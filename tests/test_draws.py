@@ -1,12 +1,17 @@
 """Draws against Philox as it was published, so that no library's version can move them."""
 
 import hashlib
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from llava_samples import read, sample
 
-from dgg_ray import draws
+from dgg_ray import draws, loop
+from dgg_ray.contracts import replay_sample
+from dgg_ray.strategies.dgg import DGG
 
 MASK = 2**64 - 1
 
@@ -43,15 +48,41 @@ def test_all_that_is_drawn_follows_from_the_words():
     assert draws.permutation(9, 0, "words", "gate", 5) == sorted(range(9), key=keys.__getitem__)
 
 
-def test_no_draw_that_a_key_rests_on_is_made_by_numpys_generator(monkeypatch):
-    def other_version(*_, **__):
-        raise AssertionError("another version of NumPy draws something else")
+@pytest.fixture()
+def draws_of_others(monkeypatch):
+    """Every other source of draws raises: another version of it may draw something else."""
 
-    monkeypatch.setattr(np.random, "Generator", other_version)
-    draws.permutation(9, 0, "", "")
-    draws.uniform(0, "", "", 0)
-    draws.integer(0, "", "")
-    draws.below(9, 0, "", "")
+    def other_version(*_, **__):
+        raise AssertionError("another version of a library draws something else")
+
+    for module, names in (
+        (np.random, ("Generator", "default_rng", "RandomState", "permutation", "shuffle", "rand", "choice")),
+        (random, ("Random", "random", "shuffle", "sample", "randrange", "choice")),
+        (torch, ("Generator", "randperm", "rand", "randint", "multinomial", "bernoulli")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, other_version)
+
+
+def test_the_examples_of_a_task_are_chosen_by_words_alone(tmp_path, draws_of_others):
+    task = read(sample(tmp_path), limit=4, limit_test=2)
+    assert [len(task.examples[split]) for split in ("train", "validation", "test")] == [4, 1, 2]
+
+
+def test_the_batches_of_a_stage_and_its_replay_are_drawn_by_words_alone(world, draws_of_others):
+    (stage,) = world.path("fours", strategy=DGG(alpha=0.5), batch_size=1, epochs=3)
+    examples = world.tasks["fours"].examples["train"]
+    batches = [batch[0].id for batch in loop.shuffled(examples, stage)]
+    assert sorted(batches) == sorted([example.id for example in examples] * 3)
+    assert len(replay_sample(world.tasks["fours"], 2, seed=0)) == min(2, len(examples))
+
+
+@pytest.mark.parametrize("gate", ["bernoulli", "periodic", "always"])
+def test_the_gate_of_dgg_opens_by_words_alone(draws_of_others, gate):
+    strategy = DGG(alpha=0.5, gate=gate)
+    strategy.memory.update(task="words", seed=0)
+    opened = sum(strategy.opens(step) for step in range(200))
+    assert opened == 200 if gate == "always" else 60 < opened < 140
 
 
 def test_every_permutation_and_every_number_is_as_likely():

@@ -19,7 +19,7 @@ class Desk:
 
     def __init__(self, **answers):
         self.reason, self.calls = "", []
-        answers = dict.fromkeys(("lost", "close", "tick", "done", "unwell", "blame", "comes_to")) | answers
+        answers = dict.fromkeys(("lost", "close", "tick", "done", "unwell", "blame", "set_phase")) | answers
         for name, answer in answers.items():
             setattr(self, name, SimpleNamespace(remote=self.call(name, answer)))
 
@@ -27,7 +27,7 @@ class Desk:
         def remote(*arguments):
             if name == "close":
                 self.reason = arguments[0]
-            elif name not in ("tick", "comes_to"):
+            elif name not in ("tick", "set_phase"):
                 self.calls.append((name, *arguments))
             return answer(*arguments) if callable(answer) else answer
 

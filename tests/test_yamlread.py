@@ -19,7 +19,7 @@ def value(text):
 def fault(text):
     """The only fault, as a sentence."""
     _, lines, faults = yamlread.read(text)
-    (only,) = yamlread.told(faults, lines)
+    (only,) = yamlread.with_lines(faults, lines)
     return str(only)
 
 
@@ -125,7 +125,7 @@ def test_a_fault_of_meaning_says_how_yaml_read_it():
     _, lines, _ = yamlread.read("name: no\nepochs: 1e3\nrate: 0,01\n")
     found = [Fault("name", "must be text", "False"), Fault("epochs", "must be a whole number", "1000.0")]
     found += [Fault("rate", "must be a number", "'0,01'"), Fault("rate.deeper", "is required")]
-    assert [str(fault) for fault in yamlread.told(found, lines)] == [
+    assert [str(fault) for fault in yamlread.with_lines(found, lines)] == [
         "line 1  name: must be text: put it in quotes, got no, which is read as false",
         "line 2  epochs: must be a whole number, got 1e3, which is read as 1000.0",
         "line 3  rate: must be a number, written with a point, got '0,01'",
@@ -135,7 +135,7 @@ def test_a_fault_of_meaning_says_how_yaml_read_it():
 
 def test_of_a_path_with_a_fault_of_notation_nothing_else_is_said():
     assert fault("a: 010\n") == next(
-        str(f) for f in yamlread.told([*yamlread.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1})
+        str(f) for f in yamlread.with_lines([*yamlread.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1})
     )
 
 

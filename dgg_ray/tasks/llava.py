@@ -39,10 +39,11 @@ from annotated_types import Ge, Gt, Lt
 from dgg_ray import draws, staging, turns, unread
 from dgg_ray.captionfiles import Captions, load_captions, tails
 from dgg_ray.contracts import SPLITS, Example, Reader, Task, digest
-from dgg_ray.datafaults import Faults, Place, many, near_file
-from dgg_ray.datafiles import gone, here
+from dgg_ray.datafaults import Faults, Place, near_file
+from dgg_ray.datafiles import fetch_to_this_machine, gone
 from dgg_ray.pictures import Picture, inspect
 from dgg_ray.records import Record, load_records, text_of, texts_of
+from dgg_ray.wording import plural
 
 
 class Item(NamedTuple):
@@ -92,14 +93,14 @@ class Llava(Reader):
         root = staging.path(self.images or Path(self.train).parent)
         root = root if staging.address(root) else root.absolute()
         items = {
-            split: parse(here(path, split, faults), split, root, faults)
+            split: parse(fetch_to_this_machine(path, split, faults), split, root, faults)
             for split, path in files.items()
             if path is not None
         }
         if self.validation is None:
             items |= self.divided(items["train"], name, faults)
         if self.references is not None:
-            file = here(self.references, "references", faults)
+            file = fetch_to_this_machine(self.references, "references", faults)
             captions = load_captions(file, faults) if file else Captions({}, {})
             pictures = tails(dict.fromkeys(item.group for split in SPLITS for item in items[split]))
             for split in ("validation", "test"):
@@ -347,7 +348,7 @@ def several_frames(pictures: Mapping[Path, Picture]) -> tuple[str, ...]:
     count = sum(picture.frames > 1 for picture in pictures.values())
     if not count:
         return ()
-    return (f"{many(count, 'picture')} of several frames or pages: only the first of each is shown",)
+    return (f"{plural(count, 'picture')} of several frames or pages: only the first of each is shown",)
 
 
 def shared(contents: Contents) -> tuple[str, ...]:
@@ -360,7 +361,7 @@ def shared(contents: Contents) -> tuple[str, ...]:
             said.setdefault((question, picture), set()).add(answer)
         if again := whole - len(said):
             odds = sum(len(texts) > 1 for texts in said.values())
-            more = f"; answers differ for {many(odds, 'question')}" if odds else ""
+            more = f"; answers differ for {plural(odds, 'question')}" if odds else ""
             notes.append(
                 f"{again} of {whole} examples in {split} ask what others there ask "
                 f"(same question, same picture){more}"
