@@ -47,7 +47,9 @@ class Captions:
             return (), ""
         if len(here) == 1 and len(there) == 1:
             return self.by_name[there[0]], ""
-        return (), f"{tail!r} for {listing([*map(repr, here)], 2)}" if len(here) > 1 else f"{listing([*map(repr, there)], 2)} for {name!r}"
+        return (), f"{tail!r} for {listing([*map(repr, here)], 2)}" if len(
+            here
+        ) > 1 else f"{listing([*map(repr, there)], 2)} for {name!r}"
 
 
 def tails(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

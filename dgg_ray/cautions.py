@@ -14,7 +14,7 @@ from dgg_ray import plugins
 from dgg_ray.contracts import Task
 from dgg_ray.stages import Data
 from dgg_ray.study import Study
-from dgg_ray.wording import listing
+from dgg_ray.wording import listing, plural
 
 FEW_STEPS = 10
 LISTED = 5  # names in a sentence
@@ -48,7 +48,8 @@ def of_study(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
     if isinstance(alpha, Mapping) and "strategy.alpha" not in (study.search.space if study.search else ()):
         left_out = [f"`{name}`" for name in tasks if name not in alpha]
         if left_out:
-            yield f"strategy.alpha names no value for {listing(left_out, LISTED)}, which will be learned with α = 0"
+            said = listing(left_out, LISTED)
+            yield f"strategy.alpha names no value for {said}, which will be learned with α = 0"
 
 
 def buffers(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
@@ -70,10 +71,8 @@ def batches(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
     steps = {name: epochs * ceil(data.sizes["train"] / batch) for name, data in tasks.items()}
     few = [f"`{name}` ({count})" for name, count in steps.items() if count < FEW_STEPS]
     if few:
-        yield (
-            f"so few optimizer steps hardly learn a task: {listing(few, LISTED)}, with training.batch_size {batch} "
-            f"and {epochs} epoch{'s' * (epochs > 1)}"
-        )
+        said = f"{listing(few, LISTED)}, with training.batch_size {batch} and {plural(epochs, 'epoch')}"
+        yield f"so few optimizer steps hardly learn a task: {said}"
 
 
 def values(study: Study, path: str) -> Sequence[Any]:

@@ -71,7 +71,8 @@ class Faults:
         lines = []
         for (split, kind), counts in self.noted.items():
             told = [
-                f"{what} ({plural(n, 'record')})" if what else plural(n, "record") for what, n in counts.items()
+                f"{what} ({plural(n, 'record')})" if what else plural(n, "record")
+                for what, n in counts.items()
             ]
             more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
             lines.append(printable(f"{split}: {kind}: {', '.join(told[:SHOWN])}{more}"))

@@ -32,7 +32,7 @@ GZIP = b"\x1f\x8b"
 
 
 def fetch_to_this_machine(place: Path, setting: str, faults: Faults) -> Path | None:
-    """Fetch a file at a URL, and give its place on this machine; None after a fault."""
+    """Fetch what lies at a URL, and give its place on this machine; None after a fault."""
     try:
         return staging.staged(place)
     except Refused as error:

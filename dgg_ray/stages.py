@@ -272,7 +272,7 @@ class StageStore(Notes):
                 yield found["record"]
 
     def answered(self, stage: Stage, exams: Collection[str]) -> Iterator[tuple[list[dict[str, Any]], Path]]:
-        """Give (cells, local folder with predictions.parquet, verified) of records with any of these evaluations.
+        """Give (cells, local folder with predictions.parquet, verified) of records with these evaluations.
 
         Each evaluation is in one of them; a record without answers, as simulated ones are, is left out.
 

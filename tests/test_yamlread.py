@@ -135,7 +135,8 @@ def test_a_fault_of_meaning_says_how_yaml_read_it():
 
 def test_of_a_path_with_a_fault_of_notation_nothing_else_is_said():
     assert fault("a: 010\n") == next(
-        str(f) for f in yamlread.with_lines([*yamlread.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1})
+        str(f)
+        for f in yamlread.with_lines([*yamlread.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1})
     )
 
 

@@ -240,7 +240,7 @@ def with_pictures(
 ) -> tuple[dict[str, list[Item]], Path]:
     """The items with their pictures on this machine, and the folder of them; none is fetched for text."""
     using = any(item.example.image is not None for split in SPLITS for item in items[split])
-    there = here(root, "images", faults) if using else root
+    there = fetch_to_this_machine(root, "images", faults) if using else root
     if there is None or not using:  # a fault was noted: nothing more is said of the pictures
         return {split: [] for split in items} if using else dict(items), root
 
