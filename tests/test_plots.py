@@ -223,6 +223,13 @@ def test_numbers_and_marks_stand_out_from_what_is_behind_them():
         colour = colormaps["cividis"](level)
         assert plots.contrast(colour, to_rgb(plots.readable(colour))) >= 4.5
     assert plots.contrast(to_rgb(plots.PALE), (1, 1, 1)) >= 3
+    figure, _ = score_matrix.draw(small_study())
+    drawn = [(ax.images[0], text) for ax in figure.axes if ax.images for text in ax.texts]
+    assert drawn
+    for image, text in drawn:
+        x, y = map(round, text.get_position())
+        behind = image.to_rgba(image.get_array())[y, x]
+        assert plots.contrast(behind, to_rgb(text.get_color())) >= 4.5
 
 
 def test_the_ticks_of_alpha_are_values_that_were_tried():
