@@ -5,6 +5,7 @@ Everything that the loop, the store and the strategies promise can be checked on
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,3 +114,11 @@ class World:
 @pytest.fixture()
 def world(tmp_path: Path) -> World:
     return World(tmp_path / "stages")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_heard():
+    """By what tests start: what nohup, or a shell's `&`, lets the tests ignore is inherited as ignored."""
+    for name in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(name) == signal.SIG_IGN:
+            signal.signal(name, lambda *_: None)

@@ -213,18 +213,13 @@ def test_a_terminal_that_lacks_letters_gets_question_marks(done, encoding):
     assert ("?" in said) == (encoding != "utf-16")  # the minus and the dash of joint's row
 
 
-def heeds_hangups():
-    """The tests themselves may run under nohup, which is inherited."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def test_signals_end_a_run_as_ctrl_c_does(tmp_path):
     text = STUDY.replace("workers: {engine: simulated}\n", "").replace("epochs: 1", "epochs: 500")
     (tmp_path / "long.yaml").write_text(text, encoding="utf-8")
     for number, ending in enumerate((signal.SIGTERM, signal.SIGHUP)):
         out = tmp_path / f"out{number}"
         words = ("run", tmp_path / "long.yaml", "--out", out, "--local")
-        run = start(*words, stdout=subprocess.DEVNULL, preexec_fn=heeds_hangups)
+        run = start(*words, stdout=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 120
             while not list(out.glob("logs/*")):
