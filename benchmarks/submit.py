@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from dgg_ray import ledger
-from dgg_ray.progress import LIVE
+from dgg_ray.ledger import LIVE
 from dgg_ray.study import store_at
 
 ROOT = Path(__file__).parent.parent

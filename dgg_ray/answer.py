@@ -11,7 +11,7 @@ import pandas as pd
 
 from dgg_ray import blame, drift
 from dgg_ray.agreement import agreement_sentences, unsearched_sentences
-from dgg_ray.formats import difference_text, these_text
+from dgg_ray.formats import difference_text, percent, these_text
 from dgg_ray.intervals import FEWEST
 from dgg_ray.optimism import (
     constraint_sentences,
@@ -29,7 +29,6 @@ from dgg_ray.outcomes import (
     final_split,
     final_table,
     headline,
-    percent,
     printed,
 )
 from dgg_ray.robustness import order_sentences

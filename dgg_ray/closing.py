@@ -13,8 +13,8 @@ import numpy as np
 
 from dgg_ray.answer import failures, notices
 from dgg_ray.fence import Fence
-from dgg_ray.formats import difference_text, score_text
-from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, own_label, percent, runs
+from dgg_ray.formats import difference_text, percent, score_text
+from dgg_ray.outcomes import Results, chosen, compare, final_split, headline, own_label, runs
 from dgg_ray.verdict import SHOWN, verdict
 
 LINES = 5  # of the table, with its head

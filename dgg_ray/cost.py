@@ -26,9 +26,6 @@ import numpy as np
 
 from dgg_ray.contracts import Adapter
 from dgg_ray.rates import (
-    ANSWERS,
-    ROUNDS,
-    STEPS,
     TASKS_RANGE,
     Estimate,
     Part,
@@ -37,7 +34,7 @@ from dgg_ray.rates import (
     show,
     total,
 )
-from dgg_ray.stages import Exam, Stage, StageStore, Work, replayed
+from dgg_ray.stages import ANSWERS, ROUNDS, STEPS, Exam, Stage, StageStore, Work, replayed
 from dgg_ray.timetable import Ask, Node, longest, nodes
 
 if TYPE_CHECKING:

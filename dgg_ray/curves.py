@@ -37,21 +37,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dgg_ray.formats import CI
+from dgg_ray.formats import CI, percent
 from dgg_ray.monotone import Fit, comparable, fit, half_width, isotonic
-from dgg_ray.outcomes import (
-    Results,
-    Run,
-    alphas,
-    name_of,
-    once,
-    percent,
-    searched,
-    settings,
-    tasks_of,
-    text_of,
-    walk,
-)
+from dgg_ray.outcomes import Results, Run, alphas, name_of, once, searched, settings, tasks_of, text_of, walk
 
 EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α

@@ -18,8 +18,8 @@ from typing import Any
 
 from dgg_ray.budget import Purse
 from dgg_ray.errors import describe
-from dgg_ray.pulse import HANDFUL_S
 from dgg_ray.stages import Exam, StageStore, Work
+from dgg_ray.worker import HANDFUL_S
 
 # A work's key, whether its stage was learned, its error, and for how many seconds its fleet was at it.
 Ended = tuple[str, bool, dict[str, str] | None, float]

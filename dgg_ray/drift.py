@@ -6,7 +6,7 @@
 
 The seeds are the study's, as far as their stages are finished; two are needed. A drift is one difference
 of two runs, whose standard deviation would be √2 of the noise if machines differed as seeds do: the
-comparison leans towards warning. What is noted stands in sentinel.py.
+comparison leans towards warning. What is noted stands in machine_notes.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from math import sqrt
 from statistics import variance
 from typing import Any
 
-from dgg_ray import sentinel
+from dgg_ray import machine_notes
 from dgg_ray.conduct import Machine, Machines
 from dgg_ray.digests import digest
-from dgg_ray.environment import named
+from dgg_ray.environment import kind, named
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
 
@@ -28,7 +28,7 @@ Scores = dict[str, tuple[str, float]]  # exam key → ("task split", score)
 
 def machines(study: Study, store: StageStore, stages: Mapping[str, int]) -> Machines:
     """What the store says of the kinds of machine; stages: learned on each, by the kind's name."""
-    notes = sentinel.notes(store, study.fingerprint)
+    notes = machine_notes.notes(store, study.fingerprint)
     kinds = tuple(
         machine(store, name, count, notes.get(named(name).id))
         for name, count in sorted(stages.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -41,7 +41,7 @@ def machines(study: Study, store: StageStore, stages: Mapping[str, int]) -> Mach
 
 def is_again(note: Mapping[str, Any]) -> bool:
     """Whether it was learned again for the note, rather than read off its record."""
-    return sentinel.kind(note["environment"]).id != note["reference"]
+    return kind(note["environment"]).id != note["reference"]
 
 
 def machine(store: StageStore, name: str, count: int, note: Mapping[str, Any] | None) -> Machine:

@@ -6,15 +6,25 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dgg_ray import published
+from dgg_ray.cost import Outlook
 from dgg_ray.fence import Fence
+from dgg_ray.ledger import FORECAST
 
-if TYPE_CHECKING:
-    from dgg_ray.plan import Plan
 
-FILE = "forecast.json"
+class Forecast(Protocol):
+    """What `plan.Plan` predicts of a run."""
+
+    @property
+    def to_train(self) -> int: ...
+    @property
+    def answers(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def outlook(self) -> Outlook: ...
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -24,17 +34,17 @@ def read(out: Path) -> list[dict[str, Any]]:
     rest: unit → {mean, low, high} of what was left, None where nothing had been measured; spent: unit →
     by the study until then; refused: stages that the budget kept from being started.
     """
-    return published.noted(out / FILE) or []
+    return published.noted(out / FORECAST) or []
 
 
 @contextmanager
-def kept(out: Path, found: Plan, fence: Fence) -> Iterator[dict[str, Any]]:
+def kept(out: Path, found: Forecast, fence: Fence) -> Iterator[dict[str, Any]]:
     """Keep the prediction while the block runs; what the block changes in the entry is kept at its end."""
 
     def keep() -> None:
         if found.to_train or found.answers:
             with fence("the forecast of this run", "is not kept"):
-                published.note(out / FILE, entries)
+                published.note(out / FORECAST, entries)
 
     entry = {"at": time.time(), "stages": found.to_train, "exact": found.exact, "refused": 0}
     entry |= found.outlook.as_json()

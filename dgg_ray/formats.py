@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 
 from dgg_ray.intervals import FEWEST, Difference, Interval
-from dgg_ray.outcomes import percent, signed
 
 CI = "95 % CI "
 SAME = 1e-9  # of scores: values that differ by less differ by rounding
 Form = Callable[[float], str]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
+    return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference of scores in points, with its sign."""
+    return ("+" if round(100 * value, 1) > 0 else "") + percent(value)
 
 
 def interval_text(

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.preference import Constraint, Evidence
+from dgg_ray.preference import Evidence
 from dgg_ray.racing import hopeless
 from dgg_ray.search import Method, Probe
+from dgg_ray.sections import Constraint
 from dgg_ray.stages import Run, Stage, StageStore, Work
 from dgg_ray.study import Block, Study
 

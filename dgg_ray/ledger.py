@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
-from dgg_ray import forecast, plugins, published, studyfile
+from dgg_ray import plugins, published, studyfile
 from dgg_ray.digests import digest
 from dgg_ray.errors import DggError, Fault, InUse, ResultsError, StudyError, nearest
-from dgg_ray.progress import LIVE, NOTE_HOLDS_S
 from dgg_ray.stages import StageStore
 from dgg_ray.study import Study
 
-STUDY = "study.json"
+STUDY, FORECAST, LIVE = "study.json", "forecast.json", "progress.json"
+NOTE_HOLDS_S = 60.0  # that what is noted of a running study counts as of now
 TELL_EVERY_S = NOTE_HOLDS_S / 4  # a write to an object store costs money, and a reader looks now and then
 END_S = 5.0  # that a store out of reach holds up the end of a run
 ANYWHERE = "/a/folder/of/any/machine"
@@ -92,7 +92,7 @@ class Ledger:
     def tell(self, content: dict[str, Any]) -> None:
         content |= {"host": socket.gethostname(), "pid": os.getpid()}
         with contextlib.suppress(DggError, OSError):  # only a display: the stages are what counts
-            self.put(forecast.FILE)
+            self.put(FORECAST)
             self.store.note(note(self.study.name, LIVE), {"content": content})
 
     def put(self, file: str) -> None:
@@ -130,7 +130,7 @@ def by_study(store: StageStore, prefix: str = "studies/") -> dict[str, dict[str,
     found: dict[str, dict[str, Any]] = {}
     for name, kept in store.notes(prefix):
         _, study, *file = name.split("/")
-        if file[:1] in ([STUDY], [LIVE], [forecast.FILE]):  # others may keep notes on studies, too
+        if file[:1] in ([STUDY], [LIVE], [FORECAST]):  # others may keep notes on studies, too
             found.setdefault(study, {})[file[0]] = kept["content"]
     return found
 

@@ -45,10 +45,15 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from dgg_ray.stages import Stage, Work
+
+class Staged(Protocol):
+    """A stage, or work on one."""
+
+    @property
+    def key(self) -> str: ...
+
 
 log = logging.getLogger("dgg_ray")
 log.addHandler(logging.NullHandler())  # nothing is said until `started`
@@ -58,7 +63,7 @@ NOWHERE: dict[str, str] = {"stage": "", "path": ""}
 ABOUT: ContextVar[dict[str, str]] = ContextVar("ABOUT", default=NOWHERE)  # the stage in hand
 
 
-def event(name: str, of: Stage | Work | None = None, level: int = logging.INFO, **facts: Any) -> None:
+def event(name: str, of: Staged | None = None, level: int = logging.INFO, **facts: Any) -> None:
     """Say that something happened to a stage; by default to the one in hand."""
     say(name, of, level, facts)
 
@@ -66,7 +71,7 @@ def event(name: str, of: Stage | Work | None = None, level: int = logging.INFO, 
 def trouble(
     name: str,
     error: Mapping[str, str],
-    of: Stage | Work | None = None,
+    of: Staged | None = None,
     level: int = logging.ERROR,
     **facts: Any,
 ) -> None:
@@ -74,13 +79,13 @@ def trouble(
     say(name, of, level, {**facts, **error})
 
 
-def say(name: str, of: Stage | Work | None, level: int, facts: Mapping[str, Any]) -> None:
+def say(name: str, of: Staged | None, level: int, facts: Mapping[str, Any]) -> None:
     if log.isEnabledFor(level):  # rehearsals do a thousand stages a second and are not listened to
         log.log(level, name, extra={"about": named(of) if of else ABOUT.get(), "facts": facts})
 
 
 @contextmanager
-def about(of: Stage | Work) -> Iterator[None]:
+def about(of: Staged) -> Iterator[None]:
     """Lines said in the block, whoever says them, are of this stage."""
     token = ABOUT.set(named(of))
     try:
@@ -89,7 +94,7 @@ def about(of: Stage | Work) -> Iterator[None]:
         ABOUT.reset(token)
 
 
-def named(of: Stage | Work) -> dict[str, str]:
+def named(of: Staged) -> dict[str, str]:
     key, _, path = str(of).partition(" (")
     return {"stage": of.key[:8], "path": path.removesuffix(")") or key}
 

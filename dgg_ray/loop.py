@@ -29,9 +29,8 @@ from dgg_ray.contracts import Example, Learner, Score, Strategy, Task, plain_fir
 from dgg_ray.environment import environment
 from dgg_ray.errors import NoParent, NotFinite, StoreError
 from dgg_ray.objects import weight
-from dgg_ray.rates import ANSWERS, ROUNDS, STEPS
 from dgg_ray.snapshots import Rhythm, Snapshot
-from dgg_ray.stages import Exam, Stage, StageStore, Work
+from dgg_ray.stages import ANSWERS, ROUNDS, STEPS, Exam, Stage, StageStore, Work
 
 Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
 POINTS = 200  # of a stage's loss curve; its record stays small, and a search reads thousands of these

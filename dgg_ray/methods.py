@@ -19,7 +19,7 @@ from typing import Any
 from dgg_ray import judge
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.fence import Fence
-from dgg_ray.preference import Evidence, Values, by_block, preferred, values
+from dgg_ray.preference import Evidence, Values, by_block, preferred, range_of, values
 from dgg_ray.search import Batches, Method, Probe, Whole
 from dgg_ray.sections import FROM_SEARCH, Value
 from dgg_ray.space import listed
@@ -103,7 +103,6 @@ def best_so_far(search: Method) -> str:
     # Late: pandas and SciPy, which trials do without.
     from dgg_ray.formats import interval_text
     from dgg_ray.intervals import mean_interval, ways_of
-    from dgg_ray.outcomes import range_of
 
     number = search.best()
     if number is None or (evidence := search.told[number]) is None:

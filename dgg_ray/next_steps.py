@@ -31,6 +31,7 @@ import numpy as np
 
 from dgg_ray.conduct import Hours
 from dgg_ray.curves import Tradeoff, tradeoffs
+from dgg_ray.formats import percent, signed
 from dgg_ray.intervals import FEWEST, clusters_of, expected_range, half_of, standard_error, ways_of
 from dgg_ray.outcomes import (
     BLOCK,
@@ -42,8 +43,6 @@ from dgg_ray.outcomes import (
     final_table,
     headline,
     listing,
-    percent,
-    signed,
     text_of,
 )
 from dgg_ray.power import needed

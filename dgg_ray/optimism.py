@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from dgg_ray.conduct import Audited, Searched
-from dgg_ray.formats import CI, interval_text, points_text
+from dgg_ray.formats import CI, interval_text, percent, points_text, signed
 from dgg_ray.intervals import (
     ANYWHERE,
     FEWEST,
@@ -37,21 +37,9 @@ from dgg_ray.intervals import (
     paired_difference,
     ways_of,
 )
-from dgg_ray.outcomes import (
-    BLOCK,
-    Results,
-    chosen,
-    final_split,
-    gap_range,
-    headline,
-    listing,
-    mean_over,
-    percent,
-    range_of,
-    runs,
-    signed,
-)
-from dgg_ray.preference import Constraint
+from dgg_ray.outcomes import BLOCK, Results, chosen, final_split, headline, listing, mean_over, runs
+from dgg_ray.preference import gap_range, range_of
+from dgg_ray.sections import Constraint
 
 
 class Optimism(NamedTuple):

@@ -32,6 +32,7 @@ from dgg_ray.intervals import (
     ways_of,
 )
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
+from dgg_ray.preference import gap_range, range_of
 from dgg_ray.wording import listing as listing
 
 if TYPE_CHECKING:
@@ -103,17 +104,6 @@ def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
     """Name → function, for every file in metrics/ and what studies named of their own."""
     every = dict.fromkeys([*plugins.names("metrics"), *plugins.OUTSIDE.get("metrics", [])])
     return {name: plugins.find("metrics", name) for name in every}
-
-
-def range_of(metric: str) -> tuple[float, float]:
-    """The range of a metric's values; unbounded where its file does not say."""
-    return getattr(plugins.module("metrics", metric), "RANGE", ANYWHERE)
-
-
-def gap_range(*metrics: str) -> tuple[float, float]:
-    """What the difference of two values of a metric can be; of several, the mean of their differences."""
-    low, high = np.mean([range_of(metric) for metric in metrics], axis=0).tolist()
-    return low - high, high - low
 
 
 @once
@@ -302,16 +292,6 @@ def text_of(value: object) -> str:
     if np.isnan(value):
         return "–"
     return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
-    return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
-
-
-def signed(value: float) -> str:
-    """A difference of scores in points, with its sign."""
-    return ("+" if round(100 * value, 1) > 0 else "") + percent(value)
 
 
 SCORE = ["score", "low", "high", "n", "values"]

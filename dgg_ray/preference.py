@@ -7,9 +7,8 @@ completed   a run that stopped early, with a stated guess for what it did not re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from dgg_ray import plugins
 from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.sections import Constraint
 
 
 class Evidence(NamedTuple):
@@ -37,27 +37,15 @@ class Values(NamedTuple):
     excess: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Constraint:
-    """metric ≥ bound + (the metric of `rival`, where there is one)."""
+def range_of(metric: str) -> tuple[float, float]:
+    """The range of a metric's values; unbounded where its file does not say."""
+    return getattr(plugins.module("metrics", metric), "RANGE", (-np.inf, np.inf))
 
-    metric: str
-    rival: str | None
-    bound: float
 
-    @classmethod
-    def parse(cls, text: str) -> Constraint | None:
-        """`plasticity >= finetune - 2 points`, `faa >= replay`, `stability >= 60 %`; None for other texts."""
-        number = r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>points?|%)?"
-        found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
-        if found is None:
-            rival = rf"(?P<rival>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
-            found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{rival}\s*", text)
-        if found is None:
-            return None
-        part = found.groupdict()
-        bound = float(part["number"] or 0) / (100 if part["unit"] else 1)
-        return cls(part["metric"], part.get("rival"), -bound if part.get("sign") == "-" else bound)
+def gap_range(*metrics: str) -> tuple[float, float]:
+    """What the difference of two values of a metric can be; of several, the mean of their differences."""
+    low, high = np.mean([range_of(metric) for metric in metrics], axis=0).tolist()
+    return low - high, high - low
 
 
 def by_block(

@@ -17,13 +17,13 @@ from rich.text import Text
 from dgg_ray import published
 from dgg_ray.cost import Outlook, units
 from dgg_ray.fence import Fence
+from dgg_ray.ledger import LIVE, NOTE_HOLDS_S
 from dgg_ray.terminal import warn
 
 PLAIN_EVERY_S, SILENT_S = 10.0, 50.0
 LOOK_EVERY_S = 5.0
 LOOKING = 0.05  # most of the time that may go into looking
-LIVE = "progress.json"
-NOTE_EVERY_S, NOTE_HOLDS_S = 2.0, 60.0
+NOTE_EVERY_S = 2.0
 
 
 class Looked(Protocol):

@@ -19,7 +19,6 @@ from typing import TextIO
 from dgg_ray.stages import Stage, Work
 
 BEAT_S = 0.5
-HANDFUL_S = 0.1  # of works that a fleet has at once; who is at one of them for a whole beat begins no other
 ARM_S = 1.0  # between two calls that put off the end
 
 

@@ -18,7 +18,7 @@ from dgg_ray.answer import blocks_sentence, details
 from dgg_ray.disparity import disparity, overall
 from dgg_ray.examples import FALL, answers, confusions, lost, sample, shown
 from dgg_ray.fence import Fence
-from dgg_ray.formats import interval_text, these_text
+from dgg_ray.formats import interval_text, percent, signed, these_text
 from dgg_ray.front import front
 from dgg_ray.intervals import ways_of
 from dgg_ray.optimism import audit_sentences, of_gaps, race_sentences
@@ -28,19 +28,17 @@ from dgg_ray.outcomes import (
     compare,
     compared,
     final_split,
-    gap_range,
     headline,
     listing,
     name_of,
     own_label,
-    percent,
     settings,
-    signed,
     text_of,
 )
 from dgg_ray.parts import Drawn, Gallery, Part, Row, Section, Table, Text, Wrong, fold, text
 from dgg_ray.per_task import most_forgotten, per_task
 from dgg_ray.plots.stability_plasticity import AXES, constant, settings_as_points
+from dgg_ray.preference import gap_range
 from dgg_ray.standings import judged
 from dgg_ray.thumbnails import thumbnail
 from dgg_ray.verdict import SHOWN, verdict

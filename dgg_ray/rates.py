@@ -27,7 +27,6 @@ import numpy as np
 
 TASKS_DIFFER, RANK_EXPONENT = 1.0, 0.5  # standard deviations of the priors
 TASKS_RANGE = exp(1.96 * TASKS_DIFFER)  # 95 % of tasks take at most so many times the others, by the prior
-ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a probe: rounds that count; steps and most answers in each
 SCATTER = 0.1  # σ before it was measured; it counts as one measurement
 ITERATIONS, CLOSE = 20, 1e-6
 LEVEL, WIDEST = 0.95, 100.0  # e to the widest is as good as infinite, and a number

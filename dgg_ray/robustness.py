@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.disparity import disparity, overall
-from dgg_ray.formats import CI
+from dgg_ray.formats import CI, percent, signed
 from dgg_ray.intervals import clustered_jackknife
 from dgg_ray.mixed import effects
 from dgg_ray.outcomes import (
@@ -30,11 +30,9 @@ from dgg_ray.outcomes import (
     name_of,
     once,
     over_blocks,
-    percent,
     searched,
     selected,
     settings,
-    signed,
     text_of,
 )
 from dgg_ray.tables import write_csv

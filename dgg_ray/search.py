@@ -26,9 +26,9 @@ from optuna.trial import TrialState
 from dgg_ray import plugins
 from dgg_ray.dashboard import Copy
 from dgg_ray.fence import Fence
-from dgg_ray.preference import Constraint, Evidence, Values, by_block, own_scores, preferred, values
+from dgg_ray.preference import Evidence, Values, by_block, own_scores, preferred, values
 from dgg_ray.racing import Race, paired_spread
-from dgg_ray.sections import Search
+from dgg_ray.sections import Constraint, Search
 from dgg_ray.space import grid, optuna_study, space, warm_start
 from dgg_ray.study import Setting, Study
 

@@ -12,8 +12,7 @@ from dgg_ray import blame, plugins
 from dgg_ray.border import checked
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import Fault, nearest
-from dgg_ray.preference import Constraint
-from dgg_ray.sections import MOST, Knob, Search, Value
+from dgg_ray.sections import MOST, Constraint, Knob, Search, Value
 from dgg_ray.study import Study
 
 SEARCHABLE = ("strategy", "adapter", "training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -258,3 +259,26 @@ class Output:
 
     store: str | None = None
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """metric ≥ bound + (the metric of `rival`, where there is one)."""
+
+    metric: str
+    rival: str | None
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint | None:
+        """`plasticity >= finetune - 2 points`, `faa >= replay`, `stability >= 60 %`; None for other texts."""
+        number = r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>points?|%)?"
+        found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
+        if found is None:
+            rival = rf"(?P<rival>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
+            found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{rival}\s*", text)
+        if found is None:
+            return None
+        part = found.groupdict()
+        bound = float(part["number"] or 0) / (100 if part["unit"] else 1)
+        return cls(part["metric"], part.get("rival"), -bound if part.get("sign") == "-" else bound)

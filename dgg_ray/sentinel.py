@@ -26,6 +26,7 @@ from dgg_ray import logs
 from dgg_ray.environment import Kind, kind
 from dgg_ray.errors import describe
 from dgg_ray.leases import Holder
+from dgg_ray.machine_notes import lease_of, note, noted
 from dgg_ray.stages import Exam, Stage, StageStore, Work
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from dgg_ray.simulate import Simulated
     from dgg_ray.study import Study
 
-SENTINELS = "sentinels"
 LEASE_S = 3600.0  # not renewed: who dies at it leaves the next try to whoever comes an hour later
 
 
@@ -133,28 +133,3 @@ def weights(folder: Path | None) -> str:
     """SHA-256 of a stage's adapter; empty where there is none."""
     files = sorted(folder.glob("adapter/*.safetensors")) if folder else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else ""
-
-
-# -- notes -----------------------------------------------------------------------------------------
-
-
-def name_of(of: Kind, model: str) -> str:
-    return f"{SENTINELS}/{of.id}-{model[:8]}"
-
-
-def lease_of(of: Kind, model: str) -> str:
-    return f"sentinel-{of.id}-{model[:8]}"
-
-
-def note(store: StageStore, of: Kind, content: dict[str, Any]) -> None:
-    store.note(name_of(of, content["meaning"]["model"]), content)
-
-
-def noted(store: StageStore, of: Kind, model: str) -> dict[str, Any] | None:
-    return store.noted(name_of(of, model))
-
-
-def notes(store: StageStore, model: str) -> dict[str, dict[str, Any]]:
-    """Kind's id → what was noted of that base model's sentinel there."""
-    found = {name.removeprefix(f"{SENTINELS}/"): content for name, content in store.notes(f"{SENTINELS}/")}
-    return {name.partition("-")[0]: c for name, c in found.items() if name.endswith(f"-{model[:8]}")}

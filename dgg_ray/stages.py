@@ -46,6 +46,7 @@ DRAFT_S = 86_400.0
 SNAPSHOT_S = 30 * 86_400.0
 HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
 Fill = Callable[[Path], None] | None
+ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a probe: rounds that count; steps and most answers in each
 FORMAT = 2  # raised when the same settings would be learned differently than before
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.agreement import undecided_alphas, unsearched
-from dgg_ray.formats import at_once, ci_of, interval_text, points_text
+from dgg_ray.formats import at_once, ci_of, interval_text, percent, points_text
 from dgg_ray.outcomes import (
     Results,
     alphas,
@@ -24,13 +24,11 @@ from dgg_ray.outcomes import (
     listing,
     name_of,
     once,
-    percent,
-    range_of,
     runs,
     settings,
     text_of,
 )
-from dgg_ray.preference import simplicity
+from dgg_ray.preference import range_of, simplicity
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
 IN_WORDS = {

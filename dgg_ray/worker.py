@@ -19,7 +19,6 @@ from dgg_ray.errors import (
     StudyError,
     describe,
 )
-from dgg_ray.pulse import HANDFUL_S
 from dgg_ray.simulate import Simulated
 from dgg_ray.stages import StageStore, Work
 from dgg_ray.study import Study
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from dgg_ray.loop import Workshop
 
 
+HANDFUL_S = 0.1  # of works that a fleet has at once; who is at one of them for a whole beat begins no other
 LOADING = "reading the data and loading the model"  # as people are told
 
 

@@ -20,7 +20,8 @@ from scipy import stats
 
 from dgg_ray import results
 from dgg_ray.intervals import Interval, fixed_orders, holm
-from dgg_ray.outcomes import BLOCK, compared, gap_range, over_seeds, runs
+from dgg_ray.outcomes import BLOCK, compared, over_seeds, runs
+from dgg_ray.preference import gap_range
 
 METRICS = {"faa": "final score (FAA)", "stability": "stability", "plasticity": "plasticity"}
 PAIRS = [  # first minus second

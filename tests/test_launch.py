@@ -275,7 +275,7 @@ def test_a_store_tells_what_runs_until_it_falls_silent(study, tmp_path, monkeypa
         monkeypatch.undo()
         raise KeyboardInterrupt
     assert [e.state for e in ledger.entries(store)] == ["stopped"]
-    assert not (out / progress.LIVE).exists()
+    assert not (out / ledger.LIVE).exists()
 
 
 def test_a_driver_does_not_take_over_another_studys_name(study, tmp_path):
@@ -299,7 +299,7 @@ def test_a_store_out_of_reach_ends_no_run(study, tmp_path):
     with ledger.Ledger(Study.load(study), store, tmp_path / "out") as told:
         store.note = lambda name, content: (_ for _ in ()).throw(OSError("no route"))
         told.live({"at": 0.0, "running": [], "queued": 0})
-        assert (tmp_path / "out" / progress.LIVE).exists()
+        assert (tmp_path / "out" / ledger.LIVE).exists()
 
 
 def test_a_store_that_hangs_holds_up_neither_a_run_nor_its_end(study, tmp_path, monkeypatch):

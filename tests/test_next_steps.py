@@ -14,7 +14,7 @@ from dgg_ray.front import front, volumes
 from dgg_ray.intervals import expected_range, mean_interval
 from dgg_ray.next_steps import Step, best_of_all, more_blocks, sentences, skill
 from dgg_ray.optimism import below, kept_by, optimism, over
-from dgg_ray.preference import Constraint
+from dgg_ray.sections import Constraint
 
 FIRST, SECOND = ((order, 0) for order in ORDERS)
 SEARCH = Searched("tpe", ("faa",))

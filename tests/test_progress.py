@@ -11,7 +11,8 @@ from rich.console import Console
 from dgg_ray import published
 from dgg_ray.cost import Cost, Outlook
 from dgg_ray.fence import Fence
-from dgg_ray.progress import LIVE, Display, live
+from dgg_ray.ledger import LIVE
+from dgg_ray.progress import Display, live
 from dgg_ray.rates import Estimate
 from dgg_ray.study import Workers
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import OneWeight
 
-from dgg_ray import drift, environment, sentinel
+from dgg_ray import drift, environment, machine_notes
 from dgg_ray.conduct import Machine, Machines
 from dgg_ray.contracts import Strategy, Training
 from dgg_ray.environment import kind
@@ -68,7 +68,7 @@ def test_the_kind_that_published_the_stage_is_noted_for_nothing(world, study):
     watch.before(second)
     assert watch.settled
     assert len(shop.learner.taught) == taught
-    note = sentinel.noted(world.store, kind(OLD), "model")
+    note = machine_notes.noted(world.store, kind(OLD), "model")
     assert (note["reference"], note["key"]) == (kind(OLD).id, first.stage.key)
     assert [cell["score"] for cell in note["cells"]] == [1.0]
 
@@ -83,7 +83,7 @@ def test_another_kind_learns_the_stage_again_once_and_publishes_nothing(world, s
     watch.before(second)
     assert shop.learner.begun == ["fours"]
     assert sorted(world.store.folder.rglob("manifest.json")) == before
-    note = sentinel.noted(world.store, kind(NEW), "model")
+    note = machine_notes.noted(world.store, kind(NEW), "model")
     assert [cell["score"] for cell in note["cells"]] == [pytest.approx(2 / 3)]
     assert note["reference"] == kind(OLD).id
     assert note["weights"] == note["published_weights"]  # it learned the same, and answers otherwise
@@ -112,7 +112,7 @@ def test_of_workers_of_a_kind_that_begin_together_one_learns_it_and_none_waits(w
     watch.before(second)
     assert shop.learner.begun == ["fours"]
     assert meanwhile == [(True, [])]
-    assert sentinel.noted(world.store, kind(NEW), "model")
+    assert machine_notes.noted(world.store, kind(NEW), "model")
 
 
 def test_a_sentinel_that_fails_leaves_the_work_alone(world, study):
@@ -127,7 +127,7 @@ def test_a_sentinel_that_fails_leaves_the_work_alone(world, study):
     shop, watch = worker(world, study, NEW, Broken())
     watch.before(second)
     assert watch.settled
-    assert sentinel.noted(world.store, kind(NEW), "model") is None
+    assert machine_notes.noted(world.store, kind(NEW), "model") is None
 
 
 def test_where_a_search_gives_the_study_no_first_stage_the_works_own_is_taken(world, study):
@@ -136,7 +136,7 @@ def test_where_a_search_gives_the_study_no_first_stage_the_works_own_is_taken(wo
     shop.obtain(first)
     shop, watch = worker(world, study, NEW)
     watch.before(second)
-    assert sentinel.noted(world.store, kind(NEW), "model")["key"] == first.stage.key
+    assert machine_notes.noted(world.store, kind(NEW), "model")["key"] == first.stage.key
 
 
 # -- drift -----------------------------------------------------------------------------------------
@@ -157,8 +157,8 @@ def published(world, study, seed, score, task="fours"):
 def noted(world, stage, cell, score):
     note = {"key": stage.key, "meaning": stage.meaning, "reference": kind(OLD).id, "weights": "a"}
     note |= {"cells": [cell | {"score": score}], "environment": NEW, "published_weights": "b"}
-    sentinel.note(world.store, kind(NEW), note)
-    sentinel.note(world.store, kind(OLD), note | {"environment": OLD, "cells": [cell]})
+    machine_notes.note(world.store, kind(NEW), note)
+    machine_notes.note(world.store, kind(OLD), note | {"environment": OLD, "cells": [cell]})
 
 
 BOTH = {kind(OLD).name: 3, kind(NEW).name: 1}

@@ -13,8 +13,9 @@ from dgg_ray.agreement import undecided_alphas
 from dgg_ray.fence import Fence
 from dgg_ray.formats import interval_text, points_text
 from dgg_ray.intervals import Interval
-from dgg_ray.outcomes import compare, metrics, range_of
+from dgg_ray.outcomes import compare, metrics
 from dgg_ray.outcomes import compared as outcomes_compared
+from dgg_ray.preference import range_of
 from dgg_ray.verdict import is_simpler, simplicity_of, verdict
 
 ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage

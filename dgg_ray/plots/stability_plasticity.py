@@ -23,13 +23,13 @@ from dgg_ray.outcomes import (
     compared,
     mean_over,
     name_of,
-    range_of,
     runs,
     searched,
     selected,
     selection,
     text_of,
 )
+from dgg_ray.preference import range_of
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
