@@ -23,7 +23,7 @@ import ray.train
 import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dgg_ray import Study, cluster, judge, methods, tune
+from dgg_ray import Study, cluster, judge, load_study, methods, run_study
 from dgg_ray.fleet import workshop
 from dgg_ray.stages import StageStore
 
@@ -55,11 +55,11 @@ def trial(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    study = Study.load(STUDY)
+    study = load_study(STUDY)
     study = replace(study, protocol=replace(study.protocol, rivals=(), final_seeds=None, exams="seen"))
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         began = time.perf_counter()
-        outcome = tune.run(study, Path(folder) / "tree", quiet=True)
+        outcome = run_study(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
         store = study.store(Path(folder) / "tree")
         found, _ = methods.inquiries(study, store)
@@ -68,7 +68,7 @@ def main() -> None:
         began = time.perf_counter()
         with cluster.connected(study):
             ray.tune.Tuner(
-                ray.tune.with_resources(trial, tune.ON_HEAD),
+                ray.tune.with_resources(trial, ray.tune.PlacementGroupFactory([cluster.ON_HEAD])),
                 param_space={
                     "study": ray.tune.grid_search([study.at(setting) for setting in settings]),
                     "folder": folder,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from dgg_ray import Study, tune
+from dgg_ray import load_study, run_study
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 
@@ -44,9 +44,9 @@ def main() -> None:
     memory.start()
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         began = time.perf_counter()
-        study = Study.load(STUDY)
+        study = load_study(STUDY)
         loaded = time.perf_counter() - began
-        outcome = tune.run(study, Path(folder))
+        outcome = run_study(study, folder)
         wall = time.perf_counter() - began
     over.set()
     costs, tally = outcome.results.costs, outcome.tally

@@ -1,10 +1,10 @@
 """Study how a vision-language model learns one dataset after another without forgetting.
 
 import dgg_ray
-from dgg_ray import Study
+from dgg_ray import load_study, run_study
 
-study = Study.load("studies/quickstart.yaml")       # or Study.from_dict({...})
-result = study.run(out="out/quickstart")
+study = load_study("studies/quickstart.yaml")       # or load_study({...}), a mapping of settings
+result = run_study(study, out="out/quickstart")
 result.table, result.best, result.report()
 
 result = dgg_ray.open("out/quickstart")             # later, also while it runs
@@ -21,14 +21,21 @@ surroundings.prepare()  # before anything is imported that takes it for granted
 
 if TYPE_CHECKING:
     from dgg_ray.face import Outcome as Outcome
+    from dgg_ray.face import load_study as load_study
     from dgg_ray.face import open as open
+    from dgg_ray.face import run_study as run_study
+    from dgg_ray.face import study_to_dict as study_to_dict
+    from dgg_ray.face import study_to_yaml as study_to_yaml
     from dgg_ray.study import Study as Study
 
-__all__ = ["Outcome", "Study"]  # not `open`: a star import would put it in the place of Python's own
+# Not `open`: a star import would put it in the place of Python's own.
+__all__ = ["Outcome", "Study", "load_study", "run_study", "study_to_dict", "study_to_yaml"]
 
 __version__ = "0.1.0"
 
-WHERE = {"Study": "study", "Outcome": "face", "open": "face"}
+WHERE = {"Study": "study"} | dict.fromkeys(
+    ("Outcome", "load_study", "open", "run_study", "study_to_dict", "study_to_yaml"), "face"
+)
 
 
 def __getattr__(name: str) -> Any:

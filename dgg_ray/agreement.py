@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgg_ray.curves import Tradeoff, band, points_of, sentences, span, summary, tradeoffs
+from dgg_ray.alphacurves import Tradeoff, band
+from dgg_ray.curves import points_of, sentences, span, summary, tradeoffs
 from dgg_ray.monotone import half_width
-from dgg_ray.outcomes import ALPHA, Results, alphas, chosen, listing, name_of, once, settings, text_of
+from dgg_ray.outcomes import Results, alphas, chosen, listing, once, settings, text_of
+from dgg_ray.sections import ALPHA, name_of
 
 FINAL_SCORES = {"faa", "average_accuracy"}  # means of the final scores, which the curves serve
 

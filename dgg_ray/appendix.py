@@ -14,10 +14,11 @@ import pandas as pd
 from dgg_ray import drift
 from dgg_ray.agreement import unsearched
 from dgg_ray.fence import Fence
-from dgg_ray.outcomes import Results, Spending, chosen, metrics, name_of, text_of
+from dgg_ray.outcomes import Results, Spending, chosen, metrics, text_of
 from dgg_ray.parts import Fold, Part, Row, Table, Text, fold, text
 from dgg_ray.questions import Figures, with_interval
 from dgg_ray.rates import Estimate, show
+from dgg_ray.sections import name_of
 from dgg_ray.standings import judged
 from dgg_ray.verdict import SHOWN
 

@@ -198,12 +198,10 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Path]:
-    from dgg_ray import preflight
-    from dgg_ray.study import Study
+    from dgg_ray import face
 
-    study = Study.load(options.study, options.data, options.store)
-    for note in (*study.warnings, *preflight.check(study)):
-        terminal.warn(note)
+    study = face.load_study(options.study, options.data, options.store)
+    face.check(study)
     out = (options.out or Path("out") / study.name).absolute()
     above = next(place for place in (out, *out.parents) if os.path.lexists(place))
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -272,9 +270,9 @@ def probe(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     study, out = load(options)
-    from dgg_ray import tune
+    from dgg_ray import face
 
-    outcome = tune.run(study, out, options.local, options.address, options.quiet)
+    outcome = face.carry_out(study, out, options.local, options.address, options.quiet)
     print(outcome)
     return 1 if outcome.results.failures or outcome.tally["failed"] else 0
 

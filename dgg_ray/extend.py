@@ -54,7 +54,7 @@ def extend(
     """
     from dgg_ray import warm  # here: Optuna comes with it, which a misspelt command does not wait for
 
-    study = Study.load(file, data)
+    study = studyfile.load(file, data, further=warm.warmed)
     suffix = "-".join(tasks)
     new = new or file.with_name(f"{file.stem}-{suffix}{file.suffix}")
     name = name or f"{study.name}-{suffix}"
@@ -210,6 +210,8 @@ def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[
 
 def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | None) -> None:
     """Write the changed text, checked: it says what the old one says and the edits, and is a study."""
+    from dgg_ray import warm
+
     text, wanted = file.read_text(encoding="utf-8"), copy.deepcopy(dict(study.raw))
     try:
         for path, value in edits:
@@ -232,7 +234,7 @@ def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | N
             raise unfit(file, edits) from error
         if said != wanted:
             raise unfit(file, edits)
-        Study.load(new, data)
+        studyfile.load(new, data, further=warm.warmed)
     except BaseException:
         new.unlink()
         raise

@@ -1,6 +1,8 @@
-"""Results as a person meets them in Python: of a run that has just ended, or of a folder, finished or not.
+"""Studies and results as a person meets them in Python.
 
-result = dgg_ray.open("out/quickstart")
+study = load_study("studies/quickstart.yaml")             # or load_study({...}), a mapping of settings
+result = run_study(study, "out/quickstart")               # searches, compares, writes the report
+result = dgg_ray.open("out/quickstart")                   # later, finished or not
 result                          # what was found, in a notebook as a small page
 result.table                    # one row per score
 result.scores()                 # R[t, i] with task names: score on task i after task t was learned
@@ -17,25 +19,104 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dgg_ray import matrices, outcomes, results
+from dgg_ray import logs, mappings, matrices, outcomes, results, studyfile, yamltext
 from dgg_ray.archive import Archive
 from dgg_ray.contracts import SPLITS
-from dgg_ray.errors import ResultsError, hint
+from dgg_ray.errors import Fault, ResultsError, hint
 from dgg_ray.fence import Fence
-from dgg_ray.outcomes import Results, final_split, name_of, text_of
+from dgg_ray.outcomes import Results, final_split, text_of
 from dgg_ray.predictions import examples
 from dgg_ray.predictions import predictions as stored
+from dgg_ray.sections import name_of
 from dgg_ray.stages import Run, StageStore
 from dgg_ray.study import Study
+from dgg_ray.terminal import warn
 
 PAGE = "the report"  # its name where it cannot be written
 Order = int | str | Sequence[str]  # its place among the orders, "a > b > c", or the names of the tasks
+
+
+def load_study(
+    source: str | Path | Mapping[str, Any], data: str | Path | None = None, store: str | None = None
+) -> Study:
+    """The study in a YAML file or in a mapping, its data read and checked; StudyError holds every fault.
+
+    source: the file; or keys and values as a file has them. Parts of a mapping may be objects too
+        (`DGG(alpha=0.3)`, `Training(epochs=3)`), and `tasks` may map names to readers
+        (`{"digits": Embedded(train=200)}`).
+    data: folder, or URL, that the tasks' relative paths start from; by default the environment's
+        DGG_RAY_DATA, or else the file's own folder, for a mapping the working folder.
+    store: in place of `output.store`.
+    """
+    if isinstance(source, str | Path):
+        return studyfile.load(Path(source), data, store, warmed)
+    return studyfile.from_dict(source, data, store, warmed)
+
+
+def warmed(study: Study) -> tuple[Study, list[Fault]]:
+    from dgg_ray import warm  # here: Optuna comes with it, which most studies are read without
+
+    return warm.warmed(study)
+
+
+def study_to_dict(study: Study) -> dict[str, Any]:
+    """The mapping of which `load_study` makes this study: plain values, defaults left out, paths whole."""
+    return mappings.settings(study, studyfile.KEYS)
+
+
+def study_to_yaml(study: Study) -> str:
+    """The study as the text of a file."""
+    return yamltext.dumped(study_to_dict(study))
+
+
+def run_study(
+    study: Study, out: str | Path, local: bool = False, address: str | None = None, quiet: bool = False
+) -> Outcome:
+    """Run or continue the study; everything that is in the store already is taken from there.
+
+    What should be known of its data is said on standard error before. Raises StudyError for data with
+    which stages would fail.
+
+    local: in this process, without Ray; the results are the same.
+    address: of a Ray cluster; None starts one on this machine if a stage has to be trained.
+    quiet: without what is said on the way.
+    """
+    check(study)
+    return carry_out(study, Path(out), local, address, quiet)
+
+
+def check(study: Study) -> None:
+    """Say what should be known of the study's data; StudyError for data with which stages would fail."""
+    from dgg_ray import preflight  # here: it needs torch and transformers
+
+    for note in (*study.warnings, *preflight.check(study)):
+        warn(note)
+
+
+def carry_out(
+    study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
+) -> Outcome:
+    """`run_study`, once the data were checked."""
+    from dgg_ray import tune  # here: it needs Ray
+
+    out, fence = out.absolute(), Fence(warn)
+    # Imported now, not at the end: what keeps the page from being made is told before hours of training.
+    pages = fence.tried(PAGE, None, import_module, "dgg_ray.report")
+    study, store = tune.prepared(study, out, local, fence)
+    with logs.of_driver(study.name, out):
+        tally = tune.run(study, store, out, fence, local, address, quiet)
+        found = results.load(out, fence)
+        with fence(PAGE):
+            if pages:
+                pages.write(found, out, fence)
+    return Outcome(found, out, tally, fence)
 
 
 def open(out: str | Path) -> Outcome:
@@ -46,7 +127,7 @@ def open(out: str | Path) -> Outcome:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
-    """A study's results in Python: `Study.run` and `dgg_ray.open` return them.
+    """A study's results in Python: `run_study` and `dgg_ray.open` return them.
 
     Settings are named by their id, or by the label that they were compared under ("replay"). None and
     "chosen" are the one that the study chose; whether it is the one to use, the verdict says. Orders are

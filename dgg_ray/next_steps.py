@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dgg_ray.alphacurves import Tradeoff
 from dgg_ray.conduct import Hours
-from dgg_ray.curves import Tradeoff, tradeoffs
+from dgg_ray.curves import tradeoffs
 from dgg_ray.formats import percent, signed
 from dgg_ray.intervals import FEWEST, clusters_of, expected_range, half_of, standard_error, ways_of
 from dgg_ray.outcomes import (

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray import plugins
+from dgg_ray.alphacurves import alpha_paths
 from dgg_ray.conduct import Ahead, Machines, Searched, Spending, Terms
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.errors import ResultsError, hint
@@ -33,6 +34,7 @@ from dgg_ray.intervals import (
 )
 from dgg_ray.matrices import BLOCK, Run, of_each, once, stacks, walk
 from dgg_ray.preference import gap_range, range_of
+from dgg_ray.sections import name_of
 from dgg_ray.wording import listing as listing
 
 if TYPE_CHECKING:
@@ -95,9 +97,6 @@ class Results:
     def known(self) -> dict[tuple[str, ...], Any]:
         """What was read off the table already, see `once`."""
         return {}
-
-
-ALPHA = "strategy.alpha"
 
 
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
@@ -260,10 +259,7 @@ def tasks_of(results: Results) -> set[str]:
 @once
 def alphas(results: Results) -> dict[str, str]:
     """Task → the column that holds its α, for every task whose α was searched."""
-    tasks = sorted(tasks_of(results))
-    own = {k.removeprefix(f"{ALPHA}."): k for k in results.knobs if k.startswith(f"{ALPHA}.")}
-    shared = dict.fromkeys(tasks, ALPHA) if ALPHA in results.knobs else {}
-    return {**shared, **own}
+    return alpha_paths(results.knobs, tasks_of(results))
 
 
 @once
@@ -272,15 +268,6 @@ def searched(results: Results) -> pd.DataFrame:
     known, setting = settings(results), chosen(results)
     rivals = set(results.rivals.values()) - set(results.tried) - {setting}
     return known[~known.index.isin(list(rivals))]
-
-
-def name_of(knob: str) -> str:
-    """A searched setting as the report prints it: `strategy.alpha.clevr` → `α for clevr`."""
-    if knob == ALPHA:
-        return "α"
-    if knob.startswith(f"{ALPHA}."):
-        return f"α for {knob.removeprefix(f'{ALPHA}.')}"
-    return {"strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}.get(knob, knob)
 
 
 def text_of(value: object) -> str:

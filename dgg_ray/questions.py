@@ -30,7 +30,6 @@ from dgg_ray.outcomes import (
     final_split,
     headline,
     listing,
-    name_of,
     own_label,
     settings,
     text_of,
@@ -39,6 +38,7 @@ from dgg_ray.parts import Drawn, Gallery, Part, Row, Section, Table, Text, Wrong
 from dgg_ray.per_task import most_forgotten, per_task
 from dgg_ray.plots.stability_plasticity import AXES, constant, settings_as_points
 from dgg_ray.preference import gap_range
+from dgg_ray.sections import name_of
 from dgg_ray.standings import judged
 from dgg_ray.thumbnails import thumbnail
 from dgg_ray.verdict import SHOWN, verdict

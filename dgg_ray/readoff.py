@@ -1,21 +1,16 @@
 """The setting that is read off the curves of what α trades, of all that a search saw."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+
 import pandas as pd
 
-from dgg_ray import plugins
-from dgg_ray.conduct import Terms
-from dgg_ray.curves import tradeoffs
-from dgg_ray.outcomes import ALPHA, CELL, Results
-from dgg_ray.results import value_at
+from dgg_ray.alphacurves import Runs, Tradeoff, fitted, stages_of
 from dgg_ray.search import Method
+from dgg_ray.sections import ALPHA, Value
 from dgg_ray.space import space
-from dgg_ray.study import Setting, Value
+from dgg_ray.study import Setting, value_at
 
 
 def read_off(search: Method) -> Setting | None:
@@ -27,8 +22,7 @@ def read_off(search: Method) -> Setting | None:
     if winner is None or not search.finished:
         return None
     best = {
-        f"{ALPHA}.{found.task}": float(found.alpha[found.points()["best"]][0])
-        for found in tradeoffs(seen(search))
+        f"{ALPHA}.{found.task}": float(found.alpha[found.points()["best"]][0]) for found in curves_of(search)
     }
     as_tried: dict[tuple[str, Value], Value] = {
         item: item[1] for probe in search.proposed for item in probe.setting.items()
@@ -36,31 +30,24 @@ def read_off(search: Method) -> Setting | None:
     return {**winner, **{k: as_tried.get((k, a), a) for k, a in best.items() if k in winner}}
 
 
-def seen(search: Method) -> Results:
-    """What the search was told, as results: a cell for each exam, whole runs or not."""
-    study, on = search.study, search.study.protocol.select_on
-    knobs, rows = tuple(space(study, search.search)), []
+def curves_of(search: Method) -> list[Tradeoff]:
+    """The curves of what the search was told, task by task."""
+    return fitted(stages_of(seen(search), (*space(search.study, search.search),), search.study.names))
+
+
+def seen(search: Method) -> Iterator[Runs]:
+    """The runs that the search was told of, whole or not, one by one."""
+    study, paths, found, values = search.study, (*space(search.study, search.search),), [], []
     for number, evidence in search.told.items():
         if evidence is None:
             continue
-        probe, at = search.proposed[number], study.at(search.proposed[number].setting)
+        probe = search.proposed[number]
+        at = study.at(probe.setting)
         blocks = study.blocks if probe.block is None else study.blocks[probe.block :][:1]
-        values = [value_at(at, knob) for knob in knobs]
-        for (order, seed), scores in zip(blocks, evidence.scores, strict=True):
-            run = [at.id, plugins.name_of(at.strategy), " > ".join(order), seed]
-            for t, i in np.argwhere(np.isfinite(scores.R)).tolist():
-                cell = [t, order[t], order[i], on, scores.R[t, i], scores.sizes[i], 0.0]
-                rows.append([*run, *cell, *values])
-    table = pd.DataFrame(rows, columns=[*CELL, *knobs])
-    return Results(
-        study.name,
-        "",
-        table,
-        knobs,
-        tuple(search.search.objective),
-        recommended=None,
-        rivals={},
-        failures=[],
-        costs=pd.DataFrame(),
-        terms=Terms(select_on=on),
-    )
+        for block, scores in zip(blocks, evidence.scores, strict=True):
+            found.append((*block, scores.R[None]))
+            values.append([value_at(at, path) for path in paths])
+    table = pd.DataFrame(values, columns=list(paths))  # one type for each: 0 and 0.0 are one value
+    columns = {path: table[path].to_numpy() for path in paths}
+    for i, (order, seed, R) in enumerate(found):
+        yield Runs(order, R, [seed], {path: column[i : i + 1] for path, column in columns.items()})

@@ -21,7 +21,7 @@ from dgg_ray.glance import Glance
 from dgg_ray.outcomes import CELL, Results, Spending, compare, final_split
 from dgg_ray.search import Method, space
 from dgg_ray.stages import Exam, Run, Stage, StageStore, Work, distinct
-from dgg_ray.study import Study
+from dgg_ray.study import Study, value_at
 from dgg_ray.verdict import verdict
 from dgg_ray.versions import version
 
@@ -159,17 +159,6 @@ def cells(store: StageStore, asked: Asked, knobs: Sequence[str], untouched: Work
                     seconds = {"seconds": record["cost"].get("seconds", 0.0)}
                     rows.append(shared | place | cell | seconds | searched)
     return pd.DataFrame(rows, columns=[*CELL, *knobs])
-
-
-def value_at(study: Study, dotted: str) -> Any:
-    """The value of a setting; None where the strategy has no such setting."""
-    thing: Any = study
-    for step in dotted.split("."):
-        if isinstance(thing, Mapping):
-            thing = thing.get(step)
-        elif not isinstance(thing, float | int | str):  # one value for all tasks stands for each
-            thing = getattr(thing, step, None)
-    return thing
 
 
 def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, Any]]:

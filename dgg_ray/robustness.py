@@ -27,7 +27,6 @@ from dgg_ray.outcomes import (
     final_split,
     final_table,
     headline,
-    name_of,
     once,
     over_blocks,
     searched,
@@ -35,6 +34,7 @@ from dgg_ray.outcomes import (
     settings,
     text_of,
 )
+from dgg_ray.sections import name_of
 from dgg_ray.tables import write_csv
 
 ENOUGH = 3  # orders, below which nothing is said but the disparity

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from dgg_ray.errors import STRICT
 
 Value = float | int | str | bool
+ALPHA = "strategy.alpha"
 MOST = 10_000  # orders, seeds, blocks: more would take longer to list than anybody waits
 FROM_SEARCH = ("runner_up", "constant", "first_two", "curve")  # rivals that the search itself gives
 
@@ -282,3 +283,12 @@ class Constraint:
         part = found.groupdict()
         bound = float(part["number"] or 0) / (100 if part["unit"] else 1)
         return cls(part["metric"], part.get("rival"), -bound if part.get("sign") == "-" else bound)
+
+
+def name_of(knob: str) -> str:
+    """A searched setting as the report prints it: `strategy.alpha.clevr` → `α for clevr`."""
+    if knob == ALPHA:
+        return "α"
+    if knob.startswith(f"{ALPHA}."):
+        return f"α for {knob.removeprefix(f'{ALPHA}.')}"
+    return {"strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}.get(knob, knob)

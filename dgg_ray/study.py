@@ -1,10 +1,6 @@
 """A study: one YAML file, checked and frozen. It travels whole; nobody passes its fields around.
 
-    study = Study.load("studies/quickstart.yaml")        # or Study.from_dict({...}), see there
-    result = study.run(out="out/quickstart")             # later: dgg_ray.open("out/quickstart")
-    result.table, result.best, result.report()
-
-Reading the file, and what is said of its faults, stands in `studyfile`.
+Reading the file, and what is said of its faults, stands in `studyfile`; running it in `face`.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
 
@@ -34,9 +30,6 @@ from dgg_ray.sections import (
     Workers,
 )
 from dgg_ray.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
-
-if TYPE_CHECKING:
-    from dgg_ray.face import Outcome
 
 RECENT = 64  # settings whose runs are kept at hand
 
@@ -97,62 +90,6 @@ class Study:
     home: str = ""
     fixed: tuple[Block, ...] | None = None
     own_seeds: bool = False
-
-    # -- the face ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def load(path: str | Path, data: str | Path | None = None, store: str | None = None) -> Study:
-        """The study in a YAML file, its data read and checked; StudyError holds every fault.
-
-        data: folder, or URL, that the tasks' relative paths start from; by default the environment's
-        DGG_RAY_DATA, or else the study file's own folder.
-        store: in place of the file's `output.store`.
-        """
-        from dgg_ray import studyfile  # the reader knows the study, so the study meets it late
-
-        return studyfile.load(Path(path), data, store)
-
-    @staticmethod
-    def from_dict(
-        settings: Mapping[str, Any], data: str | Path | None = None, store: str | None = None
-    ) -> Study:
-        """The study that a mapping describes, checked as a file is; StudyError holds every fault.
-
-        settings: keys and values of a study's file. Parts may be objects too (`DGG(alpha=0.3)`,
-        `Training(epochs=3)`), and `tasks` may map names to readers (`{"digits": Embedded(train=200)}`).
-        data: folder, or URL, that relative paths start from; by default the environment's DGG_RAY_DATA,
-        or else the working folder.
-        store: in place of `output.store`.
-        """
-        from dgg_ray import studyfile
-
-        return studyfile.from_dict(settings, data, store)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The mapping of which `from_dict` makes this study: plain values, defaults left out, paths whole."""
-        from dgg_ray import mappings, studyfile
-
-        return mappings.settings(self, studyfile.KEYS)
-
-    def to_yaml(self) -> str:
-        """The study as the text of a file."""
-        from dgg_ray import yamltext
-
-        return yamltext.dumped(self.to_dict())
-
-    def run(self, out: str | Path, local: bool = False) -> Outcome:
-        """Run or continue the study; everything that is in the store already is taken from there.
-
-        What should be known of its data is said on standard error before. Raises StudyError for data with
-        which stages would fail.
-
-        local: in this process, without Ray; the results are the same.
-        """
-        from dgg_ray import preflight, terminal, tune
-
-        for note in (*self.warnings, *preflight.check(self)):
-            terminal.warn(note)
-        return tune.run(self, Path(out), local=local)
 
     # -- settings ----------------------------------------------------------------------------------
 
@@ -384,3 +321,14 @@ def put(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) ->
     if rest and rest[0] in tasks and not isinstance(now, Mapping) and not is_dataclass(now):
         now = dict.fromkeys(tasks, now)
     return replace(thing, **{head: put(now, rest, value, tasks) if rest else value})  # type: ignore[type-var]
+
+
+def value_at(study: Study, dotted: str) -> Any:
+    """The value of a setting; None where the strategy has no such setting."""
+    thing: Any = study
+    for step in dotted.split("."):
+        if isinstance(thing, Mapping):
+            thing = thing.get(step)
+        elif not isinstance(thing, float | int | str):  # one value for all tasks stands for each
+            thing = getattr(thing, step, None)
+    return thing

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dgg_ray.sections import Budget, Orders, Output, OwnSeeds, Protocol, Search,
 from dgg_ray.stages import Data
 from dgg_ray.study import Known, Study
 
+Step = Callable[[Study], tuple[Study, list[Fault]]]  # the study with something filled in, and what is wrong
 KEPT, PREVIOUS = "study.json", "study.previous.json"
 SECTIONS: dict[str, type] = {
     "adapter": Adapter,
@@ -66,19 +67,23 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def load(path: Path, data: str | Path | None = None, store: str | None = None) -> Study:
-    """See Study.load."""
+def load(
+    path: Path, data: str | Path | None = None, store: str | None = None, further: Step | None = None
+) -> Study:
+    """The study in a file; see `face.load_study`. further: fills in what `search.warm_from` names."""
     raw, lines, faults = parse(path, store)
     plugins.reach(home := str(path.absolute().parent))
     root = data or os.environ.get("DGG_RAY_DATA") or path.parent
-    return replace(completed(raw, lines, faults, str(path), root), home=home)
+    return replace(completed(raw, lines, faults, str(path), root, further), home=home)
 
 
-def from_dict(given: Any, data: str | Path | None = None, store: str | None = None) -> Study:
-    """See Study.from_dict."""
+def from_dict(
+    given: Any, data: str | Path | None = None, store: str | None = None, further: Step | None = None
+) -> Study:
+    """The study that a mapping describes; see `face.load_study`."""
     raw, faults = placed(mappings.raw_of(given), store)
     root = data or os.environ.get("DGG_RAY_DATA") or "."
-    study = completed(raw, yamlread.Lines(), faults, "study", root)
+    study = completed(raw, yamlread.Lines(), faults, "study", root, further)
     if isinstance(given, Mapping) and (faults := list(other_classes(given.get("strategy"), study.strategy))):
         raise StudyError(faults, "study")
     return study
@@ -101,17 +106,22 @@ def other_classes(given: Any, read: Any) -> Iterator[Fault]:
             yield Fault(f"strategy.{f.name}", rule, type(mine).__name__)
 
 
-def completed(raw: Any, lines: yamlread.Lines, faults: list[Fault], source: str, root: str | Path) -> Study:
+def completed(
+    raw: Any,
+    lines: yamlread.Lines,
+    faults: list[Fault],
+    source: str,
+    root: str | Path,
+    further: Step | None = None,
+) -> Study:
     """The study with its data read and checked; StudyError names every fault with its line, if it has one."""
     study, found = build(raw, staging.full(root)) if isinstance(raw, Mapping) else (None, [])
     faults += found
     if study is not None:
         study, found = read_data(study, {re.split(r"[.[]", fault.path)[0] for fault in faults})
         faults += found
-    if study is not None and not faults and study.search and study.search.warm_from:
-        from dgg_ray import warm  # it reads kept studies, so this file meets it late
-
-        study, faults = warm.warmed(study, study.search)
+    if study is not None and not faults and further and study.search and study.search.warm_from:
+        study, faults = further(study)
     if faults or study is None:
         raise StudyError(list(yamlread.with_lines(faults, lines)), source)
     return study

@@ -1,4 +1,4 @@
-"""A study is run: searched with Ray Tune and Optuna, its winner compared, its report written.
+"""A study is run: searched with Ray Tune and Optuna, its winner compared with the rivals.
 
     propose → judge on every block (validation) → … → recommend → compare with the rivals (test) → report
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +19,7 @@ import ray
 import ray.tune
 from ray.tune.search import Searcher
 
-from dgg_ray import budget, cluster, edits, forecast, judge, logs, methods, takeover, trackers
+from dgg_ray import budget, cluster, edits, forecast, judge, methods, takeover, trackers
 from dgg_ray.asking import over, walk
 from dgg_ray.cost import probes
 from dgg_ray.crew import Crew
@@ -35,25 +34,18 @@ from dgg_ray.study import Study
 from dgg_ray.terminal import warn
 
 if TYPE_CHECKING:
-    from dgg_ray.face import Outcome
     from dgg_ray.plan import Plan
 
 ON_HEAD = ray.tune.PlacementGroupFactory([cluster.ON_HEAD])
 
 
-def run(
-    study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
-) -> Outcome:
-    """Run or continue a study into a folder; see Study.run.
+def prepared(study: Study, out: Path, local: bool, fence: Fence) -> tuple[Study, StageStore]:
+    """The study as it is to be run into a folder, and its store, which takes what is written into it.
 
-    address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
+    What an earlier version of the study said differently is told.
     """
-    from dgg_ray import face, results, warm  # here: trials import this file, and need no plots
-    from dgg_ray.plan import plan
+    from dgg_ray import warm  # here: trials import this file
 
-    out, fence = out.absolute(), Fence(warn)
-    # Imported now, not at the end: what keeps the page from being made is told before hours of training.
-    pages = fence.tried(face.PAGE, None, import_module, "dgg_ray.report")
     study = warm.settled(study, out)
     if changes := takeover.changes(study, out):
         warn(changes)
@@ -61,34 +53,41 @@ def run(
     store.check()
     with fence("the clearing away of what earlier runs left", "was not done"):
         store.sweep()
-    study = here(study, local)
+    return here(study, local), store
+
+
+def run(
+    study: Study, store: StageStore, out: Path, fence: Fence, local: bool, address: str | None, quiet: bool
+) -> dict[str, float]:
+    """Run or continue a study into a folder, as `prepared` gives it; see `face.run_study`.
+
+    address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
+    Returns the counts of stages asked for, there, trained and failed, and the seconds that it took.
+    """
+    from dgg_ray.plan import plan
+
     purse = budget.purse(study, store, methods.at_the_end)
     began = time.perf_counter()
-    with logs.of_driver(study.name, out):
-        with (
-            Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
-            Display(
-                study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live, fence=fence
-            ) as display,
-            Crew(study, store, out, display, purse, local, address) as crew,
-            trackers.tracking(study, store, out, crew.start, fence) as tracking,
-        ):
-            display.told = tracking.look
-            for line in edits.sentences(study, store):
-                display.say(line)
-            if study.budget:
-                crew.obtain([[work] for work in probes(study)])
-                purse.begin()
-                purse.check(methods.first_run(study))
-            with forecast.kept(out, display.take(plan(study, store)), fence) as entry:
-                search_and_compare(study, store, out, crew, tracking, fence)
-                if crew.over:
-                    entry["refused"] = plan(study, store).to_train
-        found, tally = results.load(out, fence), crew.tally | {"seconds": time.perf_counter() - began}
-        with fence(face.PAGE):
-            if pages:
-                pages.write(found, out, fence)
-    return face.Outcome(found, out, tally, fence)
+    with (
+        Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
+        Display(
+            study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live, fence=fence
+        ) as display,
+        Crew(study, store, out, display, purse, local, address) as crew,
+        trackers.tracking(study, store, out, crew.start, fence) as tracking,
+    ):
+        display.told = tracking.look
+        for line in edits.sentences(study, store):
+            display.say(line)
+        if study.budget:
+            crew.obtain([[work] for work in probes(study)])
+            purse.begin()
+            purse.check(methods.first_run(study))
+        with forecast.kept(out, display.take(plan(study, store)), fence) as entry:
+            search_and_compare(study, store, out, crew, tracking, fence)
+            if crew.over:
+                entry["refused"] = plan(study, store).to_train
+    return crew.tally | {"seconds": time.perf_counter() - began}
 
 
 def search_and_compare(

@@ -22,13 +22,13 @@ from dgg_ray.outcomes import (
     final_table,
     headline,
     listing,
-    name_of,
     once,
     runs,
     settings,
     text_of,
 )
 from dgg_ray.preference import range_of, simplicity
+from dgg_ray.sections import name_of
 
 SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
 IN_WORDS = {

@@ -24,8 +24,10 @@ from dgg_ray.space import contains, space
 from dgg_ray.study import Known, Setting, Study
 
 
-def warmed(study: Study, search: Search) -> tuple[Study, list[Fault]]:
+def warmed(study: Study) -> tuple[Study, list[Fault]]:
     """The study with what the folders in `search.warm_from` know, best first, folder by folder."""
+    search = study.search
+    assert search is not None
     warm, notes, faults = list(study.warm), list(study.warnings), []
     for i, folder in enumerate(search.warm_from):
         at = f"search.warm_from[{i}]"

@@ -22,7 +22,7 @@ from dgg_ray.conduct import Searched, Terms
 from dgg_ray.contracts import ScoreMatrix
 from dgg_ray.curves import observed, tradeoffs
 from dgg_ray.preference import Evidence
-from dgg_ray.readoff import read_off, seen
+from dgg_ray.readoff import curves_of, read_off
 from dgg_ray.rehearse import rehearse
 from dgg_ray.results import recommendation
 from dgg_ray.sections import Knob, Orders, Protocol, Search
@@ -175,7 +175,7 @@ def test_what_is_read_off_is_as_it_was_tried_for_each_task_that_has_a_curve():
     search = rehearse(of := study_of(values=(0, 1)), compare=False).search  # 0 and 0.0 have other keys
     tried = {(k, type(v), v) for probe in search.proposed for k, v in probe.setting.items()}
     assert {(k, type(v), v) for k, v in read_off(search).items()} <= tried
-    best = {t.task: t.alpha[t.points()["best"]][0] for t in tradeoffs(seen(search))}
+    best = {t.task: t.alpha[t.points()["best"]][0] for t in curves_of(search)}
     assert set(best) == set(of.all_orders[0][1:])
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dgg_ray import Study, cli, yamlread
+from dgg_ray import cli, load_study, yamlread
 from dgg_ray.results import table
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -108,14 +108,14 @@ def test_a_plan_is_a_table_of_the_tasks_too(vqav2, capsys):
 def test_a_model_on_disk_changes_the_keys_and_no_count(vqav2, tmp_path, capsys):
     copy = with_model(VQAV2, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
     assert planned(copy, vqav2, capsys) == planned(VQAV2, vqav2, capsys)
-    assert Study.load(copy, vqav2).fingerprint != Study.load(VQAV2, vqav2).fingerprint
+    assert load_study(copy, vqav2).fingerprint != load_study(VQAV2, vqav2).fingerprint
 
 
 # -- settings --------------------------------------------------------------------------------------
 
 
 def test_ucits_settings_are_the_published_ones(ucit):
-    study = Study.load(UCIT, ucit)
+    study = load_study(UCIT, ucit)
     (run,) = study.runs()
     assert run.order == ("ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR", "Flickr30k")
     effects = [stage.strategy.effect(stage.task, stage.earlier) for stage in run.stages]
@@ -126,7 +126,7 @@ def test_ucits_settings_are_the_published_ones(ucit):
 
 
 def test_vqav2s_settings_are_the_published_ones(vqav2):
-    study = Study.load(VQAV2, vqav2)
+    study = load_study(VQAV2, vqav2)
     (run,) = study.runs()
     assert run.order == tuple(mock.VQAV2)
     effects = [stage.strategy.effect(stage.task, stage.earlier) for stage in run.stages]
@@ -145,7 +145,7 @@ def test_both_are_trained_by_one_recipe():
 
 
 def test_examples_are_what_the_benchmarks_records_say(ucit):
-    tasks = Study.load(UCIT, ucit).read_tasks()
+    tasks = load_study(UCIT, ucit).read_tasks()
     first = tasks["VizWiz"].examples["test"][0]
     assert first.image == ucit / "datasets/VizWiz/val/VizWiz_val_00000000.jpg"
     assert first.references == ("a plain green card number 1", "one card, a plain green card number 1")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dgg_ray import Study, budget, cli, forecast, loop, methods
+from dgg_ray import budget, cli, forecast, load_study, loop, methods
 from dgg_ray.broker import Broker, Desk
 from dgg_ray.budget import Disk, Hours, Purse
 from dgg_ray.cost import CostModel, probes, seconds
@@ -326,12 +326,12 @@ protocol: {max_new_tokens: 2, rivals: [finetune]}
 def test_a_budget_that_could_not_bind_is_a_fault(tmp_path, more, fault):
     (tmp_path / "study.yaml").write_text(STUDY + more)
     with pytest.raises(StudyError, match=fault):
-        Study.load(tmp_path / "study.yaml")
+        load_study(tmp_path / "study.yaml")
 
 
 def test_the_dearest_corner_has_every_knobs_largest_value(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
-    corner = Study.load(tmp_path / "study.yaml").dearest
+    corner = load_study(tmp_path / "study.yaml").dearest
     assert corner.adapter.rank == 4
     assert corner.strategy.alpha == {"words": 1, "charts": 1}
 
@@ -376,13 +376,13 @@ def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, 
 
     file.write_text(STUDY)
     cli.main(["probe", str(file), "--out", str(out), "--local", "--quiet"])
-    probed = spent_by(Study.load(file), out)
+    probed = spent_by(load_study(file), out)
 
     cap = probed + 9.5 / HOUR
     code, said = run(f"budget: {{worker_hours: {cap}}}\n")
     assert code == 0
     assert "would be exceeded" in said
-    assert probed < spent_by(Study.load(file), out) <= cap
+    assert probed < spent_by(load_study(file), out) <= cap
     judged = table(out)
     assert set(judged[judged["split"] == "test"]["strategy"]) == {"dgg", "finetune"}  # it was set aside
     assert not list((out / "stages" / "failed").glob("*"))
@@ -397,7 +397,7 @@ def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, 
     _, last = (
         (said, spent) for _, unit, said, spent in forecast.compared(forecast.read(out), {"worker-hours": 1})
     )
-    assert last[0]["low"] <= spent_by(Study.load(file), out) - probed
+    assert last[0]["low"] <= spent_by(load_study(file), out) - probed
 
 
 @pytest.mark.whole

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dgg_ray import Study, cli
+from dgg_ray import cli, load_study
 from dgg_ray.contracts import Strategy
 from dgg_ray.cost import UNMEASURED, CostModel, probes, ranks
 from dgg_ray.rates import Estimate, Part, Rate, total
@@ -219,7 +219,7 @@ protocol: {max_new_tokens: 2, rivals: []}
 def load(tmp_path):
     def load(more=""):
         (tmp_path / "study.yaml").write_text(STUDY + more)
-        return Study.load(tmp_path / "study.yaml")
+        return load_study(tmp_path / "study.yaml")
 
     return load
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import isotonic_regression
 
-from dgg_ray import curves, draws
-from dgg_ray.curves import Tradeoff, observed, tradeoffs
+from dgg_ray import alphacurves, curves, draws
+from dgg_ray.alphacurves import Tradeoff
+from dgg_ray.curves import observed, tradeoffs
 from dgg_ray.importance import importance
 from dgg_ray.monotone import comparable, fit, half_width, isotonic
 from dgg_ray.outcomes import CELL, Results
@@ -42,7 +43,7 @@ def laid_out(new: dict[float, float], old: dict[float, float], blocks=3, noise=0
         for alpha in new
         for e in [rng.normal(0, noise, 2)]
     ]  # fmt: skip
-    made = curves.of_task("b", pd.DataFrame(rows, columns=STAGES))
+    made = alphacurves.of_task("b", pd.DataFrame(rows, columns=STAGES))
     assert made is not None
     return made
 
@@ -127,7 +128,7 @@ def test_no_band_lies_beyond_the_scale_of_what_it_is_of():
     assert (found.old - width[:, 1] < -1).any()
     assert (rows["new_low"].min(), rows["new_high"].max(), rows["old_low"].min()) == (0, 1, -1)
     assert (new[1], old[2]) == (-1, 1)
-    assert curves.band(1.02, 0.1, (0, 1)) == pytest.approx((0.92, 1.02))  # a level beside other blocks'
+    assert alphacurves.band(1.02, 0.1, (0, 1)) == pytest.approx((0.92, 1.02))  # a level beside other blocks'
 
 
 ALPHA = np.array([0, 0.1, 0.3, 0.6, 1])
@@ -222,7 +223,7 @@ def test_the_best_alpha_is_rarely_ruled_out():
             for alpha, e in zip(ALPHA, rng.normal(0, 0.03, (len(ALPHA), 2)), strict=True)
         ]
         table = pd.DataFrame(rows, columns=STAGES)
-        kept.append(bool(curves.of_task("b", table).points()["open"][2]))
+        kept.append(bool(alphacurves.of_task("b", table).points()["open"][2]))
     assert np.mean(kept) > 0.93
 
 
@@ -292,7 +293,7 @@ def test_a_single_alpha_has_no_curve():
 def test_many_alphas_are_averaged_in_groups():
     alphas = np.linspace(0, 1, 32)
     found = laid_out({a: 0.9 - a for a in alphas}, dict.fromkeys(alphas, 0.0))
-    assert len(found.alpha) == 1 + curves.EXACT + 1  # 0 and 1 are no neighbours of any
+    assert len(found.alpha) == 1 + alphacurves.EXACT + 1  # 0 and 1 are no neighbours of any
     assert found.alpha[:2] == pytest.approx([0, alphas[1:5].mean()])
     assert found.anchors == (True, True)
 

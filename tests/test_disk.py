@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dgg_ray import Study, budget, cli, snapshots
+from dgg_ray import budget, cli, load_study, snapshots
 from dgg_ray.broker import Desk
 from dgg_ray.budget import Disk, Hours, Purse
 from dgg_ray.contracts import Adapter, Strategy
@@ -202,7 +202,7 @@ def test_a_published_stage_keeps_its_adapter_and_nothing_of_its_middle(tmp_path)
     from dgg_ray.fleet import workshop
 
     (tmp_path / "study.yaml").write_text(STUDY)
-    study = Study.load(tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
     study = replace(study, search=None, training=Training(batch_size=4), adapter=Adapter(rank=32))
     study = replace(study, strategy=L2SP(), workers=Workers(snapshot_steps=1))
     store = StageStore(tmp_path / "stages")

@@ -1,14 +1,14 @@
 """The documents say what is there."""
 
 import re
-from functools import partialmethod
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import dgg_ray
-from dgg_ray import cli, plugins, strategies
+from dgg_ray import cli, face, plugins, strategies
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,7 +64,7 @@ def snippet(first: str) -> str:
 
 def test_the_readmes_study_in_python_is_one():
     names: dict = {}
-    exec(snippet("from dgg_ray import Study\nfrom dgg_ray.strategies"), names)
+    exec(snippet("from dgg_ray import load_study, study_to_yaml"), names)
     assert names["study"].strategy.alpha == 0.3
     assert names["study"].names == ("digits", "words")
 
@@ -72,7 +72,7 @@ def test_the_readmes_study_in_python_is_one():
 @pytest.mark.whole
 def test_the_readmes_python_runs(monkeypatch, tmp_path):
     size = {"train": 12, "validation": 10, "test": 10}
-    study = dgg_ray.Study.from_dict(
+    study = dgg_ray.load_study(
         {
             "name": "quickstart",
             "model": "embedded",
@@ -84,8 +84,8 @@ def test_the_readmes_python_runs(monkeypatch, tmp_path):
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "quickstart.yaml").write_text(study.to_yaml(), encoding="utf-8")
-    monkeypatch.setattr(dgg_ray.Study, "run", partialmethod(dgg_ray.Study.run, local=True))
+    (tmp_path / "studies" / "quickstart.yaml").write_text(dgg_ray.study_to_yaml(study), encoding="utf-8")
+    monkeypatch.setattr(face, "run_study", partial(face.run_study, local=True))
     names: dict = {}
     exec(snippet("import dgg_ray"), names)
     assert (names["result"].adapter() / "adapter_config.json").is_file()

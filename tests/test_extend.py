@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dgg_ray import Study, cli, judge, methods, studyfile, warm, yamltext
+from dgg_ray import Study, cli, judge, load_study, methods, studyfile, warm, yamltext
 from dgg_ray.errors import StudyError
 from dgg_ray.extend import extend
 from dgg_ray.simulate import Simulated
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def pursued(file: Path, out: Path) -> set[str]:
     """Search a simulated study into a folder, with the final comparison; names of the new stages' tasks."""
-    study = warm.settled(Study.load(file), out)
+    study = warm.settled(load_study(file), out)
     studyfile.keep(study, out)
     store = study.store(out)
     shop, before = Simulated.of(study, store), {record["key"] for record in store}
@@ -121,7 +121,7 @@ def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
         "orders: {design: cyclic} # both",
     ]
     assert [line for line in after if line not in before] == ["name: small-charts", entry, *orders]
-    assert Study.load(made.file).names == ("digits", "words", "charts")
+    assert load_study(made.file).names == ("digits", "words", "charts")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
 def test_every_old_order_is_the_beginning_of_a_new_one(folder, orders, new):
     (folder / "small.yaml").write_text(STUDY.replace("orders: {design: cyclic} # both\n", orders))
     made = extend(Path("small.yaml"), {"charts": "embedded", "shapes": "embedded"})
-    old, now = Study.load("small.yaml").all_orders, Study.load(made.file).all_orders
+    old, now = load_study("small.yaml").all_orders, load_study(made.file).all_orders
     assert now == [(*order, "charts", "shapes") for order in old]
     assert (new or "") in made.file.read_text()
     assert (new is None) == ("orders:" not in made.file.read_text())
@@ -190,7 +190,7 @@ def test_a_folder_in_llavas_format_is_found_with_its_images(folder, capsys):
     (folder / "menus" / "images").mkdir()
     made = extend(Path("small.yaml"), {"menus": "menus"}, new=Path("other.yaml"))
     assert "train: menus/train.json, test: menus/test.json, images: menus/images}" in made.file.read_text()
-    assert Study.load(made.file).tasks["menus"].sizes["test"] == 20
+    assert load_study(made.file).tasks["menus"].sizes["test"] == 20
 
 
 # -- the stages ------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_the_comparison_is_carried_on_with_on_its_own_blocks(folder, before, aft
     (folder / "small.yaml").write_text(text)
     pursued(folder / "small.yaml", folder / "out/small")
     made = extend(Path("small.yaml"), {"charts": "embedded", "counting": "embedded"})
-    old, new = Study.load("small.yaml"), Study.load(made.file)
+    old, new = load_study("small.yaml"), load_study(made.file)
     assert after in made.file.read_text()
     assert new.final_blocks == tuple(((*o, "charts", "counting"), seed) for o, seed in old.final_blocks)
     assert not {order for order, _ in new.final_blocks} & set(new.all_orders)
@@ -254,7 +254,7 @@ def test_a_search_carried_on_with_learns_the_new_task_alone_on_held_out_blocks(f
 
 
 def test_a_search_that_judged_nothing_is_said_to_begin_anew(folder):
-    studyfile.keep(Study.load("small.yaml"), folder / "out/small")
+    studyfile.keep(load_study("small.yaml"), folder / "out/small")
     assert "learned anew: what the search asks for" in str(extend(Path("small.yaml"), {"charts": "embedded"}))
 
 
@@ -262,9 +262,9 @@ def test_the_best_settings_of_a_finished_study_are_the_beam_that_is_gone_on_with
     text = STUDY.replace("trials: 4", "method: stagewise")
     (folder / "small.yaml").write_text(text)
     pursued(folder / "small.yaml", folder / "out/small")
-    best = Study.load(extend(Path("small.yaml"), {"charts": "embedded"}).file).warm
+    best = load_study(extend(Path("small.yaml"), {"charts": "embedded"}).file).warm
     assert all(known.depth == 2 and known.objectives == () for known in best)
-    search = methods.method(Study.load("small-charts.yaml"))
+    search = methods.method(load_study("small-charts.yaml"))
     assert search.ask()[1] == (best[0].setting, 2, None, None)
 
 
@@ -275,7 +275,7 @@ def test_a_task_with_other_examples_is_refused(folder):
     )
     said = "words: train and validation have other content than when"
     assert said in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[1]"]
-    study = Study.load("small.yaml")
+    study = load_study("small.yaml")
     assert said in faults(lambda: warm.settled(study, folder / "out/small"))["tasks[1]"]
     assert warm.settled(study, folder / "out/other") == study
     assert cli.main(["plan", "small.yaml"]) == 2
@@ -318,7 +318,7 @@ def lay(folder: Path, entry: str = MENUS, train: int = 20, test: int = 20, answe
 )
 def test_the_files_of_a_task_that_has_changed_are_named(folder, now, said):
     lay(folder)
-    studyfile.keep(Study.load("small.yaml"), folder / "out/small")
+    studyfile.keep(load_study("small.yaml"), folder / "out/small")
     lay(folder, **now)
     said = said.replace("…", "other content than when out/small was run ")
     assert (
@@ -339,7 +339,7 @@ def begun(folder: Path, *changes: tuple[str, str]) -> Study:
         assert old in text
         text = text.replace(old, new)
     (folder / "warm.yaml").write_text(text)
-    return Study.load("warm.yaml")
+    return load_study("warm.yaml")
 
 
 @pytest.fixture()
@@ -386,7 +386,7 @@ def test_a_start_that_cannot_be_warm_is_a_fault(finished, changes, path, said):
 
 
 def test_a_start_from_a_study_that_judged_nothing_is_a_fault(folder):
-    studyfile.keep(Study.load("small.yaml"), folder / "out/small")
+    studyfile.keep(load_study("small.yaml"), folder / "out/small")
     assert "has judged a setting" in faults(lambda: begun(folder))["search.warm_from[0]"]
 
 
@@ -412,7 +412,7 @@ def test_what_was_known_at_the_beginning_stays_what_is_known(finished):
     pursued(finished / "warm.yaml", finished / "out/warm")
     (finished / "small.yaml").write_text(STUDY.replace("trials: 4", "trials: 9"))
     pursued(finished / "small.yaml", finished / "out/small")
-    later = Study.load("warm.yaml")
+    later = load_study("warm.yaml")
     assert len(later.warm) > len(study.warm)
     assert warm.settled(later, finished / "out/warm").warm == study.warm
     assert studyfile.the_kept(finished / "out/warm").warm == study.warm

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 import dgg_ray
-from dgg_ray import Study
+from dgg_ray import load_study, run_study
 from dgg_ray.errors import ResultsError
 from dgg_ray.outcomes import compared, named
 
@@ -30,7 +30,7 @@ STUDY = {
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> dgg_ray.Outcome:
     out = tmp_path_factory.mktemp("simulated")
-    return Study.from_dict({**STUDY, "workers": {"engine": "simulated"}}).run(out, local=True)
+    return run_study(load_study({**STUDY, "workers": {"engine": "simulated"}}), out, local=True)
 
 
 def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
@@ -129,7 +129,7 @@ def test_a_repr_is_one_line_and_a_notebooks_is_html(simulated):
 
 
 def test_an_unfinished_study_can_be_opened(tmp_path):
-    study = Study.from_dict(
+    study = load_study(
         {**STUDY, "workers": {"engine": "simulated"}, "search": {"space": {"strategy.alpha": [0, 1]}}}
     )
     from dgg_ray import studyfile
@@ -165,7 +165,7 @@ def test_the_package_says_that_it_is_typed():
 
 @pytest.mark.whole
 def test_answers_and_adapters_of_a_run(tmp_path):
-    result = Study.from_dict({**STUDY, "orders": {}, "seeds": [0]}).run(tmp_path, local=True)
+    result = run_study(load_study({**STUDY, "orders": {}, "seeds": [0]}), tmp_path, local=True)
     assert (result.adapter() / "adapter_config.json").is_file()
     with safe_open(result.adapter() / "adapter_model.safetensors", "np") as weights:
         assert list(weights.keys())

@@ -18,7 +18,7 @@ import pyarrow
 import pytest
 from PIL import Image
 
-from dgg_ray import Study, draws, environment, yamlread
+from dgg_ray import Study, draws, environment, load_study, run_study, yamlread
 from dgg_ray.models.auto import Auto
 from dgg_ray.models.llava_1_5 import Llava15
 from dgg_ray.models.qwen2_5_vl import Qwen25VL
@@ -97,7 +97,7 @@ def study(path: Path, folder: Path) -> Study:
         for number, task in enumerate(settings["tasks"]):
             for file in (task[split] for split in ("train", "test") if isinstance(task.get(split), str)):
                 records(folder / file, folder / task["images"], number)
-    return Study.from_dict(settings, folder)
+    return load_study(settings, folder)
 
 
 def records(file: Path, images: Path, number: int) -> None:
@@ -169,7 +169,7 @@ def table_of(text: str, folder: Path) -> Path:
     """The folder of a study's results, run in this process."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(text)
-    Study.load(folder / "study.yaml").run(folder / "out", local=True)
+    run_study(load_study(folder / "study.yaml"), folder / "out", local=True)
     return folder / "out"
 
 

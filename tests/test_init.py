@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgg_ray import Study, cli, discover
+from dgg_ray import cli, discover, load_study
 from dgg_ray.errors import StudyError
 from dgg_ray.init import init
 
@@ -129,7 +129,7 @@ def test_the_file_is_a_study_with_every_setting_told(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "menus: 20 train, validation a tenth of train, 10 test" in said
     assert f"dgg-ray plan {file}" in said
-    study = Study.load(file)
+    study = load_study(file)
     assert study.names == ("menus", "signs")
     assert study.name == "data"
     assert study.protocol.max_new_tokens == 10  # of the embedded tokenizer, the end among them
@@ -155,7 +155,7 @@ def test_a_folder_above_gives_its_name(tmp_path, monkeypatch):
     (tmp_path / "mine" / "studies").mkdir()
     monkeypatch.chdir(tmp_path / "mine" / "studies")
     assert init(Path("..")).file == Path("mine.yaml")
-    assert Study.load("mine.yaml").name == "mine"
+    assert load_study("mine.yaml").name == "mine"
 
 
 def test_the_next_command_can_be_pasted(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_the_next_command_can_be_pasted(tmp_path, monkeypatch):
 
 def test_the_embedded_tasks_need_no_data(tmp_path):
     init(embedded=True, file=tmp_path / "x.yaml")
-    assert Study.load(tmp_path / "x.yaml").names == ("digits", "words", "shapes", "charts")
+    assert load_study(tmp_path / "x.yaml").names == ("digits", "words", "shapes", "charts")
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):
@@ -219,4 +219,4 @@ def test_a_person_is_asked_for_what_was_not_given(tmp_path, monkeypatch):
     written = init(ask=ask)
     assert asked == ["Folder", "Model", "Name", "File"]
     assert written.file == Path("mine.yaml")
-    assert Study.load("mine.yaml").name == "mine"
+    assert load_study("mine.yaml").name == "mine"

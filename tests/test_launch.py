@@ -20,7 +20,7 @@ import psutil
 import pytest
 from commands import ROOT, check, in_blocks
 
-from dgg_ray import Study, cli, launch, ledger, progress, staging
+from dgg_ray import cli, launch, ledger, load_study, progress, staging
 from dgg_ray.errors import ClusterError, ResultsError, StudyError
 from dgg_ray.stages import StageStore
 
@@ -198,7 +198,7 @@ def test_the_pinned_set_is_installed_without_ray_which_is_the_images_own():
 
 
 def test_a_study_may_grow_under_its_name_and_not_become_another(study):
-    raw = Study.load(study).raw
+    raw = load_study(study).raw
     mine = ledger.parts(raw)
     grown = {
         **raw,
@@ -262,7 +262,7 @@ def test_a_copy_never_takes_the_place_of_results_with_stages(study, tmp_path):
 
 
 def test_a_store_tells_what_runs_until_it_falls_silent(study, tmp_path, monkeypatch):
-    checked = Study.load(study)
+    checked = load_study(study)
     store, out = StageStore(tmp_path / "stages"), tmp_path / "out"
     with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(checked, store, out) as told:
         told.live({"at": time.time(), "running": [{"stage": "s", "steps": [1, 2]}], "queued": 3})
@@ -279,7 +279,7 @@ def test_a_store_tells_what_runs_until_it_falls_silent(study, tmp_path, monkeypa
 
 
 def test_a_driver_does_not_take_over_another_studys_name(study, tmp_path):
-    checked = Study.load(study)
+    checked = load_study(study)
     store = StageStore(tmp_path / "stages")
     with ledger.Ledger(checked, store, tmp_path / "one"):
         pass
@@ -296,7 +296,7 @@ def test_a_driver_does_not_take_over_another_studys_name(study, tmp_path):
 
 def test_a_store_out_of_reach_ends_no_run(study, tmp_path):
     store = SimpleNamespace(noted=lambda name: None, note=lambda name, content: None, url="")
-    with ledger.Ledger(Study.load(study), store, tmp_path / "out") as told:
+    with ledger.Ledger(load_study(study), store, tmp_path / "out") as told:
         store.note = lambda name, content: (_ for _ in ()).throw(OSError("no route"))
         told.live({"at": 0.0, "running": [], "queued": 0})
         assert (tmp_path / "out" / ledger.LIVE).exists()
@@ -306,7 +306,7 @@ def test_a_store_that_hangs_holds_up_neither_a_run_nor_its_end(study, tmp_path, 
     monkeypatch.setattr(ledger, "END_S", 0.1)
     store, back = SimpleNamespace(noted=lambda name: None, note=lambda *_: None, url=""), threading.Event()
     began = time.monotonic()
-    with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(Study.load(study), store, tmp_path) as told:
+    with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(load_study(study), store, tmp_path) as told:
         store.note = lambda *_: back.wait(60)
         told.live({"at": 0.0, "running": [], "queued": 0})
         raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
-from dgg_ray import Study, cluster, judge
+from dgg_ray import cluster, judge, load_study
 from dgg_ray.budget import Purse
 from dgg_ray.crew import Crew
 from dgg_ray.law import Law
@@ -211,7 +211,7 @@ def test_a_node_that_is_killed_gives_its_stage_to_another(machines, tmp_path):
 def test_a_node_that_is_called_back_leaves_its_stage_half_done_in_the_store(machines, tmp_path):
     """A real learner: it is told of the notice, and another machine goes on from its snapshot."""
     (tmp_path / "study.yaml").write_text(LONG)
-    study = Study.load(tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
     store, taken = Faulty(tmp_path / "stages"), []
 
     def call_back():

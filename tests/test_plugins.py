@@ -10,11 +10,10 @@ from itertools import count
 
 import pytest
 
-from dgg_ray import blame, cli, edits, hooks, modelfiles, plugins, search_rules, sources
+from dgg_ray import blame, cli, edits, hooks, load_study, modelfiles, plugins, search_rules, sources
 from dgg_ray.contracts import Score
 from dgg_ray.errors import NotFinite, StageError, StudyError
 from dgg_ray.reading import read
-from dgg_ray.study import Study
 
 NUMBER = count()
 STRATEGY = """
@@ -227,7 +226,7 @@ workers: {engine: simulated}
 
 def plan(folder, name):
     (folder / "study.yaml").write_text(STUDY % name)
-    return Study.load(folder / "study.yaml")
+    return load_study(folder / "study.yaml")
 
 
 def test_a_study_takes_a_strategy_from_beside_its_file(tmp_path, mine):

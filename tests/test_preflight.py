@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dgg_ray import Study, cautions, cli, pixels, preflight, tune
+from dgg_ray import Study, cautions, cli, face, load_study, pixels, preflight
 from dgg_ray.contracts import Example, Task
 from dgg_ray.encoding import Encoder
 from dgg_ray.errors import StudyError
@@ -47,7 +47,7 @@ def study(tmp_path):
                 content.append({"question_id": f"{i}", "text": question, "answer": answer} | picture)
             (tmp_path / f"{name}.json").write_text(json.dumps(content))
         (tmp_path / "study.yaml").write_text(text + more)
-        return Study.load(tmp_path / "study.yaml")
+        return load_study(tmp_path / "study.yaml")
 
     return make
 
@@ -162,8 +162,8 @@ def test_a_scorer_or_a_model_of_ones_own_that_is_edited_is_asked_anew(study, plu
 
 def test_a_study_that_python_runs_says_what_the_command_says(study, monkeypatch, tmp_path, capsys):
     asked = study(("Which?", "x" * 40, None), ("Which?", "b", None))
-    monkeypatch.setattr(tune, "run", lambda study, out, local: "run")
-    assert asked.run(tmp_path / "out") == "run"
+    monkeypatch.setattr(face, "carry_out", lambda study, out, *how: "run")
+    assert face.run_study(asked, tmp_path / "out") == "run"
     said = capsys.readouterr().err
     assert "warning: test is so small that one answer is worth more than a point" in said
     assert "warning: one: 1 of 2 gold answers in test need up to" in said

@@ -12,9 +12,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgg_ray import yamlread
+from dgg_ray import load_study, yamlread
 from dgg_ray.errors import Fault, StudyError
-from dgg_ray.study import Study
 from dgg_ray.studyfile import KEYS, build
 
 MANY = int(os.environ.get("DGG_RAY_EXAMPLES", "100"))
@@ -225,7 +224,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_line(data, tmp_path_factory):
     file.write_text(text, encoding="utf-8")
     found: tuple[Fault, ...] = ()
     try:
-        assert Study.load(file).all_orders
+        assert load_study(file).all_orders
     except StudyError as error:
         found = error.faults or (Fault("nothing", ""),)
     assert all(fault.rule and 0 <= fault.line <= text.count("\n") + 1 for fault in found)

@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from dgg_ray import Study, cli
+from dgg_ray import cli, load_study, run_study
 from dgg_ray.errors import StudyError
 from dgg_ray.results import table
 
@@ -98,7 +98,7 @@ def test_joint_is_trained_once_for_all_orders(undisturbed):
 def test_a_second_run_from_python_trains_nothing_and_starts_no_ray(study, undisturbed, monkeypatch):
     monkeypatch.setattr("dgg_ray.cluster.connected", lambda *_: pytest.fail("Ray was started"))
     before, table_before = published(undisturbed), (undisturbed / "table.parquet").read_bytes()
-    result = Study.load(study).run(out=undisturbed)
+    result = run_study(load_study(study), out=undisturbed)
     assert "nothing trained, all answered from the store" in str(result)
     assert published(undisturbed) == before
     assert (undisturbed / "table.parquet").read_bytes() == table_before
@@ -194,11 +194,11 @@ def test_a_study_whose_every_stage_fails_still_ends_with_a_report(tmp_path, caps
 
 
 def test_data_that_changed_since_the_study_was_checked_are_not_learned_from(study, tmp_path):
-    loaded = Study.load(study)
+    loaded = load_study(study)
     words = replace(loaded.tasks["words"], digests=loaded.tasks["words"].digests | {"train": "0" * 64})
     changed = replace(loaded, tasks={**loaded.tasks, "words": words})
     with pytest.raises(StudyError, match=r"tasks.words: has other content here"):
-        changed.run(out=tmp_path / "out", local=True)
+        run_study(changed, out=tmp_path / "out", local=True)
 
 
 # -- on Ray ----------------------------------------------------------------------------------------

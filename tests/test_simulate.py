@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dgg_ray import Study, cli, judge
+from dgg_ray import cli, judge, load_study
 from dgg_ray.law import GUESS, Law, capacity
 from dgg_ray.rehearse import Cluster, rehearse
 from dgg_ray.results import table
@@ -221,7 +221,7 @@ def test_any_study_can_be_rehearsed_without_its_model(rehearsed):
 
 
 def test_the_winner_and_all_its_rivals_meet_on_blocks_that_took_no_part_in_the_choice(rehearsed):
-    study = Study.load(rehearsed / "study.yaml")
+    study = load_study(rehearsed / "study.yaml")
     cells = table(rehearsed / "out")
     test = cells[cells["split"] == "test"]
     searched = {" > ".join(order) for order in study.all_orders}

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgg_ray import cache, ledger, plugins, staging, studyfile
+from dgg_ray import cache, ledger, load_study, plugins, staging, studyfile
 from dgg_ray.errors import Refused, StoreError, StudyError
 from dgg_ray.reach import connected
 from dgg_ray.remote import Url
-from dgg_ray.study import Study
 from dgg_ray.tasks.llava import Llava
 
 from servers import ENVIRONMENT, s3_server  # isort: skip
@@ -225,13 +224,13 @@ def test_a_place_that_changes_while_it_is_fetched_is_never_taken_as_whole(folder
 
 def test_a_study_at_a_url_has_the_keys_of_the_one_in_a_folder(folder, bucket, tmp_path, monkeypatch):
     (tmp_path / "study.yaml").write_text(STUDY)
-    near = Study.load(tmp_path / "study.yaml", folder)
-    far = Study.load(tmp_path / "study.yaml", lay(folder, bucket))
+    near = load_study(tmp_path / "study.yaml", folder)
+    far = load_study(tmp_path / "study.yaml", lay(folder, bucket))
     assert [run.stages for run in far.runs()] == [run.stages for run in near.runs()]
     assert far.read_tasks()["b"].digests == near.tasks["b"].digests
     assert ledger.parts(far.raw) == ledger.parts(near.raw)
     monkeypatch.setenv("DGG_RAY_DATA", bucket)
-    assert Study.load(tmp_path / "study.yaml").root == bucket
+    assert load_study(tmp_path / "study.yaml").root == bucket
     studyfile.keep(far, tmp_path / "out")
     assert json.loads((tmp_path / "out/study.json").read_text())["root"] == bucket
     connected(bucket).rm(bucket, recursive=True)
@@ -301,7 +300,7 @@ def test_what_is_not_there_is_a_fault_of_the_study(folder, bucket, tmp_path):
     text = STUDY.replace("a/train.json", "a/trian.json").replace("images: pictures}", "images: none}", 1)
     text = text.replace("model: embedded", f"model: {{name: llava_1_5, path: '{bucket}/llava'}}")
     (tmp_path / "study.yaml").write_text(text)
-    found = faults(lambda: Study.load(tmp_path / "study.yaml", bucket))
+    found = faults(lambda: load_study(tmp_path / "study.yaml", bucket))
     assert set(found) == {"model.path", "tasks[0].train", "tasks[0].images"}
     assert "line 3" in found["model.path"]
     assert f"nothing is at {bucket}/llava" in found["model.path"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dgg_ray import Study, cli, studyfile
+from dgg_ray import Study, cli, load_study, studyfile
 
 SIZE = {"reader": "embedded", "train": 12, "validation": 10, "test": 10}
 STUDY = {
@@ -22,7 +22,7 @@ def two(tmp_path) -> list[Study]:
     """Studies of one model in one store, of which each has a stage that failed."""
     output = {"store": str(tmp_path / "store")}
     other = {**STUDY, "name": "other", "seeds": [7]}
-    studies = [Study.from_dict({**one, "output": output}) for one in (STUDY, other)]
+    studies = [load_study({**one, "output": output}) for one in (STUDY, other)]
     for study in studies:
         studyfile.keep(study, tmp_path / study.name)
         error = {"error": "ValueError", "message": f"a fault of {study.name}", "traceback": ""}

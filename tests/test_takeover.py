@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import Study, studyfile, takeover, warm
+from dgg_ray import Study, load_study, studyfile, takeover, warm
 from dgg_ray.contracts import Adapter
 from dgg_ray.errors import StudyError
 
@@ -26,7 +26,7 @@ workers: {engine: simulated}
 def study_of(folder: Path, text: str = STUDY) -> Study:
     file = folder / "study.yaml"
     file.write_text(text, encoding="utf-8")
-    return Study.load(file)
+    return load_study(file)
 
 
 @pytest.fixture(scope="module")

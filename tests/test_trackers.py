@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgg_ray import judge, methods, tune
+from dgg_ray import judge, load_study, methods, tune
 from dgg_ray.budget import Purse
 from dgg_ray.crew import Crew
 from dgg_ray.errors import StudyError
@@ -228,7 +228,7 @@ output:
     - mlflow
 """)
     with pytest.raises(StudyError) as found:
-        Study.load(file)
+        load_study(file)
     (fault,) = found.value.faults
     assert (fault.line, fault.path) == (8, "output.trackers[1]")
     assert str(fault).endswith("its package wandb is not installed: pip install wandb, got 'wandb'")

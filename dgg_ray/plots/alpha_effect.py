@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray import plots
-from dgg_ray.curves import SERIES, Tradeoff, tradeoffs
+from dgg_ray.alphacurves import SERIES, Tradeoff
+from dgg_ray.curves import tradeoffs
 from dgg_ray.outcomes import Results
 
 ABREAST = 4  # tasks beside each other

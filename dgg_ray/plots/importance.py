@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray import plots
-from dgg_ray.curves import SERIES, tradeoffs
+from dgg_ray.alphacurves import SERIES
+from dgg_ray.curves import tradeoffs
 from dgg_ray.importance import importance
-from dgg_ray.outcomes import Results, headline, name_of
+from dgg_ray.outcomes import Results, headline
+from dgg_ray.sections import name_of
 from dgg_ray.standings import judged
 
 READING = (

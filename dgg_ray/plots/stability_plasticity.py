@@ -22,7 +22,6 @@ from dgg_ray.outcomes import (
     alphas,
     compared,
     mean_over,
-    name_of,
     runs,
     searched,
     selected,
@@ -30,6 +29,7 @@ from dgg_ray.outcomes import (
     text_of,
 )
 from dgg_ray.preference import range_of
+from dgg_ray.sections import name_of
 
 CURVE_POINTS = 8  # more values of α than this are averaged in bins of BIN or more …
 BIN = 4  # … because the noise of single settings would turn the curve into a zigzag
