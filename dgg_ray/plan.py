@@ -232,14 +232,14 @@ def foresee(study: Study, store: StageStore) -> tuple[list[Asked], dict[str, Stu
 
     def answer(search: Method, probe: Probe) -> tuple[Evidence | None, list[judge.Walk]]:
         nonlocal over
-        evidence = judge.evidence(study, store, probe)
-        over &= evidence is not None
-        if evidence is None and not isinstance(search, Whole):  # whose proposals, maybe many, need no answer
+        known = judge.evidence(study, store, probe)
+        over &= known is not None
+        if known is None and not isinstance(search, Whole):  # whose proposals, maybe many, need no answer
             for part in judge.parts(study, shadow.store, probe):
                 for work in (work for chain in judge.missing(shadow.store, part) for work in chain):
                     shadow.obtain(work)
             return judge.evidence(study, shadow.store, probe), judge.asked(study, shadow.store, probe)
-        return evidence, judge.asked(study, store, probe)
+        return known, judge.asked(study, store, probe)
 
     def pursue(search: Method) -> Method:
         first, open_, told = len(found), deque[tuple[int, Probe, int]](), 0
@@ -249,9 +249,9 @@ def foresee(study: Study, store: StageStore) -> tuple[list[Asked], dict[str, Stu
             if not open_:
                 return search
             number, probe, after = open_.popleft()
-            evidence, walks = answer(search, probe)
+            known, walks = answer(search, probe)
             found.append(Asked(walks, after))
-            search.tell(number, evidence)
+            search.tell(number, known)
             told += 1
 
     search = pursue(methods.method(study))
