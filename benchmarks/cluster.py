@@ -25,19 +25,19 @@ from typing import Any
 import psutil
 import ray
 
-from dgg_ray import cluster
-from dgg_ray.asking import walk
-from dgg_ray.broker import Broker
-from dgg_ray.budget import Purse
-from dgg_ray.crew import Crew
-from dgg_ray.law import Law
-from dgg_ray.leases import Holder
-from dgg_ray.progress import Display
-from dgg_ray.sections import Workers
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.config.sections import Workers
+from dgg_ray.config.simulation import Law
+from dgg_ray.config.study import Study
+from dgg_ray.cost.budget import Purse
+from dgg_ray.execution import cluster
+from dgg_ray.execution.broker import Broker
+from dgg_ray.execution.broker_client import walk
+from dgg_ray.execution.executor import Crew
+from dgg_ray.execution.progress import Display
+from dgg_ray.storage.leases import Holder
+from dgg_ray.storage.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 ENOUGH = 200  # stages for each fleet, so that none waits while others start
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import betaincinv, ndtr
 
-from dgg_ray.intervals import Interval, fixed_orders, mean_interval, paired_difference, ways_of
+from dgg_ray.stats.intervals import Interval, fixed_orders, mean_interval, paired_difference, ways_of
 
 PLACES = [(0.03, 0.02), (0.10, 0.06), (0.35, 0.06), (0.65, 0.06), (0.97, 0.02), (0.97, 0.03)]  # mean, spread
 SHARES = np.array([0.70, 0.08, 0.06, 0.16])  # of the variance: order, seed, first stage, the run itself

@@ -23,9 +23,11 @@ import ray.train
 import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dgg_ray import Study, cluster, judge, load_study, methods, run_study
-from dgg_ray.fleet import workshop
-from dgg_ray.stages import StageStore
+from dgg_ray import Study, load_study, run_study
+from dgg_ray.execution import cluster
+from dgg_ray.execution.worker_groups import workshop
+from dgg_ray.search import baselines, evidence
+from dgg_ray.storage.stages import StageStore
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 
@@ -37,7 +39,7 @@ def learn_all(config: dict[str, Any]) -> None:
         for number, run in enumerate(study.runs()):
             # A store for each run: inside one nothing is there before, so nothing is shared.
             shop = workshop(study, StageStore(Path(folder) / str(number)))
-            for work in judge.works(study, run):
+            for work in evidence.works(study, run):
                 shop.obtain(work)
 
 
@@ -62,7 +64,7 @@ def main() -> None:
         outcome = run_study(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
         store = study.store(Path(folder) / "tree")
-        found, _ = methods.inquiries(study, store)
+        found, _ = baselines.inquiries(study, store)
         settings = [probe.setting for probe in found.proposed]
 
         began = time.perf_counter()

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from schedule import ALPHA, memory_mb, timed
 
-from dgg_ray import report
-from dgg_ray.outcomes import CELL, Results
+from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.report import report
 
 
 def large(rows: int, tasks: int = 6) -> Results:

@@ -36,19 +36,20 @@ from typing import Any
 import psutil
 import ray
 
-from dgg_ray import judge, objects
-from dgg_ray.asking import walk
-from dgg_ray.broker import Broker
-from dgg_ray.desk import Desk, Ended
-from dgg_ray.law import Law
-from dgg_ray.leases import LEASE_S, Holder
-from dgg_ray.plan import plan
-from dgg_ray.sections import Knob, Orders, Search
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.config.sections import Knob, Orders, Search
+from dgg_ray.config.simulation import Law
+from dgg_ray.config.study import Study
+from dgg_ray.execution.broker import Broker
+from dgg_ray.execution.broker_client import walk
+from dgg_ray.execution.work_queue import Desk, Ended
+from dgg_ray.planning.plan import plan
+from dgg_ray.search import evidence
+from dgg_ray.storage import backend
+from dgg_ray.storage.leases import LEASE_S, Holder
+from dgg_ray.storage.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
-from dgg_ray.worker import handful
+from dgg_ray.training.setup import handful
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 ALPHA = "strategy.alpha"
 PARTS = ("broker", "takers", "driver")
@@ -75,7 +76,7 @@ def some_works(count: int) -> list[Work]:
     for n in range(1, 1 + count):
         study = learner_of(n)
         for run in study.runs():
-            found |= {work.key: work for work in judge.works(study, run)}
+            found |= {work.key: work for work in evidence.works(study, run)}
         if len(found) >= count:
             break
     return list(found.values())[:count]
@@ -132,11 +133,11 @@ def stages(count: int) -> None:
 
 
 def unsynced(run: Callable[[], None]) -> None:
-    fsync, objects.fsync = objects.fsync, lambda place: None
+    fsync, backend.fsync = backend.fsync, lambda place: None
     try:
         run()
     finally:
-        objects.fsync = fsync
+        backend.fsync = fsync
 
 
 # -- through Ray -----------------------------------------------------------------------------------

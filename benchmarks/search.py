@@ -9,7 +9,7 @@ Looked at: whether stagewise with a beam of 2 is at least as near the best setti
 at most a fifth of the stages trained. That hangs on the law, and does not hold where guidance pays later.
 Rivals, in the same run and on the same studies: TPE and random search, 100 whole settings each, with every
 stage that settings share counted once, the best constant α, each of the 7 tried, and the whole grid. A study
-is a law of its own (law.py): an α per task out of 7 values, a buffer of 20. The law as it is grants what a
+is a law of its own (simulation.py): an α per task out of 7 values, a buffer of 20. The law as it is grants what a
 search task by task takes for granted; with `bend` and `transfer` it does not. To TPE a list of values is
 categories; as what it may be kept from by that, the same number of its trials on the range from 0 to 1
 stands beside.
@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgg_ray import judge, methods
-from dgg_ray.law import Law
-from dgg_ray.sections import Knob, Orders, Search
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
+from dgg_ray.config.sections import Knob, Orders, Search
+from dgg_ray.config.simulation import Law
+from dgg_ray.config.study import Study
+from dgg_ray.search import baselines, evidence
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 ALPHA, ALPHAS, BUFFER = "strategy.alpha", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), 20
 LISTED, RANGE = Knob(values=ALPHAS, per_task=True), Knob(low=0.0, high=1.0, per_task=True)
@@ -86,14 +86,14 @@ class Truth:
 
 def searched(study: Study, truth: Truth) -> Iterator[Found]:
     """At some whole settings and at the end: stages trained so far, regret of what is best so far."""
-    store, method = MemoryStore(), methods.method(study)
+    store, method = MemoryStore(), baselines.method(study)
     shop = Simulated.of(study, store)
     while (proposal := method.ask()) is not None:
         number, probe = proposal
-        while chains := judge.needs(study, store, probe):
+        while chains := evidence.needs(study, store, probe):
             for work in (work for chain in chains for work in chain):
                 shop.obtain(work)
-        method.tell(number, judge.evidence(study, store, probe))
+        method.tell(number, evidence.evidence(study, store, probe))
         if method.finished or (study.search.method != "stagewise" and number + 1 in STEPS):
             winner = method.winner()
             yield Found(len(store.records), truth.regret(winner) if winner else np.nan)
@@ -152,8 +152,8 @@ def main() -> None:
     parser.add_argument(
         "--orders", type=int, nargs="*", default=[1, 4], help="a table for each number of them"
     )
-    parser.add_argument("--bend", type=float, default=0.0, help="of the law (law.py)")
-    parser.add_argument("--transfer", type=float, default=0.0, help="of the law (law.py)")
+    parser.add_argument("--bend", type=float, default=0.0, help="of the law (simulation.py)")
+    parser.add_argument("--transfer", type=float, default=0.0, help="of the law (simulation.py)")
     o = parser.parse_args()
     print(f"{platform.machine()}, {cpu_count()} CPU cores")
     like = Law(noise=o.noise, bend=o.bend, transfer=o.transfer)

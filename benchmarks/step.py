@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgg_ray.contracts import Adapter, Model, Pieces, Training
-from dgg_ray.learner import PeftLearner
+from dgg_ray.core.interfaces import Adapter, Model, Pieces, Training
 from dgg_ray.models.embedded import Embedded
+from dgg_ray.readers.embedded import Embedded as Tasks
 from dgg_ray.strategies.dgg import DGG, add_guidance
-from dgg_ray.tasks.embedded import Embedded as Tasks
+from dgg_ray.training.learner import PeftLearner
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dgg_ray import surroundings
+from dgg_ray.core import surroundings
 
 surroundings.prepare()  # before anything is imported that takes it for granted
 
 if TYPE_CHECKING:
-    from dgg_ray.face import Outcome as Outcome
-    from dgg_ray.face import load_study as load_study
-    from dgg_ray.face import open as open
-    from dgg_ray.face import run_study as run_study
-    from dgg_ray.face import study_to_dict as study_to_dict
-    from dgg_ray.face import study_to_yaml as study_to_yaml
-    from dgg_ray.study import Study as Study
+    from dgg_ray.api import Outcome as Outcome
+    from dgg_ray.api import load_study as load_study
+    from dgg_ray.api import open as open
+    from dgg_ray.api import run_study as run_study
+    from dgg_ray.api import study_to_dict as study_to_dict
+    from dgg_ray.api import study_to_yaml as study_to_yaml
+    from dgg_ray.config.study import Study as Study
 
 # Not `open`: a star import would put it in the place of Python's own.
 __all__ = ["Outcome", "Study", "load_study", "run_study", "study_to_dict", "study_to_yaml"]
 
 __version__ = "0.1.0"
 
-WHERE = {"Study": "study"} | dict.fromkeys(
-    ("Outcome", "load_study", "open", "run_study", "study_to_dict", "study_to_yaml"), "face"
+WHERE = {"Study": "config.study"} | dict.fromkeys(
+    ("Outcome", "load_study", "open", "run_study", "study_to_dict", "study_to_yaml"), "api"
 )
 
 

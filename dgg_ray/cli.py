@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dgg_ray
-from dgg_ray import surroundings, terminal
-from dgg_ray.errors import DggError, Fault, StudyError
-from dgg_ray.fence import Fence
+from dgg_ray.core import surroundings, terminal
+from dgg_ray.core.errors import DggError, Fault, StudyError
+from dgg_ray.core.fence import Fence
 
 STUDY_IS_WRONG, STOPPED = 2, 130
 ABOUT = "Study how a vision-language model learns one dataset after another without forgetting."
@@ -198,10 +198,10 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Path]:
-    from dgg_ray import face
+    from dgg_ray import api
 
-    study = face.load_study(options.study, options.data, options.store)
-    face.check(study)
+    study = api.load_study(options.study, options.data, options.store)
+    api.check(study)
     out = (options.out or Path("out") / study.name).absolute()
     above = next(place for place in (out, *out.parents) if os.path.lexists(place))
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -215,13 +215,13 @@ def folder(options: argparse.Namespace) -> Path:
     """The folder of the results; those of a cluster are fetched."""
     if not options.address and not options.store:
         return Path(options.out)
-    from dgg_ray import launch
+    from dgg_ray.remote import submission
 
-    return launch.copied(options.out, options.address, options.store, options.copy)
+    return submission.copied(options.out, options.address, options.store, options.copy)
 
 
 def init(options: argparse.Namespace) -> None:
-    from dgg_ray.init import init
+    from dgg_ray.planning.init import init
 
     def ask(question: str, usual: str) -> str:
         try:
@@ -235,33 +235,37 @@ def init(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from dgg_ray import budget, capacity, designs, edits, methods, takeover, warm
-    from dgg_ray.plan import plan
+    from dgg_ray.config import takeover
+    from dgg_ray.cost import budget
+    from dgg_ray.execution import capacity
+    from dgg_ray.planning import edited_plugins, order_designs
+    from dgg_ray.planning.plan import plan
+    from dgg_ray.search import baselines, warm_start
 
     study, out = load(options)
     if options.address:
-        from dgg_ray import cluster  # with Ray, which a plan of this machine does without
+        from dgg_ray.execution import cluster  # with Ray, which a plan of this machine does without
 
         with cluster.connected(study, options.address):
             pass  # it says what the cluster can never hold
-    study = warm.settled(study, out)
+    study = warm_start.settled(study, out)
     if changes := takeover.changes(study, out):
         terminal.warn(changes)
     store = study.store(out)
-    found = replace(plan(study, store), designs=designs.table(study, store, options.see, options.sd))
-    budget.purse(study, store, methods.at_the_end).check(methods.first_run(study))
+    found = replace(plan(study, store), designs=order_designs.table(study, store, options.see, options.sd))
+    budget.purse(study, store, baselines.at_the_end).check(baselines.first_run(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
     for line in () if options.address else capacity.sentences(study, store.url, found.outlook):
         terminal.warn(line)
-    for line in edits.sentences(study, store):
+    for line in edited_plugins.sentences(study, store):
         print(line, file=sys.stderr)
 
 
 def probe(options: argparse.Namespace) -> int:
     study, out = load(options)
-    from dgg_ray import tune
+    from dgg_ray.execution import driver
 
-    found, errors = tune.probe(study, out, options.local, options.address, options.quiet)
+    found, errors = driver.probe(study, out, options.local, options.address, options.quiet)
     print(found)
     for error in errors:
         print(error, file=sys.stderr)
@@ -270,34 +274,40 @@ def probe(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     study, out = load(options)
-    from dgg_ray import face
+    from dgg_ray import api
 
-    outcome = face.carry_out(study, out, options.local, options.address, options.quiet)
+    outcome = api.carry_out(study, out, options.local, options.address, options.quiet)
     print(outcome)
     return 1 if outcome.results.failures or outcome.tally["failed"] else 0
 
 
 def status(options: argparse.Namespace) -> None:
-    from dgg_ray import blame, methods, progress, results
-    from dgg_ray.glance import Glance
-    from dgg_ray.plan import plan
-    from dgg_ray.studyfile import the_kept
+    from dgg_ray.analysis import load
+    from dgg_ray.config.loader import the_kept
+    from dgg_ray.core import blame
+    from dgg_ray.execution import progress
+    from dgg_ray.planning.plan import plan
+    from dgg_ray.search import baselines
+    from dgg_ray.storage.store_view import Glance
 
     if options.address:
-        from dgg_ray import launch
+        from dgg_ray.remote import submission
 
-        print(launch.said(job := launch.the_job(launch.Head(options.address), options.out)), file=sys.stderr)
-        if not job.over and (why := launch.unread(job)):
+        print(
+            submission.said(job := submission.the_job(submission.Head(options.address), options.out)),
+            file=sys.stderr,
+        )
+        if not job.over and (why := submission.unread(job)):
             print(f"{why}; `dgg-ray logs {job.study}` shows what it says", file=sys.stderr)
             return
     out = folder(options)
     study = the_kept(out)
     store = study.store(out)
     found, live = plan(study, store), progress.live(out)
-    asked = results.gathered(study, seen := Glance(store))
+    asked = load.gathered(study, seen := Glance(store))
     fence = Fence(terminal.warn)
     name = "the best setting so far"
-    best = fence.tried(name, "", methods.best_so_far, asked.search) if asked.search else ""
+    best = fence.tried(name, "", baselines.best_so_far, asked.search) if asked.search else ""
     if options.json:
         print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
         return
@@ -306,65 +316,68 @@ def status(options: argparse.Namespace) -> None:
     for stage in live["running"]:
         print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
     print(f"  best so far       {best or 'none yet'}")
-    for line in dict.fromkeys(blame.line(error) for error in results.failures(seen, asked.stages)):
+    for line in dict.fromkeys(blame.line(error) for error in load.failures(seen, asked.stages)):
         print(f"  failed            {line}")
 
 
 def best(options: argparse.Namespace) -> None:
-    from dgg_ray import results
+    from dgg_ray.analysis import load
 
     fence = Fence(terminal.warn)
-    loaded = results.load(folder(options), fence)
+    loaded = load.load(folder(options), fence)
     if options.json:
-        print(json.dumps(results.recommendation(loaded), indent=1))
+        print(json.dumps(load.recommendation(loaded), indent=1))
     else:
-        from dgg_ray import closing
+        from dgg_ray.report import closing
 
         adapters = fence.tried("where the adapters lie", [], closing.adapters, loaded)
         print("\n".join([*closing.summary(loaded, fence), "", *adapters]))
 
 
 def examples(options: argparse.Namespace) -> None:
-    from dgg_ray import examples, results
+    from dgg_ray.analysis import examples, load
 
     o = options
-    found = examples.listing(
-        results.load(folder(o), Fence(terminal.warn)), o.task, o.split, o.count, o.method
-    )
+    found = examples.listing(load.load(folder(o), Fence(terminal.warn)), o.task, o.split, o.count, o.method)
     print(json.dumps(found, indent=1) if o.json else examples.as_text(found))
 
 
 def robustness(options: argparse.Namespace) -> None:
-    from dgg_ray import results, robustness
+    from dgg_ray.analysis import load, order_sensitivity
 
     fence = Fence(terminal.warn)
-    loaded = results.load(out := folder(options), fence)
+    loaded = load.load(out := folder(options), fence)
     with fence("robustness.csv"):
-        robustness.write(loaded, out)
-    print(robustness.as_json(loaded) if options.json else "\n".join(robustness.sentences(loaded)))
+        order_sensitivity.write(loaded, out)
+    print(
+        order_sensitivity.as_json(loaded) if options.json else "\n".join(order_sensitivity.sentences(loaded))
+    )
 
 
 def report(options: argparse.Namespace) -> None:
-    from dgg_ray import logs, report, results, studyfile
+    from dgg_ray.analysis import load
+    from dgg_ray.config import loader
+    from dgg_ray.core import event_log
+    from dgg_ray.report import report
 
     fence = Fence(terminal.warn)
     out = folder(options)
-    name = studyfile.the_kept(out).name  # first: logs make their folder, and a mistyped one stays unmade
-    with logs.of_driver(name, out):
-        print(report.write(results.load(out, fence), out, fence))
+    name = loader.the_kept(out).name  # first: logs make their folder, and a mistyped one stays unmade
+    with event_log.of_driver(name, out):
+        print(report.write(load.load(out, fence), out, fence))
 
 
 def extend(options: argparse.Namespace) -> None:
-    from dgg_ray.extend import extend
+    from dgg_ray.planning.extend import extend
 
     o = options
     print(extend(o.study, dict(o.task), o.data, o.reader, o.results, o.name, o.out_file))
 
 
 def gc(options: argparse.Namespace) -> None:
-    from dgg_ray import gc
+    from dgg_ray.planning import store_gc
 
-    litter = gc.find(options.out, options.store, options.gone, options.adapters)
+    litter = store_gc.find(options.out, options.store, options.gone, options.adapters)
     freed = litter.delete() if options.delete else 0
     if options.json:
         return print(json.dumps(litter.as_json() | {"freed": freed}, indent=1))
@@ -373,29 +386,29 @@ def gc(options: argparse.Namespace) -> None:
 
 
 def submit(options: argparse.Namespace) -> int:
-    from dgg_ray import launch
+    from dgg_ray.remote import submission
 
     o = options
-    job, new, notes = launch.submit(o.study, o.address, o.data, o.store, o.out, o.pip)
+    job, new, notes = submission.submit(o.study, o.address, o.data, o.store, o.out, o.pip)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{launch.said(job)}{'' if new else '; it is not started a second time'}")
+    print(f"{submission.said(job)}{'' if new else '; it is not started a second time'}")
     return listen(o.address, job) if o.follow else 0
 
 
 def studies(options: argparse.Namespace) -> None:
-    from dgg_ray import launch
+    from dgg_ray.remote import submission
 
     address = options.address if options.store else options.address or tunnel()
-    found = launch.listed(address, options.store)
-    print(json.dumps(found, indent=1) if options.json else launch.as_table(found))
+    found = submission.listed(address, options.store)
+    print(json.dumps(found, indent=1) if options.json else submission.as_table(found))
 
 
 def logs(options: argparse.Namespace) -> int:
-    from dgg_ray import launch
+    from dgg_ray.remote import submission
 
-    head = launch.Head(options.address)
-    job = launch.the_job(head, options.name)
+    head = submission.Head(options.address)
+    job = submission.the_job(head, options.name)
     if options.follow:
         return listen(options.address, job)
     print(head.log(job), end="")
@@ -404,25 +417,25 @@ def logs(options: argparse.Namespace) -> int:
 
 def listen(address: str, job: Any) -> int:
     """Its exit code, or 130 where it was stopped; Ctrl-C ends the listening alone."""
-    from dgg_ray import launch
+    from dgg_ray.remote import submission
 
     try:
-        job = launch.Head(address).follow(job, lambda text: print(text, end="", flush=True))
+        job = submission.Head(address).follow(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
         print(f"\nit goes on there; `dgg-ray stop {job.study}` stops it", file=sys.stderr)
         return 0
-    print(launch.said(job), file=sys.stderr)
+    print(submission.said(job), file=sys.stderr)
     return STOPPED if job.state == "STOPPED" else job.code if job.code is not None else 1
 
 
 def stop(options: argparse.Namespace) -> None:
-    from dgg_ray import launch
+    from dgg_ray.remote import submission
 
-    head = launch.Head(options.address)
-    print(launch.said(head.stop(launch.the_job(head, options.name))))
+    head = submission.Head(options.address)
+    print(submission.said(head.stop(submission.the_job(head, options.name))))
 
 
 def schema(options: argparse.Namespace) -> None:
-    from dgg_ray.schema import schema
+    from dgg_ray.config.json_schema import schema
 
     print(json.dumps(schema(), indent=1))

@@ -17,7 +17,7 @@
     sizes       things of one shape                    their colours, from large to small
     beams       bars from any edge but the lower one   their colours, by length
 
-None shares a question with the embedded tasks (dgg_ray/tasks/embedded.py), none shows the
+None shares a question with the embedded tasks (dgg_ray/readers/embedded.py), none shows the
 handwritten digits or one of the words. Shapes, colours and signs are drawn by the tasks' own code,
 or nothing that is learned here would help there.
 """
@@ -32,9 +32,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dgg_ray import draws
-from dgg_ray.tasks import embedded as tasks
-from dgg_ray.tasks.embedded import (
+from dgg_ray.core import draws
+from dgg_ray.readers import embedded as tasks
+from dgg_ray.readers.embedded import (
     CELL,
     CELLS,
     COLOURS,

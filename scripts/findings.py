@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dgg_ray import results
-from dgg_ray.intervals import Interval, fixed_orders, holm
-from dgg_ray.outcomes import BLOCK, compared, over_seeds, runs
-from dgg_ray.preference import gap_range
+from dgg_ray.analysis import load
+from dgg_ray.analysis.run_table import BLOCK, compared, over_seeds, runs
+from dgg_ray.search.objective import gap_range
+from dgg_ray.stats.intervals import Interval, fixed_orders, holm
 
 METRICS = {"faa": "final score (FAA)", "stability": "stability", "plasticity": "plasticity"}
 PAIRS = [  # first minus second
@@ -86,7 +86,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     for out in map(Path, sys.argv[1:]):
-        found = results.load(out)
+        found = load.load(out)
         table, labels = runs(found, "test"), compared(found)
         orders, seeds = found.facts["orders of the comparison"], found.facts["seeds of the comparison"]
         print(f"## {found.name}: {len(orders)} orders, {len(seeds)} seeds\n")

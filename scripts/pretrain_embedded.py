@@ -35,10 +35,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dgg_ray import draws
+from dgg_ray.core import draws
 from dgg_ray.models import embedded as home
-from dgg_ray.tasks import embedded as tasks
-from dgg_ray.tasks.embedded import SIDE
+from dgg_ray.readers import embedded as tasks
+from dgg_ray.readers.embedded import SIDE
 
 DATE = "2026-11-22"
 PATCHES, VOCABULARY = 16, 900

@@ -7,7 +7,7 @@ else stages and scores of before are taken for those of now.
 
 import json
 
-from dgg_ray import sources
+from dgg_ray.core import sources
 
 if __name__ == "__main__":
     sources.SHIPPED.write_text(json.dumps(sources.present(), indent=0) + "\n", encoding="utf-8")

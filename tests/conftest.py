@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.contracts import Adapter, Example, Pieces, Strategy, Task, Training, digest
-from dgg_ray.loop import Workshop
-from dgg_ray.stages import Data, Exam, Stage, StageStore, path
+from dgg_ray.core.interfaces import Adapter, Example, Pieces, Strategy, Task, Training, digest
+from dgg_ray.storage.stages import Data, Exam, Stage, StageStore, path
+from dgg_ray.training.loop import Workshop
 
 
 class OneWeight:

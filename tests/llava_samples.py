@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from dgg_ray.errors import StudyError
-from dgg_ray.tasks.llava import Llava
+from dgg_ray.core.errors import StudyError
+from dgg_ray.readers.llava import Llava
 
 
 def sample(folder):

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import numpy as np
 
-from dgg_ray import draws
+from dgg_ray.core import draws
 
 POSITION, NOISE, STUDIES = 0.01, 0.02, 1000
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgg_ray.contracts import Adapter, Strategy, Training
-from dgg_ray.stages import Data, path
+from dgg_ray.core.interfaces import Adapter, Strategy, Training
+from dgg_ray.storage.stages import Data, path
 
 
 @dataclass(frozen=True)

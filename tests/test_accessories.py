@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dgg_ray import cli, closing, questions, report, results, retrace
-from dgg_ray.fence import Fence
-from dgg_ray.results import table
+from dgg_ray import cli
+from dgg_ray.analysis import load, search_summary
+from dgg_ray.analysis.load import table
+from dgg_ray.core.fence import Fence
+from dgg_ray.report import closing, questions, report
 
 STUDY = """\
 name: tiny
@@ -107,11 +109,11 @@ def test_a_page_that_cannot_be_written_leaves_the_answer_on_the_terminal(study, 
 @pytest.mark.parametrize(
     ("module", "part", "name"),
     [
-        (retrace, "searched", "the course of the search"),
-        (retrace, "ahead", "what is left to do"),
-        (results, "spending", "what was spent"),
-        (results, "facts", "the environment"),
-        (results, "costs", "the costs"),
+        (search_summary, "searched", "the course of the search"),
+        (search_summary, "ahead", "what is left to do"),
+        (load, "spending", "what was spent"),
+        (load, "facts", "the environment"),
+        (load, "costs", "the costs"),
         (report, "draw", "the figure search"),
     ],
 )
@@ -121,11 +123,11 @@ def test_a_part_of_the_results_that_breaks_is_missing_and_nothing_else(done, mod
 
     monkeypatch.setattr(module, part, broken)
     fence = Fence()
-    loaded = results.load(done, fence)
+    loaded = load.load(done, fence)
     report.write(loaded, done, fence)
     assert f"{name} is missing: ZeroDivisionError: division by zero" in fence.lines
     assert len(loaded.table) == len(table(done))
-    assert loaded.recommended == results.load(done).recommended
+    assert loaded.recommended == load.load(done).recommended
 
 
 def test_a_verdict_that_breaks_leaves_the_table_and_the_page(out, monkeypatch, capsys):
@@ -155,7 +157,7 @@ def test_a_study_whose_next_block_was_trained_already_has_a_report(tmp_path, cap
     assert lost(capsys.readouterr().err) == []
     for command in ("best", "report", "robustness", "status"):
         assert cli.main([command, str(out)]) == 0
-    assert results.load(out).ahead.block is not None
+    assert load.load(out).ahead.block is not None
 
 
 def test_another_studys_folder_is_refused_before_anything_is_replaced(study, out, tmp_path, capsys):

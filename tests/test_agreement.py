@@ -9,8 +9,7 @@ from test_curves import A, study
 from test_report import small_study
 from test_stagewise import EXACT, VALUES
 
-from dgg_ray import answer, methods
-from dgg_ray.agreement import (
+from dgg_ray.analysis.agreement import (
     agreement_sentences,
     stands,
     trades,
@@ -18,16 +17,18 @@ from dgg_ray.agreement import (
     unsearched,
     unsearched_sentences,
 )
-from dgg_ray.conduct import Searched, Terms
-from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.curves import observed, tradeoffs
-from dgg_ray.preference import Evidence
-from dgg_ray.readoff import curves_of, read_off
-from dgg_ray.rehearse import rehearse
-from dgg_ray.results import recommendation
-from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.simulate import imagined
+from dgg_ray.analysis.alpha_curves import observed, tradeoffs
+from dgg_ray.analysis.load import recommendation
+from dgg_ray.analysis.results import Searched, Terms
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.report import answer
+from dgg_ray.search import baselines
+from dgg_ray.search.curve_baseline import curves_of, read_off
+from dgg_ray.search.objective import Evidence
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.simulated_cluster import rehearse
+from dgg_ray.training.simulated import imagined
 
 KEPT = (0.10, 0.12, 0.14)  # of a, by seed, that α = 0.5 saves; it costs 0.04 of b
 
@@ -181,7 +182,7 @@ def test_what_is_read_off_is_as_it_was_tried_for_each_task_that_has_a_curve():
 
 def test_the_best_so_far_does_not_name_an_alpha_that_does_nothing():
     of = study_of(method="random", trials=3, tries=2)
-    said = methods.best_so_far(rehearse(of, compare=False).search)
+    said = baselines.best_so_far(rehearse(of, compare=False).search)
     first, *rest = of.all_orders[0]
     assert [f"strategy.alpha.{name}=" in said for name in (first, *rest)] == [False, True, True]
 
@@ -196,9 +197,9 @@ def test_the_best_so_far_does_not_name_an_alpha_that_does_nothing():
 )
 def test_the_best_so_far_stays_within_what_a_score_can_be_and_tells_a_few_blocks_values(scores, said):
     of = dataclasses.replace(study_of(method="random", trials=1, tries=1), seeds=tuple(range(len(scores))))
-    search = methods.method(of)
+    search = baselines.method(of)
     number, _ = search.ask() or pytest.fail("nothing was proposed")
     search.tell(
         number, Evidence([ScoreMatrix(np.full((3, 3), s), np.ones(3), np.zeros(3)) for s in scores], {})
     )
-    assert re.match(said, methods.best_so_far(search))
+    assert re.match(said, baselines.best_so_far(search))

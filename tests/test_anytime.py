@@ -4,8 +4,10 @@ import re
 
 import pytest
 
-from dgg_ray import cli, next_steps, report, results
-from dgg_ray.simulate import MemoryStore, Simulated
+from dgg_ray import cli
+from dgg_ray.analysis import load, next_steps
+from dgg_ray.report import report
+from dgg_ray.training.simulated import MemoryStore, Simulated
 
 pytestmark = pytest.mark.whole
 STUDY = """\
@@ -68,7 +70,7 @@ def test_a_study_that_is_cut_anywhere_has_a_report_that_holds(search, stops, tmp
         stops(step)
         ended = cli.main(run)
         assert ended in (0, 130)
-        found = results.load(out)
+        found = load.load(out)
         page = report.write(found, out).read_text(encoding="utf-8")
         said.append("\n".join(report.answer(found)))
         assert "nan" not in re.sub("<img[^>]*>", "", page).replace("finance", "")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import plugins, sources
-from dgg_ray.errors import StudyError
+from dgg_ray.core import plugins, sources
+from dgg_ray.core.errors import StudyError
 
 ROOT = Path(__file__).parent.parent / "dgg_ray"
 FILES = sorted(ROOT.rglob("*.py"))
@@ -26,7 +26,7 @@ DOORS = {
     "transformers": {"learner", "pretrained", *plugins.names("models")},
     "pydantic": {"border"},
     "yaml": {"yamlread", "yamltext"},
-    "matplotlib": {"report", "__init__", *plugins.names("plots")},
+    "matplotlib": {"report", "__init__", *plugins.names("figures")},
     "rich": {"progress"},
     "jinja2": {"report"},
     "pycocoevalcap": {"captions"},
@@ -133,7 +133,7 @@ def test_no_pickle_is_read():
 def test_who_only_waits_imports_nothing_heavy():
     # Drivers, brokers, controllers and trials are a dozen processes that start at the same moment.
     heavy = "torch transformers peft matplotlib scipy sklearn"
-    code = f"import sys, dgg_ray.tune; print([m for m in {heavy.split()} if m in sys.modules])"
+    code = f"import sys, dgg_ray.execution.driver; print([m for m in {heavy.split()} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dgg_ray import asking
-from dgg_ray.asking import Askers, walk
-from dgg_ray.errors import StoreError
+from dgg_ray.core.errors import StoreError
+from dgg_ray.execution import broker_client
+from dgg_ray.execution.broker_client import Askers, walk
 
 OK = {"ok": True}
 FAILED = {"ok": False, "error": {"error": "NotFinite", "message": "nan"}}
@@ -66,8 +66,8 @@ class Broker:
 
 @pytest.fixture(autouse=True)
 def got(monkeypatch):
-    monkeypatch.setattr(asking, "TOGETHER_S", 0)
-    monkeypatch.setattr(asking, "ray", SimpleNamespace(get=lambda future: future.result(timeout=10)))
+    monkeypatch.setattr(broker_client, "TOGETHER_S", 0)
+    monkeypatch.setattr(broker_client, "ray", SimpleNamespace(get=lambda future: future.result(timeout=10)))
 
 
 CHAINS = [["a1", "a2", "a3"], ["b1", "b2"], [], ["c1"]]

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from test_report import ORDERS, small_study
 
-from dgg_ray import draws, judge, methods, optimism
-from dgg_ray.conduct import Audited, Searched, Terms
-from dgg_ray.optimism import audit_sentences, lead
-from dgg_ray.sections import Knob, Search
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
+from dgg_ray.analysis import optimism
+from dgg_ray.analysis.optimism import audit_sentences, lead
+from dgg_ray.analysis.results import Audited, Searched, Terms
+from dgg_ray.config.sections import Knob, Search
+from dgg_ray.core import draws
+from dgg_ray.search import baselines, evidence
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -17,13 +19,13 @@ def test_the_audit_finishes_branches_that_were_dropped(seed):
     space = {"strategy.alpha": Knob(values=(0.0, 0.1, 0.3, 1.0), per_task=True)}
     search = Search(space, method="stagewise", audit=0.3, seed=seed)
     study = imagined(5, DGG(buffer=20), search=search)
-    store, method = MemoryStore(), methods.method(study)
+    store, method = MemoryStore(), baselines.method(study)
     shop = Simulated.of(study, store)
     while (proposal := method.ask()) is not None:
         number, probe = proposal
-        for work in (work for chain in judge.needs(study, store, probe) for work in chain):
+        for work in (work for chain in evidence.needs(study, store, probe) for work in chain):
             shop.obtain(work)
-        method.tell(number, judge.evidence(study, store, probe))
+        method.tell(number, evidence.evidence(study, store, probe))
     assert method.audited
     assert all(method.told[dropped.number] is not None for dropped in method.audited)
     assert all(method.proposed[dropped.number].depth == 5 for dropped in method.audited)

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from dgg_ray import cli, load_study, yamlread
-from dgg_ray.results import table
+from dgg_ray import cli, load_study
+from dgg_ray.analysis.load import table
+from dgg_ray.config import yaml_reader
 
 STUDIES = Path(__file__).parent.parent / "studies"
 UCIT, VQAV2 = STUDIES / "ucit.yaml", STUDIES / "vqav2.yaml"
@@ -24,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def java(monkeypatch):
     """Checks find what the scorer `caption` needs, wherever they run; no caption is judged with it."""
-    monkeypatch.setattr("dgg_ray.captions.missing", lambda java: "")
+    monkeypatch.setattr("dgg_ray.scorers._captions.missing", lambda java: "")
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_vqav2s_settings_are_the_published_ones(vqav2):
 
 
 def test_both_are_trained_by_one_recipe():
-    recipes = [yamlread.read(file.read_text(encoding="utf-8"))[0] for file in (UCIT, VQAV2)]
+    recipes = [yaml_reader.read(file.read_text(encoding="utf-8"))[0] for file in (UCIT, VQAV2)]
     assert recipes[0]["training"] == recipes[1]["training"]
     assert recipes[0]["model"] == recipes[1]["model"]
     training = recipes[0]["training"]
@@ -192,7 +193,7 @@ def test_faults_of_several_tasks_are_told_together(ucit, capsys):
 
 def test_without_java_the_check_says_what_to_do(tmp_path, monkeypatch, capsys):
     pytest.importorskip("pycocoevalcap")
-    monkeypatch.setattr("dgg_ray.captions.shutil.which", lambda name: None)
+    monkeypatch.setattr("dgg_ray.scorers._captions.shutil.which", lambda name: None)
     faults = refused(UCIT, mock.ucit(tmp_path / "ucit"), capsys)
     assert [fault.split(": ")[0].split()[-1] for fault in faults] == ["tasks[2].scorer", "tasks[5].scorer"]
     assert all("take the scorer `caption_light`, which needs none" in fault for fault in faults)
@@ -210,7 +211,7 @@ def test_training_records_may_share_an_id(tmp_path, java, capsys):
 def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
     pytest.importorskip("pycocoevalcap")
     copy = with_model(UCIT, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
-    study = yamlread.read(copy.read_text(encoding="utf-8"))[0]
+    study = yaml_reader.read(copy.read_text(encoding="utf-8"))[0]
     study["tasks"] = [task for task in study["tasks"] if task["name"] in ("ArxivQA", "VizWiz")]
     for task in study["tasks"]:
         task |= {"limit": 6, "limit_test": 2}

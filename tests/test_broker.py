@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from dgg_ray.broker import Broker, Desk
-from dgg_ray.budget import Purse
-from dgg_ray.leases import Holder
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.cost.budget import Purse
+from dgg_ray.execution.broker import Broker, Desk
+from dgg_ray.storage.leases import Holder
+from dgg_ray.storage.stages import StageStore, Work
 
 
 @pytest.fixture()
@@ -261,7 +261,7 @@ def test_a_stage_given_up_keeps_why_its_worker_was_ended(world, broker):
 
 
 def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world, monkeypatch):
-    monkeypatch.setattr("dgg_ray.desk.AILMENT_S", 0.0)
+    monkeypatch.setattr("dgg_ray.execution.work_queue.AILMENT_S", 0.0)
     broker = Broker.__ray_metadata__.modified_class(world.store, retries=100)
     (work,) = works(world, ["ones"])
     full = {"error": "StoreError", "message": "no space left", "traceback": ""}
@@ -336,7 +336,7 @@ def test_a_stage_that_ends_its_processes_is_set_aside_with_what_they_ended_with(
 def test_a_fleet_whose_workers_died_gives_its_work_back_even_if_no_others_come(
     world, broker, monkeypatch, replaced
 ):
-    monkeypatch.setattr("dgg_ray.broker.NEW_LIFE_S", 0.1)
+    monkeypatch.setattr("dgg_ray.execution.broker.NEW_LIFE_S", 0.1)
     (work,) = works(world, ["ones"])
 
     async def scene():
@@ -539,7 +539,7 @@ def test_a_fleet_that_asks_has_nothing_whatever_was_said_of_it(world, broker):
 
 @pytest.fixture
 def two(world, monkeypatch):
-    monkeypatch.setattr("dgg_ray.broker.LOOK_S", 0.05)
+    monkeypatch.setattr("dgg_ray.execution.broker.LOOK_S", 0.05)
     here = Holder.here()
     new = Broker.__ray_metadata__.modified_class
     return [new(world.store, 1, None, replace(here, id=name)) for name in ("first", "second")]

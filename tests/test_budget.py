@@ -8,20 +8,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from dgg_ray import budget, cli, forecast, load_study, loop, methods
-from dgg_ray.broker import Broker, Desk
-from dgg_ray.budget import Disk, Hours, Purse
-from dgg_ray.cost import CostModel, probes, seconds
-from dgg_ray.errors import OverBudget, StudyError
-from dgg_ray.learner import PeftLearner
-from dgg_ray.objects import Folder
-from dgg_ray.plan import plan
-from dgg_ray.results import table
-from dgg_ray.sections import Protocol
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stages import StageStore, Work
+from dgg_ray import cli, load_study
+from dgg_ray.analysis.load import table
+from dgg_ray.config.sections import Protocol
+from dgg_ray.config.study import Budget, Workers
+from dgg_ray.core.errors import OverBudget, StudyError
+from dgg_ray.cost import budget, forecast
+from dgg_ray.cost.budget import Disk, Hours, Purse
+from dgg_ray.cost.model import CostModel, probes, seconds
+from dgg_ray.execution.broker import Broker, Desk
+from dgg_ray.planning.plan import plan
+from dgg_ray.search import baselines
+from dgg_ray.storage.backend import Folder
+from dgg_ray.storage.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Budget, Workers
+from dgg_ray.training import loop
+from dgg_ray.training.learner import PeftLearner
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 WORKERS = Workers(gpus=1, price_per_hour=2)
 HOUR = 3600.0
@@ -224,7 +227,7 @@ def tight(cap):
     """A simulated study of three tasks with a budget of so many seconds, its purse, and who does its work."""
     of = imagined(3, DGG(), protocol=Protocol(rivals=()), budget=Budget(worker_hours=cap / HOUR))
     store = MemoryStore()
-    return of, budget.purse(of, store, methods.at_the_end), Simulated.of(of, store)
+    return of, budget.purse(of, store, baselines.at_the_end), Simulated.of(of, store)
 
 
 def done(kept, shop, work):
@@ -242,7 +245,7 @@ def test_the_first_probe_alone_may_exceed_the_cap_and_none_starts_after_it():
         assert kept.verdict(work) == "over"
         assert "more than the cap: nothing was known of what the first" in str(kept.refusal(work))
     with pytest.raises(StudyError, match=r"at least .* up to .* for one run.*\(task1 and task2 not timed"):
-        kept.check(methods.first_run(of))
+        kept.check(baselines.first_run(of))
 
 
 def test_no_probe_starts_that_may_not_end_within_the_cap():
@@ -261,7 +264,7 @@ def test_after_its_probes_a_simulated_study_is_told_what_it_needs_and_that_is_en
     of, kept, shop = tight(cap=1e6)
     for work in probes(of):
         done(kept, shop, work)
-    needs = kept.caps[0].upper(methods.first_run(of))
+    needs = kept.caps[0].upper(baselines.first_run(of))
     of, short, _ = tight(cap=needs / 2)
     of, enough, _ = tight(cap=2 * needs)
     run = 0.0
@@ -270,9 +273,9 @@ def test_after_its_probes_a_simulated_study_is_told_what_it_needs_and_that_is_en
             purse_.caps[0].model.store.note(f"probes/{record['meaning']['learns'][0][0]}", record)
         purse_.begin()
     with pytest.raises(StudyError, match=r"for one run, .* spent on probes, got"):
-        short.check(methods.first_run(of))
-    enough.check(methods.first_run(of))
-    for work in methods.first_run(of):
+        short.check(baselines.first_run(of))
+    enough.check(baselines.first_run(of))
+    for work in baselines.first_run(of):
         assert enough.verdict(work) == "go"
         shop.obtain(work)
         run += sum(seconds(r) for r in (shop.store.record(work.stage), *shop.store.sittings(work.key)))
@@ -286,7 +289,7 @@ def test_what_is_not_known_is_not_told_as_nothing():
         shop.store.note(f"probes/{work.key}", shop.store.noted(f"probes/{work.key}") | {"begin": []})
     kept.begin()
     with pytest.raises(StudyError, match=r"must be more than .*what one run takes is not known, .* spent on"):
-        kept.check(methods.first_run(of))
+        kept.check(baselines.first_run(of))
 
 
 def test_a_plan_says_that_a_budget_cannot_be_checked_before_a_probe():

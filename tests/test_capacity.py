@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from dgg_ray import capacity, cli
-from dgg_ray.cost import Cost, Outlook
-from dgg_ray.rates import Estimate
-from dgg_ray.sections import Workers
-from dgg_ray.study import Study
+from dgg_ray import cli
+from dgg_ray.config.sections import Workers
+from dgg_ray.config.study import Study
+from dgg_ray.cost.model import Cost, Outlook
+from dgg_ray.cost.rates import Estimate
+from dgg_ray.execution import capacity
 
 STUDY = """\
 name: small

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from test_report import small_study
 
-from dgg_ray import closing
-from dgg_ray.archive import Placed
-from dgg_ray.fence import Fence
+from dgg_ray.analysis.archive import Placed
+from dgg_ray.core.fence import Fence
+from dgg_ray.report import closing
 
 
 def test_the_table_has_a_line_for_each_method_below_a_head():

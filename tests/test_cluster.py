@@ -10,13 +10,13 @@ import pytest
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.exceptions import AuthenticationError
 
-from dgg_ray import cluster
-from dgg_ray.errors import ClusterError
+from dgg_ray.config.sections import Workers
+from dgg_ray.config.study import Study
+from dgg_ray.core.errors import ClusterError
+from dgg_ray.execution import cluster
 from dgg_ray.models.embedded import Embedded as Model
-from dgg_ray.sections import Workers
+from dgg_ray.readers.embedded import Embedded
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
-from dgg_ray.tasks.embedded import Embedded
 
 STUDY = Study("toy", Model(), {"digits": Embedded(), "words": Embedded()}, DGG())
 

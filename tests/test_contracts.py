@@ -16,10 +16,10 @@ from conftest import OneWeight, World, task_of
 from safetensors.torch import load_file
 from stage_samples import Far, Near, Pulled
 
-from dgg_ray import draws, plugins
-from dgg_ray.contracts import Pieces, Rehearsal, Strategy
-from dgg_ray.errors import StageError
-from dgg_ray.stages import Work
+from dgg_ray.core import draws, plugins
+from dgg_ray.core.errors import StageError
+from dgg_ray.core.interfaces import Pieces, Rehearsal, Strategy
+from dgg_ray.storage.stages import Work
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.replay import Replay

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from dgg_ray import cli, load_study
-from dgg_ray.contracts import Strategy
-from dgg_ray.cost import UNMEASURED, CostModel, probes, ranks
-from dgg_ray.rates import Estimate, Part, Rate, total
-from dgg_ray.stages import Work, untouched
+from dgg_ray.config.study import Workers
+from dgg_ray.core.interfaces import Strategy
+from dgg_ray.cost.makespan import Ask
+from dgg_ray.cost.model import UNMEASURED, CostModel, probes, ranks
+from dgg_ray.cost.rates import Estimate, Part, Rate, total
+from dgg_ray.storage.stages import Work, untouched
 from dgg_ray.strategies.replay import Replay
-from dgg_ray.study import Workers
-from dgg_ray.timetable import Ask
 
 WORKERS = Workers(per_fleet=2, gpus=1, fleets=4, price_per_hour=3)
 BY = {"study": "toy", "workers": WORKERS.setup}

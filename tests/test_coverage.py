@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from shared_stages import expected, finals, fixed, named, noise, random_orders
 
-from dgg_ray import draws
-from dgg_ray.intervals import clusters_of, mean_interval, paired_difference, ways_of
-from dgg_ray.law import Law
-from dgg_ray.optimism import below
-from dgg_ray.orders import design, others
-from dgg_ray.outcomes import BLOCK
-from dgg_ray.plots.stability_plasticity import AXES, bands
+from dgg_ray.analysis.optimism import below
+from dgg_ray.analysis.run_table import BLOCK
+from dgg_ray.config.simulation import Law
+from dgg_ray.core import draws
+from dgg_ray.core.orders import design, others
+from dgg_ray.report.figures.stability_plasticity import AXES, bands
+from dgg_ray.stats.intervals import clusters_of, mean_interval, paired_difference, ways_of
 
 STUDIES, TASKS, BUFFER, RANK = 2000, 6, 20, 8
 LAW = Law(seed=3, noise=0.02, place=0.01)

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 from scipy.optimize import isotonic_regression
 
-from dgg_ray import alphacurves, curves, draws
-from dgg_ray.alphacurves import Tradeoff
-from dgg_ray.curves import observed, tradeoffs
-from dgg_ray.importance import importance
-from dgg_ray.monotone import comparable, fit, half_width, isotonic
-from dgg_ray.outcomes import CELL, Results
+from dgg_ray.analysis import alpha_curves
+from dgg_ray.analysis.alpha_curves import observed, tradeoffs
+from dgg_ray.analysis.importance import importance
+from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.core import draws
+from dgg_ray.search import alpha_curve
+from dgg_ray.search.alpha_curve import Tradeoff
+from dgg_ray.stats.monotone_fit import comparable, fit, half_width, isotonic
 
 KNOBS = ("strategy.alpha.b", "strategy.alpha.c", "strategy.buffer")
 A = (0.8,)  # R's first row
@@ -43,7 +45,7 @@ def laid_out(new: dict[float, float], old: dict[float, float], blocks=3, noise=0
         for alpha in new
         for e in [rng.normal(0, noise, 2)]
     ]  # fmt: skip
-    made = alphacurves.of_task("b", pd.DataFrame(rows, columns=STAGES))
+    made = alpha_curve.of_task("b", pd.DataFrame(rows, columns=STAGES))
     assert made is not None
     return made
 
@@ -128,7 +130,7 @@ def test_no_band_lies_beyond_the_scale_of_what_it_is_of():
     assert (found.old - width[:, 1] < -1).any()
     assert (rows["new_low"].min(), rows["new_high"].max(), rows["old_low"].min()) == (0, 1, -1)
     assert (new[1], old[2]) == (-1, 1)
-    assert alphacurves.band(1.02, 0.1, (0, 1)) == pytest.approx((0.92, 1.02))  # a level beside other blocks'
+    assert alpha_curve.band(1.02, 0.1, (0, 1)) == pytest.approx((0.92, 1.02))  # a level beside other blocks'
 
 
 ALPHA = np.array([0, 0.1, 0.3, 0.6, 1])
@@ -197,7 +199,7 @@ def test_bands_are_over_beginnings_that_share_nothing():
     alike = tried_on(("abc", 0), ("acb", 0))  # a is learned once
     assert blocks(alike) == [1, 1]
     assert np.isnan(alike.points()["gain_low"]).all()
-    assert "too few independent blocks" in curves.sentences(alike)[0]
+    assert "too few independent blocks" in alpha_curves.sentences(alike)[0]
     assert blocks(tried_on(("abc", 1), ("acb", 2), ("cab", 3))) == [3, 3]
     assert tried_on(*crossed).beginning is None
     # seeds of one beginning, whatever follows it; a block with one α compares nothing, and ties nothing
@@ -223,7 +225,7 @@ def test_the_best_alpha_is_rarely_ruled_out():
             for alpha, e in zip(ALPHA, rng.normal(0, 0.03, (len(ALPHA), 2)), strict=True)
         ]
         table = pd.DataFrame(rows, columns=STAGES)
-        kept.append(bool(alphacurves.of_task("b", table).points()["open"][2]))
+        kept.append(bool(alpha_curve.of_task("b", table).points()["open"][2]))
     assert np.mean(kept) > 0.93
 
 
@@ -293,7 +295,7 @@ def test_a_single_alpha_has_no_curve():
 def test_many_alphas_are_averaged_in_groups():
     alphas = np.linspace(0, 1, 32)
     found = laid_out({a: 0.9 - a for a in alphas}, dict.fromkeys(alphas, 0.0))
-    assert len(found.alpha) == 1 + alphacurves.EXACT + 1  # 0 and 1 are no neighbours of any
+    assert len(found.alpha) == 1 + alpha_curve.EXACT + 1  # 0 and 1 are no neighbours of any
     assert found.alpha[:2] == pytest.approx([0, alphas[1:5].mean()])
     assert found.anchors == (True, True)
 
@@ -332,7 +334,7 @@ def test_the_largest_alpha_that_costs_no_more_than_asked():
 
 
 def test_the_words_say_which_alpha_and_what_the_extremes_trade():
-    best, extremes, beginning = curves.sentences(laid_out(NEW, OLD, blocks=6, noise=0.01))
+    best, extremes, beginning = alpha_curves.sentences(laid_out(NEW, OLD, blocks=6, noise=0.01))
     assert best == (
         "For b, the curve of the mean final score is highest at α = 0.6; "
         "α from 0.2 to 0.6 cannot be told apart."
@@ -345,7 +347,7 @@ def test_the_words_say_which_alpha_and_what_the_extremes_trade():
 
 
 def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():
-    best, extremes, missing = curves.sentences(
+    best, extremes, missing = alpha_curves.sentences(
         laid_out({0.1: 0.8, 0.5: 0.4}, {0.1: -0.3, 0.5: -0.1}, blocks=1)
     )
     assert "too few independent blocks of order and seed" in best
@@ -357,7 +359,7 @@ def test_the_words_say_what_was_not_tried_and_what_one_block_cannot_tell():
 
 
 def test_the_table_has_a_row_for_each_task():
-    row = curves.summary(laid_out(NEW, OLD, blocks=6, noise=0.01))
+    row = alpha_curves.summary(laid_out(NEW, OLD, blocks=6, noise=0.01))
     assert (row["curve highest at α"], row["cannot be told apart"], row["stages (blocks)"]) == (
         "0.6",
         "from 0.2 to 0.6",
@@ -368,7 +370,7 @@ def test_the_table_has_a_row_for_each_task():
 
 def test_a_worse_alpha_between_two_that_cannot_be_told_apart_is_left_out():
     rows = pd.DataFrame({"alpha": [0.0, 0.1, 0.3], "open": [True, False, True]})
-    assert curves.span(rows) == "= 0, 0.3"
+    assert alpha_curves.span(rows) == "= 0, 0.3"
 
 
 # -- importance --------------------------------------------------------------------------------------

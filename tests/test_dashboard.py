@@ -7,9 +7,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from dgg_ray import dashboard
-from dgg_ray.dashboard import Copy
-from dgg_ray.fence import Fence
+from dgg_ray.core.fence import Fence
+from dgg_ray.search import dashboard
+from dgg_ray.search.dashboard import Copy
 
 
 def search(copy: Callable[[optuna.Study], Copy], between: Callable[[int], None] = lambda n: None) -> list:

@@ -6,17 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dgg_ray import cli, judge, likeness, power
-from dgg_ray.contracts import digest
-from dgg_ray.designs import ASSUMED, counts, efficiencies, table
+from dgg_ray import cli
+from dgg_ray.config import task_similarity
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.study import Study
+from dgg_ray.core.interfaces import digest
+from dgg_ray.core.orders import design
 from dgg_ray.models.embedded import Embedded as Model
-from dgg_ray.orders import design
-from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.spread import Spread, pooled
-from dgg_ray.stages import Data, StageStore, distinct
+from dgg_ray.planning.order_designs import ASSUMED, counts, efficiencies, table
+from dgg_ray.planning.spread import Spread, pooled
+from dgg_ray.readers.embedded import Embedded
+from dgg_ray.search import evidence
+from dgg_ray.stats import power
+from dgg_ray.storage.stages import Data, StageStore, distinct
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
-from dgg_ray.tasks.embedded import Embedded
 
 NAMES = ("digits", "words", "shapes", "charts")
 
@@ -38,9 +41,9 @@ def store(tmp_path):
     return StageStore(tmp_path / "stages")
 
 
-def finish(study: Study, store: StageStore, run, score: float, splits=judge.FINAL) -> None:
+def finish(study: Study, store: StageStore, run, score: float, splits=evidence.FINAL) -> None:
     """Publish a run whose final scores are all `score`; stages that are there already keep theirs."""
-    for work in judge.works(study, run, splits):
+    for work in evidence.works(study, run, splits):
         if store.record(work.stage) is None:
             store.publish(work.stage, {}, lambda folder: None)
         cells = [
@@ -203,7 +206,9 @@ def test_the_orders_own_share_is_that_of_the_analysis_of_variance():
 
 
 def test_seeds_tell_nothing_where_a_difference_is_the_orders_own(store, monkeypatch):
-    monkeypatch.setattr("dgg_ray.designs.measured", lambda study, store: Spread(2.0, "measured", own=1.0))
+    monkeypatch.setattr(
+        "dgg_ray.planning.order_designs.measured", lambda study, store: Spread(2.0, "measured", own=1.0)
+    )
     own = study(tuple("abcdefg"), orders=Orders("latin", 2))
     found, more = table(own, store, see=2.2), table(replace(own, seeds=(0, 1)), store, see=2.2)
     row = by_name(more)["latin"]
@@ -229,7 +234,9 @@ def test_held_out_blocks_have_a_line_with_as_many_as_there_are(store):
 
 def test_the_likeness_behind_extreme_orders_is_read_where_the_study_has_none(store):
     own = study(likeness=())
-    alike = likeness.matrix([likeness.profile(Embedded(10, 10, 10).read(name)) for name in NAMES])
+    alike = task_similarity.matrix(
+        [task_similarity.profile(Embedded(10, 10, 10).read(name)) for name in NAMES]
+    )
     orders = design("extreme", NAMES, likeness=alike)
     row = by_name(table(own, store))["extreme"]
     assert (row.orders, row.places) == (len(orders), counts(orders)[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgg_ray.contracts import Pieces
+from dgg_ray.core.interfaces import Pieces
 from dgg_ray.strategies.dgg import DGG, add_guidance
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.l2sp import L2SP

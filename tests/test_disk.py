@@ -7,16 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dgg_ray import budget, cli, load_study, snapshots
-from dgg_ray.broker import Desk
-from dgg_ray.budget import Disk, Hours, Purse
-from dgg_ray.contracts import Adapter, Strategy
-from dgg_ray.disk import LOSS, PAPERS, ROW, SNAPSHOT, TOKEN, Sizes
-from dgg_ray.errors import OverBudget, StudyError
-from dgg_ray.objects import weight
-from dgg_ray.sections import Budget, Protocol, Workers
-from dgg_ray.stages import StageStore, Work
+from dgg_ray import cli, load_study
+from dgg_ray.config.sections import Budget, Protocol, Workers
+from dgg_ray.core.errors import OverBudget, StudyError
+from dgg_ray.core.interfaces import Adapter, Strategy
+from dgg_ray.cost import budget
+from dgg_ray.cost.budget import Disk, Hours, Purse
+from dgg_ray.cost.disk import LOSS, PAPERS, ROW, SNAPSHOT, TOKEN, Sizes
+from dgg_ray.execution.broker import Desk
+from dgg_ray.storage.backend import weight
+from dgg_ray.storage.stages import StageStore, Work
 from dgg_ray.strategies.l2sp import L2SP
+from dgg_ray.training import checkpoints
 
 MB = 1_000_000
 
@@ -121,7 +123,7 @@ def test_two_stages_that_do_not_fit_together_wait_for_each_other(measured):
 def test_snapshots_of_what_runs_do_not_refuse_what_waits(measured):
     tight = purse(measured, 12)
     one, other = (Work(measured.path(name)[0]) for name in ("fours", "nines"))
-    measured.store.objects.write(snapshots.name_of(one.stage), b"x" * 4 * MB)
+    measured.store.objects.write(checkpoints.name_of(one.stage), b"x" * 4 * MB)
     tight.look()
     assert tight.verdict(other) == "over"
     assert tight.verdict(other, [one]) == "wait"
@@ -198,8 +200,8 @@ def test_without_caps_nobody_is_asked_what_runs():
 @pytest.mark.whole
 def test_a_published_stage_keeps_its_adapter_and_nothing_of_its_middle(tmp_path):
     """With L2SP, whose memory holds an anchor, a snapshot has what disk.py counts."""
-    from dgg_ray.contracts import Training
-    from dgg_ray.fleet import workshop
+    from dgg_ray.core.interfaces import Training
+    from dgg_ray.execution.worker_groups import workshop
 
     (tmp_path / "study.yaml").write_text(STUDY)
     study = load_study(tmp_path / "study.yaml")
@@ -207,14 +209,14 @@ def test_a_published_stage_keeps_its_adapter_and_nothing_of_its_middle(tmp_path)
     study = replace(study, strategy=L2SP(), workers=Workers(snapshot_steps=1))
     store = StageStore(tmp_path / "stages")
     taken = []
-    real = snapshots.write
+    real = checkpoints.write
 
     def seen(store, stage, snapshot):
         real(store, stage, snapshot)
         taken.append(sum(store.objects.sizes("inflight/").values()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots, "write", seen)
+        patch.setattr(checkpoints, "write", seen)
         shop = workshop(study, store)
         (run, *_) = study.runs()
         for stage in run.stages:

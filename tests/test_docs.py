@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import dgg_ray
-from dgg_ray import cli, face, plugins, strategies
+from dgg_ray import api, cli, strategies
+from dgg_ray.core import plugins
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -85,7 +86,7 @@ def test_the_readmes_python_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "quickstart.yaml").write_text(dgg_ray.study_to_yaml(study), encoding="utf-8")
-    monkeypatch.setattr(face, "run_study", partial(face.run_study, local=True))
+    monkeypatch.setattr(api, "run_study", partial(api.run_study, local=True))
     names: dict = {}
     exec(snippet("import dgg_ray"), names)
     assert (names["result"].adapter() / "adapter_config.json").is_file()

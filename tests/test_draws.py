@@ -9,9 +9,10 @@ import pytest
 import torch
 from llava_samples import read, sample
 
-from dgg_ray import draws, loop
-from dgg_ray.contracts import replay_sample
+from dgg_ray.core import draws
+from dgg_ray.core.interfaces import replay_sample
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training import loop
 
 MASK = 2**64 - 1
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dgg_ray.contracts import SPLITS
-from dgg_ray.errors import StudyError
+from dgg_ray.core.errors import StudyError
+from dgg_ray.core.interfaces import SPLITS
 from dgg_ray.models import embedded as model_file
-from dgg_ray.tasks import embedded as task_file
-from dgg_ray.tasks.embedded import ANSWERS, PHRASINGS, TASKS, Embedded
+from dgg_ray.readers import embedded as task_file
+from dgg_ray.readers.embedded import ANSWERS, PHRASINGS, TASKS, Embedded
 
 UNTOUCHED = 0.39
 TEST_DIGESTS = {  # of the default's test split, first 12 hex digits

@@ -14,10 +14,10 @@ import torch
 import two_processes as two
 from safetensors.torch import load_file
 
-from dgg_ray import draws
-from dgg_ray.learner import PeftLearner
+from dgg_ray.core import draws
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.learner import PeftLearner
 
 ZERO = ("zero1", "zero2", "zero3", "zero2-offload") if find_spec("deepspeed") else ()
 SHARED = ("ddp", *ZERO)

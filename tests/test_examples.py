@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dgg_ray import examples
-from dgg_ray.archive import Archive
-from dgg_ray.contracts import Example
-from dgg_ray.errors import ResultsError
-from dgg_ray.examples import answers, as_text, confusions, listing, lost, sample, shown
-from dgg_ray.outcomes import CELL, Results
-from dgg_ray.predictions import COLUMNS
-from dgg_ray.stages import Run, Work
+from dgg_ray.analysis import examples
+from dgg_ray.analysis.archive import Archive
+from dgg_ray.analysis.examples import answers, as_text, confusions, listing, lost, sample, shown
+from dgg_ray.analysis.predictions import COLUMNS
+from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.core.errors import ResultsError
+from dgg_ray.core.interfaces import Example
+from dgg_ray.storage.stages import Run, Work
 
 ORDERS = ("a > b", "b > a")
 # (order, stage, task, id) → the right answer, the model's, its score

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dgg_ray import Study, cli, judge, load_study, methods, studyfile, warm, yamltext
-from dgg_ray.errors import StudyError
-from dgg_ray.extend import extend
-from dgg_ray.simulate import Simulated
-from dgg_ray.stages import StageStore
+from dgg_ray import Study, cli, load_study
+from dgg_ray.config import loader, yaml_edit
+from dgg_ray.core.errors import StudyError
+from dgg_ray.planning.extend import extend
+from dgg_ray.search import baselines, evidence, warm_start
+from dgg_ray.storage.stages import StageStore
+from dgg_ray.training.simulated import Simulated
 
 STUDY = """\
 # Question: does a comment stay?
@@ -40,15 +42,15 @@ workers: {engine: simulated}
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder with the study; commands are given there."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dgg_ray.objects.fsync", lambda place: None)  # no power cut is tested here
+    monkeypatch.setattr("dgg_ray.storage.backend.fsync", lambda place: None)  # no power cut is tested here
     (tmp_path / "small.yaml").write_text(STUDY)
     return tmp_path
 
 
 def pursued(file: Path, out: Path) -> set[str]:
     """Search a simulated study into a folder, with the final comparison; names of the new stages' tasks."""
-    study = warm.settled(load_study(file), out)
-    studyfile.keep(study, out)
+    study = warm_start.settled(load_study(file), out)
+    loader.keep(study, out)
     store = study.store(out)
     shop, before = Simulated.of(study, store), {record["key"] for record in store}
 
@@ -57,12 +59,12 @@ def pursued(file: Path, out: Path) -> set[str]:
             shop.obtain(work)
         return bool(chains)
 
-    search = methods.method(study) if study.search else None
+    search = baselines.method(study) if study.search else None
     while search and (proposal := search.ask()) is not None:
-        while done(judge.needs(study, store, proposal[1])):
+        while done(evidence.needs(study, store, proposal[1])):
             pass
-        search.tell(proposal[0], judge.evidence(study, store, proposal[1]))
-    done(judge.final_works(methods.contenders(study, search, {})))
+        search.tell(proposal[0], evidence.evidence(study, store, proposal[1]))
+    done(evidence.final_works(baselines.contenders(study, search, {})))
     new = [r for r in store if r["key"] not in before and r["learned"]]
     return {" > ".join([*r["earlier"], r["learned"]]) for r in new}
 
@@ -97,7 +99,7 @@ def faults(load) -> dict[str, str]:
     ],
 )
 def test_a_place_of_a_text_changes_and_nothing_else(text, path, value, after):
-    assert yamltext.put(text, path, value) == after
+    assert yaml_edit.put(text, path, value) == after
     found = yaml.safe_load(after)
     for step in path:
         found = found[step]
@@ -107,7 +109,7 @@ def test_a_place_of_a_text_changes_and_nothing_else(text, path, value, after):
 def test_a_path_that_leads_nowhere_is_an_error():
     for path in (("b", "c"), ("a", "b")):
         with pytest.raises(KeyError):
-            yamltext.put("a: 1\n", path, 1)
+            yaml_edit.put("a: 1\n", path, 1)
 
 
 def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
@@ -254,7 +256,7 @@ def test_a_search_carried_on_with_learns_the_new_task_alone_on_held_out_blocks(f
 
 
 def test_a_search_that_judged_nothing_is_said_to_begin_anew(folder):
-    studyfile.keep(load_study("small.yaml"), folder / "out/small")
+    loader.keep(load_study("small.yaml"), folder / "out/small")
     assert "learned anew: what the search asks for" in str(extend(Path("small.yaml"), {"charts": "embedded"}))
 
 
@@ -264,7 +266,7 @@ def test_the_best_settings_of_a_finished_study_are_the_beam_that_is_gone_on_with
     pursued(folder / "small.yaml", folder / "out/small")
     best = load_study(extend(Path("small.yaml"), {"charts": "embedded"}).file).warm
     assert all(known.depth == 2 and known.objectives == () for known in best)
-    search = methods.method(load_study("small-charts.yaml"))
+    search = baselines.method(load_study("small-charts.yaml"))
     assert search.ask()[1] == (best[0].setting, 2, None, None)
 
 
@@ -276,8 +278,8 @@ def test_a_task_with_other_examples_is_refused(folder):
     said = "words: train and validation have other content than when"
     assert said in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[1]"]
     study = load_study("small.yaml")
-    assert said in faults(lambda: warm.settled(study, folder / "out/small"))["tasks[1]"]
-    assert warm.settled(study, folder / "out/other") == study
+    assert said in faults(lambda: warm_start.settled(study, folder / "out/small"))["tasks[1]"]
+    assert warm_start.settled(study, folder / "out/other") == study
     assert cli.main(["plan", "small.yaml"]) == 2
 
 
@@ -318,7 +320,7 @@ def lay(folder: Path, entry: str = MENUS, train: int = 20, test: int = 20, answe
 )
 def test_the_files_of_a_task_that_has_changed_are_named(folder, now, said):
     lay(folder)
-    studyfile.keep(load_study("small.yaml"), folder / "out/small")
+    loader.keep(load_study("small.yaml"), folder / "out/small")
     lay(folder, **now)
     said = said.replace("…", "other content than when out/small was run ")
     assert (
@@ -349,14 +351,14 @@ def finished(folder) -> Path:
 
 
 def test_what_was_judged_is_known_best_first(finished):
-    old = studyfile.the_kept(finished / "out/small")
-    search = methods.inquiries(old, StageStore(finished / "out/small/stages"))[0]
+    old = loader.the_kept(finished / "out/small")
+    search = baselines.inquiries(old, StageStore(finished / "out/small/stages"))[0]
     study = begun(finished)
     values = [known.objectives[0] for known in study.warm]
     assert values == sorted((v.objective[0] for v in search.judged().values()), reverse=True)
     assert study.warm[0].setting == search.winner()
     assert {known.depth for known in study.warm} == {0}  # it has no task more
-    assert methods.method(study).ask()[1].setting == search.winner()
+    assert baselines.method(study).ask()[1].setting == search.winner()
 
 
 def test_values_are_not_passed_on_to_other_tasks(finished):
@@ -386,7 +388,7 @@ def test_a_start_that_cannot_be_warm_is_a_fault(finished, changes, path, said):
 
 
 def test_a_start_from_a_study_that_judged_nothing_is_a_fault(folder):
-    studyfile.keep(load_study("small.yaml"), folder / "out/small")
+    loader.keep(load_study("small.yaml"), folder / "out/small")
     assert "has judged a setting" in faults(lambda: begun(folder))["search.warm_from[0]"]
 
 
@@ -403,7 +405,7 @@ def test_a_study_cannot_start_from_itself(finished):
     study = begun(finished)
     assert (
         "give it another --out"
-        in faults(lambda: warm.settled(study, finished / "out/small"))["search.warm_from"]
+        in faults(lambda: warm_start.settled(study, finished / "out/small"))["search.warm_from"]
     )
 
 
@@ -414,12 +416,12 @@ def test_what_was_known_at_the_beginning_stays_what_is_known(finished):
     pursued(finished / "small.yaml", finished / "out/small")
     later = load_study("warm.yaml")
     assert len(later.warm) > len(study.warm)
-    assert warm.settled(later, finished / "out/warm").warm == study.warm
-    assert studyfile.the_kept(finished / "out/warm").warm == study.warm
+    assert warm_start.settled(later, finished / "out/warm").warm == study.warm
+    assert loader.the_kept(finished / "out/warm").warm == study.warm
     assert pursued(finished / "warm.yaml", finished / "out/warm") == set()  # the same proposals, all there
     narrower = replace(later.search, space={"strategy.buffer": later.search.space["strategy.buffer"]})
     asks_more = replace(later, search=narrower)
-    assert warm.settled(asks_more, finished / "out/warm") == asks_more
+    assert warm_start.settled(asks_more, finished / "out/warm") == asks_more
 
 
 # -- in earnest ------------------------------------------------------------------------------------
@@ -427,7 +429,7 @@ def test_what_was_known_at_the_beginning_stays_what_is_known(finished):
 
 @pytest.mark.whole
 def test_two_extensions_in_earnest_pay_for_one_task_each(folder, capsys, monkeypatch):
-    monkeypatch.setattr("dgg_ray.report.write", lambda *_: None)
+    monkeypatch.setattr("dgg_ray.report.report.write", lambda *_: None)
     sizes = "train: 12, validation: 10, test: 10}"
     lines = "\n".join(
         f"  - {{name: {name}, reader: embedded, {sizes}" for name in ("digits", "words", "charts")

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 import dgg_ray
 from dgg_ray import load_study, run_study
-from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import compared, named
+from dgg_ray.analysis.run_table import compared, named
+from dgg_ray.core.errors import ResultsError
 
 SIZE = {"train": 12, "validation": 10, "test": 10}
 STUDY = {
@@ -132,9 +132,9 @@ def test_an_unfinished_study_can_be_opened(tmp_path):
     study = load_study(
         {**STUDY, "workers": {"engine": "simulated"}, "search": {"space": {"strategy.alpha": [0, 1]}}}
     )
-    from dgg_ray import studyfile
+    from dgg_ray.config import loader
 
-    studyfile.keep(study, tmp_path)
+    loader.keep(study, tmp_path)
     found = dgg_ray.open(tmp_path)
     assert "no setting chosen yet" in repr(found)
     assert "Nothing is finished yet" in found._repr_html_()

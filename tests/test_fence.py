@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dgg_ray import logs
-from dgg_ray.fence import Fence
+from dgg_ray.core import event_log
+from dgg_ray.core.fence import Fence
 
 
 def test_an_error_ends_its_block_and_no_other():
@@ -43,7 +43,7 @@ def test_ctrl_c_passes():
 
 
 def test_the_traceback_is_in_the_logs(tmp_path):
-    with logs.of_driver("study", tmp_path), Fence()("figure a"):
+    with event_log.of_driver("study", tmp_path), Fence()("figure a"):
         raise ValueError("seed")
     (file,) = (tmp_path / "logs").iterdir()
     (line,) = [

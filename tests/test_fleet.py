@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dgg_ray import cluster, fleet, logs, worker
-from dgg_ray.errors import ClusterError, Fault, NotFinite, OtherVersion, Refused, StoreError, StudyError
-from dgg_ray.sections import Workers
-from dgg_ray.simulate import Simulated
-from dgg_ray.stages import Work
+from dgg_ray.config.sections import Workers
+from dgg_ray.core import event_log
+from dgg_ray.core.errors import ClusterError, Fault, NotFinite, OtherVersion, Refused, StoreError, StudyError
+from dgg_ray.execution import cluster, worker_groups
+from dgg_ray.storage.stages import Work
+from dgg_ray.training import setup
+from dgg_ray.training.simulated import Simulated
 
 
 class Desk:
@@ -42,12 +44,12 @@ def got(answer, timeout=None):
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
-    monkeypatch.setattr(fleet.ray, "get", got)
-    monkeypatch.setattr(fleet.ray, "cancel", lambda ref: None)  # else it would start a Ray of its own
-    monkeypatch.setattr(fleet.cluster, "free_abandoned", lambda: 0)
+    monkeypatch.setattr(worker_groups.ray, "get", got)
+    monkeypatch.setattr(worker_groups.ray, "cancel", lambda ref: None)  # else it would start a Ray of its own
+    monkeypatch.setattr(worker_groups.cluster, "free_abandoned", lambda: 0)
     yield
-    assert not fleet.ray.is_initialized()
-    logs.ended()  # the loop of a worker ran in this process
+    assert not worker_groups.ray.is_initialized()
+    event_log.ended()  # the loop of a worker ran in this process
 
 
 def begun(monkeypatch, problem):
@@ -56,10 +58,10 @@ def begun(monkeypatch, problem):
     def workshop(*_):
         raise problem
 
-    monkeypatch.setattr(fleet, "workshop", workshop)
+    monkeypatch.setattr(worker_groups, "workshop", workshop)
     desk = Desk()
     try:
-        fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers())))
+        worker_groups.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers())))
     finally:
         reason = desk.reason
     return reason
@@ -81,9 +83,9 @@ def test_data_that_do_not_come_end_the_fleet_and_not_the_study(monkeypatch):
         def workshop(*_, error=error):
             raise error
 
-        monkeypatch.setattr(fleet, "workshop", workshop)
+        monkeypatch.setattr(worker_groups, "workshop", workshop)
         desk = Desk()
-        fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers())))
+        worker_groups.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers())))
         assert bool(desk.reason) == (not said)
         assert [name for name, *_ in desk.calls if name != "lost"] == [said] * bool(said)
 
@@ -96,7 +98,7 @@ def given(desk, study=None, store=None, code=None):
 
 def test_a_worker_with_another_version_says_both_and_what_to_do_before_it_reads_the_study():
     desk = Desk()
-    fleet.work_loop(given(desk, code="0.0.9 (0123456789ab)"))
+    worker_groups.work_loop(given(desk, code="0.0.9 (0123456789ab)"))
     assert f"another dgg_ray than the driver: {cluster.code()}, not 0.0.9 (0123456789ab)" in desk.reason
     assert "install the driver's on every machine" in desk.reason
 
@@ -116,8 +118,8 @@ def served(world, monkeypatch, problem):
     (stage,) = world.path("ones")
     works = iter([[Work(stage)], []])
     desk = Desk(take=lambda *_: next(works))
-    monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(problem))
-    fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
+    monkeypatch.setattr(worker_groups, "workshop", lambda *_: Shop(problem))
+    worker_groups.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
     return desk.calls, world.store.failure(stage)
 
 
@@ -139,18 +141,20 @@ def test_what_a_stage_ends_with_everywhere_is_kept_with_it_and_the_next_is_taken
 def test_what_a_handful_has_not_begun_in_its_time_is_left(world, monkeypatch):
     many = [Work(world.path("ones", seed=seed)[0]) for seed in range(3)]
     clock = iter([0.0, 0.09, 0.11])
-    monkeypatch.setattr(worker.time, "monotonic", lambda: next(clock))
-    assert list(worker.handful(many, lambda compute: compute())) == many[:2]
+    monkeypatch.setattr(setup.time, "monotonic", lambda: next(clock))
+    assert list(setup.handful(many, lambda compute: compute())) == many[:2]
 
 
 def test_what_may_be_the_processs_fault_ends_it_and_the_broker_knows_with_what(world, monkeypatch):
     seen = []
-    monkeypatch.setattr(logs, "trouble", lambda name, error, *_: seen.append(error["error"]))
+    monkeypatch.setattr(event_log, "trouble", lambda name, error, *_: seen.append(error["error"]))
     (stage,) = world.path("ones")
     desk = Desk(take=[Work(stage)])
-    monkeypatch.setattr(fleet, "workshop", lambda *_: Shop(RuntimeError("CUDA error: illegal access")))
+    monkeypatch.setattr(
+        worker_groups, "workshop", lambda *_: Shop(RuntimeError("CUDA error: illegal access"))
+    )
     with pytest.raises(RuntimeError, match="illegal access"):
-        fleet.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
+        worker_groups.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
     assert [name for name, *_ in desk.calls] == ["lost", "take", "blame"]  # nothing else is taken
     assert "illegal access" in desk.calls[-1][3]["message"]
     assert "Traceback" in desk.calls[-1][3]["traceback"]
@@ -161,7 +165,7 @@ def test_what_may_be_the_processs_fault_ends_it_and_the_broker_knows_with_what(w
 def test_gpus_that_pytorch_does_not_find_are_said_before_anything_is_read():
     study = SimpleNamespace(name="toy", workers=Workers(gpus=1))
     with pytest.raises(ClusterError, match=r"finds no GPU here.*set workers.gpus to 0"):
-        fleet.workshop(study, None)
+        worker_groups.workshop(study, None)
 
 
 def given_up(fleets):
@@ -172,21 +176,21 @@ def given_up(fleets):
 
 def test_a_broker_that_was_restarted_after_the_end_is_told_of_it_again(monkeypatch):
     """Else it would wait for fleets for ever, and whoever needs a stage with it."""
-    monkeypatch.setattr(fleet, "LOOK_S", 0.05)
+    monkeypatch.setattr(worker_groups, "LOOK_S", 0.05)
     told = []
     status = {"waiting": 0, "running": [], "closed": "another version"}
     study = SimpleNamespace(name="toy", workers=Workers())
-    with fleet.Fleets(study, None, Desk(status=status, close=told.append), Path(), print) as fleets:
+    with worker_groups.Fleets(study, None, Desk(status=status, close=told.append), Path(), print) as fleets:
         given_up(fleets)
         time.sleep(0.5)
     assert told[:3] == ["another version"] * 3
 
 
 def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason(monkeypatch):
-    monkeypatch.setattr(fleet, "TROUBLE_S", 0.0)
+    monkeypatch.setattr(worker_groups, "TROUBLE_S", 0.0)
     desk = Desk(status=RuntimeError("the broker is gone"))
     study = SimpleNamespace(name="toy", workers=Workers())
-    with fleet.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
+    with worker_groups.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
         given_up(fleets)
         time.sleep(0.1)  # then it is told
         assert fleets.failure == "fleets cannot be looked after: RuntimeError: the broker is gone"
@@ -207,7 +211,7 @@ def test_trouble_that_passes_ends_nothing():
         raise OSError("no terminal")
 
     study = SimpleNamespace(name="toy", workers=Workers())
-    with fleet.Fleets(study, None, Desk(status=status), Path(), heard) as fleets:
+    with worker_groups.Fleets(study, None, Desk(status=status), Path(), heard) as fleets:
         given_up(fleets)
         assert fleets.failure == "enough"
 
@@ -216,20 +220,20 @@ def test_a_cluster_that_cannot_be_seen_is_not_known_to_refuse(monkeypatch):
     def unseen():
         raise TimeoutError
 
-    monkeypatch.setattr(fleet.cluster, "free_abandoned", unseen)
-    fleets = fleet.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
+    monkeypatch.setattr(worker_groups.cluster, "free_abandoned", unseen)
+    fleets = worker_groups.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
     fleets.running = {object(): "fleet-001"}
     assert fleets._look({"running": []}) == ""
 
 
 def test_fleets_that_end_ill_are_replaced_later_and_later_until_all_is_well_for_a_while():
-    fleets = fleet.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
+    fleets = worker_groups.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
     pauses = []
     for count in (1, 2, 2, 3, 0, 1):  # a broker that was restarted begins again at 0
         fleets._reap({"unwell": count})
         pauses.append(fleets.pause)
     assert pauses == [5, 10, 10, 20, 20, 40]
-    fleets.next_start -= 10 * fleet.LONGEST_S
+    fleets.next_start -= 10 * worker_groups.LONGEST_S
     fleets._reap({"unwell": 2})
     assert fleets.pause == 5
 
@@ -237,7 +241,7 @@ def test_fleets_that_end_ill_are_replaced_later_and_later_until_all_is_well_for_
 def test_a_broker_that_was_closed_ends_the_fleets():
     status = {"waiting": 0, "running": [], "closed": "a worker cannot begin: no GPU"}
     study = SimpleNamespace(name="toy", workers=Workers())
-    with fleet.Fleets(study, None, Desk(status=status), Path(), heard=lambda status: None) as fleets:
+    with worker_groups.Fleets(study, None, Desk(status=status), Path(), heard=lambda status: None) as fleets:
         given_up(fleets)
         assert fleets.failure == "a worker cannot begin: no GPU"
 
@@ -252,10 +256,10 @@ def test_all_fleets_that_are_wanted_are_asked_for_at_once(monkeypatch):
         asked.append(len(fleets.running))
         return next(statuses, {"waiting": 3, "running": [{}], "closed": "enough"})
 
-    monkeypatch.setattr(fleet.ray, "wait", lambda refs, **_: ([], refs))
-    monkeypatch.setattr(fleet.Fleets, "_look", lambda self, status: "")
-    monkeypatch.setattr(fleet.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
-    fleets = fleet.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
+    monkeypatch.setattr(worker_groups.ray, "wait", lambda refs, **_: ([], refs))
+    monkeypatch.setattr(worker_groups.Fleets, "_look", lambda self, status: "")
+    monkeypatch.setattr(worker_groups.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
+    fleets = worker_groups.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
     with fleets:
         given_up(fleets)
     assert asked == [0, 4]

@@ -9,13 +9,13 @@ import yaml
 from stage_samples import Far, Near, Pulled
 
 from dgg_ray import Study, load_study, study_to_dict, study_to_yaml
-from dgg_ray.contracts import Adapter, Training
-from dgg_ray.errors import StudyError
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search, Workers
+from dgg_ray.core.errors import StudyError
+from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.models import embedded
-from dgg_ray.sections import Knob, Orders, Protocol, Search, Workers
+from dgg_ray.readers.embedded import Embedded
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.replay import Replay
-from dgg_ray.tasks.embedded import Embedded
 
 ROOT = Path(__file__).parent.parent
 TASKS = [

@@ -9,10 +9,10 @@ import urllib.request
 import pytest
 import ray
 
-from dgg_ray.broker import Broker
-from dgg_ray.gauges import Watch
-from dgg_ray.sections import Workers
-from dgg_ray.stages import Work
+from dgg_ray.config.sections import Workers
+from dgg_ray.execution.broker import Broker
+from dgg_ray.execution.prometheus import Watch
+from dgg_ray.storage.stages import Work
 
 pytestmark = pytest.mark.ray
 
@@ -88,7 +88,7 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
 
 
 def test_the_hours_are_those_of_the_workers(tmp_path):
-    from dgg_ray.cost import units
+    from dgg_ray.cost.model import units
 
     rates = units(Workers(per_fleet=2, gpus=4))
     assert rates == {"worker-hours": 2 / 3600, "GPU-hours": 8 / 3600}

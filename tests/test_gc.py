@@ -8,15 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from dgg_ray import cli, gc, studyfile
-from dgg_ray.errors import NoTimes
-from dgg_ray.leases import Holder
-from dgg_ray.objects import Folder, weight
-from dgg_ray.published import name_of
-from dgg_ray.results import table
-from dgg_ray.sections import Output
-from dgg_ray.stages import StageStore, Work
-from dgg_ray.study import store_at
+from dgg_ray import cli
+from dgg_ray.analysis.load import table
+from dgg_ray.config import loader
+from dgg_ray.config.sections import Output
+from dgg_ray.config.study import store_at
+from dgg_ray.core.errors import NoTimes
+from dgg_ray.planning import store_gc
+from dgg_ray.storage.backend import Folder, weight
+from dgg_ray.storage.leases import Holder
+from dgg_ray.storage.manifest import name_of
+from dgg_ray.storage.stages import StageStore, Work
 
 KB = 1000
 STUDY = """\
@@ -46,7 +48,7 @@ def adapters(monkeypatch):
         publish(self, stage, record, adapter)
 
     monkeypatch.setattr(StageStore, "publish", full)
-    monkeypatch.setattr("dgg_ray.report.write", lambda results, out: out)  # figures take seconds
+    monkeypatch.setattr("dgg_ray.report.report.write", lambda results, out: out)  # figures take seconds
 
 
 @pytest.fixture()
@@ -87,7 +89,7 @@ def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(
     earlier = keys(store)
     assert len(earlier) == 7  # a first stage that all share, two of each α, two of the rival
     aged(store)
-    assert gc.find([out]).items == []
+    assert store_gc.find([out]).items == []
 
     run([0.2, 0.5])
     now = keys(store)
@@ -95,8 +97,8 @@ def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(
     aged(store)
     before = table(out)
     held = weight(store.folder)
-    litter = gc.find([out])
-    stages = {item.key for item in litter.items if item.what == gc.STAGES}
+    litter = store_gc.find([out])
+    stages = {item.key for item in litter.items if item.what == store_gc.STAGES}
     assert len(stages) == 2  # of 0.9
     assert stages < earlier
     assert litter.bytes == 200 * KB  # and, when it goes, the records
@@ -110,7 +112,7 @@ def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(
     assert keys(store) == now - stages
     assert held - weight(store.folder) >= litter.bytes
     assert table(out).equals(before)
-    assert gc.find([out]).items == []
+    assert store_gc.find([out]).items == []
 
 
 def test_what_other_studies_of_the_store_need_is_known_to_it(run, store, capsys):
@@ -136,7 +138,7 @@ def test_a_store_with_stages_of_a_study_that_it_does_not_know_is_left_alone(run,
         assert "InUse" in said
         assert "holds stages of other" in said
         assert "--gone" in said
-    assert gc.find([one, other]).items == []
+    assert store_gc.find([one, other]).items == []
 
 
 def test_two_versions_of_a_study_in_two_folders_are_both_kept(run, store, tmp_path):
@@ -145,9 +147,9 @@ def test_two_versions_of_a_study_in_two_folders_are_both_kept(run, store, tmp_pa
     out.rename(old)
     new = run([0.7], "one")
     aged(store)
-    assert gc.find([old, new]).items == []
-    assert gc.find([old]).items == []  # the store knows of the new one
-    assert len([item for item in gc.find([new]).items if item.what == gc.STAGES]) == 2
+    assert store_gc.find([old, new]).items == []
+    assert store_gc.find([old]).items == []  # the store knows of the new one
+    assert len([item for item in store_gc.find([new]).items if item.what == store_gc.STAGES]) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b'{"content": {"raw": {}}}', b'{"content": {}}'])
@@ -159,8 +161,8 @@ def test_a_study_whose_note_cannot_be_read_may_need_everything(run, store, conte
     said = capsys.readouterr().err
     assert "what study 'other' needs cannot be read" in said
     assert "--gone other" in said
-    assert gc.find([one, other]).items == []
-    assert len(gc.find([one], gone=["other"]).items) == 2
+    assert store_gc.find([one, other]).items == []
+    assert len(store_gc.find([one], gone=["other"]).items) == 2
 
 
 def test_neither_results_nor_store_is_told_what_to_name(capsys):
@@ -171,11 +173,11 @@ def test_neither_results_nor_store_is_told_what_to_name(capsys):
 def test_what_is_younger_than_an_hour_stays(run, store):
     out = run([0.2, 0.9])
     run([0.2])
-    assert gc.find([out]).items == []
+    assert store_gc.find([out]).items == []
     aged(store, hours=0.9)
-    assert gc.find([out]).items == []
+    assert store_gc.find([out]).items == []
     aged(store, hours=1.1)
-    litter = gc.find([out])
+    litter = store_gc.find([out])
     assert len(litter.items) == 2
     one, other = (item.place for item in litter.items)
     sitting = store.objects.names(f"{one}.")[1]
@@ -189,16 +191,16 @@ def test_what_a_driver_has_stays(run, store):
     out = run([0.2, 0.9])
     run([0.2])
     aged(store)
-    litter = gc.find([out])
+    litter = store_gc.find([out])
     one, other = (item.key for item in litter.items)
     driver = Holder("another", "elsewhere", 1)
     assert store.lease(one, driver) is None
-    assert [item.key for item in gc.find([out]).items] == [other]
+    assert [item.key for item in store_gc.find([out]).items] == [other]
     litter.delete()
     assert one in keys(store)
     assert other not in keys(store)
     store.release(one, driver)
-    gc.find([out]).delete()
+    store_gc.find([out]).delete()
     assert one not in keys(store)
     aged(store)
     assert store.objects.names("leases/") == []
@@ -234,14 +236,14 @@ def test_leftovers_go_and_what_is_of_use_stays(run, store):
     for name, data in (litter | of_use).items():
         store.objects.write(name, data)
     aged(store)
-    found = gc.find([out])
+    found = store_gc.find([out])
     places = {item.place for item in found.items}
     gone = {name for name in store.objects.sizes("") if any(name.startswith(place) for place in places)}
     assert gone == {*litter, *store.objects.sizes(files)}
     before = set(store.objects.sizes(""))
     assert found.delete() == found.bytes
     assert set(store.objects.sizes("")) == before - gone
-    assert gc.find([out]).items == []
+    assert store_gc.find([out]).items == []
 
 
 def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
@@ -251,13 +253,13 @@ def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
     before = table(out)
     monkeypatch.setattr(Folder, "clear", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        gc.find([out]).delete()
+        store_gc.find([out]).delete()
     monkeypatch.undo()
     assert table(out).equals(before)
     aged(store)
-    monkeypatch.setattr("dgg_ray.leases.LEASE_S", 0)
-    while litter := gc.find([out]).items:  # what was begun is litter still
-        assert gc.find([out]).delete() > 0
+    monkeypatch.setattr("dgg_ray.storage.leases.LEASE_S", 0)
+    while litter := store_gc.find([out]).items:  # what was begun is litter still
+        assert store_gc.find([out]).delete() > 0
         assert len(litter) < 99
         aged(store)
     assert not [name for name in store.objects.sizes("files/") if name.split("/")[1] not in keys(store)]
@@ -270,16 +272,16 @@ def test_adapters_that_nothing_starts_from_go_and_tables_stay(run, store, capsys
     before, held = table(out), weight(store.folder)
     assert cli.main(["gc", str(out), "--adapters"]) == 0
     assert "would learn up to 4 stages again" in capsys.readouterr().out
-    litter = gc.find([out], adapters=True)
+    litter = store_gc.find([out], adapters=True)
     # Of 7 stages the first and the two of the recommended setting keep theirs.
-    assert [item.what for item in litter.items] == [gc.ADAPTERS] * 4
+    assert [item.what for item in litter.items] == [store_gc.ADAPTERS] * 4
     assert litter.bytes == 4 * 100 * KB
     assert litter.delete() == 400 * KB
     assert held - weight(store.folder) > 399 * KB  # four notes tell of it
     assert table(out).equals(before)
     assert run([0.2, 0.9]) == out  # all of it is answered from the store
     assert held - weight(store.folder) > 399 * KB
-    assert gc.find([out], adapters=True).items == []
+    assert store_gc.find([out], adapters=True).items == []
 
 
 def test_a_stage_without_its_adapter_is_learned_again_with_its_scores(world):
@@ -303,7 +305,7 @@ def test_an_unfinished_study_keeps_the_weights_that_it_goes_on_from(run, store):
     lost = last[0]
     store.discard(lost)
     aged(store)
-    shed = {item.key for item in gc.find([out], adapters=True).items}
+    shed = {item.key for item in store_gc.find([out], adapters=True).items}
     assert shed <= set(last[1:])
     assert shed
     records = {r["key"]: r for r in store}
@@ -323,15 +325,15 @@ def test_gc_in_json_names_each_piece(run, store, capsys):
 
 def test_studies_of_several_stores_are_refused(run, store, tmp_path):
     one = run([0.2])
-    study = studyfile.the_kept(one)
+    study = loader.the_kept(one)
     other = tmp_path / "moved"
-    studyfile.keep(replace(study, output=Output(str(tmp_path / "elsewhere"))), other)
-    with pytest.raises(gc.ResultsError, match="several stores"):
-        gc.find([one, other])
+    loader.keep(replace(study, output=Output(str(tmp_path / "elsewhere"))), other)
+    with pytest.raises(store_gc.ResultsError, match="several stores"):
+        store_gc.find([one, other])
     aged(store)
-    assert gc.find([one, other], str(store.folder)).items == []
-    with pytest.raises(gc.ResultsError, match="holds nothing"):
-        gc.find([other])
+    assert store_gc.find([one, other], str(store.folder)).items == []
+    with pytest.raises(store_gc.ResultsError, match="holds nothing"):
+        store_gc.find([other])
 
 
 def test_discarding_what_is_not_there_frees_nothing(store):
@@ -343,23 +345,23 @@ def test_a_store_at_a_url_is_cleaned_by_the_same_rules(run, tmp_path, monkeypatc
     url = f"memory://cleaned/{tmp_path.name}"
     out = run([0.2, 0.9], store=url)
     run([0.2], store=url)
-    assert gc.find([out]).items == []  # all of it is young
-    monkeypatch.setattr(gc, "YOUNG_S", -1)
+    assert store_gc.find([out]).items == []  # all of it is young
+    monkeypatch.setattr(store_gc, "YOUNG_S", -1)
     store, before = store_at(url), table(out)
     had = keys(store)
-    litter = gc.find([out], adapters=True)
+    litter = store_gc.find([out], adapters=True)
     assert litter.store.url == url
     assert litter.size == store.size()
     kinds = Counter(item.what for item in litter.items)
-    assert kinds[gc.STAGES] == 2
-    assert kinds[gc.ADAPTERS] >= 2
+    assert kinds[store_gc.STAGES] == 2
+    assert kinds[store_gc.ADAPTERS] >= 2
     assert kinds["leases that ended"] == len(had)
     assert cli.main(["gc", str(out), "--adapters", "--delete", "--store", url]) == 0
     fresh = store_at(url)
     assert litter.size - fresh.size() >= litter.bytes
     assert len(keys(fresh)) == len(had) - 2
     assert table(out).equals(before)
-    assert gc.find([out], adapters=True).items == []
+    assert store_gc.find([out], adapters=True).items == []
 
 
 def test_a_store_that_tells_no_times_is_left_alone(run, store, monkeypatch):
@@ -368,4 +370,4 @@ def test_a_store_that_tells_no_times_is_left_alone(run, store, monkeypatch):
     aged(store)
     monkeypatch.setattr(Folder, "modified", lambda self, name: None)
     with pytest.raises(NoTimes, match="does not say when"):
-        gc.find([out])
+        store_gc.find([out])

@@ -18,12 +18,14 @@ import pyarrow
 import pytest
 from PIL import Image
 
-from dgg_ray import Study, draws, environment, load_study, run_study, yamlread
+from dgg_ray import Study, load_study, run_study
+from dgg_ray.config import yaml_reader
+from dgg_ray.core import draws, environment
+from dgg_ray.core.orders import DESIGNS, design, others
 from dgg_ray.models.auto import Auto
 from dgg_ray.models.llava_1_5 import Llava15
 from dgg_ray.models.qwen2_5_vl import Qwen25VL
 from dgg_ray.models.smolvlm import SmolVLM
-from dgg_ray.orders import DESIGNS, design, others
 
 FILE = Path(__file__).parent / "golden.json"
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -88,7 +90,7 @@ def digest(thing: Any) -> str:
 
 def study(path: Path, folder: Path) -> Study:
     """A study of the repository, on small data of the test's own where it wants a folder."""
-    settings, _, _ = yamlread.read(path.read_text(encoding="utf-8"))
+    settings, _, _ = yaml_reader.read(path.read_text(encoding="utf-8"))
     if path.stem in BENCHMARKS:
         BENCHMARKS[path.stem](folder)
         settings["model"] = "embedded"
@@ -191,7 +193,7 @@ def recorded() -> Mapping[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_keys_and_ids_of_the_repositorys_studies_stay(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("dgg_ray.captions.missing", lambda java: "")
+    monkeypatch.setattr("dgg_ray.scorers._captions.missing", lambda java: "")
     assert keys_of(study(path, tmp_path)) == recorded()["studies"][path.stem]
 
 
@@ -248,8 +250,8 @@ def record(folder: Path, quickstart: Path | None) -> None:
 if __name__ == "__main__":
     import tempfile
 
-    from dgg_ray import captions
+    from dgg_ray.scorers import _captions
 
-    captions.missing = lambda java: ""
+    _captions.missing = lambda java: ""
     with tempfile.TemporaryDirectory() as made:
         record(Path(made), Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import two_processes as two
 
-from dgg_ray.learner import PeftLearner
 from dgg_ray.models.embedded import Embedded as Model
+from dgg_ray.training.learner import PeftLearner
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgg_ray import cli, discover, load_study
-from dgg_ray.errors import StudyError
-from dgg_ray.init import init
+from dgg_ray import cli, load_study
+from dgg_ray.core.errors import StudyError
+from dgg_ray.planning import discover
+from dgg_ray.planning.init import init
 
 OPTIONS = "Which one?\nA. red\nB. green"
 

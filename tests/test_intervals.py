@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgg_ray import draws
-from dgg_ray.intervals import (
+from dgg_ray.core import draws
+from dgg_ray.stats.intervals import (
     clusters_of,
     fixed_orders,
     holm,

@@ -20,9 +20,13 @@ import psutil
 import pytest
 from commands import ROOT, check, in_blocks
 
-from dgg_ray import cli, launch, ledger, load_study, progress, staging
-from dgg_ray.errors import ClusterError, ResultsError, StudyError
-from dgg_ray.stages import StageStore
+from dgg_ray import cli, load_study
+from dgg_ray.config import registry
+from dgg_ray.core.errors import ClusterError, ResultsError, StudyError
+from dgg_ray.execution import progress
+from dgg_ray.remote import submission
+from dgg_ray.storage import fetching
+from dgg_ray.storage.stages import StageStore
 
 DOCUMENT = (ROOT / "docs" / "cluster.md").read_text()
 STUDY = """\
@@ -71,7 +75,7 @@ def files(tmp_path):
 
 def faults(*arguments):
     with pytest.raises(StudyError) as error:
-        launch.checked(*arguments)
+        submission.checked(*arguments)
     return {fault.path: fault for fault in error.value.faults}
 
 
@@ -89,7 +93,7 @@ def test_every_fault_is_told_before_the_head_is_asked(study, capsys):
 
 def test_a_store_of_one_machine_is_refused(study):
     assert "full path of a shared disk" in faults(study, None, "out/stages")["output.store"].rule
-    assert launch.checked(study, None, "/shared/stages").store == "/shared/stages"
+    assert submission.checked(study, None, "/shared/stages").store == "/shared/stages"
 
 
 def test_older_results_must_be_named_as_the_cluster_has_them(study):
@@ -98,7 +102,7 @@ def test_older_results_must_be_named_as_the_cluster_has_them(study):
 
 
 def test_files_that_a_study_names_are_sent_with_it_and_its_data_are_checked(files):
-    errand = launch.checked(files, None, None)
+    errand = submission.checked(files, None, None)
     assert {str(path) for path in errand.files} == {
         "a/train.json",
         "a/test.json",
@@ -106,12 +110,12 @@ def test_files_that_a_study_names_are_sent_with_it_and_its_data_are_checked(file
         "b/test.json",
         "pictures",
     }
-    with launch.packed(errand, None) as environment:
+    with submission.packed(errand, None) as environment:
         sent = Path(environment["working_dir"])
         assert (sent / "a/train.json").read_text() == (files.parent / "a/train.json").read_text()
         assert (sent / "files.yaml").read_text() == FILES
         (package,) = environment["py_modules"]
-        assert Path(package) == Path(launch.__file__).parent
+        assert Path(package) == Path(submission.__file__).parent
     (files.parent / "a/train.json").write_text("[{}]")
     assert any("train" in path for path in faults(files, None, None))
 
@@ -124,7 +128,7 @@ def test_plugins_that_stand_beside_a_study_are_sent_with_it_and_with_what_they_i
         (study.parent / "sent_parts" / f"{name}.py").write_text(f"NAME = {name!r}\n")
     raw = STUDY.replace("{name: dgg, alpha: 0.2, buffer: 4}", '{name: "sent_ewc:Sent"}')
     study.write_text(raw + "output: {store: /shared/stages}\n")
-    with launch.packed(launch.checked(study, None, None), None) as environment:
+    with submission.packed(submission.checked(study, None, None), None) as environment:
         sent = Path(environment["working_dir"])
         found = {str(path.relative_to(sent)) for path in sent.rglob("*.py")}
         assert found == {"sent_ewc.py", "sent_parts/__init__.py", "sent_parts/inner.py"}
@@ -134,38 +138,38 @@ def test_files_that_are_not_here_are_a_fault_unless_they_are_said_to_be_on_the_c
     (files.parent / "a/train.json").unlink()
     found = faults(files, None, None)["tasks.a.train"]
     assert "--data DIR says that it is on the cluster" in found.rule
-    errand = launch.checked(files, "/data", None)
+    errand = submission.checked(files, "/data", None)
     assert errand.files == ()
     assert any("from /data: looked at on the cluster" in note for note in errand.notes)
-    assert "--data /data" in launch.entrypoint(errand, "/data", "dgg_ray/files")
+    assert "--data /data" in submission.entrypoint(errand, "/data", "dgg_ray/files")
 
 
 def test_full_paths_that_are_not_here_are_looked_at_there(files):
     files.write_text(FILES.replace("a/train.json", "/on/the/cluster/train.json"))
-    errand = launch.checked(files, None, None)
+    errand = submission.checked(files, None, None)
     assert errand.notes == ("/on/the/cluster/train.json: looked at on the cluster",)
 
 
 def test_urls_are_neither_sent_nor_fetched_here(files, monkeypatch):
-    monkeypatch.setattr(staging, "fetched", lambda url: pytest.fail(f"{url} was fetched"))
+    monkeypatch.setattr(fetching, "fetched", lambda url: pytest.fail(f"{url} was fetched"))
     text = FILES.replace("a/train.json", "memory://bucket/train.json")
     text = text.replace("model: embedded", "model: {name: llava_1_5, path: 'memory://bucket/llava'}")
     files.write_text(text)
-    errand = launch.checked(files, None, None)
+    errand = submission.checked(files, None, None)
     assert errand.notes == (
         "memory://bucket/llava: looked at on the cluster",
         "memory://bucket/train.json: looked at on the cluster",
     )
     assert not any("bucket" in str(path) for path in errand.files)
-    errand = launch.checked(files, "memory://bucket", None)
+    errand = submission.checked(files, "memory://bucket", None)
     assert errand.files == ()
-    words = shlex.split(launch.entrypoint(errand, "memory://bucket/data", "x"))
+    words = shlex.split(submission.entrypoint(errand, "memory://bucket/data", "x"))
     told = cli.parser().parse_args(words[4:])
-    assert staging.full(told.data) == "memory://bucket/data"
+    assert fetching.full(told.data) == "memory://bucket/data"
 
 
 def test_too_much_to_send_names_the_sizes_and_the_way_out(files, monkeypatch):
-    monkeypatch.setattr(launch, "LARGEST", 1000)
+    monkeypatch.setattr(submission, "LARGEST", 1000)
     (files.parent / "pictures" / "large.png").write_bytes(bytes(3_000_000))
     found = faults(files, None, None)["tasks"]
     assert "name that folder with --data" in found.rule
@@ -178,18 +182,18 @@ def test_a_path_out_of_the_studys_folder_is_not_sent(files):
 
 
 def test_the_job_is_one_command_for_a_shell_with_awkward_names(study):
-    errand = launch.checked(study, None, "s3://bucket/my stages")
-    words = shlex.split(launch.entrypoint(errand, None, "dgg_ray/my study"))
+    errand = submission.checked(study, None, "s3://bucket/my stages")
+    words = shlex.split(submission.entrypoint(errand, None, "dgg_ray/my study"))
     assert words[:5] == ["exec", "python", "-m", "dgg_ray", "run"]
     options = cli.parser().parse_args(words[4:])
     assert (options.store, options.address) == ("s3://bucket/my stages", "auto")
     assert str(options.out) == "$HOME/dgg_ray/my study"
-    assert launch.slug("plain-name_1") == "plain-name_1"
-    assert launch.slug("a b") != launch.slug("a.b")
+    assert submission.slug("plain-name_1") == "plain-name_1"
+    assert submission.slug("a b") != submission.slug("a.b")
 
 
 def test_the_pinned_set_is_installed_without_ray_which_is_the_images_own():
-    pins = launch.requirements(ROOT / "constraints.txt")
+    pins = submission.requirements(ROOT / "constraints.txt")
     assert {"torch", "s3fs", "transformers"} <= {pin.partition("==")[0] for pin in pins}
     assert all(pin.count("==") == 1 and not pin.startswith("ray==") for pin in pins)
 
@@ -199,7 +203,7 @@ def test_the_pinned_set_is_installed_without_ray_which_is_the_images_own():
 
 def test_a_study_may_grow_under_its_name_and_not_become_another(study):
     raw = load_study(study).raw
-    mine = ledger.parts(raw)
+    mine = registry.parts(raw)
     grown = {
         **raw,
         "seeds": [0, 1],
@@ -207,21 +211,21 @@ def test_a_study_may_grow_under_its_name_and_not_become_another(study):
         "budget": {"worker_hours": 1},
         "question": "?",
     }
-    ledger.refuse_other("quickstart", ledger.parts(grown), mine, "here")
+    registry.refuse_other("quickstart", registry.parts(grown), mine, "here")
     other = {**raw, "adapter": {"rank": 3}, "training": {"epochs": 2}}
     with pytest.raises(
         StudyError, match="at here with another adapter and training; give this one another name"
     ):
-        ledger.refuse_other("quickstart", ledger.parts(other), mine, "here")
+        registry.refuse_other("quickstart", registry.parts(other), mine, "here")
 
 
 def test_where_the_data_lie_makes_no_other_study(files, monkeypatch):
-    raw = launch.checked(files, None, None).study.raw
-    before = ledger.parts(raw)
+    raw = submission.checked(files, None, None).study.raw
+    before = registry.parts(raw)
     monkeypatch.chdir("/")
-    assert ledger.parts(dict(raw)) == before
+    assert registry.parts(dict(raw)) == before
     renamed = [{**task, "name": f"{task['name']}2"} for task in raw["tasks"]]
-    assert ledger.parts({**raw, "tasks": renamed})["tasks"] != before["tasks"]
+    assert registry.parts({**raw, "tasks": renamed})["tasks"] != before["tasks"]
 
 
 def run_here(study, tmp_path):
@@ -251,62 +255,62 @@ def test_a_study_is_read_from_its_store_by_name(study, tmp_path, capsys, monkeyp
 def test_a_name_that_the_store_does_not_know_names_the_nearest(study, tmp_path, capsys):
     _, store = run_here(study, tmp_path)
     with pytest.raises(ResultsError, match="did you mean 'quickstart'"):
-        ledger.fetched(StageStore(store), "quikstart", tmp_path / "copy")
+        registry.fetched(StageStore(store), "quikstart", tmp_path / "copy")
 
 
 def test_a_copy_never_takes_the_place_of_results_with_stages(study, tmp_path):
     _, store = run_here(study, tmp_path)
     (tmp_path / "mine" / "stages").mkdir(parents=True)
     with pytest.raises(ResultsError, match="stages of its own"):
-        ledger.fetched(StageStore(store), "quickstart", tmp_path / "mine")
+        registry.fetched(StageStore(store), "quickstart", tmp_path / "mine")
 
 
 def test_a_store_tells_what_runs_until_it_falls_silent(study, tmp_path, monkeypatch):
     checked = load_study(study)
     store, out = StageStore(tmp_path / "stages"), tmp_path / "out"
-    with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(checked, store, out) as told:
+    with contextlib.suppress(KeyboardInterrupt), registry.Ledger(checked, store, out) as told:
         told.live({"at": time.time(), "running": [{"stage": "s", "steps": [1, 2]}], "queued": 3})
         told.telling.join()
-        assert [e.state for e in ledger.entries(store)] == ["running"]
-        copy = ledger.fetched(store, "quickstart", tmp_path / "copy")
+        assert [e.state for e in registry.entries(store)] == ["running"]
+        copy = registry.fetched(store, "quickstart", tmp_path / "copy")
         assert progress.live(copy) == {"running": [{"stage": "s", "steps": [1, 2]}], "queued": 3}
-        monkeypatch.setattr(ledger.time, "time", lambda: 1e12)
-        assert [e.state for e in ledger.entries(store)] == ["silent"]
+        monkeypatch.setattr(registry.time, "time", lambda: 1e12)
+        assert [e.state for e in registry.entries(store)] == ["silent"]
         monkeypatch.undo()
         raise KeyboardInterrupt
-    assert [e.state for e in ledger.entries(store)] == ["stopped"]
-    assert not (out / ledger.LIVE).exists()
+    assert [e.state for e in registry.entries(store)] == ["stopped"]
+    assert not (out / registry.LIVE).exists()
 
 
 def test_a_driver_does_not_take_over_another_studys_name(study, tmp_path):
     checked = load_study(study)
     store = StageStore(tmp_path / "stages")
-    with ledger.Ledger(checked, store, tmp_path / "one"):
+    with registry.Ledger(checked, store, tmp_path / "one"):
         pass
     other = replace(checked, raw={**checked.raw, "adapter": {"rank": 3}})
     with (
         pytest.raises(StudyError, match="another adapter"),
-        ledger.Ledger(other, store, tmp_path / "b", True),
+        registry.Ledger(other, store, tmp_path / "b", True),
     ):
         pass
     assert not (tmp_path / "b").exists()
-    with ledger.Ledger(checked, store, tmp_path / "two", True):
+    with registry.Ledger(checked, store, tmp_path / "two", True):
         pass
 
 
 def test_a_store_out_of_reach_ends_no_run(study, tmp_path):
     store = SimpleNamespace(noted=lambda name: None, note=lambda name, content: None, url="")
-    with ledger.Ledger(load_study(study), store, tmp_path / "out") as told:
+    with registry.Ledger(load_study(study), store, tmp_path / "out") as told:
         store.note = lambda name, content: (_ for _ in ()).throw(OSError("no route"))
         told.live({"at": 0.0, "running": [], "queued": 0})
-        assert (tmp_path / "out" / ledger.LIVE).exists()
+        assert (tmp_path / "out" / registry.LIVE).exists()
 
 
 def test_a_store_that_hangs_holds_up_neither_a_run_nor_its_end(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "END_S", 0.1)
+    monkeypatch.setattr(registry, "END_S", 0.1)
     store, back = SimpleNamespace(noted=lambda name: None, note=lambda *_: None, url=""), threading.Event()
     began = time.monotonic()
-    with contextlib.suppress(KeyboardInterrupt), ledger.Ledger(load_study(study), store, tmp_path) as told:
+    with contextlib.suppress(KeyboardInterrupt), registry.Ledger(load_study(study), store, tmp_path) as told:
         store.note = lambda *_: back.wait(60)
         told.live({"at": 0.0, "running": [], "queued": 0})
         raise KeyboardInterrupt
@@ -317,14 +321,14 @@ def test_a_store_that_hangs_holds_up_neither_a_run_nor_its_end(study, tmp_path, 
 
 def test_a_copy_never_takes_the_place_of_another_studys(study, tmp_path):
     _, store = run_here(study, tmp_path)
-    copy = ledger.fetched(StageStore(store), "quickstart", tmp_path / "copy")
-    assert ledger.fetched(StageStore(store), "quickstart", copy) == copy
+    copy = registry.fetched(StageStore(store), "quickstart", tmp_path / "copy")
+    assert registry.fetched(StageStore(store), "quickstart", copy) == copy
     kept = json.loads((copy / "study.json").read_text())
     for change in ({"name": "another"}, {"adapter": {"rank": 3}}):
         (copy / "study.json").write_text(json.dumps(kept | {"raw": kept["raw"] | change}))
         before = (copy / "study.json").read_text()
         with pytest.raises(ResultsError, match=r"of another study, .* with --copy"):
-            ledger.fetched(StageStore(store), "quickstart", copy)
+            registry.fetched(StageStore(store), "quickstart", copy)
         assert (copy / "study.json").read_text() == before
 
 
@@ -339,10 +343,10 @@ def test_a_store_by_url_is_shared_whoever_runs_a_study_with_it(study, tmp_path, 
 
 
 def test_a_disk_of_the_cluster_that_is_not_here_says_so_and_where_to_ask(tmp_path, monkeypatch, capsys):
-    job = launch.Job("a-1", "a", 1, "RUNNING", 1.0, 0.0, "", None, {})
+    job = submission.Job("a-1", "a", 1, "RUNNING", 1.0, 0.0, "", None, {})
     store, out = str(tmp_path / "shared"), "dgg_ray/a"
     job = job._replace(about={"store": store, "out": out, "question": ""})
-    monkeypatch.setattr(launch, "Head", lambda address: SimpleNamespace(jobs=lambda: [job]))
+    monkeypatch.setattr(submission, "Head", lambda address: SimpleNamespace(jobs=lambda: [job]))
     assert cli.main(["status", "a", "--address", "head"]) == 0
     told = capsys.readouterr().err
     assert f"there is no folder {store} on this machine" in told
@@ -384,7 +388,7 @@ def answering(status: int, content: str, token: str = ""):
 def head_error(address: str) -> str:
     began = time.monotonic()
     with pytest.raises(ClusterError) as error:
-        launch.Head(address)
+        submission.Head(address)
     assert time.monotonic() - began < 8
     return str(error.value)
 
@@ -447,13 +451,13 @@ def test_a_missing_and_a_wrong_token_are_told_apart(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("names", [("NO_PROXY",), ("no_proxy",), ("no_proxy", "NO_PROXY")])
 def test_a_tunnel_goes_around_the_proxy_and_so_does_what_the_user_excluded(monkeypatch, names):
-    from dgg_ray import jobs
+    from dgg_ray.remote import ray_jobs
 
     monkeypatch.setattr(
         os, "environ", {"http_proxy": "http://proxy:3128"} | dict.fromkeys(names, "mine, .lab")
     )
     for _ in range(2):
-        jobs.around_proxies("http://127.0.0.1:8265")
+        ray_jobs.around_proxies("http://127.0.0.1:8265")
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "mine, .lab,127.0.0.1"
     for host in ("mine", "a.lab", "127.0.0.1"):
         assert urllib.request.proxy_bypass_environment(host)  # pyright: ignore
@@ -461,10 +465,10 @@ def test_a_tunnel_goes_around_the_proxy_and_so_does_what_the_user_excluded(monke
 
 
 def test_an_exclusion_of_every_host_stays_one(monkeypatch):
-    from dgg_ray import jobs
+    from dgg_ray.remote import ray_jobs
 
     monkeypatch.setattr(os, "environ", {"NO_PROXY": "*"})
-    jobs.around_proxies("http://localhost:8265")
+    ray_jobs.around_proxies("http://localhost:8265")
     assert os.environ == {"NO_PROXY": "*"}
 
 
@@ -573,16 +577,16 @@ def test_a_study_runs_once_however_often_it_is_submitted(cluster, study, monkeyp
         monkeypatch.setenv(name, cluster[name])
     address = cluster["DGG_RAY_ADDRESS"]
     study.write_text(STUDY.replace("name: quickstart", "name: a b"))
-    monkeypatch.setattr(launch, "entrypoint", lambda *_: "sleep 60")
-    one, new, _ = launch.submit(study, address, None, "/nowhere/stages", None)
+    monkeypatch.setattr(submission, "entrypoint", lambda *_: "sleep 60")
+    one, new, _ = submission.submit(study, address, None, "/nowhere/stages", None)
     assert new
-    two, new, _ = launch.submit(study, address, None, "/nowhere/stages", None)
+    two, new, _ = submission.submit(study, address, None, "/nowhere/stages", None)
     assert (two.id, new) == (one.id, False)
-    head = launch.Head(address)
+    head = submission.Head(address)
     assert not head.submit(one.id, "true", one.about)  # of two at the same moment, one
     study.write_text(study.read_text().replace("alpha: 0.2", "alpha: 0.3"))
     with pytest.raises(StudyError, match="with another strategy; give this one another name"):
-        launch.submit(study, address, None, "/nowhere/stages", None)
+        submission.submit(study, address, None, "/nowhere/stages", None)
     assert head.stop(one).state == "STOPPED"
     with pytest.raises(ClusterError, match="has run no study 'a bb'; did you mean 'a b'"):
-        launch.the_job(head, "a bb")
+        submission.the_job(head, "a bb")

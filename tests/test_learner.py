@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dgg_ray.contracts import Adapter, Training
-from dgg_ray.errors import StageError
-from dgg_ray.learner import PeftLearner
+from dgg_ray.core.errors import StageError
+from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.models import embedded
 from dgg_ray.models.llava_1_5 import Llava15
+from dgg_ray.readers.embedded import Embedded
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.tasks.embedded import Embedded
+from dgg_ray.training.learner import PeftLearner
 
 ADAPTER, TRAINING = (
     Adapter(rank=2),

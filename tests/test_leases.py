@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from dgg_ray import leases
-from dgg_ray.claims import Claims
-from dgg_ray.leases import KEPT, SLACK, Holder
-from dgg_ray.objects import Folder
-from dgg_ray.simulate import Memory
-from dgg_ray.stages import StageStore
+from dgg_ray.storage import leases
+from dgg_ray.storage.backend import Folder
+from dgg_ray.storage.lease_keeper import Claims
+from dgg_ray.storage.leases import KEPT, SLACK, Holder
+from dgg_ray.storage.stages import StageStore
+from dgg_ray.training.simulated import Memory
 
 A, B, C = (Holder(name, "elsewhere", 1) for name in "abc")
 

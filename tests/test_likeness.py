@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgg_ray.contracts import Example, Task
-from dgg_ray.likeness import matrix, profile
+from dgg_ray.config.task_similarity import matrix, profile
+from dgg_ray.core.interfaces import Example, Task
 
 BLACK, WHITE = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
 

@@ -11,8 +11,8 @@ import pytest
 from llava_samples import edit, faults, only_fault, picture, question, read, sample, turn, write
 from PIL import Image
 
-from dgg_ray import pictures
-from dgg_ray.datafaults import SHOWN
+from dgg_ray.readers import _pictures
+from dgg_ray.readers._data_faults import SHOWN
 
 
 @pytest.fixture(autouse=True)
@@ -420,18 +420,18 @@ def test_the_same_fault_a_thousand_times_is_shown_twenty_times_and_counted(folde
 def test_a_known_picture_is_not_decoded_again(tmp_path, monkeypatch):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
     picture(file)
-    first = pictures.inspect([file], cache)
-    monkeypatch.setattr(pictures, "look", lambda path: pytest.fail(f"{path} is decoded again"))
-    assert pictures.inspect([file], cache) == first
+    first = _pictures.inspect([file], cache)
+    monkeypatch.setattr(_pictures, "look", lambda path: pytest.fail(f"{path} is decoded again"))
+    assert _pictures.inspect([file], cache) == first
 
 
 def test_a_copy_under_another_name_is_not_decoded_again(tmp_path, monkeypatch):
     file, copy, cache = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "cache.sqlite"
     picture(file)
-    first = pictures.inspect([file], cache)[file]
+    first = _pictures.inspect([file], cache)[file]
     copy.write_bytes(file.read_bytes())
-    monkeypatch.setattr(pictures, "look", lambda path: pytest.fail(f"{path} is decoded again"))
-    assert pictures.inspect([copy], cache)[copy] == first
+    monkeypatch.setattr(_pictures, "look", lambda path: pytest.fail(f"{path} is decoded again"))
+    assert _pictures.inspect([copy], cache)[copy] == first
 
 
 def test_another_picture_of_equal_size_name_and_times_is_another_picture(tmp_path):
@@ -439,7 +439,7 @@ def test_another_picture_of_equal_size_name_and_times_is_another_picture(tmp_pat
     picture(file)
     long_ago = time.time_ns() - 10**12
     os.utime(file, ns=(long_ago, long_ago))
-    first, before = pictures.inspect([file], cache), file.stat()
+    first, before = _pictures.inspect([file], cache), file.stat()
     with file.open("r+b") as opened:  # in place, as `cp -p` and `rsync -t` do: the inode stays
         content = opened.read()
         opened.seek(0)
@@ -447,7 +447,7 @@ def test_another_picture_of_equal_size_name_and_times_is_another_picture(tmp_pat
     os.utime(file, ns=(long_ago, long_ago))
     after = file.stat()
     assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, long_ago, before.st_ino)
-    assert pictures.inspect([file], cache)[file].digest not in ("", first[file].digest)
+    assert _pictures.inspect([file], cache)[file].digest not in ("", first[file].digest)
 
 
 def test_a_cache_of_an_older_version_is_not_read(tmp_path):
@@ -458,7 +458,7 @@ def test_a_cache_of_an_older_version_is_not_read(tmp_path):
         about = file.stat()
         row = (str(file), about.st_size, about.st_mtime_ns, "0" * 64)
         older.execute("INSERT INTO picture VALUES (?, ?, ?, ?)", row)
-    assert pictures.inspect([file], cache)[file].digest not in ("", "0" * 64)
+    assert _pictures.inspect([file], cache)[file].digest not in ("", "0" * 64)
 
 
 @pytest.mark.parametrize("cache", ["damaged", "folder", "unwritable/place/cache.sqlite"])
@@ -468,7 +468,7 @@ def test_an_unusable_cache_costs_time_and_nothing_else(tmp_path, cache):
     (tmp_path / "damaged").write_text("this is no database " * 100)
     (tmp_path / "folder").mkdir()
     (tmp_path / "unwritable").write_text("a file where a folder is wanted")
-    (found,) = pictures.inspect([file], tmp_path / cache).values()
+    (found,) = _pictures.inspect([file], tmp_path / cache).values()
     assert len(found.digest) == 64
 
 
@@ -476,11 +476,11 @@ def test_a_damaged_cache_is_begun_anew(tmp_path):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
     picture(file)
     cache.write_text("this is no database " * 100)
-    pictures.inspect([file], cache)
-    pictures.inspect([file], cache)
+    _pictures.inspect([file], cache)
+    _pictures.inspect([file], cache)
     assert cache.read_bytes().startswith(b"SQLite format 3")
 
 
 def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert pictures.cache_file() == Path("/somewhere/dgg_ray/pictures.sqlite")
+    assert _pictures.cache_file() == Path("/somewhere/dgg_ray/pictures.sqlite")

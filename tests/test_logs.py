@@ -7,13 +7,13 @@ from datetime import datetime
 
 import pytest
 
-from dgg_ray import logs
-from dgg_ray.budget import Purse
-from dgg_ray.crew import Crew
-from dgg_ray.progress import Display
-from dgg_ray.simulate import Simulated, imagined
-from dgg_ray.stages import StageStore, Work
+from dgg_ray.core import event_log
+from dgg_ray.cost.budget import Purse
+from dgg_ray.execution.executor import Crew
+from dgg_ray.execution.progress import Display
+from dgg_ray.storage.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.simulated import Simulated, imagined
 
 WHO = {"name", "rank", "node", "pid"}
 
@@ -21,7 +21,7 @@ WHO = {"name", "rank", "node", "pid"}
 @pytest.fixture(autouse=True)
 def _silent_again():
     yield
-    logs.ended()
+    event_log.ended()
 
 
 def read(folder):
@@ -31,13 +31,13 @@ def read(folder):
 
 
 def test_a_stages_way_is_told_with_study_stage_and_worker(world, tmp_path):
-    file = logs.started("toy", "fleet-001", tmp_path, rank=0, stdout=False)
+    file = event_log.started("toy", "fleet-001", tmp_path, rank=0, stdout=False)
     first, second = world.path("ones", "fours", learning_rate=0.5)
     work = Work(second, (world.exam("fours"),))
-    with logs.about(work):
+    with event_log.about(work):
         world.shop.obtain(work)
-        logs.log.warning("by the way")
-    logs.event("ended")
+        event_log.log.warning("by the way")
+    event_log.event("ended")
     lines = read(tmp_path)
     assert file
     assert file.name.startswith("fleet-001-0-")
@@ -63,9 +63,9 @@ def test_a_stage_that_fails_is_told_with_its_error(tmp_path, monkeypatch):
     (run,) = study.runs()
     shop = Simulated.of(study, store)
     shop.cost = lambda stage: 1 / 0  # pyright: ignore
-    monkeypatch.setattr("dgg_ray.crew.workshop", lambda *_: shop)
+    monkeypatch.setattr("dgg_ray.execution.executor.workshop", lambda *_: shop)
     with (
-        logs.of_driver(study.name, tmp_path),
+        event_log.of_driver(study.name, tmp_path),
         Display("", quiet=True) as display,
         Crew(study, store, tmp_path, display, Purse(), local=True) as crew,
     ):
@@ -79,15 +79,17 @@ def test_a_stage_that_fails_is_told_with_its_error(tmp_path, monkeypatch):
     assert (line["stage"], line["path"]) == (run.stages[0].key[:8], "task0")
     assert "1 / 0" in line["traceback"]
     assert line["worker"]["name"] == "driver"
-    assert not any(isinstance(h, logging.FileHandler) for h in logs.log.handlers)  # they end with the run
+    assert not any(
+        isinstance(h, logging.FileHandler) for h in event_log.log.handlers
+    )  # they end with the run
 
 
 def test_the_driver_leaves_the_terminal_alone_and_workers_write_to_it(tmp_path, capsys):
-    with logs.of_driver("toy", tmp_path):
-        logs.event("refused")
+    with event_log.of_driver("toy", tmp_path):
+        event_log.event("refused")
     assert capsys.readouterr() == ("", "")
-    logs.started("toy", "fleet-001", tmp_path / "not there")
-    logs.event("begun", kind="old")
+    event_log.started("toy", "fleet-001", tmp_path / "not there")
+    event_log.event("begun", kind="old")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("careful", stacklevel=1)
@@ -98,15 +100,15 @@ def test_the_driver_leaves_the_terminal_alone_and_workers_write_to_it(tmp_path, 
 
 
 def test_of_a_group_one_tells_and_all_warn(tmp_path):
-    logs.started("toy", "fleet-001", tmp_path, rank=1, stdout=False)
-    logs.event("learned")
-    logs.event("failed", level=logging.ERROR)
+    event_log.started("toy", "fleet-001", tmp_path, rank=1, stdout=False)
+    event_log.event("learned")
+    event_log.event("failed", level=logging.ERROR)
     assert [(line["event"], line["worker"]["rank"]) for line in read(tmp_path)] == [("failed", 1)]
 
 
 def test_a_disk_that_is_full_takes_no_line_and_ends_nothing(tmp_path):
     (tmp_path / "logs").mkdir()
-    with logs.of_driver("study", tmp_path):
-        (handler,) = [h for h in logs.log.handlers if isinstance(h, logs.File)]
+    with event_log.of_driver("study", tmp_path):
+        (handler,) = [h for h in event_log.log.handlers if isinstance(h, event_log.File)]
         handler.setStream(open("/dev/full", "w", encoding="utf-8")).close()  # noqa: SIM115
-        logs.event("published")
+        event_log.event("published")

@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dgg_ray.contracts import Strategy, replay_sample
-from dgg_ray.errors import NotFinite
-from dgg_ray.loop import shuffled, thinned
-from dgg_ray.stages import Work, untouched
+from dgg_ray.core.errors import NotFinite
+from dgg_ray.core.interfaces import Strategy, replay_sample
+from dgg_ray.storage.stages import Work, untouched
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.joint import Joint
 from dgg_ray.strategies.replay import Replay
+from dgg_ray.training.loop import shuffled, thinned
 
 
 def theta(world, stage):

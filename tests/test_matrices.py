@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from dgg_ray.matrices import walk
-from dgg_ray.outcomes import CELL, Results, runs, selected
+from dgg_ray.analysis.matrices import walk
+from dgg_ray.analysis.run_table import CELL, Results, runs, selected
 
 
 def by_hand(cells: pd.DataFrame, order: str) -> np.ndarray:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.matrices import of_each, stacks
-from dgg_ray.outcomes import metrics
+from dgg_ray.analysis.matrices import of_each, stacks
+from dgg_ray.analysis.run_table import metrics
+from dgg_ray.core.interfaces import ScoreMatrix
 
 NAN = np.nan
 

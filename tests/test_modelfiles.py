@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from dgg_ray.modelfiles import commit_of, content
+from dgg_ray.core.file_hashes import commit_of, content
 from dgg_ray.models.llava_1_5 import Llava15
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

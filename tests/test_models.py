@@ -9,11 +9,11 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from dgg_ray import plugins
-from dgg_ray.contracts import Adapter, Example, Training
-from dgg_ray.errors import StageError
-from dgg_ray.learner import PeftLearner
+from dgg_ray.core import plugins
+from dgg_ray.core.errors import StageError
+from dgg_ray.core.interfaces import Adapter, Example, Training
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.learner import PeftLearner
 
 pytestmark = pytest.mark.whole
 ADAPTER = Adapter(rank=2)
@@ -211,7 +211,7 @@ def test_a_folder_without_processor_or_template_is_a_fault(tmp_path):
 
 def test_four_bits_need_bitsandbytes(tmp_path, monkeypatch):
     folder = str(tiny.llava(tmp_path / "tiny"))
-    monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: None)
+    monkeypatch.setattr("dgg_ray.models._pretrained.find_spec", lambda name: None)
     assert "four_bit: needs bitsandbytes" in said(plugins.find("models", "llava_1_5")(folder, four_bit=True))
 
 

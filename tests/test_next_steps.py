@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from test_report import ORDERS, small_study
 
-from dgg_ray import draws, next_steps
-from dgg_ray.conduct import Ahead, Candidate, Searched, Terms
-from dgg_ray.front import front, volumes
-from dgg_ray.intervals import expected_range, mean_interval
-from dgg_ray.next_steps import Step, best_of_all, more_blocks, sentences, skill
-from dgg_ray.optimism import below, kept_by, optimism, over
-from dgg_ray.sections import Constraint
+from dgg_ray.analysis import next_steps
+from dgg_ray.analysis.front import front, volumes
+from dgg_ray.analysis.next_steps import Step, best_of_all, more_blocks, sentences, skill
+from dgg_ray.analysis.optimism import below, kept_by, optimism, over
+from dgg_ray.analysis.results import Ahead, Candidate, Searched, Terms
+from dgg_ray.config.sections import Constraint
+from dgg_ray.core import draws
+from dgg_ray.stats.intervals import expected_range, mean_interval
 
 FIRST, SECOND = ((order, 0) for order in ORDERS)
 SEARCH = Searched("tpe", ("faa",))

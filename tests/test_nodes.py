@@ -22,15 +22,17 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
-from dgg_ray import cluster, judge, load_study
-from dgg_ray.budget import Purse
-from dgg_ray.crew import Crew
-from dgg_ray.law import Law
-from dgg_ray.progress import Display
-from dgg_ray.sections import Workers
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stages import StageStore
+from dgg_ray import load_study
+from dgg_ray.config.sections import Workers
+from dgg_ray.config.simulation import Law
+from dgg_ray.cost.budget import Purse
+from dgg_ray.execution import cluster
+from dgg_ray.execution.executor import Crew
+from dgg_ray.execution.progress import Display
+from dgg_ray.search import evidence
+from dgg_ray.storage.stages import StageStore
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes do not know this file
@@ -91,7 +93,7 @@ def study_of(seconds, tasks=3, seeds=(0, 1), **workers):
 
 
 def chains(study):
-    return [judge.works(study, run) for run in study.runs()]
+    return [evidence.works(study, run) for run in study.runs()]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgg_ray.orders import DESIGNS, design, existing
+from dgg_ray.core.orders import DESIGNS, design, existing
 
 TASKS = ("a", "b", "c")
 NAMES = "abcdefghi"

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from test_study import GOOD, faults, load  # noqa: F401
 
-from dgg_ray import power
-from dgg_ray.orders import design
-from dgg_ray.plan import plan
-from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.simulate import MemoryStore, imagined
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.core.orders import design
+from dgg_ray.planning.plan import plan
+from dgg_ray.stats import power
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.simulated import MemoryStore, imagined
 
 SHARED, OWN = "seeds: [0, 3]", "seeds: per_order"
 

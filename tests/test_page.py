@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from test_report import small_study
 
-from dgg_ray import questions, report
-from dgg_ray.conduct import Candidate, Searched
-from dgg_ray.fence import Fence
-from dgg_ray.outcomes import Results
-from dgg_ray.questions import QUESTIONS
+from dgg_ray.analysis.results import Candidate, Searched
+from dgg_ray.analysis.run_table import Results
+from dgg_ray.core.fence import Fence
+from dgg_ray.report import questions, report
+from dgg_ray.report.questions import QUESTIONS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dgg_ray.outcomes import CELL, Results
-from dgg_ray.per_task import blocks, most_forgotten, per_task
-from dgg_ray.plots import per_task as figure
+from dgg_ray.analysis.per_task import blocks, most_forgotten, per_task
+from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.report.figures import per_task as figure
 
 R = {  # (setting, order) → rows of R
     ("d1", "a > b > c"): [[0.8], [0.9, 0.6], [0.5, 0.4, 0.7]],

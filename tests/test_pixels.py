@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dgg_ray import pictures, pixels
-from dgg_ray.contracts import Example
-from dgg_ray.encoding import picture
-from dgg_ray.likeness import look
+from dgg_ray.config.task_similarity import look
+from dgg_ray.core import pixels
+from dgg_ray.core.interfaces import Example
+from dgg_ray.readers import _pictures
+from dgg_ray.training.encoding import picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 GREY = (9, 9, 9)
@@ -148,7 +149,7 @@ def test_whole_numbers_of_32_bits_run_to_255_or_to_65535(values, grey):
 def test_numbers_without_a_known_white_are_refused_with_their_range(tmp_path, values, kind, said):
     file = tmp_path / "a.tif"
     Image.fromarray(np.array(values, dtype=kind).reshape(2, 2)).save(file)
-    (found,) = pictures.inspect([file]).values()
+    (found,) = _pictures.inspect([file]).values()
     assert said in found.problem
 
 
@@ -244,8 +245,8 @@ def test_of_several_frames_the_first_is_seen_and_counted(tmp_path, kind):
     file = tmp_path / f"a.{kind.lower()}"
     frames[0].save(file, kind, save_all=True, append_images=frames[1:])
     assert np.asarray(picture(Example("1", "?", "a", file))).max() == 0
-    assert pictures.inspect([file])[file].frames == 3
-    assert pictures.inspect([file])[file].frames == 3  # from the cache
+    assert _pictures.inspect([file])[file].frames == 3
+    assert _pictures.inspect([file])[file].frames == 3  # from the cache
 
 
 # -- what uses them --------------------------------------------------------------------------------
@@ -271,7 +272,7 @@ def test_a_plain_picture_is_known_by_its_bytes_alone_and_others_by_the_rules_too
     Image.fromarray(FLAG).convert("RGBA").save(clear)
     Image.fromarray(FLAG).save(turned, exif=exif)
     for _ in "new", "from the cache":
-        digests = {path.stem: p.digest for path, p in pictures.inspect([plain, clear, turned]).items()}
+        digests = {path.stem: p.digest for path, p in _pictures.inspect([plain, clear, turned]).items()}
         assert len(digests["plain"]) == 64
         assert digests["clear"][64:] == digests["turned"][64:] == f" {pixels.PIXELS}"
 
@@ -279,4 +280,4 @@ def test_a_plain_picture_is_known_by_its_bytes_alone_and_others_by_the_rules_too
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
     file = tmp_path / "bomb.png"
     file.write_bytes(png(0, 8, b"", 60_000, 60_000))
-    assert "60000" in (problem := pictures.look(file).problem) or "3600000000 pixels" in problem
+    assert "60000" in (problem := _pictures.look(file).problem) or "3600000000 pixels" in problem

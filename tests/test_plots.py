@@ -11,11 +11,11 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
-from dgg_ray import plots, report
-from dgg_ray.archive import Losses
-from dgg_ray.conduct import Terms
-from dgg_ray.outcomes import CELL, Results
-from dgg_ray.plots import (
+from dgg_ray.analysis.archive import Losses
+from dgg_ray.analysis.results import Terms
+from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.report import figures, report
+from dgg_ray.report.figures import (
     alpha_effect,
     importance,
     learning_along,
@@ -23,7 +23,7 @@ from dgg_ray.plots import (
     stability_plasticity,
     training_loss,
 )
-from dgg_ray.plots.stability_plasticity import bands, not_dominated
+from dgg_ray.report.figures.stability_plasticity import bands, not_dominated
 
 KNOBS = ("strategy.alpha.b", "strategy.alpha.c")
 ALPHAS = {"d1": (0.1, 0.3), "d2": (0.5, 0.3), "ft": (np.nan, np.nan), "jt": (np.nan, np.nan)}
@@ -213,23 +213,23 @@ def test_six_runs_are_drawn_and_the_numbers_of_all_are_kept():
 @pytest.mark.parametrize("settings", [("d1",), ("jt",), tuple(SCORES)], ids="+".join)
 def test_a_figure_is_drawn_or_has_nothing_to_show(name, settings):
     results = small_study(settings, seeds=(0,), recommended="d1" if "d1" in settings else None)
-    made = importlib.import_module(f"dgg_ray.plots.{name}").draw(results)
+    made = importlib.import_module(f"dgg_ray.report.figures.{name}").draw(results)
     assert made is None or len(made[1])
 
 
 def test_numbers_and_marks_stand_out_from_what_is_behind_them():
-    assert plots.contrast((0, 0, 0), (1, 1, 1)) == 21
+    assert figures.contrast((0, 0, 0), (1, 1, 1)) == 21
     for level in np.linspace(0, 1, 101):
         colour = colormaps["cividis"](level)
-        assert plots.contrast(colour, to_rgb(plots.readable(colour))) >= 4.5
-    assert plots.contrast(to_rgb(plots.PALE), (1, 1, 1)) >= 3
+        assert figures.contrast(colour, to_rgb(figures.readable(colour))) >= 4.5
+    assert figures.contrast(to_rgb(figures.PALE), (1, 1, 1)) >= 3
     figure, _ = score_matrix.draw(small_study())
     drawn = [(ax.images[0], text) for ax in figure.axes if ax.images for text in ax.texts]
     assert drawn
     for image, text in drawn:
         x, y = map(round, text.get_position())
         behind = image.to_rgba(image.get_array())[y, x]
-        assert plots.contrast(behind, to_rgb(text.get_color())) >= 4.5
+        assert figures.contrast(behind, to_rgb(text.get_color())) >= 4.5
 
 
 def test_the_ticks_of_alpha_are_values_that_were_tried():
@@ -250,6 +250,6 @@ def test_a_setting_that_stands_in_two_places_has_a_line_between_them():
 
 
 def test_no_figure_uses_pyplot_and_its_global_state():
-    files = sorted(Path(plots.__file__).parent.glob("*.py"))
+    files = sorted(Path(figures.__file__).parent.glob("*.py"))
     assert len(files) > 4
     assert not [file.name for file in files if "matplotlib.pyplot" in file.read_text(encoding="utf-8")]

@@ -10,15 +10,18 @@ from itertools import count
 
 import pytest
 
-from dgg_ray import blame, cli, edits, hooks, load_study, modelfiles, plugins, search_rules, sources
-from dgg_ray.contracts import Score
-from dgg_ray.errors import NotFinite, StageError, StudyError
-from dgg_ray.reading import read
+from dgg_ray import cli, load_study
+from dgg_ray.config import search_validation
+from dgg_ray.core import blame, file_hashes, hooks, plugins, sources
+from dgg_ray.core.errors import NotFinite, StageError, StudyError
+from dgg_ray.core.interfaces import Score
+from dgg_ray.planning import edited_plugins
+from dgg_ray.readers._reading import read
 
 NUMBER = count()
 STRATEGY = """
 from dataclasses import dataclass
-from dgg_ray.contracts import Strategy
+from dgg_ray.core.interfaces import Strategy
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,17 @@ def test_of_several_classes_one_that_inherits_from_the_others_is_meant(mine):
         ("strategies", "class Mine:\n    pass\n", ":Mine", "must name a subclass of Strategy"),
         (
             "tasks",
-            "from dgg_ray.contracts import Reader\nclass R(Reader):\n    pass\n",
+            "from dgg_ray.core.interfaces import Reader\nclass R(Reader):\n    pass\n",
             ":R",
             "must define read",
         ),
         ("scorers", "score = 3\n", ":score", "must define the function score"),
-        ("models", "from dgg_ray.contracts import Model\nclass M(Model): pass\n", ":M", "fingerprint, load"),
+        (
+            "models",
+            "from dgg_ray.core.interfaces import Model\nclass M(Model): pass\n",
+            ":M",
+            "fingerprint, load",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_be_had_is_a_fault_that_says_why(mine, kind, text, asked, said):
@@ -238,7 +246,9 @@ def test_a_study_takes_a_strategy_from_beside_its_file(tmp_path, mine):
 
 
 def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
-    text = "from dgg_ray.contracts import Score\n\n\ndef mark(said, examples):\n    return Score({}, ())\n"
+    text = (
+        "from dgg_ray.core.interfaces import Score\n\n\ndef mark(said, examples):\n    return Score({}, ())\n"
+    )
     study = plan(tmp_path, mine(STRATEGY))
     keys = set()
     for value in ("0.0", "0.5"):
@@ -272,7 +282,9 @@ def test_settings_of_a_model_of_ones_own_are_in_its_keys(tmp_path, mine):
 def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
     monkeypatch.setattr(plugins, "OUTSIDE", {})
     name = mine("def worth(matrix):\n    return matrix.scores[0]\n")
-    assert "raised AttributeError: 'ScoreMatrix'" in (said := search_rules.unfit(f"{name}:worth", 2, False))
+    assert "raised AttributeError: 'ScoreMatrix'" in (
+        said := search_validation.unfit(f"{name}:worth", 2, False)
+    )
     assert f"{name}.py, line 2, in worth" in said
 
 
@@ -287,7 +299,7 @@ def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
 def test_a_metric_must_give_of_stacked_runs_what_it_gives_of_each(mine, monkeypatch, line, fits):
     monkeypatch.setattr(plugins, "OUTSIDE", {})
     name = mine(f"import numpy as np\n\n\ndef worth(matrix):\n    return {line}\n")
-    assert ("count its axes from the last" in search_rules.unfit(f"{name}:worth", 2, False)) != fits
+    assert ("count its axes from the last" in search_validation.unfit(f"{name}:worth", 2, False)) != fits
 
 
 def test_a_file_that_is_edited_after_it_was_read_is_a_fault(tmp_path, mine):
@@ -328,7 +340,7 @@ def test_a_file_that_is_edited_between_its_import_and_the_study_is_a_fault(
 def test_a_reader_of_ones_own_is_keyed_by_what_it_gives(tmp_path, mine):
     text = """
 from dataclasses import dataclass
-from dgg_ray.contracts import SPLITS, Example, Reader, Task
+from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task
 
 
 @dataclass(frozen=True)
@@ -339,7 +351,7 @@ class Mine(Reader):
         examples = {s: [Example("1", "what?", self.answer if s == "train" else "b")] for s in SPLITS}
         return Task(name, examples, dict.fromkeys(SPLITS, "always the same"))
 """
-    cls = plugins.find("tasks", mine(text) + ":Mine")
+    cls = plugins.find("readers", mine(text) + ":Mine")
     a, b = read(cls("a"), "words"), read(cls("b"), "words")
     assert a.digests["train"] != b.digests["train"]
     assert a.digests["test"] == b.digests["test"]
@@ -355,8 +367,8 @@ class Mine(Reader):
     ],
 )
 def test_a_reader_that_gives_no_task_is_a_fault(mine, line, said):
-    text = "from dgg_ray.contracts import SPLITS, Example, Reader, Task\n\n\nclass Mine(Reader):\n"
-    reader = plugins.find("tasks", mine(f"{text}    def read(self, name):\n        {line}\n") + ":Mine")()
+    text = "from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task\n\n\nclass Mine(Reader):\n"
+    reader = plugins.find("readers", mine(f"{text}    def read(self, name):\n        {line}\n") + ":Mine")()
     with pytest.raises(StudyError, match=said.replace("(", "\\(")):
         read(reader, "words")
 
@@ -396,9 +408,9 @@ def test_a_file_among_the_settings_is_read_once_and_again_when_it_changed(tmp_pa
     cls = plugins.find("strategies", mine(FISHER) + ":Mine")
     file, read = tmp_path / "fisher", []
     file.write_text("1")
-    hashing = modelfiles.hashlib.file_digest
+    hashing = file_hashes.hashlib.file_digest
     monkeypatch.setattr(
-        modelfiles.hashlib, "file_digest", lambda opened, kind: (read.append(kind), hashing(opened, kind))[1]
+        file_hashes.hashlib, "file_digest", lambda opened, kind: (read.append(kind), hashing(opened, kind))[1]
     )
     before = [cls(file).effect("words", ("digits",)) for _ in range(40)]
     assert len(read) == 1
@@ -424,13 +436,13 @@ def test_what_changed_is_said(tmp_path, mine):
     study = plan(tmp_path, mine(STRATEGY))
     name = plugins.name_of(study.strategy)
     store = study.store(tmp_path / "out")
-    assert edits.sentences(study, store) == []
+    assert edited_plugins.sentences(study, store) == []
     (run,) = study.runs()
     for stage in run.stages:
         store.publish(stage, {"code": {f"strategies/{name}": "older"}}, None)
     cell = {"exam": "e", "task": "words", "split": "test", "score": 0.5, "n": 10}
     store.sit(run.stages[0], [cell], None, {"code": {"scorers/exact_match": "older"}})
-    assert edits.sentences(study, store) == [
+    assert edited_plugins.sentences(study, store) == [
         f"strategy `{name}` changed since 2 stages were trained; they are not used.",
         "scorer `exact_match` changed since 1 evaluation was scored; it is not used.",
     ]

@@ -8,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgg_ray.intervals import clusters_of, paired_difference
-from dgg_ray.orders import design
-from dgg_ray.power import (
-    LEVEL,
-    POWER,
-    detectable,
-    effects,
-    fewest,
-    needed,
-    power,
-    worths,
-)
+from dgg_ray.core.orders import design
+from dgg_ray.stats.intervals import clusters_of, paired_difference
+from dgg_ray.stats.power import LEVEL, POWER, detectable, effects, fewest, needed, power, worths
 
 SPREADS = st.floats(0.1, 20)
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dgg_ray.contracts import Score
-from dgg_ray.glance import Glance
-from dgg_ray.predictions import ANSWER, answers, examples, predictions
-from dgg_ray.stages import Exam, Run, Work, untouched
-from dgg_ray.study import Study
-from dgg_ray.tasks.embedded import Embedded
+from dgg_ray.analysis.predictions import ANSWER, answers, examples, predictions
+from dgg_ray.config.study import Study
+from dgg_ray.core.interfaces import Score
+from dgg_ray.readers.embedded import Embedded
+from dgg_ray.storage.stages import Exam, Run, Work, untouched
+from dgg_ray.storage.store_view import Glance
 
 
 class Judged:
@@ -81,7 +81,7 @@ def test_an_evaluation_of_the_same_split_by_other_rules_is_not_mixed_in(world, m
     stage, lenient = world.path("ones")[0], Exam("ones", "test", "e" * 64)
     world.shop.obtain(Work(stage, (world.exam("ones"),)))
     always = lambda predictions, examples: Score(0.5, (0.5,) * len(examples))  # noqa: E731
-    monkeypatch.setattr("dgg_ray.plugins.find", lambda kind, name: always)
+    monkeypatch.setattr("dgg_ray.core.plugins.find", lambda kind, name: always)
     world.shop.examine(stage, [lenient])
     assert list(answers(world.store, stage, [world.exam("ones")])["score"]) == [1.0, 1.0]
     assert list(answers(world.store, stage, [lenient])["score"]) == [0.5, 0.5]

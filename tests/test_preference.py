@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
-from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.preference import (
+from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.search.objective import (
     Constraint,
     Evidence,
     Values,

@@ -8,11 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dgg_ray import Study, cautions, cli, face, load_study, pixels, preflight
-from dgg_ray.contracts import Example, Task
-from dgg_ray.encoding import Encoder
-from dgg_ray.errors import StudyError
+from dgg_ray import Study, api, cli, load_study
+from dgg_ray.config import cautions
+from dgg_ray.core import pixels
+from dgg_ray.core.errors import StudyError
+from dgg_ray.core.interfaces import Example, Task
 from dgg_ray.models.embedded import Embedded
+from dgg_ray.training import preflight
+from dgg_ray.training.encoding import Encoder
 
 STUDY = """\
 name: small
@@ -162,8 +165,8 @@ def test_a_scorer_or_a_model_of_ones_own_that_is_edited_is_asked_anew(study, plu
 
 def test_a_study_that_python_runs_says_what_the_command_says(study, monkeypatch, tmp_path, capsys):
     asked = study(("Which?", "x" * 40, None), ("Which?", "b", None))
-    monkeypatch.setattr(face, "carry_out", lambda study, out, *how: "run")
-    assert face.run_study(asked, tmp_path / "out") == "run"
+    monkeypatch.setattr(api, "carry_out", lambda study, out, *how: "run")
+    assert api.run_study(asked, tmp_path / "out") == "run"
     said = capsys.readouterr().err
     assert "warning: test is so small that one answer is worth more than a point" in said
     assert "warning: one: 1 of 2 gold answers in test need up to" in said

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from dgg_ray import published
-from dgg_ray.cost import Cost, Outlook
-from dgg_ray.fence import Fence
-from dgg_ray.ledger import LIVE
-from dgg_ray.progress import Display, live
-from dgg_ray.rates import Estimate
-from dgg_ray.study import Workers
+from dgg_ray.config.registry import LIVE
+from dgg_ray.config.study import Workers
+from dgg_ray.core.fence import Fence
+from dgg_ray.cost.model import Cost, Outlook
+from dgg_ray.cost.rates import Estimate
+from dgg_ray.execution.progress import Display, live
+from dgg_ray.storage import manifest
 
 
 def test_a_line_tells_what_is_done_running_and_failed():
@@ -92,7 +92,7 @@ def test_what_is_running_can_be_read_by_others(tmp_path):
         display.update({"running": running, "waiting": 2})  # too soon after the last one
         assert "2 queued" in display.line()
     assert [(t["running"], t["queued"]) for t in told] == [(running, 3)]
-    published.note(tmp_path / LIVE, told[0])
+    manifest.note(tmp_path / LIVE, told[0])
     assert live(tmp_path) == {"running": running, "queued": 3}
 
 
@@ -104,7 +104,7 @@ def test_what_a_killed_run_left_is_not_believed(tmp_path):
 
 def test_before_anything_is_known_to_be_done_no_total_is_shown(monkeypatch):
     shown = Console(width=80, force_terminal=True, file=io.StringIO())
-    monkeypatch.setattr("dgg_ray.progress.Console", lambda **_: shown)
+    monkeypatch.setattr("dgg_ray.execution.progress.Console", lambda **_: shown)
     with Display("toy") as display:
         shown.print(display)
         display.total = 9
@@ -152,14 +152,16 @@ def test_the_denominator_is_there_from_the_start_and_says_when_it_may_change():
 def plain(monkeypatch):
     """A display's console that is no terminal, and what it shows."""
     shown = Console(width=80, file=io.StringIO())
-    monkeypatch.setattr("dgg_ray.progress.Console", lambda **_: shown)
+    monkeypatch.setattr("dgg_ray.execution.progress.Console", lambda **_: shown)
     return shown.file
 
 
 def test_the_start_up_is_told_phase_by_phase_with_seconds(monkeypatch):
     shown, now = plain(monkeypatch), [100.0]
-    monkeypatch.setattr("dgg_ray.progress.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
-    monkeypatch.setattr("dgg_ray.progress.SILENT_S", 1e9)
+    monkeypatch.setattr(
+        "dgg_ray.execution.progress.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    )
+    monkeypatch.setattr("dgg_ray.execution.progress.SILENT_S", 1e9)
     with Display("toy") as display:
         display.phase("starting Ray")
         now[0] += 8
@@ -178,7 +180,7 @@ def test_the_start_up_is_told_phase_by_phase_with_seconds(monkeypatch):
 
 def test_no_long_pause_passes_without_a_line(monkeypatch):
     shown = plain(monkeypatch)
-    monkeypatch.setattr("dgg_ray.progress.SILENT_S", 0.1)
+    monkeypatch.setattr("dgg_ray.execution.progress.SILENT_S", 0.1)
     with Display("toy") as display:
         display.phase("loading the model")
         until = time.monotonic() + 5
@@ -192,7 +194,7 @@ def test_no_long_pause_passes_without_a_line(monkeypatch):
 
 def test_a_quiet_display_says_nothing(monkeypatch):
     shown = plain(monkeypatch)
-    monkeypatch.setattr("dgg_ray.progress.SILENT_S", 0.05)
+    monkeypatch.setattr("dgg_ray.execution.progress.SILENT_S", 0.05)
     with Display("toy", quiet=True) as display:
         display.phase("loading the model")
         display.begun()

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dgg_ray.errors import StudyError
-from dgg_ray.tasks.llava import Llava
+from dgg_ray.core.errors import StudyError
+from dgg_ray.readers.llava import Llava
 
 FEW, MANY = 25, 1500  # examples of each property; each has several records
 PICTURES = ("a.png", "b.png", "sub/a.png", "sub/deep/d e.png", "é.png")

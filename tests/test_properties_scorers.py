@@ -9,9 +9,9 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgg_ray.contracts import Example
+from dgg_ray.core.interfaces import Example
+from dgg_ray.core.texts import plain
 from dgg_ray.scorers import contains_choice, exact_match
-from dgg_ray.texts import plain
 
 many = settings(max_examples=int(os.environ.get("DGG_RAY_EXAMPLES", "200")), deadline=None)
 

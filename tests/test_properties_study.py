@@ -12,9 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgg_ray import load_study, yamlread
-from dgg_ray.errors import Fault, StudyError
-from dgg_ray.studyfile import KEYS, build
+from dgg_ray import load_study
+from dgg_ray.config import yaml_reader
+from dgg_ray.config.loader import KEYS, build
+from dgg_ray.core.errors import Fault, StudyError
 
 MANY = int(os.environ.get("DGG_RAY_EXAMPLES", "100"))
 FILES = int(os.environ.get("DGG_RAY_EXAMPLES", "25"))
@@ -238,8 +239,8 @@ def test_what_is_written_as_yaml_is_what_is_read(content):
     except (yaml.YAMLError, UnicodeError, ValueError):
         return
     try:
-        read, _, faults = yamlread.read(text)
-    except yamlread.Unreadable:
+        read, _, faults = yaml_reader.read(text)
+    except yaml_reader.Unreadable:
         return
     if not faults:
         assert same(read, content)

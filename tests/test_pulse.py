@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import pulse
-from dgg_ray.pulse import Pulse, Watchdog
-from dgg_ray.stages import Work
+from dgg_ray.execution import heartbeat
+from dgg_ray.execution.heartbeat import Pulse, Watchdog
+from dgg_ray.storage.stages import Work
 
 HANGS = """
 import sys, time
 from pathlib import Path
-from dgg_ray.pulse import Watchdog
+from dgg_ray.execution.heartbeat import Watchdog
 
 def waits_for_ever():
     time.sleep(60)
@@ -32,22 +32,22 @@ waits_for_ever()
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(pulse.tempfile, "gettempdir", lambda: str(tmp_path))
-    return pulse.trace("0123", 0)
+    monkeypatch.setattr(heartbeat.tempfile, "gettempdir", lambda: str(tmp_path))
+    return heartbeat.trace("0123", 0)
 
 
 def test_a_process_that_hangs_is_ended_and_the_next_one_can_say_where(place):
     ended = subprocess.run([sys.executable, "-c", HANGS, place], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout) == (1, "alive\n")
-    why = pulse.stuck("0123", 30)
+    why = heartbeat.stuck("0123", 30)
     assert why["error"] == "Stuck"
     assert "in waits_for_ever" in why["traceback"]
-    assert pulse.stuck("0123", 30) is None  # told once
+    assert heartbeat.stuck("0123", 30) is None  # told once
 
 
 def test_a_life_that_ended_otherwise_says_nothing(place):
     place.touch()  # its watchdog had begun, and did not bark
-    assert pulse.stuck("0123", 30) is None
+    assert heartbeat.stuck("0123", 30) is None
     assert not place.exists()
 
 
@@ -59,7 +59,7 @@ def test_nothing_is_watched_for_0_minutes(place):
 
 
 def test_what_is_in_hand_is_said_from_its_beginning_to_its_end_and_with_its_steps(world, place, monkeypatch):
-    monkeypatch.setattr(pulse, "BEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
     told = []
     beat = Pulse(Watchdog(0, place), lambda key, steps: told.append((key, steps)))
     (stage,) = world.path("ones")

@@ -7,10 +7,10 @@ from test_examples import study as examples
 from test_robustness import ORDERS as CYCLE
 from test_robustness import study
 
-from dgg_ray.answer import blocks_in_words, blocks_sentence
-from dgg_ray.fence import Fence
-from dgg_ray.outcomes import BLOCK
-from dgg_ray.questions import along, wrong
+from dgg_ray.analysis.run_table import BLOCK
+from dgg_ray.core.fence import Fence
+from dgg_ray.report.answer import blocks_in_words, blocks_sentence
+from dgg_ray.report.questions import along, wrong
 
 ORDERS = ("a > b", "b > a")
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dgg_ray.quick import MEMORY, Quick
+from dgg_ray.core.quick import MEMORY, Quick
 
 
 class Store:

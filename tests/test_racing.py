@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dgg_ray import draws, methods
-from dgg_ray.contracts import ScoreMatrix
-from dgg_ray.law import Law
-from dgg_ray.plan import plan
-from dgg_ray.racing import Race, critical, hopeless, paired_spread, trails
-from dgg_ray.rehearse import rehearse
-from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.simulate import MemoryStore, imagined
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.simulation import Law
+from dgg_ray.core import draws
+from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.planning.plan import plan
+from dgg_ray.search import baselines
+from dgg_ray.search.pruning import Race, critical, hopeless, paired_spread, trails
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.simulated_cluster import rehearse
+from dgg_ray.training.simulated import MemoryStore, imagined
 
 BLOCKS = tuple(((("a", "b")), seed) for seed in range(4))
 ALONE = (0, 1, 2, 3)  # each block is a cluster
@@ -260,7 +261,7 @@ def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
     )
     found = rehearse(of, 3)
     assert len(found.search.judged()) < 20
-    again, _ = methods.inquiries(of, found.store)
+    again, _ = baselines.inquiries(of, found.store)
     assert again.proposed == found.search.proposed
     assert again.judged() == found.search.judged()
     assert again.finished

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dgg_ray import appendix, report
-from dgg_ray.disparity import disparity
-from dgg_ray.errors import ResultsError
-from dgg_ray.outcomes import CELL, Results, Spending, compare, runs
-from dgg_ray.standings import judged
+from dgg_ray.analysis.disparity import disparity
+from dgg_ray.analysis.run_table import CELL, Results, Spending, compare, runs
+from dgg_ray.analysis.standings import judged
+from dgg_ray.core.errors import ResultsError
+from dgg_ray.report import appendix, report
 
 SIZES = {"a": 10, "b": 20, "c": 30}
 ORDERS = ("a > b > c", "c > a > b")

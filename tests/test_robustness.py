@@ -13,12 +13,11 @@ from scipy.stats import kendalltau
 from shared_stages import NOISE, POSITION, carry_of, expected, fixed, named, noise, random_orders
 from shared_stages import finals as finals_of
 
-from dgg_ray import cli, draws, robustness
-from dgg_ray import results as loading
-from dgg_ray.answer import answer
-from dgg_ray.disparity import deviations, disparities, disparity, interval_of_scale, overall
-from dgg_ray.intervals import clustered_jackknife, expected_range, mean_interval, paired_difference
-from dgg_ray.mixed import (
+from dgg_ray import cli
+from dgg_ray.analysis import load as loading
+from dgg_ray.analysis import order_sensitivity
+from dgg_ray.analysis.disparity import deviations, disparities, disparity, interval_of_scale, overall
+from dgg_ray.analysis.order_effects import (
     CONFOUNDED,
     LAST,
     ONE_CLUSTER,
@@ -28,9 +27,12 @@ from dgg_ray.mixed import (
     estimates,
     independent,
 )
-from dgg_ray.outcomes import CELL, Results, clusters_by_order, compare, finals
-from dgg_ray.plots import learning_along, order_effects, order_ranks, order_spread
-from dgg_ray.standings import judged
+from dgg_ray.analysis.run_table import CELL, Results, clusters_by_order, compare, finals
+from dgg_ray.analysis.standings import judged
+from dgg_ray.core import draws
+from dgg_ray.report.answer import answer
+from dgg_ray.report.figures import learning_along, order_effects, order_ranks, order_spread
+from dgg_ray.stats.intervals import clustered_jackknife, expected_range, mean_interval, paired_difference
 
 ORDERS = ("a > b > c", "b > c > a", "c > a > b")
 
@@ -161,9 +163,9 @@ def test_orders_that_begin_alike_with_seeds_of_their_own_share_no_stage():
     assert row["clusters"] == 4
     assert row["sd"] == pytest.approx(np.std(ours, ddof=1))  # all six pairs of orders count
     # the other is first in one order alone: three pairs of six rank both alike, three do not
-    assert robustness.agreement(found, "validation")["pairwise"].iloc[0] == pytest.approx(0, abs=1e-9)
-    assert "count as one" not in " ".join(robustness.sentences(found))
-    shared = " ".join(robustness.sentences(made))
+    assert order_sensitivity.agreement(found, "validation")["pairwise"].iloc[0] == pytest.approx(0, abs=1e-9)
+    assert "count as one" not in " ".join(order_sensitivity.sentences(found))
+    shared = " ".join(order_sensitivity.sentences(made))
     assert "over 3 clusters of 4 orders. Orders that share a first stage (the same first task" in shared
     # what tells effects apart hangs on the two orders that begin with a, or on each of the two
     assert set(effects(made, "validation")["note"]) == {ONE_CLUSTER}
@@ -197,19 +199,19 @@ def test_orders_that_all_begin_alike_have_no_interval():
 
 def test_kendalls_tau_is_that_of_scipy_ties_included():
     scores = draws.generator(0, "", "tau").integers(0, 4, (6, 5)).astype(float)
-    tau = robustness.tau_b(scores)
+    tau = order_sensitivity.tau_b(scores)
     assert tau[2, 4] == pytest.approx(kendalltau(scores[2], scores[4]).statistic)
     assert tau[0, 1] == pytest.approx(kendalltau(scores[0], scores[1]).statistic)
 
 
 def test_strategies_are_ranked_in_every_order():
-    table = robustness.ranks(TWO, "validation").pivot(index="order", columns="label", values="rank")
+    table = order_sensitivity.ranks(TWO, "validation").pivot(index="order", columns="label", values="rank")
     assert table.loc[ORDERS[1]].to_dict() == {"ours": 1.5, "other": 1.5, "third": 3}
     assert table.loc[ORDERS[2]].to_dict() == {"ours": 1, "other": 3, "third": 2}
 
 
 def test_agreement_is_the_mean_over_pairs_of_orders():
-    rows = robustness.agreement(TWO, "validation").set_index("label")
+    rows = order_sensitivity.agreement(TWO, "validation").set_index("label")
     # signs of the three differences: + + +, 0 + +, + + −; so τ_b is 2/√(3·2), 1/3 and (1 - 1)/√(2·3)
     assert rows["pairwise"].iloc[0] == pytest.approx((2 / 6**0.5 + 1 / 3 + 0) / 3)
     assert rows["first"].to_dict() == pytest.approx({"ours": 2.5 / 3, "other": 0.5 / 3, "third": 0})
@@ -218,7 +220,7 @@ def test_agreement_is_the_mean_over_pairs_of_orders():
 
 def test_where_all_orders_agree_there_is_no_interval_of_width_0():
     same = study({"ours": dict.fromkeys(ORDERS, (0.5,) * 3), "other": dict.fromkeys(ORDERS, (0.4,) * 3)})
-    row = robustness.agreement(same, "validation").iloc[0]
+    row = order_sensitivity.agreement(same, "validation").iloc[0]
     assert row["pairwise"] == 1
     assert math.isnan(row["low"])
 
@@ -327,11 +329,11 @@ SEARCHED = {
 
 def test_the_best_mean_and_the_best_worst_order_are_two_settings_with_a_price():
     results = study(SEARCHED, knobs=("strategy.alpha",), tried=("s1", "s2", "s3"))
-    mean, worst = robustness.settings_by_order(results).to_dict("records")
+    mean, worst = order_sensitivity.settings_by_order(results).to_dict("records")
     assert (mean["setting"], worst["setting"]) == ("s1", "s2")
     assert [mean["mean"], mean["worst"], mean["cost_worst"]] == pytest.approx([0.7, 0.4, 0.1])
     assert [worst["mean"], worst["worst"], worst["cost_mean"]] == pytest.approx([0.6, 0.5, 0.1])
-    text = robustness.setting_sentences(results, robustness.settings_by_order(results))[0]
+    text = order_sensitivity.setting_sentences(results, order_sensitivity.settings_by_order(results))[0]
     assert "Highest in the mean over orders: α = 1 (mean 70.0, worst order 40.0)" in text
     assert "choose the first costs 10.0 points in the worst order" in text
 
@@ -345,7 +347,7 @@ def test_the_command_prints_the_sentences_and_writes_the_files(tmp_path, monkeyp
     text = capsys.readouterr().out
     assert "Over 3 orders a task's final score moves by 20.0 points on average (AOPD)" in text
     assert "first by FAA is ours in 2.5, other in 0.5, third in 0" in text
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(robustness.frames(TWO))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(order_sensitivity.frames(TWO))
     assert cli.main(["robustness", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows["robustness"][0]["range"] == pytest.approx(0.2)
@@ -406,14 +408,14 @@ def test_intervals_of_rank_agreement_hold(tasks, count):
     ahead = np.array([0, 1, 1.5, 3]) * 1.2 * NOISE
     rng = draws.generator(0, "", "rivals")
     alone = ahead + NOISE * rng.normal(size=(3000, 4))  # what the order makes is the same for all
-    tau = robustness.tau_b(alone)
+    tau = order_sensitivity.tau_b(alone)
     mean = (tau.sum() - len(tau)) / (len(tau) * (len(tau) - 1))
     orders = random_orders(tasks, count)
     # rivals: the same orders, stages of their own
     faa = np.stack([noise(orders, rng)[:, :, 0].mean(axis=-1) for _ in ahead], axis=-1)
     faa += fixed(orders).mean(axis=-1)[..., None] + ahead
     intervals = [
-        robustness.pairwise(pd.DataFrame(scores, index=named(order)), of_one_seed(named(order)))[1:]
+        order_sensitivity.pairwise(pd.DataFrame(scores, index=named(order)), of_one_seed(named(order)))[1:]
         for order, scores in zip(orders, faa, strict=True)
     ]
     assert 0.93 <= covered(intervals, mean) <= 0.97

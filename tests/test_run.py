@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from dgg_ray import cli, load_study, run_study
-from dgg_ray.errors import StudyError
-from dgg_ray.results import table
+from dgg_ray.analysis.load import table
+from dgg_ray.core.errors import StudyError
 
 pytestmark = pytest.mark.whole
 STUDY = """\
@@ -96,7 +96,7 @@ def test_joint_is_trained_once_for_all_orders(undisturbed):
 
 
 def test_a_second_run_from_python_trains_nothing_and_starts_no_ray(study, undisturbed, monkeypatch):
-    monkeypatch.setattr("dgg_ray.cluster.connected", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dgg_ray.execution.cluster.connected", lambda *_: pytest.fail("Ray was started"))
     before, table_before = published(undisturbed), (undisturbed / "table.parquet").read_bytes()
     result = run_study(load_study(study), out=undisturbed)
     assert "nothing trained, all answered from the store" in str(result)

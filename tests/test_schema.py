@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dgg_ray import plugins
-from dgg_ray.descriptions import descriptions, sentence, told
-from dgg_ray.schema import schema
-from dgg_ray.sections import Workers
+from dgg_ray.config.descriptions import descriptions, sentence, told
+from dgg_ray.config.json_schema import schema
+from dgg_ray.config.sections import Workers
+from dgg_ray.core import plugins
 
 
 def settings(form: Any, at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -68,4 +68,4 @@ def test_a_sentence_keeps_the_end_that_it_has():
 
 
 def test_a_sentence_names_none_of_our_source_files():
-    assert sentence("as it is defined there (racing.py); so") == "As it is defined there; so."
+    assert sentence("as it is defined there (pruning.py); so") == "As it is defined there; so."

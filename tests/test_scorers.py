@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import dgg_ray.scorers
-from dgg_ray.contracts import Example
-from dgg_ray.errors import DggError
+from dgg_ray.core.errors import DggError
+from dgg_ray.core.interfaces import Example
 from dgg_ray.scorers import caption, caption_light, contains_choice, exact_match
 
 # Java takes ten seconds to read METEOR's tables, each time.

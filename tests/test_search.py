@@ -9,16 +9,16 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution
 
-from dgg_ray.contracts import ScoreMatrix
+from dgg_ray.config.sections import Knob, Search
+from dgg_ray.config.study import Known, Study
+from dgg_ray.core.interfaces import ScoreMatrix
 from dgg_ray.models.embedded import Embedded as Model
-from dgg_ray.preference import Evidence, dominates, simplicity
-from dgg_ray.racing import Race
-from dgg_ray.search import Whole
-from dgg_ray.sections import Knob, Search
-from dgg_ray.space import propose
+from dgg_ray.readers.embedded import Embedded
+from dgg_ray.search.base import Whole
+from dgg_ray.search.objective import Evidence, dominates, simplicity
+from dgg_ray.search.pruning import Race
+from dgg_ray.search.space import propose
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Known, Study
-from dgg_ray.tasks.embedded import Embedded
 
 
 def study(**search):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from test_study import GOOD, faults, load  # noqa: F401 - load is a fixture
 
-from dgg_ray.tasks.embedded import Embedded
+from dgg_ray.readers.embedded import Embedded
 
 STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
 

@@ -8,15 +8,17 @@ import pytest
 import torch
 from conftest import OneWeight
 
-from dgg_ray import drift, environment, machine_notes
-from dgg_ray.conduct import Machine, Machines
-from dgg_ray.contracts import Strategy, Training
-from dgg_ray.environment import kind
-from dgg_ray.leases import Holder
-from dgg_ray.sections import Orders
-from dgg_ray.sentinel import Sentinel
-from dgg_ray.stages import Work
-from dgg_ray.study import Study
+from dgg_ray.analysis import hardware_drift
+from dgg_ray.analysis.results import Machine, Machines
+from dgg_ray.config.sections import Orders
+from dgg_ray.config.study import Study
+from dgg_ray.core import environment
+from dgg_ray.core.environment import kind
+from dgg_ray.core.interfaces import Strategy, Training
+from dgg_ray.execution.hardware_check import Sentinel
+from dgg_ray.storage import hardware_notes
+from dgg_ray.storage.leases import Holder
+from dgg_ray.storage.stages import Work
 
 OLD, NEW = {"device": "old", "torch": "2.5"}, {"device": "new", "torch": "2.5"}
 
@@ -68,7 +70,7 @@ def test_the_kind_that_published_the_stage_is_noted_for_nothing(world, study):
     watch.before(second)
     assert watch.settled
     assert len(shop.learner.taught) == taught
-    note = machine_notes.noted(world.store, kind(OLD), "model")
+    note = hardware_notes.noted(world.store, kind(OLD), "model")
     assert (note["reference"], note["key"]) == (kind(OLD).id, first.stage.key)
     assert [cell["score"] for cell in note["cells"]] == [1.0]
 
@@ -83,7 +85,7 @@ def test_another_kind_learns_the_stage_again_once_and_publishes_nothing(world, s
     watch.before(second)
     assert shop.learner.begun == ["fours"]
     assert sorted(world.store.folder.rglob("manifest.json")) == before
-    note = machine_notes.noted(world.store, kind(NEW), "model")
+    note = hardware_notes.noted(world.store, kind(NEW), "model")
     assert [cell["score"] for cell in note["cells"]] == [pytest.approx(2 / 3)]
     assert note["reference"] == kind(OLD).id
     assert note["weights"] == note["published_weights"]  # it learned the same, and answers otherwise
@@ -112,7 +114,7 @@ def test_of_workers_of_a_kind_that_begin_together_one_learns_it_and_none_waits(w
     watch.before(second)
     assert shop.learner.begun == ["fours"]
     assert meanwhile == [(True, [])]
-    assert machine_notes.noted(world.store, kind(NEW), "model")
+    assert hardware_notes.noted(world.store, kind(NEW), "model")
 
 
 def test_a_sentinel_that_fails_leaves_the_work_alone(world, study):
@@ -127,7 +129,7 @@ def test_a_sentinel_that_fails_leaves_the_work_alone(world, study):
     shop, watch = worker(world, study, NEW, Broken())
     watch.before(second)
     assert watch.settled
-    assert machine_notes.noted(world.store, kind(NEW), "model") is None
+    assert hardware_notes.noted(world.store, kind(NEW), "model") is None
 
 
 def test_where_a_search_gives_the_study_no_first_stage_the_works_own_is_taken(world, study):
@@ -136,7 +138,7 @@ def test_where_a_search_gives_the_study_no_first_stage_the_works_own_is_taken(wo
     shop.obtain(first)
     shop, watch = worker(world, study, NEW)
     watch.before(second)
-    assert machine_notes.noted(world.store, kind(NEW), "model")["key"] == first.stage.key
+    assert hardware_notes.noted(world.store, kind(NEW), "model")["key"] == first.stage.key
 
 
 # -- drift -----------------------------------------------------------------------------------------
@@ -157,8 +159,8 @@ def published(world, study, seed, score, task="fours"):
 def noted(world, stage, cell, score):
     note = {"key": stage.key, "meaning": stage.meaning, "reference": kind(OLD).id, "weights": "a"}
     note |= {"cells": [cell | {"score": score}], "environment": NEW, "published_weights": "b"}
-    machine_notes.note(world.store, kind(NEW), note)
-    machine_notes.note(world.store, kind(OLD), note | {"environment": OLD, "cells": [cell]})
+    hardware_notes.note(world.store, kind(NEW), note)
+    hardware_notes.note(world.store, kind(OLD), note | {"environment": OLD, "cells": [cell]})
 
 
 BOTH = {kind(OLD).name: 3, kind(NEW).name: 1}
@@ -168,18 +170,18 @@ def test_drift_above_the_spread_over_seeds_is_a_warning(world, study):
     stage, cell = published(world, study, 0, 0.50)
     published(world, study, 1, 0.54)  # sd = 0.04 / √2 = 0.0283
     noted(world, stage, cell, 0.45)
-    found = drift.machines(study, world.store, BOTH)
+    found = hardware_drift.machines(study, world.store, BOTH)
     assert found.noise == pytest.approx(0.04 / 2**0.5)
     assert found.largest == Machine("new, torch 2.5", 1, pytest.approx(0.05), "fours test", same=False)
     assert found.apart
-    (said,) = drift.sentences(found)
+    (said,) = hardware_drift.sentences(found)
     assert said == (
         "Warning: the stages were learned on 2 kinds of machine that differ by more than seeds do: largest "
         "drift 5.0 points (fours test, on new, torch 2.5), seed noise 2.8 points, the standard deviation "
         "over 2 seeds of that stage. Compare settings that were learned on one kind, or learn all on one."
     )
-    assert drift.warning(found) == [said]
-    assert drift.rows(found) == [
+    assert hardware_drift.warning(found) == [said]
+    assert hardware_drift.rows(found) == [
         ["old, torch 2.5", "3", "reference", "–", "–"],
         ["new, torch 2.5", "1", "5.0", "fours test", "other digits"],
     ]
@@ -189,31 +191,31 @@ def test_drift_below_it_is_said_to_be_within_seed_noise(world, study):
     stage, cell = published(world, study, 0, 0.50)
     published(world, study, 1, 0.54)
     noted(world, stage, cell, 0.52)
-    found = drift.machines(study, world.store, BOTH)
-    (said,) = drift.sentences(found)
+    found = hardware_drift.machines(study, world.store, BOTH)
+    (said,) = hardware_drift.sentences(found)
     assert "2 kinds of machine, largest drift 2.0 points" in said
     assert "within seed noise (2.8 points" in said
-    assert drift.warning(found) == []
+    assert hardware_drift.warning(found) == []
 
 
 def test_seeds_of_other_tasks_stand_in_and_one_seed_judges_nothing(world, study):
     stage, cell = published(world, study, 0, 0.50)
     noted(world, stage, cell, 0.45)
-    found = drift.machines(study, world.store, BOTH)
+    found = hardware_drift.machines(study, world.store, BOTH)
     assert found.noise is None
-    assert "cannot be judged against seed noise" in drift.sentences(found)[0]
+    assert "cannot be judged against seed noise" in hardware_drift.sentences(found)[0]
     published(world, study, 0, 0.1, "ones")
     published(world, study, 1, 0.3, "ones")  # sd = 0.2 / √2
-    found = drift.machines(study, world.store, BOTH)
+    found = hardware_drift.machines(study, world.store, BOTH)
     assert found.noise == pytest.approx(0.2 / 2**0.5)
     assert found.noise_of == "up to 2 seeds of the same stage of other tasks"
     assert not found.apart
 
 
 def test_one_kind_says_nothing_and_a_kind_without_a_sentinel_is_named():
-    assert drift.sentences(Machines((Machine("old", 4),))) == []
+    assert hardware_drift.sentences(Machines((Machine("old", 4),))) == []
     both = Machines((Machine("old", 4, reference=True), Machine("new", 4)))
-    assert drift.sentences(both) == [
+    assert hardware_drift.sentences(both) == [
         "The stages were learned on 2 kinds of machine; how far these drift apart was not measured."
     ]
 

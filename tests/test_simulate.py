@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dgg_ray import cli, judge, load_study
-from dgg_ray.law import GUESS, Law, capacity
-from dgg_ray.rehearse import Cluster, rehearse
-from dgg_ray.results import table
-from dgg_ray.sections import Knob, Orders, Protocol, Search, Workers
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stages import StageStore, Work
+from dgg_ray import cli, load_study
+from dgg_ray.analysis.load import table
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search, Workers
+from dgg_ray.config.simulation import GUESS, Law, capacity
+from dgg_ray.search import evidence
+from dgg_ray.storage.stages import StageStore, Work
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.simulated_cluster import Cluster, rehearse
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 EXACT = Law(noise=0.0, exam_noise=False, spread=0.0)
 
@@ -67,7 +68,7 @@ def test_more_guidance_keeps_more_and_learns_less():
 
 def chain(study, store):
     (run,) = study.runs()
-    return judge.works(study, run, judge.FINAL)
+    return evidence.works(study, run, evidence.FINAL)
 
 
 def test_scores_without_noise_are_the_laws():
@@ -79,7 +80,7 @@ def test_scores_without_noise_are_the_laws():
     skills: dict[str, float] = {}
     for task in study.names:
         skills = EXACT.learned(skills, task, 0.4, 10, 8)
-    scores = judge.matrix(study, store, study.runs()[0], "test")
+    scores = evidence.matrix(study, store, study.runs()[0], "test")
     assert scores.R[2] == pytest.approx([skills[name] for name in study.names])
     assert np.isnan(scores.R[0, 1:]).all()
 
@@ -108,7 +109,7 @@ def test_a_folder_and_memory_hold_the_same(tmp_path):
         for work in chain(study, store):
             shop.obtain(work)
         assert all(store.has(work) for work in chain(study, store))
-    a, b = (judge.matrix(study, store, study.runs()[0], "test").R for store in stores)
+    a, b = (evidence.matrix(study, store, study.runs()[0], "test").R for store in stores)
     assert np.array_equal(a, b, equal_nan=True)
     assert {r["key"] for r in stores[0]} == {r["key"] for r in stores[1]}
 

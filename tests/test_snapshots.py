@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray import snapshots
-from dgg_ray.errors import NotFinite, OtherVersion
-from dgg_ray.snapshots import ASK_S, NOTICE_S, Rhythm
-from dgg_ray.stages import Work
+from dgg_ray.core.errors import NotFinite, OtherVersion
+from dgg_ray.storage.stages import Work
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training import checkpoints
+from dgg_ray.training.checkpoints import ASK_S, NOTICE_S, Rhythm
 
 
 class Taken(Exception):
@@ -18,7 +18,7 @@ class Taken(Exception):
 
 
 def place(world, stage):
-    return world.store.folder / snapshots.name_of(stage)
+    return world.store.folder / checkpoints.name_of(stage)
 
 
 def stages(world):
@@ -76,7 +76,7 @@ def test_the_anchor_is_where_the_stage_started_not_where_it_went_on(world, undis
     stop_at(world, 3)
     with pytest.raises(Taken):
         world.shop.obtain(Work(second))
-    taken = snapshots.read(world.store, second)
+    taken = checkpoints.read(world.store, second)
     assert taken.tensors["anchor"].item() == pytest.approx(start)
     assert taken.tensors["theta"].item() != pytest.approx(start)
     assert taken.memory == {"task": "fours", "seed": 0}
@@ -138,7 +138,7 @@ def test_a_snapshot_of_another_version_says_what_to_do(world):
 def test_a_snapshot_that_cannot_be_written_does_not_end_the_stage(world, undisturbed, monkeypatch):
     _, second = stages(world)
     world.shop.rhythm = Rhythm(steps=2)
-    monkeypatch.setattr(snapshots, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(checkpoints, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.warns(UserWarning, match=r"goes on without a snapshot: cannot write .*disk full"):
         world.shop.obtain(Work(second))
     assert theta(world, second) == theta(undisturbed, second)
@@ -153,7 +153,7 @@ def test_who_sees_another_snapshot_than_the_lead_does_not_go_on(world):
 
 
 def test_a_memory_may_hold_plain_lists():
-    assert snapshots.plain({"seen": [1, 2], "none": [], "anchor": [torch.zeros(1)], "b": 1}) == {
+    assert checkpoints.plain({"seen": [1, 2], "none": [], "anchor": [torch.zeros(1)], "b": 1}) == {
         "seen": [1, 2],
         "none": [],
         "b": 1,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import plugins, sources
-from dgg_ray.errors import StudyError
+from dgg_ray.core import plugins, sources
+from dgg_ray.core.errors import StudyError
 
 EWC = '''
 """Elastic weight consolidation."""
 from dataclasses import dataclass
-from dgg_ray.contracts import Strategy
+from dgg_ray.core.interfaces import Strategy
 import json, numpy
 from {helper} import pull
 
@@ -160,7 +160,11 @@ def test_what_is_installed_or_shipped_is_not_looked_into(project):
             "mark",
             "scorers/exact_match.py",
         ),
-        ("from dgg_ray.texts import plain\n\n\ndef mark(p, e):\n    return plain(p)\n", "mark", "texts.py"),
+        (
+            "from dgg_ray.core.texts import plain\n\n\ndef mark(p, e):\n    return plain(p)\n",
+            "mark",
+            "texts.py",
+        ),
     ],
     ids=["a strategy", "a scorer", "what judges"],
 )
@@ -182,7 +186,7 @@ def test_what_is_built_on_a_shipped_plugin_is_another_one_when_that_is_shipped_o
 
 def test_a_class_without_a_file_is_refused():
     space = {"__name__": "nowhere"}
-    exec("from dgg_ray.contracts import Strategy\nclass Lost(Strategy): pass", space)
+    exec("from dgg_ray.core.interfaces import Strategy\nclass Lost(Strategy): pass", space)
     with pytest.raises(StudyError, match="must stand in a file"):
         sources.code_of(space["Lost"])
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from dgg_ray.contracts import Adapter
-from dgg_ray.errors import StoreError
-from dgg_ray.glance import Glance
-from dgg_ray.stages import DRAFT_S, StageStore, Work, distinct, name_of, untouched
+from dgg_ray.core.errors import StoreError
+from dgg_ray.core.interfaces import Adapter
+from dgg_ray.storage.stages import DRAFT_S, StageStore, Work, distinct, name_of, untouched
+from dgg_ray.storage.store_view import Glance
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.joint import Joint

@@ -5,13 +5,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dgg_ray import judge
-from dgg_ray.law import Law
-from dgg_ray.rehearse import rehearse
-from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stagewise import Stagewise, halvings
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.simulation import Law
+from dgg_ray.search import evidence
+from dgg_ray.search.stagewise import Stagewise, halvings
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.simulated_cluster import rehearse
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 VALUES = (0.0, 0.2, 0.5, 1.0)
 EXACT = Law(noise=0.0, exam_noise=False, seed=3)
@@ -58,9 +58,9 @@ def by_hand(of, fails=lambda probe: False):
     search, shop = Stagewise(of), Simulated.of(of, MemoryStore())
     while (proposal := search.ask()) is not None:
         number, probe = proposal
-        for work in (work for chain in judge.needs(of, shop.store, probe) for work in chain):
+        for work in (work for chain in evidence.needs(of, shop.store, probe) for work in chain):
             shop.obtain(work)
-        search.tell(number, None if fails(probe) else judge.evidence(of, shop.store, probe))
+        search.tell(number, None if fails(probe) else evidence.evidence(of, shop.store, probe))
     return search, shop
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgg_ray import cache, ledger, load_study, plugins, staging, studyfile
-from dgg_ray.errors import Refused, StoreError, StudyError
-from dgg_ray.reach import connected
-from dgg_ray.remote import Url
-from dgg_ray.tasks.llava import Llava
+from dgg_ray import load_study
+from dgg_ray.config import loader, registry
+from dgg_ray.core import plugins
+from dgg_ray.core.errors import Refused, StoreError, StudyError
+from dgg_ray.readers.llava import Llava
+from dgg_ray.storage import fetching, node_cache
+from dgg_ray.storage.reach import connected
+from dgg_ray.storage.remote_store import Url
 
 from servers import ENVIRONMENT, s3_server  # isort: skip
 
@@ -34,15 +37,15 @@ training: {batch_size: 2}
 def own_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "hashes"))
-    staging.within(50)
+    fetching.within(50)
     yield
     as_another_process()
 
 
 def as_another_process():
     """It asks again, and has nothing in use."""
-    staging.fetched.cache_clear()
-    for handles in (cache._held, cache._pinned):
+    fetching.fetched.cache_clear()
+    for handles in (node_cache._held, node_cache._pinned):
         while handles:
             os.close(handles.popitem()[1])
 
@@ -135,25 +138,25 @@ def faults(do):
 
 def test_a_url_survives_being_a_path():
     for url in ("s3://bucket/a b/c.json", "gs://bucket", "memory://x/y", "local:///tmp/x"):
-        assert staging.address(url) == url
-        assert staging.address(Path(url)) == url
-        assert staging.address(Path(url) / "d") == f"{url}/d"
+        assert fetching.address(url) == url
+        assert fetching.address(Path(url)) == url
+        assert fetching.address(Path(url) / "d") == f"{url}/d"
 
 
 def test_a_path_of_this_machine_is_given_as_it_is(tmp_path):
     for place in (tmp_path, Path("relative/x"), Path("org/model"), "C:/x"):
-        assert staging.address(place) == ""
-        assert staging.staged(place) == Path(place)
-    assert staging.staged(f"file://{tmp_path}") == tmp_path
-    assert staging.staged("~/x") == Path.home() / "x"
+        assert fetching.address(place) == ""
+        assert fetching.staged(place) == Path(place)
+    assert fetching.staged(f"file://{tmp_path}") == tmp_path
+    assert fetching.staged("~/x") == Path.home() / "x"
 
 
 def test_relative_paths_start_at_the_url_and_others_do_not():
     reader = Llava(Path("a.json"), Path("/abs/t.json"), references=Path("gs://other/r.json"))
-    found = staging.rooted(reader, "s3://bucket/data")
-    assert staging.address(found.train) == "s3://bucket/data/a.json"
+    found = fetching.rooted(reader, "s3://bucket/data")
+    assert fetching.address(found.train) == "s3://bucket/data/a.json"
     assert found.test == Path("/abs/t.json")
-    assert staging.address(found.references) == "gs://other/r.json"
+    assert fetching.address(found.references) == "gs://other/r.json"
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -203,10 +206,10 @@ def test_a_task_of_text_fetches_no_folder(folder, asked):
 
 def test_a_damaged_copy_is_fetched_again(folder, asked):
     url = lay(folder, f"memory://{uuid.uuid4().hex}")
-    file = staging.staged(f"{url}/a/train.json")
+    file = fetching.staged(f"{url}/a/train.json")
     as_another_process()
     file.write_text("[")
-    assert json.loads(staging.staged(f"{url}/a/train.json").read_text())
+    assert json.loads(fetching.staged(f"{url}/a/train.json").read_text())
     assert len(asked) == 2
 
 
@@ -219,7 +222,7 @@ def test_a_place_that_changes_while_it_is_fetched_is_never_taken_as_whole(folder
 
     monkeypatch.setattr(Url, "fetch", fetch)
     with pytest.raises(StoreError, match="changes while it is fetched"):
-        staging.staged(f"{url}/a/train.json")
+        fetching.staged(f"{url}/a/train.json")
 
 
 def test_a_study_at_a_url_has_the_keys_of_the_one_in_a_folder(folder, bucket, tmp_path, monkeypatch):
@@ -228,15 +231,15 @@ def test_a_study_at_a_url_has_the_keys_of_the_one_in_a_folder(folder, bucket, tm
     far = load_study(tmp_path / "study.yaml", lay(folder, bucket))
     assert [run.stages for run in far.runs()] == [run.stages for run in near.runs()]
     assert far.read_tasks()["b"].digests == near.tasks["b"].digests
-    assert ledger.parts(far.raw) == ledger.parts(near.raw)
+    assert registry.parts(far.raw) == registry.parts(near.raw)
     monkeypatch.setenv("DGG_RAY_DATA", bucket)
     assert load_study(tmp_path / "study.yaml").root == bucket
-    studyfile.keep(far, tmp_path / "out")
+    loader.keep(far, tmp_path / "out")
     assert json.loads((tmp_path / "out/study.json").read_text())["root"] == bucket
     connected(bucket).rm(bucket, recursive=True)
-    kept = studyfile.kept(tmp_path / "out")
+    kept = loader.kept(tmp_path / "out")
     assert kept.readers == far.readers
-    assert staging.address(kept.readers["a"].train) == f"{bucket}/a/train.json"
+    assert fetching.address(kept.readers["a"].train) == f"{bucket}/a/train.json"
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -287,9 +290,9 @@ def test_reading_a_kept_study_fetches_no_model(asked):
         "strategy": "finetune",
         "adapter": {"targets": ["q_proj"]},
     }
-    assert studyfile.build(raw, "/", files=False)[1] == []
+    assert loader.build(raw, "/", files=False)[1] == []
     assert asked == []
-    assert [fault.path for fault in studyfile.build(raw, "/")[1]] == ["model.path"]
+    assert [fault.path for fault in loader.build(raw, "/")[1]] == ["model.path"]
 
 
 # -- what is said of a URL that does not serve ------------------------------------------------------
@@ -342,7 +345,7 @@ def test_a_bucket_that_is_not_there_is_a_fault_of_the_study(bucket):
 def test_names_that_lead_out_of_a_place_are_refused(monkeypatch):
     monkeypatch.setattr(Url, "versions", lambda self: {"../../.bashrc": (1, "")})
     with pytest.raises(Refused, match="lead out of it"):
-        staging.staged("memory://x/y")
+        fetching.staged("memory://x/y")
 
 
 # -- one cache for a node --------------------------------------------------------------------------
@@ -350,7 +353,7 @@ def test_names_that_lead_out_of_a_place_are_refused(monkeypatch):
 FETCH = """
 import sys
 from dgg_ray import staging
-from dgg_ray.remote import Url
+from dgg_ray.storage.remote_store import Url
 whole = Url.fetch
 def fetch(self, files):
     print(len(files), flush=True)
@@ -384,19 +387,19 @@ def test_what_was_staged_stays_while_its_process_lives_and_others_make_room(monk
     fs, root = connected("memory://x"), f"memory://{uuid.uuid4().hex}"
     for name in "abc":
         fs.pipe_file(f"{root}/{name}/file", bytes(400))
-    staging.within(1000e-9)
-    a, b = (staging.staged(f"{root}/{name}") for name in "ab")
-    cache.Cache(gigabytes=0).trim()
-    for i in range(cache.HELD + 1):  # among the last few no longer
-        cache.Cache().get(f"{i}", lambda folder: None, lambda folder: None)
-    cache.Cache(gigabytes=0).trim()
+    fetching.within(1000e-9)
+    a, b = (fetching.staged(f"{root}/{name}") for name in "ab")
+    node_cache.Cache(gigabytes=0).trim()
+    for i in range(node_cache.HELD + 1):  # among the last few no longer
+        node_cache.Cache().get(f"{i}", lambda folder: None, lambda folder: None)
+    node_cache.Cache(gigabytes=0).trim()
     assert a.exists()
     assert b.exists()
     as_another_process()
-    staging.staged(f"{root}/b")
+    fetching.staged(f"{root}/b")
     room, whole = [], Url.fetch
     monkeypatch.setattr(Url, "fetch", lambda self, files: (room.append(not a.exists()), whole(self, files)))
-    c = staging.staged(f"{root}/c")
+    c = fetching.staged(f"{root}/c")
     assert (a.exists(), b.exists(), c.exists()) == (False, True, True)
     assert room == [True]  # before it was fetched
 
@@ -404,7 +407,7 @@ def test_what_was_staged_stays_while_its_process_lives_and_others_make_room(monk
 def test_a_place_larger_than_the_cache_is_refused(asked):
     root = f"memory://{uuid.uuid4().hex}"
     connected(root).pipe_file(f"{root}/weights", bytes(2000))
-    staging.within(1000e-9)
+    fetching.within(1000e-9)
     with pytest.raises(Refused, match=r"takes 2e-06 GB, and a node keeps 1e-06 GB: raise workers.cache_gb"):
-        staging.staged(f"{root}/weights")
+        fetching.staged(f"{root}/weights")
     assert asked == []

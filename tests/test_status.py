@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dgg_ray import Study, cli, load_study, studyfile
+from dgg_ray import Study, cli, load_study
+from dgg_ray.config import loader
 
 SIZE = {"reader": "embedded", "train": 12, "validation": 10, "test": 10}
 STUDY = {
@@ -24,7 +25,7 @@ def two(tmp_path) -> list[Study]:
     other = {**STUDY, "name": "other", "seeds": [7]}
     studies = [load_study({**one, "output": output}) for one in (STUDY, other)]
     for study in studies:
-        studyfile.keep(study, tmp_path / study.name)
+        loader.keep(study, tmp_path / study.name)
         error = {"error": "ValueError", "message": f"a fault of {study.name}", "traceback": ""}
         study.store(tmp_path / study.name).fail(study.runs()[0].stages[0], error)
     return studies
@@ -55,7 +56,7 @@ def test_a_report_of_a_mistyped_folder_makes_none(tmp_path, capsys):
 def test_a_report_logs_under_its_studys_name_wherever_it_is_called_from(two, tmp_path, monkeypatch):
     out = tmp_path / "mine"
     monkeypatch.chdir(out)
-    monkeypatch.setattr("dgg_ray.report.write", lambda *_: "written")
+    monkeypatch.setattr("dgg_ray.report.report.write", lambda *_: "written")
     assert cli.main(["report", "."]) == 0
     lines = [json.loads(line) for file in (out / "logs").iterdir() for line in file.read_text().splitlines()]
     assert {line["study"] for line in lines} == {"mine"}

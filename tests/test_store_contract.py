@@ -18,16 +18,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgg_ray import cache, patience, published, snapshots
-from dgg_ray.errors import StoreError
-from dgg_ray.glance import Glance
-from dgg_ray.leases import Holder
-from dgg_ray.objects import Damaged
-from dgg_ray.reach import READ_S, connected, fault
-from dgg_ray.remote import RemoteStore, Url
-from dgg_ray.simulate import MemoryStore
-from dgg_ray.snapshots import Snapshot
-from dgg_ray.stages import DRAFT_S, Exam, StageStore, Work, name_of
+from dgg_ray.core.errors import StoreError
+from dgg_ray.storage import manifest, node_cache, retry
+from dgg_ray.storage.backend import Damaged
+from dgg_ray.storage.leases import Holder
+from dgg_ray.storage.reach import READ_S, connected, fault
+from dgg_ray.storage.remote_store import RemoteStore, Url
+from dgg_ray.storage.stages import DRAFT_S, Exam, StageStore, Work, name_of
+from dgg_ray.storage.store_view import Glance
+from dgg_ray.training import checkpoints
+from dgg_ray.training.checkpoints import Snapshot
+from dgg_ray.training.simulated import MemoryStore
 
 from servers import ENVIRONMENT, Wire, s3_server  # isort: skip
 from stage_samples import read_weights, some_stages, weights  # isort: skip
@@ -62,7 +63,7 @@ def s3(s3_port, clients, monkeypatch):
             clients[how] = connected(url, *seconds)
         return clients[how]
 
-    monkeypatch.setattr("dgg_ray.remote.connected", client)
+    monkeypatch.setattr("dgg_ray.storage.remote_store.connected", client)
     if "bucket" not in clients:
         clients["bucket"] = f"s3://bucket-{uuid.uuid4().hex[:12]}"
         client(clients["bucket"], READ_S).mkdir(clients["bucket"])
@@ -208,7 +209,7 @@ def test_lost_files_are_noticed(store, tmp_path):
 def forget_cache(tmp_path):
     """As on another machine."""
     for place in (tmp_path / "cache" / "entries").glob("*"):
-        cache.drop(place)
+        node_cache.drop(place)
         shutil.rmtree(place)
 
 
@@ -239,7 +240,7 @@ def test_files_of_a_writer_that_died_are_swept_up_a_day_later(store, monkeypatch
     assert any(second.key in name for name in store.objects.names("files/"))
     store.sweep()
     assert any(second.key in name for name in store.objects.names("files/"))  # it may still be at it
-    monkeypatch.setattr("dgg_ray.stages.DRAFT_S", -DRAFT_S)
+    monkeypatch.setattr("dgg_ray.storage.stages.DRAFT_S", -DRAFT_S)
     store.sweep()
     assert {name.split("/")[1] for name in store.objects.names("files/")} == {first.key}
     assert store.objects.names("writers/") == []
@@ -375,16 +376,16 @@ def test_clocks_that_are_apart_are_told(store, monkeypatch):
 @with_files
 def test_snapshots_are_replaced_whole_and_removed(store):
     (stage,) = some_stages(1)
-    assert snapshots.read(store, stage) is None
+    assert checkpoints.read(store, stage) is None
     for step in (1, 2):
         taken = Snapshot([0.5] * step, 1.5, {"seen": [1]}, {"theta": torch.full((3,), float(step))})
-        snapshots.write(store, stage, taken)
-    found = snapshots.read(anew(store), stage)
+        checkpoints.write(store, stage, taken)
+    found = checkpoints.read(anew(store), stage)
     assert (found.losses, found.seconds, found.memory) == ([0.5, 0.5], 1.5, {"seen": [1]})
     assert found.tensors["theta"].tolist() == [2.0] * 3
     store.publish(stage, {}, nothing)
     store.sweep()
-    assert snapshots.read(store, stage) is None
+    assert checkpoints.read(store, stage) is None
     assert list(store.objects.drafts()) == []
 
 
@@ -473,24 +474,26 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(store):
 
 
 def test_the_cache_keeps_to_its_size_and_the_least_recently_used_go_first(tmp_path):
-    held = cache.Cache(tmp_path, gigabytes=3500e-9)
+    held = node_cache.Cache(tmp_path, gigabytes=3500e-9)
     for n, name in enumerate("abc"):
         place = held.get(name, lambda folder: (folder / "file").write_bytes(b"x" * 1000), lambda folder: None)
         os.utime(place, (n, n))
-        cache.drop(place)
+        node_cache.drop(place)
     os.utime(held.place("a"), (10, 10))
     place = held.get("d", lambda folder: (folder / "file").write_bytes(b"x" * 1000), lambda folder: None)
     assert {name for name in "abcd" if held.place(name).exists()} == {"a", "c", "d"}
-    cache.drop(place)
+    node_cache.drop(place)
 
 
 def test_what_a_process_has_in_use_stays_in_the_cache(tmp_path):
-    held = cache.Cache(tmp_path, gigabytes=500e-9)
+    held = node_cache.Cache(tmp_path, gigabytes=500e-9)
     place = held.get("a", lambda folder: (folder / "file").write_bytes(b"x" * 1000), lambda folder: None)
-    code = "import sys, pathlib, dgg_ray.cache as c; c.Cache(pathlib.Path(sys.argv[1]), 0).trim()"
+    code = (
+        "import sys, pathlib, dgg_ray.storage.node_cache as c; c.Cache(pathlib.Path(sys.argv[1]), 0).trim()"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert place.exists()
-    cache.drop(place)
+    node_cache.drop(place)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert not place.exists()
 
@@ -536,7 +539,7 @@ def test_what_passes_is_waited_for(far, wire, trouble):
 
 @pytest.mark.whole
 def test_what_does_not_pass_is_told_after_a_while(far, wire, monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(retry, "PATIENCE_S", 1.0)
     wire.cut()
     with pytest.raises(StoreError, match=r"did not answer as it should for 1 s.*run the study again"):
         far.record(some_stages(1)[0])
@@ -570,13 +573,13 @@ def test_refused_credentials_are_told_at_once_and_nothing_is_tried_twice():
         raise PermissionError("The AWS Access Key Id you provided does not exist in our records.")
 
     with pytest.raises(StoreError, match=r"s3://b: not allowed.*does not exist in our records"):
-        patience.ask(refused, "s3://b")
+        retry.ask(refused, "s3://b")
     assert len(asked) == 1
 
 
 def test_an_answer_that_was_lost_on_the_way_is_not_taken_for_another_writers(monkeypatch):
     url = Url(f"memory://{uuid.uuid4().hex}")
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     real, lost = type(url)._create, [True]
 
     def creates_and_loses_the_answer(self, at, data):
@@ -606,7 +609,7 @@ def test_a_full_disk_under_a_folder_names_what_to_do(tmp_path, monkeypatch):
     def full(handle, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dgg_ray.objects.write_all", full)
+    monkeypatch.setattr("dgg_ray.storage.backend.write_all", full)
     with pytest.raises(StoreError, match=r"No space left on device. Free some space or name another folder"):
         store.publish(stage, {}, weights("w"))
     assert store.record(stage) is None
@@ -618,7 +621,7 @@ def test_a_full_disk_under_a_folder_names_what_to_do(tmp_path, monkeypatch):
 def test_a_store_says_where_it_is(tmp_path):
     assert StageStore(tmp_path / "a").url == str(tmp_path / "a")
     assert RemoteStore("s3://bucket/a").url == "s3://bucket/a"
-    assert json.loads(published.seal({"a": 1}))["of"] == {"a": 1}
+    assert json.loads(manifest.seal({"a": 1}))["of"] == {"a": 1}
     assert replace(RemoteStore("s3://bucket/a"), cache_gb=1) == RemoteStore("s3://bucket/a", 1)
 
 
@@ -634,13 +637,13 @@ def test_what_is_remembered_may_grow_while_it_is_looked_at(store, monkeypatch):
     for name in "ab":
         store.sit(stage, [cell(name)], nothing)
     assert len(store.cells(stage)) == 2
-    real = published.unseal
+    real = manifest.unseal
 
     def another_thread_reads_too(data):
         store.objects.remember(name_of(stage.key, uuid.uuid4().hex[:16]), data)
         return real(data)
 
-    monkeypatch.setattr(published, "unseal", another_thread_reads_too)
+    monkeypatch.setattr(manifest, "unseal", another_thread_reads_too)
     assert store.missing(Work(stage, (exam("a"), exam("b")))) == ()
 
 
@@ -679,7 +682,7 @@ def test_a_disk_that_damages_what_is_fetched_sets_nothing_aside(store, tmp_path,
         raise Damaged("adapter/theta is not what was written")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dgg_ray.remote.verify", bad_disk)
+        patched.setattr("dgg_ray.storage.remote_store.verify", bad_disk)
         with pytest.raises(StoreError, match=r"are right, but not their copies in .*cache"):
             store.open(stage)
     assert store.objects.names("damaged/") == []
@@ -709,7 +712,7 @@ def entry(held, name, size=1000):
 
 
 def test_a_damaged_entry_goes_though_another_process_holds_it(tmp_path):
-    held = cache.Cache(tmp_path)
+    held = node_cache.Cache(tmp_path)
     place = entry(held, "a")
     other = os.open(place, os.O_RDONLY)  # locks are of what was opened, so this is as another process
     fcntl.flock(other, fcntl.LOCK_SH)
@@ -724,7 +727,7 @@ def test_a_damaged_entry_goes_though_another_process_holds_it(tmp_path):
     with reader:
         assert reader.read() == b"x" * 1000
     os.close(other)
-    cache.drop(place)
+    node_cache.drop(place)
 
 
 def test_what_cannot_be_made_an_entry_is_told(tmp_path, monkeypatch):
@@ -733,23 +736,23 @@ def test_what_cannot_be_made_an_entry_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(StoreError, match=r"cannot keep a in .*Input/output error"):
-        entry(cache.Cache(tmp_path), "a")
+        entry(node_cache.Cache(tmp_path), "a")
 
 
 def test_a_process_keeps_no_more_than_two_entries_beyond_the_size(tmp_path):
-    held = cache.Cache(tmp_path, gigabytes=500e-9)
+    held = node_cache.Cache(tmp_path, gigabytes=500e-9)
     places = [entry(held, name) for name in "abcd"]
     held.trim()
     assert [place.exists() for place in places] == [False, False, True, True]
     for place in places:
-        cache.drop(place)
+        node_cache.drop(place)
 
 
 def test_drafts_count_in_the_cache_and_go_after_a_day(tmp_path):
-    held = cache.Cache(tmp_path, gigabytes=2500e-9)
+    held = node_cache.Cache(tmp_path, gigabytes=2500e-9)
     places = [entry(held, name) for name in "ab"]
     for place in places:
-        cache.drop(place)
+        node_cache.drop(place)
     young, old = held.draft(), held.draft()
     (old / "file").write_bytes(b"x" * 1000)
     os.utime(old, (time.time() - 2 * DRAFT_S,) * 2)
@@ -769,7 +772,7 @@ def test_a_full_disk_of_this_machine_is_told_at_once_and_not_taken_for_the_netwo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(StoreError, match=r"this machine failed, not s3://b: .*No space left.*DGG_RAY_CACHE"):
-        patience.ask(full, "s3://b")
+        retry.ask(full, "s3://b")
     assert len(asked) == 1
 
 
@@ -780,7 +783,7 @@ class Answered(Exception):
 
 @pytest.mark.parametrize(("status", "code"), [(409, "ConditionalRequestConflict"), (500, "InternalError")])
 def test_what_a_store_could_not_decide_is_asked_again(monkeypatch, status, code):
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     answers = [Answered(status, code)]
 
     def request():
@@ -788,7 +791,7 @@ def test_what_a_store_could_not_decide_is_asked_again(monkeypatch, status, code)
             raise OSError(errno.EIO, code) from answers.pop()
         return "made"
 
-    assert patience.ask(request, "s3://b") == "made"
+    assert retry.ask(request, "s3://b") == "made"
 
 
 def test_something_that_is_there_is_not_asked_for_again():
@@ -796,7 +799,7 @@ def test_something_that_is_there_is_not_asked_for_again():
         raise Answered(412, "PreconditionFailed")
 
     with pytest.raises(FileExistsError):
-        patience.ask(request, "s3://b")
+        retry.ask(request, "s3://b")
 
 
 @pytest.mark.parametrize("url", ["s3://me:secret@bucket/a", "memory://me@bucket/a"])
@@ -813,7 +816,7 @@ def test_an_at_sign_in_a_path_is_none_of_a_user():
 
 @pytest.mark.whole
 def test_a_check_waits_for_no_answer_longer_than_its_patience(far, wire, monkeypatch):
-    monkeypatch.setattr("dgg_ray.remote.CHECK_S", 1.0)
+    monkeypatch.setattr("dgg_ray.storage.remote_store.CHECK_S", 1.0)
     wire.delay = 60.0
     with pytest.raises(StoreError, match="did not answer as it should for 1 s"):
         far.check()
@@ -822,10 +825,10 @@ def test_a_check_waits_for_no_answer_longer_than_its_patience(far, wire, monkeyp
 @with_files
 def test_a_snapshot_to_which_nobody_comes_back_goes_after_thirty_days(store, monkeypatch):
     (stage,) = some_stages(1)
-    snapshots.write(store, stage, Snapshot([0.5], 1.5, {}, {"theta": torch.zeros(3)}))
+    checkpoints.write(store, stage, Snapshot([0.5], 1.5, {}, {"theta": torch.zeros(3)}))
     store.sweep()
     assert store.objects.names("inflight/") != []
-    monkeypatch.setattr("dgg_ray.stages.SNAPSHOT_S", -60.0)
+    monkeypatch.setattr("dgg_ray.storage.stages.SNAPSHOT_S", -60.0)
     store.sweep()
     assert store.objects.names("inflight/") == []
 
@@ -838,7 +841,7 @@ def test_leases_go_a_day_after_they_ended(store, monkeypatch):
     store.release("given back", a)
     store.sweep()
     assert {name.split("/")[1] for name in store.objects.names("leases/")} == {"given back", "held"}
-    monkeypatch.setattr("dgg_ray.stages.DRAFT_S", -60.0)  # as in a minute and a day
+    monkeypatch.setattr("dgg_ray.storage.stages.DRAFT_S", -60.0)  # as in a minute and a day
     store.sweep()
     assert {name.split("/")[1] for name in store.objects.names("leases/")} == {"held"}
     assert store.lease("held", b) == a

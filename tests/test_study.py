@@ -9,12 +9,13 @@ import jsonschema
 import pytest
 import yaml
 
-from dgg_ray import Study, load_study, studyfile, yamlread
-from dgg_ray.errors import StudyError
+from dgg_ray import Study, load_study
+from dgg_ray.config import loader, yaml_reader
+from dgg_ray.config.json_schema import schema
+from dgg_ray.core.errors import StudyError
 from dgg_ray.models import embedded
-from dgg_ray.schema import schema
-from dgg_ray.search import Whole
-from dgg_ray.stages import StageStore
+from dgg_ray.search.base import Whole
+from dgg_ray.storage.stages import StageStore
 from dgg_ray.strategies.dgg import DGG
 
 GOOD = """\
@@ -66,7 +67,7 @@ def test_the_studies_in_the_repository_follow_the_schema():
     form = schema()
     for file in Path("studies").glob("*.yaml"):
         text = file.read_text()
-        jsonschema.validate(yamlread.read(text)[0], form)
+        jsonschema.validate(yaml_reader.read(text)[0], form)
         assert [word for word in ("Question", "Cost", "Found") if f"# {word}" not in text] == []
 
 
@@ -273,7 +274,7 @@ def test_a_fault_names_its_path_its_rule_and_its_value(load, old, new, path, sai
 
 
 def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch):
-    monkeypatch.setattr("dgg_ray.rules.find_spec", lambda name: None)
+    monkeypatch.setattr("dgg_ray.config.validation.find_spec", lambda name: None)
     found = faults(load, GOOD + "workers: {engine: zero1}\n")
     assert "pip install 'dgg_ray[deepspeed]'" in found["workers.engine"]
 
@@ -301,7 +302,7 @@ def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch
 )
 def test_where_a_projector_cannot_be_trained(load, tmp_path, monkeypatch, settings, more, said):
     shutil.copytree(embedded.FOLDER, tmp_path / "llava")
-    monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: object())
+    monkeypatch.setattr("dgg_ray.models._pretrained.find_spec", lambda name: object())
     model = f"model: {{name: llava_1_5, path: {tmp_path / 'llava'}{settings}}}"
     found = faults(load, GOOD.replace("model: embedded", model) + more + "\n")
     assert list(found) == ["training.projector_learning_rate"]
@@ -322,7 +323,7 @@ def test_layers_that_the_model_has_not_are_told_before_anything_starts(load):
 
 def test_weights_of_four_bits_cannot_be_cut_in_pieces(load, tmp_path, monkeypatch):
     shutil.copytree(embedded.FOLDER, tmp_path / "llava")
-    monkeypatch.setattr("dgg_ray.pretrained.find_spec", lambda name: object())
+    monkeypatch.setattr("dgg_ray.models._pretrained.find_spec", lambda name: object())
     text = GOOD.replace(
         "model: embedded", f"model: {{name: llava_1_5, path: {tmp_path / 'llava'}, four_bit: true}}"
     )
@@ -346,9 +347,9 @@ def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
 def test_a_relative_store_is_kept_from_where_the_study_was_run(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load(GOOD + "output: {store: shared}\n")
-    studyfile.keep(study, tmp_path / "out")
+    loader.keep(study, tmp_path / "out")
     monkeypatch.chdir("/")
-    assert studyfile.the_kept(tmp_path / "out").store(tmp_path / "out") == StageStore(tmp_path / "shared")
+    assert loader.the_kept(tmp_path / "out").store(tmp_path / "out") == StageStore(tmp_path / "shared")
 
 
 @pytest.mark.parametrize("design", ["shared_prefix", "extreme"])
@@ -366,9 +367,9 @@ def test_a_design_by_likeness_is_kept_with_the_study(load, tmp_path, monkeypatch
     first, back, *_ = study.all_orders
     assert first == back[::-1]
     assert len(set(study.all_orders)) == 4
-    studyfile.keep(study, tmp_path / "out")
+    loader.keep(study, tmp_path / "out")
     monkeypatch.setattr(type(study.readers["words"]), "read", lambda *_: pytest.fail("the data were read"))
-    again = studyfile.the_kept(tmp_path / "out")
+    again = loader.the_kept(tmp_path / "out")
     assert (again.likeness, again.all_orders) == (study.likeness, study.all_orders)
 
 
@@ -420,8 +421,8 @@ def test_relative_paths_start_from_the_data_folder(tmp_path, monkeypatch):
         "  - {name: a, reader: llava, train: a.json, test: t.json}\n"
         "  - {name: b, reader: llava, train: /abs/b.json, test: t.json}\n"
     )
-    raw = studyfile.parse(tmp_path / "study.yaml")[0]
-    study, _ = studyfile.build(raw, "/data")
+    raw = loader.parse(tmp_path / "study.yaml")[0]
+    study, _ = loader.build(raw, "/data")
     assert study.readers["a"].train == Path("/data/a.json")
     assert study.readers["b"].train == Path("/abs/b.json")
     monkeypatch.setenv("DGG_RAY_DATA", str(tmp_path / "elsewhere"))
@@ -431,13 +432,13 @@ def test_relative_paths_start_from_the_data_folder(tmp_path, monkeypatch):
 
 def test_a_study_can_be_read_back_without_its_data(load, tmp_path, monkeypatch):
     study = load(GOOD)
-    studyfile.keep(study, tmp_path / "out")
+    loader.keep(study, tmp_path / "out")
     monkeypatch.setattr(type(study.readers["words"]), "read", lambda *_: pytest.fail("the data were read"))
-    again = studyfile.kept(tmp_path / "out")
+    again = loader.kept(tmp_path / "out")
     assert [stage.key for run in again.runs() for stage in run.stages] == [
         stage.key for run in study.runs() for stage in run.stages
     ]
-    assert studyfile.kept(tmp_path / "nothing") is None
+    assert loader.kept(tmp_path / "nothing") is None
 
 
 def test_a_range_between_whole_numbers_is_searched_in_whole_numbers(load):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import surroundings
-from dgg_ray.errors import DggError
+from dgg_ray.core import surroundings
+from dgg_ray.core.errors import DggError
 
 
 def test_without_a_home_there_is_one_that_can_be_written(tmp_path, monkeypatch):

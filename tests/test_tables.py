@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from dgg_ray.tables import write_csv, write_sorted
+from dgg_ray.analysis.table_files import write_csv, write_sorted
 
 MIXED = pd.DataFrame(
     {

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dgg_ray import Study, load_study, studyfile, takeover, warm
-from dgg_ray.contracts import Adapter
-from dgg_ray.errors import StudyError
+from dgg_ray import Study, load_study
+from dgg_ray.config import loader, takeover
+from dgg_ray.core.errors import StudyError
+from dgg_ray.core.interfaces import Adapter
+from dgg_ray.search import warm_start
 
 STUDY = """\
 name: case
@@ -35,10 +37,10 @@ def case(tmp_path_factory) -> Study:
 
 
 def test_another_studys_folder_is_refused_with_its_name(case, tmp_path):
-    studyfile.keep(case, tmp_path / "out")
+    loader.keep(case, tmp_path / "out")
     other = study_of(tmp_path, STUDY.replace("name: case", "name: other"))
     with pytest.raises(StudyError) as found:
-        warm.settled(other, tmp_path / "out")
+        warm_start.settled(other, tmp_path / "out")
     (fault,) = found.value.faults
     assert fault.path == "--out"
     assert "holds the results of another study, 'case'" in fault.rule
@@ -47,15 +49,15 @@ def test_another_studys_folder_is_refused_with_its_name(case, tmp_path):
 
 def test_the_same_study_again_changes_nothing(case, tmp_path):
     assert takeover.changes(case, tmp_path) == ""
-    studyfile.keep(case, tmp_path)
-    studyfile.keep(case, tmp_path)
+    loader.keep(case, tmp_path)
+    loader.keep(case, tmp_path)
     assert takeover.changes(case, tmp_path) == ""
-    assert not (tmp_path / studyfile.PREVIOUS).exists()
+    assert not (tmp_path / loader.PREVIOUS).exists()
 
 
 def test_an_edited_study_is_told_each_change_old_and_new(case, tmp_path):
     out = tmp_path / "out"
-    studyfile.keep(case, out)
+    loader.keep(case, out)
     text = STUDY.replace("alpha: 0.3", "alpha: {digits: 0.3, words: 1.0}").replace("[0, 1]", "[0]")
     edited = study_of(tmp_path, text.replace("train: 12, validation: 10, test: 10}\nst", "train: 14}\nst"))
     told = takeover.changes(edited, out)
@@ -68,7 +70,7 @@ def test_an_edited_study_is_told_each_change_old_and_new(case, tmp_path):
 
 
 def told(tmp_path: Path, before: str, after: str) -> str:
-    studyfile.keep(study_of(tmp_path, before), tmp_path / "out")
+    loader.keep(study_of(tmp_path, before), tmp_path / "out")
     return takeover.changes(study_of(tmp_path, after), tmp_path / "out")
 
 
@@ -90,7 +92,7 @@ def test_tasks_in_another_order_are_told_with_the_orders_that_they_make(tmp_path
 
 def test_other_weights_under_the_same_path_are_told(tmp_path):
     real = study_of(tmp_path, STUDY.replace("workers: {engine: simulated}\n", ""))
-    studyfile.keep(real, tmp_path / "out")
+    loader.keep(real, tmp_path / "out")
     assert takeover.changes(real, tmp_path / "out") == ""
     other = replace(real, fingerprint="f" * 64)
     assert f"  model.weights: {real.fingerprint[:12]} → ffffffffffff" in takeover.changes(
@@ -118,7 +120,7 @@ def test_long_values_are_told_by_where_they_differ(tmp_path):
 
 
 def test_a_value_that_is_written_out_and_was_the_default_is_no_change(case, tmp_path):
-    studyfile.keep(case, tmp_path / "out")
+    loader.keep(case, tmp_path / "out")
     written = study_of(tmp_path, STUDY + f"adapter: {{rank: {Adapter().rank}}}\n")
     assert written.raw != case.raw
     assert list(takeover.differences(case, written)) == []
@@ -126,20 +128,20 @@ def test_a_value_that_is_written_out_and_was_the_default_is_no_change(case, tmp_
 
 def test_the_version_before_is_kept_and_can_be_put_back(case, tmp_path):
     out = tmp_path / "out"
-    studyfile.keep(case, out)
-    studyfile.keep(study_of(tmp_path, STUDY.replace("alpha: 0.3", "alpha: 0.7")), out)
-    assert studyfile.the_kept(out).strategy.alpha == 0.7  # pyright: ignore
-    (out / studyfile.PREVIOUS).replace(out / studyfile.KEPT)
-    assert studyfile.the_kept(out).strategy.alpha == 0.3  # pyright: ignore
+    loader.keep(case, out)
+    loader.keep(study_of(tmp_path, STUDY.replace("alpha: 0.3", "alpha: 0.7")), out)
+    assert loader.the_kept(out).strategy.alpha == 0.7  # pyright: ignore
+    (out / loader.PREVIOUS).replace(out / loader.KEPT)
+    assert loader.the_kept(out).strategy.alpha == 0.3  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"raw": []}', '{"raw": {"name": 3}, "root": 1}', "null"]
 )
 def test_a_damaged_study_file_is_said_and_replaced(case, tmp_path, content):
-    (tmp_path / studyfile.KEPT).write_text(content, encoding="utf-8")
+    (tmp_path / loader.KEPT).write_text(content, encoding="utf-8")
     assert "cannot be read" in takeover.changes(case, tmp_path)
-    assert warm.settled(case, tmp_path) == case
-    studyfile.keep(case, tmp_path)
-    assert (tmp_path / studyfile.PREVIOUS).read_text(encoding="utf-8") == content
-    assert json.loads((tmp_path / studyfile.KEPT).read_text(encoding="utf-8"))["raw"]["name"] == "case"
+    assert warm_start.settled(case, tmp_path) == case
+    loader.keep(case, tmp_path)
+    assert (tmp_path / loader.PREVIOUS).read_text(encoding="utf-8") == content
+    assert json.loads((tmp_path / loader.KEPT).read_text(encoding="utf-8"))["raw"]["name"] == "case"

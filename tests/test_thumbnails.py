@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgg_ray.thumbnails import SIDE, thumbnail
+from dgg_ray.report.thumbnails import SIDE, thumbnail
 
 
 def read(uri: str) -> Image.Image:

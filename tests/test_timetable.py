@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from dgg_ray.cost import CostModel, probes
-from dgg_ray.plan import foresee, plan
-from dgg_ray.rates import Part, Rate
-from dgg_ray.rehearse import rehearse
-from dgg_ray.sections import Knob, Orders, Search, Workers
-from dgg_ray.simulate import MemoryStore, Simulated, imagined
-from dgg_ray.stages import Work
+from dgg_ray.config.sections import Knob, Orders, Search, Workers
+from dgg_ray.cost.makespan import Ask, longest, nodes
+from dgg_ray.cost.model import CostModel, probes
+from dgg_ray.cost.rates import Part, Rate
+from dgg_ray.planning.plan import foresee, plan
+from dgg_ray.storage.stages import Work
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.timetable import Ask, longest, nodes
+from dgg_ray.testing.simulated_cluster import rehearse
+from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 SPACE = {"strategy.alpha": Knob(values=(0.0, 0.05, 0.1, 0.3, 1.0), per_task=True)}
 

@@ -10,20 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgg_ray import judge, load_study, methods, tune
-from dgg_ray.budget import Purse
-from dgg_ray.crew import Crew
-from dgg_ray.errors import StudyError
-from dgg_ray.fence import Fence
-from dgg_ray.glance import at_once
-from dgg_ray.law import Law
-from dgg_ray.progress import Display
-from dgg_ray.remote import RemoteStore, Url
-from dgg_ray.sections import Knob, Output, Protocol, Search
-from dgg_ray.simulate import MemoryStore, imagined
+from dgg_ray import load_study
+from dgg_ray.config.sections import Knob, Output, Protocol, Search
+from dgg_ray.config.simulation import Law
+from dgg_ray.config.study import Study
+from dgg_ray.core.errors import StudyError
+from dgg_ray.core.fence import Fence
+from dgg_ray.cost.budget import Purse
+from dgg_ray.execution import driver
+from dgg_ray.execution.executor import Crew
+from dgg_ray.execution.progress import Display
+from dgg_ray.execution.trackers import FOLDER, Tracking, tracking
+from dgg_ray.search import baselines, evidence
+from dgg_ray.storage.remote_store import RemoteStore, Url
+from dgg_ray.storage.store_view import at_once
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.study import Study
-from dgg_ray.trackers import FOLDER, Tracking, tracking
+from dgg_ray.training.simulated import MemoryStore, imagined
 
 ALPHA = "strategy.alpha"
 
@@ -46,23 +48,23 @@ def run(study, store, out, stages=None, fence=None) -> str:
         tracking(study, store, out, crew.start, fence) as told,
     ):
         display.told = told.look
-        search = methods.method(study)
+        search = baselines.method(study)
         told.follow(search)
         if stages is not None:
             _, probe = search.ask() or pytest.fail("nothing was proposed")
             at = study.at(probe.setting)
-            crew.obtain([judge.works(at, at.runs()[0])[:stages]])
+            crew.obtain([evidence.works(at, at.runs()[0])[:stages]])
             return at.id
-        tune.pursue(study, store, crew, search)
-        final = methods.contenders(study, search, {})
+        driver.pursue(study, store, crew, search)
+        final = baselines.contenders(study, search, {})
         told.compare(final)
-        crew.obtain(judge.final_works(final))
+        crew.obtain(evidence.final_works(final))
     return ""
 
 
 def score(study, store, alpha, t, split="validation"):
     at = study.at({ALPHA: alpha})
-    return judge.matrix(at, store, at.runs()[0], split).R[t]
+    return evidence.matrix(at, store, at.runs()[0], split).R[t]
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -170,7 +172,7 @@ def test_after_a_look_that_failed_no_tracker_is_told_again(tmp_path, monkeypatch
 def test_a_run_that_is_stopped_does_not_wait_for_its_trackers(tmp_path, monkeypatch):
     from ray.tune.logger import TBXLoggerCallback
 
-    from dgg_ray import trackers
+    from dgg_ray.execution import trackers
 
     ended = threading.Event()
     monkeypatch.setattr(TBXLoggerCallback, "on_experiment_end", lambda *_: ended.wait(60))
@@ -196,8 +198,8 @@ def test_a_store_far_away_is_listed_and_not_asked_for_each_stage(tmp_path, monke
     monkeypatch.setattr(Url, "sizes", lambda self, prefix: listed.append(prefix) or sizes(self, prefix))
     monkeypatch.setattr(Url, "read", lambda self, *name: read.append(name) or ask(self, *name))
 
-    again, search = RemoteStore(store.address), methods.method(study)
-    assert judge.replay(study, at_once(again), search) is None
+    again, search = RemoteStore(store.address), baselines.method(study)
+    assert evidence.replay(study, at_once(again), search) is None
     assert len(search.told) == 2
     assert listed == ["stages/"]
     assert {name for (name,) in read} == set(sizes(again.objects, "stages/"))
@@ -214,7 +216,9 @@ def test_a_store_far_away_is_listed_and_not_asked_for_each_stage(tmp_path, monke
 
 
 def test_a_tracker_that_is_not_installed_is_a_fault_with_its_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("dgg_ray.rules.find_spec", lambda name: None if name == "wandb" else object())
+    monkeypatch.setattr(
+        "dgg_ray.config.validation.find_spec", lambda name: None if name == "wandb" else object()
+    )
     file = tmp_path / "study.yaml"
     file.write_text("""\
 name: tracked

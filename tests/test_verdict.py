@@ -8,15 +8,16 @@ import pytest
 from scipy import stats
 from test_robustness import study
 
-from dgg_ray import answer, closing, next_steps, report
-from dgg_ray.agreement import undecided_alphas
-from dgg_ray.fence import Fence
-from dgg_ray.formats import interval_text, points_text
-from dgg_ray.intervals import Interval
-from dgg_ray.outcomes import compare, metrics
-from dgg_ray.outcomes import compared as outcomes_compared
-from dgg_ray.preference import range_of
-from dgg_ray.verdict import is_simpler, simplicity_of, verdict
+from dgg_ray.analysis import next_steps
+from dgg_ray.analysis.agreement import undecided_alphas
+from dgg_ray.analysis.run_table import compare, metrics
+from dgg_ray.analysis.run_table import compared as outcomes_compared
+from dgg_ray.analysis.verdict import is_simpler, simplicity_of, verdict
+from dgg_ray.core.fence import Fence
+from dgg_ray.report import answer, closing, report
+from dgg_ray.search.objective import range_of
+from dgg_ray.stats.formats import interval_text, points_text
+from dgg_ray.stats.intervals import Interval
 
 ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage
 OURS = (0.60, 0.64, 0.58, 0.66)
@@ -186,14 +187,14 @@ def test_simpler_is_fine_tuning_then_replay_then_fewer_and_smaller_values():
         index=["finetune", "replay", "constant", "dgg"],
     )
     made = dataclasses.replace(made, knobs=("strategy.alpha.a", "strategy.alpha.b"))
-    made.known[("dgg_ray.outcomes", "settings")] = known
+    made.known[("dgg_ray.analysis.run_table", "settings")] = known
     assert sorted(known.index, key=lambda s: simplicity_of(made, s)) == list(known.index)
 
 
 def test_a_setting_without_a_value_is_simpler_than_one_with_a_number():
     made = dataclasses.replace(compared(l2sp=OURS), knobs=("strategy.norm",))
     values = {"strategy": ["dgg", "l2sp"], "strategy.norm": [0.3, np.nan]}
-    made.known[("dgg_ray.outcomes", "settings")] = pd.DataFrame(values, index=["dgg", "l2sp"])
+    made.known[("dgg_ray.analysis.run_table", "settings")] = pd.DataFrame(values, index=["dgg", "l2sp"])
     assert is_simpler(made, "l2sp", "dgg")
     assert not is_simpler(made, "dgg", "l2sp")
 
@@ -236,7 +237,7 @@ def test_a_number_is_printed_with_its_interval_or_with_the_values_behind_it():
 
 @pytest.mark.parametrize("name", sorted(metrics()))
 def test_every_metric_stays_on_the_scale_that_its_file_gives(name):
-    from dgg_ray.contracts import ScoreMatrix
+    from dgg_ray.core.interfaces import ScoreMatrix
 
     low, high = range_of(name)
     rng = np.random.default_rng(0)

@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgg_ray import yamlread
-from dgg_ray.errors import Fault
+from dgg_ray.config import yaml_reader
+from dgg_ray.core.errors import Fault
 
 
 def value(text):
-    content, _, faults = yamlread.read(f"a: {text}\n")
+    content, _, faults = yaml_reader.read(f"a: {text}\n")
     assert faults == []
     return content["a"]
 
 
 def fault(text):
     """The only fault, as a sentence."""
-    _, lines, faults = yamlread.read(text)
-    (only,) = yamlread.with_lines(faults, lines)
+    _, lines, faults = yaml_reader.read(text)
+    (only,) = yaml_reader.with_lines(faults, lines)
     return str(only)
 
 
@@ -74,11 +74,11 @@ def test_a_comma_inside_braces_is_one_fault_at_the_number():
     assert fault("training: {learning_rate: 0,01, epochs: 2}\n") == (
         "line 1  training.learning_rate: a number is written with a point, not with a comma, got 0,01"
     )
-    assert yamlread.read("a: [0,5, 1,0]\n")[0] == {"a": [0, 5, 1, 0]}  # a list without spaces
+    assert yaml_reader.read("a: [0,5, 1,0]\n")[0] == {"a": [0, 5, 1, 0]}  # a list without spaces
 
 
 def test_keys_are_text_as_they_are_written():
-    assert yamlread.read("no: 1\n5: 2\n010: 3\n1e3: 4\n")[0] == {"no": 1, "5": 2, "010": 3, "1e3": 4}
+    assert yaml_reader.read("no: 1\n5: 2\n010: 3\n1e3: 4\n")[0] == {"no": 1, "5": 2, "010": 3, "1e3": 4}
     assert "stands twice" in fault("'5': 1\n5: 2\n")
     assert "must stand before the colon" in fault("a: {'': 1}\n")
     assert "must be text" in fault("? [a]\n: 1\n")
@@ -86,7 +86,7 @@ def test_keys_are_text_as_they_are_written():
 
 def test_anchors_and_merge_keys_are_followed_and_own_values_come_first():
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{x: 5}, *a]}\nd: *a\n"
-    content = yamlread.read(text)[0]
+    content = yaml_reader.read(text)[0]
     assert (content["b"], content["c"], content["d"]) == (
         {"x": 1, "y": 3},
         {"x": 5, "y": 2},
@@ -115,17 +115,17 @@ def laughs(levels):
     ],
 )
 def test_a_text_that_cannot_be_read_says_why(text, said, line):
-    with pytest.raises(yamlread.Unreadable) as caught:
-        yamlread.read(text)
+    with pytest.raises(yaml_reader.Unreadable) as caught:
+        yaml_reader.read(text)
     assert said in caught.value.fault.rule
     assert caught.value.fault.line == line
 
 
 def test_a_fault_of_meaning_says_how_yaml_read_it():
-    _, lines, _ = yamlread.read("name: no\nepochs: 1e3\nrate: 0,01\n")
+    _, lines, _ = yaml_reader.read("name: no\nepochs: 1e3\nrate: 0,01\n")
     found = [Fault("name", "must be text", "False"), Fault("epochs", "must be a whole number", "1000.0")]
     found += [Fault("rate", "must be a number", "'0,01'"), Fault("rate.deeper", "is required")]
-    assert [str(fault) for fault in yamlread.with_lines(found, lines)] == [
+    assert [str(fault) for fault in yaml_reader.with_lines(found, lines)] == [
         "line 1  name: must be text: put it in quotes, got no, which is read as false",
         "line 2  epochs: must be a whole number, got 1e3, which is read as 1000.0",
         "line 3  rate: must be a number, written with a point, got '0,01'",
@@ -136,7 +136,9 @@ def test_a_fault_of_meaning_says_how_yaml_read_it():
 def test_of_a_path_with_a_fault_of_notation_nothing_else_is_said():
     assert fault("a: 010\n") == next(
         str(f)
-        for f in yamlread.with_lines([*yamlread.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1})
+        for f in yaml_reader.with_lines(
+            [*yaml_reader.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1}
+        )
     )
 
 
@@ -176,8 +178,8 @@ WORD = st.text("abcxyz019.:-+_,eEfnosyNO~=<", min_size=1, max_size=8)
 @given(WORD)
 def test_a_plain_word_is_text_as_written_or_what_its_number_says_or_a_fault(word):
     try:
-        content, _, faults = yamlread.read(f"- {word}\n")
-    except yamlread.Unreadable:
+        content, _, faults = yaml_reader.read(f"- {word}\n")
+    except yaml_reader.Unreadable:
         return
     if faults or not isinstance(content, list) or len(content) != 1:
         return

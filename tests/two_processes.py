@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from dgg_ray import engines
-from dgg_ray.contracts import Adapter, Training
-from dgg_ray.learner import PeftLearner
+from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.models.embedded import Embedded as Model
+from dgg_ray.readers.embedded import Embedded as Reader
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
-from dgg_ray.tasks.embedded import Embedded as Reader
+from dgg_ray.training import engines
+from dgg_ray.training.learner import PeftLearner
 
 STEPS, BREAK, BATCH = 24, 10, 8
 ALONE = "plain-snapshot.safetensors"

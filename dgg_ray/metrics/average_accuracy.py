@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgg_ray.contracts import ScoreMatrix, Value, mean
+from dgg_ray.core.interfaces import ScoreMatrix, Value, mean
 
 RANGE = (0.0, 1.0)
 

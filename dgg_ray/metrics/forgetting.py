@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dgg_ray.contracts import ScoreMatrix, Value, mean
+from dgg_ray.core.interfaces import ScoreMatrix, Value, mean
 
 RANGE = (-1.0, 1.0)
 

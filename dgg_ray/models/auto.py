@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from dgg_ray.contracts import digest
-from dgg_ray.pretrained import Pretrained
+from dgg_ray.core.interfaces import digest
+from dgg_ray.models._pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Auto(Pretrained):
     def processor(self):
         from transformers import AutoProcessor
 
-        from dgg_ray.errors import StageError
+        from dgg_ray.core.errors import StageError
 
         processor = AutoProcessor.from_pretrained(self.source, **self.place)
         # Where a part cannot be built, transformers gives the tokenizer alone, without a word.

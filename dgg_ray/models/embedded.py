@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.contracts import Model
-from dgg_ray.pretrained import positions, skeleton
+from dgg_ray.core.interfaces import Model
+from dgg_ray.models._pretrained import positions, skeleton
 
 FOLDER = Path(__file__).with_suffix("")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from dgg_ray.pretrained import Pretrained
+from dgg_ray.models._pretrained import Pretrained
 
 
 @dataclass(frozen=True)

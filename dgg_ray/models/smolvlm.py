@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dgg_ray.pretrained import Pretrained
+from dgg_ray.models._pretrained import Pretrained
 
 
 @dataclass(frozen=True)

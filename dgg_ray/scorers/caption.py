@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgg_ray import captions
-from dgg_ray.contracts import Example, Score
+from dgg_ray.core.interfaces import Example, Score
+from dgg_ray.scorers import _captions
 
 VERSION = 2  # 2: one form of Unicode
 
@@ -23,9 +23,9 @@ def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Sco
 
     StageError where pycocoevalcap or Java is missing; ValueError for unequal lengths.
     """
-    return captions.judge(predictions, examples, java=True)
+    return _captions.judge(predictions, examples, java=True)
 
 
 def ready() -> str:
     """What is missing here, as a sentence; empty when this scorer can be used."""
-    return captions.missing(java=True)
+    return _captions.missing(java=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgg_ray import captions
-from dgg_ray.contracts import Example, Score
+from dgg_ray.core.interfaces import Example, Score
+from dgg_ray.scorers import _captions
 
 VERSION = 2  # 2: one form of Unicode
 
@@ -24,9 +24,9 @@ def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Sco
 
     StageError where pycocoevalcap is missing; ValueError for unequal lengths.
     """
-    return captions.judge(predictions, examples, java=False)
+    return _captions.judge(predictions, examples, java=False)
 
 
 def ready() -> str:
     """What is missing here, as a sentence; empty when this scorer can be used."""
-    return captions.missing(java=False)
+    return _captions.missing(java=False)

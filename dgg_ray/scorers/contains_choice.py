@@ -2,7 +2,7 @@
 
 The options are the example's choices, or else those that the question shows; an answer names one by
 its label or by its text. What counts as an option and as naming one is the rule at the head of
-`choices.py`. The gold answer is read by the same rule: `B`, `green` and `B. green` are one.
+`_choices.py`. The gold answer is read by the same rule: `B`, `green` and `B. green` are one.
 
 The options named must be those of the gold answer: one more is wrong, and so is none. Where two
 options have one text and the gold answer is that text, either is right. A question without options,
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dgg_ray.choices import Offer, named, offered
-from dgg_ray.contracts import Example, Score
-from dgg_ray.texts import plain
+from dgg_ray.core.interfaces import Example, Score
+from dgg_ray.core.texts import plain
+from dgg_ray.scorers._choices import Offer, named, offered
 
 VERSION = 2  # 2: options in one line, lower case, bold, numbers; identity by label; texts.py
 

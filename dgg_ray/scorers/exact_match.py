@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dgg_ray.contracts import Example, Score
-from dgg_ray.texts import plain
+from dgg_ray.core.interfaces import Example, Score
+from dgg_ray.core.texts import plain
 
 VERSION = 2  # 2: texts.py
 

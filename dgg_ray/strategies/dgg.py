@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from dgg_ray import draws
-from dgg_ray.contracts import Pieces, Rehearsal
+from dgg_ray.core import draws
+from dgg_ray.core.interfaces import Pieces, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from dgg_ray.contracts import Rehearsal
+from dgg_ray.core.interfaces import Rehearsal
 
 
 @dataclass(frozen=True)

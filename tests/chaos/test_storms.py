@@ -7,13 +7,13 @@ from heapq import heapify
 
 import pytest
 
-from dgg_ray import judge, methods
-from dgg_ray.desk import Desk
-from dgg_ray.law import Law
-from dgg_ray.rehearse import Cluster
-from dgg_ray.sections import Knob, Orders, Protocol, Search
-from dgg_ray.simulate import MemoryStore, imagined
+from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.simulation import Law
+from dgg_ray.execution.work_queue import Desk
+from dgg_ray.search import baselines, evidence
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.simulated_cluster import Cluster
+from dgg_ray.training.simulated import MemoryStore, imagined
 
 RETRIES = 1000  # no stage is given up for being unlucky
 
@@ -82,10 +82,10 @@ def outlived(study, fleets, seed):
 
 
 def conducted(cluster):
-    search = cluster.pursue(methods.method(cluster.study))
-    more = {name: cluster.pursue(own) for name, own in methods.rivals(search).items()}
-    final = methods.contenders(cluster.study, search, more)
-    cluster.obtain(judge.final_works(final))
+    search = cluster.pursue(baselines.method(cluster.study))
+    more = {name: cluster.pursue(own) for name, own in baselines.rivals(search).items()}
+    final = baselines.contenders(cluster.study, search, more)
+    cluster.obtain(evidence.final_works(final))
     return search.winner()
 
 

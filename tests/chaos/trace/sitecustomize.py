@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-LEARNERS = {"dgg_ray.simulate": "Simulated", "dgg_ray.loop": "Workshop"}
+LEARNERS = {"dgg_ray.training.simulated": "Simulated", "dgg_ray.training.loop": "Workshop"}
 
 
 def note(what, key):

@@ -1,0 +1,132 @@
+"""Plain data → frozen dataclasses, and what is wrong with them in our words: pydantic's only door."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from dgg_ray.config.descriptions import descriptions, summary
+from dgg_ray.core.errors import Fault, nearest
+
+BROKEN = object()  # stands for what could not be built
+LARGEST = 2**63
+WHOLE = "must be a whole number of 63 bits, -2^63 at least and below 2^63"
+
+
+def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
+    """`raw` as an instance of a dataclass or type; BROKEN, with faults noted, where it breaks a rule."""
+    settings: Any = kind
+    if is_dataclass(kind) and not isinstance(raw, Mapping):
+        faults.append(Fault(at, "must be a mapping of settings", show(raw)))
+        return BROKEN
+    if beyond := list(too_large(raw, at)):
+        faults += beyond
+        return BROKEN
+    try:
+        # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
+        return adapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        faults += translated(error, raw, at, kind)
+        return BROKEN
+
+
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once for each type: making one takes longer than all that it checks."""
+    return TypeAdapter(kind)
+
+
+def too_large(raw: Any, at: str) -> Iterator[Fault]:
+    """Whole numbers that tables, generators and object stores cannot hold."""
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            yield from too_large(value, f"{at}.{key}")
+    elif isinstance(raw, list | tuple):
+        for i, value in enumerate(raw):
+            yield from too_large(value, f"{at}[{i}]")
+    elif isinstance(raw, int) and not -LARGEST <= raw < LARGEST:
+        yield Fault(at, WHOLE, show(raw))
+
+
+def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:
+    """Pydantic's errors in our words; of a union's branches, only the one that fits best speaks."""
+    found: dict[str, list[tuple[bool, Fault]]] = {}
+    for item in error.errors(include_url=False):
+        path, inner = at, raw
+        for step in item["loc"]:
+            if isinstance(inner, Mapping) and step in inner:
+                path, inner = f"{path}.{step}", inner[step]
+            elif isinstance(inner, list) and isinstance(step, int) and step < len(inner):
+                path, inner = f"{path}[{step}]", inner[step]
+            elif item["type"] == "missing":
+                path = f"{path}.{step}"
+        wrong_type = item["type"].endswith("_type")
+        rule = wording(item["type"], item.get("ctx", {}), item["msg"])
+        legal = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+        near = nearest(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
+        expected = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+        near = near or (nearest(str(inner), expected) if expected else "")
+        value = "" if item["type"] in ("missing", "unexpected_keyword_argument") else show(inner)
+        found.setdefault(path, []).append((wrong_type, Fault(path, rule, value, near)))
+    faults = []
+    for path, spoken in found.items():
+        deeper = any(other.startswith((path + ".", path + "[")) for other in found)
+        exact = [fault for wrong_type, fault in spoken if not wrong_type]
+        if exact:
+            faults.append(exact[0])
+        elif not deeper:
+            rules = " or ".join(dict.fromkeys(f.rule.removeprefix("must be ") for _, f in spoken))
+            faults.append(replace(spoken[0][1], rule=f"must be {rules}"))
+    return faults
+
+
+def wording(kind: str, context: Mapping[str, Any], message: str) -> str:
+    """A pydantic error type as a clause that starts with what was wanted."""
+    words = {
+        "missing": "is required",
+        "missing_argument": "is required",
+        "unexpected_keyword_argument": "no such setting",
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be greater than {gt}",
+        "less_than_equal": "must be at most {le}",
+        "less_than": "must be less than {lt}",
+        "literal_error": "must be one of {expected}",
+        "too_short": "needs at least {min_length}, has {actual_length}",
+        "too_long": "takes at most {max_length}, has {actual_length}",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "string_type": "must be text",
+        "bool_type": "must be true or false",
+        "tuple_type": "must be a list",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "mapping_type": "must be a mapping",
+        "path_type": "must be a path",
+        "none_required": "must be empty",
+    }
+    if kind not in words:
+        return message[0].lower() + message[1:]
+    return words[kind].format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
+
+
+def show(value: Any, width: int = 60) -> str:
+    text = repr(value) if not isinstance(value, Mapping) else "a mapping"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def json_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of a dataclass, its settings described; what it refers to is put into `definitions`."""
+    found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+    definitions.update(found.pop("$defs", {}))
+    found["description"] = summary(kind)
+    for name, text in descriptions(kind).items():
+        found["properties"][name]["description"] = text
+    return found

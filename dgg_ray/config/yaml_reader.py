@@ -1,0 +1,277 @@
+"""YAML → plain data, as a person reads it; what two readers of YAML take for two things is a fault.
+
+    -12  0x1f  1_000       whole numbers, of 63 bits         true yes on       true; false no off: false
+    1.5  .5  1e-3          numbers                           ~ null            nothing
+    2026-11-29  a  "12"    text, exactly as it is written    keys              always text, as written
+
+    010     8 in YAML 1.1, 10 in 1.2       1:30        90 in YAML 1.1, text in 1.2
+    0,01    two entries inside braces      .inf 1e999  no number that can be reckoned with
+
+Faults, too: a key that stands twice, a tag, an alias inside what it names, aliases that make a short file
+long. Anchors and the merge key `<<` are followed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from dgg_ray.config.parsing import LARGEST, WHOLE, show
+from dgg_ray.core.errors import Fault
+
+LONGEST = 2**20  # characters of a file: a list of seeds fits in, data do not belong here
+DEEPEST = 40  # lists in lists; the deepest setting stands at 6
+SPARE = 10_000  # values that aliases may add to those that are written
+
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+(\.[0-9_]*)?")
+CLOCK = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9]*)?")
+DECIMAL = re.compile(r"[-+]?[0-9]+(_[0-9]{3})*")
+BASED = re.compile(r"[-+]?0([xX][0-9a-fA-F]+|o[0-7]+|b[01]+)")
+FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]{3})*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+ENDLESS = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?")
+BOOLEAN = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+WORDS = {form: value for word, value in BOOLEAN.items() for form in (word, word.title(), word.upper())}
+WORDS |= dict.fromkeys(("", "~", "null", "Null", "NULL"))
+UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+PLAIN, TAG = "plain", "tag:yaml.org,2002:"
+
+
+class Lines(dict[str, int]):
+    """1-based line of each dotted path.
+
+    written: path → (as it stands in the file, as it was read), for numbers, booleans and nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, tuple[str, Any]] = {}
+
+
+class Loader(yaml.SafeLoader):
+    """Leaves plain scalars unread; YAML 1.1's own resolvers are what this file is written against."""
+
+    yaml_implicit_resolvers = {None: [(PLAIN, re.compile(""))]}  # noqa: RUF012
+
+
+class Unreadable(Exception):
+    """The text is no YAML; holds the fault."""
+
+    def __init__(self, rule: str, line: int = 0) -> None:
+        super().__init__(rule)
+        self.fault = Fault("study", rule, line=line)
+
+
+def read(text: str) -> tuple[Any, Lines, list[Fault]]:
+    """(content, lines, faults of notation); Unreadable where it is no YAML."""
+    if len(text) > LONGEST:
+        raise Unreadable(f"must have at most {LONGEST:,} characters, has {len(text):,}")
+    try:
+        node = yaml.compose(text, Loader)
+    except RecursionError:
+        raise Unreadable(f"must not be nested deeper than {DEEPEST} lists or mappings") from None
+    except yaml.YAMLError as error:
+        raise refused(error, text) from None
+    reading = Reading(text)
+    content = reading.value(node, "", 0) if node else None
+    return content, reading.lines, reading.faults
+
+
+def refused(error: yaml.YAMLError, text: str) -> Unreadable:
+    """The parser's complaint with its line; its two most frequent ones in plain words."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    line = mark.line + 1 if mark else 0
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, int(error.position)) + 1
+    if "another document" in problem:
+        problem = "it must hold one document, and a second one begins here (`---`)"
+    elif "'\\t'" in problem:
+        problem = "a tab stands here; only spaces indent"
+    return Unreadable(f"must be YAML: {problem}", line)
+
+
+class Reading:
+    """One pass over a text's nodes; `inside` are those that are being read, by identity."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.lines, self.faults = text, Lines(), list[Fault]()
+        self.inside: set[int] = set()
+        self.count = 0
+
+    def fault(self, at: str, rule: str, node: yaml.Node, found: str = "") -> None:
+        self.faults.append(Fault(at or "study", rule, found, line=node.start_mark.line + 1))
+
+    def value(self, node: yaml.Node, at: str, depth: int) -> Any:
+        """The value at a path; None after a fault."""
+        self.count += 1
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, at)
+        kind = "map" if isinstance(node, yaml.MappingNode) else "seq"
+        if node.tag not in (PLAIN, f"{TAG}{kind}"):
+            self.fault(at, "tags have no meaning in a study: leave it out", node, f"`{node.tag}`")
+        if id(node) in self.inside:
+            self.fault(at, "an alias stands inside what it names, which would never end", node)
+            return None
+        if self.count > len(self.text) + SPARE:
+            raise Unreadable("its aliases make too much of it: write out what is meant")
+        if depth > DEEPEST:
+            raise Unreadable(
+                f"must not be nested deeper than {DEEPEST} lists or mappings", node.start_mark.line + 1
+            )
+        self.inside.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            found: Any = self.mapping(node, at, depth)
+        else:
+            found = []
+            for i, item in enumerate(node.value):
+                self.lines[f"{at}[{i}]"] = item.start_mark.line + 1
+                found.append(self.value(item, f"{at}[{i}]", depth + 1))
+        self.inside.discard(id(node))
+        return found
+
+    def mapping(self, node: yaml.MappingNode, at: str, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        last: tuple[str, yaml.Node] | None = None
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.fault(at, "the name of a setting must be text", key)
+                continue
+            name = self.written_text(key, at)
+            inner = f"{at}.{name}" if at else name
+            if key.tag == PLAIN and name == "<<":
+                merged = {**self.merge(value, at, depth), **merged}
+                continue
+            if last and (number := self.with_comma(*last, key, value)):
+                self.fault(last[0], "a number is written with a point, not with a comma", key, number)
+                continue
+            if not name:
+                self.fault(at, "a name must stand before the colon", key)
+                continue
+            if name in found:
+                self.fault(inner, "stands twice", key)
+            self.lines[inner] = key.start_mark.line + 1
+            found[name] = self.value(value, inner, depth + 1)
+            last = inner, value
+        return {**{k: v for k, v in merged.items() if k not in found}, **found}
+
+    def merge(self, node: yaml.Node, at: str, depth: int) -> dict[str, Any]:
+        """Entries that `<<` takes from another mapping, or from several, the first before the others."""
+        several = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: dict[str, Any] = {}
+        for one in several:
+            if isinstance(one, yaml.MappingNode):
+                found = {**(self.value(one, at, depth + 1) or {}), **found}
+            else:
+                self.fault(f"{at}.<<" if at else "<<", "must be an alias of a mapping", one)
+        return found
+
+    def with_comma(self, at: str, before: yaml.Node, key: yaml.ScalarNode, value: yaml.Node) -> str:
+        """`0,01` inside braces is a 0 and an entry called 01; empty where nothing looks like it."""
+        empty = isinstance(value, yaml.ScalarNode) and value.start_mark.index == value.end_mark.index
+        if not (empty and isinstance(before, yaml.ScalarNode) and before.tag == key.tag == PLAIN):
+            return ""
+        text = self.text[before.start_mark.index : key.end_mark.index]
+        return text if COMMA.fullmatch(text) else ""
+
+    def scalar(self, node: yaml.ScalarNode, at: str) -> Any:
+        if node.tag != PLAIN:
+            if node.tag != f"{TAG}str":
+                self.fault(at, "tags have no meaning in a study: leave it out", node, f"`{node.tag}`")
+            return self.written_text(node, at)
+        text = node.value
+        if text in WORDS:
+            found: Any = WORDS[text]
+        elif rule := ambiguous(text):
+            self.fault(at, rule, node, text)
+            found = text
+        else:
+            try:
+                found = number(text)
+            except OverflowError as error:
+                self.fault(at, str(error), node, show(text)[1:-1])
+                found = None
+        if isinstance(found, str):
+            return self.written_text(node, at)
+        self.lines.written[at] = text, found
+        return found
+
+    def written_text(self, node: yaml.ScalarNode, at: str) -> str:
+        """The text; `"\\ud83d\\ude00"`, as JSON writes what lies beyond 16 bits, is one character."""
+        text = node.value
+        if UNWRITABLE.search(text):
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        if UNWRITABLE.search(text) or ("\ufffd" in text and "\ufffd" not in node.value):
+            self.fault(at, "must be text without control characters and half characters", node, show(text))
+            return UNWRITABLE.sub("", text)
+        return text
+
+
+def ambiguous(text: str) -> str:
+    """Say why a plain scalar must be written otherwise; empty where it need not."""
+    if LEADING_ZERO.fullmatch(text):
+        plain = re.sub(r"^([-+]?)0[0_]*(?=[0-9])", r"\1", text)
+        return f"begins with 0, which some read to base 8: write {plain}, or '{text}' for text"
+    if CLOCK.fullmatch(text):
+        return f"holds a colon, which some read to base 60: write '{text}' for text, or [1, 2] for a list"
+    return ""
+
+
+def number(text: str) -> int | float | str:
+    """The number; the text where it is none. OverflowError says why it cannot be held."""
+    if DECIMAL.fullmatch(text) or BASED.fullmatch(text):
+        found = int(text, 0) if len(text) < 100 else LARGEST  # Python itself refuses very long ones
+        if not -LARGEST <= found < LARGEST:
+            raise OverflowError(WHOLE)
+        return found
+    if ENDLESS.fullmatch(text):
+        raise OverflowError("must be a finite number")
+    if not FLOAT.fullmatch(text):
+        return text
+    found = float(text)
+    if abs(found) == float("inf"):
+        raise OverflowError("must be a finite number: the largest is about 1.8e308")
+    if not found and re.search("[1-9]", re.split("[eE]", text)[0]):
+        raise OverflowError("is too small to be told from 0: write 0")
+    return found
+
+
+# -- faults of meaning, in terms of what is written ------------------------------------------------
+
+
+def with_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
+    """The faults with their lines; where a text was read as something else, with how to write it.
+
+    Of a path with a fault of notation nothing else is said.
+    """
+    noted = {fault.path for fault in faults if fault.line and not fault.file}
+    for fault in faults:
+        if fault.line or fault.file:
+            yield fault
+        elif fault.path not in noted:
+            yield replace(hinted(fault, lines), line=line_of(fault.path, lines))
+
+
+def line_of(path: str, lines: dict[str, int]) -> int:
+    """The line of a path, or of the nearest one above it; 0 where none is known."""
+    while path and path not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get(path, 0)
+
+
+def hinted(fault: Fault, lines: dict[str, int]) -> Fault:
+    """A fault that comes from how YAML reads a word or a number says so."""
+    written = lines.written if isinstance(lines, Lines) else {}
+    text, value = written.get(fault.path) or written.get(fault.path.removesuffix("[0]")) or ("", None)
+    if text and fault.found == show(value) and text.lower() != str(value).lower():
+        fault = replace(fault, found=f"{text}, which is read as {str(value).lower()}")
+    if text and "must be text" in fault.rule:
+        return replace(fault, rule=f"{fault.rule}: put it in quotes")
+    if COMMA.fullmatch(fault.found[1:-1]) and "number" in fault.rule:
+        return replace(fault, rule=f"{fault.rule}, written with a point")
+    return fault

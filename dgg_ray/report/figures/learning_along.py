@@ -1,0 +1,88 @@
+"""How the mean score over the tasks seen so far goes along the sequence."""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dgg_ray.analysis.run_table import BLOCK, Results, compared, final_runs, final_split, over_blocks
+from dgg_ray.report import figures
+
+READING = (
+    "A line that stays level forgets nothing; bars are 95 % intervals over blocks, and the dashed level "
+    "is a model that learned all tasks at once."
+)
+
+
+def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
+    """Mean score over the tasks learned so far, after each stage, with 95 % t intervals over blocks.
+
+    The recommended setting and its rivals, on the test split where there is one. A joint run has no
+    stages: it is a level, at its mean over all tasks. None where no run has two stages.
+    """
+    data = stages(results, final_split(results))
+    if data.empty or data["stage"].max() < 1:
+        return None
+    figure, axes = figures.sheet(7.6, 4.4)
+    ax = axes[0, 0]
+    figures.quiet(ax, "tasks learned", "mean score over the tasks learned so far, %")
+    figures.percent(ax.yaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = data[~data["together"]]["label"].nunique()
+    for place, label in enumerate(compared(results)):
+        rows = data[data["label"] == label]
+        if len(rows):
+            draw_line(ax, rows, label, place, lines)
+    ax.margins(x=0.06)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, -0.02), min(top, 1.02))  # t intervals of few blocks reach beyond any score
+    ax.legend(
+        fontsize=9.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=figures.INK
+    )
+    return figure, data.drop(columns="together")
+
+
+def stages(results: Results, split: str) -> pd.DataFrame:
+    """One row per label and stage: mean over blocks of the mean score so far, and its interval."""
+    labels = {setting: label for label, setting in compared(results).items()}
+    rows = []
+    for run in final_runs(results, split):
+        if run.setting in labels:
+            for t, scores in enumerate(run.scores.R):
+                rows.append([labels[run.setting], run.together, t, *run[2:4], scores[: t + 1].mean()])
+    table = pd.DataFrame(rows, columns=["label", "together", "stage", *BLOCK, "score"]).dropna()
+    data = []
+    for (label, together, stage), group in table.groupby(["label", "together", "stage"], sort=True):
+        data.append([label, together, stage, *over_blocks(group, "score")[:4]])
+    return pd.DataFrame(data, columns=["label", "together", "stage", "score", "low", "high", "clusters"])
+
+
+def draw_line(ax: Axes, rows: pd.DataFrame, label: str, place: int, lines: int) -> None:
+    """One setting: a line with its bars, a little aside so that none covers another; or a level."""
+    colour, marker = figures.look(label, place)
+    y, low, high = (rows[name].to_numpy() for name in ("score", "low", "high"))
+    if rows["together"].all():
+        ax.axhline(y[-1], color=colour, lw=1.4, ls=(0, (5, 3)), label=f"{label} (all at once)", zorder=2)
+        if not np.isnan(low[-1]):
+            ax.axhspan(low[-1], high[-1], color=colour, alpha=0.08, lw=0, zorder=0)
+        return
+    x = rows["stage"].to_numpy() + 1 + 0.04 * (place - (lines - 1) / 2)
+    ax.plot(
+        x,
+        y,
+        color=colour,
+        marker=marker,
+        ms=11 if marker == "*" else 6,
+        mec="white",
+        lw=1.8,
+        label=label,
+        zorder=4,
+    )
+    ax.vlines(x, low, high, color=colour, lw=1.3, alpha=0.7, zorder=3)

@@ -1,0 +1,61 @@
+"""A copy of the search for `optuna-dashboard`: written, never read, and made anew by every run.
+
+The search itself is in memory. Whatever happens to the file, and whoever has it open, the next setting is
+the same; a copy that cannot be written is given up for this run, and said so once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+
+from dgg_ray.core.fence import Fence
+
+NAME = "search.db, the copy of the search for optuna-dashboard,"
+WAIT_S = 15.0  # for another program that writes to the file
+BESIDE = ("", "-journal", "-wal", "-shm")  # SQLite's files of one database
+
+
+class Copy:
+    """The trials of a study as a database; all of its trouble is the fence's."""
+
+    def __init__(self, of: optuna.Study, objectives: Sequence[str], file: Path, fence: Fence) -> None:
+        self.of, self.file, self.fence = of, file, fence
+        self.copied: set[int] = set()
+        self.study: optuna.Study | None = None
+        with fence(NAME, "is not kept"):
+            self.study = self.begin(objectives)
+
+    def begin(self, objectives: Sequence[str]) -> optuna.Study:
+        for ending in BESIDE:
+            self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
+
+        def connect() -> sqlite3.Connection:
+            # By its path: as part of a URL, `?`, `%` and `{` in a folder's name would mean something.
+            return sqlite3.connect(self.file, timeout=WAIT_S, check_same_thread=False)
+
+        storage = RDBStorage("sqlite:///search.db", {"creator": connect})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                study_name=self.of.study_name, storage=storage, directions=self.of.directions
+            )
+            study.set_metric_names(list(objectives))
+        return study
+
+    def update(self) -> None:
+        """Copy the trials that were finished since."""
+        if self.study is None:
+            return
+        with self.fence(NAME, "is not kept any further; the next run makes it anew"):
+            for trial in self.of.get_trials(deepcopy=False):
+                if trial.state.is_finished() and trial.number not in self.copied:
+                    self.study.add_trial(trial)
+                    self.copied.add(trial.number)
+            return
+        self.study = None

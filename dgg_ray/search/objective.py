@@ -1,0 +1,235 @@
+"""Which of two settings is better: objectives, constraints, and what is not known yet.
+
+values      means over the blocks of each objective, and by how much each constraint is broken
+preferred   feasible ones first; then by Pareto front; then by the mean of the objectives
+completed   a run that stopped early, with a stated guess for what it did not reach
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dgg_ray.config.sections import Constraint
+from dgg_ray.core import plugins
+from dgg_ray.core.interfaces import ScoreMatrix
+
+
+class Evidence(NamedTuple):
+    """What the store says of a setting on the search's blocks.
+
+    scores: one matrix per block, rows that were not reached nan.
+    beside: name of a rival that a constraint speaks of → its matrices on the same blocks, to the same task.
+    """
+
+    scores: list[ScoreMatrix]
+    beside: Mapping[str, list[ScoreMatrix]]
+
+
+class Values(NamedTuple):
+    """objective: each to maximise; excess: by how much each constraint is broken, 0 where it holds."""
+
+    objective: tuple[float, ...]
+    excess: tuple[float, ...] = ()
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """The range of a metric's values; unbounded where its file does not say."""
+    return getattr(plugins.module("metrics", metric), "RANGE", (-np.inf, np.inf))
+
+
+def gap_range(*metrics: str) -> tuple[float, float]:
+    """What the difference of two values of a metric can be; of several, the mean of their differences."""
+    low, high = np.mean([range_of(metric) for metric in metrics], axis=0).tolist()
+    return low - high, high - low
+
+
+def by_block(
+    evidence: Evidence, objective: Sequence[str], constraints: Sequence[Constraint] = ()
+) -> np.ndarray:
+    """(blocks, objectives + constraints): each objective, then by how much each constraint is kept."""
+
+    def of(metric: str, scores: Sequence[ScoreMatrix]) -> np.ndarray:
+        return np.array([plugins.find("metrics", metric)(s) for s in scores])
+
+    columns = [of(name, evidence.scores) for name in objective]
+    for c in constraints:
+        least = c.bound + (of(c.metric, evidence.beside[c.rival]) if c.rival else 0.0)
+        columns.append(of(c.metric, evidence.scores) - least)
+    return np.stack(columns, axis=1)
+
+
+def summary(table: np.ndarray, objectives: int) -> Values:
+    """Means over the blocks of a table from `by_block`; nan where a metric has no value on some block."""
+    means = table.mean(axis=0).tolist()
+    excess = tuple(max(-kept, 0.0) if kept == kept else kept for kept in means[objectives:])
+    return Values(tuple(means[:objectives]), excess)
+
+
+def values(evidence: Evidence, objective: Sequence[str], constraints: Sequence[Constraint] = ()) -> Values:
+    """A setting's values over its blocks."""
+    return summary(by_block(evidence, objective, constraints), len(objective))
+
+
+def preferred(found: Sequence[Values], settings: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Indices from best to worst; settings: the searched values of each, which decide between equals.
+
+    Settings that break a constraint follow all that break none, the least broken first. Of several
+    objectives the Pareto fronts follow each other, within one by the mean of the objectives. Of
+    equals, to 1e-12, the simplest setting, then the first.
+    """
+    simple = [simplicity(setting) for setting in settings] or [()] * len(found)
+
+    feasible = [i for i, v in enumerate(found) if not any(v.excess)]
+    broken = [i for i, v in enumerate(found) if any(v.excess)]
+    mean = lambda i: (-round(sum(found[i].objective), 12), simple[i], i)  # noqa: E731
+    ordered: list[int] = []
+    for front in fronts(feasible, [v.objective for v in found]):
+        ordered += sorted(front, key=mean)
+    return ordered + sorted(broken, key=lambda i: (sum(found[i].excess), *mean(i)))
+
+
+def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A total order of settings by their searched values (dotted path → value): lower is simpler.
+
+    Fewer distinct α; α nearer 0; a smaller buffer, a smaller rank; then less of whatever else is searched, by
+    its name. A setting without a value, None or nan, has nothing of it: less than any value.
+    """
+
+    def of(start: str) -> list[float]:
+        values = [v for k, v in setting.items() if k == start or k.startswith(f"{start}.")]
+        return [float(v) for v in values if isinstance(v, int | float | np.number) and v == v]
+
+    def rank(value: object) -> tuple[int, float, str]:
+        if value is None or value != value:
+            return -1, 0.0, ""
+        return (0, float(value), "") if isinstance(value, int | float | np.number) else (1, 0.0, str(value))
+
+    alphas = of("strategy.alpha")
+    rest = tuple((name, *rank(v)) for name, v in sorted(setting.items()))
+    return len(set(alphas)), sum(alphas), sum(of("strategy.buffer")), sum(of("adapter.rank")), rest
+
+
+def fronts(left: Sequence[int], objectives: Sequence[Sequence[float]]) -> Iterator[list[int]]:
+    """Pareto fronts of the indices in `left`, the best first."""
+    if objectives and len(objectives[0]) == 1:  # a front is all that are equal: sorting says the same
+        height = lambda i: -round(objectives[i][0], 12)  # noqa: E731
+        yield from (list(front) for _, front in groupby(sorted(left, key=height), height))
+        return
+    while left:
+        front = [i for i in left if not any(dominates(objectives[j], objectives[i]) for j in left)]
+        yield front
+        left = [i for i in left if i not in front]
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether a is at least as high in every objective and higher in one."""
+    return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b, strict=True))
+
+
+def hypervolume(points: Iterable[Sequence[float]]) -> float:
+    """The part of the unit cube that some point dominates, from the origin, in [0, 1].
+
+    Zitzler & Thiele, IEEE Trans. Evolutionary Computation 3(4), 1999. Exact: by slices along the last
+    objective, so its cost grows fast beyond three of them.
+    """
+    ordered = sorted({tuple(p) for p in points if min(p) > 0}, key=lambda p: -p[-1])
+    if not ordered:
+        return 0.0
+    if len(ordered[0]) == 1:
+        return ordered[0][0]
+    total, seen = 0.0, []
+    for point, after in zip(ordered, [*ordered[1:], None], strict=True):
+        seen.append(point[:-1])
+        total += (point[-1] - (after[-1] if after else 0.0)) * hypervolume(seen)
+    return total
+
+
+def smoothed(
+    table: np.ndarray, parents: Sequence[int], settings: Sequence[Mapping[str, Any]], knobs: Mapping[str, Any]
+) -> np.ndarray:
+    """The settings' values read off a curve: parent + a parabola in each numeric setting, by least squares.
+
+    table: (settings, columns). Neighbouring values of α tell about each other, so a curve through all of them
+    is less a matter of luck than the best single point. A parabola in the values' ranks, as people list them
+    at even steps of what they take α to do: in α itself it cannot peak at 0.1 of 0, 0.05, 0.1, 0.3 and 1. A
+    range with `log` is taken by its logarithm. As it is where the states are too few for that.
+    """
+    columns = [np.equal(parents, p) for p in sorted(set(parents))]
+    for name, of in knobs.items():
+        x = [setting[name] for setting in settings]
+        if len(set(x)) > 3 and all(isinstance(v, int | float) for v in x):
+            ranks = np.unique(x, return_inverse=True)[1].astype(float)
+            u = np.log(x) if getattr(of, "log", False) else ranks
+            columns += [u, u**2]
+        else:
+            columns += [np.array([v == value for v in x]) for value in list(dict.fromkeys(x))[1:]]
+    X = np.stack(columns, axis=1).astype(float)
+    if len(settings) < np.linalg.matrix_rank(X) + 2:
+        return table
+    return X @ np.linalg.lstsq(X, table, rcond=None)[0]
+
+
+# -- what is not known yet -------------------------------------------------------------------------
+
+
+def completed(
+    scores: ScoreMatrix, order: Sequence[str], own: Mapping[str, float], kept: Sequence[float], unknown: float
+) -> ScoreMatrix:
+    """A run that stopped early, carried on to its end by guesses.
+
+    own: task → its score right after learning it; `unknown` for tasks that it lacks.
+    kept: kept[a] is the share of a task's score that is left after one more stage, a stages after it
+        was learned; the last one stands for all later ones; none at all keeps everything.
+    """
+    R = scores.R.copy()
+    known = np.flatnonzero(~np.isnan(R.diagonal()))
+    depth = int(known[-1]) + 1 if len(known) else 0
+    ages = np.asarray(kept or (1.0,))
+    for t in range(depth, len(R)):
+        age = t - 1 - np.arange(t)
+        if t:
+            R[t, :t] = R[t - 1, :t] * ages[np.minimum(age, len(ages) - 1)]
+        R[t, t] = own.get(order[t], unknown)
+    return replace(scores, R=R)
+
+
+def followed(scores: ScoreMatrix, other: ScoreMatrix) -> ScoreMatrix:
+    """A run that stopped early, carried on as another run of the same order went on from there.
+
+    Tasks learned up to here keep the share that they kept there, at most doubled; later ones score the same.
+    """
+    R, S = scores.R.copy(), other.R
+    depth = int(np.flatnonzero(~np.isnan(R.diagonal()))[-1]) + 1
+    for t in range(depth, len(R)):
+        share = np.divide(S[t, :depth], S[t - 1, :depth], out=np.zeros(depth), where=S[t - 1, :depth] > 0)
+        R[t, :depth] = np.minimum(R[t - 1, :depth] * np.minimum(share, 2.0), 1.0)
+        R[t, depth:] = S[t, depth:]
+    return replace(scores, R=R)
+
+
+def own_scores(evidence: Iterable[tuple[Sequence[str], ScoreMatrix]]) -> dict[str, list[float]]:
+    """Task → its scores right after learning it, in all runs given."""
+    found: dict[str, list[float]] = {}
+    for order, scores in evidence:
+        for task, score in zip(order, scores.R.diagonal().tolist(), strict=True):
+            if score == score:
+                found.setdefault(task, []).append(score)
+    return found
+
+
+def kept_shares(runs: Iterable[ScoreMatrix], quantile: float) -> list[float]:
+    """kept[a]: that quantile of R[t+1, i] / R[t, i] at age a = t - i, at most 1, over all runs given."""
+    ratios: list[list[float]] = []
+    for scores in runs:
+        R = scores.R
+        for t in range(len(R) - 1):
+            for i in range(t + 1):
+                if R[t + 1, i] == R[t + 1, i] and R[t, i] > 0:
+                    ratios += [[] for _ in range(t - i + 1 - len(ratios))]
+                    ratios[t - i].append(min(R[t + 1, i] / R[t, i], 1.0))
+    return [float(np.quantile(r, quantile)) if r else 1.0 for r in ratios]
