@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from schedule import ALPHA, memory_mb, timed
 
-from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.analysis.results import CELL, Results
 from dgg_ray.report import report
 
 

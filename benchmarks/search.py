@@ -9,9 +9,9 @@ Looked at: whether stagewise with a beam of 2 is at least as near the best setti
 at most a fifth of the stages trained. That hangs on the law, and does not hold where guidance pays later.
 Rivals, in the same run and on the same studies: TPE and random search, 100 whole settings each, with every
 stage that settings share counted once, the best constant α, each of the 7 tried, and the whole grid. A study
-is a law of its own (simulation.py): an α per task out of 7 values, a buffer of 20. The law as it is grants what a
-search task by task takes for granted; with `bend` and `transfer` it does not. To TPE a list of values is
-categories; as what it may be kept from by that, the same number of its trials on the range from 0 to 1
+is a law of its own (simulation.py): an α per task out of 7 values, a buffer of 20. The law as it is grants
+what a search task by task takes for granted; with `bend` and `transfer` it does not. To TPE a list of values
+is categories; as what it may be kept from by that, the same number of its trials on the range from 0 to 1
 stands beside.
 
 Regret: the true mean final score of the best setting of the grid minus that of the recommended one, both

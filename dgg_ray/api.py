@@ -30,7 +30,8 @@ from dgg_ray.analysis import load, matrices, run_table
 from dgg_ray.analysis.archive import Archive
 from dgg_ray.analysis.predictions import examples
 from dgg_ray.analysis.predictions import predictions as stored
-from dgg_ray.analysis.run_table import Results, final_split, text_of
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import final_split, text_of
 from dgg_ray.config import loader, mappings, yaml_edit
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study

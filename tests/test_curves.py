@@ -10,7 +10,7 @@ from scipy.optimize import isotonic_regression
 from dgg_ray.analysis import alpha_curves
 from dgg_ray.analysis.alpha_curves import observed, tradeoffs
 from dgg_ray.analysis.importance import importance
-from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.analysis.results import CELL, Results
 from dgg_ray.core import draws
 from dgg_ray.search import alpha_curve
 from dgg_ray.search.alpha_curve import Tradeoff

@@ -12,7 +12,7 @@ from dgg_ray.analysis import examples
 from dgg_ray.analysis.archive import Archive
 from dgg_ray.analysis.examples import answers, as_text, confusions, listing, lost, sample, shown
 from dgg_ray.analysis.predictions import COLUMNS
-from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.analysis.results import CELL, Results
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.interfaces import Example
 from dgg_ray.storage.stages import Run, Work

@@ -115,7 +115,7 @@ def test_files_that_a_study_names_are_sent_with_it_and_its_data_are_checked(file
         assert (sent / "a/train.json").read_text() == (files.parent / "a/train.json").read_text()
         assert (sent / "files.yaml").read_text() == FILES
         (package,) = environment["py_modules"]
-        assert Path(package) == Path(submission.__file__).parent
+        assert Path(package) == Path(submission.__file__).parents[1]
     (files.parent / "a/train.json").write_text("[{}]")
     assert any("train" in path for path in faults(files, None, None))
 

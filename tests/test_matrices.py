@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis.matrices import walk
-from dgg_ray.analysis.run_table import CELL, Results, runs, selected
+from dgg_ray.analysis.results import CELL, Results
+from dgg_ray.analysis.run_table import runs, selected
 
 
 def by_hand(cells: pd.DataFrame, order: str) -> np.ndarray:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from test_report import small_study
 
-from dgg_ray.analysis.results import Candidate, Searched
-from dgg_ray.analysis.run_table import Results
+from dgg_ray.analysis.results import Candidate, Results, Searched
 from dgg_ray.core.fence import Fence
 from dgg_ray.report import questions, report
 from dgg_ray.report.questions import QUESTIONS

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from dgg_ray.analysis.per_task import blocks, most_forgotten, per_task
-from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.analysis.results import CELL, Results
 from dgg_ray.report.figures import per_task as figure
 
 R = {  # (setting, order) → rows of R

@@ -12,8 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from dgg_ray.analysis.archive import Losses
-from dgg_ray.analysis.results import Terms
-from dgg_ray.analysis.run_table import CELL, Results
+from dgg_ray.analysis.results import CELL, Results, Terms
 from dgg_ray.report import figures, report
 from dgg_ray.report.figures import (
     alpha_effect,

@@ -74,7 +74,7 @@ def test_of_several_classes_one_that_inherits_from_the_others_is_meant(mine):
         ("strategies", "1 / 0\n", ":Mine", "ZeroDivisionError"),
         ("strategies", "class Mine:\n    pass\n", ":Mine", "must name a subclass of Strategy"),
         (
-            "tasks",
+            "readers",
             "from dgg_ray.core.interfaces import Reader\nclass R(Reader):\n    pass\n",
             ":R",
             "must define read",

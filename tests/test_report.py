@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from dgg_ray.analysis.disparity import disparity
-from dgg_ray.analysis.run_table import CELL, Results, Spending, compare, runs
+from dgg_ray.analysis.results import CELL, Results, Spending
+from dgg_ray.analysis.run_table import compare, runs
 from dgg_ray.analysis.standings import judged
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.report import appendix, report

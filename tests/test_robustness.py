@@ -27,7 +27,8 @@ from dgg_ray.analysis.order_effects import (
     estimates,
     independent,
 )
-from dgg_ray.analysis.run_table import CELL, Results, clusters_by_order, compare, finals
+from dgg_ray.analysis.results import CELL, Results
+from dgg_ray.analysis.run_table import clusters_by_order, compare, finals
 from dgg_ray.analysis.standings import judged
 from dgg_ray.core import draws
 from dgg_ray.report.answer import answer

@@ -1,22 +1,20 @@
 """Scorers: numbers that can be checked on paper, and what every file in scorers/ promises."""
 
 import importlib
-import pkgutil
 import random
 import shutil
 import sys
 
 import pytest
 
-import dgg_ray.scorers
+from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError
 from dgg_ray.core.interfaces import Example
 from dgg_ray.scorers import caption, caption_light, contains_choice, exact_match
 
 # Java takes ten seconds to read METEOR's tables, each time.
 NAMES = [
-    pytest.param(module.name, marks=[pytest.mark.slow] * (module.name == "caption"))
-    for module in pkgutil.iter_modules(dgg_ray.scorers.__path__)
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "caption")) for name in plugins.names("scorers")
 ]
 LETTERED = "Which is a fruit?\nA. stone\nB. plum\nC. dark plum\nAnswer with the letter."
 

@@ -163,7 +163,7 @@ def test_what_is_installed_or_shipped_is_not_looked_into(project):
         (
             "from dgg_ray.core.texts import plain\n\n\ndef mark(p, e):\n    return plain(p)\n",
             "mark",
-            "texts.py",
+            "core/texts.py",
         ),
     ],
     ids=["a strategy", "a scorer", "what judges"],

@@ -352,14 +352,14 @@ def test_names_that_lead_out_of_a_place_are_refused(monkeypatch):
 
 FETCH = """
 import sys
-from dgg_ray import staging
+from dgg_ray.storage import fetching
 from dgg_ray.storage.remote_store import Url
 whole = Url.fetch
 def fetch(self, files):
     print(len(files), flush=True)
     whole(self, files)
 Url.fetch = fetch
-staging.staged(sys.argv[1])
+fetching.staged(sys.argv[1])
 """
 
 

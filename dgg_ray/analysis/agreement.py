@@ -1,7 +1,7 @@
 """What the search recommends beside what the curves say, α by α; and which settings it chose no value of.
 
-The search judges whole runs by its objective, the curves (alpha_curves.py) judge the stage that has the α by what
-it does for the mean final score. They may differ by luck, and where later stages treat what an α saved
+The search judges whole runs by its objective, the curves (alpha_curves.py) judge the stage that has the α by
+what it does for the mean final score. They may differ by luck, and where later stages treat what an α saved
 unlike the rest. So each task's recommended α is held against the best of its curve, with the band of their
 difference: paired within blocks, of these two alone.
 """
@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dgg_ray.analysis.alpha_curves import points_of, sentences, span, summary, tradeoffs
-from dgg_ray.analysis.run_table import Results, alphas, chosen, listing, once, settings, text_of
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import alphas, chosen, listing, once, settings, text_of
 from dgg_ray.config.sections import ALPHA, name_of
 from dgg_ray.search.alpha_curve import Tradeoff, band
 from dgg_ray.stats.monotone_fit import half_width

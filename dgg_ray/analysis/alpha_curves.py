@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.run_table import Results, Run, alphas, once, searched, settings, tasks_of, text_of, walk
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import Run, alphas, once, searched, settings, tasks_of, text_of, walk
 from dgg_ray.search.alpha_curve import AFFORDABLE, Runs, Tradeoff, fitted, stages_of
 from dgg_ray.stats.formats import CI, percent
 

@@ -17,15 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.run_table import (
-    Results,
-    clusters_by_order,
-    compared,
-    final_table,
-    finals,
-    once,
-    over_blocks,
-)
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import clusters_by_order, compared, final_table, finals, once, over_blocks
 from dgg_ray.stats.intervals import clustered_jackknife, expected_range
 
 WIDEST = 0.5  # standard deviation of values in [0, 1]: half of them at either end

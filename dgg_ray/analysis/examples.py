@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dgg_ray.analysis.run_table import Results, final_runs, final_split, named, once
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import final_runs, final_split, named, once
 from dgg_ray.analysis.run_table import listing as in_words
 from dgg_ray.core import draws
 from dgg_ray.core.errors import ResultsError, hint

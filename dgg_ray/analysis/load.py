@@ -12,8 +12,8 @@ import pandas as pd
 from dgg_ray.analysis import hardware_drift, search_summary
 from dgg_ray.analysis.agreement import unsearched
 from dgg_ray.analysis.archive import Archive
-from dgg_ray.analysis.results import Ahead, Machines
-from dgg_ray.analysis.run_table import CELL, Results, Spending, compare, final_split
+from dgg_ray.analysis.results import CELL, Ahead, Machines, Results, Spending
+from dgg_ray.analysis.run_table import compare, final_split
 from dgg_ray.analysis.verdict import verdict
 from dgg_ray.config import loader, yaml_edit
 from dgg_ray.config.study import Study, value_at

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from dgg_ray.analysis.results import Results
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.interfaces import ScoreMatrix, Value
-
-if TYPE_CHECKING:
-    from dgg_ray.analysis.run_table import Results
 
 BLOCK = ["order", "seed"]
 Found = TypeVar("Found")

@@ -30,10 +30,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dgg_ray.analysis.alpha_curves import tradeoffs
-from dgg_ray.analysis.results import Hours
+from dgg_ray.analysis.results import Hours, Results
 from dgg_ray.analysis.run_table import (
     BLOCK,
-    Results,
     chosen,
     compared,
     family_of,

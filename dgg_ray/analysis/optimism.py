@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from dgg_ray.analysis.results import Audited, Searched
-from dgg_ray.analysis.run_table import BLOCK, Results, chosen, final_split, headline, listing, mean_over, runs
+from dgg_ray.analysis.results import Audited, Results, Searched
+from dgg_ray.analysis.run_table import BLOCK, chosen, final_split, headline, listing, mean_over, runs
 from dgg_ray.config.sections import Constraint
 from dgg_ray.search.objective import gap_range, range_of
 from dgg_ray.stats.formats import CI, interval_text, percent, points_text, signed

@@ -27,7 +27,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
-from dgg_ray.analysis.run_table import BLOCK, Results, clusters_by_order, finals, once
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import BLOCK, clusters_by_order, finals, once
 from dgg_ray.stats.intervals import clustered_jackknife
 
 COLUMNS = ["label", "effect", "task", "estimate", "low", "high", "note"]

@@ -17,8 +17,8 @@ import pandas as pd
 
 from dgg_ray.analysis.disparity import disparity, overall
 from dgg_ray.analysis.order_effects import effects
+from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    Results,
     chosen,
     clusters_by_order,
     compared,

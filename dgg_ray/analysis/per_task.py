@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.run_table import Results, compared, final_runs, once, over_blocks
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import compared, final_runs, once, over_blocks
 
 RANGES = {"learned": (0.0, 1.0), "final": (0.0, 1.0), "forgotten": (-1.0, 1.0)}  # a task may end higher
 PARTS = (*RANGES,)

@@ -10,15 +10,12 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis.matrices import BLOCK, Run, of_each, once, stacks, walk
-from dgg_ray.analysis.results import Ahead, Machines, Searched, Spending, Terms
+from dgg_ray.analysis.results import Results
 from dgg_ray.config.sections import name_of
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import ResultsError, hint
@@ -36,67 +33,6 @@ from dgg_ray.stats.intervals import (
     paired_difference,
     ways_of,
 )
-
-if TYPE_CHECKING:
-    from dgg_ray.analysis.archive import Archive
-
-CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
-    "setting",  # id of the setting, 8 hex digits
-    "strategy",  # name of its strategy
-    "order",  # task names joined by " > "
-    "seed",
-    "stage",  # t, 0-based; -1 is the untouched model
-    "learned",  # task learned in stage t; for joint all of them joined by " + "; "" at stage -1
-    "exam",  # task examined
-    "split",
-    "score",  # in [0, 1]
-    "n",  # examples behind the score
-    "seconds",  # spent learning this stage, once, whoever shares it
-]
-
-
-@dataclass(frozen=True)
-class Results:
-    """A study's results, all that a report needs.
-
-    table: one row per cell, columns CELL and one per searched setting (dotted path).
-    knobs: the searched settings' dotted paths, as columns of the table.
-    objective: names of the metrics that the search maximised, on the validation split.
-    recommended: setting id of the winner; None while no setting has been judged.
-    rivals: label ("finetune", "replay", "joint") → setting id of the run it is compared with.
-    failures: stages that ended early: {"stage", "learned", "error", "message", "traceback"}.
-    costs: one row per distinct stage: key, learned, depth, runs (how many share it), steps,
-        examples, learn_seconds, exam_seconds, peak_memory_mb, device, host, machine (its kind).
-    tried: ids of the settings that the search proposed, in that order.
-    facts: what else the report prints: counts of stages asked for, trained, shared; versions.
-    spending: what it took, and what was predicted.
-    search: what the search did, None where there was none; terms: on what it chose and compared.
-    ahead: what is left of the study; machines: the kinds that its stages were learned on.
-    archive: predictions, adapters and losses, read when asked for; None where there is no store.
-    """
-
-    name: str
-    question: str
-    table: pd.DataFrame
-    knobs: tuple[str, ...]
-    objective: tuple[str, ...]
-    recommended: str | None
-    rivals: dict[str, str]
-    failures: list[dict[str, Any]]
-    costs: pd.DataFrame
-    facts: dict[str, Any] = field(default_factory=dict)
-    tried: tuple[str, ...] = ()
-    spending: Spending = Spending()
-    search: Searched | None = None
-    terms: Terms = Terms()
-    ahead: Ahead = Ahead()
-    machines: Machines = Machines()
-    archive: Archive | None = None
-
-    @cached_property
-    def known(self) -> dict[tuple[str, ...], Any]:
-        """What was read off the table already, see `once`."""
-        return {}
 
 
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    Results,
     chosen,
     compared,
     headline,

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis.agreement import undecided_alphas, unsearched
+from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    Results,
     alphas,
     chosen,
     compare,

@@ -1,7 +1,7 @@
 """YAML → Study, with every fault at once; and back from what a run kept.
 
-How YAML is read stands in yaml_reader.py. Faults carry the line and the dotted path in the file, the rule, the
-value found and the nearest legal name.
+How YAML is read stands in yaml_reader.py. Faults carry the line and the dotted path in the file, the rule,
+the value found and the nearest legal name.
 """
 
 from __future__ import annotations

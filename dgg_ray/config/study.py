@@ -57,7 +57,8 @@ class Study:
 
     tasks: what the keys need of the tasks' content; the examples are read where they are used.
     fingerprint: of the base model.
-    likeness: (T, T), how alike the tasks are, in [0, 1] (task_similarity.py); filled for the design `extreme` alone.
+    likeness: (T, T), how alike the tasks are, in [0, 1] (task_similarity.py); filled for the design `extreme`
+    alone.
     warm: settings of the older studies in `search.warm_from`, the best first (warm_start.py).
     codes: what each plug-in's source hashed to when the study was checked, by `kind/name` (plugins.codes).
     raw: the file as read; root: the folder that its relative paths start from; home: the file's own.

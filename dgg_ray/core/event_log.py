@@ -52,7 +52,7 @@ class Staged(Protocol):
     """A stage, or work on one."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> Any: ...  # a str; the checker does not see it through a cached property
 
 
 log = logging.getLogger("dgg_ray")

@@ -5,7 +5,8 @@ A stage starts if, for every cap,
     spent + set aside + the most that it and the stages in training are predicted to take  ≤  cap
 
 Of hours and money, spent is what the store says that this study trained, examined and probed, and what
-this run lost to failures and lost machines; the most is the upper end of model.py's 95 % interval. Not counted
+this run lost to failures and lost machines; the most is the upper end of model.py's 95 % interval. Not
+counted
 are what earlier runs lost, and what fleets do besides: start, load the model, wait for work. Of the disk,
 spent is all that the store holds, and the most is disk.py's bound; of several drivers on one store, each
 knows of the others' work what is on the disk already. While a search goes on, the final comparison is set

@@ -5,8 +5,9 @@
     take(fleet) →  the work that waits longest, once no other driver on the same store has it; a handful
                    where each takes no time;  whoever needs what the fleet had before is answered
 
-`Desk` (work_queue.py) is the book-keeping, `Claims` (lease_keeper.py) what other drivers see of it; `Broker` is the
-Ray actor around them. The store is asked in threads where it may be slow: nobody waits for another's answer.
+`Desk` (work_queue.py) is the book-keeping, `Claims` (lease_keeper.py) what other drivers see of it; `Broker`
+is the Ray actor around them. The store is asked in threads where it may be slow: nobody waits for another's
+answer.
 Restarted, the broker knows nothing: whoever needs a stage asks again, and fleets in the middle of one say so.
 """
 

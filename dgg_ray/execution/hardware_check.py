@@ -7,8 +7,8 @@
 The stage is the first finished one of the study's first stages, by order and seed; where a search gives
 none of these, the one that the work in hand starts from. It is learned into a store of its own that is
 thrown away: nothing is published, no budget is charged. Of workers of one kind that begin together one does
-so, under a lease, and the others go on without. hardware_drift.py reads what was noted, under `sentinels/KIND-MODEL`
-in the store.
+so, under a lease, and the others go on without. hardware_drift.py reads what was noted, under
+`sentinels/KIND-MODEL` in the store.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ def find(
 ) -> Litter:
     """The litter in a store, by what all studies that were run with it need.
 
-    outs: results folders of studies in it. It knows itself how each study was checked last (registry.py), which
+    outs: results folders of studies in it. It knows itself how each study was checked last (registry.py),
+    which
     may be later than what a folder says, or of another study of that name: what either needs is kept.
     place: of the store, where no folder is named or the studies had it elsewhere; gone: names of studies that
     nothing is kept for.

@@ -22,7 +22,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dgg_ray
 from dgg_ray.config import loader, registry, yaml_reader
 from dgg_ray.config.study import Study, store_at
 from dgg_ray.core import plugins, sources
@@ -126,7 +125,7 @@ def packed(errand: Errand, pip: Path | None) -> Iterator[dict[str, Any]]:
             there = Path(folder) / path
             there.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, there)
-        package = Path(dgg_ray.__file__).parent
+        package = Path(__file__).parents[1]
         environment: dict[str, Any] = {
             "working_dir": folder,
             "py_modules": [str(package)],

@@ -19,8 +19,8 @@ from dgg_ray.analysis.optimism import (
     warning,
 )
 from dgg_ray.analysis.order_sensitivity import order_sentences
+from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    Results,
     blocks_of,
     chosen,
     compare,

@@ -13,7 +13,8 @@ import pandas as pd
 
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.agreement import unsearched
-from dgg_ray.analysis.run_table import Results, Spending, chosen, metrics, text_of
+from dgg_ray.analysis.results import Results, Spending
+from dgg_ray.analysis.run_table import chosen, metrics, text_of
 from dgg_ray.analysis.standings import judged
 from dgg_ray.analysis.verdict import SHOWN
 from dgg_ray.config.sections import name_of

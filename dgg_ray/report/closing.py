@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dgg_ray.analysis.run_table import Results, chosen, compare, final_split, headline, own_label, runs
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import chosen, compare, final_split, headline, own_label, runs
 from dgg_ray.analysis.verdict import SHOWN, verdict
 from dgg_ray.core.fence import Fence
 from dgg_ray.report.answer import failures, notices

@@ -19,8 +19,8 @@ from dgg_ray.analysis.examples import FALL, answers, confusions, lost, sample, s
 from dgg_ray.analysis.front import front
 from dgg_ray.analysis.optimism import audit_sentences, of_gaps, race_sentences
 from dgg_ray.analysis.per_task import most_forgotten, per_task
+from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    Results,
     chosen,
     compare,
     compared,

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 
 from dgg_ray.analysis import examples, order_sensitivity
 from dgg_ray.analysis.per_task import per_task
-from dgg_ray.analysis.run_table import CELL, Results, chosen, compare, final_split, runs
+from dgg_ray.analysis.results import CELL, Results
+from dgg_ray.analysis.run_table import chosen, compare, final_split, runs
 from dgg_ray.analysis.standings import judged
 from dgg_ray.analysis.table_files import whole, write_csv, write_sorted
 from dgg_ray.analysis.verdict import SHOWN, verdict

@@ -6,9 +6,9 @@
 
 Every stage counts that learned the task after another one, also of runs that did not go on, and once,
 whoever shares it. Its block is the order of the tasks so far with the seed; within a block, stages that
-differ in this α alone are compared first, then those of equal other settings (monotone_fit.py). Bands are over
-clusters of blocks (intervals.py) by the orders so far: equal ones with other seeds are one cluster, and so
-are those with one first task and seed. Where one order so far has all that compares α, the curve is that
+differ in this α alone are compared first, then those of equal other settings (monotone_fit.py). Bands are
+over clusters of blocks (intervals.py) by the orders so far: equal ones with other seeds are one cluster, and
+so are those with one first task and seed. Where one order so far has all that compares α, the curve is that
 beginning's, its seeds are independent, and the sentences say so: of other beginnings such bands cover 85 %.
 Between the α tried curves are interpolated; beyond them nothing is said. Where one α is shared by all tasks
 it also shaped the parent of all but the second, and that is in the curves.

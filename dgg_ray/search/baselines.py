@@ -4,7 +4,8 @@
     rivals(search)      `constant`: the best value that is the same for all tasks;
                         `first_two`: the value that is best after two tasks, then kept, as one would
                         who cannot search (with DGG the second task is the first that has an α)
-    given(…)            these, `runner_up`, and `curve`: each task's α where its curve is best (curve_baseline.py)
+    given(…)            these, `runner_up`, and `curve`, each task's α where its curve is best
+                        (curve_baseline.py)
     contenders(…)       the winner and all that it is compared with
 
 All but the runner-up keep the winner's settings that are not per task, and come from the search's blocks.

@@ -16,7 +16,8 @@ do nearly the same. Where it is not so a wider search or another one is better: 
 pays later the default ends 2.6 points below the best, no nearer than the best constant α; beam 3 or two
 more values each end within 1.5 (docs/benchmarks.md).
 
-A state is judged by the objective of its run, completed pessimistically and read off a curve (extrapolation.py).
+A state is judged by the objective of its run, completed pessimistically and read off a curve
+(extrapolation.py).
 
 Greedy choices can be wrong: the best state at task 2 need not be the best at task T (Renate,
 awslabs/Renate issue 58), and with several orders a task is decided where it comes first. So the choice is

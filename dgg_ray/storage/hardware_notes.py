@@ -1,4 +1,4 @@
-"""What is noted of a sentinel stage (hardware_check.py) in a store, a note for each kind of machine and base model.
+"""Notes on hardware checks (hardware_check.py) in a store: one for each kind of machine and base model.
 
 sentinels/KIND-MODEL    the stage's key and meaning, where it was learned again, and what it scored there
 """

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.alpha_curves import tradeoffs
-from dgg_ray.analysis.run_table import Results
+from dgg_ray.analysis.results import Results
 from dgg_ray.report import figures
 from dgg_ray.search.alpha_curve import SERIES, Tradeoff
 

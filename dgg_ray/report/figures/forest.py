@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dgg_ray.analysis.run_table import Results, compare, final_split, headline, own_label
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import compare, final_split, headline, own_label
 from dgg_ray.report import figures
 
 READING = (

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from dgg_ray.analysis.alpha_curves import tradeoffs
 from dgg_ray.analysis.importance import importance
-from dgg_ray.analysis.run_table import Results, headline
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import headline
 from dgg_ray.analysis.standings import judged
 from dgg_ray.config.sections import name_of
 from dgg_ray.report import figures

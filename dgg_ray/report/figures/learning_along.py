@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dgg_ray.analysis.run_table import BLOCK, Results, compared, final_runs, final_split, over_blocks
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import BLOCK, compared, final_runs, final_split, over_blocks
 from dgg_ray.report import figures
 
 READING = (

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.order_effects import effects
-from dgg_ray.analysis.run_table import Results, compared, final_split
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import compared, final_split
 from dgg_ray.report import figures
 
 READING = (

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dgg_ray.analysis.order_sensitivity import ENOUGH, agreement, ranks
-from dgg_ray.analysis.run_table import Results, compared, final_split
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import compared, final_split
 from dgg_ray.report import figures
 
 READING = (

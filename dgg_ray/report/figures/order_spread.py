@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.disparity import disparity
-from dgg_ray.analysis.run_table import Results, compared, final_split, final_table
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import compared, final_split, final_table
 from dgg_ray.report import figures
 
 READING = (

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dgg_ray.analysis.front import front, volumes
-from dgg_ray.analysis.results import Searched
-from dgg_ray.analysis.run_table import Results
+from dgg_ray.analysis.results import Results, Searched
 from dgg_ray.report import figures
 
 READING = (

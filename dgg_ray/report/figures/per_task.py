@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.per_task import per_task
-from dgg_ray.analysis.run_table import Results, compared, final_split
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import compared, final_split
 from dgg_ray.report import figures
 
 READING = (

@@ -14,7 +14,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dgg_ray.analysis.run_table import Results, Run, compared, final_runs, final_split
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import Run, compared, final_runs, final_split
 from dgg_ray.report import figures
 
 READING = (

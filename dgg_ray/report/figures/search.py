@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dgg_ray.analysis.results import Searched
-from dgg_ray.analysis.run_table import Results
+from dgg_ray.analysis.results import Results, Searched
 from dgg_ray.report import figures
 
 READING = (

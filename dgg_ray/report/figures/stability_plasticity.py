@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.agreement import unsearched
+from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
     BLOCK,
-    Results,
     alphas,
     compared,
     mean_over,

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from dgg_ray.analysis.run_table import Results, chosen, final_runs, final_split
+from dgg_ray.analysis.results import Results
+from dgg_ray.analysis.run_table import chosen, final_runs, final_split
 from dgg_ray.report import figures
 
 READING = (
