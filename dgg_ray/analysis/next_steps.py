@@ -14,7 +14,7 @@ Each step has a gain in points of the headline metric:
 
 Said against realised in simulations, of the search: 1.0 over studies in which 30 to 90 % of the variance lies
 between settings, 0.7 to 1.3 at each of these; where it is 10 %, twice too much of very little
-(tests/test_next_steps.py). What is not known yet at all, a recommendation, a comparison or an interval, comes
+(test_next_steps.py). What is not known yet at all, a recommendation, a comparison or an interval, comes
 before all of these.
 """
 

@@ -9,7 +9,7 @@ d̄ is the mean over the c clusters of blocks so far of each cluster's mean diff
 one block's difference has over clusters: blocks that share an order or a first stage are one (intervals.py),
 as what an order does to a setting it does with all its seeds. Counted block by block instead, where orders
 have nine tenths of the variance the best of eight settings is given up in 8 to 17 % of studies at a level of
-5 % (2 orders × 2 or 3 seeds, 3 × 3; tests/test_racing.py). Where all blocks are one cluster nothing is given
+5 % (2 orders × 2 or 3 seeds, 3 × 3; test_racing.py). Where all blocks are one cluster nothing is given
 up.
 
 The Bonferroni division keeps the chance that the best setting is ever given up below `level`: over the
@@ -23,7 +23,7 @@ reach the highest score that any setting judged so far had on them. A candidate 
 looks can err; they are not among the looks that divide the level, as a run that is behind with such a
 completion is nearly always behind at the block's end, which is one of them. Simulated with these looks, over
 settings equal and apart, of equal and unequal spread, the best is given up less often than the level says
-(tests/test_racing.py). That rests on spreads of one size, as on its first block a candidate has none of its
+(test_racing.py). That rests on spreads of one size, as on its first block a candidate has none of its
 own to show: a best setting twice as noisy as all seven others was given up in 7 % of studies at a level of
 5 %, one ten times as noisy as four others in 23 %.
 

@@ -310,7 +310,7 @@ def clustered_jackknife(
 
     Against resampling clusters with replacement: on 4 to 8 clusters percentiles of that bootstrap cover
     80 to 90 % where 95 % is asked for, and its studentised form needs six of them; below that its samples
-    are too few and too alike (77 % for a spread with 4). Measured in tests/test_robustness.py: 93 to 97 %.
+    are too few and too alike (77 % for a spread with 4). Measured in test_robustness.py: 93 to 97 %.
     """
     kept = np.vstack([np.ones((1, clusters)), 1 - np.eye(clusters)])
     with np.errstate(divide="ignore", invalid="ignore"):  # a statistic that a sample is too small for

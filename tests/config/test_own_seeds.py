@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_study import GOOD, faults, load  # noqa: F401
+from study_samples import GOOD, faults, load  # noqa: F401
 
 from dgg_ray.config.sections import Knob, Orders, Protocol, Search
 from dgg_ray.core.orders import design

@@ -178,7 +178,7 @@ def test_the_score_that_was_chosen_for_is_too_good_on_average():
 @cache
 def benchmark():
     """benchmarks/coverage.py, whose figures are in the docs."""
-    path = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
     spec = importlib.util.spec_from_file_location("skewed_scores", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and named tuples ask for it

@@ -1,6 +1,6 @@
 """Scorers against an oracle: it makes questions, answers and predictions, and knows what each should score.
 
-DGG_RAY_EXAMPLES=6000 pytest tests/test_properties_scorers.py      many more inputs
+DGG_RAY_EXAMPLES=6000 pytest tests/scorers/test_properties_scorers.py      many more inputs
 """
 
 import os

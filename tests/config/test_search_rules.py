@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_study import GOOD, faults, load  # noqa: F401 - load is a fixture
+from study_samples import GOOD, faults, load  # noqa: F401 - load is a fixture
 
 from dgg_ray.readers.embedded import Embedded
 

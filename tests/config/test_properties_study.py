@@ -1,6 +1,6 @@
 """Any damage to a study file: it loads, or every fault is told with a path; never another exception.
 
-DGG_RAY_EXAMPLES=6000 pytest tests/test_properties_study.py        many more inputs
+DGG_RAY_EXAMPLES=6000 pytest tests/config/test_properties_study.py        many more inputs
 """
 
 import copy

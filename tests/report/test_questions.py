@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from test_examples import study as examples
-from test_robustness import ORDERS as CYCLE
-from test_robustness import study
+from order_samples import ORDERS as CYCLE
+from order_samples import study
+from prediction_samples import study as examples
 
 from dgg_ray.analysis.run_table import BLOCK
 from dgg_ray.core.fence import Fence

@@ -412,7 +412,7 @@ TOGETHER = ("folder", "s3")
 @contextmanager
 def publishing(store, who):
     """A process that publishes when it is given a line."""
-    command = [sys.executable, "-c", PUBLISH, pickle.dumps(store).hex(), who, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", PUBLISH, pickle.dumps(store).hex(), who, str(Path(__file__).parents[1])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
 

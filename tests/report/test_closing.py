@@ -4,7 +4,7 @@ import dataclasses
 
 import pandas as pd
 import pytest
-from test_report import small_study
+from report_samples import small_study
 
 from dgg_ray.analysis.archive import Placed
 from dgg_ray.core.fence import Fence

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import ORDERS, small_study
+from report_samples import ORDERS, small_study
 
 from dgg_ray.analysis import next_steps
 from dgg_ray.analysis.front import front, volumes

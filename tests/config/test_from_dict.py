@@ -17,7 +17,7 @@ from dgg_ray.readers.embedded import Embedded
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.replay import Replay
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TASKS = [
     {"name": "words", "reader": "embedded", "train": 12, "validation": 10, "test": 10},
     {"name": "charts", "reader": "embedded", "train": 12, "validation": 10, "test": 10},

@@ -9,6 +9,7 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import pytest
+from order_samples import ORDERS, study
 from scipy.stats import kendalltau
 from shared_stages import NOISE, POSITION, carry_of, expected, fixed, named, noise, random_orders
 from shared_stages import finals as finals_of
@@ -27,43 +28,12 @@ from dgg_ray.analysis.order_effects import (
     estimates,
     independent,
 )
-from dgg_ray.analysis.results import CELL, Results
 from dgg_ray.analysis.run_table import clusters_by_order, compare, finals
 from dgg_ray.analysis.standings import judged
 from dgg_ray.core import draws
 from dgg_ray.report.answer import answer
 from dgg_ray.report.figures import learning_along, order_effects, order_ranks, order_spread
 from dgg_ray.stats.intervals import clustered_jackknife, expected_range, mean_interval, paired_difference
-
-ORDERS = ("a > b > c", "b > c > a", "c > a > b")
-
-
-def study(scores, knobs=(), tried=(), **changes) -> Results:
-    """label → order → final scores on a, b, c (several tuples: one a seed), the same in every stage."""
-    rows = [
-        {
-            **dict(zip(CELL[:5], [label, label, order, seed, t], strict=True)),
-            "learned": tasks[t],
-            "exam": exam,
-            "split": "validation",
-            "n": 10,
-            "seconds": 0.0,
-            "score": dict(zip(sorted(tasks), final, strict=True))[exam],
-            **{knob: float(label[1:]) for knob in knobs},
-        }
-        for label, orders in scores.items()
-        for order, finals in orders.items()
-        for seed, final in enumerate(finals if isinstance(finals[0], tuple) else [finals])
-        for tasks in [order.split(" > ")]
-        for t in range(len(tasks))
-        for exam in tasks[: t + 1]
-    ]
-    first, *others = scores
-    rivals = {} if tried else {label: label for label in others}
-    table = pd.DataFrame(rows)[[*CELL, *knobs]]
-    costs = pd.DataFrame()
-    return Results("small", "", table, knobs, ("faa",), first, rivals, [], costs, tried=tuple(tried))
-
 
 ONE = study({"ours": dict(zip(ORDERS, [(0.2, 0.5, 0.6), (0.4, 0.5, 0.9), (0.6, 0.5, 0.3)], strict=True))})
 TWO = study(

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from test_curves import A, study
-from test_report import small_study
-from test_stagewise import EXACT, VALUES
+from agreement_samples import told
+from curve_samples import A
+from report_samples import small_study
 
 from dgg_ray.analysis.agreement import (
     agreement_sentences,
@@ -21,6 +21,7 @@ from dgg_ray.analysis.alpha_curves import observed, tradeoffs
 from dgg_ray.analysis.load import recommendation
 from dgg_ray.analysis.results import Searched, Terms
 from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.simulation import Law
 from dgg_ray.core.interfaces import ScoreMatrix
 from dgg_ray.report import answer
 from dgg_ray.search import baselines
@@ -30,15 +31,8 @@ from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import rehearse
 from dgg_ray.training.simulated import imagined
 
-KEPT = (0.10, 0.12, 0.14)  # of a, by seed, that α = 0.5 saves; it costs 0.04 of b
-
-
-def told(recommended, kept=KEPT, more=(), **changes):
-    """b learned after a with α = 0 and 0.5; the mean of both ends 3, 4 and 5 points higher at 0.5."""
-    low = [("s0", "ab", s, (0.0,), [A, (0.5, 0.7)]) for s in range(len(kept))]
-    high = [("s5", "ab", s, (0.5,), [A, (0.5 + more, 0.66)]) for s, more in enumerate(kept)]
-    made = study(*low, *high, *more, knobs=("strategy.alpha.b",))
-    return dataclasses.replace(made, recommended=recommended, **changes)
+VALUES = (0.0, 0.2, 0.5, 1.0)
+EXACT = Law(noise=0.0, exam_noise=False, seed=3)
 
 
 def test_the_recommended_alpha_is_held_against_the_best_of_its_curve():

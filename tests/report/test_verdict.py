@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from order_samples import study
 from scipy import stats
-from test_robustness import study
 
 from dgg_ray.analysis import next_steps
 from dgg_ray.analysis.agreement import undecided_alphas
@@ -247,7 +247,7 @@ def test_every_metric_stays_on_the_scale_that_its_file_gives(name):
 
 
 def test_an_alpha_that_cannot_be_told_apart_says_so_beside_its_value():
-    from test_agreement import told
+    from agreement_samples import told
 
     open_ = told("s5", (0.02, 0.04, 0.09))
     assert undecided_alphas(open_) == {"strategy.alpha.b": "from 0 to 0.5 cannot be told apart"}

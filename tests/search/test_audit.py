@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_report import ORDERS, small_study
+from report_samples import ORDERS, small_study
 
 from dgg_ray.analysis import optimism
 from dgg_ray.analysis.optimism import audit_sentences, lead

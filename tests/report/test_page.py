@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_report import small_study
+from report_samples import small_study
 
 from dgg_ray.analysis.results import Candidate, Results, Searched
 from dgg_ray.core.fence import Fence

@@ -8,8 +8,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from study_samples import GOOD, faults
 
-from dgg_ray import Study, load_study
+from dgg_ray import load_study
 from dgg_ray.config import loader, yaml_reader
 from dgg_ray.config.json_schema import schema
 from dgg_ray.core.errors import StudyError
@@ -17,39 +18,6 @@ from dgg_ray.models import embedded
 from dgg_ray.search.base import Whole
 from dgg_ray.storage.stages import StageStore
 from dgg_ray.strategies.dgg import DGG
-
-GOOD = """\
-name: small
-model: embedded
-tasks:
-  - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}
-  - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
-  - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}
-strategy: {name: dgg, alpha: 0.2, buffer: 5}
-orders: {design: random, count: 2}
-seeds: [0, 3]
-search:
-  space:
-    strategy.alpha: {per_task: [0, 0.5]}
-    training.learning_rate: {low: 1e-4, high: 1e-2, log: true}
-  trials: 4
-"""
-
-
-@pytest.fixture()
-def load(tmp_path: Path):
-    def load(text: str) -> Study:
-        (tmp_path / "study.yaml").write_text(text)
-        return load_study(tmp_path / "study.yaml")
-
-    return load
-
-
-def faults(load, text: str) -> dict[str, str]:
-    """path → the whole sentence"""
-    with pytest.raises(StudyError) as caught:
-        load(text)
-    return {fault.path: str(fault) for fault in caught.value.faults}
 
 
 def test_a_good_study_is_frozen_with_all_that_its_keys_need(load):

@@ -5,34 +5,16 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from curve_samples import STAGES, A, study
 from scipy.optimize import isotonic_regression
 
 from dgg_ray.analysis import alpha_curves
 from dgg_ray.analysis.alpha_curves import observed, tradeoffs
 from dgg_ray.analysis.importance import importance
-from dgg_ray.analysis.results import CELL, Results
 from dgg_ray.core import draws
 from dgg_ray.search import alpha_curve
 from dgg_ray.search.alpha_curve import Tradeoff
 from dgg_ray.stats.monotone_fit import comparable, fit, half_width, isotonic
-
-KNOBS = ("strategy.alpha.b", "strategy.alpha.c", "strategy.buffer")
-A = (0.8,)  # R's first row
-STAGES = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
-
-
-def study(*runs, knobs=KNOBS, rivals=None) -> Results:
-    """Results of runs (setting, order, seed, values of the knobs, R)."""
-    rows = [
-        [setting, "replay" if setting == "rp" else "dgg", " > ".join(order), seed, t, order[t], order[i],
-         "validation", score, 10, 0.0, *values]
-        for setting, order, seed, values, R in runs
-        for t, scores in enumerate(R)
-        for i, score in enumerate(scores)
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=[*CELL, *knobs])
-    tried = tuple(dict.fromkeys(run[0] for run in runs if run[0] not in (rivals or {}).values()))
-    return Results("small", "", table, knobs, ("faa",), None, rivals or {}, [], pd.DataFrame(), tried=tried)
 
 
 def laid_out(new: dict[float, float], old: dict[float, float], blocks=3, noise=0.0, earlier=1) -> Tradeoff:

@@ -1,0 +1,27 @@
+"""Results of runs that are given as score matrices."""
+
+import pandas as pd
+
+from dgg_ray.analysis.results import CELL, Results
+
+KNOBS = ("strategy.alpha.b", "strategy.alpha.c", "strategy.buffer")
+
+
+A = (0.8,)  # R's first row
+
+
+STAGES = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
+
+
+def study(*runs, knobs=KNOBS, rivals=None) -> Results:
+    """Results of runs (setting, order, seed, values of the knobs, R)."""
+    rows = [
+        [setting, "replay" if setting == "rp" else "dgg", " > ".join(order), seed, t, order[t], order[i],
+         "validation", score, 10, 0.0, *values]
+        for setting, order, seed, values, R in runs
+        for t, scores in enumerate(R)
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=[*CELL, *knobs])
+    tried = tuple(dict.fromkeys(run[0] for run in runs if run[0] not in (rivals or {}).values()))
+    return Results("small", "", table, knobs, ("faa",), None, rivals or {}, [], pd.DataFrame(), tried=tried)
