@@ -28,6 +28,7 @@ import ray
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.simulation import Law
 from dgg_ray.config.study import Study
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import Purse
 from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import Broker
@@ -35,7 +36,7 @@ from dgg_ray.execution.broker_client import walk
 from dgg_ray.execution.executor import Crew
 from dgg_ray.execution.progress import Display
 from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
@@ -59,18 +60,18 @@ class Clocked(StageStore):
         return [(int(worker), float(when) - seconds) for worker, when in lines]
 
 
-def works(study: Study, count: int) -> list[Work]:
+def work_items(study: Study, count: int) -> list[WorkItem]:
     """So many first stages, all different and equally long."""
     study = replace(study, seeds=tuple(range(count)))
-    return [Work(run.stages[0]) for run in study.runs()]
+    return [WorkItem(run.stages[0]) for run in study.runs()]
 
 
-def sleeping(fleets: int, seconds: float) -> Study:
+def sleeping(groups: int, seconds: float) -> Study:
     """A study whose first stages take so many seconds."""
     law = Law(seconds=1.0, wait=1.0, spread=0.0, noise=0.0)
     study = imagined(2, DGG(), simulation=law)
-    _, once = Simulated.of(study, MemoryStore()).cost(works(study, 1)[0].stage)
-    workers = Workers(fleets=fleets, engine="simulated", idle_s=2.0, stuck_minutes=0)
+    _, once = Simulated.of(study, MemoryStore()).cost(work_items(study, 1)[0].stage)
+    workers = Workers(groups=groups, engine="simulated", idle_timeout_s=2.0, hang_timeout_minutes=0)
     return replace(study, simulation=replace(law, seconds=seconds / once), workers=workers)
 
 
@@ -86,19 +87,19 @@ def busy(begun: Iterable[tuple[int, float]], seconds: float) -> tuple[float, flo
     return cycles * seconds / span if span else 0.0, together
 
 
-def by_fleets(fleets: int, rounds: int, seconds: float) -> tuple[float, float]:
+def by_fleets(groups: int, rounds: int, seconds: float) -> tuple[float, float]:
     """(busy share, seconds until the last fleet began)."""
-    study = sleeping(fleets, seconds)
+    study = sleeping(groups, seconds)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, ExitStack() as stack:
         store, began = Clocked(Path(name) / "stages"), time.time()
         store.folder.mkdir()
         display = stack.enter_context(Display("", quiet=True))
         crew = stack.enter_context(Crew(study, store, Path(name), display, Purse()))
-        broker, many = crew.start(), [[work] for work in works(study, fleets * (rounds + ENOUGH))]
+        broker, many = crew.start(), [[item] for item in work_items(study, groups * (rounds + ENOUGH))]
         asking = threading.Thread(target=walk, args=(many, broker))
         asking.start()
         begun: list[tuple[int, float]] = []
-        while len({worker for worker, _ in begun}) < fleets or time.time() < until(begun, rounds, seconds):
+        while len({worker for worker, _ in begun}) < groups or time.time() < until(begun, rounds, seconds):
             time.sleep(seconds / 5)
             begun = store.begun(seconds)
         ray.get(broker.close.remote("enough was seen"))
@@ -112,16 +113,16 @@ def until(begun: Iterable[tuple[int, float]], rounds: int, seconds: float) -> fl
     return busy(begun, seconds)[1] + (rounds + 2) * seconds
 
 
-def by_tasks(fleets: int, rounds: int, seconds: float, cores: int) -> float:
+def by_tasks(groups: int, rounds: int, seconds: float, cores: int) -> float:
     """Busy share of plain Ray tasks."""
 
-    @ray.remote(num_cpus=cores / fleets)
+    @ray.remote(num_cpus=cores / groups)
     def nap() -> tuple[int, float]:
         begun = time.time()
         time.sleep(seconds)
         return os.getpid(), begun
 
-    return busy(ray.get([nap.remote() for _ in range(fleets * rounds)]), seconds)[0]
+    return busy(ray.get([nap.remote() for _ in range(groups * rounds)]), seconds)[0]
 
 
 def memory_gb() -> float:
@@ -132,10 +133,10 @@ def memory_gb() -> float:
 def stages(counts: list[int], rounds: int, seconds: float) -> None:
     cores = max(counts)
     with cluster.connected(sleeping(cores, seconds)):
-        for fleets in counts:
-            share, start = by_fleets(fleets, rounds, seconds)
-            plain = by_tasks(fleets, rounds, seconds, cores)
-            print(f"  {fleets:3} fleets: busy {share:6.1%}, plain tasks {plain:6.1%}; ", end="")
+        for groups in counts:
+            share, start = by_fleets(groups, rounds, seconds)
+            plain = by_tasks(groups, rounds, seconds, cores)
+            print(f"  {groups:3} groups: busy {share:6.1%}, plain tasks {plain:6.1%}; ", end="")
             print(f"all at work after {start:.0f} s", flush=True)
 
 
@@ -150,7 +151,7 @@ def restart(count: int) -> None:
     study = sleeping(1, 1.0)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
         broker = broker_of(StageStore(Path(name)))
-        asking = threading.Thread(target=walk, args=([[work] for work in works(study, count)], broker))
+        asking = threading.Thread(target=walk, args=([[item] for item in work_items(study, count)], broker))
         asking.start()
         known(broker, count)
         ray.get(broker.take.remote("early", 60.0))  # which the new one will not know
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = {
         "restart": lambda: restart(o.known),
-        "stages": lambda: stages(o.fleets, o.rounds, o.seconds),
+        "stages": lambda: stages(o.groups, o.rounds, o.seconds),
     }
     parser.add_argument("--only", choices=parts)
     parser.add_argument("--fleets", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])

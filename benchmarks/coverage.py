@@ -107,7 +107,7 @@ def covers(found: Interval, true: float) -> float:
 def other_orders(design: Design, place: tuple[float, float], count: int, seed: int = 0) -> np.ndarray:
     """(coverage of what is shown, of the t interval, of a paired difference, share with an interval, width).
 
-    width: median of what is shown, in points. The difference is to a rival 4 points nearer the middle, whose
+    width: median of what is shown, in points. The difference is to a baseline 4 points nearer the middle, whose
     order, seed and stage parts are the same by half.
     """
     rng, rows = np.random.default_rng([seed, *design]), []
@@ -117,8 +117,8 @@ def other_orders(design: Design, place: tuple[float, float], count: int, seed: i
         plain = mean_interval(x, clusters=ways)
         fresh = next(studies(Design(len(study.blocks), 1, True), 1, rng)).parts
         other = place[0] + (0.04 if place[0] < 0.5 else -0.04), place[1]
-        rival = scores((study.parts + fresh) / 2**0.5, *other)
-        gap = paired_difference(x, rival, clusters=ways, within=(-1, 1))
+        baseline = scores((study.parts + fresh) / 2**0.5, *other)
+        gap = paired_difference(x, baseline, clusters=ways, within=(-1, 1))
         held = covers(shown, place[0]), covers(plain, place[0])
         held += (covers(Interval(*gap[:3], gap.n), place[0] - other[0]),)
         rows.append([*held, float(not np.isnan(shown.low)), 100 * (shown.high - shown.low)])

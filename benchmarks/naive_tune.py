@@ -26,8 +26,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dgg_ray import Study, load_study, run_study
 from dgg_ray.execution import cluster
 from dgg_ray.execution.worker_groups import workshop
-from dgg_ray.search import baselines, evidence
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.search import comparison, evidence
+from dgg_ray.storage.stage_store import StageStore
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 
@@ -39,8 +39,8 @@ def learn_all(config: dict[str, Any]) -> None:
         for number, run in enumerate(study.runs()):
             # A store for each run: inside one nothing is there before, so nothing is shared.
             shop = workshop(study, StageStore(Path(folder) / str(number)))
-            for work in evidence.works(study, run):
-                shop.obtain(work)
+            for item in evidence.work_items(study, run):
+                shop.obtain(item)
 
 
 def trial(config: dict[str, Any]) -> None:
@@ -53,19 +53,19 @@ def trial(config: dict[str, Any]) -> None:
             name=f"{config['study'].id}-{os.getpid()}", storage_path=config["folder"]
         ),
     ).fit()
-    ray.tune.report({"learned": sum(len(run.stages) for run in config["study"].runs())})
+    ray.tune.report({"trained_task": sum(len(run.stages) for run in config["study"].runs())})
 
 
 def main() -> None:
     study = load_study(STUDY)
-    study = replace(study, protocol=replace(study.protocol, rivals=(), final_seeds=None, exams="seen"))
+    study = replace(study, protocol=replace(study.protocol, baselines=(), final_seeds=None, evaluate="seen"))
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         began = time.perf_counter()
         outcome = run_study(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
         store = study.store(Path(folder) / "tree")
-        found, _ = baselines.inquiries(study, store)
-        settings = [probe.setting for probe in found.proposed]
+        found, _ = comparison.replay_searches(study, store)
+        settings = [profile.setting for profile in found.proposed]
 
         began = time.perf_counter()
         with cluster.connected(study):
@@ -76,7 +76,7 @@ def main() -> None:
                     "folder": folder,
                 },
                 tune_config=ray.tune.TuneConfig(
-                    max_concurrent_trials=study.workers.fleets, reuse_actors=True
+                    max_concurrent_trials=study.workers.groups, reuse_actors=True
                 ),
                 run_config=ray.tune.RunConfig(name="naive", storage_path=folder, verbose=0),
             ).fit()
@@ -84,7 +84,7 @@ def main() -> None:
     asked = sum(len(run.stages) for setting in settings for run in study.at(setting).runs())
     print(f"settings × orders           {len(settings)} × {len(study.all_orders)}")
     print(f"stage tree                  {by_tree:6.1f} s, {outcome.tally['trained']} stages trained, "
-          f"{study.workers.fleets} start-ups, the winner's test exams among it")  # fmt: skip
+          f"{study.workers.groups} start-ups, the winner's test exams among it")  # fmt: skip
     print(f"plain Ray Tune              {naive:6.1f} s, {asked} stages trained, {len(settings)} start-ups")
     print(f"ratio of wall times         {naive / by_tree:6.2f}")
 

@@ -50,19 +50,19 @@ def main() -> None:
         wall = time.perf_counter() - began
     over.set()
     costs, tally = outcome.results.costs, outcome.tally
-    learn, exam = costs["learn_seconds"].sum(), costs["exam_seconds"].sum()
-    stages, fleets = tally["trained"], study.workers.fleets
+    learn, evaluation = costs["train_seconds"].sum(), costs["evaluation_seconds"].sum()
+    stages, groups = tally["trained"], study.workers.groups
     working = (
         tally["seconds"] - tally["fleet_up"]
-    ) * fleets  # worker seconds from the first stage to the end
-    other = working - learn - exam
+    ) * groups  # worker seconds from the first stage to the end
+    other = working - learn - evaluation
     print(f"wall                       {wall:7.1f} s, of which {loaded:.1f} s reading the study")
     print(f"until the first stage      {tally['fleet_up']:7.1f} s")
     print(f"stages asked for / trained {tally['asked']:7d} / {stages}")
     print(
         f"training                   {learn / stages:7.2f} s a stage, {learn / working:.0%} of workers' time"
     )
-    print(f"exams                      {exam / stages:7.2f} s a stage, {exam / working:.0%}")
+    print(f"exams                      {evaluation / stages:7.2f} s a stage, {evaluation / working:.0%}")
     print(f"everything else            {other / stages:7.2f} s a stage, {other / working:.0%}")
     print(f"peak memory                {memory.peak_gb:7.1f} GB, all processes together")
 

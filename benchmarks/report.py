@@ -22,7 +22,7 @@ from dgg_ray.report import report
 
 
 def large(rows: int, tasks: int = 6) -> Results:
-    """A study of all orders with as many settings as make so many rows, its winner against two rivals."""
+    """A study of all orders with as many settings as make so many rows, its winner against two baselines."""
     rng, names = np.random.default_rng(0), [f"task{i}" for i in range(tasks)]
     orders = np.array(list(islice(permutations(range(tasks)), 720)))
     t, i = np.tril_indices(tasks)
@@ -42,7 +42,7 @@ def large(rows: int, tasks: int = 6) -> Results:
         part = dict(zip(CELL, [*columns, split, score.clip(0, 1), 500, 1.0], strict=True))
         parts.append(pd.DataFrame(part | {f"{ALPHA}.{n}": alphas[s, k] for k, n in enumerate(names)}))
     costs = pd.DataFrame(
-        columns=["key", "learned", "runs", "learn_seconds", "exam_seconds", "peak_memory_mb"]
+        columns=["key", "trained_task", "runs", "train_seconds", "evaluation_seconds", "peak_memory_mb"]
     )
     return Results(
         "large", "", pd.concat(parts, ignore_index=True), tuple(f"{ALPHA}.{n}" for n in names), ("faa",),

@@ -36,9 +36,10 @@ from typing import Any
 import psutil
 import ray
 
-from dgg_ray.config.sections import Knob, Orders, Search
+from dgg_ray.config.sections import Orders, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.config.study import Study
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution.broker import Broker
 from dgg_ray.execution.broker_client import walk
 from dgg_ray.execution.work_queue import Desk, Ended
@@ -46,7 +47,7 @@ from dgg_ray.planning.plan import plan
 from dgg_ray.search import evidence
 from dgg_ray.storage import backend
 from dgg_ray.storage.leases import LEASE_S, Holder
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.setup import handful
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
@@ -70,13 +71,13 @@ def memory_mb() -> float:
 # -- stages ----------------------------------------------------------------------------------------
 
 
-def some_works(count: int) -> list[Work]:
+def some_works(count: int) -> list[WorkItem]:
     """Different stages with their exams, in an order in which they can be learned."""
-    found: dict[str, Work] = {}
+    found: dict[str, WorkItem] = {}
     for n in range(1, 1 + count):
         study = learner_of(n)
         for run in study.runs():
-            found |= {work.key: work for work in evidence.works(study, run)}
+            found |= {item.key: item for item in evidence.work_items(study, run)}
         if len(found) >= count:
             break
     return list(found.values())[:count]
@@ -84,16 +85,16 @@ def some_works(count: int) -> list[Work]:
 
 def learner_of(n: int) -> Study:
     """A study of 6 tasks on 6 orders; every stage after the first has an α of its own."""
-    law = Law(noise=0.0, exam_noise=False, spread=0.0)
+    law = Law(noise=0.0, evaluation_noise=False, spread=0.0)
     return imagined(6, DGG(alpha=n / 1000), simulation=law, orders=Orders("cyclic"))
 
 
-def through(works: list[Work], store: StageStore) -> Callable[[], None]:
+def through(work_items: list[WorkItem], store: StageStore) -> Callable[[], None]:
     desk, shop = Desk(store), Simulated.of(learner_of(1), store)
 
     def run() -> None:
-        for work in works:
-            assert desk.need(work) == "queued"
+        for item in work_items:
+            assert desk.need(item) == "queued"
             taken = desk.take("fleet")
             assert taken is not None
             shop.obtain(taken)
@@ -111,18 +112,20 @@ def plain_files(folder: Path, count: int) -> None:
 
 
 def stages(count: int) -> None:
-    works = some_works(count)
+    work_items = some_works(count)
     seconds = {}
     with tempfile.TemporaryDirectory(prefix="dgg-") as name:
         folder = Path(name)
         (folder / "plain").mkdir()
-        rivals = {
-            "desk, store in memory": through(works, MemoryStore()),
-            "desk and store, no fsync": partial(unsynced, through(works, StageStore(folder / "unsynced"))),
-            "desk and store": through(works, StageStore(folder / "store")),
+        baselines = {
+            "desk, store in memory": through(work_items, MemoryStore()),
+            "desk and store, no fsync": partial(
+                unsynced, through(work_items, StageStore(folder / "unsynced"))
+            ),
+            "desk and store": through(work_items, StageStore(folder / "store")),
             "plain files, one fsync": partial(plain_files, folder / "plain", count),
         }
-        for label, run in rivals.items():
+        for label, run in baselines.items():
             seconds[label], cpu = timed(run)
             print(f"  {label:<26}{count / seconds[label]:8.0f} a second,", end=" ")
             print(f"{count / cpu:8.0f} a second of CPU", flush=True)
@@ -146,9 +149,9 @@ def unsynced(run: Callable[[], None]) -> None:
 class Nowhere(MemoryStore):
     """Keeps nothing: a stage is there from the second time that it is asked for."""
 
-    def has(self, work: Work) -> bool:
-        there = work.key in self.records
-        self.records[work.key] = {}
+    def has(self, item: WorkItem) -> bool:
+        there = item.key in self.records
+        self.records[item.key] = {}
         return there
 
     def lease(self, key: str, holder: Holder, seconds: float = LEASE_S) -> Holder | None:
@@ -165,22 +168,22 @@ class Taker:
     def ready(self) -> None:
         """Its process is there."""
 
-    def work(self, name: str, broker: Any, store: StageStore, nothing: bool) -> None:
+    def item(self, name: str, broker: Any, store: StageStore, nothing: bool) -> None:
         shop = Simulated.of(learner_of(1), store)
         ended: list[Ended] = []
-        while works := ray.get(broker.take.remote(name, 5.0, ended)):
+        while work_items := ray.get(broker.take.remote(name, 5.0, ended)):
             ended = []
-            for work in handful(works, lambda compute: compute()):
+            for item in handful(work_items, lambda compute: compute()):
                 began = time.monotonic()
                 if not nothing:
-                    shop.obtain(work)
-                ended.append((work.key, True, None, time.monotonic() - began))
+                    shop.obtain(item)
+                ended.append((item.key, True, None, time.monotonic() - began))
 
 
 @ray.remote(num_cpus=0)
 class Echo:
-    async def call(self, work: Work) -> Work:
-        return work
+    async def call(self, item: WorkItem) -> WorkItem:
+        return item
 
 
 def answered(calls: Iterable[ray.ObjectRef], at_once: int = 200) -> None:
@@ -193,24 +196,26 @@ def answered(calls: Iterable[ray.ObjectRef], at_once: int = 200) -> None:
     ray.get(list(waiting))
 
 
-def brokered(works: list[Work], store: StageStore, takers: int = 2) -> str:
+def brokered(work_items: list[WorkItem], store: StageStore, takers: int = 2) -> str:
     """Stages a second, what each process took, and the broker's peak memory."""
     broker = Broker.remote(store, 2, None)  # pyright: ignore[reportAttributeAccessIssue]
     ray.get(broker.status.remote())
-    fleets = [Taker.remote() for _ in range(takers)]
-    ray.get([fleet.ready.remote() for fleet in fleets])
+    groups = [Taker.remote() for _ in range(takers)]
+    ray.get([group.ready.remote() for group in groups])
     mine, others = titled("Broker")[-1], titled("Taker")[-takers:]
     before = cpu_of([mine]), cpu_of(others)
-    open_ = [f.work.remote(f"f{i}", broker, store, isinstance(store, Nowhere)) for i, f in enumerate(fleets)]
-    wall, own = timed(lambda: walk([[work] for work in works], broker))
+    open_ = [f.item.remote(f"f{i}", broker, store, isinstance(store, Nowhere)) for i, f in enumerate(groups)]
+    wall, own = timed(lambda: walk([[item] for item in work_items], broker))
     used, taken = cpu_of([mine]) - before[0], cpu_of(others) - before[1]
     peak = next(row for row in Path(f"/proc/{mine.pid}/status").read_text().splitlines() if "VmHWM" in row)
     ray.get([broker.close.remote(), *open_])
-    for actor in (broker, *fleets):
+    for actor in (broker, *groups):
         ray.kill(actor)
-    each = (f"{name} {1e3 * s / len(works):.2f}" for name, s in zip(PARTS, (used, taken, own), strict=True))
+    each = (
+        f"{name} {1e3 * s / len(work_items):.2f}" for name, s in zip(PARTS, (used, taken, own), strict=True)
+    )
     return (
-        f"{len(works) / wall:6.0f} a second; ms of CPU a stage: {', '.join(each)}; "
+        f"{len(work_items) / wall:6.0f} a second; ms of CPU a stage: {', '.join(each)}; "
         f"broker's peak {int(peak.split()[1]) / 1e3:.0f} MB"
     )
 
@@ -230,42 +235,42 @@ def cpu_of(processes: Iterable[psutil.Process]) -> float:
 
 
 def alone(count: int) -> None:
-    works = some_works(count)
+    work_items = some_works(count)
     for label, near in (("as it is", True), ("every look in a thread", False)):
-        wall, cpu = timed(partial(asyncio.run, through_broker(works, near)))
+        wall, cpu = timed(partial(asyncio.run, through_broker(work_items, near)))
         print(
             f"  {label:<24}{count / wall:8.0f} a second, {1e3 * cpu / count:.2f} ms of CPU a stage",
             flush=True,
         )
 
 
-async def through_broker(works: list[Work], near: bool) -> None:
+async def through_broker(work_items: list[WorkItem], near: bool) -> None:
     broker = Broker.__ray_metadata__.modified_class(Nowhere(), 2)  # pyright: ignore
     broker.threads.near = broker.claims.pool.near = near
 
-    async def fleet(name: str) -> None:
+    async def group(name: str) -> None:
         ended: list[Ended] = []
-        while works := await broker.take(name, 5.0, ended):
-            ended = [(work.key, True, None, 0.0) for work in works]
+        while work_items := await broker.take(name, 5.0, ended):
+            ended = [(item.key, True, None, 0.0) for item in work_items]
 
-    fleets = [asyncio.create_task(fleet(name)) for name in ("one", "other")]
-    await asyncio.gather(*(broker.need(work) for work in works))
+    groups = [asyncio.create_task(group(name)) for name in ("one", "other")]
+    await asyncio.gather(*(broker.need(item) for item in work_items))
     await broker.close()
-    await asyncio.gather(*fleets)
+    await asyncio.gather(*groups)
 
 
 def through_ray(count: int) -> None:
-    works = some_works(count)
+    work_items = some_works(count)
     options = {"include_dashboard": False, "object_store_memory": 200_000_000, "log_to_driver": False}
     ray.init(address="local", num_cpus=2, **options)
     try:
         echo = Echo.remote()
-        ray.get(echo.call.remote(works[0]))
-        wall, _ = timed(lambda: answered(echo.call.remote(work) for work in works))
+        ray.get(echo.call.remote(work_items[0]))
+        wall, _ = timed(lambda: answered(echo.call.remote(item) for item in work_items))
         print(f"  an idle call a stage       {count / wall:6.0f} a second", flush=True)
-        print(f"  broker, nothing stored     {brokered(works, Nowhere())}", flush=True)
+        print(f"  broker, nothing stored     {brokered(work_items, Nowhere())}", flush=True)
         with tempfile.TemporaryDirectory(prefix="dgg-") as name:
-            print(f"  broker and folder store    {brokered(works, StageStore(Path(name)))}", flush=True)
+            print(f"  broker and folder store    {brokered(work_items, StageStore(Path(name)))}", flush=True)
         print(f"  peak memory of the driver  {memory_mb():.0f} MB")
     finally:
         ray.shutdown()
@@ -275,7 +280,7 @@ def through_ray(count: int) -> None:
 
 
 def planned() -> None:
-    space = {ALPHA: Knob(values=(0.0, 0.1, 0.2, 0.5, 1.0))}
+    space = {ALPHA: SearchParameter(values=(0.0, 0.1, 0.2, 0.5, 1.0))}
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         for _ in range(2):  # the second time nothing is imported
             study = imagined(6, DGG(buffer=20), orders=Orders("all"), search=Search(space, method="grid"))

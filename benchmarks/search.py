@@ -29,15 +29,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgg_ray.config.sections import Knob, Orders, Search
+from dgg_ray.config.sections import Orders, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.config.study import Study
-from dgg_ray.search import baselines, evidence
+from dgg_ray.search import comparison, evidence
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 ALPHA, ALPHAS, BUFFER = "strategy.alpha", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), 20
-LISTED, RANGE = Knob(values=ALPHAS, per_task=True), Knob(low=0.0, high=1.0, per_task=True)
+LISTED, RANGE = (
+    SearchParameter(values=ALPHAS, per_task=True),
+    SearchParameter(low=0.0, high=1.0, per_task=True),
+)
 TRIALS = 100
 STAGEWISE = [(1, 5), (2, 5), (3, 5), (2, 7)]  # beam, values tried at each task
 STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # trials after which TPE is looked at
@@ -50,10 +53,10 @@ class Found(NamedTuple):
     regret: float
 
 
-def imagine(tasks: int, orders: int, law: Law, knob: Knob = LISTED, **search) -> Study:
+def imagine(tasks: int, orders: int, law: Law, parameter: SearchParameter = LISTED, **search) -> Study:
     return imagined(
         tasks, DGG(buffer=BUFFER), simulation=law, orders=Orders("random", orders, law.seed),
-        search=Search({ALPHA: knob}, seed=law.seed, **search),
+        search=Search({ALPHA: parameter}, seed=law.seed, **search),
     )  # fmt: skip
 
 
@@ -86,14 +89,14 @@ class Truth:
 
 def searched(study: Study, truth: Truth) -> Iterator[Found]:
     """At some whole settings and at the end: stages trained so far, regret of what is best so far."""
-    store, method = MemoryStore(), baselines.method(study)
+    store, method = MemoryStore(), comparison.make_search(study)
     shop = Simulated.of(study, store)
     while (proposal := method.ask()) is not None:
-        number, probe = proposal
-        while chains := evidence.needs(study, store, probe):
-            for work in (work for chain in chains for work in chain):
-                shop.obtain(work)
-        method.tell(number, evidence.evidence(study, store, probe))
+        number, query = proposal
+        while chains := evidence.needs(study, store, query):
+            for item in (item for chain in chains for item in chain):
+                shop.obtain(item)
+        method.tell(number, evidence.evidence(study, store, query))
         if method.finished or (study.search.method != "stagewise" and number + 1 in STEPS):
             winner = method.winner()
             yield Found(len(store.records), truth.regret(winner) if winner else np.nan)
@@ -118,13 +121,15 @@ def table(orders: int, tasks: int, laws: Sequence[Law]) -> None:
         return last if search["method"] == "stagewise" else np.array(paths)
 
     ours = {
-        (beam, tries): run(f"stagewise b = {beam}, tries {tries}", method="stagewise", beam=beam, tries=tries)
+        (beam, tries): run(
+            f"stagewise b = {beam}, tries {tries}", method="stagewise", beam=beam, values_per_task=tries
+        )
         for beam, tries in STAGEWISE
     }
     tpe = run(f"TPE, {TRIALS} trials", method="tpe", trials=TRIALS)
-    run(f"TPE, {TRIALS} trials, range", method="tpe", trials=TRIALS, knob=RANGE)
+    run(f"TPE, {TRIALS} trials, range", method="tpe", trials=TRIALS, parameter=RANGE)
     run(f"random, {TRIALS} trials", method="random", trials=TRIALS)
-    run("the best constant α", method="grid", knob=Knob(values=ALPHAS))
+    run("the best constant α", method="grid", parameter=SearchParameter(values=ALPHAS))
     beginnings = {order[:t] for order in plain[0].all_orders for t in range(1, tasks + 1)}
     whole = sum(len(ALPHAS) ** (len(beginning) - 1) for beginning in beginnings)
     print(f"  {'the whole grid, by counting':<28}{'0 without noise':>18}{whole:>9,}")

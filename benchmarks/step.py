@@ -163,7 +163,7 @@ def main() -> None:
         learner.step(batch, next(step), edits["plain"])
     tokens = sum(len(e.prompt) + len(e.answer) for e in map(learner.encode, batch))
     learner.answer(examples["test"], 4)
-    exams = median(lambda: learner.answer(examples["test"], 4), device, 3)
+    evaluations = median(lambda: learner.answer(examples["test"], 4), device, 3)
     rate = matrix_rate(device, precision)
     spread = sorted(ratios)
     print(f"model                    {o.model}, rank {adapter.rank}, batch {o.batch}, {precision}, {device}")
@@ -177,7 +177,7 @@ def main() -> None:
     print(
         f"its least traffic        {bytes_ / 1e6:.1f} MB, {1e3 * least:.3f} ms: {least / alone:.0%} reached"
     )
-    print(f"exams                    {len(examples['test']) / exams:.0f} examples/s at 4 new tokens")
+    print(f"exams                    {len(examples['test']) / evaluations:.0f} examples/s at 4 new tokens")
     print(f"matrix rate              {rate / 1e9:.0f} GFLOP/s; a step reaches "
           f"{counter.get_total_flops() / plain / rate:.0%} of it")  # fmt: skip
     if o.gpu:

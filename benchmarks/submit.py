@@ -32,7 +32,7 @@ tasks:
   - {{name: digits, reader: embedded, train: 24, validation: 10, test: 12}}
   - {{name: words, reader: embedded, train: 24, validation: 12, test: 10}}
 strategy: {{name: dgg, alpha: 0.2, buffer: 4}}
-workers: {{engine: simulated, idle_s: 1}}
+workers: {{engine: simulated, idle_timeout_s: 1}}
 simulation: {{wait: 1, seconds: 2000}}
 """
 

@@ -39,8 +39,9 @@ from dgg_ray.core import event_log
 from dgg_ray.core.errors import Fault, ResultsError, hint
 from dgg_ray.core.fence import Fence
 from dgg_ray.core.interfaces import SPLITS
+from dgg_ray.core.stage import Run
 from dgg_ray.core.terminal import warn
-from dgg_ray.storage.stages import Run, StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 PAGE = "the report"  # its name where it cannot be written
 Order = int | str | Sequence[str]  # its place among the orders, "a > b > c", or the names of the tasks
@@ -163,7 +164,7 @@ class Outcome:
         found = run_table.settings(self.results)
         own = run_table.chosen(self.results)
         names = {own: [run_table.CHOSEN]} if own else {}
-        for label, setting in self.results.rivals.items():
+        for label, setting in self.results.baselines.items():
             names.setdefault(setting, []).append(label)
         labels = [", ".join(names.get(setting, [])) for setting in found.index]
         return found.assign(labels=labels)[["labels", *found.columns]]
@@ -258,10 +259,10 @@ class Outcome:
             else [self.state()]
         )
         if t := self.tally:
-            work = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
+            item = f"{t['trained']} stages trained" if t["trained"] else "nothing trained"
             if t["there"]:
-                work += f", {'all' if t['there'] == t['asked'] else 'others'} answered from the store"
-            lines += ["", f"{work}; {t['seconds']:.0f} s"]
+                item += f", {'all' if t['there'] == t['asked'] else 'others'} answered from the store"
+            lines += ["", f"{item}; {t['seconds']:.0f} s"]
             if PAGE not in self.fence.lost:
                 lines.append(f"report: {self.out / 'report.html'}")
         return "\n".join(lines)
@@ -295,7 +296,9 @@ class Outcome:
         if (chosen := self.results.recommended) not in known.index:
             return f"{text}, no setting chosen yet"
         values = known.loc[chosen]
-        named = ", ".join(f"{name_of(knob)} = {text_of(values[knob])}" for knob in self.results.knobs)
+        named = ", ".join(
+            f"{name_of(parameter)} = {text_of(values[parameter])}" for parameter in self.results.parameters
+        )
         return f"{text}, chosen: {values['strategy']}{named and f' with {named}'}"
 
     # -- what is meant -----------------------------------------------------------------------------
@@ -335,7 +338,7 @@ class Outcome:
                 f"no split is called {split!r}; there are {', '.join(SPLITS)}{hint(split, SPLITS)}"
             )
         judged = self.results.recommended in set(self.results.table["setting"])
-        return split or (final_split(self.results) if judged else self.results.terms.select_on)
+        return split or (final_split(self.results) if judged else self.results.terms.selection_split)
 
     def setting(self, setting: str | None) -> str:
         """The id that a label, an id or None stands for; ResultsError names those that there are."""

@@ -1,6 +1,6 @@
 """dgg-ray: arguments → calls.
 
-init | plan | probe | run | status | best | examples | robustness | report | extend | gc | schema
+init | plan | profile | run | status | best | examples | robustness | report | extend | gc | schema
 submit | studies | logs | stop: on a cluster, from afar
 """
 
@@ -94,7 +94,7 @@ def on_this_machine(command: Command) -> None:
     c.add_argument("--address", help="check against this Ray cluster in place of this machine")
     c.add_argument("--json", action="store_true", help="counts as JSON")
     for name, do, text in (
-        ("probe", probe, "measure what a study's stages will cost, a few steps of each kind"),
+        ("profile", profile, "measure what a study's stages will cost, a few steps of each kind"),
         ("run", run, "run a study, or continue it"),
     ):
         c = command(name, do, text)
@@ -240,7 +240,7 @@ def plan(options: argparse.Namespace) -> None:
     from dgg_ray.execution import capacity
     from dgg_ray.planning import edited_plugins, order_designs
     from dgg_ray.planning.plan import plan
-    from dgg_ray.search import baselines, warm_start
+    from dgg_ray.search import comparison, warm_start
 
     study, out = load(options)
     if options.address:
@@ -253,7 +253,7 @@ def plan(options: argparse.Namespace) -> None:
         terminal.warn(changes)
     store = study.store(out)
     found = replace(plan(study, store), designs=order_designs.table(study, store, options.see, options.sd))
-    budget.purse(study, store, baselines.at_the_end).check(baselines.first_run(study))
+    budget.purse(study, store, comparison.comparison_items).check(comparison.first_run_items(study))
     print(json.dumps(found.as_json(), indent=1) if options.json else found)
     for line in () if options.address else capacity.sentences(study, store.url, found.outlook):
         terminal.warn(line)
@@ -261,11 +261,11 @@ def plan(options: argparse.Namespace) -> None:
         print(line, file=sys.stderr)
 
 
-def probe(options: argparse.Namespace) -> int:
+def profile(options: argparse.Namespace) -> int:
     study, out = load(options)
     from dgg_ray.execution import driver
 
-    found, errors = driver.probe(study, out, options.local, options.address, options.quiet)
+    found, errors = driver.profile(study, out, options.local, options.address, options.quiet)
     print(found)
     for error in errors:
         print(error, file=sys.stderr)
@@ -287,7 +287,7 @@ def status(options: argparse.Namespace) -> None:
     from dgg_ray.core import blame
     from dgg_ray.execution import progress
     from dgg_ray.planning.plan import plan
-    from dgg_ray.search import baselines
+    from dgg_ray.search import comparison
     from dgg_ray.storage.store_view import Glance
 
     if options.address:
@@ -307,7 +307,7 @@ def status(options: argparse.Namespace) -> None:
     asked = load.gathered(study, seen := Glance(store))
     fence = Fence(terminal.warn)
     name = "the best setting so far"
-    best = fence.tried(name, "", baselines.best_so_far, asked.search) if asked.search else ""
+    best = fence.tried(name, "", comparison.best_so_far, asked.search) if asked.search else ""
     if options.json:
         print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
         return

@@ -1,7 +1,7 @@
 """Declare the plug-ins to be shipped as they are: their keys say nothing of their source from then on.
 
 To be run after every change of a plug-in in this package, and after files came or went. Where a change moves
-what is learned or scored, raise stages.FORMAT, or a scorer's VERSION, or say it in the strategy's `effect`:
+what is learned or scored, raise core/stage.FORMAT, or a scorer's VERSION, or say it in the strategy's `effect`:
 else stages and scores of before are taken for those of now.
 """
 

@@ -11,5 +11,5 @@ def told(recommended, kept=KEPT, more=(), **changes):
     """b learned after a with α = 0 and 0.5; the mean of both ends 3, 4 and 5 points higher at 0.5."""
     low = [("s0", "ab", s, (0.0,), [A, (0.5, 0.7)]) for s in range(len(kept))]
     high = [("s5", "ab", s, (0.5,), [A, (0.5 + more, 0.66)]) for s, more in enumerate(kept)]
-    made = study(*low, *high, *more, knobs=("strategy.alpha.b",))
+    made = study(*low, *high, *more, parameters=("strategy.alpha.b",))
     return dataclasses.replace(made, recommended=recommended, **changes)

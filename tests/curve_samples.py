@@ -13,7 +13,7 @@ A = (0.8,)  # R's first row
 STAGES = ["task", "alpha", "new", "old", "earlier", "tasks", "block", "alike", "peers"]
 
 
-def study(*runs, knobs=KNOBS, rivals=None) -> Results:
+def study(*runs, parameters=KNOBS, baselines=None) -> Results:
     """Results of runs (setting, order, seed, values of the knobs, R)."""
     rows = [
         [setting, "replay" if setting == "rp" else "dgg", " > ".join(order), seed, t, order[t], order[i],
@@ -22,6 +22,8 @@ def study(*runs, knobs=KNOBS, rivals=None) -> Results:
         for t, scores in enumerate(R)
         for i, score in enumerate(scores)
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=[*CELL, *knobs])
-    tried = tuple(dict.fromkeys(run[0] for run in runs if run[0] not in (rivals or {}).values()))
-    return Results("small", "", table, knobs, ("faa",), None, rivals or {}, [], pd.DataFrame(), tried=tried)
+    table = pd.DataFrame(rows, columns=[*CELL, *parameters])
+    tried = tuple(dict.fromkeys(run[0] for run in runs if run[0] not in (baselines or {}).values()))
+    return Results(
+        "small", "", table, parameters, ("faa",), None, baselines or {}, [], pd.DataFrame(), tried=tried
+    )

@@ -7,28 +7,28 @@ from dgg_ray.analysis.results import CELL, Results
 ORDERS = ("a > b > c", "b > c > a", "c > a > b")
 
 
-def study(scores, knobs=(), tried=(), **changes) -> Results:
+def study(scores, parameters=(), tried=(), **changes) -> Results:
     """label → order → final scores on a, b, c (several tuples: one a seed), the same in every stage."""
     rows = [
         {
             **dict(zip(CELL[:5], [label, label, order, seed, t], strict=True)),
-            "learned": tasks[t],
-            "exam": exam,
+            "trained_task": tasks[t],
+            "eval_task": evaluation,
             "split": "validation",
             "n": 10,
             "seconds": 0.0,
-            "score": dict(zip(sorted(tasks), final, strict=True))[exam],
-            **{knob: float(label[1:]) for knob in knobs},
+            "score": dict(zip(sorted(tasks), final, strict=True))[evaluation],
+            **{parameter: float(label[1:]) for parameter in parameters},
         }
         for label, orders in scores.items()
         for order, finals in orders.items()
         for seed, final in enumerate(finals if isinstance(finals[0], tuple) else [finals])
         for tasks in [order.split(" > ")]
         for t in range(len(tasks))
-        for exam in tasks[: t + 1]
+        for evaluation in tasks[: t + 1]
     ]
     first, *others = scores
-    rivals = {} if tried else {label: label for label in others}
-    table = pd.DataFrame(rows)[[*CELL, *knobs]]
+    baselines = {} if tried else {label: label for label in others}
+    table = pd.DataFrame(rows)[[*CELL, *parameters]]
     costs = pd.DataFrame()
-    return Results("small", "", table, knobs, ("faa",), first, rivals, [], costs, tried=tuple(tried))
+    return Results("small", "", table, parameters, ("faa",), first, baselines, [], costs, tried=tuple(tried))

@@ -50,11 +50,11 @@ class Kept:
 
 def study(**kept) -> Results:
     rows = [
-        dict(zip(CELL, ["d1", "dgg", order, 0, t, tasks[t], exam, "test", 0.5, 3, 0.0], strict=True))
+        dict(zip(CELL, ["d1", "dgg", order, 0, t, tasks[t], evaluation, "test", 0.5, 3, 0.0], strict=True))
         for order in ORDERS
         for tasks in [order.split(" > ")]
         for t in range(2)
-        for exam in tasks[: t + 1]
+        for evaluation in tasks[: t + 1]
     ]
     results = Results("small", "", pd.DataFrame(rows), (), ("faa",), "d1", {}, [], pd.DataFrame())
     object.__setattr__(results, "archive", Kept(**kept))

@@ -38,11 +38,11 @@ def small_study(splits=("validation", "test"), orders=ORDERS, settings=tuple(SCO
             "order": order,
             "seed": 0,
             "stage": t,
-            "learned": "a + b + c" if setting == "jt" else tasks[t],
-            "exam": exam,
+            "trained_task": "a + b + c" if setting == "jt" else tasks[t],
+            "eval_task": evaluation,
             "split": split,
             "score": score,
-            "n": SIZES[exam],
+            "n": SIZES[evaluation],
             "seconds": 1.5,
             **dict(zip(KNOBS, VALUES[setting], strict=True)),
         }
@@ -51,22 +51,30 @@ def small_study(splits=("validation", "test"), orders=ORDERS, settings=tuple(SCO
         if order in orders
         for tasks in [order.split(" > ")]
         for t, scores in enumerate(R)
-        for exam, score in zip(tasks, scores, strict=False)
+        for evaluation, score in zip(tasks, scores, strict=False)
         for split in splits
         if split == "validation" or setting != "d2"
     ]
     costs = pd.DataFrame(
         [["k1", "a", 0, 6, 3.0, 1.0, 100.0], ["k2", "b", 1, 2, 4.0, 2.0, 300.0]],
-        columns=["key", "learned", "depth", "runs", "learn_seconds", "exam_seconds", "peak_memory_mb"],
+        columns=[
+            "key",
+            "trained_task",
+            "depth",
+            "runs",
+            "train_seconds",
+            "evaluation_seconds",
+            "peak_memory_mb",
+        ],
     )
     results = Results(
         name="small",
         question="Which α?",
         table=pd.DataFrame(rows)[[*CELL, *KNOBS]],
-        knobs=KNOBS,
+        parameters=KNOBS,
         objective=("faa",),
         recommended="d1",
-        rivals={"finetune": "ft", "joint": "jt"},
+        baselines={"finetune": "ft", "joint": "jt"},
         failures=[],
         costs=costs,
         facts={"versions": {"torch": "2.9"}},

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgg_ray.core.interfaces import Adapter, Strategy, Training
-from dgg_ray.storage.stages import Data, path
+from dgg_ray.core.stage import Data, path
 
 
 @dataclass(frozen=True)

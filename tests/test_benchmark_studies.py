@@ -219,7 +219,7 @@ def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
     study["strategy"] |= {"alpha": {"ArxivQA": 0.1, "VizWiz": 1.0}}
     study["adapter"] |= {"rank": 2, "alpha": 4}
     study["training"] |= {"batch_size": 4, "micro_batch_size": 2}
-    study["protocol"] |= {"rivals": ["replay"], "max_new_tokens": 2}
+    study["protocol"] |= {"baselines": ["replay"], "max_new_tokens": 2}
     study["orders"] = [["VizWiz", "ArxivQA"]]
     study["workers"] = {"gpus": 0}  # one thread: two that wait for a busy core are slow
     copy.write_text(yaml.safe_dump(study))
@@ -235,7 +235,7 @@ def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
         (12, 3, 1),
     ]
     finals = table(out).query("split == 'test' and stage == 1")
-    assert sorted(zip(finals["strategy"], finals["exam"], strict=True)) == [
+    assert sorted(zip(finals["strategy"], finals["eval_task"], strict=True)) == [
         ("dgg", "ArxivQA"),
         ("dgg", "VizWiz"),
         ("replay", "ArxivQA"),

@@ -80,7 +80,7 @@ def test_the_readmes_python_runs(monkeypatch, tmp_path):
             "tasks": [{"name": name, "reader": "embedded", **size} for name in ("words", "charts")],
             "strategy": "dgg",
             "training": {"batch_size": 8},
-            "protocol": {"max_new_tokens": 2, "rivals": ["replay"]},
+            "protocol": {"max_new_tokens": 2, "baselines": ["replay"]},
         }
     )
     monkeypatch.chdir(tmp_path)

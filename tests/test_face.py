@@ -23,7 +23,7 @@ STUDY = {
     "training": {"batch_size": 8, "learning_rate": 5e-3},
     "orders": [["words", "charts", "digits"], ["digits", "charts", "words"]],
     "seeds": [0, 1],
-    "protocol": {"max_new_tokens": 2, "rivals": ["replay", "joint"]},
+    "protocol": {"max_new_tokens": 2, "baselines": ["replay", "joint"]},
 }
 
 
@@ -43,7 +43,7 @@ def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
         & (table["order"] == "digits > charts > words")
         & (table["seed"] == 1)
         & (table["stage"] == 2)
-        & (table["exam"] == "charts")
+        & (table["eval_task"] == "charts")
         & (table["split"] == "test")
     ]
     assert R.loc["words", "charts"] == cell["score"].item()
@@ -175,4 +175,6 @@ def test_answers_and_adapters_of_a_run(tmp_path):
     assert len(found) == 30
     assert set(found["question"]) != {""}
     R = result.scores()
-    assert found.groupby("learned", sort=False)["score"].mean().tolist() == pytest.approx(R["words"].tolist())
+    assert found.groupby("trained_task", sort=False)["score"].mean().tolist() == pytest.approx(
+        R["words"].tolist()
+    )

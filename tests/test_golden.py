@@ -53,9 +53,9 @@ search:
   space: {strategy.alpha: {per_task: [0, 0.1, 0.3, 1.0]}, strategy.buffer: [4, 10]}
   objective: faa
   beam: 2
-  tries: 3
-  audit: 0.2
-protocol: {held_out: 3, rivals: [runner_up, curve, constant, first_two, replay, finetune, joint, l2sp]}
+  values_per_task: 3
+  audit_fraction: 0.2
+protocol: {held_out: 3, baselines: [runner_up, curve_optimum, constant, two_task, replay, finetune, joint, l2sp]}
 simulation: {wait: 0.0}
 workers: {engine: simulated}
 """,
@@ -74,7 +74,7 @@ search:
   trials: 12
   space: {strategy.alpha: [0, 0.1, 0.2, 0.4, 0.7, 1], strategy.buffer: [0, 4, 10], adapter.rank: [4, 8]}
   objective: faa
-protocol: {final_seeds: [0, 1], rivals: [replay, finetune, joint]}
+protocol: {final_seeds: [0, 1], baselines: [replay, finetune, joint]}
 simulation: {wait: 0.0}
 workers: {engine: simulated}
 """,
@@ -117,21 +117,24 @@ def records(file: Path, images: Path, number: int) -> None:
 
 def keys_of(study: Study) -> dict[str, Any]:
     """Ids and keys: of the first run stage by stage, of all others together."""
-    contenders = {
-        name: [stage.key for run in rival.runs() for stage in run.stages]
-        for name, rival in study.contenders().items()
+    compared_settings = {
+        name: [stage.key for run in baseline.runs() for stage in run.stages]
+        for name, baseline in study.compared_settings().items()
     }
-    exams = {f"{task} {split}": exam.key for (task, split), exam in sorted(study.every_exam.items())}
+    evaluations = {
+        f"{task} {split}": evaluation.key
+        for (task, split), evaluation in sorted(study.every_evaluation.items())
+    }
     return {
         "id": study.id,
         "fingerprint": study.fingerprint,
         "blocks": digest([study.blocks, study.final_blocks]),
         "first run": [stage.key for stage in study.runs()[0].stages],
         "runs": digest([[stage.key for stage in run.stages] for run in study.runs()]),
-        "contenders": {name: digest(keys) for name, keys in contenders.items()},
-        "evaluations": digest(exams),
+        "contenders": {name: digest(keys) for name, keys in compared_settings.items()},
+        "evaluations": digest(evaluations),
         "untouched": study.untouched().key,
-        "stages": len({key for keys in contenders.values() for key in keys}),
+        "stages": len({key for keys in compared_settings.values() for key in keys}),
     }
 
 

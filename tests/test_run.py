@@ -38,7 +38,7 @@ search:
     strategy.buffer: [0, 4]
   trials: 4
 protocol: {max_new_tokens: 2}
-workers: {fleets: 2, idle_s: 10}
+workers: {groups: 2, idle_timeout_s: 10}
 """
 
 
@@ -50,7 +50,7 @@ tasks:
   - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}
 strategy: dgg
 training: {batch_size: 8, learning_rate: 5e-3}
-protocol: {max_new_tokens: 2, rivals: [], exams: seen}
+protocol: {max_new_tokens: 2, baselines: [], evaluate: seen}
 """
 
 
@@ -92,7 +92,7 @@ def test_a_run_in_one_process_answers_the_study(undisturbed):
 def test_joint_is_trained_once_for_all_orders(undisturbed):
     joint = table(undisturbed).query("strategy == 'joint' and split == 'test' and stage == 2")
     assert joint["order"].nunique() == 2
-    assert joint.groupby("exam")["score"].nunique().max() == 1
+    assert joint.groupby("eval_task")["score"].nunique().max() == 1
 
 
 def test_a_second_run_from_python_trains_nothing_and_starts_no_ray(study, undisturbed, monkeypatch):
@@ -116,7 +116,7 @@ def test_plan_knows_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
     assert done["exact"]
     assert done["to_train"] == 0
     assert done["stored"] == done["distinct"] == len(published(undisturbed)) - 1  # and the untouched model
-    # 4 settings and 3 rivals over 2 orders of 3 tasks, the winner once more, joint one stage an order
+    # 4 settings and 3 baselines over 2 orders of 3 tasks, the winner once more, joint one stage an order
     assert done["asked"] == (4 + 1 + 2) * 2 * 3 + 2
 
 
@@ -301,7 +301,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(study, undisturbed, tm
 
 TOGETHER = (
     STUDY[: STUDY.index("search:")].replace("count: 2", "count: 1")
-    + "protocol: {max_new_tokens: 4, rivals: []}\n"
+    + "protocol: {max_new_tokens: 4, baselines: []}\n"
 )
 
 
@@ -318,7 +318,7 @@ def alone(tmp_path_factory) -> Path:
 @pytest.mark.ray
 @pytest.mark.parametrize("engine", ["auto", "zero2"])
 def test_two_workers_learn_a_stage_together_as_one_does(engine, alone, tmp_path):
-    (tmp_path / "study.yaml").write_text(TOGETHER + f"workers: {{per_fleet: 2, engine: {engine}}}\n")
+    (tmp_path / "study.yaml").write_text(TOGETHER + f"workers: {{group_size: 2, engine: {engine}}}\n")
     out = tmp_path / "out"
     run = launch(tmp_path / "study.yaml", out)
     try:

@@ -13,7 +13,7 @@ STUDY = {
     "model": "embedded",
     "tasks": [{"name": name, **SIZE} for name in ("words", "charts")],
     "strategy": {"name": "dgg", "alpha": 0.3, "buffer": 4},
-    "protocol": {"rivals": ["replay"]},
+    "protocol": {"baselines": ["replay"]},
     "workers": {"engine": "simulated"},
 }
 

@@ -80,9 +80,9 @@ def unsearched(results: Results) -> tuple[str, ...]:
     openings = {order.split(" > ")[0] for order, _ in results.terms.chosen_on}
     if results.search is None or len(openings) != 1:
         return ()
-    paths = results.search.knobs if results.search.method == "stagewise" else (ALPHA,)
+    paths = results.search.parameters if results.search.method == "stagewise" else (ALPHA,)
     idle = {f"{path}.{task}" for path in paths for task in openings}
-    return tuple(knob for knob in results.knobs if knob in idle)
+    return tuple(parameter for parameter in results.parameters if parameter in idle)
 
 
 @once
@@ -110,12 +110,12 @@ def undecided_alphas(results: Results) -> dict[str, str]:
 def unsearched_sentences(results: Results) -> list[str]:
     """That these were not searched, and where the values that they have act all the same."""
     found, said = unsearched(results), []
-    for knob in found:
-        task = knob.rpartition(".")[2]
-        why = ", where α does nothing" if knob == f"{ALPHA}.{task}" else ""
-        text = f"{name_of(knob)} was not searched: {task} is first in every order of the search{why}."
+    for parameter in found:
+        task = parameter.rpartition(".")[2]
+        why = ", where α does nothing" if parameter == f"{ALPHA}.{task}" else ""
+        text = f"{name_of(parameter)} was not searched: {task} is first in every order of the search{why}."
         if any(not order.startswith(f"{task} > ") for order, _ in results.terms.compared_on):
-            value = text_of(settings(results).loc[chosen(results), knob])
+            value = text_of(settings(results).loc[chosen(results), parameter])
             text += f" On final blocks that begin with another task it is {value}, which nothing chose."
         said.append(text)
     return said

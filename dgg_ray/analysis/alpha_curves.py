@@ -28,7 +28,11 @@ def observed(results: Results) -> pd.DataFrame:
     """
     values = anchored(results)
     known = {column: values[column].to_numpy() for column in values}
-    runs = [r for r in walk(results, results.terms.select_on) if r.setting in values.index and not r.together]
+    runs = [
+        r
+        for r in walk(results, results.terms.selection_split)
+        if r.setting in values.index and not r.together
+    ]
     of_order: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         of_order.setdefault(run.tasks, []).append(run)
@@ -39,14 +43,14 @@ def observed(results: Results) -> pd.DataFrame:
         return Runs(order, R, seeds, {column: column_values[rows] for column, column_values in known.items()})
 
     groups = (together(order, some) for order, some in of_order.items())
-    return stages_of(groups, results.knobs, tasks_of(results))
+    return stages_of(groups, results.parameters, tasks_of(results))
 
 
 def anchored(results: Results) -> pd.DataFrame:
     """The settings tried, and replay, which is DGG at α = 0, with their values; a row each, by setting."""
     known, guidance = settings(results), set(alphas(results).values())
     values = known.loc[searched(results).index]
-    if (replay := results.rivals.get("replay")) in known.index and replay not in values.index:
+    if (replay := results.baselines.get("replay")) in known.index and replay not in values.index:
         anchor = known.loc[[replay]].astype(dict.fromkeys(guidance, float))
         values = pd.concat([values, anchor.fillna(dict.fromkeys(guidance, 0.0))])
     return values

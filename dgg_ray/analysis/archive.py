@@ -16,8 +16,9 @@ import pandas as pd
 from dgg_ray.analysis import predictions
 from dgg_ray.config.study import Study
 from dgg_ray.core.interfaces import Example
+from dgg_ray.core.stage import Run
 from dgg_ray.storage import fetching
-from dgg_ray.storage.stages import Run, StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 Name = tuple[str, str, int]  # setting, order, seed
 

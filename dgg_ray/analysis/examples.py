@@ -47,9 +47,9 @@ def answers(results: Results, split: str, setting: str) -> pd.DataFrame:
     found = archive.predictions(names[:most], split)
     last = found["order"].str.count(" > ")
     run = ["order", "seed", "task", "id"]
-    then = found[found["task"] == found["learned"]].set_index(run)[["prediction", "score"]]
+    then = found[found["task"] == found["trained_task"]].set_index(run)[["prediction", "score"]]
     now = found[found["stage"] == last].join(then.add_prefix("then "), on=run)
-    ends = now["task"] == now["learned"]
+    ends = now["task"] == now["trained_task"]
     return now.rename(columns={"prediction": "after"}).assign(
         before=now["then prediction"].where(~ends, "").fillna(""),
         fell=(now["then score"] - now["score"]).where(~ends),
@@ -147,7 +147,7 @@ def listing(
     """The command's output, as JSON. Raises ResultsError for names that the study does not have."""
     split = split or final_split(results)
     label, setting = named(results, method)
-    tasks = sorted({str(name) for name in results.table["exam"].unique()})
+    tasks = sorted({str(name) for name in results.table["eval_task"].unique()})
     if task and task not in tasks:
         raise ResultsError(
             f"{results.name} has no task {task!r}; it has {', '.join(tasks)}{hint(task, tasks)}"

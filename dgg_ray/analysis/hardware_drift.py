@@ -21,7 +21,7 @@ from dgg_ray.config.study import Study
 from dgg_ray.core.environment import kind, named
 from dgg_ray.core.hashing import digest
 from dgg_ray.storage import hardware_notes
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 Scores = dict[str, tuple[str, float]]  # exam key → ("task split", score)
 
@@ -50,20 +50,27 @@ def machine(store: StageStore, name: str, count: int, note: Mapping[str, Any] | 
     if not is_again(note):
         return Machine(name, count, reference=True)
     there, here = cells(note["cells"]), published(store, note["key"])
-    gaps = [(abs(there[exam][1] - here[exam][1]), there[exam][0]) for exam in there.keys() & here.keys()]
+    gaps = [
+        (abs(there[evaluation][1] - here[evaluation][1]), there[evaluation][0])
+        for evaluation in there.keys() & here.keys()
+    ]
     weights = note["weights"], note["published_weights"]
     same = weights[0] == weights[1] if all(weights) else None
-    drift, exam = max(gaps, default=(None, ""))
-    return Machine(name, count, drift, exam, same)
+    drift, evaluation = max(gaps, default=(None, ""))
+    return Machine(name, count, drift, evaluation, same)
 
 
 def cells(found: list[dict[str, Any]]) -> Scores:
-    return {cell["exam"]: (f"{cell['task']} {cell['split']}", cell["score"]) for cell in found}
+    return {cell["evaluation"]: (f"{cell['task']} {cell['split']}", cell["score"]) for cell in found}
 
 
 def published(store: StageStore, key: str) -> Scores:
     """Scores that the store has after a stage."""
-    return {exam: of for sitting in store.sittings(key) for exam, of in cells(sitting["cells"]).items()}
+    return {
+        evaluation: of
+        for sitting in store.sittings(key)
+        for evaluation, of in cells(sitting["cells"]).items()
+    }
 
 
 # -- seed noise ------------------------------------------------------------------------------------
@@ -73,14 +80,14 @@ def noise(study: Study, store: StageStore, meaning: Mapping[str, Any]) -> tuple[
     """(Standard deviation over seeds, over what); (None, "") where no stage has two seeds."""
     seeds = sorted({meaning["seed"], *(seed for _, seed in (*study.blocks, *study.final_blocks))})
 
-    def over(learns: Any) -> Iterator[list[float]]:
+    def over(trained_tasks: Any) -> Iterator[list[float]]:
         """For each exam, its scores over the seeds that have it; two or more."""
-        by_exam: dict[str, list[float]] = {}
+        by_evaluation: dict[str, list[float]] = {}
         for seed in seeds:
-            key = digest({**meaning, "learns": learns, "seed": seed})
-            for exam, (_, score) in published(store, key).items():
-                by_exam.setdefault(exam, []).append(score)
-        return (scores for scores in by_exam.values() if len(scores) > 1)
+            key = digest({**meaning, "learns": trained_tasks, "seed": seed})
+            for evaluation, (_, score) in published(store, key).items():
+                by_evaluation.setdefault(evaluation, []).append(score)
+        return (scores for scores in by_evaluation.values() if len(scores) > 1)
 
     own = [*over(meaning["learns"])]
     if own:
@@ -107,7 +114,7 @@ def sentences(found: Machines) -> list[str]:
     opening = f"The stages were learned on {count} kinds of machine"
     if most is None or most.drift is None:
         return [f"{opening}; how far these drift apart was not measured."]
-    text = f"largest drift {100 * most.drift:.1f} points ({most.exam}, on {most.kind})"
+    text = f"largest drift {100 * most.drift:.1f} points ({most.evaluation}, on {most.kind})"
     unknown = sum(machine.drift is None and not machine.reference for machine in found.kinds)
     more = [f"{unknown} of these kinds {'was' if unknown == 1 else 'were'} not measured."] * bool(unknown)
     if found.noise is None:
@@ -140,4 +147,4 @@ def rows(found: Machines) -> list[list[str]]:
         return f"{100 * machine.drift:.1f}"
 
     kinds = found.kinds if len(found.kinds) > 1 else ()
-    return [[m.kind, str(m.stages), gap(m), m.exam or "–", same[m.same]] for m in kinds]
+    return [[m.kind, str(m.stages), gap(m), m.evaluation or "–", same[m.same]] for m in kinds]

@@ -19,26 +19,29 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 
 def importance(
-    settings: pd.DataFrame, objective: Sequence[float], knobs: Sequence[str], seed: int = 0
+    settings: pd.DataFrame, objective: Sequence[float], parameters: Sequence[str], seed: int = 0
 ) -> Mapping[str, float]:
     """Knob → its share of the objective's variance, in [0, 1], highest first.
 
     settings: one row per setting, a column per knob. Empty where there are not more settings than knobs
     that vary, or where all settings did equally well: there is nothing to be shared out.
     """
-    spaces = {knob: space(settings[knob]) for knob in knobs if settings[knob].nunique() > 1}
+    spaces = {
+        parameter: space(settings[parameter]) for parameter in parameters if settings[parameter].nunique() > 1
+    }
     if len(settings) <= len(spaces) or pd.Series(objective).nunique() < 2 or not spaces:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for row, value in zip(settings[list(spaces)].to_dict("records"), objective, strict=True):
         params = {
-            knob: row[knob] if isinstance(row[knob], str | bool) else float(row[knob]) for knob in spaces
+            parameter: row[parameter] if isinstance(row[parameter], str | bool) else float(row[parameter])
+            for parameter in spaces
         }
         study.add_trial(optuna.create_trial(params=params, distributions=spaces, value=float(value)))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {knob: float(share) for knob, share in found.items()}
+    return {parameter: float(share) for parameter, share in found.items()}
 
 
 def space(values: pd.Series) -> BaseDistribution:

@@ -21,12 +21,13 @@ from dgg_ray.core import plugins
 from dgg_ray.core.environment import kind
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.fence import Fence
+from dgg_ray.core.stage import Evaluation, Run, Stage, WorkItem, distinct
 from dgg_ray.core.versions import version
 from dgg_ray.cost import forecast
 from dgg_ray.cost.model import CostModel
-from dgg_ray.search import baselines, evidence
+from dgg_ray.search import comparison, evidence
 from dgg_ray.search.base import Method, space
-from dgg_ray.storage.stages import Exam, Run, Stage, StageStore, Work, distinct
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import Glance
 
 
@@ -42,27 +43,27 @@ def load(out: Path, fence: Fence | None = None) -> Results:
     beside = (fence or Fence()).tried
     study = loader.the_kept(out)
     store = Glance(study.store(out))
-    knobs = tuple(space(study, study.search)) if study.search else ()
+    parameters = tuple(space(study, study.search)) if study.search else ()
     every = gathered(study, store)
     search, more, final, asked, walks = every
     told = None
     if search:
-        given = baselines.given(search, more)
+        given = comparison.searched_baselines(search, more)
         told = beside(
-            "the course of the search", None, search_summary.searched, search, given, store, walks, knobs
+            "the course of the search", None, search_summary.searched, search, given, store, walks, parameters
         )
     winner = next(iter(final.values()), None)
-    rivals = {label: at.id for label, at in final.items() if at is not winner}
-    stages = distinct(work.stage for works in asked.works.values() for work in works)
+    baselines = {label: at.id for label, at in final.items() if at is not winner}
+    stages = distinct(item.stage for work_items in asked.work_items.values() for item in work_items)
     paid = beside("the costs", costs_of(()), costs, store, asked, stages)
     return Results(
         name=study.name,
         question=study.question,
-        table=cells(store, asked, knobs, every.untouched),
-        knobs=knobs,
+        table=cells(store, asked, parameters, every.untouched),
+        parameters=parameters,
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
-        rivals=rivals,
+        baselines=baselines,
         tried=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
         failures=failures(store, every.stages),
         costs=paid,
@@ -81,7 +82,7 @@ def load(out: Path, fence: Fence | None = None) -> Results:
 class Gathered(NamedTuple):
     """Everything a study asked for, as far as it got.
 
-    search, more: its own search, and those of the rivals that it gives, by label.
+    search, more: its own search, and those of the baselines that it gives, by label.
     final: label → study on the final blocks, the winner first; none before a setting was judged.
     walks: what each of the search's own proposals asked for, by its number.
     """
@@ -93,7 +94,7 @@ class Gathered(NamedTuple):
     walks: dict[int, list[evidence.Walk]]
 
     @property
-    def untouched(self) -> Work | None:
+    def untouched(self) -> WorkItem | None:
         """The untouched model's exams; None where none are asked for."""
         winner = next(iter(self.final.values()), None)
         return evidence.base_work(winner) if winner is not None else None
@@ -102,21 +103,23 @@ class Gathered(NamedTuple):
     def stages(self) -> dict[str, Stage]:
         """Key → stage, of all that is asked for, the untouched model's among them."""
         base = [self.untouched] if self.untouched else []
-        return distinct(work.stage for works in (*self.asked.works.values(), base) for work in works)
+        return distinct(
+            item.stage for work_items in (*self.asked.work_items.values(), base) for item in work_items
+        )
 
 
 def gathered(study: Study, store: StageStore) -> Gathered:
-    search, more = baselines.inquiries(study, store)
+    search, more = comparison.replay_searches(study, store)
     asked, own = Asked(), dict[int, list[evidence.Walk]]()
     for method in (search, *more.values()) if search else ():
-        walks = {n: evidence.asked(study, store, probe) for n, probe in enumerate(method.proposed)}
+        walks = {n: evidence.asked(study, store, query) for n, query in enumerate(method.proposed)}
         for walk in (walk for found in walks.values() for walk in found):
             asked.add(*walk)
         own = walks if method is search else own
-    final = baselines.contenders(study, search, more)
+    final = comparison.compared_settings(study, search, more)
     for at in final.values():
         for run in at.runs():
-            asked.add(at, run, evidence.works(at, run, evidence.FINAL, study.protocol.exams))
+            asked.add(at, run, evidence.work_items(at, run, evidence.FINAL, study.protocol.evaluate))
     return Gathered(search, more, final, asked, own)
 
 
@@ -130,43 +133,54 @@ class Asked:
 
     def __init__(self) -> None:
         self.runs: dict[tuple[str, tuple[str, ...], int], tuple[Study, Run]] = {}
-        self.works: dict[tuple[str, tuple[str, ...], int], list[Work]] = {}
+        self.work_items: dict[tuple[str, tuple[str, ...], int], list[WorkItem]] = {}
 
-    def add(self, at: Study, run: Run, works: Sequence[Work]) -> None:
+    def add(self, at: Study, run: Run, work_items: Sequence[WorkItem]) -> None:
         """Works asked for twice, by the search and by the comparison, are one with the exams of both."""
         name = (at.id, run.order, run.seed)
         self.runs[name] = (at, run)
-        exams: dict[str, tuple[Stage, dict[Exam, None]]] = {}
-        for work in (*self.works.get(name, ()), *works):
-            exams.setdefault(work.stage.key, (work.stage, {}))[1].update(dict.fromkeys(work.exams))
-        self.works[name] = [Work(stage, tuple(of)) for stage, of in exams.values()]
+        evaluations: dict[str, tuple[Stage, dict[Evaluation, None]]] = {}
+        for item in (*self.work_items.get(name, ()), *work_items):
+            evaluations.setdefault(item.stage.key, (item.stage, {}))[1].update(
+                dict.fromkeys(item.evaluations)
+            )
+        self.work_items[name] = [WorkItem(stage, tuple(of)) for stage, of in evaluations.values()]
 
 
-def cells(store: StageStore, asked: Asked, knobs: Sequence[str], untouched: Work | None) -> pd.DataFrame:
+def cells(
+    store: StageStore, asked: Asked, parameters: Sequence[str], untouched: WorkItem | None
+) -> pd.DataFrame:
     rows = []
     for name, (at, run) in asked.runs.items():
-        works = asked.works[name]
+        work_items = asked.work_items[name]
         shared = {
             "setting": at.id,
             "strategy": plugins.name_of(at.strategy),
             "order": " > ".join(run.order),
             "seed": run.seed,
         }
-        searched = {knob: value_at(at, knob) for knob in knobs}
+        searched = {parameter: value_at(at, parameter) for parameter in parameters}
         # A simultaneous run has one stage, its last.
-        sat = list(enumerate(works, start=len(run.order) - len(works)))
-        if untouched and any(exam.split == "test" for work in works for exam in work.exams):
+        sat = list(enumerate(work_items, start=len(run.order) - len(work_items)))
+        if untouched and any(
+            evaluation.split == "test" for item in work_items for evaluation in item.evaluations
+        ):
             sat.insert(0, (-1, untouched))
-        for t, work in sat:
-            found = store.cells(work.stage)
-            record = store.record(work.stage) or {"cost": {}}
-            for exam in work.exams:
-                if exam.key in found:
-                    cell = {k: found[exam.key][k] for k in ("score", "n")}
-                    place = {"stage": t, "learned": work.stage.task, "exam": exam.task, "split": exam.split}
+        for t, item in sat:
+            found = store.cells(item.stage)
+            record = store.record(item.stage) or {"cost": {}}
+            for evaluation in item.evaluations:
+                if evaluation.key in found:
+                    cell = {k: found[evaluation.key][k] for k in ("score", "n")}
+                    place = {
+                        "stage": t,
+                        "trained_task": item.stage.task,
+                        "eval_task": evaluation.task,
+                        "split": evaluation.split,
+                    }
                     seconds = {"seconds": record["cost"].get("seconds", 0.0)}
                     rows.append(shared | place | cell | seconds | searched)
-    return pd.DataFrame(rows, columns=[*CELL, *knobs])
+    return pd.DataFrame(rows, columns=[*CELL, *parameters])
 
 
 def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
@@ -177,7 +191,7 @@ def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, A
             found.append(
                 {
                     "stage": stage.key[:8],
-                    "learned": " > ".join((*stage.earlier, stage.task)) or "nothing",
+                    "trained_task": " > ".join((*stage.earlier, stage.task)) or "nothing",
                     **kept,
                 }
             )
@@ -185,8 +199,15 @@ def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, A
 
 
 def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.DataFrame:
-    runs = pd.Series([w.stage.key for works in asked.works.values() for w in works], dtype=str).value_counts()
-    exams = {exam.key for works in asked.works.values() for work in works for exam in work.exams}
+    runs = pd.Series(
+        [w.stage.key for work_items in asked.work_items.values() for w in work_items], dtype=str
+    ).value_counts()
+    evaluations = {
+        evaluation.key
+        for work_items in asked.work_items.values()
+        for item in work_items
+        for evaluation in item.evaluations
+    }
     rows = []
     for stage in stages.values():
         if record := store.record(stage):
@@ -194,13 +215,15 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
             rows.append(
                 {
                     "key": stage.key[:8],
-                    "learned": stage.task,
+                    "trained_task": stage.task,
                     "depth": len(stage.earlier),
                     "runs": int(runs.loc[stage.key]),
                     "steps": cost["steps"],
                     "examples": cost["examples"],
-                    "learn_seconds": cost["seconds"],
-                    "exam_seconds": sum(c["seconds"] for e, c in store.cells(stage).items() if e in exams),
+                    "train_seconds": cost["seconds"],
+                    "evaluation_seconds": sum(
+                        c["seconds"] for e, c in store.cells(stage).items() if e in evaluations
+                    ),
                     "peak_memory_mb": cost["peak_memory_mb"],
                     "device": where["device"],
                     "host": where["host"],
@@ -211,13 +234,22 @@ def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.Da
 
 
 def costs_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    columns = ["key", "learned", "depth", "runs", "steps", "examples", "learn_seconds", "exam_seconds"]
+    columns = [
+        "key",
+        "trained_task",
+        "depth",
+        "runs",
+        "steps",
+        "examples",
+        "train_seconds",
+        "evaluation_seconds",
+    ]
     return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host", "machine"])
 
 
 def learned_on(paid: pd.DataFrame) -> dict[str, int]:
     """Kind of machine → stages learned there; the untouched model is not learned."""
-    counts = paid.loc[paid["learned"] != "", "machine"].value_counts()
+    counts = paid.loc[paid["trained_task"] != "", "machine"].value_counts()
     return {str(name): int(count) for name, count in counts.items()}
 
 
@@ -230,7 +262,7 @@ def spending(study: Study, store: StageStore, out: Path) -> Spending:
 
 def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> dict[str, Any]:
     return {
-        "stages asked for": sum(map(len, asked.works.values())),
+        "stages asked for": sum(map(len, asked.work_items.values())),
         "distinct stages": len(stages),
         "finished stages": sum(store.record(stage) is not None for stage in stages.values()),
         "runs": len(asked.runs),
@@ -246,7 +278,7 @@ def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, St
 
 
 def recommendation(results: Results) -> dict[str, Any]:
-    """The verdict, the setting that the search chose, and its comparison with its rivals.
+    """The verdict, the setting that the search chose, and its comparison with its baselines.
 
     recommended: the chosen setting's values; whether it is to be used, the verdict says.
     """
@@ -259,7 +291,7 @@ def recommendation(results: Results) -> dict[str, Any]:
         "study": results.name,
         "verdict": {"status": said.status, "headline": said.headline},
         "setting": results.recommended,
-        "recommended": json.loads(mine.iloc[0][list(results.knobs)].to_json()) if len(mine) else {},
+        "recommended": json.loads(mine.iloc[0][list(results.parameters)].to_json()) if len(mine) else {},
         "not_searched": list(unsearched(results)),
         "split": split,
         "comparison": json.loads(str(compared.to_json(orient="records"))),  # as numbers, nan as null

@@ -61,7 +61,7 @@ def walk(results: Results, split: str) -> list[Run]:
             "run the study first, or give the folder in which it was run"
         )
     cells = results.table[results.table["split"] == split]
-    untouched = cells[cells["stage"] < 0].groupby("exam")["score"].mean().to_dict()
+    untouched = cells[cells["stage"] < 0].groupby("eval_task")["score"].mean().to_dict()
     learned = cells[cells["stage"] >= 0]
     names = ["setting", "strategy", *BLOCK]
     run = learned.groupby(names, sort=True).ngroup().to_numpy()  # in the order of their names
@@ -92,11 +92,11 @@ def matrices(
     """
     T = max(map(len, tasks), default=0)
     R, sizes = np.full((len(tasks), T, T), np.nan), np.full((len(tasks), T), np.nan)
-    exam, exams = pd.factorize(cells["exam"])
-    learned, stages = pd.factorize(cells["learned"])
+    evaluation, evaluations = pd.factorize(cells["eval_task"])
+    learned, stages = pd.factorize(cells["trained_task"])
     number = {order: i for i, order in enumerate(dict.fromkeys(tasks))}
     order = np.array([number[of] for of in tasks], dtype=int)[run]
-    there = places(number, exams)[order, exam]
+    there = places(number, evaluations)[order, evaluation]
     kept = there >= 0
     R[run[kept], cells["stage"].to_numpy(dtype=int)[kept], there[kept]] = cells["score"].to_numpy()[kept]
     sizes[run[kept], there[kept]] = cells["n"].to_numpy()[kept]

@@ -139,7 +139,7 @@ def skill(table: np.ndarray) -> tuple[float, float]:
 
 
 def more_blocks(results: Results) -> list[Step]:
-    """Blocks for the difference to the rival that is nearest, in units of its error."""
+    """Blocks for the difference to the baseline that is nearest, in units of its error."""
     family = family_of(results, final_split(results))
     gaps_to = differences(results, headline(results))
     known = {
@@ -155,7 +155,7 @@ def more_blocks(results: Results) -> list[Step]:
     k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
     room = inf if results.ahead.room is None else results.ahead.room
     k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
-    level = 1 - 0.05 / family  # of all rivals at once, as the verdict has it
+    level = 1 - 0.05 / family  # of all baselines at once, as the verdict has it
     now, then = half_of(error, freedom, level), half_of(spread / (n + k) ** 0.5, freedom + k, level)
     enough = needed(mean, spread) if mean else None
     seeds_of: dict[int, set[str]] = {}
@@ -183,8 +183,8 @@ def more_blocks(results: Results) -> list[Step]:
 
 
 def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tuple[tuple[int, int], ...]]]:
-    """Label → the chosen setting minus this rival, on each final block that both finished, and their
-    clusters (`intervals.ways_of`); rivals without such a block are left out.
+    """Label → the chosen setting minus this baseline, on each final block that both finished, and their
+    clusters (`intervals.ways_of`); baselines without such a block are left out.
 
     Without joint training: it is a reference from above, nobody asks how sure its lead is."""
     table = final_table(results, final_split(results))
@@ -215,7 +215,7 @@ def undecided(results: Results, tradeoff: Tradeoff) -> tuple[float, Step] | None
     values = sorted(other["alpha"])
     shown = listing([*map(text_of, values)])
     stages = len(values) + 1
-    hours = times(results.ahead.stage, -(-stages // results.ahead.fleets))
+    hours = times(results.ahead.stage, -(-stages // results.ahead.groups))
     text = (
         f"Try α = {shown} for {tradeoff.task} beside {best} on another order or seed, {taking(hours)} "
         f"({stages} stages, if their beginning is there): they cannot be told apart."
@@ -230,7 +230,7 @@ def times(hours: Hours | None, count: int) -> Hours | None:
 def taking(hours: Hours | None) -> str:
     """`about 2.1 hours (95 %: 1.8 to 2.4)`"""
     if hours is None:
-        return "of unknown length (nothing was measured on such workers; `dgg-ray probe` does it)"
+        return "of unknown length (nothing was measured on such workers; `dgg-ray profile` does it)"
     units = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
     unit, factor = next((u for u in units.items() if hours[0] * u[1] >= 1), ("seconds", 3600.0))
     mean, low, high = (f"{hour * factor:.2g}" for hour in hours)

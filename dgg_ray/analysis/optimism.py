@@ -57,7 +57,7 @@ class Optimism(NamedTuple):
 
 def optimism(results: Results) -> Optimism | None:
     """None where nothing was searched, or the winner has no test score on the final blocks."""
-    terms, on = results.terms, results.terms.select_on
+    terms, on = results.terms, results.terms.selection_split
     if results.search is None or chosen(results) is None:
         return None
     seen = scores(results, on, terms.chosen_on).mean()
@@ -109,10 +109,10 @@ def of_setting(
 
 def warning(results: Results) -> list[str]:
     """That settings were chosen on the test split; the report prints it in bold."""
-    if results.terms.select_on != "test" or results.search is None:
+    if results.terms.selection_split != "test" or results.search is None:
         return []
     return [
-        "Settings were chosen on the test split (protocol.select_on: test): its examples are not unseen, so "
+        "Settings were chosen on the test split (protocol.selection_split: test): its examples are not unseen, so "
         "scores on it are optimistic" + (", on new blocks too." if results.terms.held_out else ".")
     ]
 
@@ -142,7 +142,7 @@ def optimism_sentences(results: Results) -> list[str]:
         return []
     blocks = f"{len(terms.chosen_on)} block{'s' * (len(terms.chosen_on) > 1)}"
     text = (
-        f"On the {blocks} and the {terms.select_on} split on which it was chosen it scored "
+        f"On the {blocks} and the {terms.selection_split} split on which it was chosen it scored "
         f"{percent(found.seen)} %, {over(found.total)} than on test on the final blocks"
     )
     if found.split is not None:
@@ -173,7 +173,7 @@ def constraint_sentences(results: Results) -> list[str]:
     """Whether the winner keeps the search's constraints, where it was chosen and on the final blocks."""
     search, setting = results.search, chosen(results)
     mine = next((c for c in search.of("judged") if c.setting == setting), None) if search else None
-    if search is None or mine is None or not search.subject_to:
+    if search is None or mine is None or not search.constraints:
         return []
     found = []
     if not search.feasible():
@@ -181,20 +181,20 @@ def constraint_sentences(results: Results) -> list[str]:
             "No setting judged satisfies all constraints; the one that breaks them least was chosen."
         )
     margins = np.array(mine.rows)[:, len(search.objective) :]
-    for text, margin in zip(search.subject_to, margins.T, strict=True):
+    for text, margin in zip(search.constraints, margins.T, strict=True):
         constraint = Constraint.parse(text)
         assert constraint is not None
         seen = kept_by(margin, constraint, shared(results, len(margin)))
-        said = f"{results.terms.select_on} where it was chosen: {verdict(seen)}"
+        said = f"{results.terms.selection_split} where it was chosen: {verdict(seen)}"
         found.append(f"Constraint {text}: {said}; {on_final(results, constraint)}.")
     return found
 
 
 def kept_by(margin: ArrayLike, constraint: Constraint, clusters: ArrayLike) -> Interval | Difference:
     """By how much a constraint is kept on average; no bound lies beyond what the margin can be."""
-    of = gap_range if constraint.rival else range_of
+    of = gap_range if constraint.baseline else range_of
     low, high = (end - constraint.bound for end in of(constraint.metric))
-    if constraint.rival:
+    if constraint.baseline:
         return of_gaps(margin, (low, high), clusters=clusters)
     return mean_interval(margin, clusters=clusters, within=(low, high))
 
@@ -203,11 +203,13 @@ def on_final(results: Results, constraint: Constraint) -> str:
     """Of one constraint."""
     split, blocks = final_split(results), results.terms.compared_on
     margin = scores(results, split, blocks, constraint.metric) - constraint.bound
-    if constraint.rival:
-        if constraint.rival not in results.rivals:
-            return f"on the final blocks it cannot be checked, {constraint.rival} is not among the baselines"
-        rival = results.rivals[constraint.rival]
-        margin = (margin - of_setting(results, rival, split, blocks, constraint.metric)).dropna()
+    if constraint.baseline:
+        if constraint.baseline not in results.baselines:
+            return (
+                f"on the final blocks it cannot be checked, {constraint.baseline} is not among the baselines"
+            )
+        baseline = results.baselines[constraint.baseline]
+        margin = (margin - of_setting(results, baseline, split, blocks, constraint.metric)).dropna()
     if margin.empty:
         return "on the final blocks it is not known yet"
     kept = kept_by(margin, constraint, ways_of(tuple(margin.index)))
@@ -226,8 +228,8 @@ def same_sentences(results: Results, words: dict[str, str]) -> list[str]:
     setting, found = chosen(results), []
     if setting is None:
         return []
-    same = [words.get(label, label) for label, rival in results.rivals.items() if rival == setting]
-    waiting = [words.get(label, label) for label in results.terms.rivals if label not in results.rivals]
+    same = [words.get(label, label) for label, baseline in results.baselines.items() if baseline == setting]
+    waiting = [words.get(label, label) for label in results.terms.baselines if label not in results.baselines]
     if same:
         found.append(f"The setting chosen is itself {listing(same)}: there is nothing to compare.")
     if waiting:

@@ -329,7 +329,10 @@ def setting_sentences(results: Results, table: pd.DataFrame) -> list[str]:
     known = settings(results)
     mean, worst = table.to_dict("records")
     values = [
-        ", ".join(f"{name_of(knob)} = {text_of(known.loc[row['setting'], knob])}" for knob in results.knobs)
+        ", ".join(
+            f"{name_of(parameter)} = {text_of(known.loc[row['setting'], parameter])}"
+            for parameter in results.parameters
+        )
         for row in (mean, worst)
     ]
     scores = f"mean {percent(mean['mean'])}, worst order {percent(mean['worst'])}"

@@ -19,13 +19,14 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError
 from dgg_ray.core.interfaces import Example
+from dgg_ray.core.stage import Evaluation, Run, Stage
 from dgg_ray.storage import fetching
-from dgg_ray.storage.stages import Exam, Run, Stage, StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 ANSWER = ("task", "split", "id", "answer", "prediction", "score")  # as the store keeps them
 COLUMNS = (
     *("setting", "strategy", "order", "seed"),  # the run, as in the results' table
-    *("stage", "learned"),  # t, 0-based, and the task trained in it; -1 and "" are the untouched model
+    *("stage", "trained_task"),  # t, 0-based, and the task trained in it; -1 and "" are the untouched model
     *ANSWER,  # the right answer, the model's, and its score in [0, 1]
 )
 
@@ -48,26 +49,26 @@ def predictions(
     known: dict[tuple[str, ...], pd.DataFrame] = {}
     parts = []
     for study, run in runs:
-        wanted = [study.exam(name, split) for name in run.order if tasks is None or name in tasks]
+        wanted = [study.evaluation(name, split) for name in run.order if tasks is None or name in tasks]
         places = list(enumerate(run.stages, start=len(run.order) - len(run.stages)))
         for t, stage in ([(-1, base)] if base else []) + places:
-            key = (stage.key, *(exam.key for exam in wanted))
+            key = (stage.key, *(evaluation.key for evaluation in wanted))
             if key not in known:
                 known[key] = answers(store, stage, wanted)
             if not (found := known[key]).empty:
                 about = {"setting": study.id, "strategy": plugins.name_of(study.strategy)}
                 about |= {"order": " > ".join(run.order), "seed": run.seed}
-                about |= {"stage": t, "learned": stage.task}
+                about |= {"stage": t, "trained_task": stage.task}
                 parts.append(found.assign(**about)[list(COLUMNS)])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS])
 
 
-def answers(store: StageStore, stage: Stage, exams: Iterable[Exam]) -> pd.DataFrame:
+def answers(store: StageStore, stage: Stage, evaluations: Iterable[Evaluation]) -> pd.DataFrame:
     """The answers given after one stage in these evaluations, with columns ANSWER; each evaluation once."""
-    left, parts = {exam.key for exam in exams}, []
+    left, parts = {evaluation.key for evaluation in evaluations}, []
     for cells, folder in store.answered(stage, left):
-        mine = {(cell["task"], cell["split"]) for cell in cells if cell["exam"] in left}
-        left -= {cell["exam"] for cell in cells}
+        mine = {(cell["task"], cell["split"]) for cell in cells if cell["evaluation"] in left}
+        left -= {cell["evaluation"] for cell in cells}
         table = pyarrow.parquet.read_table(folder / "predictions.parquet").to_pandas()
         kept = [place in mine for place in zip(table["task"], table["split"], strict=True)]
         parts.append(table.loc[kept, list(ANSWER)])

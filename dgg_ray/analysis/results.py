@@ -84,19 +84,19 @@ class Audited:
 class Searched:
     """A search as far as the store holds it.
 
-    objective, subject_to: as the study has them; knobs: dotted paths that have a value for each task.
+    objective, constraints: as the study has them; knobs: dotted paths that have a value for each task.
     blocks, tasks: of a setting judged to the end.
     count: whole settings that there will be; None where that follows from the results (`stagewise`).
     candidates: whole settings, each once, in the order proposed.
     levels, audited: of `stagewise`, as far as they are decided.
-    stands_for: rival that the search gives → its values by dotted path.
+    stands_for: baseline that the search gives → its values by dotted path.
     saved: stages that settings given up in the race did not need.
     """
 
     method: str
     objective: tuple[str, ...]
-    subject_to: tuple[str, ...] = ()
-    knobs: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     blocks: int = 1
     tasks: int = 1
     count: int | None = None
@@ -119,16 +119,16 @@ class Searched:
 class Terms:
     """On what settings were chosen and compared.
 
-    select_on: the split of the choice; chosen_on, compared_on: blocks of the search and of the final runs.
+    selection_split: the split of the choice; chosen_on, compared_on: blocks of the search and of the final runs.
     held_out: whether the final blocks took no part in the choice and are independent of each other.
-    rivals: labels of what the recommended setting is to be compared with.
+    baselines: labels of what the recommended setting is to be compared with.
     """
 
-    select_on: str = "validation"
+    selection_split: str = "validation"
     chosen_on: tuple[Block, ...] = ()
     compared_on: tuple[Block, ...] = ()
     held_out: bool = False
-    rivals: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Spending:
     runs: Sequence[tuple[str, str, dict[str, float] | None, float]] = ()
 
 
-Hours = tuple[float, float, float]  # of the wall, on the study's fleets: mean, low, high
+Hours = tuple[float, float, float]  # of the wall, on the study's groups: mean, low, high
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Ahead:
     block: Hours | None = None
     room: int | None = None
     stage: Hours | None = None
-    fleets: int = 1
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Machine:
     kind: str
     stages: int
     drift: float | None = None
-    exam: str = ""
+    evaluation: str = ""
     same: bool | None = None
     reference: bool = False
 
@@ -215,8 +215,8 @@ CELL = [  # columns of the table that name a cell; the searched settings follow 
     "order",  # task names joined by " > "
     "seed",
     "stage",  # t, 0-based; -1 is the untouched model
-    "learned",  # task learned in stage t; for joint all of them joined by " + "; "" at stage -1
-    "exam",  # task examined
+    "trained_task",  # task learned in stage t; for joint all of them joined by " + "; "" at stage -1
+    "eval_task",  # task examined
     "split",
     "score",  # in [0, 1]
     "n",  # examples behind the score
@@ -232,10 +232,10 @@ class Results:
     knobs: the searched settings' dotted paths, as columns of the table.
     objective: names of the metrics that the search maximised, on the validation split.
     recommended: setting id of the winner; None while no setting has been judged.
-    rivals: label ("finetune", "replay", "joint") → setting id of the run it is compared with.
-    failures: stages that ended early: {"stage", "learned", "error", "message", "traceback"}.
+    baselines: label ("finetune", "replay", "joint") → setting id of the run it is compared with.
+    failures: stages that ended early: {"stage", "trained_task", "error", "message", "traceback"}.
     costs: one row per distinct stage: key, learned, depth, runs (how many share it), steps,
-        examples, learn_seconds, exam_seconds, peak_memory_mb, device, host, machine (its kind).
+        examples, train_seconds, evaluation_seconds, peak_memory_mb, device, host, machine (its kind).
     tried: ids of the settings that the search proposed, in that order.
     facts: what else the report prints: counts of stages asked for, trained, shared; versions.
     spending: what it took, and what was predicted.
@@ -247,10 +247,10 @@ class Results:
     name: str
     question: str
     table: pd.DataFrame
-    knobs: tuple[str, ...]
+    parameters: tuple[str, ...]
     objective: tuple[str, ...]
     recommended: str | None
-    rivals: dict[str, str]
+    baselines: dict[str, str]
     failures: list[dict[str, Any]]
     costs: pd.DataFrame
     facts: dict[str, Any] = field(default_factory=dict)

@@ -45,14 +45,14 @@ def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
 def selection(results: Results) -> list[Run]:
     """The runs by which settings were chosen, on the split on which they were.
 
-    Without the runs of the chosen setting, and of a rival that was searched too, on further blocks (seeds
+    Without the runs of the chosen setting, and of a baseline that was searched too, on further blocks (seeds
     of the final comparison): there they would be compared on easier or harder ground.
     """
-    found, ours = walk(results, results.terms.select_on), set(searched(results).index)
+    found, ours = walk(results, results.terms.selection_split), set(searched(results).index)
     blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in ours}
     for run in found:
         blocks.setdefault(run.setting, set()).add((run.order, run.seed))
-    plain = ours - {chosen(results)} - set(results.rivals.values())  # judged by the search alone
+    plain = ours - {chosen(results)} - set(results.baselines.values())  # judged by the search alone
     fair = set().union(*(blocks[setting] for setting in plain))
     if not plain and ours:
         fair = set.intersection(*(blocks[setting] for setting in ours))
@@ -78,7 +78,7 @@ def runs(results: Results, split: str) -> pd.DataFrame:
 @once
 def selected(results: Results) -> pd.DataFrame:
     """One row per run of `selection`, with every metric."""
-    return rows_of(selection(results), results, results.terms.select_on)
+    return rows_of(selection(results), results, results.terms.selection_split)
 
 
 def rows_of(some: Iterable[Run], results: Results, split: str) -> pd.DataFrame:
@@ -112,20 +112,22 @@ def chosen(results: Results) -> str | None:
         return results.recommended
     if results.search is not None:
         return None  # a search that has judged nothing yet may have tried a single setting
-    others = set(settings(results).index) - set(results.rivals.values())
+    others = set(settings(results).index) - set(results.baselines.values())
     return others.pop() if len(others) == 1 else None
 
 
 def compared(results: Results) -> dict[str, str]:
-    """Label → setting: the chosen one first, under its strategy's name, then the rivals."""
+    """Label → setting: the chosen one first, under its strategy's name, then the baselines."""
     setting = chosen(results)
     if setting is None or setting not in (known := settings(results)).index:
-        return dict(results.rivals)
+        return dict(results.baselines)
     label = str(known.loc[setting, "strategy"])
     words = printed(results)
-    rivals = {words.get(name, name): rival for name, rival in results.rivals.items() if rival != setting}
-    where = f"highest on {results.terms.select_on}" if results.knobs else "the study's own"
-    return {f"{label} ({where})" if label in rivals else label: setting, **rivals}
+    baselines = {
+        words.get(name, name): baseline for name, baseline in results.baselines.items() if baseline != setting
+    }
+    where = f"highest on {results.terms.selection_split}" if results.parameters else "the study's own"
+    return {f"{label} ({where})" if label in baselines else label: setting, **baselines}
 
 
 CHOSEN = "chosen"  # a name of the setting that `chosen` gives, beside its label
@@ -137,7 +139,7 @@ def named(results: Results, name: str | None = None) -> tuple[str, str]:
     own, labels = chosen(results), compared(results)
     if not name and own is None:
         raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
-    names = ({CHOSEN: own} if own is not None else {}) | results.rivals | labels
+    names = ({CHOSEN: own} if own is not None else {}) | results.baselines | labels
     ids = dict.fromkeys([*names.values(), *results.table["setting"]])
     setting = names.get(name, name) if name else own
     if setting not in ids:
@@ -155,14 +157,14 @@ def own_label(results: Results) -> str:
 
 
 def printed(results: Results) -> dict[str, str]:
-    """Label → what is printed for it, of the rivals that the search gives."""
+    """Label → what is printed for it, of the baselines that the search gives."""
     if results.search is None:
         return {}
-    knob = " and ".join(map(name_of, results.search.knobs))
+    parameter = " and ".join(map(name_of, results.search.parameters))
     return {
         "runner_up": "the runner-up",
-        "constant": f"the best constant {knob}",
-        "first_two": f"{knob} chosen on the first two tasks, then kept",
+        "constant": f"the best constant {parameter}",
+        "two_task": f"{parameter} chosen on the first two tasks, then kept",
         "curve": "α read off the curves of the search",
     }
 
@@ -171,7 +173,11 @@ def printed(results: Results) -> dict[str, str]:
 def settings(results: Results) -> pd.DataFrame:
     """Setting id → strategy and searched values."""
     learned = results.table[results.table["stage"] >= 0]
-    return learned.drop_duplicates("setting").set_index("setting").sort_index()[["strategy", *results.knobs]]
+    return (
+        learned.drop_duplicates("setting")
+        .set_index("setting")
+        .sort_index()[["strategy", *results.parameters]]
+    )
 
 
 @once
@@ -189,21 +195,21 @@ def headline(results: Results) -> str:
 @once
 def tasks_of(results: Results) -> set[str]:
     """All that were examined."""
-    return set(results.table["exam"].unique())
+    return set(results.table["eval_task"].unique())
 
 
 @once
 def alphas(results: Results) -> dict[str, str]:
     """Task → the column that holds its α, for every task whose α was searched."""
-    return alpha_paths(results.knobs, tasks_of(results))
+    return alpha_paths(results.parameters, tasks_of(results))
 
 
 @once
 def searched(results: Results) -> pd.DataFrame:
     """The settings that were searched; the only one where nothing was. Rivals are left out."""
     known, setting = settings(results), chosen(results)
-    rivals = set(results.rivals.values()) - set(results.tried) - {setting}
-    return known[~known.index.isin(list(rivals))]
+    baselines = set(results.baselines.values()) - set(results.tried) - {setting}
+    return known[~known.index.isin(list(baselines))]
 
 
 def text_of(value: object) -> str:
@@ -225,24 +231,24 @@ THESE = ["these_low", "these_high", "these_n", "these_values"]
 
 @once
 def compare(results: Results, split: str) -> pd.DataFrame:
-    """The chosen setting against each rival: one row per label and metric.
+    """The chosen setting against each baseline: one row per label and metric.
 
     score, low, high, n, values: mean over blocks, its 95 % interval over other orders and seeds, the clusters
         that this is over (`intervals.ways_of`) and their means; for a joint run over seeds, as one run
         serves every order.
-    difference, difference_low, difference_high, p, pairs, difference_values: chosen minus rival, paired over
+    difference, difference_low, difference_high, p, pairs, difference_values: chosen minus baseline, paired over
         the blocks that both have, and clusters of these; nan in the chosen setting's own rows. Each interval
         and p is of this one comparison.
-    p_adjusted, at_once_low, at_once_high: the same for all rivals of a metric at once, both by Bonferroni's
+    p_adjusted, at_once_low, at_once_high: the same for all baselines of a metric at once, both by Bonferroni's
         correction, so that p is below 5 % where the interval excludes 0 and nowhere else (Holm's p can be
-        where it does not). joint is a reference and no rival: it is not among them.
+        where it does not). joint is a reference and no baseline: it is not among them.
     these_low, these_high, these_n, these_values: 95 % interval of the mean on these orders, over seeds
         (`intervals.fixed_orders`), and with `difference_` before of the difference.
     """
     table = final_table(results, split)
     labels = compared(results)
     ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
-    rivals = [setting for setting in labels.values() if setting != chosen(results)]
+    baselines = [setting for setting in labels.values() if setting != chosen(results)]
     together = set(table["setting"][table["together"]])
     family = family_of(results, split)
     rows = []
@@ -251,7 +257,7 @@ def compare(results: Results, split: str) -> pd.DataFrame:
         both = ours.join(theirs[list(metrics())].add_prefix("their "), how="inner")
         for metric in metrics():
             score, these = over_blocks(theirs.reset_index(), metric), over_seeds(theirs.reset_index(), metric)
-            gaps = both[metric] - both[f"their {metric}"] if setting in rivals else both[metric].iloc[:0]
+            gaps = both[metric] - both[f"their {metric}"] if setting in baselines else both[metric].iloc[:0]
             joint = setting in together
             single, at_once, here = differences(gaps, metric, 1 if joint else family, joint)
             rows.append([label, setting, metric, *score, *single, *at_once, *these[1:], *here[1:]])
@@ -264,7 +270,7 @@ def compare(results: Results, split: str) -> pd.DataFrame:
 
 
 def family_of(results: Results, split: str) -> int:
-    """Number of rivals that intervals hold for at once: all but joint; at least 1."""
+    """Number of baselines that intervals hold for at once: all but joint; at least 1."""
     table = final_table(results, split)
     out = {*table["setting"][table["together"]], chosen(results)}
     return max(len(set(compared(results).values()) - out), 1)
@@ -273,7 +279,7 @@ def family_of(results: Results, split: str) -> int:
 def differences(
     gaps: pd.Series, metric: str, family: int, joint: bool
 ) -> tuple[Difference, tuple[float, float], Interval]:
-    """Of gaps by block: their mean with its interval, the bounds that hold for so many rivals at once, and
+    """Of gaps by block: their mean with its interval, the bounds that hold for so many baselines at once, and
     the interval on these orders, over seeds. joint: to a run that serves all orders of its seed."""
     within, shared = gap_range(metric), ways_of(tuple(gaps.index), by_seed=joint)
     single = paired_difference(gaps, 0 * gaps, clusters=shared, within=within)

@@ -14,31 +14,31 @@ from dgg_ray.core.orders import left
 from dgg_ray.cost.makespan import Ask
 from dgg_ray.cost.model import CostModel
 from dgg_ray.search import evidence
-from dgg_ray.search.base import Method, Probe, Whole
+from dgg_ray.search.base import Method, Query, Whole
 from dgg_ray.search.objective import Evidence, Values, by_block, preferred, summary
 from dgg_ray.search.stagewise import Stagewise
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 MOST_BLOCKS = 64  # that are looked at for what a further one takes
-Walks = Mapping[int, Sequence[evidence.Walk]]  # by the number of the probe
+Walks = Mapping[int, Sequence[evidence.Walk]]  # by the number of the query
 
 
 def searched(
-    search: Method, given: Mapping[str, Setting], store: StageStore, walks: Walks, knobs: Sequence[str]
+    search: Method, given: Mapping[str, Setting], store: StageStore, walks: Walks, parameters: Sequence[str]
 ) -> Searched:
-    """The search as it stands. given: of its rivals, their settings; walks: what each probe asked for."""
+    """The search as it stands. given: of its baselines, their settings; walks: what each query asked for."""
     study, of = search.study, search.search
     found = Searched(
         method=of.method,
         objective=of.objective,
-        subject_to=of.subject_to,
-        knobs=tuple(path for path, knob in of.space.items() if knob.per_task),
+        constraints=of.constraints,
+        parameters=tuple(path for path, parameter in of.space.items() if parameter.per_task),
         blocks=len(study.blocks),
         tasks=len(study.names),
         count=search.count if isinstance(search, Whole) else None,
         finished=search.finished,
         candidates=tuple(candidates(search, walks)),
-        stands_for=stands_for(search, given, knobs),
+        stands_for=stands_for(search, given, parameters),
         saved=saved(search, store),
     )
     if isinstance(search, Stagewise):
@@ -50,10 +50,10 @@ def candidates(search: Method, walks: Walks) -> Iterator[Candidate]:
     """Whole settings in the order proposed, each once."""
     study, known, stages = search.study, set[str](), set[str]()
     judged = search.judged()
-    for number, probe in enumerate(search.proposed):
-        stages |= {work.stage.key for walk in walks.get(number, ()) for work in walk.works}
-        setting = study.at(probe.setting).id
-        if not whole(search, probe) or setting in known:
+    for number, query in enumerate(search.proposed):
+        stages |= {item.stage.key for walk in walks.get(number, ()) for item in walk.work_items}
+        setting = study.at(query.setting).id
+        if not whole(search, query) or setting in known:
             continue
         known.add(setting)
         evidence = search.told.get(number)
@@ -69,16 +69,16 @@ def candidates(search: Method, walks: Walks) -> Iterator[Candidate]:
         yield Candidate(setting, state, tuple(map(tuple, rows.tolist())), *of, tasks, len(stages))
 
 
-def whole(search: Method, probe: Probe) -> bool:
-    return probe.depth == len(search.study.names) and probe.block is None
+def whole(search: Method, query: Query) -> bool:
+    return query.depth == len(search.study.names) and query.block is None
 
 
 def saved(search: Method, store: StageStore) -> int:
     """Stages of the settings given up that nothing has learned."""
     study, left = search.study, set[str]()
-    for number, probe in enumerate(search.proposed):
-        if search.told.get(number) and probe.race and number not in search.judged():
-            at = study.at(probe.setting)
+    for number, query in enumerate(search.proposed):
+        if search.told.get(number) and query.pruning_test and number not in search.judged():
+            at = study.at(query.setting)
             stages = [stage for run in at.runs() for stage in run.stages]
             left |= {stage.key for stage in stages if store.record(stage) is None}
     return len(left)
@@ -132,13 +132,17 @@ def mean(values: Values) -> float:
 
 
 def terms(study: Study) -> Terms:
-    rivals = [r for rival in study.protocol.rivals for r in ([rival] if isinstance(rival, str) else rival)]
+    baselines = [
+        r
+        for baseline in study.protocol.baselines
+        for r in ([baseline] if isinstance(baseline, str) else baseline)
+    ]
     return Terms(
-        select_on=study.protocol.select_on,
+        selection_split=study.protocol.selection_split,
         chosen_on=tuple(map(named, study.blocks)) if study.search else (),
         compared_on=tuple(map(named, study.final_blocks)),
         held_out=bool(study.protocol.held_out),
-        rivals=tuple(dict.fromkeys(rivals)),
+        baselines=tuple(dict.fromkeys(baselines)),
     )
 
 
@@ -148,12 +152,12 @@ def named(block: Block) -> tuple[str, int]:
 
 
 def stands_for(
-    search: Method, given: Mapping[str, Setting], knobs: Sequence[str]
+    search: Method, given: Mapping[str, Setting], parameters: Sequence[str]
 ) -> dict[str, dict[str, object]]:
     """Rival that the search gives → its setting."""
-    wanted = [label for label in FROM_SEARCH if label in search.study.protocol.rivals]
+    wanted = [label for label in FROM_SEARCH if label in search.study.protocol.baselines]
     return {
-        label: {k: setting[k] for k in knobs if k in setting}
+        label: {k: setting[k] for k in parameters if k in setting}
         for label in wanted
         if (setting := given.get(label))
     }
@@ -175,7 +179,7 @@ def ahead(
 
         asked, final, _, _ = foresee(study, store)
         looked = [one.ask for one in asked]
-    compare = [Ask([work for chain in evidence.final_works(final) for work in chain])]
+    compare = [Ask([item for chain in evidence.final_works(final) for item in chain])]
     block, stage = added(model, study, final)
     return Ahead(
         search=(missing(store, looked), predicted(model, looked)),
@@ -183,7 +187,7 @@ def ahead(
         block=block,
         room=left(study.all_orders) - len(study.final_blocks) if study.protocol.held_out else None,
         stage=stage,
-        fleets=study.workers.fleets,
+        groups=study.workers.groups,
     )
 
 
@@ -197,14 +201,16 @@ def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[H
     def more(count: int) -> Ask:
         blocks = tuple((study.final_blocks[0][0], fresh + i) for i in range(count))
         of = {label: replace(at, fixed=blocks) for label, at in final.items()}
-        return Ask([work for chain in evidence.final_works(of) for work in chain if work.stage.learns])
+        return Ask([item for chain in evidence.final_works(of) for item in chain if item.stage.trained_tasks])
 
     one = more(1)
-    while any(model.store.record(work.stage) for work in one.works):  # a seed that was run once costs nothing
+    while any(
+        model.store.record(item.stage) for item in one.work_items
+    ):  # a seed that was run once costs nothing
         fresh += 1
         one = more(1)
-    stages, cost = len({work.stage.key for work in one.works}), model.predict([one])
-    share = cost.seconds.times(1 / study.workers.fleets / 3600) if cost else None  # of one block among many
+    stages, cost = len({item.stage.key for item in one.work_items}), model.predict([one])
+    share = cost.seconds.times(1 / study.workers.groups / 3600) if cost else None  # of one block among many
     if cost is None or share is None or not stages or share.mean <= 0:
         return None, None
     room = int((1 - cost.wall.mean / 3600) / share.mean)
@@ -217,7 +223,7 @@ def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[H
 
 def missing(store: StageStore, asks: Iterable[Ask]) -> int:
     """Distinct stages that are to be learned or examined still."""
-    return len({work.stage.key for ask in asks for work in ask.works if not store.has(work)})
+    return len({item.stage.key for ask in asks for item in ask.work_items if not store.has(item)})
 
 
 def predicted(model: CostModel, asks: Sequence[Ask]) -> Hours | None:

@@ -49,7 +49,7 @@ def judged(results: Results) -> pd.DataFrame:
         row["blocks"] = done["seed"].nunique() if group["together"].any() else len(done)
         rows.append(row)
     if not rows:  # no stage was finished
-        return pd.DataFrame(columns=["setting", "whole", "role", *results.knobs, *metrics()])
+        return pd.DataFrame(columns=["setting", "whole", "role", *results.parameters, *metrics()])
     frame = pd.DataFrame(rows)
     by = ["whole", headline(results), "setting"]
     return frame.sort_values(by, ascending=[False, False, True], ignore_index=True)

@@ -44,9 +44,9 @@ class Verdict(NamedTuple):
     """The verdict: the setting to use, no bolder than its evidence. Page and console open with it.
 
     headline: one sentence; support: at most three more.
-    status: `clear` where it beats every simpler rival beyond doubt, `within noise` where it does not,
-        `beaten` where a rival, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or
-        too high to tell, `not compared` without a simpler rival, or before all of them have a block in
+    status: `clear` where it beats every simpler baseline beyond doubt, `within noise` where it does not,
+        `beaten` where a baseline, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or
+        too high to tell, `not compared` without a simpler baseline, or before all of them have a block in
         common with it, `nothing judged` before there is a score.
     """
 
@@ -57,10 +57,10 @@ class Verdict(NamedTuple):
 
 @once
 def verdict(results: Results) -> Verdict:
-    """Which setting to use: the recommended one only where it beats all simpler rivals beyond doubt.
+    """Which setting to use: the recommended one only where it beats all simpler baselines beyond doubt.
 
-    That is, where the interval of every difference lies above 0, all rivals at once (Bonferroni). joint is an
-    upper reference and no rival. Raises ResultsError for a study without a finished stage.
+    That is, where the interval of every difference lies above 0, all baselines at once (Bonferroni). joint is an
+    upper reference and no baseline. Raises ResultsError for a study without a finished stage.
     """
     split = final_split(results)
     runs(results, split)
@@ -85,8 +85,8 @@ def verdict(results: Results) -> Verdict:
     if limit := end_of_scale(results, rows, metric, split):
         return limit
     simpler = rows[[is_simpler(results, other, setting) for other in rows["setting"]]]
-    waiting, rivals = simpler[simpler["pairs"] == 0], simpler[simpler["pairs"] > 0]
-    unbeaten = rivals[~(rivals["at_once_low"] > 0)]
+    waiting, baselines = simpler[simpler["pairs"] == 0], simpler[simpler["pairs"] > 0]
+    unbeaten = baselines[~(baselines["at_once_low"] > 0)]
     score = f"On the {split} split its {SHOWN.get(metric, metric)} is {of_score(own)}."
     support = [score, *scope(results, split), *reference(rows)]
     if (above := above_it(results, rows)) is not None:
@@ -95,7 +95,7 @@ def verdict(results: Results) -> Verdict:
         text = f"No setting was shown to be the one to use: {ours} has no simpler baseline in this study."
         return Verdict(text, support, "not compared")
     if unbeaten.empty:
-        return over_simpler(results, ours, rivals, waiting, support)
+        return over_simpler(results, ours, baselines, waiting, support)
     simplest = min(unbeaten["setting"], key=lambda other: simplicity_of(results, other))
     label = unbeaten.index[unbeaten["setting"] == simplest][0]
     text = f"No setting was shown to beat {in_words(label)}: the difference is {of_gap(unbeaten.loc[label])}"
@@ -106,7 +106,7 @@ def verdict(results: Results) -> Verdict:
 def over_simpler(
     results: Results, ours: str, behind: pd.DataFrame, waiting: pd.DataFrame, support: list[str]
 ) -> Verdict:
-    """The verdict where every simpler rival that was compared is beaten; waiting: those that were not."""
+    """The verdict where every simpler baseline that was compared is beaten; waiting: those that were not."""
     score, *rest = support
     gaps = listing([f"{in_words(label)} by {of_gap(row)}" for label, row in behind.iterrows()])
     said = [score, *([f"It beats {gaps}."] if gaps else []), *rest][:3]
@@ -120,13 +120,13 @@ def over_simpler(
 
 
 def above_it(results: Results, rows: pd.DataFrame) -> pd.Series | None:
-    """The row of the highest rival that beats the chosen setting beyond doubt; joint is none."""
-    above = rows[(rows["at_once_high"] < 0) & (rows["setting"] != results.rivals.get("joint"))]
+    """The row of the highest baseline that beats the chosen setting beyond doubt; joint is none."""
+    above = rows[(rows["at_once_high"] < 0) & (rows["setting"] != results.baselines.get("joint"))]
     return above.loc[above["score"].idxmax()] if len(above) else None
 
 
 def beaten(results: Results, above: pd.Series, ours: str, support: list[str]) -> Verdict:
-    """The verdict where some rival is better beyond doubt."""
+    """The verdict where some baseline is better beyond doubt."""
     better = in_words(above.name)
     so_far = "So far " if results.search and not results.search.finished else ""
     text = f"{so_far}{better} beats {ours} by {of_gap(above, -1)}."
@@ -135,7 +135,7 @@ def beaten(results: Results, above: pd.Series, ours: str, support: list[str]) ->
 
 def introduced(results: Results, ours: str) -> str:
     """How the setting that is spoken of came to be it."""
-    if not results.knobs:  # nothing was searched
+    if not results.parameters:  # nothing was searched
         return f"The study's own setting is {ours}."
     return f"Highest where settings were chosen was {ours}."
 
@@ -157,7 +157,7 @@ def of_score(row: pd.Series) -> str:
 
 
 def of_gap(row: pd.Series, sign: float = 1) -> str:
-    """`6.4 points (95 % CI −10.0 to 23.1)`; of several rivals the bounds hold for all at once. sign -1 turns
+    """`6.4 points (95 % CI −10.0 to 23.1)`; of several baselines the bounds hold for all at once. sign -1 turns
     the gap round."""
     return points_text(at_once(row), sign, ci_of(row))
 
@@ -211,9 +211,10 @@ def described(results: Results, setting: str) -> str:
     if shared:  # said once
         doubts = {}
     parts = [
-        f"{name_of(knob)} = {text_of(values[knob])}" + (f" ({doubts[knob]})" if knob in doubts else "")
-        for knob in results.knobs
-        if knob not in skipped and text_of(values[knob]) != "–"
+        f"{name_of(parameter)} = {text_of(values[parameter])}"
+        + (f" ({doubts[parameter]})" if parameter in doubts else "")
+        for parameter in results.parameters
+        if parameter not in skipped and text_of(values[parameter]) != "–"
     ]
     text = str(values["strategy"]) + (f" with {', '.join(parts)}" if parts else "")
     return f"{text} (of each α, {shared})" if shared else text
@@ -222,7 +223,7 @@ def described(results: Results, setting: str) -> str:
 def is_simpler(results: Results, setting: str, than: str) -> bool:
     """Whether a compared setting is a simpler one. A joint run is none, it is another way to train; nor is
     one of which no stage was trained yet."""
-    if setting == results.rivals.get("joint") or setting not in settings(results).index:
+    if setting == results.baselines.get("joint") or setting not in settings(results).index:
         return False
     return simplicity_of(results, setting) < simplicity_of(results, than)
 
@@ -230,4 +231,6 @@ def is_simpler(results: Results, setting: str, than: str) -> bool:
 def simplicity_of(results: Results, setting: str) -> tuple[Any, ...]:
     """Lower is simpler: fine-tuning, then replay, then all others by `preference.simplicity`."""
     values = settings(results).loc[setting]
-    return PLAIN.get(str(values["strategy"]), len(PLAIN)), *simplicity(values[list(results.knobs)].to_dict())
+    return PLAIN.get(str(values["strategy"]), len(PLAIN)), *simplicity(
+        values[list(results.parameters)].to_dict()
+    )

@@ -13,8 +13,8 @@ from typing import Any
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.interfaces import Task
+from dgg_ray.core.stage import Data
 from dgg_ray.core.wording import listing, plural
-from dgg_ray.storage.stages import Data
 
 FEW_STEPS = 10
 LISTED = 5  # names in a sentence
@@ -22,7 +22,7 @@ LISTED = 5  # names in a sentence
 
 def scored(study: Study) -> list[str]:
     """The splits whose answers the model will write."""
-    return ["validation"] * bool(study.search and study.protocol.select_on == "validation") + ["test"]
+    return ["validation"] * bool(study.search and study.protocol.selection_split == "validation") + ["test"]
 
 
 def of_task(study: Study, task: Task) -> Iterator[str]:
@@ -77,8 +77,8 @@ def batches(study: Study, tasks: Mapping[str, Data]) -> Iterator[str]:
 
 def values(study: Study, path: str) -> Sequence[Any]:
     """Every value that a setting may take: the searched ones, or its own."""
-    knob = study.search.space.get(path) if study.search else None
-    if knob is not None:
-        return [value for value in (*(knob.values or ()), knob.high) if value is not None]
+    parameter = study.search.space.get(path) if study.search else None
+    if parameter is not None:
+        return [value for value in (*(parameter.values or ()), parameter.high) if value is not None]
     section, _, name = path.partition(".")
     return [getattr(getattr(study, section), name, None)]

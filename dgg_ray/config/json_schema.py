@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
     for key, form in {"space": space, "objective": objective}.items():
         told = {"description": properties["search"]["properties"][key]["description"]}
         properties["search"]["properties"][key] = form | told
-    definitions.pop("Knob")  # its place took `space`, which has the short forms too
+    definitions.pop("SearchParameter")  # its place took `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
     listed = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
     own = json_schema(OwnSeeds, definitions)

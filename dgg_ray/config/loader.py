@@ -24,9 +24,9 @@ from dgg_ray.config.validation import held_out_rules, rules, split_rules, task_r
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, ResultsError, StudyError, nearest
 from dgg_ray.core.interfaces import SPLITS, Adapter, Model, Strategy, Training
+from dgg_ray.core.stage import Data
 from dgg_ray.readers._reading import read
 from dgg_ray.storage import fetching
-from dgg_ray.storage.stages import Data
 
 Step = Callable[[Study], tuple[Study, list[Fault]]]  # the study with something filled in, and what is wrong
 KEPT, PREVIOUS = "study.json", "study.previous.json"
@@ -72,7 +72,7 @@ PLAIN: dict[str, Any] = {"name": str, "question": str, "seeds": tuple[int, ...]}
 def load(
     path: Path, data: str | Path | None = None, store: str | None = None, further: Step | None = None
 ) -> Study:
-    """The study in a file; see `face.load_study`. further: fills in what `search.warm_from` names."""
+    """The study in a file; see `face.load_study`. further: fills in what `search.warm_start_from` names."""
     raw, lines, faults = parse(path, store)
     plugins.reach(home := str(path.absolute().parent))
     root = data or os.environ.get("DGG_RAY_DATA") or path.parent
@@ -122,7 +122,7 @@ def completed(
     if study is not None:
         study, found = read_data(study, {re.split(r"[.[]", fault.path)[0] for fault in faults})
         faults += found
-    if study is not None and not faults and further and study.search and study.search.warm_from:
+    if study is not None and not faults and further and study.search and study.search.warm_start_from:
         study, faults = further(study)
     if faults or study is None:
         raise StudyError(list(yaml_reader.with_lines(faults, lines)), source)
@@ -239,13 +239,13 @@ def normal(key: str, raw: Any) -> Any:
     if key != "search" or not isinstance(raw, Mapping):
         return raw
     raw = dict(raw)
-    for name in ("objective", "subject_to", "warm_from"):
+    for name in ("objective", "constraints", "warm_start_from"):
         if isinstance(raw.get(name), str):
             raw[name] = [raw[name]]
-    if isinstance(raw.get("warm_from"), list):
-        raw["warm_from"] = [folder(place) for place in raw["warm_from"]]
+    if isinstance(raw.get("warm_start_from"), list):
+        raw["warm_start_from"] = [folder(place) for place in raw["warm_start_from"]]
     if isinstance(raw.get("space"), Mapping):
-        raw["space"] = {path: knob(value) for path, value in raw["space"].items()}
+        raw["space"] = {path: parameter(value) for path, value in raw["space"].items()}
     return raw
 
 
@@ -261,9 +261,9 @@ def folder(raw: Any) -> Any:
     return str(Path(home).absolute())
 
 
-def knob(raw: Any) -> Any:
+def parameter(raw: Any) -> Any:
     if isinstance(raw, Mapping) and "per_task" in raw and not isinstance(raw["per_task"], bool):
-        inner = knob(raw["per_task"])
+        inner = parameter(raw["per_task"])
         return {**inner, "per_task": True} if isinstance(inner, Mapping) and len(raw) == 1 else raw
     return {"values": raw} if isinstance(raw, list) else raw
 

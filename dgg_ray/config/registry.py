@@ -28,7 +28,7 @@ from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError, Fault, InUse, ResultsError, StudyError, nearest
 from dgg_ray.core.hashing import digest
 from dgg_ray.storage import manifest
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 STUDY, FORECAST, LIVE = "study.json", "forecast.json", "progress.json"
 NOTE_HOLDS_S = 60.0  # that what is noted of a running study counts as of now

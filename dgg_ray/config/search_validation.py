@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from dgg_ray.config.parsing import checked
-from dgg_ray.config.sections import MOST, Constraint, Knob, Search, Value
+from dgg_ray.config.sections import MOST, Constraint, Search, SearchParameter, Value
 from dgg_ray.config.study import Study
 from dgg_ray.core import blame, plugins
 from dgg_ray.core.errors import Fault, nearest
@@ -22,14 +22,16 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
     faults = []
     for name in search.objective:
         faults += metric_rules(study, "search.objective", name)
-    for i, text in enumerate(search.subject_to):
-        faults += constraint_rules(study, f"search.subject_to[{i}]", text)
-    if search.race is not None and search.method == "stagewise":
+    for i, text in enumerate(search.constraints):
+        faults += constraint_rules(study, f"search.constraints[{i}]", text)
+    if search.prune_level is not None and search.method == "stagewise":
         rule = "bears on whole settings; `stagewise` drops settings between tasks by itself"
-        faults.append(Fault("search.race", rule, str(search.race)))
-    if search.warm_from and search.method == "grid":
-        faults.append(Fault("search.warm_from", "has no bearing on `grid`, which tries every combination"))
-    if search.method == "stagewise" and not any(knob.per_task for knob in search.space.values()):
+        faults.append(Fault("search.prune_level", rule, str(search.prune_level)))
+    if search.warm_start_from and search.method == "grid":
+        faults.append(
+            Fault("search.warm_start_from", "has no bearing on `grid`, which tries every combination")
+        )
+    if search.method == "stagewise" and not any(parameter.per_task for parameter in search.space.values()):
         rule = (
             "`stagewise` needs a setting that is searched per task: `strategy.alpha: {per_task: [0, 0.3, 1]}`"
         )
@@ -45,17 +47,18 @@ def search_rules(study: Study, search: Search, broken: set[str]) -> list[Fault]:
         faults.append(Fault("search.space", rule))
     if not search.space:
         faults.append(Fault("search.space", "needs at least 1 setting, has 0"))
-    for path, knob in search.space.items():
+    for path, parameter in search.space.items():
         if path.partition(".")[0] in broken:
             continue
-        faults += knob_rules(study, search, path, knob)
+        faults += parameter_rules(study, search, path, parameter)
     return faults
 
 
 def combinations(study: Study, search: Search) -> int:
     """Of all values that are listed."""
     sizes = [
-        len(knob.values or ()) ** (len(study.names) if knob.per_task else 1) for knob in search.space.values()
+        len(parameter.values or ()) ** (len(study.names) if parameter.per_task else 1)
+        for parameter in search.space.values()
     ]
     return prod(sizes)
 
@@ -74,11 +77,11 @@ def constraint_rules(study: Study, at: str, text: str) -> Iterator[Fault]:
         yield Fault(at, rule, repr(text))
         return
     yield from metric_rules(study, at, constraint.metric)
-    if constraint.rival is None:
+    if constraint.baseline is None:
         return
-    if broken := plugins.absent("strategies", constraint.rival):
+    if broken := plugins.absent("strategies", constraint.baseline):
         yield from (replace(fault, path=at) for fault in broken)
-    elif plugins.find("strategies", constraint.rival).simultaneous:
+    elif plugins.find("strategies", constraint.baseline).simultaneous:
         yield Fault(at, "must compare with a strategy that learns one task after another", repr(text))
 
 
@@ -111,21 +114,23 @@ def unfit(name: str, tasks: int, simultaneous: bool) -> str:
     return "falls as final scores rise, and objectives are maximised" if after < before else ""
 
 
-def knob_rules(study: Study, search: Search, path: str, knob: Knob) -> Iterator[Fault]:
+def parameter_rules(study: Study, search: Search, path: str, parameter: SearchParameter) -> Iterator[Fault]:
     at = f"search.space.{path}"
-    if (knob.values is None) == (knob.low is None and knob.high is None):
+    if (parameter.values is None) == (parameter.low is None and parameter.high is None):
         yield Fault(at, "needs either a list of values, or low and high")
         return
-    if knob.values is None and (knob.low is None or knob.high is None or knob.low >= knob.high):
-        yield Fault(at, "needs low < high", f"low {knob.low}, high {knob.high}")
+    if parameter.values is None and (
+        parameter.low is None or parameter.high is None or parameter.low >= parameter.high
+    ):
+        yield Fault(at, "needs low < high", f"low {parameter.low}, high {parameter.high}")
         return
-    if knob.log and (knob.low is None or knob.low <= 0):
-        yield Fault(at, "log needs low > 0", f"low {knob.low}")
+    if parameter.log and (parameter.low is None or parameter.low <= 0):
+        yield Fault(at, "log needs low > 0", f"low {parameter.low}")
         return
-    if search.method == "grid" and knob.values is None:
+    if search.method == "grid" and parameter.values is None:
         yield Fault(at, "the method `grid` needs a list of values")
-    values = [value for value in knob.values or (knob.low, knob.high) if value is not None]
-    yield from path_rules(study, at, path, f"{path}.{study.names[0]}" if knob.per_task else path, values)
+    values = [value for value in parameter.values or (parameter.low, parameter.high) if value is not None]
+    yield from path_rules(study, at, path, f"{path}.{study.names[0]}" if parameter.per_task else path, values)
 
 
 def path_rules(study: Study, at: str, path: str, dotted: str, values: Sequence[Value]) -> Iterator[Fault]:

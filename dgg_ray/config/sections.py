@@ -15,7 +15,7 @@ from dgg_ray.core.errors import STRICT
 Value = float | int | str | bool
 ALPHA = "strategy.alpha"
 MOST = 10_000  # orders, seeds, blocks: more would take longer to list than anybody waits
-FROM_SEARCH = ("runner_up", "constant", "first_two", "curve")  # rivals that the search itself gives
+FROM_SEARCH = ("runner_up", "constant", "two_task", "curve_optimum")  # baselines that the search itself gives
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Orders:
         rows than a square's are allowed, and not balanced. More of them keep those that were there.
     seed: the seed by which orders are drawn.
     given: orders as lists of task names, for the design `given`.
-    prefix: number of tasks in a shared beginning, for `shared_prefix`; None is half of them.
-    endings: number of orders on each shared beginning, for `shared_prefix`.
+    prefix_length: number of tasks in a shared beginning, for `shared_prefix`; None is half of them.
+    suffixes: number of orders on each shared beginning, for `shared_prefix`.
     """
 
     __pydantic_config__ = STRICT
@@ -42,8 +42,8 @@ class Orders:
     count: Annotated[int, Ge(1), Le(MOST)] | None = None
     seed: int = 0
     given: tuple[tuple[str, ...], ...] = ()
-    prefix: Annotated[int, Ge(1)] | None = None
-    endings: Annotated[int, Ge(1), Le(MOST)] = 2
+    prefix_length: Annotated[int, Ge(1)] | None = None
+    suffixes: Annotated[int, Ge(1), Le(MOST)] = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ SEEDS_APART = 1000  # and the most orders that can have seeds of their own
 
 
 @dataclass(frozen=True)
-class Knob:
+class SearchParameter:
     """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
 
     values: the values to try, in a list.
@@ -99,77 +99,77 @@ class Search:
         `nsga2` (Optuna), `random` and `grid`, every combination, propose whole settings.
     trials: number of whole settings proposed; `grid` and `stagewise` have no use for it.
     objective: metrics to maximise; several give a Pareto front.
-    subject_to: conditions that the chosen setting must meet too, such as `plasticity >= finetune - 2
+    constraints: conditions that the chosen setting must meet too, such as `plasticity >= finetune - 2
         points` (objective.py).
     seed: the seed of the search's own draws.
     parallel: number of whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
         whatever the machine's speed, so that a study repeats exactly.
-    race: level at which a setting that is behind is given up after a block or a task (pruning.py); at
+    prune_level: level at which a setting that is behind is given up after a block or a task (pruning.py); at
         most this share of the best settings is lost to it, if all scatter alike from order to order. The
         seeds of several orders make it no quicker. None judges all on every block.
     beam: for `stagewise`, number of states kept at each task.
-    tries: for `stagewise`, number of values tried on each state.
-    outer: for `stagewise`, number of combinations of the settings that are not per task, halved along the
+    values_per_task: for `stagewise`, number of values tried on each state.
+    global_candidates: for `stagewise`, number of combinations of the settings that are not per task, halved along the
         tasks.
-    audit: for `stagewise`, share of the stages spent on finishing branches that were dropped.
-    warm_from: results folders of finished studies whose best settings are tried first; of one that this
+    audit_fraction: for `stagewise`, share of the stages spent on finishing branches that were dropped.
+    warm_start_from: results folders of finished studies whose best settings are tried first; of one that this
         study extends by a task, all of them (warm_start.py).
     """
 
     __pydantic_config__ = STRICT
 
-    space: Mapping[str, Knob]
+    space: Mapping[str, SearchParameter]
     method: Literal["tpe", "random", "grid", "nsga2", "stagewise"] = "tpe"
     trials: Annotated[int, Ge(1), Le(10 * MOST)] = 20
     objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
-    subject_to: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     parallel: Annotated[int, Ge(1), Le(MOST)] = 2
-    race: Annotated[float, Gt(0), Lt(0.5)] | None = None
+    prune_level: Annotated[float, Gt(0), Lt(0.5)] | None = None
     beam: Annotated[int, Ge(1), Le(MOST)] = 2
-    tries: Annotated[int, Ge(2), Le(MOST)] = 5
-    outer: Annotated[int, Ge(1), Le(MOST)] = 4
-    audit: Annotated[float, Ge(0), Le(0.5)] = 0.1
-    warm_from: tuple[Path, ...] = ()
+    values_per_task: Annotated[int, Ge(2), Le(MOST)] = 5
+    global_candidates: Annotated[int, Ge(1), Le(MOST)] = 4
+    audit_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    warm_start_from: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is examined, and what the winner is compared with.
 
-    exams: which tasks are evaluated after each stage of the final runs: those `seen`, the `next` one too (for
+    evaluate: which tasks are evaluated after each stage of the final runs: those `seen`, the `next` one too (for
         forward transfer), or `all`. The search evaluates those seen.
     max_new_tokens: length of the longest answer that the model may give, in tokens.
-    select_on: the split on which settings are chosen; with `test` the report says so in bold.
+    selection_split: the split on which settings are chosen; with `test` the report says so in bold.
     held_out: number of blocks (order and seed) of the final runs that took no part in the choice, each a
         new random order with a new seed, so that they are independent; or these orders as lists of task
         names, as `dgg-ray extend` writes them. 0 compares on the search's orders.
     final_seeds: without held-out blocks, the seeds of the final runs; None is the study's seeds. Where each
         order has its own seeds, these are made its own too: 0 is its first.
-    rivals: what the recommended setting is compared with on the final blocks. Strategies, at its rank
+    baselines: what the recommended setting is compared with on the final blocks. Strategies, at its rank
         and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
         itself could have given: `runner_up`, `constant` (the best value that is the same for all
-        tasks), `first_two` (the value that was best after two tasks, kept for all), `curve` (each
+        tasks), `two_task` (the value that was best after two tasks, kept for all), `curve_optimum` (each
         task's α where its curve is best for the mean final score, whatever the search's objective).
     """
 
     __pydantic_config__ = STRICT
 
-    exams: Literal["seen", "next", "all"] = "next"
+    evaluate: Literal["seen", "next", "all"] = "next"
     max_new_tokens: Annotated[int, Ge(1)] = 16
-    select_on: Literal["validation", "test"] = "validation"
+    selection_split: Literal["validation", "test"] = "validation"
     held_out: Annotated[int, Ge(0), Le(MOST)] | tuple[tuple[str, ...], ...] = 0
     final_seeds: tuple[int, ...] | None = None
-    rivals: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
+    baselines: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who trains. A fleet is `per_fleet` workers that learn one stage together.
+    """Who trains. A fleet is `group_size` workers that learn one stage together.
 
-    fleets: largest number of fleets (worker groups) at once; they start as stages wait and end when none
+    groups: largest number of fleets (worker groups) at once; they start as stages wait and end when none
         does.
-    per_fleet: number of workers that train one stage together.
+    group_size: number of workers that train one stage together.
     cpus: CPU cores of each worker.
     gpus: GPUs of each worker; 0 trains on CPUs.
     threads: threads of PyTorch in each worker; 0 leaves the choice to PyTorch.
@@ -177,32 +177,32 @@ class Workers:
         to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py). `simulated`
         learns nothing: scores and times follow a known law (simulated.py).
     offload: with ZeRO, keep the optimizer's memory on the CPU.
-    snapshot_minutes: minutes after which a stage is kept in its middle; 0 is never. It is kept at once,
+    checkpoint_minutes: minutes after which a stage is kept in its middle; 0 is never. It is kept at once,
         too, when a machine is about to be taken away.
-    snapshot_steps: optimizer steps after which a stage is kept in its middle; 0 is never.
-    retries: number of times that a stage is taken up again after its fleet was lost, unless it gets further
+    checkpoint_steps: optimizer steps after which a stage is kept in its middle; 0 is never.
+    max_retries: number of times that a stage is taken up again after its fleet was lost, unless it gets further
         each time.
-    stuck_minutes: time without any step or batch of answers after which a worker is ended, and its stage
+    hang_timeout_minutes: time without any step or batch of answers after which a worker is ended, and its stage
         counts as lost; 0 is never. The default is far above what a step of any model here takes.
-    idle_s: seconds without work after which a fleet gives its machine back.
+    idle_timeout_s: seconds without work after which a fleet gives its machine back.
     price_per_hour: price of an hour of one worker, in any currency; 0 is not given.
     cache_gb: gigabytes of each node's disk that are used for what was fetched by URL.
     """
 
     __pydantic_config__ = STRICT
 
-    fleets: Annotated[int, Ge(1), Le(MOST)] = 1
-    per_fleet: Annotated[int, Ge(1), Le(MOST)] = 1
+    groups: Annotated[int, Ge(1), Le(MOST)] = 1
+    group_size: Annotated[int, Ge(1), Le(MOST)] = 1
     cpus: Annotated[float, Gt(0)] = 1
     gpus: Annotated[float, Ge(0)] = 0
     threads: Annotated[int, Ge(0)] = 1
     engine: Literal["auto", "zero1", "zero2", "zero3", "simulated"] = "auto"
     offload: bool = False
-    snapshot_minutes: Annotated[float, Ge(0)] = 10.0
-    snapshot_steps: Annotated[int, Ge(0)] = 0
-    retries: Annotated[int, Ge(0)] = 2
-    stuck_minutes: Annotated[float, Ge(0)] = 30.0
-    idle_s: Annotated[float, Gt(0)] = 20.0
+    checkpoint_minutes: Annotated[float, Ge(0)] = 10.0
+    checkpoint_steps: Annotated[int, Ge(0)] = 0
+    max_retries: Annotated[int, Ge(0)] = 2
+    hang_timeout_minutes: Annotated[float, Ge(0)] = 30.0
+    idle_timeout_s: Annotated[float, Gt(0)] = 20.0
     price_per_hour: Annotated[float, Ge(0)] = 0.0
     cache_gb: Annotated[float, Gt(0)] = 50.0
 
@@ -215,12 +215,12 @@ class Workers:
     def setup(self) -> str:
         """Who shares a stage, on what and how: seconds measured on one setup tell nothing of another."""
         device = f"gpu{self.gpus:g}" if self.gpus else f"cpu{self.threads}"
-        return f"{self.per_fleet}x{device}-{self.engine}{'-offload' * self.offload}"
+        return f"{self.group_size}x{device}-{self.engine}{'-offload' * self.offload}"
 
     def alone(self) -> Workers:
         """One process on this machine in their place."""
         engine = "simulated" if self.engine == "simulated" else "auto"
-        return replace(self, fleets=1, per_fleet=1, engine=engine, offload=False)
+        return replace(self, groups=1, group_size=1, engine=engine, offload=False)
 
 
 @dataclass(frozen=True)
@@ -264,10 +264,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Constraint:
-    """metric ≥ bound + (the metric of `rival`, where there is one)."""
+    """metric ≥ bound + (the metric of `baseline`, where there is one)."""
 
     metric: str
-    rival: str | None
+    baseline: str | None
     bound: float
 
     @classmethod
@@ -276,8 +276,8 @@ class Constraint:
         number = r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>points?|%)?"
         found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
         if found is None:
-            rival = rf"(?P<rival>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
-            found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{rival}\s*", text)
+            baseline = rf"(?P<rival>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
+            found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{baseline}\s*", text)
         if found is None:
             return None
         part = found.groupdict()
@@ -285,10 +285,10 @@ class Constraint:
         return cls(part["metric"], part.get("rival"), -bound if part.get("sign") == "-" else bound)
 
 
-def name_of(knob: str) -> str:
+def name_of(parameter: str) -> str:
     """A searched setting as the report prints it: `strategy.alpha.clevr` → `α for clevr`."""
-    if knob == ALPHA:
+    if parameter == ALPHA:
         return "α"
-    if knob.startswith(f"{ALPHA}."):
-        return f"α for {knob.removeprefix(f'{ALPHA}.')}"
-    return {"strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}.get(knob, knob)
+    if parameter.startswith(f"{ALPHA}."):
+        return f"α for {parameter.removeprefix(f'{ALPHA}.')}"
+    return {"strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}.get(parameter, parameter)

@@ -50,7 +50,7 @@ class Law:
     noise: standard deviation of what training adds to each task's true score at each stage.
     shared: the part of that variance that all settings have in common on one order and seed, as with
         common random numbers.
-    exam_noise: whether an evaluation of n examples adds binomial noise, √(s(1−s)/n).
+    evaluation_noise: whether an evaluation of n examples adds binomial noise, √(s(1−s)/n).
     place: score that a new task loses for each task before it.
     bend: how much more of a high score is forgotten than of a low one; at 0 the same share, below 0 less.
     transfer: share of a new task's score that is missing where all of the old ones is forgotten.
@@ -64,7 +64,7 @@ class Law:
     seed: int = 0
     noise: Annotated[float, Ge(0)] = 0.01
     shared: Annotated[float, Ge(0), Le(1)] = 0.5
-    exam_noise: bool = True
+    evaluation_noise: bool = True
     place: float = 0.0
     bend: Annotated[float, Ge(-3), Le(10)] = 0.0
     transfer: Annotated[float, Ge(0), Le(1)] = 0.0
@@ -77,8 +77,9 @@ class Law:
         """What decides scores and costs, for keys. What the law was given later counts where it is used:
         stages of before keep their keys, and their noise with them."""
         later = {name: value for name in ("bend", "transfer") if (value := getattr(self, name))}
-        first = ("seed", "noise", "shared", "exam_noise", "place", "seconds", "spread")
-        return {name: getattr(self, name) for name in first} | {"wait": 0.0} | later
+        first = ("seed", "noise", "shared", "evaluation_noise", "place", "seconds", "spread")
+        hashed = {"evaluation_noise": "exam_noise"}  # the name in keys that were made before
+        return {hashed.get(name, name): getattr(self, name) for name in first} | {"wait": 0.0} | later
 
     def nature(self, task: str) -> Nature:
         return nature(self.seed, task)

@@ -28,9 +28,10 @@ from dgg_ray.config.simulation import Law
 from dgg_ray.core import plugins
 from dgg_ray.core.interfaces import Adapter, Model, Reader, Strategy, Task, Training, digest, setting_for_key
 from dgg_ray.core.orders import design, others
+from dgg_ray.core.stage import Data, Evaluation, Run, Stage, WorkItem, path, untouched
 from dgg_ray.readers._reading import read
 from dgg_ray.storage import fetching
-from dgg_ray.storage.stages import Data, Exam, Run, Stage, StageStore, Work, path, untouched
+from dgg_ray.storage.stage_store import StageStore
 
 RECENT = 64  # settings whose runs are kept at hand
 
@@ -59,7 +60,7 @@ class Study:
     fingerprint: of the base model.
     likeness: (T, T), how alike the tasks are, in [0, 1] (task_similarity.py); filled for the design `extreme`
     alone.
-    warm: settings of the older studies in `search.warm_from`, the best first (warm_start.py).
+    warm: settings of the older studies in `search.warm_start_from`, the best first (warm_start.py).
     codes: what each plug-in's source hashed to when the study was checked, by `kind/name` (plugins.codes).
     raw: the file as read; root: the folder that its relative paths start from; home: the file's own.
     fixed: blocks in place of every order with every seed, as the final comparison has them.
@@ -125,33 +126,33 @@ class Study:
     def dearest(self) -> Study:
         """The study at the corner of its search space where every number is largest."""
         setting = {
-            dotted: knob.largest
-            for path, knob in (self.search.space if self.search else {}).items()
-            for dotted in ([f"{path}.{name}" for name in self.names] if knob.per_task else [path])
+            dotted: parameter.largest
+            for path, parameter in (self.search.space if self.search else {}).items()
+            for dotted in ([f"{path}.{name}" for name in self.names] if parameter.per_task else [path])
         }
         return self.at(setting)
 
-    def beside(self, rival: str) -> Study:
+    def beside(self, baseline: str) -> Study:
         """The study with another strategy, sharing the settings that both have, such as the buffer."""
-        cls = plugins.find("strategies", rival)
+        cls = plugins.find("strategies", baseline)
         mine = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy)}  # type: ignore[arg-type]
         shared = {f.name: mine[f.name] for f in fields(cls) if f.name in mine}
         return replace(self, strategy=cls(**shared))
 
-    def contenders(self, found: Mapping[str, Setting] | None = None) -> dict[str, Study]:
-        """Label → study on the final blocks: this setting under its strategy's name, then the rivals.
+    def compared_settings(self, found: Mapping[str, Setting] | None = None) -> dict[str, Study]:
+        """Label → study on the final blocks: this setting under its strategy's name, then the baselines.
 
-        found: settings of the rivals that the search gives, by name; those it lacks are left out.
+        found: settings of the baselines that the search gives, by name; those it lacks are left out.
         """
-        rivals: dict[str, Study] = {plugins.name_of(self.strategy): self}
-        for rival in self.protocol.rivals:
-            if not isinstance(rival, str):
-                rivals |= {label: self.at(setting) for label, setting in rival.items()}
-            elif rival not in FROM_SEARCH:
-                rivals.setdefault(rival, self.beside(rival))
-            elif rival in (found or {}):
-                rivals[rival] = self.at((found or {})[rival])
-        return {label: replace(study, fixed=self.final_blocks) for label, study in rivals.items()}
+        baselines: dict[str, Study] = {plugins.name_of(self.strategy): self}
+        for baseline in self.protocol.baselines:
+            if not isinstance(baseline, str):
+                baselines |= {label: self.at(setting) for label, setting in baseline.items()}
+            elif baseline not in FROM_SEARCH:
+                baselines.setdefault(baseline, self.beside(baseline))
+            elif baseline in (found or {}):
+                baselines[baseline] = self.at((found or {})[baseline])
+        return {label: replace(study, fixed=self.final_blocks) for label, study in baselines.items()}
 
     def simulated(self) -> Study:
         """The study with a learner that follows its `simulation`; its keys are none of the real ones."""
@@ -179,8 +180,8 @@ class Study:
     @property
     def plugged(self) -> list[tuple[str, str]]:
         """(kind, name) of every plug-in that bears on what is learned, or on a score."""
-        rivals = [r for r in self.protocol.rivals if isinstance(r, str) and r not in FROM_SEARCH]
-        named = [("strategies", name) for name in (plugins.name_of(self.strategy), *rivals)]
+        baselines = [r for r in self.protocol.baselines if isinstance(r, str) and r not in FROM_SEARCH]
+        named = [("strategies", name) for name in (plugins.name_of(self.strategy), *baselines)]
         named += [("models", plugins.name_of(self.model))]
         named += [("readers", plugins.name_of(reader)) for reader in self.readers.values()]
         named += [("scorers", data.scorer) for data in self.tasks.values()]
@@ -201,7 +202,9 @@ class Study:
     @cached_property
     def all_orders(self) -> list[tuple[str, ...]]:
         o = self.orders
-        return design(o.design, self.names, o.count, o.seed, o.given, o.prefix, o.endings, self.likeness)
+        return design(
+            o.design, self.names, o.count, o.seed, o.given, o.prefix_length, o.suffixes, self.likeness
+        )
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -227,7 +230,7 @@ class Study:
 
     @cached_property
     def final_blocks(self) -> tuple[Block, ...]:
-        """What the recommended setting and its rivals are compared on."""
+        """What the recommended setting and its baselines are compared on."""
         p, fresh = self.protocol, self.protocol.held_out
         if not fresh:
             return self.crossed(p.final_seeds or self.seeds)
@@ -257,34 +260,34 @@ class Study:
     def untouched(self) -> Stage:
         return untouched(self.fingerprint)
 
-    def exam(self, task: str, split: str) -> Exam:
-        return self.every_exam[task, split]
+    def evaluation(self, task: str, split: str) -> Evaluation:
+        return self.every_evaluation[task, split]
 
     @cached_property
-    def every_exam(self) -> dict[tuple[str, str], Exam]:
+    def every_evaluation(self) -> dict[tuple[str, str], Evaluation]:
         """By task and split."""
         longest, found = self.protocol.max_new_tokens, {}
         for task, data in self.tasks.items():
             code = self.code("scorers", data.scorer)
             for split, content in data.digests.items():
                 asked = [content, data.scorer, longest, *([code] if code else [])]
-                found[task, split] = Exam(task, split, digest(asked))
+                found[task, split] = Evaluation(task, split, digest(asked))
         return found
 
-    def work(self, run: Run, stage: Stage, splits: Sequence[str], scope: str = "seen") -> Work:
+    def work_item(self, run: Run, stage: Stage, splits: Sequence[str], scope: str = "seen") -> WorkItem:
         """A stage of a run with its exams; `scope` is one of Protocol.exams."""
-        known = len(stage.earlier) + len(stage.learns)
+        known = len(stage.earlier) + len(stage.trained_tasks)
         until = {"seen": known, "next": known + 1, "all": len(run.order)}[scope]
         # By name, so that the sitting of one stage is the same whichever order asks for it.
         tasks = sorted(run.order[:until])
         name = (stage.key, *splits, *tasks)
-        if name not in self.known_works:
-            exams = tuple(self.exam(task, split) for split in splits for task in tasks)
-            self.known_works[name] = Work(stage, exams)
-        return self.known_works[name]
+        if name not in self.known_work_items:
+            evaluations = tuple(self.evaluation(task, split) for split in splits for task in tasks)
+            self.known_work_items[name] = WorkItem(stage, evaluations)
+        return self.known_work_items[name]
 
     @cached_property
-    def known_works(self) -> dict[tuple[str, ...], Work]:
+    def known_work_items(self) -> dict[tuple[str, ...], WorkItem]:
         """All that was asked for: runs of many orders ask for the same."""
         return {}
 

@@ -17,9 +17,9 @@ from dgg_ray.core.errors import Fault, nearest
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import SPLITS, Task, effect_of
 from dgg_ray.core.orders import DESIGNS, Ask, Order, existing, left, many, usual_prefix
+from dgg_ray.core.stage import Data
 from dgg_ray.core.wording import listing
 from dgg_ray.storage.fetching import address
-from dgg_ray.storage.stages import Data
 
 LARGEST_SEED = 2**53
 
@@ -48,7 +48,7 @@ def rules(study: Study, broken: set[str], fetch: bool = True) -> list[Fault]:
     for name in alpha if isinstance(alpha, Mapping) else ():
         if named and name not in study.names:
             faults.append(Fault(f"strategy.alpha.{name}", "no such task", near=nearest(name, study.names)))
-    faults += rival_rules(study, broken)
+    faults += baseline_rules(study, broken)
     if not broken & {"strategy", "readers"}:
         faults += effect_rules(study)
     if not broken & {"model", "adapter", "workers"} and study.workers.engine != "simulated":
@@ -127,7 +127,7 @@ def own_seed_rules(study: Study) -> Iterator[Fault]:
 def count_orders(o: Orders, tasks: int) -> int:
     """Count a design's orders without drawing them."""
     of, given = DESIGNS[o.design], [tuple(range(tasks))] * len(o.given)
-    ask = Ask(tasks, given=given, prefix=o.prefix or usual_prefix(tasks), endings=o.endings)
+    ask = Ask(tasks, given=given, prefix_length=o.prefix_length or usual_prefix(tasks), suffixes=o.suffixes)
     return min(o.count or (of.usual(ask) if of.usual else of.size(ask)), of.size(ask))
 
 
@@ -149,14 +149,14 @@ def size_rules(o: Orders, tasks: int) -> Iterator[Fault]:
         rule = f"there is no such design of {tasks} tasks; there are {', '.join(known)}"
         yield Fault("orders.design", rule, repr(o.design))
         return
-    if o.prefix and o.prefix > tasks - 2:
+    if o.prefix_length and o.prefix_length > tasks - 2:
         rule = f"must be at most {tasks - 2}: with {tasks} tasks no two endings are left after more"
-        yield Fault("orders.prefix", rule, str(o.prefix))
+        yield Fault("orders.prefix_length", rule, str(o.prefix_length))
         return
-    ask = Ask(tasks, prefix=o.prefix or usual_prefix(tasks), endings=o.endings)
-    if o.design == "shared_prefix" and o.endings > (most := factorial(tasks - ask.prefix)):
-        rule = f"must be at most {most}: so many there are of {tasks} tasks after {ask.prefix}"
-        yield Fault("orders.endings", rule, str(o.endings))
+    ask = Ask(tasks, prefix_length=o.prefix_length or usual_prefix(tasks), suffixes=o.suffixes)
+    if o.design == "shared_prefix" and o.suffixes > (most := factorial(tasks - ask.prefix_length)):
+        rule = f"must be at most {most}: so many there are of {tasks} tasks after {ask.prefix_length}"
+        yield Fault("orders.suffixes", rule, str(o.suffixes))
     elif "count" in DESIGNS[o.design].takes and (o.count or 1) > (most := DESIGNS[o.design].size(ask)):
         more = [f"{name} {many(size)}" for name, size in known.items() if size > most and name != o.design]
         rule = f"must be at most {most}: {o.design!r} has so many orders of {tasks} tasks"
@@ -165,7 +165,7 @@ def size_rules(o: Orders, tasks: int) -> Iterator[Fault]:
     elif (size := DESIGNS[o.design].size(ask)) > MOST and not DESIGNS[o.design].usual:
         if o.design == "shared_prefix" and not o.count:
             rule = f"with {tasks} tasks this makes {many(size)} orders, and a study has at most {MOST:,}"
-            yield Fault("orders.endings", rule, str(o.endings))
+            yield Fault("orders.suffixes", rule, str(o.suffixes))
         elif o.design == "all":
             rule = (
                 f"all: {tasks} tasks have {many(size)} orders, and a study has at most {MOST:,}; give a count"
@@ -177,11 +177,15 @@ PROJECTOR = "training.projector_learning_rate"
 
 
 def changed(study: Study, path: str) -> list[Study]:
-    """The study as it is, and at every value that a search or a rival gives to `path`."""
-    knob = study.search.space.get(path) if study.search else None
-    values = [v for v in (knob.values or (knob.low,) if knob else ()) if v is not None]
+    """The study as it is, and at every value that a search or a baseline gives to `path`."""
+    parameter = study.search.space.get(path) if study.search else None
+    values = [v for v in (parameter.values or (parameter.low,) if parameter else ()) if v is not None]
     values += [
-        at[path] for r in study.protocol.rivals if not isinstance(r, str) for at in r.values() if path in at
+        at[path]
+        for r in study.protocol.baselines
+        if not isinstance(r, str)
+        for at in r.values()
+        if path in at
     ]
     return [study, *(study.at({path: value}) for value in values)]
 
@@ -229,25 +233,25 @@ def effect_rules(study: Study) -> Iterator[Fault]:
         yield Fault("strategy", "must have settings, and an effect, that are JSON values", found)
 
 
-def rival_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
+def baseline_rules(study: Study, broken: set[str]) -> Iterator[Fault]:
     legal, labels = [*plugins.names("strategies"), *FROM_SEARCH], [plugins.name_of(study.strategy)]
-    per_task = study.search and any(knob.per_task for knob in study.search.space.values())
-    for i, rival in enumerate(study.protocol.rivals):
-        at = f"protocol.rivals[{i}]"
-        if isinstance(rival, str):
-            if rival in FROM_SEARCH and "search" in broken:
+    per_task = study.search and any(parameter.per_task for parameter in study.search.space.values())
+    for i, baseline in enumerate(study.protocol.baselines):
+        at = f"protocol.baselines[{i}]"
+        if isinstance(baseline, str):
+            if baseline in FROM_SEARCH and "search" in broken:
                 continue
-            if rival in FROM_SEARCH and not study.search:
-                yield Fault(at, "needs a search", repr(rival))
-            elif rival in FROM_SEARCH[1:] and not per_task:
-                yield Fault(at, "needs a setting that is searched per task (`per_task: …`)", repr(rival))
-            elif plugins.is_outside(rival):
-                yield from (replace(fault, path=at) for fault in plugins.absent("strategies", rival))
-            elif rival not in legal:
+            if baseline in FROM_SEARCH and not study.search:
+                yield Fault(at, "needs a search", repr(baseline))
+            elif baseline in FROM_SEARCH[1:] and not per_task:
+                yield Fault(at, "needs a setting that is searched per task (`per_task: …`)", repr(baseline))
+            elif plugins.is_outside(baseline):
+                yield from (replace(fault, path=at) for fault in plugins.absent("strategies", baseline))
+            elif baseline not in legal:
                 rule = f"must be one of {', '.join(legal)}, or LABEL: {{path of a setting: value}}"
-                yield Fault(at, rule, repr(rival), nearest(rival, legal))
+                yield Fault(at, rule, repr(baseline), nearest(baseline, legal))
             continue
-        for label, setting in rival.items():
+        for label, setting in baseline.items():
             if label in labels or label in legal:
                 yield Fault(at, "needs a label of its own", repr(label))
             labels.append(label)
@@ -304,13 +308,13 @@ def task_rules(task: Task) -> Iterator[Fault]:
 
 def split_rules(study: Study, tasks: Mapping[str, Data]) -> Iterator[Fault]:
     """Settings are not chosen on the examples that they are compared on, unless the study says so."""
-    if study.protocol.select_on == "test" or not study.search:
+    if study.protocol.selection_split == "test" or not study.search:
         return
     for name, data in tasks.items():
         if data.digests["validation"] == data.digests["test"]:
             rule = (
                 f"{name}: validation and test hold the same examples, so settings would be chosen on test; "
-                "give another validation split, or say protocol.select_on: test"
+                "give another validation split, or say protocol.selection_split: test"
             )
             yield Fault("tasks", rule)
 

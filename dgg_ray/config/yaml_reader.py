@@ -136,7 +136,7 @@ class Reading:
 
     def mapping(self, node: yaml.MappingNode, at: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+        merged_items: dict[str, Any] = {}
         last: tuple[str, yaml.Node] | None = None
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -145,7 +145,7 @@ class Reading:
             name = self.written_text(key, at)
             inner = f"{at}.{name}" if at else name
             if key.tag == PLAIN and name == "<<":
-                merged = {**self.merge(value, at, depth), **merged}
+                merged_items = {**self.merge(value, at, depth), **merged_items}
                 continue
             if last and (number := self.with_comma(*last, key, value)):
                 self.fault(last[0], "a number is written with a point, not with a comma", key, number)
@@ -158,7 +158,7 @@ class Reading:
             self.lines[inner] = key.start_mark.line + 1
             found[name] = self.value(value, inner, depth + 1)
             last = inner, value
-        return {**{k: v for k, v in merged.items() if k not in found}, **found}
+        return {**{k: v for k, v in merged_items.items() if k not in found}, **found}
 
     def merge(self, node: yaml.Node, at: str, depth: int) -> dict[str, Any]:
         """Entries that `<<` takes from another mapping, or from several, the first before the others."""

@@ -1,6 +1,6 @@
 """What happens, as JSON lines: one event a line, each with its time, study, stage and worker.
 
-    {"time": "2026-01-31T12:00:00.123Z", "level": "INFO", "event": "learned", "study": "quickstart",
+    {"time": "2026-01-31T12:00:00.123Z", "level": "INFO", "event": "trained", "study": "quickstart",
      "stage": "1a2b3c4d", "path": "digits > words", "loss": 0.31, "seconds": 12.5,
      "worker": {"name": "fleet-001", "rank": 0, "node": "gpu-7", "pid": 4711}}
 

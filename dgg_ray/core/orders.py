@@ -54,8 +54,8 @@ class Ask:
     tasks: int
     seed: int = 0
     given: Sequence[Row] = ()
-    prefix: int = 1
-    endings: int = 2
+    prefix_length: int = 1
+    suffixes: int = 2
     likeness: Sequence[Sequence[float]] = ()
 
 
@@ -80,8 +80,8 @@ def design(
     count: int | None = None,
     seed: int = 0,
     given: Sequence[Order] = (),
-    prefix: int | None = None,
-    endings: int = 2,
+    prefix_length: int | None = None,
+    suffixes: int = 2,
     likeness: Sequence[Sequence[float]] = (),
 ) -> list[Order]:
     """The orders of a design, the same on every call; at most as many as it has.
@@ -90,7 +90,7 @@ def design(
     need is not looked at: `likeness` bears on `extreme` alone.
     """
     rows = [tuple(map(tasks.index, order)) for order in given]
-    ask = Ask(len(tasks), seed, rows, prefix or usual_prefix(len(tasks)), endings, likeness)
+    ask = Ask(len(tasks), seed, rows, prefix_length or usual_prefix(len(tasks)), suffixes, likeness)
     found = DESIGNS[name]
     most = found.size(ask)
     wanted = count or (found.usual(ask) if found.usual else most)
@@ -172,11 +172,11 @@ def zigzag(tasks: int) -> Row:
 def shared_prefix(ask: Ask) -> Iterator[Row]:
     """Beginning by beginning. All rests are permuted alike, so that the positions stay balanced."""
     for row in islice(williams(ask), ask.tasks):
-        for ending in islice(endings(row[ask.prefix :]), ask.endings):
-            yield row[: ask.prefix] + ending
+        for ending in islice(suffixes(row[ask.prefix_length :]), ask.suffixes):
+            yield row[: ask.prefix_length] + ending
 
 
-def endings(rest: Row) -> Iterator[Row]:
+def suffixes(rest: Row) -> Iterator[Row]:
     """Every permutation, those that begin differently first."""
     for later in permutations(rest[1:]):
         yield from turns(rest[:1] + later)
@@ -216,8 +216,8 @@ DESIGNS: dict[str, Design] = {
     "williams": Design(williams, lambda ask: ask.tasks * (1 + ask.tasks % 2), takes=SEEDED),
     "shared_prefix": Design(
         shared_prefix,
-        lambda ask: ask.tasks * ask.endings if ask.tasks > 2 else 0,
-        takes=(*SEEDED, "prefix", "endings"),
+        lambda ask: ask.tasks * ask.suffixes if ask.tasks > 2 else 0,
+        takes=(*SEEDED, "prefix_length", "suffixes"),
     ),
     "extreme": Design(extreme, lambda ask: 4 if ask.tasks > 2 else 0),
 }
@@ -225,7 +225,7 @@ DESIGNS: dict[str, Design] = {
 
 def existing(tasks: int) -> dict[str, int]:
     """Designs that there are for so many tasks → how many orders each has, at its usual settings."""
-    ask = Ask(tasks, prefix=usual_prefix(tasks))
+    ask = Ask(tasks, prefix_length=usual_prefix(tasks))
     return {name: size for name, found in DESIGNS.items() if (size := found.size(ask))}
 
 

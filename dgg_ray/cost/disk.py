@@ -4,7 +4,7 @@
     in its middle   2 · 4 · adapter + 2 · LOSS each step       a snapshot, and the next one beside it
 
 A LoRA adapter's bytes are c + m·rank on the same layers, so one of rank r₀ and b₀ bytes bounds every other:
-b(r) ≤ b₀ · max(1, r/r₀); with one of rank r itself, as a probe leaves, it is known exactly. A snapshot
+b(r) ≤ b₀ · max(1, r/r₀); with one of rank r itself, as a profile leaves, it is known exactly. A snapshot
 (checkpoints.py) holds four values for each weight: itself, AdamW's two moments, and a strategy's anchor.
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dgg_ray.core.interfaces import Strategy
-from dgg_ray.storage.stages import Exam, Stage, StageStore, Work, merged, of_learning
+from dgg_ray.core.stage import Evaluation, Stage, WorkItem, merged_items, of_learning
+from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study
@@ -64,13 +65,15 @@ class Sizes:
         self.begun = False
         self.learn(self.probed())
         for record, sittings in self.store.finished():
-            self.sat[record["key"]] = {cell["exam"] for sitting in sittings for cell in sitting["cells"]}
+            self.sat[record["key"]] = {
+                cell["evaluation"] for sitting in sittings for cell in sitting["cells"]
+            }
             self.begun |= record.get("study") == self.name
             self.add(record["meaning"], record["bytes"])
 
     def probed(self) -> list[tuple[Mapping[str, Any], int]]:
-        """What probes tell of adapters; changes nothing here, so that any thread may ask."""
-        return [(record["meaning"], record["bytes"]) for record in self.store.probes()]
+        """What profiles tell of adapters; changes nothing here, so that any thread may ask."""
+        return [(record["meaning"], record["bytes"]) for record in self.store.profiles()]
 
     def learn(self, adapters: Iterable[tuple[Mapping[str, Any], int]]) -> None:
         for meaning, size in adapters:
@@ -83,65 +86,73 @@ class Sizes:
 
     def adapter(self, stage: Stage) -> float | None:
         """Most bytes of the stage's adapter; None where none on the same layers is known."""
-        if not stage.learns:
+        if not stage.trained_tasks:
             return 0.0
         adapter, training = of_learning(stage.adapter, stage.training)
         known = self.known.get(kind({"model": stage.model, "adapter": adapter, "training": training}), {})
         rank = stage.adapter.rank
         return min((size * max(1.0, rank / other) for other, size in known.items()), default=None)
 
-    def left(self, work: Work) -> float | None:
+    def left(self, item: WorkItem) -> float | None:
         """Most bytes that the work leaves behind, of what the store does not hold yet; None: not known."""
-        return self.whole(work) if work.probe or self.learns(work) else self.sitting(self.missing(work))
+        return (
+            self.whole(item) if item.profile or self.trained_tasks(item) else self.sitting(self.missing(item))
+        )
 
-    def missing(self, work: Work) -> list[Exam]:
-        return [exam for exam in work.exams if exam.key not in self.sat.get(work.stage.key, ())]
+    def missing(self, item: WorkItem) -> list[Evaluation]:
+        return [
+            evaluation
+            for evaluation in item.evaluations
+            if evaluation.key not in self.sat.get(item.stage.key, ())
+        ]
 
-    def learns(self, work: Work) -> bool:
+    def trained_tasks(self, item: WorkItem) -> bool:
         """Whether the stage itself is learned for it."""
-        key = work.stage.key
-        return key not in self.sat or (key in self.shed and bool(self.missing(work)))
+        key = item.stage.key
+        return key not in self.sat or (key in self.shed and bool(self.missing(item)))
 
-    def finished(self, work: Work) -> None:
+    def finished(self, item: WorkItem) -> None:
         """It is in the store now."""
-        if not work.probe:
-            self.sat.setdefault(work.stage.key, set()).update(exam.key for exam in work.exams)
+        if not item.profile:
+            self.sat.setdefault(item.stage.key, set()).update(
+                evaluation.key for evaluation in item.evaluations
+            )
 
-    def whole(self, work: Work) -> float | None:
+    def whole(self, item: WorkItem) -> float | None:
         """Most bytes of all of it, and of what is learned again before; None: not known."""
-        if work.probe:
+        if item.profile:
             return PAPERS
-        stage = work.stage
+        stage = item.stage
         adapter, hands_on = self.adapter(stage), type(stage.strategy).state is not Strategy.state
-        again = self.whole(Work(stage.parent)) if stage.parent and stage.parent.key in self.shed else 0.0
+        again = self.whole(WorkItem(stage.parent)) if stage.parent and stage.parent.key in self.shed else 0.0
         if adapter is None or again is None:
             return None
-        return adapter * (1 + STATE * hands_on) + PAPERS + self.sitting(work.exams) + again
+        return adapter * (1 + STATE * hands_on) + PAPERS + self.sitting(item.evaluations) + again
 
-    def sitting(self, exams: Sequence[Exam]) -> float:
-        answers = sum(self.sizes[exam.task][exam.split] for exam in exams)
-        return answers * self.row + PAPERS * bool(exams)
+    def sitting(self, evaluations: Sequence[Evaluation]) -> float:
+        answers = sum(self.sizes[evaluation.task][evaluation.split] for evaluation in evaluations)
+        return answers * self.row + PAPERS * bool(evaluations)
 
-    def inside(self, work: Work) -> float:
+    def inside(self, item: WorkItem) -> float:
         """Most bytes that it needs beside these while it is being learned."""
-        if work.probe or not self.learns(work):
+        if item.profile or not self.trained_tasks(item):
             return 0.0
-        stage = work.stage
-        count = sum(self.sizes[name]["train"] for name in (*stage.learns, *stage.earlier))
+        stage = item.stage
+        count = sum(self.sizes[name]["train"] for name in (*stage.trained_tasks, *stage.earlier))
         steps = stage.training.epochs * count / stage.training.batch_size
         return 2 * (SNAPSHOT * (self.adapter(stage) or 0.0) + LOSS * steps + PAPERS)
 
-    def together(self, works: Iterable[Work]) -> float | None:
+    def together(self, work_items: Iterable[WorkItem]) -> float | None:
         """All of them at the same time; None where that is not known."""
-        works = merged(works)
-        left = [self.left(work) for work in works]
-        return None if None in left else sum(filter(None, left)) + sum(map(self.inside, works))
+        work_items = merged_items(work_items)
+        left = [self.left(item) for item in work_items]
+        return None if None in left else sum(filter(None, left)) + sum(map(self.inside, work_items))
 
-    def in_turn(self, works: Iterable[Work]) -> float | None:
+    def in_turn(self, work_items: Iterable[WorkItem]) -> float | None:
         """One after another."""
-        works = merged(works)
-        left = [self.left(work) for work in works]
-        most = max(map(self.inside, works), default=0.0)
+        work_items = merged_items(work_items)
+        left = [self.left(item) for item in work_items]
+        most = max(map(self.inside, work_items), default=0.0)
         return None if None in left else sum(filter(None, left)) + most
 
 

@@ -16,13 +16,13 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from dgg_ray.storage.stages import Exam, Stage, Work
+    from dgg_ray.core.stage import Evaluation, Stage, WorkItem
 
 
 class Ask(NamedTuple):
     """Works that are asked for at once, when the first `after` of all asks are over."""
 
-    works: Iterable[Work]
+    work_items: Iterable[WorkItem]
     after: int = 0
 
 
@@ -39,7 +39,7 @@ class Node(NamedTuple):
 def nodes(
     asks: Iterable[Ask],
     sat: Mapping[str, Collection[str]],
-    parts_of: Callable[[Stage, bool, list[Exam]], list[Any]],
+    parts_of: Callable[[Stage, bool, list[Evaluation]], list[Any]],
 ) -> Iterator[Node]:
     """What is left to do, in the order of asking; what is asked for twice is done once.
 
@@ -59,23 +59,25 @@ def nodes(
                 yield Node([], before)
                 count += 1
         gate, end = gates[ask.after], dict.fromkeys(gates[ask.after])
-        for work in {id(work): work for work in ask.works}.values():  # runs of many orders hold the very same
-            stage, key = work.stage, work.stage.key
+        for item in {
+            id(item): item for item in ask.work_items
+        }.values():  # runs of many orders hold the very same
+            stage, key = item.stage, item.stage.key
             done = asked.setdefault(key, set(sat.get(key, ())))
-            exams = [exam for exam in work.exams if exam.key not in done]
-            learns = bool(stage.learns) and key not in sat and key not in last
-            if learns or exams:
+            evaluations = [evaluation for evaluation in item.evaluations if evaluation.key not in done]
+            trained_tasks = bool(stage.trained_tasks) and key not in sat and key not in last
+            if trained_tasks or evaluations:
                 above = stage.parent.key if stage.parent else ""
                 before = dict.fromkeys([*gate, *(last[of] for of in (above, key) if of in last)])
-                yield Node(parts_of(stage, learns, exams), [*before])
-                done.update(exam.key for exam in exams)
+                yield Node(parts_of(stage, trained_tasks, evaluations), [*before])
+                done.update(evaluation.key for evaluation in evaluations)
                 last[key], count = count, count + 1
             if key in last:
                 end[last[key]] = None
         ends.append([*end])
 
 
-def longest(after: Sequence[Sequence[int]], seconds: Sequence[float], fleets: int) -> list[int]:
+def longest(after: Sequence[Sequence[int]], seconds: Sequence[float], groups: int) -> list[int]:
     """after: the nodes that each one waits for; seconds: of each, 0 of what needs no fleet."""
     left = [len(nodes) for nodes in after]
     follow: list[list[int]] = [[] for _ in after]
@@ -93,7 +95,7 @@ def longest(after: Sequence[Sequence[int]], seconds: Sequence[float], fleets: in
                 waiting.append(node)
             else:
                 free += released(follow[node], left)
-        while waiting and len(running) < fleets:
+        while waiting and len(running) < groups:
             cause[node := waiting.popleft()] = last
             heappush(running, (clock + seconds[node], node))
         if not running:

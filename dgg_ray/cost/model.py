@@ -1,10 +1,10 @@
-"""What a study will cost, from what a store has measured: finished stages, sittings and probes.
+"""What a study will cost, from what a store has measured: finished stages, sittings and profiles.
 
     part      counted in          took      rate by          measured in
-    learn     examples × epochs   seconds   task and rank    a stage's record, a probe
-    begin     stages              seconds   rank             a stage's record, a probe
-    answer    answers             seconds   task and rank    a sitting's cells, a probe
-    adapter   stages              bytes     rank             a stage's record, a probe
+    learn     examples × epochs   seconds   task and rank    a stage's record, a profile
+    begin     stages              seconds   rank             a stage's record, a profile
+    answer    answers             seconds   task and rank    a sitting's cells, a profile
+    adapter   stages              bytes     rank             a stage's record, a profile
     sheet     answers             bytes     task             a sitting's record
 
 How rates are fitted, and how sure a prediction is, stands in rates.py. It holds for machines as they were
@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from dgg_ray.core.interfaces import Adapter
+from dgg_ray.core.stage import ANSWERS, ROUNDS, STEPS, Evaluation, Stage, WorkItem, replayed
 from dgg_ray.cost.makespan import Ask, Node, longest, nodes
 from dgg_ray.cost.rates import TASKS_RANGE, Estimate, Part, Rate, Seen, show, total
-from dgg_ray.storage.stages import ANSWERS, ROUNDS, STEPS, Exam, Stage, StageStore, Work, replayed
+from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study, Workers
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 RANK = "adapter.rank"
 DISK = {"adapter", "sheet"}
 PROBE = "probe "  # what its key begins with among those of the stages
-UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray probe STUDY` does it"
+UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray profile STUDY` does it"
 Record: TypeAlias = Mapping[str, Any]
 Told: TypeAlias = tuple[str, Sequence[Record]]  # a stage's key, or PROBE and a number, and its records
 
@@ -60,7 +61,7 @@ class Cost:
 
 def units(workers: Workers) -> dict[str, float]:
     """Unit → what a second of a fleet is in it."""
-    hours = workers.per_fleet / 3600
+    hours = workers.group_size / 3600
     found = {"worker-hours": hours}
     if workers.gpus:
         found["GPU-hours"] = hours * workers.gpus
@@ -76,8 +77,8 @@ class CostModel:
     """All that a store tells of a study's rates, and of what it spent; grows as stages finish.
 
     Only what was measured on the same base model and the same Workers.setup counts.
-    spent: seconds of a fleet by stage or probe, of this study's own work; another's costs it nothing.
-    took: most seconds of a probe, of whatever study, by task.
+    spent: seconds of a fleet by stage or profile, of this study's own work; another's costs it nothing.
+    took: most seconds of a profile, of whatever study, by task.
     sat: keys of the exams that were sat, by the key of their stage, as far as was read.
     """
 
@@ -97,15 +98,15 @@ class CostModel:
         self.learn(self.probed())
         self.learn((record["key"], (record, *sittings)) for record, sittings in self.store.finished())
 
-    def measured(self, work: Work) -> list[Told]:
+    def measured(self, item: WorkItem) -> list[Told]:
         """What the store tells of work that was just done; takes nothing up, so that any thread may ask."""
-        if work.probe:
+        if item.profile:
             return list(self.probed())
-        record = self.store.record(work.stage)
-        return [(work.stage.key, (record, *self.store.sittings(work.stage.key)))] if record else []
+        record = self.store.record(item.stage)
+        return [(item.stage.key, (record, *self.store.sittings(item.stage.key)))] if record else []
 
     def probed(self) -> Iterator[Told]:
-        return ((f"{PROBE}{number}", (probe,)) for number, probe in enumerate(self.store.probes()))
+        return ((f"{PROBE}{number}", (profile,)) for number, profile in enumerate(self.store.profiles()))
 
     def learn(self, told: Iterable[Told]) -> None:
         """Take it up."""
@@ -113,7 +114,7 @@ class CostModel:
             if key.startswith(PROBE):
                 self.add(key, records, self.of_probe)
                 continue
-            self.sat[key] = {cell["exam"] for sitting in records[1:] for cell in sitting["cells"]}
+            self.sat[key] = {cell["evaluation"] for sitting in records[1:] for cell in sitting["cells"]}
             self.add(key, records, self.of_stage)
 
     def add(self, key: str, records: Sequence[Record], of: Callable[..., Iterator[Seen]]) -> None:
@@ -184,16 +185,16 @@ class CostModel:
         """The same one for the same content: there are few, of very many stages."""
         return self.made.setdefault((kind, rank, *counts.items()), Part(kind, counts, rank))
 
-    def parts_of(self, stage: Stage, learns: bool, exams: Iterable[Exam]) -> list[Part]:
-        found = self.parts(stage.meaning, stage.earlier) if learns else []
-        for exam in exams:
-            counts = {exam.task: float(self.sizes[exam.task][exam.split])}
+    def parts_of(self, stage: Stage, trained_tasks: bool, evaluations: Iterable[Evaluation]) -> list[Part]:
+        found = self.parts(stage.meaning, stage.earlier) if trained_tasks else []
+        for evaluation in evaluations:
+            counts = {evaluation.task: float(self.sizes[evaluation.task][evaluation.split])}
             found += [self.part(kind, counts, stage.adapter.rank) for kind in ("answer", "sheet")]
         return found
 
     def known(self, asks: Iterable[Ask]) -> list[Node] | None:
         """What is left; None where a kind of it was not measured."""
-        kinds, found = self.rates.keys() | DISK, list[Node]()  # a probe keeps no answers
+        kinds, found = self.rates.keys() | DISK, list[Node]()  # a profile keeps no answers
         for node in nodes(asks, self.sat, self.parts_of):
             if any(part.kind not in kinds for part in node.parts):
                 return None
@@ -208,18 +209,24 @@ class CostModel:
                 kinds.setdefault(part.kind, []).append(part)
         return total([self.rates[kind].sum(some) for kind, some in kinds.items()])
 
-    def seconds(self, works: Iterable[Work]) -> Estimate | None:
+    def seconds(self, work_items: Iterable[WorkItem]) -> Estimate | None:
         """That the works take which are left, one after another; None where that was not measured."""
-        found = self.known([Ask(works)])
+        found = self.known([Ask(work_items)])
         return None if found is None else self.sum(part for node in found for part in node.parts)
 
-    def probing(self, work: Work) -> float | None:
-        """Most seconds of a probe, by the rates and the longest one so far; None where nothing was measured.
+    def probing(self, item: WorkItem) -> float | None:
+        """Most seconds of a profile, by the rates and the longest one so far; None where nothing was measured.
 
         A task that was never timed has a wide interval; TASKS_RANGE is the most that is made of it here.
         """
-        (task,), rank, size = work.stage.learns, work.stage.adapter.rank, work.stage.training.batch_size
-        answers = sum(min(self.sizes[exam.task][exam.split], ANSWERS) for exam in work.exams)
+        (task,), rank, size = (
+            item.stage.trained_tasks,
+            item.stage.adapter.rank,
+            item.stage.training.batch_size,
+        )
+        answers = sum(
+            min(self.sizes[evaluation.task][evaluation.split], ANSWERS) for evaluation in item.evaluations
+        )
         once = {"begin": {"": 1.0}, "learn": {task: STEPS * size}, "answer": {task: answers}}
         if not once.keys() <= self.rates.keys():
             return None
@@ -235,7 +242,7 @@ class CostModel:
         for kind in self.rates.keys() - DISK:
             if some := [(i, part) for i, part in parts if part.kind == kind]:
                 np.add.at(means, [i for i, _ in some], self.rates[kind].each([part for _, part in some]))
-        path = longest([node.after for node in found], means.tolist(), self.workers.fleets)
+        path = longest([node.after for node in found], means.tolist(), self.workers.groups)
         wall = self.sum(part for i in path for part in found[i].parts)
         every = [part for _, part in parts]
         return Cost(self.workers, self.sum(every), wall, self.sum(every, disk=True))
@@ -245,7 +252,7 @@ class CostModel:
 
 
 def seconds(record: Record) -> float:
-    """What a stage or a probe, or a sitting, took."""
+    """What a stage or a profile, or a sitting, took."""
     cost = record.get("cost", {})
     return (
         cost.get("seconds", 0.0)
@@ -276,15 +283,15 @@ class Outlook:
         return "\n".join([*(lines or [f"  cost              {UNMEASURED}"]), f"  spent so far      {spent}"])
 
 
-# -- probes ----------------------------------------------------------------------------------------
+# -- profiles ----------------------------------------------------------------------------------------
 
 
-def probes(study: Study) -> list[Work]:
-    """A probe of every task at every rank that the study uses."""
+def profiling_items(study: Study) -> list[WorkItem]:
+    """A profile of every task at every rank that the study uses."""
     return [
-        Work(
+        WorkItem(
             study.at({RANK: rank}).run_of((name,), 0).stages[0],
-            (study.exam(name, "validation"),),
+            (study.evaluation(name, "validation"),),
             study.workers.setup,
         )
         for rank in ranks(study)
@@ -293,10 +300,14 @@ def probes(study: Study) -> list[Work]:
 
 
 def ranks(study: Study) -> list[int]:
-    """Those of the search, or both ends of its range, or the adapter's own; and the rivals'."""
-    knob = study.search.space.get(RANK) if study.search else None
-    found = (knob.values or (knob.low, knob.high)) if knob else (study.adapter.rank,)
-    rivals = [
-        at[RANK] for r in study.protocol.rivals if not isinstance(r, str) for at in r.values() if RANK in at
+    """Those of the search, or both ends of its range, or the adapter's own; and the baselines'."""
+    parameter = study.search.space.get(RANK) if study.search else None
+    found = (parameter.values or (parameter.low, parameter.high)) if parameter else (study.adapter.rank,)
+    baselines = [
+        at[RANK]
+        for r in study.protocol.baselines
+        if not isinstance(r, str)
+        for at in r.values()
+        if RANK in at
     ]
-    return sorted({int(rank) for rank in (*found, *rivals) if rank is not None})
+    return sorted({int(rank) for rank in (*found, *baselines) if rank is not None})

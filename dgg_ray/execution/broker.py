@@ -26,6 +26,7 @@ import ray
 from dgg_ray.core import event_log
 from dgg_ray.core.errors import describe
 from dgg_ray.core.quick import Quick
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import Purse
 from dgg_ray.execution.broker_client import Answer, Askers, Told
 from dgg_ray.execution.cluster import ON_HEAD, restarted
@@ -33,7 +34,7 @@ from dgg_ray.execution.prometheus import Watch
 from dgg_ray.execution.work_queue import AILMENTS, Ailments, Desk, Ended
 from dgg_ray.storage.lease_keeper import LOOK_S, Claims
 from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 
 GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
 NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
@@ -53,12 +54,12 @@ class Broker:
     def __init__(
         self,
         store: StageStore,
-        retries: int,
+        max_retries: int,
         purse: Purse | None = None,
         holder: Holder | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self.store, self.desk, self.watch = store, Desk(store, retries, purse, look=False), watch
+        self.store, self.desk, self.watch = store, Desk(store, max_retries, purse, look=False), watch
         if watch:
             watch.begin()
             self.desk.bill = watch.bill
@@ -79,7 +80,7 @@ class Broker:
         self.ready_at = time.monotonic() + GRACE_S * restarted()
         self.looking: asyncio.Task[None] | None = None
 
-    async def follow(self, asker: str, chains: Mapping[int, Sequence[Work]]) -> None:
+    async def follow(self, asker: str, chains: Mapping[int, Sequence[WorkItem]]) -> None:
         self.askers.follow(asker, chains)
 
     async def told(self, asker: str, known: int) -> Told | None:
@@ -88,15 +89,15 @@ class Broker:
     async def forget(self, asker: str) -> None:
         self.askers.forget(asker)
 
-    async def need(self, work: Work) -> Answer:
+    async def need(self, item: WorkItem) -> Answer:
         """Wait until the store has it, or until it failed."""
-        key = work.key
+        key = item.key
         self.desk.counts["asked"] += 1
         while True:
-            if not (found := self.desk.known(work)):
-                there = await self._there(work)
-                await self._sized(work)
-                found = self.desk.enter(work, there)
+            if not (found := self.desk.known(item)):
+                there = await self._there(item)
+                await self._sized(item)
+                found = self.desk.enter(item, there)
             if found == "ready":
                 return {"ok": True}
             if self.closed:
@@ -104,41 +105,41 @@ class Broker:
             if found == "failed":
                 return {"ok": False, "error": self.desk.failed[key]}
             if found == "over":
-                return {"ok": False, "error": describe(self.desk.purse.refusal(work))}
+                return {"ok": False, "error": describe(self.desk.purse.refusal(item))}
             answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
             await self._tell()
             # Shielded: one asker that is cancelled must not cancel the others' answer.
             result = await asyncio.shield(answer)
-            if not result["ok"] or await self._there(work):
+            if not result["ok"] or await self._there(item):
                 return result
 
-    async def take(self, fleet: str, patience_s: float, ended: Sequence[Ended] = ()) -> list[Work]:
+    async def take(self, group: str, patience_s: float, ended: Sequence[Ended] = ()) -> list[WorkItem]:
         """Work for the fleet, which says what it ended; nothing when none came so long, or all is over."""
-        deadline, life, mine = time.monotonic() + patience_s, self.lives[fleet], list[Work]()
-        await self.done(fleet, *ended)
-        if self.lives[fleet] == life:
-            self._back(self.desk.of(fleet))  # who asks has nothing
+        deadline, life, mine = time.monotonic() + patience_s, self.lives[group], list[WorkItem]()
+        await self.done(group, *ended)
+        if self.lives[group] == life:
+            self._back(self.desk.of(group))  # who asks has nothing
         # A worker killed while it waits here must not be handed work that nobody then does.
-        while not self.closed and self.lives[fleet] == life:
+        while not self.closed and self.lives[group] == life:
             if order := self.desk.next:
-                await self._sized(order.work)
-                if self.closed or self.lives[fleet] != life:
+                await self._sized(order.item)
+                if self.closed or self.lives[group] != life:
                     break
             now = time.monotonic()
-            work = self.desk.take(fleet) if now >= self.ready_at else None
+            item = self.desk.take(group) if now >= self.ready_at else None
             while self.desk.refused:
                 key, error = self.desk.refused.popitem()
                 event_log.trouble("refused", error, level=logging.WARNING)
                 self._answer(key, {"ok": False, "error": error})
-            if work:
+            if item:
                 try:
-                    mine += [work] if await self._ours(work) else []
+                    mine += [item] if await self._ours(item) else []
                 except BaseException:
-                    self._back([other.key for other in mine if self.lives[fleet] == life])
+                    self._back([other.key for other in mine if self.lives[group] == life])
                     raise
             elif mine:
-                for work in mine:
-                    event_log.event("taken", work, fleet=fleet)
+                for item in mine:
+                    event_log.event("taken", item, group=group)
                 return mine
             elif now >= deadline:
                 return []
@@ -149,93 +150,93 @@ class Broker:
                         await asyncio.wait_for(self.news.wait(), until - now)
         return []
 
-    async def done(self, fleet: str, *ended: Ended) -> None:
+    async def done(self, group: str, *ended: Ended) -> None:
         """What became of what the fleet had."""
         for key, learned, error, seconds in ended:
-            mine = key in self.desk.of(fleet)
+            mine = key in self.desk.of(group)
             if error and not mine:
                 continue  # of a fleet believed lost: another tries it, or will
             measured, unread = None, False
             if error is None:
                 self.ailments.count = 0
             if mine and not error:
-                work = self.desk.out[key].work
+                item = self.desk.out[key].item
                 try:
-                    measured = await self.threads(self.desk.purse.measured, work)
+                    measured = await self.threads(self.desk.purse.measured, item)
                 except Exception as problem:  # it is done all the same
                     unread = True
-                    event_log.trouble("not read", describe(problem), work, logging.WARNING)
-            if self.desk.done(fleet, key, learned, error, seconds, measured, unread):
+                    event_log.trouble("not read", describe(problem), item, logging.WARNING)
+            if self.desk.done(group, key, learned, error, seconds, measured, unread):
                 self._answer(key, {"ok": error is None, "error": error})
                 if mine:
                     self.claims.drop(key)
         if ended:
             await self._tell()  # there may be more to do, or money for it
 
-    async def lost(self, fleet: str, cause: dict[str, str] | None = None, blamed: bool = True) -> None:
+    async def lost(self, group: str, cause: dict[str, str] | None = None, blamed: bool = True) -> None:
         """The fleet's workers began anew, or are gone: what they had is to be taken again.
 
         blamed: whether that may be the fault of what they had.
         """
-        self.lives[fleet] += 1
-        had = self.desk.of(fleet)
+        self.lives[group] += 1
+        had = self.desk.of(group)
         for key in had:
-            event_log.event("lost", self.desk.out[key].asked, logging.WARNING, fleet=fleet)
-        for work in self.desk.lost(fleet, blamed):
+            event_log.event("lost", self.desk.out[key].asked, logging.WARNING, group=group)
+        for item in self.desk.lost(group, blamed):
             error = (
                 cause
-                or self.causes.get(work.key)
+                or self.causes.get(item.key)
                 or {
                     "error": "WorkerLost",
-                    "message": f"the worker died {self.desk.retries + 1} times while learning {work}; "
+                    "message": f"the worker died {self.desk.max_retries + 1} times while learning {item}; "
                     "see the workers' logs, often memory ran out",
                     "traceback": "",
                 }
             )
-            self.desk.fail(work.key, error)
-            task = asyncio.create_task(self._set_aside(work, error))
+            self.desk.fail(item.key, error)
+            task = asyncio.create_task(self._set_aside(item, error))
             self.tasks.add(task)  # nobody waits for it, and it must not be forgotten
             task.add_done_callback(self.tasks.discard)
         for key in had:
             self.claims.drop(key)
         await self._tell()
 
-    async def blame(self, fleet: str, key: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
+    async def blame(self, group: str, key: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
         """The fleet ends with this soon, over this work; ended: others, of the same handful."""
         self.causes[key] = cause
-        await self.done(fleet, *ended)
-        self._back(self.desk.beside(fleet, key))
+        await self.done(group, *ended)
+        self._back(self.desk.beside(group, key))
         await self._tell()
 
-    async def orphaned(self, fleet: str) -> None:
+    async def orphaned(self, group: str) -> None:
         """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
-        life = self.lives[fleet]
+        life = self.lives[group]
         await asyncio.sleep(NEW_LIFE_S)
-        if self.lives[fleet] == life:
-            await self.lost(fleet)
+        if self.lives[group] == life:
+            await self.lost(group)
 
     async def set_phase(self, phase: str) -> None:
         """Note what a worker group that starts is at, in words."""
         self.phase = phase
 
-    async def unwell(self, fleet: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
+    async def unwell(self, group: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
         """The fleet ends over something that is not its stage's fault, as a full disk."""
-        await self.done(fleet, *ended)
+        await self.done(group, *ended)
         self.desk.counts["unwell"] += 1
-        await self.lost(fleet, cause, blamed=False)
+        await self.lost(group, cause, blamed=False)
         if self.ailments.last_for_ever():
             why = f"{cause['error']}: {cause['message']}"
             await self.close(f"{AILMENTS} stages in a row could not be done and are not at fault; {why}")
 
-    async def tick(self, fleet: str, key: str, steps: tuple[int, int], ended: Sequence[Ended] = ()) -> None:
+    async def tick(self, group: str, key: str, steps: tuple[int, int], ended: Sequence[Ended] = ()) -> None:
         """The fleet is at this, came so far with it, and ended others of the same handful before."""
         self.phase = ""
-        await self.done(fleet, *ended)
-        self.desk.heard(fleet, key, steps)
-        if self.desk.lingers(fleet, key) and (rest := self.desk.beside(fleet, key)):
+        await self.done(group, *ended)
+        self.desk.heard(group, key, steps)
+        if self.desk.lingers(group, key) and (rest := self.desk.beside(group, key)):
             self._back(rest)
             await self._tell()
-        if key not in self.desk.of(fleet) or key in self.claims.held or key in self.claiming or self.closed:
+        if key not in self.desk.of(group) or key in self.claims.held or key in self.claiming or self.closed:
             return
         self.claiming.add(key)  # as after a restart; the store may not answer at once
         try:
@@ -264,66 +265,66 @@ class Broker:
             self.watch.show(found)
         return found
 
-    async def _there(self, work: Work) -> bool:
-        return await self.threads(self.store.has, work)
+    async def _there(self, item: WorkItem) -> bool:
+        return await self.threads(self.store.has, item)
 
     async def _claimed(self, key: str) -> Holder | None:
         """Who else has it; None where it is ours now."""
         return await self.claims.pool(self.claims.take, key)
 
-    async def _sized(self, work: Work) -> None:
+    async def _sized(self, item: WorkItem) -> None:
         """Have the purse know enough of the store to decide about the work."""
         purse = self.desk.purse
-        if not purse.unsure(work, self.desk.running):
+        if not purse.unsure(item, self.desk.running):
             return
         async with self.sizing:  # one look at a time tells all
-            for disk in purse.unsure(work, self.desk.running):
+            for disk in purse.unsure(item, self.desk.running):
                 try:
                     disk.saw(*await asyncio.to_thread(disk.size))
                 except Exception as problem:  # what is known must do
-                    event_log.trouble("not read", describe(problem), work, logging.WARNING)
+                    event_log.trouble("not read", describe(problem), item, logging.WARNING)
                     disk.next_look = time.monotonic() + LOOK_S
 
-    async def _set_aside(self, work: Work, error: dict[str, str]) -> None:
+    async def _set_aside(self, item: WorkItem, error: dict[str, str]) -> None:
         """Keep why it was given up, and tell."""
         try:
-            if not work.probe:
-                await self.threads(self.store.fail, work.stage, error)
+            if not item.profile:
+                await self.threads(self.store.fail, item.stage, error)
         except Exception as problem:  # this run knows it all the same
-            event_log.trouble("not kept", describe(problem), work, logging.WARNING)
-        self._answer(work.key, {"ok": False, "error": error})
+            event_log.trouble("not kept", describe(problem), item, logging.WARNING)
+        self._answer(item.key, {"ok": False, "error": error})
 
-    async def _ours(self, work: Work) -> bool:
+    async def _ours(self, item: WorkItem) -> bool:
         """Whether the work, which was just taken, is this driver's to do."""
         try:
-            other = await self._claimed(work.key)
+            other = await self._claimed(item.key)
         except BaseException:
-            self.desk.put_back(work.key)
+            self.desk.put_back(item.key)
             raise
         if other is not None:
-            self.desk.put_back(work.key, elsewhere=str(other))
+            self.desk.put_back(item.key, elsewhere=str(other))
             self.looking = self.looking or asyncio.create_task(self._look())
-        elif work.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
-            self.claims.drop(work.key)
+        elif item.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
+            self.claims.drop(item.key)
         return other is None
 
     async def _look(self) -> None:
         """Now and then, whether work that other drivers have is done, or theirs no more."""
         while (elsewhere := self.desk.elsewhere) and not self.closed:
             await asyncio.sleep(LOOK_S)
-            for work in elsewhere:
+            for item in elsewhere:
                 try:
-                    there = await self._there(work)
-                    free = not there and await self._claimed(work.key) is None
+                    there = await self._there(item)
+                    free = not there and await self._claimed(item.key) is None
                 except Exception:  # the store cannot be reached now
                     break
-                if work.key not in {other.key for other in self.desk.elsewhere}:
+                if item.key not in {other.key for other in self.desk.elsewhere}:
                     continue  # one of our own fleets said meanwhile that it has it
                 if there:
-                    self.desk.answered(work.key)
-                    self._answer(work.key, {"ok": True})
+                    self.desk.answered(item.key)
+                    self._answer(item.key, {"ok": True})
                 elif free:
-                    self.desk.put_back(work.key)
+                    self.desk.put_back(item.key)
             await self._tell()
         self.looking = None
 

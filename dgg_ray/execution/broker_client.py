@@ -20,7 +20,7 @@ from uuid import uuid4
 import ray
 
 from dgg_ray.core.errors import OverBudget
-from dgg_ray.storage.stages import Work
+from dgg_ray.core.stage import WorkItem
 
 TOGETHER_S = 0.05  # more may be answered until then, and is told in one; the chains go on meanwhile
 Answer = dict[str, Any]  # {"ok": bool, "error": …}
@@ -40,11 +40,11 @@ class Asker:
 class Askers:
     """The broker's half. need: waits until the store has a work, or it failed."""
 
-    def __init__(self, need: Callable[[Work], Awaitable[Answer]]) -> None:
+    def __init__(self, need: Callable[[WorkItem], Awaitable[Answer]]) -> None:
         self.need = need
         self.known: dict[str, Asker] = {}
 
-    def follow(self, name: str, chains: Mapping[int, Sequence[Work]]) -> None:
+    def follow(self, name: str, chains: Mapping[int, Sequence[WorkItem]]) -> None:
         if name in self.known:
             return
         asker = self.known[name] = Asker()
@@ -68,10 +68,10 @@ class Askers:
             for task in asker.tasks:
                 task.cancel()
 
-    async def _walk(self, asker: Asker, number: int, chain: Sequence[Work]) -> None:
-        for work in chain:
+    async def _walk(self, asker: Asker, number: int, chain: Sequence[WorkItem]) -> None:
+        for item in chain:
             try:
-                answer = await self.need(work)
+                answer = await self.need(item)
             except Exception as problem:  # the store's, as a rule: it is the asker's to raise
                 answer = problem
             asker.told.append((number, answer))
@@ -81,7 +81,9 @@ class Askers:
 
 
 def walk(
-    chains: Sequence[Sequence[Work]], broker: Any, finished: Callable[[Work], None] = lambda work: None
+    chains: Sequence[Sequence[WorkItem]],
+    broker: Any,
+    finished: Callable[[WorkItem], None] = lambda item: None,
 ) -> list[dict[str, str]]:
     """Have every chain's works done, each chain one after another, all chains at once.
 
@@ -98,13 +100,13 @@ def walk(
                 for number, answer in told:
                     if isinstance(answer, Exception):
                         raise answer
-                    work, *rest = left.pop(number)
+                    item, *rest = left.pop(number)
                     if not answer["ok"]:
                         errors.append(answer["error"])
                         continue
                     if rest:
                         left[number] = rest
-                    finished(work)
+                    finished(item)
         finally:
             broker.forget.remote(name)
     return errors

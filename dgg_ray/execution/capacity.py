@@ -31,22 +31,22 @@ def sentences(study: Study, place: str, outlook: Outlook) -> Iterator[str]:
 
 
 def workers_here(w: Workers, gpus: int, cpus: int) -> Iterator[str]:
-    group = w.per_fleet * w.gpus
-    wanted = f"{w.per_fleet} worker{'s' * (w.per_fleet > 1)} with {w.gpus:g} GPU{'s' * (w.gpus != 1)} each"
+    group = w.group_size * w.gpus
+    wanted = f"{w.group_size} worker{'s' * (w.group_size > 1)} with {w.gpus:g} GPU{'s' * (w.gpus != 1)} each"
     if group > gpus:
         yield (
             f"a worker group wants {group:g} GPUs ({wanted}), this machine has {gpus}: {ELSEWHERE}, or lower "
             "workers.gpus (0 trains on CPUs)"
         )
-    elif group and w.fleets * group > gpus:
+    elif group and w.groups * group > gpus:
         yield (
-            f"workers.fleets is {w.fleets}, with {group:g} GPUs for each: this machine has {gpus}, so that "
+            f"workers.groups is {w.groups}, with {group:g} GPUs for each: this machine has {gpus}, so that "
             f"{int(gpus / group)} can train at once"
         )
-    if (all_of_it := w.fleets * w.per_fleet * w.cpus) > cpus:
+    if (all_of_it := w.groups * w.group_size * w.cpus) > cpus:
         yield (
-            f"all workers together want {all_of_it:g} CPUs ({w.fleets} × {w.per_fleet} × {w.cpus:g}), this "
-            f"machine has {cpus}: they would share them; {ELSEWHERE}, or lower workers.fleets"
+            f"all workers together want {all_of_it:g} CPUs ({w.groups} × {w.group_size} × {w.cpus:g}), this "
+            f"machine has {cpus}: they would share them; {ELSEWHERE}, or lower workers.groups"
         )
 
 

@@ -59,7 +59,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     if started and address:
         join(address)
     elif started:
-        cores = max(os.cpu_count() or 1, ceil(w.fleets * w.per_fleet * w.cpus))
+        cores = max(os.cpu_count() or 1, ceil(w.groups * w.group_size * w.cpus))
         ray.init(
             address="local",
             num_cpus=cores,  # logical: a study that asks for more workers than cores still runs
@@ -144,10 +144,10 @@ def demand(study: Study) -> None:
             "lower workers.gpus or workers.cpus, or add larger machines (available_node_types in "
             "cluster.yaml, --address for another cluster)"
         )
-    if room < w.per_fleet:
+    if room < w.group_size:
         raise ClusterError(
-            f"a fleet wants {w.per_fleet} workers with {worker} each, there is room for {room:g}; lower "
-            "workers.per_fleet, or add machines (max_workers in cluster.yaml, --address for another cluster)"
+            f"a fleet wants {w.group_size} workers with {worker} each, there is room for {room:g}; lower "
+            "workers.group_size, or add machines (max_workers in cluster.yaml, --address for another cluster)"
         )
 
 

@@ -1,6 +1,6 @@
-"""A study is run: searched with Ray Tune and Optuna, its winner compared with the rivals.
+"""A study is run: searched with Ray Tune and Optuna, its winner compared with the baselines.
 
-    propose → judge on every block (validation) → … → recommend → compare with the rivals (test) → report
+    propose → judge on every block (validation) → … → recommend → compare with the baselines (test) → report
 
 Everything is asked of the store first. Ray is started when the first stage is missing, so a study
 that is finished answers without it, and one that was killed goes on where it was.
@@ -23,18 +23,19 @@ from dgg_ray.config import takeover
 from dgg_ray.config.registry import Ledger
 from dgg_ray.config.study import Study
 from dgg_ray.core.fence import Fence
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.core.terminal import warn
 from dgg_ray.cost import budget, forecast
-from dgg_ray.cost.model import probes
+from dgg_ray.cost.model import profiling_items
 from dgg_ray.execution import cluster, trackers
 from dgg_ray.execution.broker_client import over, walk
 from dgg_ray.execution.executor import Crew
 from dgg_ray.execution.progress import Display
 from dgg_ray.planning import edited_plugins
-from dgg_ray.search import baselines, evidence
-from dgg_ray.search.base import Method, Probe
-from dgg_ray.search.pruning import Race
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.search import comparison, evidence
+from dgg_ray.search.base import Method, Query
+from dgg_ray.search.pruning import PruningTest
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import at_once
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def run(
     """
     from dgg_ray.planning.plan import plan
 
-    purse = budget.purse(study, store, baselines.at_the_end)
+    purse = budget.purse(study, store, comparison.comparison_items)
     began = time.perf_counter()
     with (
         Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
@@ -84,9 +85,9 @@ def run(
         for line in edited_plugins.sentences(study, store):
             display.say(line)
         if study.budget:
-            crew.obtain([[work] for work in probes(study)])
+            crew.obtain([[item] for item in profiling_items(study)])
             purse.begin()
-            purse.check(baselines.first_run(study))
+            purse.check(comparison.first_run_items(study))
         with forecast.kept(out, display.take(plan(study, store)), fence) as entry:
             search_and_compare(study, store, out, crew, tracking, fence)
             if crew.over:
@@ -100,16 +101,18 @@ def search_and_compare(
     """Have all that the study asks for done, as far as it can be: its search, then the comparison."""
     found, more = None, {}
     if study.search is not None:
-        found = baselines.method(study, out / "search.db", fence)
+        found = comparison.make_search(study, out / "search.db", fence)
         tracking.follow(found)
         pursue(study, store, crew, found)
-        more = {name: pursue(study, store, crew, own) for name, own in baselines.rivals(found).items()}
-    final = baselines.contenders(study, found, more)
+        more = {
+            name: pursue(study, store, crew, own) for name, own in comparison.baseline_searches(found).items()
+        }
+    final = comparison.compared_settings(study, found, more)
     tracking.compare(final)
     crew.obtain(evidence.final_works(final))
 
 
-def probe(
+def profile(
     study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
 ) -> tuple[Plan, list[str]]:
     """Measure what the study's stages will take, a few steps of each kind.
@@ -127,7 +130,7 @@ def probe(
         Display(f"{study.name}, probes", quiet=quiet) as display,
         Crew(study, store, out, display, budget.Purse(), local, address) as crew,
     ):
-        crew.obtain([[work] for work in probes(study)])
+        crew.obtain([[item] for item in profiling_items(study)])
     return plan(study, store), [f"{e['error']}: {e['message']}" for e in crew.errors]
 
 
@@ -144,8 +147,8 @@ def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Metho
 
     seen = at_once(store)
 
-    def answered(number: int, probe: Probe) -> None:
-        crew.expect(count := sum(len(one.works) for one in evidence.asked(study, seen, probe)))
+    def answered(number: int, query: Query) -> None:
+        crew.expect(count := sum(len(one.work_items) for one in evidence.asked(study, seen, query)))
         crew.answered(count)
 
     blocked = evidence.replay(study, seen, search, answered)
@@ -157,22 +160,22 @@ def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Metho
 
 def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
     while not crew.over and (proposal := search.ask()) is not None:
-        number, probe = proposal
-        for part in evidence.parts(study, store, probe):
+        number, query = proposal
+        for part in evidence.parts(study, store, query):
             crew.obtain(evidence.missing(store, part))
             if evidence.missing(store, part):
                 break
-        found = evidence.evidence(study, at_once(store), probe)
+        found = evidence.evidence(study, at_once(store), query)
         if crew.over and found is None:
             return  # not judged, and not told so: with a larger budget it is the next
         search.tell(number, found)
-        crew.display.judged(lambda: baselines.best_so_far(search))
+        crew.display.judged(lambda: comparison.best_so_far(search))
 
 
 def search_with_tune(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
     """Ray Tune runs the trials; each asks the broker for its stages and reports after every one."""
     broker = crew.start()
-    trial = ray.tune.with_parameters(judge_probe, study=study, store=store, broker=broker)
+    trial = ray.tune.with_parameters(evaluate_query, study=study, store=store, broker=broker)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trial, ON_HEAD),
         tune_config=ray.tune.TuneConfig(
@@ -192,43 +195,43 @@ def search_with_tune(study: Study, store: StageStore, search: Method, crew: Crew
     crew.check()
 
 
-def judge_probe(config: dict[str, Any], study: Study, store: StageStore, broker: Any) -> None:
-    """A trial: walk the probe's runs, stage by stage, all at once. It trains nothing itself."""
-    race = config["race"]
-    probe = Probe(**{**config, "race": Race(**race) if race else None})
+def evaluate_query(config: dict[str, Any], study: Study, store: StageStore, broker: Any) -> None:
+    """A trial: walk the profile's runs, stage by stage, all at once. It trains nothing itself."""
+    pruning_test = config["pruning_test"]
+    query = Query(**{**config, "pruning_test": PruningTest(**pruning_test) if pruning_test else None})
     learned, errors = 0, list[dict[str, str]]()
     there, scores = set[str](), dict[str, float]()
 
-    def finished(work: Work) -> None:
+    def finished(item: WorkItem) -> None:
         nonlocal learned
         learned += 1
-        there.add(work.stage.key)
-        ray.tune.report({"stages": learned, "score": so_far(study, store, probe, there, scores)})
+        there.add(item.stage.key)
+        ray.tune.report({"stages": learned, "score": so_far(study, store, query, there, scores)})
 
-    for part in evidence.parts(study, store, probe):
+    for part in evidence.parts(study, store, query):
         left = evidence.missing(store, part)
-        there |= {work.stage.key for one in part for work in one.works}
-        there -= {work.stage.key for chain in left for work in chain}
+        there |= {item.stage.key for one in part for item in one.work_items}
+        there -= {item.stage.key for chain in left for item in chain}
         errors = walk(left, broker, finished)
         if errors:
             break
     found = {"failed": len(errors), "over": over(errors)}
-    ray.tune.report({"stages": learned, "score": so_far(study, store, probe, there, scores), **found})
+    ray.tune.report({"stages": learned, "score": so_far(study, store, query, there, scores), **found})
 
 
 def so_far(
-    study: Study, store: StageStore, probe: Probe, done: Collection[str], scores: dict[str, float]
+    study: Study, store: StageStore, query: Query, done: Collection[str], scores: dict[str, float]
 ) -> float:
     """Mean score on the tasks learned, after each run's last finished stage, over the runs begun.
 
     done: keys of finished stages; scores: after those that were looked at before, by key. Each is looked at
     once: in a store far away every look is a request.
     """
-    at, last = study.at(probe.setting), dict[int, float]()
-    for number, run in enumerate(evidence.runs_of(at, probe)):
+    at, last = study.at(query.setting), dict[int, float]()
+    for number, run in enumerate(evidence.runs_of(at, query)):
         for stage in (s for s in run.stages if s.key in done):
             if stage.key not in scores:
-                row = evidence.row(at, store, run, stage, study.protocol.select_on)
+                row = evidence.row(at, store, run, stage, study.protocol.selection_split)
                 scores[stage.key] = float(np.nanmean(row))
             last[number] = scores[stage.key]
     return float(np.mean(list(last.values()))) if last else 0.0
@@ -240,7 +243,7 @@ class Steady(Searcher):
     def __init__(self, study: Study, store: StageStore, search: Method, crew: Crew) -> None:
         super().__init__(metric="score", mode="max")  # Tune wants one; the method judges
         self.study, self.store, self.search, self.crew = study, store, search, crew
-        self.open: dict[str, tuple[int, Probe]] = {}
+        self.open: dict[str, tuple[int, Query]] = {}
         self.stages: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -248,16 +251,18 @@ class Steady(Searcher):
             return Searcher.FINISHED
         seen = at_once(self.store)
         while (proposal := self.search.ask()) is not None:
-            number, probe = proposal
-            missing = evidence.needs(self.study, seen, probe)
+            number, query = proposal
+            missing = evidence.needs(self.study, seen, query)
             if missing:
                 self.open[trial_id] = proposal
                 self.crew.expect(sum(map(len, missing)))
-                race = probe.race._asdict() if probe.race else None
-                return {**probe._asdict(), "setting": dict(probe.setting), "race": race}
-            self.crew.expect(count := sum(len(one.works) for one in evidence.asked(self.study, seen, probe)))
+                pruning_test = query.pruning_test._asdict() if query.pruning_test else None
+                return {**query._asdict(), "setting": dict(query.setting), "pruning_test": pruning_test}
+            self.crew.expect(
+                count := sum(len(one.work_items) for one in evidence.asked(self.study, seen, query))
+            )
             self.crew.answered(count)
-            self.search.tell(number, evidence.evidence(self.study, seen, probe))
+            self.search.tell(number, evidence.evidence(self.study, seen, query))
         return Searcher.FINISHED if self.search.out else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -275,9 +280,9 @@ class Steady(Searcher):
             if result.get("over"):
                 self.crew.over = True  # not judged, and not told so: with a larger budget it is the next
                 return
-        number, probe = self.open.pop(trial_id)
-        self.search.tell(number, evidence.evidence(self.study, at_once(self.store), probe))
-        self.crew.display.judged(lambda: baselines.best_so_far(self.search))
+        number, query = self.open.pop(trial_id)
+        self.search.tell(number, evidence.evidence(self.study, at_once(self.store), query))
+        self.crew.display.judged(lambda: comparison.best_so_far(self.search))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store and the seed say where the search is."""

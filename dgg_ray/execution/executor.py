@@ -17,6 +17,7 @@ import ray
 from dgg_ray.config.study import Study
 from dgg_ray.core import blame, event_log
 from dgg_ray.core.errors import ClusterError, describe
+from dgg_ray.core.stage import Stage, WorkItem
 from dgg_ray.cost.budget import Purse
 from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import Broker
@@ -24,10 +25,10 @@ from dgg_ray.execution.broker_client import over, walk
 from dgg_ray.execution.hardware_check import Sentinel
 from dgg_ray.execution.progress import Display
 from dgg_ray.execution.prometheus import Watch
-from dgg_ray.execution.worker_groups import Fleets, workshop
+from dgg_ray.execution.worker_groups import WorkerGroups, workshop
 from dgg_ray.storage.lease_keeper import LOOK_S, Claims
 from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stages import Stage, StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.setup import LOADING
 
 
@@ -71,18 +72,18 @@ class Crew:
             self.count()
         self.stack.close()
 
-    def obtain(self, chains: Sequence[Sequence[Work]]) -> None:
+    def obtain(self, chains: Sequence[Sequence[WorkItem]]) -> None:
         """Leave the store with every work of every chain; a failed stage ends its chain."""
         left = []
         for chain in chains:
             self.expect(len(chain))
-            missing = [work for work in chain if not self.store.has(work)]
+            missing = [item for item in chain if not self.store.has(item)]
             self.answered(len(chain) - len(missing))
             left += [missing] if missing else []
         if self.local:
             self.work_here(left)
         elif left:
-            errors = walk(left, self.start(), lambda work: self.display.finished())
+            errors = walk(left, self.start(), lambda item: self.display.finished())
             self.errors += errors
             self.over |= over(errors)
             for line in dict.fromkeys(blame.line(error) for error in errors if error.get("place")):
@@ -99,7 +100,7 @@ class Crew:
         for _ in range(count):
             self.display.finished(was_there=True)
 
-    def work_here(self, chains: Sequence[Sequence[Work]]) -> None:
+    def work_here(self, chains: Sequence[Sequence[WorkItem]]) -> None:
         """Chain after chain; one at whose next stage another driver is comes last."""
         if not chains:
             return
@@ -122,46 +123,46 @@ class Crew:
                 time.sleep(LOOK_S)
                 waited = 0
 
-    def follow(self, chain: deque[Work]) -> bool:
+    def follow(self, chain: deque[WorkItem]) -> bool:
         """Do a chain's works; False where another driver has the next one."""
         while chain:
-            work = chain[0]
-            if work.key in self.failed:
+            item = chain[0]
+            if item.key in self.failed:
                 break
-            if self.purse.verdict(work) == "over":
+            if self.purse.verdict(item) == "over":
                 self.over = True
-                event_log.trouble("refused", describe(self.purse.refusal(work)), work, logging.WARNING)
+                event_log.trouble("refused", describe(self.purse.refusal(item)), item, logging.WARNING)
                 break
-            if self.claims.take(work.key) is not None:
+            if self.claims.take(item.key) is not None:
                 return False
             try:
-                if not self.done_here(work):
+                if not self.done_here(item):
                     break
             finally:
-                self.claims.drop(work.key)
+                self.claims.drop(item.key)
             chain.popleft()
         return True
 
-    def done_here(self, work: Work) -> bool:
+    def done_here(self, item: WorkItem) -> bool:
         """Whether it ended well."""
-        fresh, began = self.store.record(work.stage) is None, time.monotonic()
+        fresh, began = self.store.record(item.stage) is None, time.monotonic()
         self.display.begun()
-        self.sentinel.before(work)
+        self.sentinel.before(item)
         try:
-            with event_log.about(work):
-                self.shop.obtain(work)
+            with event_log.about(item):
+                self.shop.obtain(item)
         except Exception as problem:
             self.errors.append(blame.told(problem))
-            event_log.trouble("failed", self.errors[-1], work)
-            self.display.say(f"{work} failed: {blame.line(self.errors[-1])}")
-            if not work.probe:
-                self.store.fail(work.stage, self.errors[-1])
+            event_log.trouble("failed", self.errors[-1], item)
+            self.display.say(f"{item} failed: {blame.line(self.errors[-1])}")
+            if not item.profile:
+                self.store.fail(item.stage, self.errors[-1])
             self.purse.lose(time.monotonic() - began)
-            self.failed.add(work.key)
+            self.failed.add(item.key)
             self.tally["failed"] += 1
             return False
-        self.purse.finished(work)
-        self.tally["trained"] += fresh and bool(work.stage.learns) and not work.probe
+        self.purse.finished(item)
+        self.tally["trained"] += fresh and bool(item.stage.trained_tasks) and not item.profile
         self.display.finished()
         return True
 
@@ -176,12 +177,12 @@ class Crew:
         if self.broker is None:
             self.display.phase("starting Ray")
             self.stack.enter_context(cluster.connected(self.study, self.address))
-            retries = self.study.workers.retries
-            desk = (self.store, retries, self.purse, Holder.here(), Watch.of(self.study, self.out))
+            max_retries = self.study.workers.max_retries
+            desk = (self.store, max_retries, self.purse, Holder.here(), Watch.of(self.study, self.out))
             self.broker = Broker.remote(*desk)  # type: ignore[attr-defined]
             folder = self.out / "ray"
-            self.fleets = self.stack.enter_context(
-                Fleets(self.study, self.store, self.broker, folder, self.heard)
+            self.groups = self.stack.enter_context(
+                WorkerGroups(self.study, self.store, self.broker, folder, self.heard)
             )
             self.display.phase("starting workers")
         return self.broker
@@ -209,5 +210,5 @@ class Crew:
         """ClusterError where no fleet can be had; the broker may know before `Fleets` does."""
         if self.broker:
             status: dict[str, Any] = ray.get(self.broker.status.remote())
-            if why := self.fleets.failure or status["closed"]:
+            if why := self.groups.failure or status["closed"]:
                 raise ClusterError(why)

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 from dgg_ray.core import event_log
 from dgg_ray.core.environment import Kind, kind
 from dgg_ray.core.errors import describe
+from dgg_ray.core.stage import Evaluation, Stage, WorkItem
 from dgg_ray.storage.hardware_notes import lease_of, note, noted
 from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stages import Exam, Stage, StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study
@@ -51,28 +52,28 @@ class Sentinel:
     settled: bool = field(default=False, init=False)
     me: Holder = field(default_factory=Holder.here, init=False)
 
-    def before(self, work: Work) -> None:
+    def before(self, item: WorkItem) -> None:
         """Learn the sentinel stage again if this is the moment. All that learn together call it together."""
-        if self.settled or work.probe:
+        if self.settled or item.profile:
             return
         try:
-            stage, self.settled = self.shop.lead(lambda: self.due(work))
+            stage, self.settled = self.shop.lead(lambda: self.due(item))
             if stage is not None:
                 self.relearn(stage)
         except self.caught as problem:
             self.settled = True
-            event_log.trouble("sentinel", describe(problem), work, logging.WARNING)
+            event_log.trouble("sentinel", describe(problem), item, logging.WARNING)
 
     @property
     def here(self) -> Kind:
         return kind(self.shop.where())
 
-    def due(self, work: Work) -> tuple[Stage | None, bool]:
+    def due(self, item: WorkItem) -> tuple[Stage | None, bool]:
         """(The stage to be learned again, whether all is settled then.)"""
         store, model = self.shop.store, self.study.fingerprint
         if noted(store, self.here, model):
             return None, True
-        for stage in firsts(self.study, work):
+        for stage in firsts(self.study, item):
             if record := store.record(stage):
                 there = kind(record["environment"])
                 if not noted(store, there, model):
@@ -86,11 +87,13 @@ class Sentinel:
     def relearn(self, stage: Stage) -> None:
         shop = self.shop
         cells = shop.lead(lambda: list(shop.store.cells(stage).values()))
-        exams = tuple(Exam(c["task"], c["split"], c["exam"]) for c in cells if c["task"] in self.study.tasks)
+        evaluations = tuple(
+            Evaluation(c["task"], c["split"], c["evaluation"]) for c in cells if c["task"] in self.study.tasks
+        )
         with TemporaryDirectory(prefix="dgg-sentinel-") as folder:
             scratch = StageStore(Path(folder))
             with event_log.about(stage):
-                replace(shop, store=scratch).obtain(Work(stage, exams))
+                replace(shop, store=scratch).obtain(WorkItem(stage, evaluations))
             shop.lead(lambda: self.keep(stage, scratch))
 
     def keep(self, stage: Stage, scratch: StageStore) -> None:
@@ -104,27 +107,29 @@ class Sentinel:
         )
 
 
-def firsts(study: Study, work: Work) -> Iterator[Stage]:
+def firsts(study: Study, item: WorkItem) -> Iterator[Stage]:
     """Stages that can be the sentinel, the best first; none has a parent, so that each is learned alone."""
     for order, seed in study.blocks:
         yield study.run_of(order, seed).stages[0]
-    stage = work.stage
+    stage = item.stage
     while stage.parent is not None:
         stage = stage.parent
-    if stage.learns:
+    if stage.trained_tasks:
         yield stage
 
 
 def entry(store: StageStore, stage: Stage, reference: Kind) -> dict[str, Any]:
     """What is noted of a sentinel that a store holds; reference: the kind that published the stage."""
     record = store.record(stage) or {}
-    cells = [{k: c[k] for k in ("exam", "task", "split", "score", "n")} for c in store.cells(stage).values()]
+    cells = [
+        {k: c[k] for k in ("evaluation", "task", "split", "score", "n")} for c in store.cells(stage).values()
+    ]
     return {
         "key": stage.key,
         "meaning": stage.meaning,
         "reference": reference.id,
         "environment": record["environment"],
-        "cells": sorted(cells, key=lambda cell: cell["exam"]),
+        "cells": sorted(cells, key=lambda cell: cell["evaluation"]),
         "weights": weights(store.open(stage)),
         "seconds": record["cost"].get("seconds", 0.0),
         "at": time.time(),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from dgg_ray.storage.stages import Stage, Work
+from dgg_ray.core.stage import Stage, WorkItem
 
 BEAT_S = 0.5
 ARM_S = 1.0  # between two calls that put off the end
@@ -61,16 +61,16 @@ class Pulse:
 
     def __init__(self, dog: Watchdog, say: Callable[[str, tuple[int, int]], object] | None) -> None:
         self.dog, self.say = dog, say
-        self.work: Work | None = None
+        self.item: WorkItem | None = None
         self.steps = (0, 0)
         self.lock = threading.Lock()
         if say:
             threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
-    def begin(self, work: Work) -> None:
+    def begin(self, item: WorkItem) -> None:
         self.dog.begin()
         with self.lock:
-            self.work, self.steps = work, (0, 0)
+            self.item, self.steps = item, (0, 0)
 
     def step(self, stage: Stage, done: int, steps: int) -> None:
         """A step was finished: Workshop.tick."""
@@ -79,15 +79,15 @@ class Pulse:
 
     def end(self) -> None:
         with self.lock:  # what is said after this is of the next work
-            self.work = None
+            self.item = None
         self.dog.end()
 
     def _beat(self) -> None:
         while True:
             time.sleep(BEAT_S)
             with self.lock, contextlib.suppress(Exception):  # the broker may be away for a moment
-                if self.work and self.say:
-                    self.say(self.work.key, self.steps)
+                if self.item and self.say:
+                    self.say(self.item.key, self.steps)
 
 
 def trace(life: str, rank: int) -> Path:
@@ -106,6 +106,6 @@ def stuck(life: str, minutes: float) -> dict[str, str] | None:
         return None
     message = (
         f"no step and no batch of answers was finished for {minutes:g} minutes; where it hung is in the "
-        "traceback. If that is how long they take, raise workers.stuck_minutes"
+        "traceback. If that is how long they take, raise workers.hang_timeout_minutes"
     )
     return {"error": "Stuck", "message": message, "traceback": "\n".join(told)}

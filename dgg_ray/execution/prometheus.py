@@ -22,8 +22,8 @@ from ray.util import metrics
 
 from dgg_ray.config.study import Study
 from dgg_ray.core import event_log
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.model import units
-from dgg_ray.storage.stages import Work
 
 STATES = ("queued", "running", "trained", "failed", "lost")
 BOUNDS_S = [1.0, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000]
@@ -55,9 +55,9 @@ class Watch:
         for state in STATES:
             self.stages.set(counts.get(state, 0), {"study": self.study, "state": state})
 
-    def bill(self, work: Work, seconds: float) -> None:
+    def bill(self, item: WorkItem, seconds: float) -> None:
         """A fleet had the work for so long."""
-        self.seconds.observe(seconds, {"study": self.study, "task": work.stage.task or "untouched model"})
+        self.seconds.observe(seconds, {"study": self.study, "task": item.stage.task or "untouched model"})
         for unit, counter in self.hours.items():
             if hours := seconds * self.rates[unit]:
                 counter.inc(hours, {"study": self.study})

@@ -33,9 +33,10 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.fence import Fence
 from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.search import evidence
 from dgg_ray.storage import manifest
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import at_once
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Tracked:
     local_path: str
     at: Study
     split: str
-    works: dict[Place, Work]
+    work_items: dict[Place, WorkItem]
     given_up: Callable[[], bool] = lambda: False
     told: list[Place] = field(default_factory=list)
     experiment_dir_name: str = ""
@@ -82,12 +83,12 @@ class Tracked:
     def news(self, store: StageStore) -> list[Place]:
         """What was finished since, with all its exams."""
         known = set(self.told)
-        return [place for place, work in self.works.items() if place not in known and store.has(work)]
+        return [place for place, item in self.work_items.items() if place not in known and store.has(item)]
 
     def state(self, store: StageStore) -> str:
         """`open`, `ended`, or `failed` where a stage of it did."""
-        left = [work for place, work in self.works.items() if place not in set(self.told)]
-        if any(store.failure(work.stage) for work in left):
+        left = [item for place, item in self.work_items.items() if place not in set(self.told)]
+        if any(store.failure(item.stage) for item in left):
             return "failed"
         return "open" if left and not self.given_up() else "ended"
 
@@ -140,7 +141,7 @@ class Tracking:
         self.callbacks, self.fence = dict(callbacks), fence or Fence()
         self.known: dict[str, dict[str, Any]] = manifest.noted(self.folder / TOLD) or {}
         self.open: dict[str, Tracked] = {}
-        self.searches: list[tuple[Method, set[int]]] = []  # with the numbers of the probes looked at
+        self.searches: list[tuple[Method, set[int]]] = []  # with the numbers of the queries looked at
         self.next_look = 0.0
 
     @property
@@ -152,16 +153,16 @@ class Tracking:
         """Track every whole setting that the search proposes."""
         self.searches += [(search, set())] * self.telling
 
-    def compare(self, contenders: Mapping[str, Study]) -> None:
+    def compare(self, compared_settings: Mapping[str, Study]) -> None:
         """Track what is compared in the end."""
         if not self.telling:
             return
         with self.fence(EVERY, NO_MORE):
             seen = at_once(self.store)
-            for label, at in contenders.items():
+            for label, at in compared_settings.items():
                 config = {"strategy": plugins.name_of(at.strategy), "comparison": label}
                 self.begin(
-                    seen, f"final-{at.id}", label, config, at, "test", evidence.FINAL, at.protocol.exams
+                    seen, f"final-{at.id}", label, config, at, "test", evidence.FINAL, at.protocol.evaluate
                 )
 
     def look(self, last: bool = False) -> None:
@@ -180,10 +181,10 @@ class Tracking:
         """Begin what was proposed since, and tell what was finished."""
         seen = at_once(self.store)
         for search, looked_at in self.searches:
-            for number, probe in enumerate(list(search.proposed)):
-                if number not in looked_at and probe.block is None and probe.depth == len(self.study.names):
-                    at, given_up = self.study.at(probe.setting), lambda s=search, n=number: n in s.told
-                    self.begin(seen, at.id, at.id, dict(probe.setting), at, given_up=given_up)
+            for number, query in enumerate(list(search.proposed)):
+                if number not in looked_at and query.block is None and query.depth == len(self.study.names):
+                    at, given_up = self.study.at(query.setting), lambda s=search, n=number: n in s.told
+                    self.begin(seen, at.id, at.id, dict(query.setting), at, given_up=given_up)
                 looked_at.add(number)
         for run in list(self.open.values()):
             self.tell(run, seen)
@@ -203,14 +204,14 @@ class Tracking:
         known = self.known.setdefault(id, {"told": [], "ended": False})
         if known["ended"] or id in self.open:
             return
-        works = {
-            (" > ".join(run.order), run.seed, work.stage.key): work
+        work_items = {
+            (" > ".join(run.order), run.seed, item.stage.key): item
             for run in at.runs()
-            for work in evidence.works(at, run, splits, scope)
+            for item in evidence.work_items(at, run, splits, scope)
         }
         folder = str(self.folder / "tensorboard" / id)
-        split, told = split or at.protocol.select_on, [(o, s, k) for o, s, k in known["told"]]
-        run = Tracked(id, name, config, folder, at, split, works, given_up, told, self.study.name)
+        split, told = split or at.protocol.selection_split, [(o, s, k) for o, s, k in known["told"]]
+        run = Tracked(id, name, config, folder, at, split, work_items, given_up, told, self.study.name)
         self.open[id] = run
         self.each(lambda callback: resume(callback, run, known))
         self.tell(run, seen)

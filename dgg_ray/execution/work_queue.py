@@ -17,8 +17,9 @@ from math import inf
 from typing import Any
 
 from dgg_ray.core.errors import describe
+from dgg_ray.core.stage import Evaluation, WorkItem
 from dgg_ray.cost.budget import Purse
-from dgg_ray.storage.stages import Exam, StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.setup import HANDFUL_S
 
 # A work's key, whether its stage was learned, its error, and for how many seconds its fleet was at it.
@@ -44,11 +45,11 @@ class Order:
     beats: how often its fleet said that it is at it.
     """
 
-    asked: Work
-    exams: dict[str, Exam] = field(default_factory=dict)
+    asked: WorkItem
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
     held: bool = False
     elsewhere: str = ""
-    fleet: str | None = None
+    group: str | None = None
     losses: int = 0
     reached: int = 0
     alone: bool = False
@@ -57,18 +58,18 @@ class Order:
     beats: int = 0
 
     @property
-    def work(self) -> Work:
-        return replace(self.asked, exams=tuple(self.exams.values()))
+    def item(self) -> WorkItem:
+        return replace(self.asked, evaluations=tuple(self.evaluations.values()))
 
     @property
     def free(self) -> bool:
-        return self.fleet is None and not self.elsewhere
+        return self.group is None and not self.elsewhere
 
     def lose(self, blamed: bool = True) -> None:
         """Its fleet is gone. A stage that gets further each time is not what ends its fleets."""
         done, steps = self.steps
         self.losses += blamed and done <= self.reached + FURTHER * steps
-        self.fleet, self.reached, self.steps = None, max(self.reached, done), (0, 0)
+        self.group, self.reached, self.steps = None, max(self.reached, done), (0, 0)
 
 
 class Ailments:
@@ -92,65 +93,65 @@ class Desk:
     """
 
     def __init__(
-        self, store: StageStore, retries: int = 2, purse: Purse | None = None, look: bool = True
+        self, store: StageStore, max_retries: int = 2, purse: Purse | None = None, look: bool = True
     ) -> None:
         self.store = store
-        self.retries, self.look = retries, look
+        self.max_retries, self.look = max_retries, look
         self.purse = purse or Purse()
         self.purse.begin()
         self.orders: dict[str, Order] = {}  # by the work's key; dicts keep the order of asking
         self.out: dict[str, Order] = {}  # those that fleets have
-        self.later: dict[str, dict[str, Exam]] = {}  # exams asked for while their stage was out
+        self.later: dict[str, dict[str, Evaluation]] = {}  # exams asked for while their stage was out
         self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
         self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
         self.holding = False  # whether any of them is held
         self.usual = inf  # seconds that a work takes, of late
         self.counts: Counter[str] = Counter()
-        self.bill: Callable[[Work, float], None] = lambda work, seconds: None  # told what each order took
+        self.bill: Callable[[WorkItem, float], None] = lambda item, seconds: None  # told what each order took
 
-    def need(self, work: Work) -> str:
+    def need(self, item: WorkItem) -> str:
         """`ready`, `failed`, `joined`, `queued`, or `over`: the budget has nothing for it."""
         self.counts["asked"] += 1
-        return self.known(work) or self.enter(work, self.store.has(work))
+        return self.known(item) or self.enter(item, self.store.has(item))
 
-    def known(self, work: Work) -> str:
+    def known(self, item: WorkItem) -> str:
         """`failed`, `joined`, or nothing: the store has to be asked."""
-        if work.key in self.failed:
+        if item.key in self.failed:
             return "failed"
-        if (order := self.orders.get(work.key)) is None:
+        if (order := self.orders.get(item.key)) is None:
             return ""
-        wanted = {exam.key: exam for exam in work.exams}
-        if order.fleet is None:
-            order.exams |= wanted
-        elif not wanted.keys() <= order.exams.keys():
-            self.later.setdefault(work.key, {}).update(wanted)
+        wanted = {evaluation.key: evaluation for evaluation in item.evaluations}
+        if order.group is None:
+            order.evaluations |= wanted
+        elif not wanted.keys() <= order.evaluations.keys():
+            self.later.setdefault(item.key, {}).update(wanted)
         return "joined"
 
-    def enter(self, work: Work, there: bool) -> str:
+    def enter(self, item: WorkItem, there: bool) -> str:
         """Queue it, unless the store has it. Somebody else may have asked since the store was looked into."""
         if there:
             return "ready"
-        if found := self.known(work):
+        if found := self.known(item):
             return found
-        if self.purse.verdict(work, self.running, self.look) == "over":
+        if self.purse.verdict(item, self.running, self.look) == "over":
             return "over"
-        self.orders[work.key] = Order(work, {exam.key: exam for exam in work.exams})
+        self.orders[item.key] = Order(item, {evaluation.key: evaluation for evaluation in item.evaluations})
         return "queued"
 
-    def take(self, fleet: str) -> Work | None:
+    def take(self, group: str) -> WorkItem | None:
         """The work that waits longest.
 
         None when none waits, the fleet has enough, or the budget makes it wait.
         """
-        while (order := self.next) is not None and self._room(fleet, order):
-            key, verdict = order.asked.key, self.purse.verdict(order.work, self.running, self.look)
+        while (order := self.next) is not None and self._room(group, order):
+            key, verdict = order.asked.key, self.purse.verdict(order.item, self.running, self.look)
             if verdict == "go":
-                self.assign(key, fleet)
-                return order.work
+                self.assign(key, group)
+                return order.item
             if verdict == "wait":
                 order.held = self.holding = True
                 return None
-            self.refused[key] = describe(self.purse.refusal(order.work))
+            self.refused[key] = describe(self.purse.refusal(order.item))
             del self.orders[key]
         return None
 
@@ -159,39 +160,39 @@ class Desk:
         """What the next fleet gets, if the budget has something for it."""
         return next((order for order in self.orders.values() if order.free), None)
 
-    def assign(self, key: str, fleet: str) -> None:
+    def assign(self, key: str, group: str) -> None:
         order = self.out[key] = self.orders[key]
-        order.fleet, order.elsewhere, order.started = fleet, "", time.time()
+        order.group, order.elsewhere, order.started = group, "", time.time()
         order.steps, order.beats = (0, 0), 0
 
-    def heard(self, fleet: str, key: str, steps: tuple[int, int]) -> bool:
+    def heard(self, group: str, key: str, steps: tuple[int, int]) -> bool:
         """The fleet says that it is at this; whether that is news, as after a restart of the desk."""
         order = self.orders.get(key)
-        news = order is not None and order.fleet is None
+        news = order is not None and order.group is None
         if news:
-            self.assign(key, fleet)
-        if order and order.fleet == fleet:
+            self.assign(key, group)
+        if order and order.group == group:
             order.steps, order.beats = steps, order.beats + 1
         return news
 
-    def of(self, fleet: str) -> list[str]:
+    def of(self, group: str) -> list[str]:
         """Keys of what the fleet has."""
-        return [key for key, order in self.out.items() if order.fleet == fleet]
+        return [key for key, order in self.out.items() if order.group == group]
 
     def put_back(self, key: str, elsewhere: str = "") -> None:
         """It was not begun after all; `elsewhere`: another driver has it."""
         self.out.pop(key, None)
         if order := self.orders.get(key):
-            order.fleet, order.elsewhere = None, elsewhere
+            order.group, order.elsewhere = None, elsewhere
 
-    def beside(self, fleet: str, key: str) -> list[str]:
+    def beside(self, group: str, key: str) -> list[str]:
         """What else the fleet has; it will not begin that if it `lingers` at this."""
-        return [other for other in self.of(fleet) if other != key]
+        return [other for other in self.of(group) if other != key]
 
-    def lingers(self, fleet: str, key: str) -> bool:
+    def lingers(self, group: str, key: str) -> bool:
         """Whether the fleet is at this for longer than a handful lasts."""
         order = self.out.get(key)
-        return order is not None and order.fleet == fleet and order.beats > 1
+        return order is not None and order.group == group and order.beats > 1
 
     def answered(self, key: str) -> None:
         """Another driver left the store with it."""
@@ -206,7 +207,7 @@ class Desk:
         if in_vain:
             self.purse.lose(seconds)
         else:
-            self.purse.finished(order.work, measured)
+            self.purse.finished(order.item, measured)
         if self.holding:
             for other in self.orders.values():
                 other.held = False
@@ -214,7 +215,7 @@ class Desk:
 
     def done(
         self,
-        fleet: str,
+        group: str,
         key: str,
         learned: bool,
         error: dict[str, str] | None,
@@ -229,7 +230,7 @@ class Desk:
             counts as what is lost does.
         """
         order = self.out.get(key)
-        if order is None or order.fleet != fleet:
+        if order is None or order.group != group:
             return True  # it was taken from a fleet believed lost; the store holds the result all the same
         del self.orders[key], self.out[key]
         seconds = time.time() - order.started if seconds is None else seconds
@@ -248,26 +249,26 @@ class Desk:
         self.failed[key] = error
         self.counts["failed"] += 1
 
-    def lost(self, fleet: str, blamed: bool = True) -> list[Work]:
+    def lost(self, group: str, blamed: bool = True) -> list[WorkItem]:
         """Put the fleet's work back; what was lost too often is given up and returned.
 
         blamed: whether it may be the work that ends its fleets.
         """
-        given_up, had = [], self.of(fleet)
+        given_up, had = [], self.of(group)
         for key in had:
             order = self.out.pop(key)
             self.settle(order, (time.time() - order.started) / len(had), in_vain=True)
             order.alone |= blamed and len(had) > 1
             order.lose(blamed and len(had) == 1)
             self.counts["lost"] += 1
-            if order.losses > self.retries:
-                given_up.append(order.work)
+            if order.losses > self.max_retries:
+                given_up.append(order.item)
                 del self.orders[key]
         return given_up
 
-    def _room(self, fleet: str, order: Order) -> bool:
+    def _room(self, group: str, order: Order) -> bool:
         """Whether the fleet may have this beside what it has."""
-        if not (had := self.of(fleet)):
+        if not (had := self.of(group)):
             return True
         apart = order.alone or self.out[had[0]].alone
         return not apart and len(had) < min(HANDFUL, HANDFUL_S / max(self.usual, 1e-9))
@@ -280,21 +281,21 @@ class Desk:
     @property
     def begun(self) -> list[Order]:
         """What fleets are at: the first of what each has."""
-        return list({order.fleet: order for order in reversed(self.out.values())}.values())[::-1]
+        return list({order.group: order for order in reversed(self.out.values())}.values())[::-1]
 
     def status(self) -> dict[str, Any]:
         """Counts, and what fleets are at; the rest of their handfuls counts among what waits."""
-        shown = [{"stage": str(o.asked), "fleet": o.fleet, "steps": o.steps} for o in self.begun]
+        shown = [{"stage": str(o.asked), "fleet": o.group, "steps": o.steps} for o in self.begun]
         waiting = self.waiting + len(self.out) - len(shown)
         counts = {"waiting": waiting, "elsewhere": len(self.elsewhere)}
         return {**self.counts, **counts, "running": shown}
 
     @property
-    def elsewhere(self) -> list[Work]:
+    def elsewhere(self) -> list[WorkItem]:
         """What other drivers have."""
-        return [order.work for order in self.orders.values() if order.elsewhere]
+        return [order.item for order in self.orders.values() if order.elsewhere]
 
     @property
-    def running(self) -> Iterator[Work]:
+    def running(self) -> Iterator[WorkItem]:
         """What fleets have; looked up by a purse that asks, as most do not."""
-        return (order.work for order in self.out.values())
+        return (order.item for order in self.out.values())

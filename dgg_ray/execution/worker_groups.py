@@ -26,10 +26,11 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import blame, event_log
 from dgg_ray.core.environment import kind
 from dgg_ray.core.errors import PluginError, Refused, StageError, StoreError, StudyError, describe
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution import cluster
 from dgg_ray.execution.hardware_check import Sentinel
 from dgg_ray.execution.heartbeat import Pulse, Watchdog, stuck, trace
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.setup import LOADING, cannot_begin, handful, leading, rank, tried, workshop
 from dgg_ray.training.simulated import Simulated
 
@@ -52,16 +53,18 @@ def work_loop(config: dict[str, Any]) -> None:
     import torch  # here and below: only what trains waits for torch and transformers to be imported
     from ray.train.torch import get_device
 
-    broker, fleet, life, lead = config["broker"], config["fleet"], config["life"], leading()
+    broker, group, life, lead = config["broker"], config["fleet"], config["life"], leading()
     if why := cluster.other_code(config["code"]):  # before anything of the driver's is unpickled
         return ray.get(broker.close.remote(why))
     study, store = ray.get([config["study"], config["store"]])
     w = study.workers
-    event_log.started(study.name, fleet, config.get("logs"), rank())
+    event_log.started(study.name, group, config.get("logs"), rank())
     if w.gpus:  # Ray shows every worker all GPUs of the group on its machine
         torch.cuda.set_device(get_device())
-    lead(lambda: ray.get(broker.lost.remote(fleet, stuck(life, w.stuck_minutes))))  # by those before it
-    dog = Watchdog(60 * w.stuck_minutes, trace(life, rank()))
+    lead(
+        lambda: ray.get(broker.lost.remote(group, stuck(life, w.hang_timeout_minutes)))
+    )  # by those before it
+    dog = Watchdog(60 * w.hang_timeout_minutes, trace(life, rank()))
     broker.set_phase.remote(LOADING)
     try:
         shop = workshop(study, store, w.zero, dog.alive)
@@ -69,67 +72,67 @@ def work_loop(config: dict[str, Any]) -> None:
         why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
         return ray.get(broker.close.remote(why))
     except StoreError as problem:  # data that did not come
-        return ray.get(broker.unwell.remote(fleet, describe(problem)))
+        return ray.get(broker.unwell.remote(group, describe(problem)))
     except Exception as problem:
         raise cannot_begin(problem) from problem
     ended: list[Ended] = []
-    pulse = Pulse(dog, None if rank() else lambda key, steps: broker.tick.remote(fleet, key, steps, ended))
+    pulse = Pulse(dog, None if rank() else lambda key, steps: broker.tick.remote(group, key, steps, ended))
     shop.lead, shop.tick = lead, pulse.step
     if not isinstance(shop, Simulated):
         shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
-    sentinel = Sentinel(study, shop, (StageError, StoreError) if w.per_fleet > 1 else Exception)
+    sentinel = Sentinel(study, shop, (StageError, StoreError) if w.group_size > 1 else Exception)
     event_log.event("begun", kind=kind(shop.where()).name)
-    while works := lead(lambda e=ended: ray.get(broker.take.remote(fleet, w.idle_s, e))):
+    while work_items := lead(lambda e=ended: ray.get(broker.take.remote(group, w.idle_timeout_s, e))):
         ended = []
-        for work in handful(works, lead):
+        for item in handful(work_items, lead):
             began = time.monotonic()
-            pulse.begin(work)
-            sentinel.before(work)
-            fresh = lead(lambda s=work.stage: store.record(s)) is None
+            pulse.begin(item)
+            sentinel.before(item)
+            fresh = lead(lambda s=item.stage: store.record(s)) is None
             try:
-                error, at_fault = tried(shop, work)
+                error, at_fault = tried(shop, item)
             except Exception as problem:
                 pulse.end()
-                error, over = given_up(problem, work, store, began)
-                ray.get(broker.blame.remote(fleet, work.key, error, [*ended, *over]))
+                error, over = given_up(problem, item, store, began)
+                ray.get(broker.blame.remote(group, item.key, error, [*ended, *over]))
                 raise  # whatever may be broken here, the next process begins without it
             if error:
-                event_log.trouble("failed", error, work)
-                if at_fault and not work.probe:
-                    lead(lambda s=work.stage, e=error: store.fail(s, e))
+                event_log.trouble("failed", error, item)
+                if at_fault and not item.profile:
+                    lead(lambda s=item.stage, e=error: store.fail(s, e))
             pulse.end()
             if error and not at_fault:  # another machine may do better: this fleet ends
-                return lead(lambda e=error, so_far=ended: ray.get(broker.unwell.remote(fleet, e, so_far)))
-            learned = fresh and error is None and bool(work.stage.learns) and not work.probe
-            ended.append((work.key, learned, error, time.monotonic() - began))
+                return lead(lambda e=error, so_far=ended: ray.get(broker.unwell.remote(group, e, so_far)))
+            learned = fresh and error is None and bool(item.stage.trained_tasks) and not item.profile
+            ended.append((item.key, learned, error, time.monotonic() - began))
     event_log.event("ended")
 
 
 def given_up(
-    problem: Exception, work: Work, store: StageStore, began: float
+    problem: Exception, item: WorkItem, store: StageStore, began: float
 ) -> tuple[dict[str, str], list[Ended]]:
     """An error that ends a group and gives up its work: another try would end in the same way."""
     error = blame.told(problem)
-    event_log.trouble("failed", error, work)
+    event_log.trouble("failed", error, item)
     if not blame.lasting(problem):
         return error, []
-    if not work.probe:
-        store.fail(work.stage, error)
-    return error, [(work.key, False, error, time.monotonic() - began)]
+    if not item.profile:
+        store.fail(item.stage, error)
+    return error, [(item.key, False, error, time.monotonic() - began)]
 
 
 class Losses(ray.train.UserCallback):
     """Tells the broker that a fleet's workers died: there may be no machine for others."""
 
-    def __init__(self, broker: Any, fleet: str) -> None:
-        self.broker, self.fleet = broker, fleet
+    def __init__(self, broker: Any, group: str) -> None:
+        self.broker, self.group = broker, group
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.broker.orphaned.remote(self.fleet)
+        self.broker.orphaned.remote(self.group)
 
 
 @ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
-def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
+def run_worker_group(w: Workers, config: dict[str, Any], folder: str) -> None:
     """One fleet, from start to end. In a task of its own: `fit` wants a main thread."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -138,7 +141,7 @@ def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
         work_loop,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=w.per_fleet, use_gpu=w.gpus > 0, resources_per_worker=resources
+            num_workers=w.group_size, use_gpu=w.gpus > 0, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend="nccl" if w.gpus else "gloo"),
         run_config=ray.train.RunConfig(
@@ -150,7 +153,7 @@ def run_fleet(w: Workers, config: dict[str, Any], folder: str) -> None:
     ).fit()
 
 
-class Fleets:
+class WorkerGroups:
     """Starts fleets while stages wait, from a thread of the driver.
 
     failure: why no fleet can be had: its workers cannot begin anywhere; or ERRORS fleets ended with an error
@@ -176,9 +179,9 @@ class Fleets:
         self.ends, self.done_at_end = Counter[bool](), -1  # of fleets, by whether a process of them died
         self.failure = ""
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._supervise, name="fleets", daemon=True)
+        self.thread = threading.Thread(target=self._supervise, name="worker groups", daemon=True)
 
-    def __enter__(self) -> Fleets:
+    def __enter__(self) -> WorkerGroups:
         self.thread.start()
         return self
 
@@ -212,7 +215,7 @@ class Fleets:
         """Start what is wanted; why no fleet can be had, if that is so."""
         status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=PATIENCE_S)
         self._reap(status)
-        wanted = min(self.study.workers.fleets, status["waiting"] + len(status["running"]))
+        wanted = min(self.study.workers.groups, status["waiting"] + len(status["running"]))
         if time.monotonic() >= self.next_start:
             # All at once: asking one by one makes an autoscaler grow one by one.
             for _ in range(wanted - len(self.running)):
@@ -248,18 +251,18 @@ class Fleets:
             return ""
         return (
             f"the autoscaler has no machines for a fleet, which wants {refused[0]}: lower "
-            "workers.per_fleet, workers.cpus or workers.gpus, or add such machines to the cluster"
+            "workers.group_size, workers.cpus or workers.gpus, or add such machines to the cluster"
         )
 
     def _start(self) -> None:
         self.started += 1
-        fleet = f"fleet-{self.started:03d}"
+        group = f"fleet-{self.started:03d}"
         if not self.sent:
             self.sent = {"study": ray.put(self.study), "store": ray.put(self.store), "code": cluster.code()}
-        config = {**self.sent, "broker": self.broker, "fleet": fleet, "life": uuid4().hex[:12]}
+        config = {**self.sent, "broker": self.broker, "fleet": group, "life": uuid4().hex[:12]}
         config["logs"] = self.folder.parent / event_log.FOLDER
-        ref = run_fleet.remote(self.study.workers, config, str(self.folder))
-        self.running[ref] = fleet
+        ref = run_worker_group.remote(self.study.workers, config, str(self.folder))
+        self.running[ref] = group
 
     def _give_up(self, reason: str) -> None:
         event_log.event("given up", level=logging.ERROR, reason=reason)
@@ -280,12 +283,12 @@ class Fleets:
             self._hold()
         self.unwell = status.get("unwell", 0)
         for ref in ended:
-            fleet = self.running.pop(ref)
+            group = self.running.pop(ref)
             try:
                 ray.get(ref)
                 self.ends.clear()
             except Exception as problem:
-                event_log.trouble("fleet over", describe(problem), fleet=fleet)
+                event_log.trouble("fleet over", describe(problem), group=group)
                 done = status.get("trained", 0) + status.get("failed", 0)  # given up: the rest goes on
                 if done != self.done_at_end:
                     self.ends.clear()
@@ -296,4 +299,4 @@ class Fleets:
                 if self.ends[False] == ERRORS or self.ends.total() == DEATHS:
                     why = f"{self.ends.total()} fleets in a row ended with an error"
                     self._give_up(f"{why} and nothing was finished between; the last: {problem}")
-            self.broker.lost.remote(fleet)
+            self.broker.lost.remote(group)

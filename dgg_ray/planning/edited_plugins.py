@@ -8,7 +8,7 @@ from typing import Any
 
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 
 def sentences(study: Study, store: StageStore) -> list[str]:

@@ -2,7 +2,7 @@
 
 The new task is learned last in every order. So each run begins with the runs that there are, and only
 what follows them is learned. The file's own text stays as it is, comments and all; what changes is `name`,
-`tasks`, `orders`, `protocol.held_out`, and where the old results lie (`search.warm_from`, `output.store`).
+`tasks`, `orders`, `protocol.held_out`, and where the old results lie (`search.warm_start_from`, `output.store`).
 """
 
 from __future__ import annotations
@@ -175,7 +175,11 @@ def lengthened(at: tuple[str, ...], given: Sequence[Sequence[str]], tasks: list[
 
 def anew(study: Study, judged: bool) -> list[str]:
     """What learns the old tasks again although their stages are there, in words."""
-    plain = [rival for rival in study.protocol.rivals if isinstance(rival, str) and rival not in FROM_SEARCH]
+    plain = [
+        baseline
+        for baseline in study.protocol.baselines
+        if isinstance(baseline, str) and baseline not in FROM_SEARCH
+    ]
     own = plugins.name_of(study.strategy)
     notes = [
         f"  learned anew: {name}, which learns all tasks at once"
@@ -203,8 +207,8 @@ def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[
         edits.append((("output", "store") if "output" in study.raw else ("output",), value))
         notes.append(f"  output.store: {store}, where the old stages are")
     if study.search and study.search.method != "grid" and judged:
-        edits.append((("search", "warm_from"), [str(results)]))
-        notes.append(f"  search.warm_from: {results}, whose settings are tried with the new task")
+        edits.append((("search", "warm_start_from"), [str(results)]))
+        notes.append(f"  search.warm_start_from: {results}, whose settings are tried with the new task")
     return edits, notes
 
 

@@ -184,7 +184,7 @@ def page(name: str, model: Mapping[str, Any], found: list[Found], folder: Path) 
         section("seeds", "per_order"),
         section("search", {"space": space, "trials": 12, "objective": "faa"}, Search),
         section("protocol", {"held_out": held, "max_new_tokens": longest}, Protocol),
-        section("workers", {"fleets": 1, "gpus": 0 if small else 1}, Workers),
+        section("workers", {"groups": 1, "gpus": 0 if small else 1}, Workers),
     ]
     head = (
         "# A beginning, to be edited. `dgg-ray plan` says what it costs, `dgg-ray schema` has all settings."

@@ -28,7 +28,7 @@ from dgg_ray.core.orders import DESIGNS, Order, existing, left, many
 from dgg_ray.core.wording import plural
 from dgg_ray.planning.spread import Spread, measured
 from dgg_ray.stats import power
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 LISTED = 1000  # orders; designs with more are left out, nobody learns them all
 ASSUMED = 3.0  # points; it has no source, and is said to be assumed wherever it is used

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgg_ray.config.sections import Budget
 from dgg_ray.config.study import Study
+from dgg_ray.core.stage import Data, WorkItem, distinct, merged_items
 from dgg_ray.cost import disk
 from dgg_ray.cost.disk import Held
 from dgg_ray.cost.makespan import Ask
 from dgg_ray.cost.model import CostModel, Outlook
-from dgg_ray.search import baselines, evidence
-from dgg_ray.search.base import Method, Probe, Whole
+from dgg_ray.search import comparison, evidence
+from dgg_ray.search.base import Method, Query, Whole
 from dgg_ray.search.objective import Evidence
-from dgg_ray.storage.stages import Data, StageStore, Work, distinct, merged
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import Glance
 from dgg_ray.training.simulated import MemoryStore, Simulated
 
@@ -31,7 +32,7 @@ class Plan:
 
     settings: to be judged; orders, seeds: the blocks of the search.
     seeding: which orders share seeds, what that means, what the other way would cost; empty for one order.
-    race: what a race over these blocks can promise; empty without one.
+    prune_level: what a race over these blocks can promise; empty without one.
     runs: setting × order × seed, those of the final comparison among them.
     asked: stages of all runs; distinct: after sharing; stored: of these, finished already.
     examples: training examples that the distinct stages which are not stored will see.
@@ -61,7 +62,7 @@ class Plan:
     tasks: Mapping[str, Data]
     exact: bool
     seeding: str = ""
-    race: str = ""
+    pruning_test: str = ""
     budget: Budget | None = None
     designs: Table | None = None
 
@@ -90,7 +91,7 @@ class Plan:
             [
                 f"{self.study}: {blocks}, then the comparison",
                 *[f"  seeds             {self.seeding}"] * bool(self.seeding),
-                *[f"  race              {self.race}"] * bool(self.race),
+                *[f"  race              {self.pruning_test}"] * bool(self.pruning_test),
                 f"  runs              {about}{self.runs}",
                 f"  stages asked for  {about}{self.asked}",
                 f"  shared            {about}{self.shared}",
@@ -124,18 +125,18 @@ def plan(study: Study, store: StageStore) -> Plan:
     runs = len({(walk.at.id, walk.run.order, walk.run.seed) for one in told for walk in one.walks})
     runs += sum(len(at.runs()) for at in final.values())
     asks = [one.ask for one in told]
-    asks.append(Ask([work for chain in evidence.final_works(final) for work in chain], len(asks)))
-    works = [work for ask in asks for work in ask.works]
-    asked = sum(bool(work.stage.learns) for work in works)
-    works = merged(works)
-    stages = distinct(work.stage for work in works if work.stage.learns)
+    asks.append(Ask([item for chain in evidence.final_works(final) for item in chain], len(asks)))
+    work_items = [item for ask in asks for item in ask.work_items]
+    asked = sum(bool(item.stage.trained_tasks) for item in work_items)
+    work_items = merged_items(work_items)
+    stages = distinct(item.stage for item in work_items if item.stage.trained_tasks)
     stored = {key for key, stage in stages.items() if store.record(stage) is not None}
     sizes = {name: data.sizes["train"] for name, data in study.tasks.items()}
     examples = steps = 0
     for key, stage in stages.items():
         if key not in stored:
             kept = sum(min(stage.buffer, sizes[name]) for name in stage.earlier)
-            once = sum(sizes[name] for name in stage.learns) + kept
+            once = sum(sizes[name] for name in stage.trained_tasks) + kept
             examples += stage.training.epochs * once
             steps += stage.training.epochs * ceil(once / stage.training.batch_size)
     return Plan(
@@ -149,20 +150,20 @@ def plan(study: Study, store: StageStore) -> Plan:
         stored=len(stored),
         examples=examples,
         steps=steps,
-        answers=answers(study, store, works),
+        answers=answers(study, store, work_items),
         outlook=CostModel(study, store).outlook(asks),
         held=disk.held(study, store),
         tasks=study.tasks,
         exact=over,
         seeding=seeding(study),
-        race=race(study),
+        pruning_test=pruning_test(study),
         budget=study.budget,
     )
 
 
-def race(study: Study) -> str:
+def pruning_test(study: Study) -> str:
     """On how many independent clusters of blocks a race rests, and what it loses."""
-    if study.search is None or not study.search.race:
+    if study.search is None or not study.search.prune_level:
         return ""
     from dgg_ray.stats.intervals import clusters_of  # SciPy, which a plan without a race does without
 
@@ -172,7 +173,9 @@ def race(study: Study) -> str:
     said = (
         f"over {count} independent clusters of {len(study.blocks)} blocks loses the best setting in at most "
     )
-    return said + f"{study.search.race:.0%} of studies, if all settings scatter alike from order to order"
+    return (
+        said + f"{study.search.prune_level:.0%} of studies, if all settings scatter alike from order to order"
+    )
 
 
 def seeding(study: Study) -> str:
@@ -184,7 +187,7 @@ def seeding(study: Study) -> str:
         len({(order[:t], seed) for order, seed in study.crossed(seeds, of) for t in range(1, len(order) + 1)})
         for of in (True, False)
     )
-    once = any(at.strategy.simultaneous for at in study.contenders().values())
+    once = any(at.strategy.simultaneous for at in study.compared_settings().values())
     joint = "; joint trains one run per seed" * (once and not study.protocol.held_out)
     if study.own_seeds:
         saved = f"shared ones would train {shared} stages a setting in place of {own}" if own > shared else ""
@@ -200,24 +203,24 @@ def seeding(study: Study) -> str:
     return f"all orders share {which}, and {speaks} it; {apart}"
 
 
-def answers(study: Study, store: StageStore, works: Iterable[Work]) -> int:
+def answers(study: Study, store: StageStore, work_items: Iterable[WorkItem]) -> int:
     """Answers that are still to be written: an exam of one stage is sat once, whoever asks for it."""
     count = 0
-    for work in merged(works):
-        known = store.cells(work.stage)
-        count += sum(study.tasks[e.task].sizes[e.split] for e in work.exams if e.key not in known)
+    for item in merged_items(work_items):
+        known = store.cells(item.stage)
+        count += sum(study.tasks[e.task].sizes[e.split] for e in item.evaluations if e.key not in known)
     return count
 
 
 class Asked(NamedTuple):
-    """What a probe asks for. after: how many of the probes before it, first to last, it has to wait for."""
+    """What a query asks for. after: how many of the queries before it, first to last, it has to wait for."""
 
     walks: list[evidence.Walk]
     after: int
 
     @property
     def ask(self) -> Ask:
-        return Ask([work for walk in self.walks for work in walk.works], self.after)
+        return Ask([item for walk in self.walks for item in walk.work_items], self.after)
 
 
 def foresee(study: Study, store: StageStore) -> tuple[list[Asked], dict[str, Study], int, bool]:
@@ -227,38 +230,38 @@ def foresee(study: Study, store: StageStore) -> tuple[list[Asked], dict[str, Stu
     branches are kept and dropped.
     """
     if study.search is None:
-        return [], study.contenders(), 1, True
+        return [], study.compared_settings(), 1, True
     shadow = Simulated.of(study, MemoryStore())
     over, found = True, list[Asked]()
 
-    def answer(search: Method, probe: Probe) -> tuple[Evidence | None, list[evidence.Walk]]:
+    def answer(search: Method, query: Query) -> tuple[Evidence | None, list[evidence.Walk]]:
         nonlocal over
-        known = evidence.evidence(study, store, probe)
+        known = evidence.evidence(study, store, query)
         over &= known is not None
         if known is None and not isinstance(search, Whole):  # whose proposals, maybe many, need no answer
-            for part in evidence.parts(study, shadow.store, probe):
-                for work in (work for chain in evidence.missing(shadow.store, part) for work in chain):
-                    shadow.obtain(work)
-            return evidence.evidence(study, shadow.store, probe), evidence.asked(study, shadow.store, probe)
-        return known, evidence.asked(study, store, probe)
+            for part in evidence.parts(study, shadow.store, query):
+                for item in (item for chain in evidence.missing(shadow.store, part) for item in chain):
+                    shadow.obtain(item)
+            return evidence.evidence(study, shadow.store, query), evidence.asked(study, shadow.store, query)
+        return known, evidence.asked(study, store, query)
 
     def pursue(search: Method) -> Method:
-        first, open_, told = len(found), deque[tuple[int, Probe, int]](), 0
+        first, open_, told = len(found), deque[tuple[int, Query, int]](), 0
         while True:
             while (proposal := search.ask()) is not None:  # all that waits for no more than was told
                 open_.append((*proposal, first + told))
             if not open_:
                 return search
-            number, probe, after = open_.popleft()
-            known, walks = answer(search, probe)
+            number, query, after = open_.popleft()
+            known, walks = answer(search, query)
             found.append(Asked(walks, after))
             search.tell(number, known)
             told += 1
 
-    search = pursue(baselines.method(study))
+    search = pursue(comparison.make_search(study))
     if search.winner() is None:  # nothing was judged: any setting stands for the one that will be
         stand_in = study.at(search.proposed[0].setting)
-        return found, stand_in.contenders(), len(search.proposed), False
-    more = {name: pursue(own) for name, own in baselines.rivals(search).items()}
-    settings = len({tuple(sorted(probe.setting.items())) for probe in search.proposed})
-    return found, baselines.contenders(study, search, more), settings, over
+        return found, stand_in.compared_settings(), len(search.proposed), False
+    more = {name: pursue(own) for name, own in comparison.baseline_searches(search).items()}
+    settings = len({tuple(sorted(query.setting.items())) for query in search.proposed})
+    return found, comparison.compared_settings(study, search, more), settings, over

@@ -12,8 +12,8 @@ import numpy as np
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.orders import Order
-from dgg_ray.search import baselines, evidence
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.search import comparison, evidence
+from dgg_ray.storage.stage_store import StageStore
 
 Blocks = Mapping[tuple[Order, int], float]  # (order, seed) → points
 
@@ -45,11 +45,12 @@ def measured(study: Study, store: StageStore) -> Spread | None:
     """
     if next(iter(store), None) is None:
         return None
-    search, more = baselines.inquiries(study, store)
-    final = baselines.contenders(study, search, more)
+    search, more = comparison.replay_searches(study, store)
+    final = comparison.compared_settings(study, search, more)
     judged = [study.at(search.proposed[n].setting) for n in search.judged()] if search else [study]
     return pooled(scores(final.values(), store, "test"), "contenders on test") or pooled(
-        scores(judged, store, study.protocol.select_on), f"searched settings on {study.protocol.select_on}"
+        scores(judged, store, study.protocol.selection_split),
+        f"searched settings on {study.protocol.selection_split}",
     )
 
 

@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 from dgg_ray.config import loader, registry
 from dgg_ray.config.study import Study, store_at
 from dgg_ray.core.errors import InUse, NoTimes, ResultsError
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.planning.plan import foresee
-from dgg_ray.search import baselines, evidence
+from dgg_ray.search import comparison, evidence
 from dgg_ray.storage import leases, manifest
 from dgg_ray.storage.backend import Objects
 from dgg_ray.storage.leases import Holder
 from dgg_ray.storage.manifest import key_of, name_of
-from dgg_ray.storage.stages import DRAFT_S, StageStore, Work
+from dgg_ray.storage.stage_store import DRAFT_S, StageStore
 from dgg_ray.storage.store_view import Glance
 
 YOUNG_S = 3600.0
@@ -226,31 +227,31 @@ class Needs:
     """asked: keys of all stages that a study asks for; starts: of those whose weights it needs."""
 
     def __init__(self, study: Study, store: StageStore) -> None:
-        search, more = baselines.inquiries(study, store)
+        search, more = comparison.replay_searches(study, store)
         asked, final, _, over = foresee(study, store)  # what is left, as far as it can be said
         walks = [walk for one in asked for walk in one.walks]
         for method in (search, *more.values()) if search else ():  # and what failures led to
-            walks += [walk for probe in method.proposed for walk in evidence.asked(study, store, probe)]
-        final = baselines.contenders(study, search, more) or final
-        chains = [walk.works for walk in walks] + evidence.final_works(final)
-        self.asked = {work.stage.key for works in chains for work in works}
-        whole = over and all(store.has(work) for works in chains for work in works)
+            walks += [walk for query in method.proposed for walk in evidence.asked(study, store, query)]
+        final = comparison.compared_settings(study, search, more) or final
+        chains = [walk.work_items for walk in walks] + evidence.final_works(final)
+        self.asked = {item.stage.key for work_items in chains for item in work_items}
+        whole = over and all(store.has(item) for work_items in chains for item in work_items)
         best = next(iter(final.values()))
         runs = (*best.runs(), *replace(best, fixed=None).runs())  # of the comparison, and of the search
         self.starts = {stage.key for run in runs for stage in run.stages}
-        for works in chains:
-            self.starts |= set(weights_of(works, store, whole, len(study.names)))
+        for work_items in chains:
+            self.starts |= set(weights_of(work_items, store, whole, len(study.names)))
 
 
-def weights_of(works: Sequence[Work], store: StageStore, whole: bool, tasks: int) -> Iterator[str]:
+def weights_of(work_items: Sequence[WorkItem], store: StageStore, whole: bool, tasks: int) -> Iterator[str]:
     """Keys of the stages of a run whose weights are needed. whole: nothing of the study is missing."""
-    for i, work in enumerate(works):
-        stage = work.stage
-        last = len(stage.earlier) + len(stage.learns) == tasks
-        if not stage.earlier or not (whole or last) or not store.has(work):
+    for i, item in enumerate(work_items):
+        stage = item.stage
+        last = len(stage.earlier) + len(stage.trained_tasks) == tasks
+        if not stage.earlier or not (whole or last) or not store.has(item):
             yield stage.key
-        if not store.has(work) and i:
-            yield works[i - 1].stage.key
+        if not store.has(item) and i:
+            yield work_items[i - 1].stage.key
 
 
 def used(objects: Objects, item: Item) -> bool:

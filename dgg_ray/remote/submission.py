@@ -30,7 +30,7 @@ from dgg_ray.core.hashing import digest
 from dgg_ray.remote.ray_jobs import Head, Job
 from dgg_ray.storage import fetching
 from dgg_ray.storage.backend import weight
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 LARGEST = 100_000_000  # bytes that are sent with a study; every machine takes a copy
 HOME = "dgg_ray"  # in the home of whom the head runs as: results by study
@@ -245,11 +245,11 @@ def store_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
 
 def warm_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
     search = raw.get("search")
-    warm = search.get("warm_from") if isinstance(search, Mapping) else None
+    warm = search.get("warm_start_from") if isinstance(search, Mapping) else None
     for i, place in enumerate([warm] if isinstance(warm, str) else warm or ()):
         if isinstance(place, str) and not place.startswith(("/", "~")):
             rule = f"must be a full path on the cluster, such as ~/{HOME}/NAME for a study that was run there"
-            yield Fault(f"search.warm_from[{i}]", rule, repr(place))
+            yield Fault(f"search.warm_start_from[{i}]", rule, repr(place))
 
 
 def model_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:

@@ -68,7 +68,7 @@ def details(results: Results) -> list[str]:
 
 
 def comparison_sentences(results: Results, split: str) -> list[str]:
-    """The paired difference to each rival, over other orders and on these; and what would narrow it."""
+    """The paired difference to each baseline, over other orders and on these; and what would narrow it."""
     metric = headline(results)
     rows = compare(results, split)
     rows = rows[rows["metric"] == metric].set_index("label")
@@ -80,7 +80,9 @@ def comparison_sentences(results: Results, split: str) -> list[str]:
         blocks = f"{own['n']} independent block{'s' * int(own['n'] != 1)}"
         found.append(f"No interval can be given over {blocks}. {more(results)}.")
     if split != "test":
-        warning = ": settings were chosen on this split, so the score is optimistic" if results.knobs else ""
+        warning = (
+            ": settings were chosen on this split, so the score is optimistic" if results.parameters else ""
+        )
         found.append(f"The test split has not been evaluated{warning}.")
     if others.empty:
         found.append("It was compared with no other strategy: this study has no baselines.")
@@ -96,11 +98,11 @@ def more(results: Results) -> str:
 
 
 def against(label: object, row: pd.Series, metric: str) -> str:
-    """One rival: the paired difference, and whether the study can tell the two apart."""
-    rival = IN_WORDS.get(str(label), label)
+    """One baseline: the paired difference, and whether the study can tell the two apart."""
+    baseline = IN_WORDS.get(str(label), label)
     if not row["pairs"]:
-        return f"Against {rival}: not compared, the two share no finished block."
-    text = f"Against {rival} ({percent(row['score'])} %) the difference in {metric} is "
+        return f"Against {baseline}: not compared, the two share no finished block."
+    text = f"Against {baseline} ({percent(row['score'])} %) the difference in {metric} is "
     text += f"{difference_text(row)} points"
     if np.isnan(row["p"]):
         return f"{text}: no test is possible."
@@ -161,7 +163,7 @@ def failures(results: Results) -> list[str]:
     count = len(results.failures)
     if not count:
         return []
-    which = ", ".join(sorted({f"{f['error']} while learning {f['learned']}" for f in results.failures}))
+    which = ", ".join(sorted({f"{f['error']} while learning {f['trained_task']}" for f in results.failures}))
     many = count > 1
     which = f"{count} stage{'s' if many else ''} failed ({which})"
     lines = dict.fromkeys(blame.line(f) for f in results.failures if f.get("place"))

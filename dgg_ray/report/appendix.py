@@ -39,7 +39,7 @@ def failures(results: Results, title: str) -> list[Part]:
     found: list[Part] = []
     for failure in results.failures:
         lines = [
-            f"{failure['error']} while training {failure['learned']} (stage {failure['stage']}): "
+            f"{failure['error']} while training {failure['trained_task']} (stage {failure['stage']}): "
             f"{failure['message']}"
         ]
         trace = [failure["traceback"]] if failure["traceback"] else []
@@ -66,7 +66,7 @@ def all_settings(results: Results, title: str) -> list[Part]:
                 [
                     row["setting"],
                     f"{row['strategy']}{' ★' if own else role}",
-                    *(text_of(row[knob]) for knob in results.knobs),
+                    *(text_of(row[parameter]) for parameter in results.parameters),
                     str(row["blocks"]) if row["whole"] else f"after {row['blocks']} of {total}",
                     *(with_interval(row, name) for name in SHOWN),
                 ],
@@ -76,7 +76,10 @@ def all_settings(results: Results, title: str) -> list[Part]:
     idle = unsearched(results)
     head = [
         *("setting", "method"),
-        *(name_of(knob) + (" (not searched)" if knob in idle else "") for knob in results.knobs),
+        *(
+            name_of(parameter) + (" (not searched)" if parameter in idle else "")
+            for parameter in results.parameters
+        ),
         *("blocks", *SHOWN.values()),
     ]
     more = f" {len(rows)} of {len(best)} are here, settings.csv has all." if len(rows) < len(best) else ""
@@ -85,7 +88,7 @@ def all_settings(results: Results, title: str) -> list[Part]:
         "between the two, blocks differ as well as methods."
     ) * results.terms.held_out
     caption = (
-        f"{results.terms.select_on.capitalize()} split, in percent with 95 % intervals, highest first; what "
+        f"{results.terms.selection_split.capitalize()} split, in percent with 95 % intervals, highest first; what "
         f"was pruned or is not finished stands after the others.{elsewhere}{more}"
     )
     return fold(title, Table(caption, head, rows, "settings.csv", frozenset({0, 1})))
@@ -130,15 +133,15 @@ def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
     """Per task and in all: stages asked for, trained, shared; seconds of training and evaluation; memory."""
     if costs.empty:
         return []
-    groups = [*costs.groupby("learned", sort=True), ("all", costs)]
+    groups = [*costs.groupby("trained_task", sort=True), ("all", costs)]
     return [
         [
             str(task) or "(untouched model)",
             str(int(group["runs"].sum())),
             str(len(group)),
             str(int(group["runs"].sum()) - len(group)),
-            f"{group['learn_seconds'].sum():,.1f}",
-            f"{group['exam_seconds'].sum():,.1f}",
+            f"{group['train_seconds'].sum():,.1f}",
+            f"{group['evaluation_seconds'].sum():,.1f}",
             "–" if group["peak_memory_mb"].isna().all() else f"{group['peak_memory_mb'].max():,.0f}",
         ]
         for task, group in groups

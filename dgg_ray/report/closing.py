@@ -68,7 +68,7 @@ def table(results: Results) -> list[str]:
 
 def first_of(results: Results, rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The chosen setting, joint training, the highest of the others, and then the baselines of KNOWN."""
-    wanted = [chosen(results), *(results.rivals.get(name) for name in ("joint", *KNOWN))]
+    wanted = [chosen(results), *(results.baselines.get(name) for name in ("joint", *KNOWN))]
     others = [row for row in rows if row["setting"] not in wanted[:2]]
     if others:
         wanted.insert(2, max(others, key=lambda row: row["score"])["setting"])

@@ -89,12 +89,18 @@ def use(results: Results, figures: Figures, fence: Fence) -> Section:
 def values(results: Results) -> Table | None:
     """The chosen value of each search parameter, and how sure it is."""
     setting = chosen(results)
-    if setting is None or not results.knobs or setting not in settings(results).index:
+    if setting is None or not results.parameters or setting not in settings(results).index:
         return None
     own, doubts, idle = settings(results).loc[setting], undecided_alphas(results), unsearched(results)
     rows = [
-        Row([name_of(knob), text_of(own[knob]), "not searched" if knob in idle else doubts.get(knob, "")])
-        for knob in results.knobs
+        Row(
+            [
+                name_of(parameter),
+                text_of(own[parameter]),
+                "not searched" if parameter in idle else doubts.get(parameter, ""),
+            ]
+        )
+        for parameter in results.parameters
     ]
     head = ["search parameter", "value", "how sure"]
     if not any(row.cells[2] for row in rows):
@@ -112,7 +118,7 @@ def comparison(results: Results, figures: Figures, fence: Fence) -> Section:
     if table["score"].isna().all():
         return content([])
     if table["label"].nunique() < 2:
-        said = ["It was compared with no other method: the study has no baselines (protocol.rivals)."]
+        said = ["It was compared with no other method: the study has no baselines (protocol.baselines)."]
     else:
         said = [
             blocks_sentence(results, split),
@@ -262,7 +268,7 @@ def stability(results: Results, figures: Figures, fence: Fence) -> Section:
         count = len(results.terms.chosen_on)
         where = f"{count} block{'s' * (count != 1)} of the search" if count else "all blocks"
         said = fence.tried("what a constant α trades", [], along, results)
-        said.append(f"Settings stand where they were judged: {results.terms.select_on} split, {where}.")
+        said.append(f"Settings stand where they were judged: {results.terms.selection_split} split, {where}.")
         if results.terms.held_out:
             said.append(
                 "Methods with a name stand where they were compared, on the held-out blocks, here by the "
@@ -271,7 +277,7 @@ def stability(results: Results, figures: Figures, fence: Fence) -> Section:
     table = None
     if curves:
         caption = (
-            f"{results.terms.select_on.capitalize()} split, in points, from the lowest α tried to the "
+            f"{results.terms.selection_split.capitalize()} split, in points, from the lowest α tried to the "
             "highest, with 95 % bands of one α against another; monotone curves through every stage that "
             "trained the task after another one, compared within blocks (order so far, seed). Highest: of "
             "the mean final score, if later stages keep differences in proportion."
@@ -376,7 +382,7 @@ def choice(results: Results, figures: Figures, fence: Fence) -> Section:
     said = [
         f"The search ({search.method}) proposed {len(search.candidates)} settings and judged {judged_count} "
         f"of them by {listing([SHOWN.get(name, name.replace('_', ' ')) for name in search.objective])} on "
-        f"{len(terms.chosen_on)} block{'s' * (len(terms.chosen_on) != 1)} of the {terms.select_on} split."
+        f"{len(terms.chosen_on)} block{'s' * (len(terms.chosen_on) != 1)} of the {terms.selection_split} split."
     ]
     said += fence.tried("how many settings were pruned", [], race_sentences, search)
     audit = fence.tried("the audit of the search", [], audit_sentences, results)
@@ -399,7 +405,7 @@ def pareto(results: Results) -> Table | None:
     rows = [
         Row(
             [row["setting"]]
-            + [text_of(row[knob]) for knob in results.knobs]
+            + [text_of(row[parameter]) for parameter in results.parameters]
             + [with_interval(row, name) for name in search.objective],
             "best" if row["setting"] == chosen(results) else "",
         )
@@ -407,9 +413,13 @@ def pareto(results: Results) -> Table | None:
     ]
     caption = (
         "Settings that no other one equals or exceeds in every objective, constraints kept. "
-        f"{results.terms.select_on.capitalize()} split, in percent, over the blocks of the search."
+        f"{results.terms.selection_split.capitalize()} split, in percent, over the blocks of the search."
     )
-    head = ["setting", *map(name_of, results.knobs), *(name.replace("_", " ") for name in search.objective)]
+    head = [
+        "setting",
+        *map(name_of, results.parameters),
+        *(name.replace("_", " ") for name in search.objective),
+    ]
     return Table(caption, head, rows, "figures/pareto.csv") if rows else None
 
 

@@ -215,7 +215,7 @@ class Guided(NamedTuple):
     others: list[tuple[str, str]]
 
 
-def stages_of(groups: Iterable[Runs], knobs: Sequence[str], tasks: Collection[str]) -> pd.DataFrame:
+def stages_of(groups: Iterable[Runs], parameters: Sequence[str], tasks: Collection[str]) -> pd.DataFrame:
     """One row per distinct stage that learned a task with a searched α after another one.
 
     task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
@@ -226,7 +226,7 @@ def stages_of(groups: Iterable[Runs], knobs: Sequence[str], tasks: Collection[st
     """
     found: dict[str, list[Any]] = {column: [] for column in COLUMNS}
     for runs in groups:
-        for part in of_runs(runs, guided(runs.order, knobs, tasks)):
+        for part in of_runs(runs, guided(runs.order, parameters, tasks)):
             for column, new in zip(COLUMNS, part, strict=True):
                 found[column].extend(new)
     table = pd.DataFrame(found).astype({"alpha": float, "new": float, "old": float})
@@ -242,7 +242,9 @@ def of_runs(runs: Runs, stages: Iterable[Guided]) -> Iterator[tuple[Sequence[Any
         kept = np.flatnonzero(examined[:, t])
         so_far = f"{' > '.join(seen)}, seed "
         block = [f"{so_far}{runs.seeds[i]}" for i in kept]
-        named = [[f", {name} {value}" for value in runs.values[knob][kept]] for name, knob in others]
+        named = [
+            [f", {name} {value}" for value in runs.values[parameter][kept]] for name, parameter in others
+        ]
         alike = ["".join(parts) for parts in zip(block, *named, strict=True)]
         parents = np.array([runs.values[path][kept] for path in before], dtype=float)
         parents = parents.reshape(len(before), len(kept)).T
@@ -253,22 +255,22 @@ def of_runs(runs: Runs, stages: Iterable[Guided]) -> Iterator[tuple[Sequence[Any
         yield task, runs.values[own][kept], R[kept, t, t], old, earlier, tasks, block, alike, peers
 
 
-def alpha_paths(knobs: Sequence[str], tasks: Collection[str]) -> dict[str, str]:
+def alpha_paths(parameters: Sequence[str], tasks: Collection[str]) -> dict[str, str]:
     """Task → the path that holds its α, for every task whose α was searched."""
-    own = {path.removeprefix(f"{ALPHA}."): path for path in knobs if path.startswith(f"{ALPHA}.")}
-    shared = dict.fromkeys(sorted(tasks), ALPHA) if ALPHA in knobs else {}
+    own = {path.removeprefix(f"{ALPHA}."): path for path in parameters if path.startswith(f"{ALPHA}.")}
+    shared = dict.fromkeys(sorted(tasks), ALPHA) if ALPHA in parameters else {}
     return {**shared, **own}
 
 
-def guided(order: Sequence[str], knobs: Sequence[str], tasks: Collection[str]) -> list[Guided]:
+def guided(order: Sequence[str], parameters: Sequence[str], tasks: Collection[str]) -> list[Guided]:
     """The stages of an order that learn a task with a searched α after another one."""
-    paths, found = alpha_paths(knobs, tasks), []
+    paths, found = alpha_paths(parameters, tasks), []
     for t, task in enumerate(order):
         if t and task in paths:
             seen, before = tuple(order[: t + 1]), order[1:t]  # the first task of an order has no guidance
             # Of the others those that bear on a stage: of all tasks, and of the tasks seen.
             unseen = tuple(f".{name}" for name in {*tasks} - {*seen})
-            rest = [path for path in knobs if path not in paths.values() and not path.endswith(unseen)]
+            rest = [path for path in parameters if path not in paths.values() and not path.endswith(unseen)]
             others = [(name_of(path), path) for path in rest]
             found.append(Guided(t, seen, paths[task], [paths[n] for n in before if n in paths], others))
     return found

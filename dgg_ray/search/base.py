@@ -1,7 +1,7 @@
 """Proposes what to try next, in a sequence that no machine's speed can change.
 
     Probe     a setting, on every block of the search, as far as `depth` tasks of each order
-    Method    ask for a probe, tell what the store says of it, ask what is best
+    Method    ask for a query, tell what the store says of it, ask what is best
 
 A method is a pure function of the study and of what it was told. Optuna's samplers learn from results in
 the order in which they arrive, and that depends on the machine; here whole setting n is proposed
@@ -29,66 +29,66 @@ from dgg_ray.core import plugins
 from dgg_ray.core.fence import Fence
 from dgg_ray.search.dashboard import Copy
 from dgg_ray.search.objective import Evidence, Values, by_block, own_scores, preferred, values
-from dgg_ray.search.pruning import Race, paired_spread
+from dgg_ray.search.pruning import PruningTest, paired_spread
 from dgg_ray.search.space import grid, optuna_study, space, warm_start
 
 
 def limits(search: Search) -> list[Constraint]:
     """The search's constraints."""
-    return [c for text in search.subject_to if (c := Constraint.parse(text))]
+    return [c for text in search.constraints if (c := Constraint.parse(text))]
 
 
-class Probe(NamedTuple):
+class Query(NamedTuple):
     """What is to be judged.
 
-    depth: tasks of each order; race: against whom, where it may be given up; block: the only one of the
+    depth: tasks of each order; prune_level: against whom, where it may be given up; block: the only one of the
     study's blocks that is asked for; None is all.
     """
 
     setting: Setting
     depth: int
-    race: Race | None = None
+    pruning_test: PruningTest | None = None
     block: int | None = None
 
 
 class Method(ABC):
-    """Ask for a probe, tell what came of it.
+    """Ask for a query, tell what came of it.
 
-    proposed: every probe so far, by number; told: what the store said of it, None where a run failed.
+    proposed: every query so far, by number; told: what the store said of it, None where a run failed.
     """
 
     def __init__(self, study: Study) -> None:
         assert study.search is not None
         self.study, self.search = study, study.search
         self.constraints = limits(self.search)
-        self.proposed: list[Probe] = []
+        self.proposed: list[Query] = []
         self.told: dict[int, Evidence | None] = {}
-        self.returned: deque[tuple[int, Probe]] = deque()
+        self.returned: deque[tuple[int, Query]] = deque()
 
     @abstractmethod
-    def next(self) -> Probe | None:
-        """The next probe; None while results that it must know are open, or when all are out."""
+    def next(self) -> Query | None:
+        """The next query; None while results that it must know are open, or when all are out."""
 
     @property
     @abstractmethod
     def out(self) -> bool:
-        """Whether no further probe will come."""
+        """Whether no further query will come."""
 
-    def ask(self) -> tuple[int, Probe] | None:
+    def ask(self) -> tuple[int, Query] | None:
         if self.returned:
             return self.returned.popleft()
-        probe = self.next()
-        if probe is None:
+        query = self.next()
+        if query is None:
             return None
-        self.proposed.append(probe)
-        return len(self.proposed) - 1, probe
+        self.proposed.append(query)
+        return len(self.proposed) - 1, query
 
-    def put_back(self, number: int, probe: Probe) -> None:
-        """Return a probe that was asked for and not judged; it is the next to be asked for."""
-        self.returned.append((number, probe))
+    def put_back(self, number: int, query: Query) -> None:
+        """Return a query that was asked for and not judged; it is the next to be asked for."""
+        self.returned.append((number, query))
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
-        """What came of probe `number`; None where it could not be judged."""
+        """What came of query `number`; None where it could not be judged."""
         self.told[number] = evidence
 
     @property
@@ -103,14 +103,14 @@ class Method(ABC):
         found: dict[int, Values] = {}
         settings = []
         for number, evidence in sorted(self.told.items()):
-            probe = self.proposed[number]
-            short = probe.depth < len(self.study.names) or probe.block is not None
-            if evidence is None or short or probe.setting in settings:
+            query = self.proposed[number]
+            short = query.depth < len(self.study.names) or query.block is not None
+            if evidence is None or short or query.setting in settings:
                 continue
             of = self.values(evidence)
             if np.isfinite(of.objective).all():
                 found[number] = of
-                settings.append(probe.setting)
+                settings.append(query.setting)
         return found
 
     def ranking(self) -> list[int]:
@@ -131,7 +131,7 @@ class Method(ABC):
 
 
 class Batches(Method):
-    """A method written as one generator: it yields lists of probes and is sent their evidence."""
+    """A method written as one generator: it yields lists of queries and is sent their evidence."""
 
     def __init__(self, study: Study) -> None:
         super().__init__(study)
@@ -140,10 +140,10 @@ class Batches(Method):
         self.over = not self.batch
 
     @abstractmethod
-    def batches(self) -> Iterator[list[Probe]]:
+    def batches(self) -> Iterator[list[Query]]:
         """A generator; what it is sent for a batch is a list of evidence, None for what failed."""
 
-    def next(self) -> Probe | None:
+    def next(self) -> Query | None:
         while not self.over:
             handed = len(self.proposed) - self.first
             if handed < len(self.batch):
@@ -164,9 +164,9 @@ class Batches(Method):
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
-        if not self.returned and (probe := self.next()) is not None:
-            self.proposed.append(probe)  # known at once: whether more will come, and what
-            self.returned.append((len(self.proposed) - 1, probe))
+        if not self.returned and (query := self.next()) is not None:
+            self.proposed.append(query)  # known at once: whether more will come, and what
+            self.returned.append((len(self.proposed) - 1, query))
 
 
 class Whole(Method):
@@ -196,7 +196,7 @@ class Whole(Method):
     def out(self) -> bool:
         return len(self.proposed) >= self.count
 
-    def next(self) -> Probe | None:
+    def next(self) -> Query | None:
         known = len(self.proposed) - self.search.parallel  # up to this one, and it too
         if self.out or any(n not in self.told for n in range(known + 1)):
             return None
@@ -205,7 +205,7 @@ class Whole(Method):
         trial = self.optuna.ask(dict(self.space))
         self.trials.append(trial)
         setting = {path: trial.params[path] for path in self.space}
-        return Probe(setting, len(self.study.names), self.race(known))
+        return Query(setting, len(self.study.names), self.pruning_test(known))
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
@@ -225,15 +225,15 @@ class Whole(Method):
 
     def estimate(self, number: int) -> Values | None:
         """The setting's values; of one that was given up, the best one's plus its differences so far."""
-        evidence, race = self.told[number], self.proposed[number].race
+        evidence, pruning_test = self.told[number], self.proposed[number].pruning_test
         if evidence is None:
             return None
         of = self.values(evidence)
-        if np.isfinite(of.objective).all() or race is None:
+        if np.isfinite(of.objective).all() or pruning_test is None:
             return of if np.isfinite(of.objective).all() else None
         judged = {n: v for n, v in self.judged().items() if n <= number - self.search.parallel}
-        rival = next(n for n in judged if self.proposed[n].setting == race.incumbents[0])
-        best = self.told[rival]
+        baseline = next(n for n in judged if self.proposed[n].setting == pruning_test.incumbents[0])
+        best = self.told[baseline]
         assert best is not None
         names = self.search.objective
         mine = by_block(evidence, names, self.constraints)  # nan in blocks that it did not finish
@@ -247,9 +247,9 @@ class Whole(Method):
         objective = theirs[:, : len(names)].mean(axis=0) + gaps
         return Values(tuple(objective.tolist()), tuple(np.maximum(-kept, 0.0).tolist()))
 
-    def race(self, known: int) -> Race | None:
+    def pruning_test(self, known: int) -> PruningTest | None:
         """Against the best of the settings up to `known`; None where that says nothing yet."""
-        judged = {n: v for n, v in self.judged().items() if n <= known} if self.search.race else {}
+        judged = {n: v for n, v in self.judged().items() if n <= known} if self.search.prune_level else {}
         if len(judged) < 2 or len(self.study.blocks) < 2:
             return None
         numbers = list(judged)
@@ -274,5 +274,5 @@ class Whole(Method):
         hopes = {task: max(scores) for task, scores in own_scores(runs).items()}
         count = 1 if len(self.search.objective) == 1 else 3
         incumbents = tuple(self.proposed[n].setting for n in order[:count] if not any(judged[n].excess))
-        assert self.search.race is not None
-        return Race(incumbents, self.search.race / len(judged), hopes, tuple(spread), clusters)
+        assert self.search.prune_level is not None
+        return PruningTest(incumbents, self.search.prune_level / len(judged), hopes, tuple(spread), clusters)

@@ -25,7 +25,7 @@ def read_off(search: Method) -> Setting | None:
         f"{ALPHA}.{found.task}": float(found.alpha[found.points()["best"]][0]) for found in curves_of(search)
     }
     as_tried: dict[tuple[str, Value], Value] = {
-        item: item[1] for probe in search.proposed for item in probe.setting.items()
+        item: item[1] for query in search.proposed for item in query.setting.items()
     }  # 0 and 0.0 are equal, and have keys of their own
     return {**winner, **{k: as_tried.get((k, a), a) for k, a in best.items() if k in winner}}
 
@@ -41,9 +41,9 @@ def seen(search: Method) -> Iterator[Runs]:
     for number, evidence in search.told.items():
         if evidence is None:
             continue
-        probe = search.proposed[number]
-        at = study.at(probe.setting)
-        blocks = study.blocks if probe.block is None else study.blocks[probe.block :][:1]
+        query = search.proposed[number]
+        at = study.at(query.setting)
+        blocks = study.blocks if query.block is None else study.blocks[query.block :][:1]
         for block, scores in zip(blocks, evidence.scores, strict=True):
             found.append((*block, scores.R[None]))
             values.append([value_at(at, path) for path in paths])

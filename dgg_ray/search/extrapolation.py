@@ -71,12 +71,14 @@ class Hopes:
         """Values of the states' runs, completed pessimistically."""
         return [self.values_of(self.table(state)) for state in states]
 
-    def read(self, states: Sequence[State], parents: Sequence[int], knobs: Space) -> list[Values]:
+    def read(self, states: Sequence[State], parents: Sequence[int], parameters: Space) -> list[Values]:
         """The same, read off a curve through all of them."""
         if not states:
             return []
         tables = np.array([self.table(state).mean(axis=0) for state in states])
-        return [self.values_of(row) for row in smoothed(tables, parents, [s.setting for s in states], knobs)]
+        return [
+            self.values_of(row) for row in smoothed(tables, parents, [s.setting for s in states], parameters)
+        ]
 
     def table(self, state: State) -> np.ndarray:
         """`by_block` of the state's runs, completed by what all states judged so far make of it."""

@@ -23,7 +23,7 @@ class Evidence(NamedTuple):
     """What the store says of a setting on the search's blocks.
 
     scores: one matrix per block, rows that were not reached nan.
-    beside: name of a rival that a constraint speaks of → its matrices on the same blocks, to the same task.
+    beside: name of a baseline that a constraint speaks of → its matrices on the same blocks, to the same task.
     """
 
     scores: list[ScoreMatrix]
@@ -58,7 +58,7 @@ def by_block(
 
     columns = [of(name, evidence.scores) for name in objective]
     for c in constraints:
-        least = c.bound + (of(c.metric, evidence.beside[c.rival]) if c.rival else 0.0)
+        least = c.bound + (of(c.metric, evidence.beside[c.baseline]) if c.baseline else 0.0)
         columns.append(of(c.metric, evidence.scores) - least)
     return np.stack(columns, axis=1)
 
@@ -150,7 +150,10 @@ def hypervolume(points: Iterable[Sequence[float]]) -> float:
 
 
 def smoothed(
-    table: np.ndarray, parents: Sequence[int], settings: Sequence[Mapping[str, Any]], knobs: Mapping[str, Any]
+    table: np.ndarray,
+    parents: Sequence[int],
+    settings: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, Any],
 ) -> np.ndarray:
     """The settings' values read off a curve: parent + a parabola in each numeric setting, by least squares.
 
@@ -160,7 +163,7 @@ def smoothed(
     range with `log` is taken by its logarithm. As it is where the states are too few for that.
     """
     columns = [np.equal(parents, p) for p in sorted(set(parents))]
-    for name, of in knobs.items():
+    for name, of in parameters.items():
         x = [setting[name] for setting in settings]
         if len(set(x)) > 3 and all(isinstance(v, int | float) for v in x):
             ranks = np.unique(x, return_inverse=True)[1].astype(float)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from dgg_ray.config.study import Block, Setting
 
 
-class Race(NamedTuple):
+class PruningTest(NamedTuple):
     """What a candidate runs against, all of it known when it is proposed.
 
     incumbents: the best settings; level: divided by the settings judged already; hopes: task → the best
@@ -64,8 +64,8 @@ class Race(NamedTuple):
     clusters: tuple[int, ...]
 
 
-def hopeless(
-    race: Race,
+def should_prune(
+    pruning_test: PruningTest,
     objective: Sequence[str],
     blocks: Sequence[Block],
     mine: Sequence[ScoreMatrix],
@@ -78,14 +78,21 @@ def hopeless(
     """
     if len(mine) == len(blocks) and not np.isnan(mine[-1].R.diagonal()).any():
         return False  # it was judged to the end
-    hoped = [completed(s, b[0], race.hopes, (), 1.0) for s, b in zip(mine, blocks, strict=False)]
+    hoped = [completed(s, b[0], pruning_test.hopes, (), 1.0) for s, b in zip(mine, blocks, strict=False)]
     looks = max(1, len(blocks) - 1)
     return any(
         all(
-            behind(name, hoped, rival, race.level / looks, *race.spread[j], race.clusters)
+            behind(
+                name,
+                hoped,
+                baseline,
+                pruning_test.level / looks,
+                *pruning_test.spread[j],
+                pruning_test.clusters,
+            )
             for j, name in enumerate(objective)
         )
-        for rival in theirs
+        for baseline in theirs
     )
 
 

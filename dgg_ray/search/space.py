@@ -18,7 +18,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import create_trial
 
-from dgg_ray.config.sections import Knob, Search, Value
+from dgg_ray.config.sections import Search, SearchParameter, Value
 from dgg_ray.core import draws
 
 if TYPE_CHECKING:
@@ -31,20 +31,20 @@ Space = Mapping[str, BaseDistribution]
 def space(study: Study, search: Search) -> dict[str, BaseDistribution]:
     """Dotted path → what it is drawn from; a knob that is per task is one path for each task."""
     paths: dict[str, BaseDistribution] = {}
-    for path, knob in search.space.items():
-        for dotted in [f"{path}.{name}" for name in study.names] if knob.per_task else [path]:
-            paths[dotted] = distribution(knob)
+    for path, parameter in search.space.items():
+        for dotted in [f"{path}.{name}" for name in study.names] if parameter.per_task else [path]:
+            paths[dotted] = distribution(parameter)
     return paths
 
 
-def distribution(knob: Knob) -> BaseDistribution:
-    if knob.values is not None:
-        return CategoricalDistribution(knob.values)
-    assert knob.low is not None
-    assert knob.high is not None
-    if isinstance(knob.low, int) and isinstance(knob.high, int):
-        return IntDistribution(knob.low, knob.high, log=knob.log)
-    return FloatDistribution(knob.low, knob.high, log=knob.log)
+def distribution(parameter: SearchParameter) -> BaseDistribution:
+    if parameter.values is not None:
+        return CategoricalDistribution(parameter.values)
+    assert parameter.low is not None
+    assert parameter.high is not None
+    if isinstance(parameter.low, int) and isinstance(parameter.high, int):
+        return IntDistribution(parameter.low, parameter.high, log=parameter.log)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 
 
 def grid(space: Space, seed: int) -> list[Setting]:
@@ -54,15 +54,15 @@ def grid(space: Space, seed: int) -> list[Setting]:
     return [combinations[i] for i in draws.permutation(len(combinations), seed, "", "grid")]
 
 
-def listed(knob: Knob, count: int) -> list[Value]:
+def listed(parameter: SearchParameter, count: int) -> list[Value]:
     """The values of a list; of a range, `count` at even distances."""
-    if knob.values is not None:
-        return list(knob.values)
-    assert knob.low is not None
-    assert knob.high is not None
-    spaced = np.geomspace if knob.log else np.linspace
-    points = spaced(knob.low, knob.high, count).tolist()
-    whole = isinstance(knob.low, int) and isinstance(knob.high, int)
+    if parameter.values is not None:
+        return list(parameter.values)
+    assert parameter.low is not None
+    assert parameter.high is not None
+    spaced = np.geomspace if parameter.log else np.linspace
+    points = spaced(parameter.low, parameter.high, count).tolist()
+    whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
     return list(dict.fromkeys(round(p) for p in points)) if whole else points
 
 
@@ -78,7 +78,7 @@ def optuna_study(study: Study, search: Search) -> optuna.Study:
 def sampler(search: Search) -> optuna.samplers.BaseSampler:
     if search.method in ("random", "grid"):  # a grid's settings are queued, nothing is sampled
         return optuna.samplers.RandomSampler(seed=search.seed)
-    limits: Any = (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.subject_to else None
+    limits: Any = (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.constraints else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)  # constraints_func: its heir is new in Optuna 5

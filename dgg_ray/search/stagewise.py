@@ -45,10 +45,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgg_ray.config.sections import Knob, Value
+from dgg_ray.config.sections import SearchParameter, Value
 from dgg_ray.config.study import Setting, Study
 from dgg_ray.core import draws
-from dgg_ray.search.base import Batches, Probe, limits
+from dgg_ray.search.base import Batches, Query, limits
 from dgg_ray.search.extrapolation import Hopes, State
 from dgg_ray.search.objective import Values, preferred, smoothed
 from dgg_ray.search.space import CategoricalDistribution, Space, distribution, listed, propose
@@ -66,7 +66,7 @@ class Level(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """A state that was not kept. number: of the probe that finished it in the audit, None if none did."""
+    """A state that was not kept. number: of the query that finished it in the audit, None if none did."""
 
     state: State
     number: int | None = None
@@ -81,13 +81,13 @@ class Branch:
 
 
 class Stagewise(Batches):
-    """See the head of this file. audited: dropped states with the probe that finished each."""
+    """See the head of this file. audited: dropped states with the query that finished each."""
 
     def __init__(self, study: Study) -> None:
         assert study.search is not None
         self.begun = max((known.depth for known in study.warm), default=0)  # places that are decided
         self.warm = [known.setting for known in study.warm if known.depth == self.begun]
-        self.knobs = study.search.space
+        self.parameters = study.search.space
         self.hopes = Hopes([order for order, _ in study.blocks], study.search.objective, limits(study.search))
         self.dropped: list[State] = []
         self.levels: list[Level] = []
@@ -96,7 +96,7 @@ class Stagewise(Batches):
 
     # -- the search --------------------------------------------------------------------------------
 
-    def batches(self) -> Iterator[list[Probe]]:
+    def batches(self) -> Iterator[list[Query]]:
         orders, count = self.study.all_orders, len(self.study.names)
         branches = (yield from self.resume()) if self.begun else [Branch(outer) for outer in self.outer()]
         rungs = halvings(len(branches), count)
@@ -112,27 +112,33 @@ class Stagewise(Batches):
         yield from self.revise()
         yield from self.audit()
 
-    def resume(self) -> Generator[list[Probe], Any, list[Branch]]:
+    def resume(self) -> Generator[list[Query], Any, list[Branch]]:
         """The best settings of the study that this one goes on from, with the best one's outer values."""
-        outer = {path: self.warm[0][path] for path, knob in self.knobs.items() if not knob.per_task}
+        outer = {
+            path: self.warm[0][path] for path, parameter in self.parameters.items() if not parameter.per_task
+        }
         alike = [s for s in self.warm if all(s[path] == value for path, value in outer.items())]
         beam = alike[: self.search.beam]
-        answers: Any = yield [Probe(setting, self.begun) for setting in beam]
+        answers: Any = yield [Query(setting, self.begun) for setting in beam]
         found = [self.hopes.take(s, self.begun, e) for s, e in zip(beam, answers, strict=True)]
         beam = [state for state in found if state]
         return [Branch(outer, beam)] if beam else []
 
     def outer(self) -> list[Setting]:
         """Combinations of the settings that are not per task."""
-        knobs = {path: distribution(k) for path, k in self.knobs.items() if not k.per_task}
-        first = [{k: s[k] for k in knobs} for s in self.warm[:3] if all(k in s for k in knobs)]
-        return propose(knobs, self.search.seed, self.search.outer, [], first) if knobs else [{}]
+        parameters = {path: distribution(k) for path, k in self.parameters.items() if not k.per_task}
+        first = [{k: s[k] for k in parameters} for s in self.warm[:3] if all(k in s for k in parameters)]
+        return (
+            propose(parameters, self.search.seed, self.search.global_candidates, [], first)
+            if parameters
+            else [{}]
+        )
 
-    def level(self, branches: list[Branch], depth: int, fresh: Sequence[str]) -> Iterator[list[Probe]]:
+    def level(self, branches: list[Branch], depth: int, fresh: Sequence[str]) -> Iterator[list[Query]]:
         """One place of the orders: two rounds of new values, then what the tried ones make together."""
-        knobs = {
+        parameters = {
             f"{path}.{name}": distribution(k)
-            for path, k in self.knobs.items()
+            for path, k in self.parameters.items()
             if k.per_task
             for name in fresh
         }
@@ -143,63 +149,67 @@ class Stagewise(Batches):
             for b, p in parents:
                 base = branches[b].beam[p].setting if branches[b].beam else branches[b].outer
                 seed = draws.integer(self.search.seed, f"{depth} {p}", "stagewise") % 2**32
-                for new in ideas(knobs, found[b, p], seed):
+                for new in ideas(parameters, found[b, p], seed):
                     batch.append(((b, p), {**base, **new}))
-            answers: Any = (yield [Probe(setting, depth) for _, setting in batch]) if batch else []
+            answers: Any = (yield [Query(setting, depth) for _, setting in batch]) if batch else []
             for (place, setting), evidence in zip(batch, answers, strict=True):
                 if state := self.hopes.take(setting, depth, evidence):
                     found[place].append(state)
         for b, branch in enumerate(branches):
             here = [(p, state) for (of, p), states in found.items() if of == b for state in states]
             states = [state for _, state in here]
-            read = self.hopes.read(states, [p for p, _ in here], knobs)
+            read = self.hopes.read(states, [p for p, _ in here], parameters)
             best = [states[i] for i in preferred(read, [state.setting for state in states])]
             branch.beam = best[: self.search.beam]
             self.dropped += best[self.search.beam :]
             self.levels.append(Level(depth, states, read, branch.beam))
 
-    def first_half(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
+    def first_half(self, parameters: Space, known: list[State], seed: int) -> list[Setting]:
         """Values that say most about each task by itself: listed ones in turn, or half of the tries."""
-        if not knobs:
+        if not parameters:
             return [{}]
-        sizes = [len(d.choices) if isinstance(d, CategoricalDistribution) else inf for d in knobs.values()]
-        if max(sizes) <= self.search.tries:  # every value of every task, side by side
+        sizes = [
+            len(d.choices) if isinstance(d, CategoricalDistribution) else inf for d in parameters.values()
+        ]
+        if max(sizes) <= self.search.values_per_task:  # every value of every task, side by side
             return [
-                {k: d.choices[i % len(d.choices)] for k, d in knobs.items()}  # type: ignore[union-attr]
+                {k: d.choices[i % len(d.choices)] for k, d in parameters.items()}  # type: ignore[union-attr]
                 for i in range(int(max(sizes)))
             ]
-        warm = [{k: s[k] for k in knobs} for s in self.warm[:3] if all(k in s for k in knobs)]
-        return propose(knobs, seed, ceil(self.search.tries / 2), [], warm)
+        warm = [{k: s[k] for k in parameters} for s in self.warm[:3] if all(k in s for k in parameters)]
+        return propose(parameters, seed, ceil(self.search.values_per_task / 2), [], warm)
 
-    def second_half(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
+    def second_half(self, parameters: Space, known: list[State], seed: int) -> list[Setting]:
         """Values that Optuna proposes, knowing the first ones."""
-        if (left := self.search.tries - len(known)) <= 0 or not knobs or not known:
+        if (left := self.search.values_per_task - len(known)) <= 0 or not parameters or not known:
             return []
         ranked = [known[i].setting for i in preferred(self.hopes.of(known), [k.setting for k in known])]
-        return propose(knobs, seed + 1, left, [{k: setting[k] for k in knobs} for setting in ranked])
+        return propose(
+            parameters, seed + 1, left, [{k: setting[k] for k in parameters} for setting in ranked]
+        )
 
-    def together(self, knobs: Space, known: list[State], seed: int) -> list[Setting]:
+    def together(self, parameters: Space, known: list[State], seed: int) -> list[Setting]:
         """Best combinations of the values tried: where every order meets one fresh task, they cost nothing.
 
         A stage depends on the values of the tasks before it in its own order and of no others. So what two
         tries gave on different orders can be put together, and every stage of it is there.
         """
-        if len(knobs) < 2 or not known:
+        if len(parameters) < 2 or not known:
             return []
         tables = {id(s): self.hopes.table(s) for s in known}
         # Per block: which tried state stands for these values of the knobs that bear on it.
         bears = [
-            tuple(k for k in knobs if k.rpartition(".")[2] in order[: known[0].depth])
+            tuple(k for k in parameters if k.rpartition(".")[2] in order[: known[0].depth])
             for order, _ in self.study.blocks
         ]
         there = [{tuple(s.setting[k] for k in b): s for s in known} for b in bears]
-        tried = [list(dict.fromkeys(s.setting[k] for s in known)) for k in knobs]
+        tried = [list(dict.fromkeys(s.setting[k] for s in known)) for k in parameters]
         found: list[Setting] = []
         tabled: list[np.ndarray] = []
         for values in islice(product(*tried), MOST):
-            setting = dict(zip(knobs, values, strict=True))
+            setting = dict(zip(parameters, values, strict=True))
             parts = [of.get(tuple(setting[k] for k in b)) for of, b in zip(there, bears, strict=True)]
-            if all(parts) and all(setting != {k: s.setting[k] for k in knobs} for s in known):
+            if all(parts) and all(setting != {k: s.setting[k] for k in parameters} for s in known):
                 found.append(setting)
                 tabled.append(np.stack([tables[id(s)][i] for i, s in enumerate(parts)]))
         of = [self.hopes.values_of(table) for table in tabled]
@@ -214,7 +224,7 @@ class Stagewise(Batches):
             self.dropped += branches[i].beam
         return [branches[i] for i in sorted(ranked[:keep])]
 
-    def revise(self) -> Iterator[list[Probe]]:
+    def revise(self) -> Iterator[list[Query]]:
         """Choose each task's values once more, knowing how the best run went on.
 
         Around the best setting, each value is tried for the task at each place of each order: one stage on
@@ -228,14 +238,16 @@ class Stagewise(Batches):
         base, evidence = self.proposed[winner].setting, self.told[winner]
         assert evidence is not None
         tried: list[tuple[str, Value, int]] = []  # (setting's path, value, block), and its place
-        probes: list[Probe] = []
+        queries: list[Query] = []
         for block, (order, _) in enumerate(self.study.blocks):
             for t, task in list(enumerate(order))[max(1, self.begun) :]:
-                for path, knob in self.knobs.items():
-                    for value in self.worth_trying(knob, f"{path}.{task}", base) if knob.per_task else []:
+                for path, parameter in self.parameters.items():
+                    for value in (
+                        self.worth_trying(parameter, f"{path}.{task}", base) if parameter.per_task else []
+                    ):
                         tried.append((f"{path}.{task}", value, block))
-                        probes.append(Probe({**base, f"{path}.{task}": value}, t + 1, None, block))
-        answers: Any = yield probes
+                        queries.append(Query({**base, f"{path}.{task}": value}, t + 1, None, block))
+        answers: Any = yield queries
         best = dict(base)
         for name in dict.fromkeys(name for name, _, _ in tried):
             rows: dict[Value, list[np.ndarray]] = {}
@@ -246,35 +258,38 @@ class Stagewise(Batches):
                 continue
             full = [value for value, row in rows.items() if len(row) == max(map(len, rows.values()))]
             table = np.array([np.mean(rows[value], axis=0) for value in full])
-            of_knob = {name: distribution(self.knobs[name.rpartition(".")[0]])}
+            of_knob = {name: distribution(self.parameters[name.rpartition(".")[0]])}
             read = smoothed(table, [0] * len(full), [{name: value} for value in full], of_knob)
             of = [self.hopes.values_of(row) for row in read]
             best[name] = full[preferred(of, [{name: value} for value in full])[0]]
         if best != base:
-            yield [Probe(best, len(self.study.names))]
+            yield [Query(best, len(self.study.names))]
 
-    def worth_trying(self, knob: Knob, path: str, base: Setting) -> list[Value]:
+    def worth_trying(self, parameter: SearchParameter, path: str, base: Setting) -> list[Value]:
         """Values for the revision: all listed ones; those of its level where the task has one place."""
         task = path.rpartition(".")[2]
         if len({order.index(task) for order in self.study.all_orders}) > 1:
-            return list(dict.fromkeys([base[path], *listed(knob, self.search.tries)]))
+            return list(dict.fromkeys([base[path], *listed(parameter, self.search.values_per_task)]))
 
         def unlike(state: State) -> int:
             return sum(state.setting.get(k) != v for k, v in base.items() if k != path)
 
         near = sorted((s for s in self.hopes.states if path in s.setting), key=unlike)
-        return list(dict.fromkeys(s.setting[path] for s in near))[: self.search.tries]
+        return list(dict.fromkeys(s.setting[path] for s in near))[: self.search.values_per_task]
 
     # -- the audit ---------------------------------------------------------------------------------
 
-    def audit(self) -> Iterator[list[Probe]]:
+    def audit(self) -> Iterator[list[Query]]:
         """Finish dropped states, drawn from all places alike, until the share of the stages is spent."""
         winner, count = self.best(), len(self.study.names)
         open_ = [s for s in self.dropped if s.depth < count]
-        if winner is None or not open_ or not self.search.audit:
+        if winner is None or not open_ or not self.search.audit_fraction:
             return
         spent = len(self.hopes.states)  # stages a block: each state was one
-        left = max(spent * self.search.audit / (1 - self.search.audit), count - max(s.depth for s in open_))
+        left = max(
+            spent * self.search.audit_fraction / (1 - self.search.audit_fraction),
+            count - max(s.depth for s in open_),
+        )
 
         def one_of(things: list[Any], purpose: str) -> Any:
             return things[draws.below(len(things), self.search.seed, "", purpose, len(open_))]
@@ -290,7 +305,7 @@ class Stagewise(Batches):
             chosen.append(state)
         values_of_winner = self.proposed[winner].setting
         first = len(self.proposed)
-        yield [Probe({**values_of_winner, **state.setting}, count) for state in chosen]
+        yield [Query({**values_of_winner, **state.setting}, count) for state in chosen]
         self.audited = [Dropped(state, first + i) for i, state in enumerate(chosen)]
 
 

@@ -1,6 +1,6 @@
 """What finished studies say to a new one.
 
-    warmed     fill `Study.warm` from the results folders in `search.warm_from`
+    warmed     fill `Study.warm` from the results folders in `search.warm_start_from`
     settled    the same list whenever the study is taken up again: the folder it was run into keeps it
     changed    tasks that are called as they were and hold other examples
 
@@ -20,18 +20,18 @@ from dgg_ray.config.sections import Search
 from dgg_ray.config.study import Known, Setting, Study
 from dgg_ray.core.errors import DggError, Fault, StudyError
 from dgg_ray.core.interfaces import SPLITS
-from dgg_ray.search import baselines
+from dgg_ray.search import comparison
 from dgg_ray.search.base import Method
 from dgg_ray.search.space import contains, space
 
 
 def warmed(study: Study) -> tuple[Study, list[Fault]]:
-    """The study with what the folders in `search.warm_from` know, best first, folder by folder."""
+    """The study with what the folders in `search.warm_start_from` know, best first, folder by folder."""
     search = study.search
     assert search is not None
     warm, notes, faults = list(study.warm), list(study.warnings), []
-    for i, folder in enumerate(search.warm_from):
-        at = f"search.warm_from[{i}]"
+    for i, folder in enumerate(search.warm_start_from):
+        at = f"search.warm_start_from[{i}]"
         try:
             old = loader.the_kept(folder)
         except DggError as error:
@@ -61,7 +61,7 @@ def warmed(study: Study) -> tuple[Study, list[Fault]]:
 
 def judged(old: Study, folder: Path) -> Method | None:
     """The search of the study in a results folder; None where no setting has been judged."""
-    searched, _ = baselines.inquiries(old, old.store(folder))
+    searched, _ = comparison.replay_searches(old, old.store(folder))
     return searched if searched and searched.judged() else None
 
 
@@ -70,7 +70,7 @@ def known(study: Study, search: Search, old: Study, searched: Method) -> list[Kn
     here, values = space(study, search), searched.judged()
     # Tasks whose values need not be known: those to come, and one that is first in every order.
     free = {*study.names} - {name for order in study.all_orders for name in order[1 : len(old.names)]}
-    same = study.tasks == old.tasks and search.subject_to == searched.search.subject_to
+    same = study.tasks == old.tasks and search.constraints == searched.search.constraints
     found: dict[str, Known] = {}
     for number in searched.ranking():
         whole = searched.proposed[number].setting
@@ -109,9 +109,9 @@ def settled(study: Study, out: Path) -> Study:
 
     StudyError where the folder is another study's, or a task of it holds other examples now.
     """
-    if study.search and out.absolute() in study.search.warm_from:
+    if study.search and out.absolute() in study.search.warm_start_from:
         rule = "must be folders of other studies, and this one is run into it; give it another --out"
-        raise StudyError([Fault("search.warm_from", rule, str(out))], study.name)
+        raise StudyError([Fault("search.warm_start_from", rule, str(out))], study.name)
     takeover.refuse_folder_of_another(study, out)
     before = takeover.before(out)
     if before is None:
@@ -127,7 +127,7 @@ def asks(study: Study) -> tuple[Any, ...]:
     if s is None:
         return here
     code = [study.code("metrics", name) for name in s.objective]
-    return (s.warm_from, s.space, s.objective, s.subject_to, code, *here)
+    return (s.warm_start_from, s.space, s.objective, s.constraints, code, *here)
 
 
 def changed(study: Study, old: Study, out: Path) -> list[Fault]:

@@ -67,13 +67,13 @@ def score_text(row: Mapping[str, Any]) -> str:
 
 
 def at_once(row: Mapping[str, Any]) -> Interval:
-    """The paired difference of a row of `outcomes.compare`, its bounds for all rivals at once."""
+    """The paired difference of a row of `outcomes.compare`, its bounds for all baselines at once."""
     bounds = row["at_once_low"], row["at_once_high"], row["pairs"]
     return Interval(row["difference"], *bounds, row["difference_values"])
 
 
 def ci_of(row: Mapping[str, Any]) -> str:
-    """The name of these bounds: those of a single rival, or of joint, are of its own comparison."""
+    """The name of these bounds: those of a single baseline, or of joint, are of its own comparison."""
     return CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
 
 

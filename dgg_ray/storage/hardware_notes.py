@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from dgg_ray.core.environment import Kind
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 SENTINELS = "sentinels"
 

@@ -21,7 +21,7 @@ from dgg_ray.core import event_log
 from dgg_ray.core.errors import describe
 from dgg_ray.core.quick import Quick
 from dgg_ray.storage.leases import LEASE_S, Holder
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 LOOK_S = 3.0  # between looks at work that another driver has
 THREADS = 8  # of its own: thousands of other looks at the store may wait for theirs

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dgg_ray.core.errors import StoreError
+from dgg_ray.core.stage import Evaluation, WorkItem
 from dgg_ray.storage import manifest, retry
 from dgg_ray.storage.backend import Damaged, Objects, verify
 from dgg_ray.storage.manifest import key_of, name_of
 from dgg_ray.storage.node_cache import CACHE_GB, Cache
 from dgg_ray.storage.reach import READ_S, connected
-from dgg_ray.storage.stages import Exam, StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 
 CHECK_S = 8.0  # patience of a check, which is to tell within seconds
 AT_ONCE = 32  # requests
@@ -56,14 +57,14 @@ class RemoteStore(StageStore):
     def objects(self) -> Url:  # type: ignore[override]
         return Url(self.address.rstrip("/"), Cache(gigabytes=self.cache_gb))
 
-    def missing(self, work: Work) -> tuple[Exam, ...] | None:
-        read = dict(self.objects.remembered.get(work.stage.key, {}))  # other threads add to it
-        if (stage := name_of(work.stage.key)) in read:
+    def missing(self, item: WorkItem) -> tuple[Evaluation, ...] | None:
+        read = dict(self.objects.remembered.get(item.stage.key, {}))  # other threads add to it
+        if (stage := name_of(item.stage.key)) in read:
             sat = [manifest.unseal(data)["record"] for name, data in read.items() if name != stage]
-            known = {cell["exam"] for sitting in sat for cell in sitting["cells"]}
-            if all(exam.key in known for exam in work.exams):
+            known = {cell["evaluation"] for sitting in sat for cell in sitting["cells"]}
+            if all(evaluation.key in known for evaluation in item.evaluations):
                 return ()
-        return super().missing(work)
+        return super().missing(item)
 
     def check(self) -> None:
         hasty = copy(self)

@@ -10,8 +10,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from dgg_ray.core.stage import Stage
 from dgg_ray.storage.backend import Objects
-from dgg_ray.storage.stages import Stage, StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 
 @dataclass

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dgg_ray.core.errors import OtherVersion, StoreError
+from dgg_ray.core.stage import FORMAT, Stage
 from dgg_ray.storage.backend import drafted
-from dgg_ray.storage.stages import FORMAT, Stage, StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 VERSION = f"{FORMAT}.1"  # the second number rises when the file's layout changes
 NOTICE_S = 10.0  # between snapshots once the machine was called back

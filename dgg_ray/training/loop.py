@@ -28,8 +28,9 @@ from dgg_ray.core import draws, event_log, plugins
 from dgg_ray.core.environment import environment
 from dgg_ray.core.errors import NoParent, NotFinite, StoreError
 from dgg_ray.core.interfaces import Example, Learner, Score, Strategy, Task, plain_first
+from dgg_ray.core.stage import ANSWERS, ROUNDS, STEPS, Evaluation, Stage, WorkItem
 from dgg_ray.storage.backend import weight
-from dgg_ray.storage.stages import ANSWERS, ROUNDS, STEPS, Exam, Stage, StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training import checkpoints, memory_check
 from dgg_ray.training.checkpoints import Rhythm, Snapshot
 
@@ -62,22 +63,22 @@ class Workshop:
     where: Callable[[], dict[str, str]] = environment
     codes: Mapping[str, str] = field(default_factory=dict)
 
-    def obtain(self, work: Work) -> None:
+    def obtain(self, item: WorkItem) -> None:
         """Leave the store with the stage and all the exams in it."""
-        if work.probe:
-            return self.probe(work)
-        missing = self.lead(lambda: self.store.missing(work))
+        if item.profile:
+            return self.profile(item)
+        missing = self.lead(lambda: self.store.missing(item))
         if missing is None:
-            self.learn(work.stage)
-            missing = work.exams
+            self.learn(item.stage)
+            missing = item.evaluations
         elif missing:
-            self.take_up(work.stage)
+            self.take_up(item.stage)
         if missing:
-            self.examine(work.stage, missing)
+            self.examine(item.stage, missing)
 
     def learn(self, stage: Stage) -> None:
         """Train the stage from its parent's end and publish it."""
-        if not stage.learns:
+        if not stage.trained_tasks:
             self.take_up(stage)
             return self.publish(stage, stage.strategy, {}, {"steps": 0, "examples": 0})
         parent = self.parent(stage)
@@ -86,7 +87,7 @@ class Workshop:
         if parent and (state := parent / "strategy.safetensors").exists():
             strategy.load_state(load_file(state))
 
-        fresh = [example for name in stage.learns for example in self.tasks[name].examples["train"]]
+        fresh = [example for name in stage.trained_tasks for example in self.tasks[name].examples["train"]]
         earlier = [self.tasks[name] for name in stage.earlier]
         examples = strategy.examples(fresh, earlier, stage.seed)
         batches = list(shuffled(examples, stage))
@@ -126,7 +127,7 @@ class Workshop:
         loss["curve"] = thinned(losses)
         cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
         cost["begin_seconds"] = start - came
-        event_log.event("learned", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
+        event_log.event("trained", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
         self.publish(stage, strategy, loss, cost)
 
     def broke(self, stage: Stage, why: str) -> NotFinite:
@@ -162,23 +163,23 @@ class Workshop:
         except StoreError as problem:  # the stage can end well without it
             warnings.warn(f"{stage} goes on without a snapshot: {problem}", stacklevel=2)
 
-    def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
+    def examine(self, stage: Stage, evaluations: Sequence[Evaluation]) -> None:
         """Answer and score the exams' examples with the learner as it is; publish one sitting."""
         cells, rows = [], []
-        for exam in exams:
+        for evaluation in evaluations:
             start = time.perf_counter()
-            task = self.tasks[exam.task]
-            examples = task.examples[exam.split]
+            task = self.tasks[evaluation.task]
+            examples = task.examples[evaluation.split]
             answers = self.learner.answer(examples, self.max_new_tokens)
             found = plugins.find("scorers", task.scorer)(answers, examples)
             score = Score(*found).checked(task.scorer, len(examples))
-            cells.append({"exam": exam.key, "task": exam.task, "split": exam.split})
+            cells.append({"evaluation": evaluation.key, "task": evaluation.task, "split": evaluation.split})
             cells[-1] |= {"score": score.value, "n": len(examples)}
             cells[-1]["seconds"] = time.perf_counter() - start
             rows += [
                 {
-                    "task": exam.task,
-                    "split": exam.split,
+                    "task": evaluation.task,
+                    "split": evaluation.split,
                     "id": e.id,
                     "answer": e.answer,
                     "prediction": p,
@@ -188,21 +189,25 @@ class Workshop:
             ]
         table = pyarrow.Table.from_pylist(rows)
         write = lambda folder: pyarrow.parquet.write_table(table, folder / "predictions.parquet")  # noqa: E731
-        code = self.ran({f"scorers/{self.tasks[exam.task].scorer}" for exam in exams})
+        code = self.ran({f"scorers/{self.tasks[evaluation.task].scorer}" for evaluation in evaluations})
         self.lead(lambda: self.store.sit(stage, cells, write, {**self.by, **code}))
-        event_log.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
+        event_log.event("evaluated", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
 
     def ran(self, named: set[str]) -> dict[str, Any]:
         """The source digests of the plug-ins that made a record, kept with it."""
         codes = {name: self.codes[name] for name in sorted(named & self.codes.keys())}
         return {"code": codes} if codes else {}
 
-    def probe(self, work: Work) -> None:
+    def profile(self, item: WorkItem) -> None:
         """Time a few steps and answers of the stage from a fresh adapter, and weigh that; keep no more."""
-        stage, learner, came = work.stage, self.learner, time.perf_counter()
+        stage, learner, came = item.stage, self.learner, time.perf_counter()
         size = stage.training.batch_size
-        examples = cycle(e for name in stage.learns for e in self.tasks[name].examples["train"])
-        asked = [e for exam in work.exams for e in self.tasks[exam.task].examples[exam.split]][:ANSWERS]
+        examples = cycle(e for name in stage.trained_tasks for e in self.tasks[name].examples["train"])
+        asked = [
+            e
+            for evaluation in item.evaluations
+            for e in self.tasks[evaluation.task].examples[evaluation.split]
+        ][:ANSWERS]
 
         def begin() -> None:
             learner.begin(stage.adapter, stage.training, STEPS, stage.seed, stage.task, None)
@@ -227,7 +232,7 @@ class Workshop:
             "cost": {"seconds": time.perf_counter() - came},
             **self.by,
         }
-        self.lead(lambda: self.store.measure(work, record))
+        self.lead(lambda: self.store.measure(item, record))
 
     def saved(self) -> int:
         """Bytes of the adapter, as a stage keeps it."""
@@ -265,27 +270,27 @@ class Workshop:
 
     def take_up(self, stage: Stage) -> None:
         """Put the learner where a finished stage left it."""
-        folder = self.opened(stage) if stage.learns else None
-        if stage.learns and folder is None:
+        folder = self.opened(stage) if stage.trained_tasks else None
+        if stage.trained_tasks and folder is None:
             return self.learn(stage)
         self.learner.begin(stage.adapter, stage.training, 0, stage.seed, stage.task, folder)
 
     def publish(self, stage: Stage, strategy: Any, loss: dict[str, Any], cost: dict[str, Any]) -> None:
         def fill(folder: Path) -> None:
-            if stage.learns:
+            if stage.trained_tasks:
                 self.learner.save(folder / "adapter")
             if state := strategy.state():
                 save_file(state, folder / "strategy.safetensors")
 
         record = {
-            "learned": stage.task,
+            "trained_task": stage.task,
             "earlier": list(stage.earlier),
             "loss": loss,
             "cost": cost | {"peak_memory_mb": peak_memory_mb()},
             "environment": self.where(),
             **self.by,
         }
-        if stage.learns:
+        if stage.trained_tasks:
             record |= self.ran(
                 {f"strategies/{plugins.name_of(stage.strategy)}", *of_kind(self.codes, "models")}
             )

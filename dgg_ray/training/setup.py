@@ -20,7 +20,8 @@ from dgg_ray.core.errors import (
     StudyError,
     describe,
 )
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.core.stage import WorkItem
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.simulated import Simulated
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ HANDFUL_S = 0.1  # of works that a fleet has at once; who is at one of them for 
 LOADING = "reading the data and loading the model"  # as people are told
 
 
-def tried(shop: Workshop | Simulated, work: Work) -> tuple[dict[str, str] | None, bool]:
+def tried(shop: Workshop | Simulated, item: WorkItem) -> tuple[dict[str, str] | None, bool]:
     """Do the work: its error, if any, and whether the stage is to blame for it.
 
     Only errors that all of a group's workers see leave the group in step, and only those that are the
@@ -39,8 +40,8 @@ def tried(shop: Workshop | Simulated, work: Work) -> tuple[dict[str, str] | None
     group, Ray Train starts it anew, and a stage that comes to it again and again is set aside with it.
     """
     try:
-        with event_log.about(work):
-            shop.obtain(work)
+        with event_log.about(item):
+            shop.obtain(item)
     except (StageError, OtherVersion) as problem:
         return blame.told(problem), True
     except StoreError as problem:
@@ -52,13 +53,13 @@ def tried(shop: Workshop | Simulated, work: Work) -> tuple[dict[str, str] | None
     return None, True
 
 
-def handful(works: Sequence[Work], lead: Callable[[Callable[[], Any]], Any]) -> Iterator[Work]:
+def handful(work_items: Sequence[WorkItem], lead: Callable[[Callable[[], Any]], Any]) -> Iterator[WorkItem]:
     """One after another, for as long as a handful lasts; others may have what is left then."""
     over = time.monotonic() + HANDFUL_S
-    for n, work in enumerate(works):
+    for n, item in enumerate(work_items):
         if n and lead(lambda: time.monotonic() > over):
             return
-        yield work
+        yield item
 
 
 def cannot_begin(problem: Exception) -> ClusterError:
@@ -115,7 +116,7 @@ def learning(study: Study, store: StageStore, zero: int, alive: Callable[[], Non
     w = study.workers
     learner = PeftLearner(study.model, "cuda" if w.gpus else "cpu", zero, w.offload)
     learner.alive = alive
-    rhythm = Rhythm(w.snapshot_steps, w.snapshot_minutes)
+    rhythm = Rhythm(w.checkpoint_steps, w.checkpoint_minutes)
     shop = Workshop(learner, tasks, store, study.protocol.max_new_tokens, rhythm=rhythm)
     shop.by, shop.codes = {"study": study.name, "workers": w.setup}, study.codes
     return shop

@@ -20,8 +20,9 @@ from dgg_ray.config.simulation import GUESS, Law
 from dgg_ray.config.study import Study
 from dgg_ray.core import draws, event_log
 from dgg_ray.core.interfaces import SPLITS, Strategy
+from dgg_ray.core.stage import Data, Evaluation, Stage, WorkItem
 from dgg_ray.storage.backend import Objects
-from dgg_ray.storage.stages import Data, Exam, Fill, Stage, StageStore, Work
+from dgg_ray.storage.stage_store import Fill, StageStore
 
 Tick = Callable[[Stage, int, int], None]
 Record = dict[str, Any]
@@ -91,7 +92,7 @@ class MemoryStore(StageStore):
         by: Mapping[str, Any] | None = None,
     ) -> None:
         self.sat.setdefault(stage.key, []).append({"cells": cells, "bytes": 0, **(by or {})})
-        self.found.setdefault(stage.key, {}).update((cell["exam"], cell) for cell in cells)
+        self.found.setdefault(stage.key, {}).update((cell["evaluation"], cell) for cell in cells)
         self.forget(f"failed/{stage.key}")
 
     def discard(self, key: str, part: str = "") -> int:
@@ -124,16 +125,16 @@ class Simulated:
         by = {"study": study.name, "workers": study.workers.setup}
         return cls(study.simulation, sizes, store, by)
 
-    def obtain(self, work: Work) -> None:
-        """Leave the store with the stage and all the exams in it, or with what a probe of it takes."""
-        if work.probe:
-            return self.probe(work)
-        missing = self.store.missing(work)
+    def obtain(self, item: WorkItem) -> None:
+        """Leave the store with the stage and all the exams in it, or with what a profile of it takes."""
+        if item.profile:
+            return self.profile(item)
+        missing = self.store.missing(item)
         if missing is None:
-            self.learn(work.stage)
-            missing = work.exams
+            self.learn(item.stage)
+            missing = item.evaluations
         if missing:
-            self.examine(work.stage, missing)
+            self.examine(item.stage, missing)
 
     def learn(self, stage: Stage) -> Record:
         count, seconds = self.cost(stage)
@@ -142,7 +143,7 @@ class Simulated:
         self.tick(stage, steps, steps)
         cost = {"steps": steps, "examples": count, "seconds": seconds, "begin_seconds": self.begin}
         record = {
-            "learned": stage.task,
+            "trained_task": stage.task,
             "earlier": list(stage.earlier),
             "skills": self.skills(stage),
             "loss": {},
@@ -150,7 +151,7 @@ class Simulated:
             "environment": self.where(),
             **self.by,
         }
-        event_log.event("learned", stage, steps=steps, seconds=seconds)
+        event_log.event("trained", stage, steps=steps, seconds=seconds)
         self.store.publish(stage, record, None)
         event_log.event("published", stage)
         return record
@@ -158,9 +159,9 @@ class Simulated:
     def skills(self, stage: Stage) -> dict[str, float]:
         """True scores after the stage, with the noise of its training."""
         rank = stage.adapter.rank
-        if len(stage.learns) != 1:
-            return self.law.together(stage.learns, rank)
-        task, parent = stage.learns[0], stage.parent
+        if len(stage.trained_tasks) != 1:
+            return self.law.together(stage.trained_tasks, rank)
+        task, parent = stage.trained_tasks[0], stage.parent
         before: dict[str, float] = {}
         if parent is not None:
             before = (self.store.record(parent) or self.learn(parent))["skills"]
@@ -178,40 +179,52 @@ class Simulated:
             for (name, score), e in zip(after.items(), noise.tolist(), strict=True)
         }
 
-    def examine(self, stage: Stage, exams: Sequence[Exam]) -> None:
+    def examine(self, stage: Stage, evaluations: Sequence[Evaluation]) -> None:
         skills = (self.store.record(stage) or {}).get("skills", {})
-        noise = [0.0] * len(exams)
-        if self.law.exam_noise:
+        noise = [0.0] * len(evaluations)
+        if self.law.evaluation_noise:
             # Each exam's own: which ones are sat together depends on who asked first.
-            noise = [draws.generator(0, stage.key, exam.key).standard_normal() for exam in exams]
+            noise = [
+                draws.generator(0, stage.key, evaluation.key).standard_normal() for evaluation in evaluations
+            ]
         cells = []
-        for exam, e in zip(exams, noise, strict=True):
-            score, n = skills.get(exam.task, GUESS), self.sizes[exam.task][exam.split]
+        for evaluation, e in zip(evaluations, noise, strict=True):
+            score, n = skills.get(evaluation.task, GUESS), self.sizes[evaluation.task][evaluation.split]
             score = min(max(score + e * sqrt(max(score * (1 - score), 0.0) / n), 0.0), 1.0)
             cells.append(
-                {"exam": exam.key, "task": exam.task, "split": exam.split, "score": score, "n": n}
-                | {"seconds": self.pace(exam.task) / 3 * n}
+                {
+                    "evaluation": evaluation.key,
+                    "task": evaluation.task,
+                    "split": evaluation.split,
+                    "score": score,
+                    "n": n,
+                }
+                | {"seconds": self.pace(evaluation.task) / 3 * n}
             )
         self.wait(sum(cell["seconds"] for cell in cells))
         self.store.sit(stage, cells, None, self.by)
-        event_log.event("examined", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
+        event_log.event("evaluated", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
 
-    def probe(self, work: Work) -> None:
-        """What a probe of the stage would measure: the law's own pace."""
-        (task,), rank, size = work.stage.learns, work.stage.adapter.rank, work.stage.training.batch_size
+    def profile(self, item: WorkItem) -> None:
+        """What a profile of the stage would measure: the law's own pace."""
+        (task,), rank, size = (
+            item.stage.trained_tasks,
+            item.stage.adapter.rank,
+            item.stage.training.batch_size,
+        )
         rounds = {
             "begin": {"n": 1, "seconds": self.begin},
             "learn": {"n": size, "seconds": size * self.pace(task) * (1 + rank / 128)},
             "answer": {"n": size, "seconds": size * self.pace(task) / 3},
         }
         record = {
-            "meaning": work.stage.meaning,
+            "meaning": item.stage.meaning,
             **{kind: [timed] * 2 for kind, timed in rounds.items()},
             "bytes": 0,
             "cost": {"seconds": 2 * sum(timed["seconds"] for timed in rounds.values())},
             **self.by,
         }
-        self.store.measure(work, record)
+        self.store.measure(item, record)
 
     @property
     def begin(self) -> float:
@@ -224,7 +237,7 @@ class Simulated:
 
     def cost(self, stage: Stage) -> tuple[int, float]:
         """(training examples seen, seconds): linear in both examples and rank, with the law's spread."""
-        counts = {name: self.sizes[name]["train"] for name in stage.learns}
+        counts = {name: self.sizes[name]["train"] for name in stage.trained_tasks}
         counts |= {name: min(stage.buffer, self.sizes[name]["train"]) for name in stage.earlier}
         seconds = stage.training.epochs * sum(n * self.pace(name) for name, n in counts.items())
         seconds *= 1 + stage.adapter.rank / 128

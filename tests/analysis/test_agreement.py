@@ -20,11 +20,11 @@ from dgg_ray.analysis.agreement import (
 from dgg_ray.analysis.alpha_curves import observed, tradeoffs
 from dgg_ray.analysis.load import recommendation
 from dgg_ray.analysis.results import Searched, Terms
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.core.interfaces import ScoreMatrix
 from dgg_ray.report import answer
-from dgg_ray.search import baselines
+from dgg_ray.search import comparison
 from dgg_ray.search.curve_baseline import curves_of, read_off
 from dgg_ray.search.objective import Evidence
 from dgg_ray.strategies.dgg import DGG
@@ -32,7 +32,7 @@ from dgg_ray.testing.simulated_cluster import rehearse
 from dgg_ray.training.simulated import imagined
 
 VALUES = (0.0, 0.2, 0.5, 1.0)
-EXACT = Law(noise=0.0, exam_noise=False, seed=3)
+EXACT = Law(noise=0.0, evaluation_noise=False, seed=3)
 
 
 def test_the_recommended_alpha_is_held_against_the_best_of_its_curve():
@@ -103,7 +103,7 @@ ALPHAS = ("strategy.alpha.a", "strategy.alpha.b", "training.epochs.a")
 
 def searched(method="tpe", chosen_on=FIRST, compared_on=FIRST):
     results = small_study(
-        knobs=ALPHAS, search=Searched(method, ("faa",), knobs=("strategy.alpha", "training.epochs"))
+        parameters=ALPHAS, search=Searched(method, ("faa",), parameters=("strategy.alpha", "training.epochs"))
     )
     table = results.table.assign(**dict.fromkeys(ALPHAS, 0.25))
     return dataclasses.replace(
@@ -139,16 +139,16 @@ def test_stagewise_chooses_nothing_of_the_first_task_and_other_orders_search_it(
 def test_curves_are_of_the_split_on_which_settings_were_chosen():
     on_test = told("s0")
     on_test = dataclasses.replace(
-        on_test, table=on_test.table.assign(split="test"), terms=Terms(select_on="test")
+        on_test, table=on_test.table.assign(split="test"), terms=Terms(selection_split="test")
     )
     assert len(observed(on_test)) == 6
 
 
 def study_of(values=VALUES, **search):
-    space = {"strategy.alpha": Knob(values=values, per_task=True)}
-    search = Search(space, **{"method": "stagewise", "tries": 4, **search})
+    space = {"strategy.alpha": SearchParameter(values=values, per_task=True)}
+    search = Search(space, **{"method": "stagewise", "values_per_task": 4, **search})
     return imagined(3, DGG(alpha=0.1, buffer=20), simulation=EXACT, search=search, orders=Orders("random", 1),
-                    protocol=Protocol(held_out=1, rivals=("curve", "replay")))  # fmt: skip
+                    protocol=Protocol(held_out=1, baselines=("curve_optimum", "replay")))  # fmt: skip
 
 
 def test_the_setting_read_off_the_curves_is_one_more_rival():
@@ -156,7 +156,7 @@ def test_the_setting_read_off_the_curves_is_one_more_rival():
     found = rehearse(of)
     assert list(found.final) == ["dgg", "curve", "replay"]
     (first, second, _), read = of.all_orders[0], read_off(found.search)
-    assert found.final["curve"].id == found.study.at(read).id
+    assert found.final["curve_optimum"].id == found.study.at(read).id
     assert f"strategy.alpha.{first}" not in read
 
     def after(alpha):  # mean of both tasks right after the second, by the law
@@ -168,15 +168,15 @@ def test_the_setting_read_off_the_curves_is_one_more_rival():
 
 def test_what_is_read_off_is_as_it_was_tried_for_each_task_that_has_a_curve():
     search = rehearse(of := study_of(values=(0, 1)), compare=False).search  # 0 and 0.0 have other keys
-    tried = {(k, type(v), v) for probe in search.proposed for k, v in probe.setting.items()}
+    tried = {(k, type(v), v) for query in search.proposed for k, v in query.setting.items()}
     assert {(k, type(v), v) for k, v in read_off(search).items()} <= tried
     best = {t.task: t.alpha[t.points()["best"]][0] for t in curves_of(search)}
     assert set(best) == set(of.all_orders[0][1:])
 
 
 def test_the_best_so_far_does_not_name_an_alpha_that_does_nothing():
-    of = study_of(method="random", trials=3, tries=2)
-    said = baselines.best_so_far(rehearse(of, compare=False).search)
+    of = study_of(method="random", trials=3, values_per_task=2)
+    said = comparison.best_so_far(rehearse(of, compare=False).search)
     first, *rest = of.all_orders[0]
     assert [f"strategy.alpha.{name}=" in said for name in (first, *rest)] == [False, True, True]
 
@@ -190,10 +190,12 @@ def test_the_best_so_far_does_not_name_an_alpha_that_does_nothing():
     ],
 )
 def test_the_best_so_far_stays_within_what_a_score_can_be_and_tells_a_few_blocks_values(scores, said):
-    of = dataclasses.replace(study_of(method="random", trials=1, tries=1), seeds=tuple(range(len(scores))))
-    search = baselines.method(of)
+    of = dataclasses.replace(
+        study_of(method="random", trials=1, values_per_task=1), seeds=tuple(range(len(scores)))
+    )
+    search = comparison.make_search(of)
     number, _ = search.ask() or pytest.fail("nothing was proposed")
     search.tell(
         number, Evidence([ScoreMatrix(np.full((3, 3), s), np.ones(3), np.zeros(3)) for s in scores], {})
     )
-    assert re.match(said, baselines.best_so_far(search))
+    assert re.match(said, comparison.best_so_far(search))

@@ -22,15 +22,15 @@ orders: {{design: random, count: 2}}
 search:
   space: {{strategy.alpha: {{per_task: [0, 0.3, 1.0]}}}}
 {search}
-protocol: {{held_out: 2, rivals: [runner_up, constant, first_two, replay, joint]}}
+protocol: {{held_out: 2, baselines: [runner_up, constant, two_task, replay, joint]}}
 workers: {{engine: simulated}}
 simulation: {{place: 0.02}}
 """
 SEARCHES = {
-    "stagewise": "  method: stagewise\n  tries: 2\n  beam: 1\n  audit: 0.3",
-    "race": "  method: tpe\n  trials: 6\n  race: 0.4",
+    "stagewise": "  method: stagewise\n  values_per_task: 2\n  beam: 1\n  audit_fraction: 0.3",
+    "race": "  method: tpe\n  trials: 6\n  prune_level: 0.4",
     "front": "  method: nsga2\n  trials: 4\n  objective: [stability, plasticity]\n"
-    "  subject_to: plasticity >= finetune - 5 points",
+    "  constraints: plasticity >= finetune - 5 points",
 }
 
 
@@ -39,13 +39,13 @@ def stops(monkeypatch):
     """Ctrl-C after so many stages or sittings; `stops(None)` lets it run."""
     obtain, left = Simulated.obtain, [0]
 
-    def counted(self, work):
+    def counted(self, item):
         if isinstance(self.store, MemoryStore):  # what is only foreseen
-            return obtain(self, work)
+            return obtain(self, item)
         if left[0] == 0:
             raise KeyboardInterrupt
         left[0] -= 1
-        obtain(self, work)
+        obtain(self, item)
 
     def after(count):
         left[0] = -1 if count is None else count
@@ -96,6 +96,6 @@ def check(found, text):
     assert found.ahead.room == 6 - 2 - 2  # of 3! orders two are the search's, and two held out
     assert any(step.startswith("Finish") for step in steps) == bool(left) or len(steps) == next_steps.MOST
     if found.recommended:
-        words = {"runner_up": "the runner-up", "first_two": "α chosen on the first two tasks, then kept"}
-        for label in found.terms.rivals:  # compared, or said why not
+        words = {"runner_up": "the runner-up", "two_task": "α chosen on the first two tasks, then kept"}
+        for label in found.terms.baselines:  # compared, or said why not
             assert words.get(label, label.replace("constant", "the best constant α")) in text

@@ -168,7 +168,7 @@ def tried_on(*blocks: tuple[str, int], more=()) -> Tradeoff:
         for alpha, some in ((0.1, (*blocks, *more)), (0.4, blocks))
         for order, seed in some
     ]
-    (found,) = tradeoffs(study(*runs, knobs=("strategy.alpha.b",)))
+    (found,) = tradeoffs(study(*runs, parameters=("strategy.alpha.b",)))
     return found
 
 
@@ -246,15 +246,15 @@ def test_a_stage_of_another_buffer_seed_or_parent_is_another_stage():
 
 
 def test_a_setting_of_a_task_that_is_not_learned_yet_makes_no_other_stage():
-    knobs, R = ("strategy.alpha", "training.epochs.c"), [A, (0.7, 0.6), (0.5, 0.5, 0.9)]
-    results = study(("s1", "abc", 0, (0.1, 1), R), ("s2", "abc", 0, (0.1, 3), R), knobs=knobs)
+    parameters, R = ("strategy.alpha", "training.epochs.c"), [A, (0.7, 0.6), (0.5, 0.5, 0.9)]
+    results = study(("s1", "abc", 0, (0.1, 1), R), ("s2", "abc", 0, (0.1, 3), R), parameters=parameters)
     assert observed(results)["task"].tolist() == ["b", "c", "c"]
 
 
 def test_replay_is_the_anchor_at_alpha_0():
     dgg = ("s1", "ab", 0, (0.5, np.nan, 10), [A, (0.7, 0.6)])
     replay = ("rp", "ab", 0, (np.nan, np.nan, 10), [A, (0.5, 0.8)])
-    (found,) = tradeoffs(study(dgg, replay, rivals={"replay": "rp"}))
+    (found,) = tradeoffs(study(dgg, replay, baselines={"replay": "rp"}))
     assert (found.task, found.alpha.tolist(), found.anchors) == ("b", [0, 0.5], (True, False))
     assert found.new.tolist() == pytest.approx([0.8, 0.6])
     assert found.stages["peers"].nunique() == 1
@@ -265,7 +265,7 @@ def test_an_alpha_for_all_tasks_has_a_curve_for_each():
         (f"s{alpha}", "abc", 0, (alpha,), [A, (0.7, 0.6 - alpha), (0.6, 0.5, 0.9 - alpha)])
         for alpha in (0.1, 0.4)
     ]
-    b, c = tradeoffs(study(*runs, knobs=("strategy.alpha",)))
+    b, c = tradeoffs(study(*runs, parameters=("strategy.alpha",)))
     assert np.diff(b.new) == pytest.approx(-0.3)
     assert np.diff(c.new) == pytest.approx(-0.3)
 

@@ -13,7 +13,7 @@ from dgg_ray.analysis.archive import Archive
 from dgg_ray.analysis.examples import answers, as_text, confusions, listing, lost, sample, shown
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.interfaces import Example
-from dgg_ray.storage.stages import Run, Work
+from dgg_ray.core.stage import Run, WorkItem
 
 
 def test_every_question_has_what_was_answered_then_and_at_the_end():
@@ -109,7 +109,7 @@ def test_an_archive_knows_the_losses_and_the_adapter_of_a_run(world):
 
     stages = world.path("ones", "fours")
     for stage in stages:
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     name = (Judged.id, "ones > fours", 0)
     archive = Archive(None, world.store, {name: (Judged(), Run(Judged.id, ("ones", "fours"), 0, stages))})
     # rate 1: θ goes to the answers in the one step of each stage, so the loss after it is 0

@@ -13,8 +13,8 @@ def by_hand(cells: pd.DataFrame, order: str) -> np.ndarray:
     tasks = order.split(" > ")
     R = np.full((len(tasks), len(tasks)), np.nan)
     for _, cell in cells.iterrows():
-        if cell["exam"] in tasks and cell["stage"] >= 0:
-            R[cell["stage"], tasks.index(cell["exam"])] = cell["score"]
+        if cell["eval_task"] in tasks and cell["stage"] >= 0:
+            R[cell["stage"], tasks.index(cell["eval_task"])] = cell["score"]
     return R
 
 
@@ -30,8 +30,8 @@ def mixed() -> Results:
     for setting, order, seed in [("s2", "a > b > c", 1), ("s1", "c > a", 0), ("s1", "b > c > a", 0)]:
         tasks = order.split(" > ")
         for t, task in enumerate(tasks):
-            for exam in ["a", "b", "c"][: rng.integers(1, 4)]:
-                place = [setting, "dgg", order, seed, t, task, exam]
+            for evaluation in ["a", "b", "c"][: rng.integers(1, 4)]:
+                place = [setting, "dgg", order, seed, t, task, evaluation]
                 rows.append([*place, "validation", rng.random(), 10 + t, 1.0])
     rows += [["j", "joint", "a > b", 0, 1, "a + b", e, "validation", rng.random(), 5, 1.0] for e in "ab"]
     rows += [["s1", "dgg", "c > a", 0, -1, "", "a", "validation", 0.25, 5, 0.0]]
@@ -49,7 +49,7 @@ def test_every_run_is_what_its_cells_say():
     for run in found:
         mine = table[(table["setting"] == run.setting) & (table["order"] == run.order)]
         np.testing.assert_array_equal(run.scores.R, by_hand(mine, run.order))
-        sizes = mine[mine["stage"] >= 0].groupby("exam")["n"].last().reindex(list(run.tasks))
+        sizes = mine[mine["stage"] >= 0].groupby("eval_task")["n"].last().reindex(list(run.tasks))
         assert np.isnan(run.scores.sizes).tolist() == sizes.isna().tolist()
         np.testing.assert_array_equal(
             run.scores.base, [0.25 if task == "a" else np.nan for task in run.tasks]

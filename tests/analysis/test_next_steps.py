@@ -193,8 +193,8 @@ def test_alphas_to_try_take_as_many_stages_one_after_another_as_the_fleets_need_
         | {"gain": [-0.01, 0.0, -0.02], "gain_high": [0.03, 0.0, 0.02], "blocks": 4}
     )
     tradeoff = SimpleNamespace(points=lambda: rows, task="words")
-    for fleets, hours in ((1, 3), (2, 2), (8, 1)):
-        ahead = Ahead(stage=(1.0, 1.0, 1.0), fleets=fleets)
+    for groups, hours in ((1, 3), (2, 2), (8, 1)):
+        ahead = Ahead(stage=(1.0, 1.0, 1.0), groups=groups)
         _, step = next_steps.undecided(small_study(ahead=ahead), tradeoff)
         assert step.text.startswith("Try α = 0.1 and 1 for words beside 0.3 on another order or seed, ")
         assert f"{next_steps.taking((hours, hours, hours))} (3 stages" in step.text

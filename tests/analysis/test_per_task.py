@@ -19,14 +19,14 @@ R = {  # (setting, order) → rows of R
 
 def study(without: str = "") -> Results:
     rows = [
-        [setting, strategy, order, 0, t, learned, exam, "test", score, 10, 0.0]
+        [setting, strategy, order, 0, t, learned, evaluation, "test", score, 10, 0.0]
         for (setting, order), matrix in R.items()
         if setting != without
         for strategy in [{"d1": "dgg", "jt": "joint"}[setting]]
         for tasks in [order.split(" > ")]
         for t, scores in enumerate(matrix)
         for learned in ["a + b + c" if setting == "jt" else tasks[t]]
-        for exam, score in zip(tasks, scores, strict=False)
+        for evaluation, score in zip(tasks, scores, strict=False)
     ]
     table = pd.DataFrame(rows, columns=CELL)
     return Results("small", "", table, (), ("faa",), "d1", {"joint": "jt"}, [], pd.DataFrame())

@@ -299,7 +299,7 @@ SEARCHED = {
 
 
 def test_the_best_mean_and_the_best_worst_order_are_two_settings_with_a_price():
-    results = study(SEARCHED, knobs=("strategy.alpha",), tried=("s1", "s2", "s3"))
+    results = study(SEARCHED, parameters=("strategy.alpha",), tried=("s1", "s2", "s3"))
     mean, worst = order_sensitivity.settings_by_order(results).to_dict("records")
     assert (mean["setting"], worst["setting"]) == ("s1", "s2")
     assert [mean["mean"], mean["worst"], mean["cost_worst"]] == pytest.approx([0.7, 0.4, 0.1])
@@ -377,12 +377,12 @@ def test_intervals_of_spread_and_disparity_hold(tasks, count):
 @pytest.mark.parametrize(("tasks", "count"), DESIGNS)
 def test_intervals_of_rank_agreement_hold(tasks, count):
     ahead = np.array([0, 1, 1.5, 3]) * 1.2 * NOISE
-    rng = draws.generator(0, "", "rivals")
+    rng = draws.generator(0, "", "baselines")
     alone = ahead + NOISE * rng.normal(size=(3000, 4))  # what the order makes is the same for all
     tau = order_sensitivity.tau_b(alone)
     mean = (tau.sum() - len(tau)) / (len(tau) * (len(tau) - 1))
     orders = random_orders(tasks, count)
-    # rivals: the same orders, stages of their own
+    # baselines: the same orders, stages of their own
     faa = np.stack([noise(orders, rng)[:, :, 0].mean(axis=-1) for _ in ahead], axis=-1)
     faa += fixed(orders).mean(axis=-1)[..., None] + ahead
     intervals = [

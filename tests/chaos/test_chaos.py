@@ -28,7 +28,7 @@ orders: {design: random, count: 3}
 search:
   space: {strategy.alpha: {per_task: [0, 0.1, 0.3, 1.0]}}
   trials: TRIALS
-workers: {engine: simulated, fleets: 2, idle_s: 10, retries: 100}
+workers: {engine: simulated, groups: 2, idle_timeout_s: 10, max_retries: 100}
 simulation: {wait: WAIT}
 """
 
@@ -48,17 +48,17 @@ def weather(folder: Path, text: str, kills: int, seed: int, **how) -> tuple[Monk
     return storm, calm
 
 
-def check(storm: Monkey, calm: Path, fleets: int) -> None:
+def check(storm: Monkey, calm: Path, groups: int) -> None:
     trace = Trace.of(storm.folder)
     assert (storm.out / "table.parquet").read_bytes() == (calm / "table.parquet").read_bytes()
     assert trace.again == {}  # no finished stage was learned again
-    lost = fleets * storm.killed["driver"] + storm.killed["worker"] + storm.killed["controller"]
+    lost = groups * storm.killed["driver"] + storm.killed["worker"] + storm.killed["controller"]
     assert trace.repeated <= lost  # a broker's death costs nothing
 
 
 def test_a_study_outlives_whatever_is_killed(tmp_path):
     storm, calm = weather(tmp_path, SIMULATED.replace("TRIALS", "8").replace("WAIT", "0.2"), kills=8, seed=1)
-    check(storm, calm, fleets=2)
+    check(storm, calm, groups=2)
     assert sum(storm.killed.values()) == 8
 
 
@@ -69,7 +69,7 @@ def test_a_study_outlives_two_hundred_kills(tmp_path):
     text = SIMULATED.replace("TRIALS", "60").replace("WAIT", "1.0")
     seed = int(os.environ.get("CHAOS_SEED", "2"))
     storm, calm = weather(tmp_path, text, kills, seed=seed, pause=(0.2, 8.0))
-    check(storm, calm, fleets=2)
+    check(storm, calm, groups=2)
     assert sum(storm.killed.values()) == kills
 
 
@@ -77,7 +77,7 @@ def test_a_study_outlives_two_hundred_kills(tmp_path):
 def test_stages_of_milliseconds_outlive_what_is_killed_with_a_handful_of_them(tmp_path):
     text = SIMULATED.replace("TRIALS", "150").replace("WAIT", "0.005")
     storm, calm = weather(tmp_path, text, kills=15, seed=4, pause=(0.2, 3.0))
-    check(storm, calm, fleets=2)
+    check(storm, calm, groups=2)
 
 
 @pytest.mark.slow
@@ -86,4 +86,4 @@ def test_the_quickstart_outlives_ten_kills_and_says_the_same(tmp_path):
     storm, calm = weather(
         tmp_path, text, kills=int(os.environ.get("CHAOS_KILLS", "10")), seed=3, pause=(2, 20)
     )
-    check(storm, calm, fleets=2)
+    check(storm, calm, groups=2)

@@ -7,10 +7,10 @@ from heapq import heapify
 
 import pytest
 
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.execution.work_queue import Desk
-from dgg_ray.search import baselines, evidence
+from dgg_ray.search import comparison, evidence
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import Cluster
 from dgg_ray.training.simulated import MemoryStore, imagined
@@ -28,15 +28,15 @@ class Storm(Cluster):
     begun: how often each stage was handed out; killed: deaths of each kind, over all drivers.
     """
 
-    def __init__(self, study, fleets, store, chance, begun, killed, rate=0.5):
-        super().__init__(study, fleets, store)
+    def __init__(self, study, groups, store, chance, begun, killed, rate=0.5):
+        super().__init__(study, groups, store)
         self.desk = Desk(store, RETRIES)
         self.chance, self.begun, self.killed, self.rate = chance, begun, killed, rate
 
-    def takes(self, work):
-        if self.store.missing(work) is None:  # else only exams are left to sit
-            self.begun[work.key] += 1
-        return super().takes(work)
+    def takes(self, item):
+        if self.store.missing(item) is None:  # else only exams are left to sit
+            self.begun[item.key] += 1
+        return super().takes(item)
 
     def step(self):
         if self.running and self.chance.random() < self.rate:
@@ -50,31 +50,31 @@ class Storm(Cluster):
             raise DriverDied
         if kind == "worker":
             self.killed["in flight"] += 1
-            _, _, fleet, _ = self.running.pop(self.chance.randrange(len(self.running)))
+            _, _, group, _ = self.running.pop(self.chance.randrange(len(self.running)))
             heapify(self.running)
-            assert self.desk.lost(fleet) == []
-            self.idle.append(fleet)  # another in its place
+            assert self.desk.lost(group) == []
+            self.idle.append(group)  # another in its place
             return
         asked = [wanted(self.desk, key) for key in self.waiting]
         self.desk = Desk(self.store, RETRIES)  # it knows nothing
-        for work in asked:  # whoever waited asks again
-            assert self.desk.need(work) == "queued"
-        for _, key, fleet, _ in self.running:  # and fleets say what they have
-            assert self.desk.heard(fleet, key, (0, 1))
+        for item in asked:  # whoever waited asks again
+            assert self.desk.need(item) == "queued"
+        for _, key, group, _ in self.running:  # and fleets say what they have
+            assert self.desk.heard(group, key, (0, 1))
 
 
 def wanted(desk, key):
     """What those who wait for a stage asked for, together."""
     order = desk.orders[key]
-    return replace(order.work, exams=tuple((order.exams | desk.later.get(key, {})).values()))
+    return replace(order.item, evaluations=tuple((order.evaluations | desk.later.get(key, {})).values()))
 
 
-def outlived(study, fleets, seed):
+def outlived(study, groups, seed):
     """(store, begun, killed) of a study that was run again whenever its driver had died."""
     store, begun, killed, chance = MemoryStore(), Counter(), Counter(), random.Random(seed)
     while True:
         try:
-            cluster = Storm(study, fleets, store, chance, begun, killed)
+            cluster = Storm(study, groups, store, chance, begun, killed)
             winner = conducted(cluster)
             return store, winner, begun, killed
         except DriverDied:
@@ -82,9 +82,9 @@ def outlived(study, fleets, seed):
 
 
 def conducted(cluster):
-    search = cluster.pursue(baselines.method(cluster.study))
-    more = {name: cluster.pursue(own) for name, own in baselines.rivals(search).items()}
-    final = baselines.contenders(cluster.study, search, more)
+    search = cluster.pursue(comparison.make_search(cluster.study))
+    more = {name: cluster.pursue(own) for name, own in comparison.baseline_searches(search).items()}
+    final = comparison.compared_settings(cluster.study, search, more)
     cluster.obtain(evidence.final_works(final))
     return search.winner()
 
@@ -92,14 +92,14 @@ def conducted(cluster):
 @pytest.mark.parametrize("method", ["tpe", "stagewise"])
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_dies_the_results_are_the_same_and_little_is_begun_twice(method, seed):
-    space = {"strategy.alpha": Knob(values=(0.0, 0.1, 0.3, 1.0), per_task=True)}
+    space = {"strategy.alpha": SearchParameter(values=(0.0, 0.1, 0.3, 1.0), per_task=True)}
     study = imagined(
         4,
         DGG(buffer=20),
         simulation=Law(seed=seed),
         orders=Orders("random", count=3),
         search=Search(space, method=method, trials=12),
-        protocol=Protocol(rivals=("constant", "replay", "joint")),
+        protocol=Protocol(baselines=("constant", "replay", "joint")),
     ).simulated()
     calm = Cluster(study, 3)
     expected = conducted(calm)

@@ -9,7 +9,7 @@ import yaml
 from stage_samples import Far, Near, Pulled
 
 from dgg_ray import Study, load_study, study_to_dict, study_to_yaml
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search, Workers
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter, Workers
 from dgg_ray.core.errors import StudyError
 from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.models import embedded
@@ -30,7 +30,7 @@ SMALL = {
     "training": {"batch_size": 8, "learning_rate": 5e-3},
     "seeds": [0, 1],
     "search": {"space": {"strategy.alpha": {"per_task": [0, 0.3]}}, "trials": 4},
-    "protocol": {"held_out": 1, "rivals": ["replay"]},
+    "protocol": {"held_out": 1, "baselines": ["replay"]},
 }
 
 
@@ -54,8 +54,8 @@ def test_parts_may_be_objects():
             "strategy": DGG(alpha=0.3, buffer=4),
             "training": Training(batch_size=8, learning_rate=5e-3),
             "seeds": (0, 1),
-            "search": Search({"strategy.alpha": Knob(values=(0, 0.3), per_task=True)}, trials=4),
-            "protocol": Protocol(held_out=1, rivals=("replay",)),
+            "search": Search({"strategy.alpha": SearchParameter(values=(0, 0.3), per_task=True)}, trials=4),
+            "protocol": Protocol(held_out=1, baselines=("replay",)),
         }
     )
     assert asked(built) == asked(load_study(SMALL))
@@ -81,7 +81,7 @@ def test_all_faults_are_told_by_their_path_and_without_a_line():
 
 
 def test_an_object_that_its_settings_do_not_tell_from_another_is_a_fault():
-    given = {**SMALL, "search": None, "protocol": {"rivals": []}}
+    given = {**SMALL, "search": None, "protocol": {"baselines": []}}
     assert load_study({**given, "strategy": Pulled(Near(2.0))}).strategy == Pulled(Near(2.0))
     with pytest.raises(
         StudyError, match=r"strategy.pull: is read as Near: .* must differ in fields, got Far"
@@ -116,9 +116,9 @@ def test_a_study_comes_back_from_its_own_settings(change, tmp_path):
     elif change == "designs":
         more = {
             "orders": Orders("random", 2),
-            "workers": Workers(fleets=2),
+            "workers": Workers(groups=2),
             "adapter": Adapter(targets=("q_proj",)),
-            "protocol": Protocol(rivals=("finetune",)),
+            "protocol": Protocol(baselines=("finetune",)),
         }
         study = load_study({**SMALL, **more, "strategy": Replay(3), "search": None})
     assert asked(load_study(study_to_dict(study))) == asked(study)

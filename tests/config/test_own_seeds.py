@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from study_samples import GOOD, faults, load  # noqa: F401
+from study_samples import GOOD, faults
 
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.core.orders import design
 from dgg_ray.planning.plan import plan
 from dgg_ray.stats import power
@@ -20,7 +20,7 @@ def study(count=3, seeds=(0,), own=True, design="random", **parts):
     return imagined(4, DGG(alpha=0.3, buffer=20), orders=orders, seeds=seeds, own_seeds=own, **parts)
 
 
-def test_a_study_says_how_many_seeds_each_order_has_of_its_own(load):  # noqa: F811
+def test_a_study_says_how_many_seeds_each_order_has_of_its_own(load):
     one = load(GOOD.replace(SHARED, OWN))
     assert [seed for _, seed in one.blocks] == [0, 1]
     two = load(GOOD.replace(SHARED, "seeds: {per_order: 2}"))
@@ -37,11 +37,11 @@ def test_a_study_says_how_many_seeds_each_order_has_of_its_own(load):  # noqa: F
         ("{per_orders: 2}", "seeds.per_orders", "no such setting. Did you mean 'per_order'?"),
     ],
 )
-def test_other_words_for_it_are_faults_with_the_nearest_name(load, seeds, path, rule):  # noqa: F811
+def test_other_words_for_it_are_faults_with_the_nearest_name(load, seeds, path, rule):
     assert rule in faults(load, GOOD.replace(SHARED, f"seeds: {seeds}"))[path]
 
 
-def test_more_orders_than_seeds_lie_apart_are_a_fault(load):  # noqa: F811
+def test_more_orders_than_seeds_lie_apart_are_a_fault(load):
     many = "".join(
         f"  - {{name: t{i}, reader: embedded, train: 12, validation: 10, test: 10}}\n" for i in "abcd"
     )
@@ -88,12 +88,12 @@ def test_plan_says_what_either_way_costs_a_setting():
     assert "share the same 2 seeds" in cyclic
     assert "`seeds: {per_order: 2}` makes orders independent, at no further stage a setting" in cyclic
     assert "joint trains one run per seed" in cyclic  # two runs, and eight with own seeds
-    alone = study(2, (0, 1), own=True, design="cyclic", protocol=Protocol(rivals=("replay",)))
+    alone = study(2, (0, 1), own=True, design="cyclic", protocol=Protocol(baselines=("replay",)))
     assert "independent; that costs a setting no stage" in str(plan(alone, MemoryStore()))
     for elsewhere in (alone, replace(shared, protocol=Protocol(held_out=2))):
         assert "joint" not in plan(elsewhere, MemoryStore()).seeding
     assert "seeds  " not in str(plan(study(1), MemoryStore()))
-    search = Search({"strategy.alpha": Knob(values=(0.0, 0.3))}, method="grid")
+    search = Search({"strategy.alpha": SearchParameter(values=(0.0, 0.3))}, method="grid")
     assert "the choice leans on it" in str(plan(study(2, own=False, search=search), MemoryStore()))
 
 

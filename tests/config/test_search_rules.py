@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from study_samples import GOOD, faults, load  # noqa: F401 - load is a fixture
+from study_samples import GOOD, faults
 
 from dgg_ray.readers.embedded import Embedded
 
@@ -14,34 +14,42 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
     ("text", "path", "words"),
     [
         (STAGEWISE + "  beam: 0\n", "search.beam", "must be at least 1, got 0"),
-        (STAGEWISE + "  tries: 1\n", "search.tries", "must be at least 2, got 1"),
-        (STAGEWISE + "  audit: 0.9\n", "search.audit", "must be at most 0.5"),
-        (STAGEWISE + "  race: 0.05\n", "search.race", "`stagewise` drops settings between tasks by itself"),
+        (STAGEWISE + "  values_per_task: 1\n", "search.values_per_task", "must be at least 2, got 1"),
+        (STAGEWISE + "  audit_fraction: 0.9\n", "search.audit_fraction", "must be at most 0.5"),
+        (
+            STAGEWISE + "  prune_level: 0.05\n",
+            "search.prune_level",
+            "`stagewise` drops settings between tasks by itself",
+        ),
         (STAGEWISE.replace("{per_task: [0, 0.5]}", "[0, 0.5]"), "search.space", "searched per task"),
-        (GOOD + "  race: 0.7\n", "search.race", "must be less than 0.5"),
+        (GOOD + "  prune_level: 0.7\n", "search.prune_level", "must be less than 0.5"),
         (GOOD + "  method: tpee\n", "search.method", "Did you mean 'tpe'?"),
         (GOOD + "  objective: faaa\n", "search.objective", "Did you mean 'faa'?"),
         (GOOD + "  objective: [stability, forgetting]\n", "search.objective", "objectives are maximised"),
         (
-            GOOD + "  subject_to: plasticity >= finetun - 2 points\n",
-            "search.subject_to[0]",
+            GOOD + "  constraints: plasticity >= finetun - 2 points\n",
+            "search.constraints[0]",
             "Did you mean 'finetune'?",
         ),
         (
-            GOOD + "  subject_to: [plastic >= finetune]\n",
-            "search.subject_to[0]",
+            GOOD + "  constraints: [plastic >= finetune]\n",
+            "search.constraints[0]",
             "Did you mean 'plasticity'?",
         ),
-        (GOOD + "  subject_to: [plasticity]\n", "search.subject_to[0]", "METRIC >= STRATEGY - NUMBER points"),
-        (GOOD + "  subject_to: [faa >= joint]\n", "search.subject_to[0]", "one task after another"),
         (
-            GOOD + "protocol: {rivals: [runner_upp]}\n",
-            "protocol.rivals[0]",
+            GOOD + "  constraints: [plasticity]\n",
+            "search.constraints[0]",
+            "METRIC >= STRATEGY - NUMBER points",
+        ),
+        (GOOD + "  constraints: [faa >= joint]\n", "search.constraints[0]", "one task after another"),
+        (
+            GOOD + "protocol: {baselines: [runner_upp]}\n",
+            "protocol.baselines[0]",
             "Did you mean 'runner_up'?",
         ),
         (
-            GOOD.replace("{per_task: [0, 0.5]}", "[0, 0.5]") + "protocol: {rivals: [constant]}\n",
-            "protocol.rivals[0]",
+            GOOD.replace("{per_task: [0, 0.5]}", "[0, 0.5]") + "protocol: {baselines: [constant]}\n",
+            "protocol.baselines[0]",
             "searched per task",
         ),
         (
@@ -84,13 +92,13 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
         (GOOD + "protocol: {held_out: 2.5}\n", "protocol.held_out", "must be a whole number or a list"),
     ],
 )
-def test_a_fault_is_told_with_its_path_and_what_is_right(load, text, path, words):  # noqa: F811
+def test_a_fault_is_told_with_its_path_and_what_is_right(load, text, path, words):
     assert words in faults(load, text)[path]
 
 
-def test_a_rival_from_the_search_needs_a_search(load):  # noqa: F811
-    text = GOOD[: GOOD.index("search:")] + "protocol: {rivals: [runner_up]}\n"
-    assert "needs a search" in faults(load, text)["protocol.rivals[0]"]
+def test_a_rival_from_the_search_needs_a_search(load):
+    text = GOOD[: GOOD.index("search:")] + "protocol: {baselines: [runner_up]}\n"
+    assert "needs a search" in faults(load, text)["protocol.baselines[0]"]
 
 
 ALONE = GOOD[: GOOD.index("orders:")]  # no orders, seeds or search
@@ -101,17 +109,17 @@ LLAVA = "model: {name: auto, path: nowhere, four_bit: true}"
     ("text", "path"),
     [
         (
-            STAGEWISE + "  beam: 0\nprotocol: {rivals: [runner_up, constant, first_two]}\n",
+            STAGEWISE + "  beam: 0\nprotocol: {baselines: [runner_up, constant, two_task]}\n",
             "search.beam",
         ),
         (
-            GOOD.replace("model: embedded", LLAVA) + "workers: {engine: simulated, gpus: 1, fleets: 0}\n",
-            "workers.fleets",
+            GOOD.replace("model: embedded", LLAVA) + "workers: {engine: simulated, gpus: 1, groups: 0}\n",
+            "workers.groups",
         ),
         (ALONE + "orders: [[digits, charts, wordz]]\nprotocol: {held_out: 2}\n", "orders[0]"),
         (
             ALONE.replace("name: words, ", "").replace("alpha: 0.2", "alpha: {words: 0.2}")
-            + "orders: [[digits, words, charts]]\nprotocol: {rivals: [{A: {strategy.alpha.words: 1}}]}\n",
+            + "orders: [[digits, words, charts]]\nprotocol: {baselines: [{A: {strategy.alpha.words: 1}}]}\n",
             "tasks[1].name",
         ),
         (
@@ -125,11 +133,11 @@ LLAVA = "model: {name: auto, path: nowhere, four_bit: true}"
         ),
     ],
 )
-def test_nothing_is_said_of_what_rests_on_a_broken_part(load, text, path):  # noqa: F811
+def test_nothing_is_said_of_what_rests_on_a_broken_part(load, text, path):
     assert list(faults(load, text)) == [path]
 
 
-def test_settings_are_not_chosen_on_test_by_accident(load, monkeypatch):  # noqa: F811
+def test_settings_are_not_chosen_on_test_by_accident(load, monkeypatch):
     read = Embedded.read
 
     def same(self, name):
@@ -142,13 +150,13 @@ def test_settings_are_not_chosen_on_test_by_accident(load, monkeypatch):  # noqa
     monkeypatch.setattr(Embedded, "read", same)
     fault = faults(load, GOOD)["tasks"]
     assert "words: validation and test hold the same examples" in fault
-    assert "protocol.select_on: test" in fault
-    broken = "protocol: {select_on: test, max_new_tokens: 0}\n"
+    assert "protocol.selection_split: test" in fault
+    broken = "protocol: {selection_split: test, max_new_tokens: 0}\n"
     assert list(faults(load, GOOD + broken)) == ["protocol.max_new_tokens"]
-    assert load(GOOD + "protocol: {select_on: test}\n").protocol.select_on == "test"
+    assert load(GOOD + "protocol: {selection_split: test}\n").protocol.selection_split == "test"
 
 
-def test_held_out_blocks_have_orders_and_seeds_of_their_own(load):  # noqa: F811
+def test_held_out_blocks_have_orders_and_seeds_of_their_own(load):
     study = load(GOOD + "protocol: {held_out: 3}\n")
     orders, seeds = zip(*study.final_blocks, strict=True)
     assert len(set(orders)) == 3

@@ -16,7 +16,7 @@ from dgg_ray.config.json_schema import schema
 from dgg_ray.core.errors import StudyError
 from dgg_ray.models import embedded
 from dgg_ray.search.base import Whole
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 
 
@@ -121,18 +121,23 @@ TWICE = "[words, charts, digits]"
             "orders.seed",
             "bears on `random`, `latin`, `williams` and `shared_prefix` alone, not on 'all', got 3",
         ),
-        ("count: 2", "prefix: 1", "orders.prefix", "bears on `shared_prefix` alone, not on 'random', got 1"),
+        (
+            "count: 2",
+            "prefix_length: 1",
+            "orders.prefix_length",
+            "bears on `shared_prefix` alone, not on 'random', got 1",
+        ),
         ("count: 2", "given: [[words, charts, digits]]", "orders.given", "bears on `given` alone"),
         (
             "design: random, count: 2",
-            "design: shared_prefix, prefix: 3",
-            "orders.prefix",
+            "design: shared_prefix, prefix_length: 3",
+            "orders.prefix_length",
             "must be at most 1: with 3 tasks no two endings are left after more, got 3",
         ),
         (
             "design: random, count: 2",
-            "design: shared_prefix, endings: 3",
-            "orders.endings",
+            "design: shared_prefix, suffixes: 3",
+            "orders.suffixes",
             "must be at most 2: so many there are of 3 tasks after 1, got 3",
         ),
         (
@@ -205,23 +210,28 @@ TWICE = "[words, charts, digits]"
         ("[0, 3]", "[9007199254740993]", "seeds[0]", "must lie between -2^53 and 2^53"),
         ("count: 2", "count: 1000000000000", "orders.count", "must be at most 10000"),
         ("trials: 4", "trials: 4\noutput: {store: ~nosuchuser/x}", "output.store", "there is no such user"),
-        ("seeds: [0, 3]", "protocol: {rivals: [replya]}", "protocol.rivals[0]", "Did you mean 'replay'?"),
         (
             "seeds: [0, 3]",
-            "protocol: {rivals: [{ungated: {strategy.gat: always}}]}",
-            "protocol.rivals[0].ungated.strategy.gat",
+            "protocol: {baselines: [replya]}",
+            "protocol.baselines[0]",
+            "Did you mean 'replay'?",
+        ),
+        (
+            "seeds: [0, 3]",
+            "protocol: {baselines: [{ungated: {strategy.gat: always}}]}",
+            "protocol.baselines[0].ungated.strategy.gat",
             "Did you mean 'strategy.gate'?",
         ),
         (
             "seeds: [0, 3]",
-            "protocol: {rivals: [{strong: {strategy.alpha: 3}}]}",
-            "protocol.rivals[0].strong.strategy.alpha",
+            "protocol: {baselines: [{strong: {strategy.alpha: 3}}]}",
+            "protocol.baselines[0].strong.strategy.alpha",
             "must be at most 1 (strategy.alpha), got 3",
         ),
         (
             "seeds: [0, 3]",
-            "protocol: {rivals: [joint, {joint: {strategy.alpha: 1}}]}",
-            "protocol.rivals[1]",
+            "protocol: {baselines: [joint, {joint: {strategy.alpha: 1}}]}",
+            "protocol.baselines[1]",
             "needs a label of its own",
         ),
         ("seeds: [0, 3]", "workers: {engine: zero4}", "workers.engine", "Did you mean 'zero"),
@@ -253,12 +263,12 @@ def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch
         ("", "training: {projector_learning_rate: 1e-5}", "needs training.precision bf16, or model.dtype"),
         (
             "",
-            "protocol: {rivals: [{p: {training.projector_learning_rate: 1e-5}}]}",
+            "protocol: {baselines: [{p: {training.projector_learning_rate: 1e-5}}]}",
             "needs training.precision bf16",
         ),
         (
             ", dtype: float32",
-            "workers: {engine: zero2}\nprotocol: {rivals: [{p: {training.projector_learning_rate: 1e-5}}]}",
+            "workers: {engine: zero2}\nprotocol: {baselines: [{p: {training.projector_learning_rate: 1e-5}}]}",
             "a second rate cannot be had with zero2",
         ),
         (
@@ -301,9 +311,9 @@ def test_weights_of_four_bits_cannot_be_cut_in_pieces(load, tmp_path, monkeypatc
 
 
 def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
-    rivals = "[finetune, replay, {ungated: {strategy.gate: always}}, {unscaled: {strategy.scale: false}}]"
-    study = load(GOOD + f"protocol: {{rivals: {rivals}, final_seeds: [7]}}\n")
-    found = study.contenders()
+    baselines = "[finetune, replay, {ungated: {strategy.gate: always}}, {unscaled: {strategy.scale: false}}]"
+    study = load(GOOD + f"protocol: {{baselines: {baselines}, final_seeds: [7]}}\n")
+    found = study.compared_settings()
     assert list(found) == ["dgg", "finetune", "replay", "ungated", "unscaled"]
     assert found["ungated"].strategy == replace(study.strategy, gate="always")
     assert found["unscaled"].strategy == replace(study.strategy, scale=False)

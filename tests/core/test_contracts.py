@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 import torch
 from annotated_types import Ge, Le
-from conftest import OneWeight, World, task_of
 from safetensors.torch import load_file
 from stage_samples import Far, Near, Pulled
+from toy_world import OneWeight, World, task_of
 
 from dgg_ray.core import draws, plugins
 from dgg_ray.core.errors import StageError
 from dgg_ray.core.interfaces import Pieces, Rehearsal, Strategy
-from dgg_ray.storage.stages import Work
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.replay import Replay
@@ -158,7 +158,7 @@ def learned(strategy: Strategy, folder) -> tuple[list[Any], list[list[float]]]:
     world.shop.learner, world.shop.tasks = TwoWeights(), world.tasks
     effects, ends = [], []
     for stage in world.path("ones", "fours", strategy=strategy, batch_size=1, epochs=6, learning_rate=0.25):
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
         effects.append(stage.effect)
         ends.append(world.shop.learner.theta.tolist())
     return effects, ends
@@ -306,10 +306,10 @@ class Remembers(Strategy):
 
 def test_a_strategy_with_state_has_it_from_the_first_task_on(world):
     for stage in world.path("ones", strategy=Finetune()):  # the store has the plain first stage already
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     stages = world.path("ones", "fours", "nines", strategy=Remembers())
     for stage in stages:
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     kept = [load_file(world.store.open(stage) / "strategy.safetensors") for stage in stages]
     assert [state["count"].item() for state in kept] == [1.0, 2.0, 3.0]
 
@@ -333,7 +333,7 @@ def test_a_first_stage_that_is_said_to_be_plain_is_plain(world):
     assert key(world, Starts(), "ones") == key(world, Finetune(), "ones")
     assert key(world, Starts()) != key(world, Finetune())
     (stage,) = world.path("ones", strategy=Starts(), learning_rate=0.25)
-    world.shop.obtain(Work(stage))
+    world.shop.obtain(WorkItem(stage))
     assert world.learner.theta.item() == 0.25  # one step from 0 towards 1
 
 
@@ -458,7 +458,7 @@ def test_what_is_remembered_where_a_snapshot_does_not_keep_it_ends_the_stage(wor
     strategy = Keeps(where)
     (stage,) = world.path("ones", strategy=strategy)
     with pytest.raises(StageError, match=said):
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     assert strategy.seen == {}
     assert world.store.record(stage) is None
 
@@ -482,14 +482,14 @@ class TakesUp(Strategy):
 
 def test_what_load_state_set_may_stay_an_attribute_and_may_not_change(world):
     _, second = world.path("ones", "fours", strategy=TakesUp())
-    world.shop.obtain(Work(second))
+    world.shop.obtain(WorkItem(second))
     assert load_file(world.store.open(second) / "strategy.safetensors")["count"].item() == 2
     changing = world.path("ones", "fours", strategy=TakesUp(late=True))
     with pytest.raises(StageError, match="TakesUp set before in begin_task"):
-        world.shop.obtain(Work(changing[1]))
+        world.shop.obtain(WorkItem(changing[1]))
 
 
 def test_what_a_snapshot_keeps_may_be_remembered(world):
     (stage,) = world.path("ones", strategy=Keeps("memory"))
-    world.shop.obtain(Work(stage))
+    world.shop.obtain(WorkItem(stage))
     assert world.store.record(stage)

@@ -8,10 +8,11 @@ from datetime import datetime
 import pytest
 
 from dgg_ray.core import event_log
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import Purse
 from dgg_ray.execution.executor import Crew
 from dgg_ray.execution.progress import Display
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.simulated import Simulated, imagined
 
@@ -33,16 +34,16 @@ def read(folder):
 def test_a_stages_way_is_told_with_study_stage_and_worker(world, tmp_path):
     file = event_log.started("toy", "fleet-001", tmp_path, rank=0, stdout=False)
     first, second = world.path("ones", "fours", learning_rate=0.5)
-    work = Work(second, (world.exam("fours"),))
-    with event_log.about(work):
-        world.shop.obtain(work)
+    item = WorkItem(second, (world.evaluation("fours"),))
+    with event_log.about(item):
+        world.shop.obtain(item)
         event_log.log.warning("by the way")
     event_log.event("ended")
     lines = read(tmp_path)
     assert file
     assert file.name.startswith("fleet-001-0-")
     assert [line["event"] for line in lines] == [
-        *("learned", "published", "learned", "published", "examined", "by the way", "ended")
+        *("trained", "published", "trained", "published", "evaluated", "by the way", "ended")
     ]
     for line in lines:
         assert datetime.fromisoformat(line["time"]).tzinfo
@@ -69,7 +70,7 @@ def test_a_stage_that_fails_is_told_with_its_error(tmp_path, monkeypatch):
         Display("", quiet=True) as display,
         Crew(study, store, tmp_path, display, Purse(), local=True) as crew,
     ):
-        crew.obtain([[Work(stage) for stage in run.stages]])
+        crew.obtain([[WorkItem(stage) for stage in run.stages]])
     (line,) = [line for line in read(tmp_path / "logs") if line["event"] == "failed"]
     assert (line["error"], line["message"], line["level"]) == (
         "ZeroDivisionError",
@@ -101,7 +102,7 @@ def test_the_driver_leaves_the_terminal_alone_and_workers_write_to_it(tmp_path, 
 
 def test_of_a_group_one_tells_and_all_warn(tmp_path):
     event_log.started("toy", "fleet-001", tmp_path, rank=1, stdout=False)
-    event_log.event("learned")
+    event_log.event("trained")
     event_log.event("failed", level=logging.ERROR)
     assert [(line["event"], line["worker"]["rank"]) for line in read(tmp_path)] == [("failed", 1)]
 

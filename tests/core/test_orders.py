@@ -105,7 +105,7 @@ def test_williams_has_each_task_right_before_each_other_equally_often(tasks):
 
 def test_shared_beginnings_save_stages():
     # 6 beginnings of 3 tasks; the 3 that are left end in 4 ways, which begin in 3: 3 + 4 + 4 stages
-    orders = design("shared_prefix", "abcdef", prefix=3, endings=4)
+    orders = design("shared_prefix", "abcdef", prefix_length=3, suffixes=4)
     assert len(orders) == 24
     assert sorted(Counter(order[:3] for order in orders).values()) == [4] * 6
     assert stages(orders) == 6 * (3 + 3 + 4 + 4) == 84
@@ -123,7 +123,7 @@ def test_random_orders_share_little():
 def test_positions_are_balanced_over_all_beginnings_and_endings(tasks, seed, data):
     prefix = data.draw(st.integers(1, tasks - 2))
     endings = data.draw(st.integers(2, min(8, factorial(tasks - prefix))))
-    orders = design("shared_prefix", NAMES[:tasks], seed=seed, prefix=prefix, endings=endings)
+    orders = design("shared_prefix", NAMES[:tasks], seed=seed, prefix_length=prefix, suffixes=endings)
     assert sorted(Counter(order[:prefix] for order in orders).values()) == [endings] * tasks
     assert places(orders) == {endings}
     if endings <= tasks - prefix:  # they part right after the beginning
@@ -131,7 +131,7 @@ def test_positions_are_balanced_over_all_beginnings_and_endings(tasks, seed, dat
 
 
 def test_the_first_endings_make_a_williams_square():
-    orders = design("shared_prefix", "abcdef", prefix=2, endings=3, seed=5)
+    orders = design("shared_prefix", "abcdef", prefix_length=2, suffixes=3, seed=5)
     assert orders[::3] == design("williams", "abcdef", seed=5)
 
 

@@ -227,7 +227,7 @@ strategy: {name: "%s:Mine"}
 adapter: {rank: 2}
 training: {batch_size: 12}
 orders: [[digits, words]]
-protocol: {rivals: [], max_new_tokens: 1}
+protocol: {baselines: [], max_new_tokens: 1}
 workers: {engine: simulated}
 """
 
@@ -254,8 +254,8 @@ def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
     for value in ("0.0", "0.5"):
         name = f"{mine(text.format(value))}:mark"
         tasks = {n: type(d)(d.name, d.digests, d.sizes, name) for n, d in study.tasks.items()}
-        keys |= {replace(study, tasks=tasks).exam("words", "test").key}
-    assert len({*keys, study.exam("words", "test").key}) == 3
+        keys |= {replace(study, tasks=tasks).evaluation("words", "test").key}
+    assert len({*keys, study.evaluation("words", "test").key}) == 3
 
 
 def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tmp_path, mine):
@@ -440,7 +440,7 @@ def test_what_changed_is_said(tmp_path, mine):
     (run,) = study.runs()
     for stage in run.stages:
         store.publish(stage, {"code": {f"strategies/{name}": "older"}}, None)
-    cell = {"exam": "e", "task": "words", "split": "test", "score": 0.5, "n": 10}
+    cell = {"evaluation": "e", "task": "words", "split": "test", "score": 0.5, "n": 10}
     store.sit(run.stages[0], [cell], None, {"code": {"scorers/exact_match": "older"}})
     assert edited_plugins.sentences(study, store) == [
         f"strategy `{name}` changed since 2 stages were trained; they are not used.",
@@ -494,7 +494,7 @@ def test_on_ray_a_strategy_beside_its_study_is_found_and_what_it_raises_is_tried
     text = STRATEGY + "    def begin_task(self, weights, task, earlier, seed):\n        {}[earlier]\n"
     text = text.replace("{}[earlier]", "{(): 1}[earlier]")  # the first task is learned
     (tmp_path / "ewc.py").write_text(text)
-    (tmp_path / "study.yaml").write_text((STUDY % "ewc").replace("engine: simulated", "fleets: 1"))
+    (tmp_path / "study.yaml").write_text((STUDY % "ewc").replace("engine: simulated", "groups: 1"))
     done = subprocess.run(
         [sys.executable, "-m", "dgg_ray", "run", "study.yaml", "--out", str(tmp_path / "out")],
         capture_output=True,

@@ -13,14 +13,15 @@ from dgg_ray.analysis.load import table
 from dgg_ray.config.sections import Protocol
 from dgg_ray.config.study import Budget, Workers
 from dgg_ray.core.errors import OverBudget, StudyError
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost import budget, forecast
 from dgg_ray.cost.budget import Disk, Hours, Purse
-from dgg_ray.cost.model import CostModel, probes, seconds
+from dgg_ray.cost.model import CostModel, profiling_items, seconds
 from dgg_ray.execution.broker import Broker, Desk
 from dgg_ray.planning.plan import plan
-from dgg_ray.search import baselines
+from dgg_ray.search import comparison
 from dgg_ray.storage.backend import Folder
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training import loop
 from dgg_ray.training.learner import PeftLearner
@@ -39,7 +40,13 @@ def measured(world):
             (stage,), n = world.path(name, seed=1000 + seed), len(task.examples["train"])
             cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.01}
             world.store.publish(stage, {"earlier": [], "cost": cost, **by}, lambda folder: None)
-            cell = {"exam": world.exam(name).key, "task": name, "split": "test", "score": 0.0, "n": n}
+            cell = {
+                "evaluation": world.evaluation(name).key,
+                "task": name,
+                "split": "test",
+                "score": 0.0,
+                "n": n,
+            }
             world.store.sit(stage, [cell | {"seconds": 30.0 * n}], lambda folder: None, by)
     return world
 
@@ -55,29 +62,29 @@ def purse(world, final=(), cap=None):
 
 
 def desk_of(world, **how):
-    return Desk(world.store, retries=1, purse=purse(world, **how))
+    return Desk(world.store, max_retries=1, purse=purse(world, **how))
 
 
-def learned(world, desk, fleet, work):
-    published(world, work)
-    desk.done(fleet, work.key, learned=True, error=None)
+def learned(world, desk, group, item):
+    published(world, item)
+    desk.done(group, item.key, learned=True, error=None)
 
 
-def published(world, work):
+def published(world, item):
     """What `ones`, `fours`, `nines` promise: two, three hours, one."""
-    n = len(world.tasks[work.stage.task].examples["train"])
+    n = len(world.tasks[item.stage.task].examples["train"])
     cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.0}
     record = {"earlier": [], "cost": cost, "study": "toy", "workers": WORKERS.setup}
-    world.store.publish(work.stage, record, lambda folder: None)
+    world.store.publish(item.stage, record, lambda folder: None)
 
 
-def works(world, *names):
-    return [Work(world.path(name)[0]) for name in names]
+def work_items(world, *names):
+    return [WorkItem(world.path(name)[0]) for name in names]
 
 
 def test_what_cannot_end_within_the_budget_is_refused(measured):
     desk = desk_of(measured)  # of 6 hours
-    four, one, nine = works(measured, "fours", "ones", "nines")
+    four, one, nine = work_items(measured, "fours", "ones", "nines")
     assert desk.need(four) == "queued"
     assert desk.take("a") == four
     learned(measured, desk, "a", four)
@@ -91,7 +98,7 @@ def test_what_cannot_end_within_the_budget_is_refused(measured):
 
 def test_what_fits_only_if_others_end_early_waits_for_them(measured):
     desk = desk_of(measured, cap=Budget(worker_hours=3.1))
-    one, nine = works(measured, "ones", "nines")
+    one, nine = work_items(measured, "ones", "nines")
     desk.need(one)
     desk.need(nine)
     assert desk.take("a") == one
@@ -104,9 +111,9 @@ def test_what_fits_only_if_others_end_early_waits_for_them(measured):
 
 def test_what_waited_and_no_longer_fits_is_refused_when_it_is_taken(measured):
     desk = desk_of(measured, cap=Budget(worker_hours=3.1))
-    one, nine = works(measured, "ones", "nines")
-    for work in (one, nine):
-        desk.need(work)
+    one, nine = work_items(measured, "ones", "nines")
+    for item in (one, nine):
+        desk.need(item)
     desk.take("a")
     desk.purse.lose(HOUR)
     learned(measured, desk, "a", one)
@@ -119,9 +126,9 @@ def test_what_was_lost_is_on_the_bill(measured, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.time", lambda: now[0])
     desk = desk_of(measured)
-    one, nine = works(measured, "ones", "nines")
-    for work in (one, nine):
-        desk.need(work)
+    one, nine = work_items(measured, "ones", "nines")
+    for item in (one, nine):
+        desk.need(item)
     assert desk.take("a") == one
     now[0] = 2 * HOUR
     desk.lost("a")
@@ -133,9 +140,9 @@ def test_what_was_lost_is_on_the_bill(measured, monkeypatch):
 
 
 def test_the_comparison_is_set_aside_while_the_search_goes_on(measured):
-    (final,) = (Work(w.stage, (measured.exam("fours"),)) for w in works(measured, "fours"))
+    (final,) = (WorkItem(w.stage, (measured.evaluation("fours"),)) for w in work_items(measured, "fours"))
     tight = purse(measured, final=[final], cap=Budget(worker_hours=4))
-    (one,) = works(measured, "ones")
+    (one,) = work_items(measured, "ones")
     assert tight.verdict(one) == "over"  # two hours, and three are set aside
     assert "set aside for the comparison" in str(tight.refusal(one))
     assert tight.verdict(final) == "go"
@@ -157,14 +164,14 @@ def test_the_cap_that_binds_first_is_the_cap(measured, cap, name):
 
 def test_the_first_stage_of_all_runs_alone(world):
     empty = purse(world)
-    one, four = works(world, "ones", "fours")
+    one, four = work_items(world, "ones", "fours")
     assert empty.verdict(one) == "go"
     assert empty.verdict(four, [one]) == "wait"
 
 
 def test_who_asked_is_told_and_nothing_is_kept_as_a_failure(measured):
     actor = Broker.__ray_metadata__.modified_class
-    (four,) = works(measured, "fours")
+    (four,) = work_items(measured, "fours")
 
     async def scene():
         broker = actor(measured.store, 1, purse(measured, cap=Budget(worker_hours=1)))
@@ -188,12 +195,12 @@ def test_a_broker_with_a_budget_never_reads_the_store_in_its_event_loop(measured
     """Else a slow store would keep all who ask it anything waiting; this one may be, as far as it says."""
     monkeypatch.setattr(Folder, "near", False)
     readers = set()
-    for name in ("record", "cells", "sittings", "finished", "probes", "has", "size", "lease", "release"):
+    for name in ("record", "cells", "sittings", "finished", "profiles", "has", "size", "lease", "release"):
         monkeypatch.setattr(StageStore, name, watched(getattr(StageStore, name), readers))
     hours = purse(measured)
     disk = Disk(study_of(measured, Budget(worker_hours=6, disk_gb=1)), measured.store, ())
     broker = Broker.__ray_metadata__.modified_class(measured.store, 1, Purse([hours, disk]))
-    (one,) = works(measured, "ones")
+    (one,) = work_items(measured, "ones")
     readers.clear()
     disk.next_look = 0.0  # it is time for one
 
@@ -214,90 +221,90 @@ def test_a_broker_with_a_budget_never_reads_the_store_in_its_event_loop(measured
 def test_a_budget_below_one_run_says_what_it_needs(measured):
     tight = purse(measured, cap=Budget(gpu_hours=1))
     with pytest.raises(StudyError, match=r"budget.gpu_hours: must be at least 2.* for one run.*, got 1"):
-        tight.check(works(measured, "ones"))
-    purse(measured, cap=Budget(gpu_hours=3)).check(works(measured, "ones"))
+        tight.check(work_items(measured, "ones"))
+    purse(measured, cap=Budget(gpu_hours=3)).check(work_items(measured, "ones"))
     tight.lose(1.0)  # it has begun: what is left is not judged so
-    tight.check(works(measured, "ones"))
+    tight.check(work_items(measured, "ones"))
 
 
-# -- probes ----------------------------------------------------------------------------------------
+# -- profiles ----------------------------------------------------------------------------------------
 
 
 def tight(cap):
     """A simulated study of three tasks with a budget of so many seconds, its purse, and who does its work."""
-    of = imagined(3, DGG(), protocol=Protocol(rivals=()), budget=Budget(worker_hours=cap / HOUR))
+    of = imagined(3, DGG(), protocol=Protocol(baselines=()), budget=Budget(worker_hours=cap / HOUR))
     store = MemoryStore()
-    return of, budget.purse(of, store, baselines.at_the_end), Simulated.of(of, store)
+    return of, budget.purse(of, store, comparison.comparison_items), Simulated.of(of, store)
 
 
-def done(kept, shop, work):
-    shop.obtain(work)
-    kept.finished(work)
+def done(kept, shop, item):
+    shop.obtain(item)
+    kept.finished(item)
 
 
 def test_the_first_probe_alone_may_exceed_the_cap_and_none_starts_after_it():
     of, kept, shop = tight(cap=0.001)
-    first, second, third = probes(of)
+    first, second, third = profiling_items(of)
     assert kept.verdict(first) == "go"
     assert kept.verdict(second, [first]) == "wait"  # alone
     done(kept, shop, first)
-    for work in (second, third):
-        assert kept.verdict(work) == "over"
-        assert "more than the cap: nothing was known of what the first" in str(kept.refusal(work))
+    for item in (second, third):
+        assert kept.verdict(item) == "over"
+        assert "more than the cap: nothing was known of what the first" in str(kept.refusal(item))
     with pytest.raises(StudyError, match=r"at least .* up to .* for one run.*\(task1 and task2 not timed"):
-        kept.check(baselines.first_run(of))
+        kept.check(comparison.first_run_items(of))
 
 
 def test_no_probe_starts_that_may_not_end_within_the_cap():
     *_, shop = tight(cap=1.0)
-    (first, *_) = probes(tight(cap=1.0)[0])
+    (first, *_) = profiling_items(tight(cap=1.0)[0])
     shop.obtain(first)
-    (one,) = (record["cost"]["seconds"] for record in shop.store.probes())
+    (one,) = (record["cost"]["seconds"] for record in shop.store.profiles())
     for cap, verdict in ((1.5 * one, "over"), (2 * one, "over"), (1000 * one, "go")):
         of, kept, shop = tight(cap)
-        first, second, _ = probes(of)
+        first, second, _ = profiling_items(of)
         done(kept, shop, first)
         assert kept.verdict(second) == verdict
 
 
 def test_after_its_probes_a_simulated_study_is_told_what_it_needs_and_that_is_enough():
     of, kept, shop = tight(cap=1e6)
-    for work in probes(of):
-        done(kept, shop, work)
-    needs = kept.caps[0].upper(baselines.first_run(of))
+    for item in profiling_items(of):
+        done(kept, shop, item)
+    needs = kept.caps[0].upper(comparison.first_run_items(of))
     of, short, _ = tight(cap=needs / 2)
     of, enough, _ = tight(cap=2 * needs)
     run = 0.0
     for purse_ in (short, enough):
-        for record in shop.store.probes():
-            purse_.caps[0].model.store.note(f"probes/{record['meaning']['learns'][0][0]}", record)
+        for record in shop.store.profiles():
+            purse_.caps[0].model.store.note(f"profiles/{record['meaning']['learns'][0][0]}", record)
         purse_.begin()
     with pytest.raises(StudyError, match=r"for one run, .* spent on probes, got"):
-        short.check(baselines.first_run(of))
-    enough.check(baselines.first_run(of))
-    for work in baselines.first_run(of):
-        assert enough.verdict(work) == "go"
-        shop.obtain(work)
-        run += sum(seconds(r) for r in (shop.store.record(work.stage), *shop.store.sittings(work.key)))
+        short.check(comparison.first_run_items(of))
+    enough.check(comparison.first_run_items(of))
+    for item in comparison.first_run_items(of):
+        assert enough.verdict(item) == "go"
+        shop.obtain(item)
+        run += sum(seconds(r) for r in (shop.store.record(item.stage), *shop.store.sittings(item.key)))
     assert 0.5 * needs < run <= needs
 
 
 def test_what_is_not_known_is_not_told_as_nothing():
     of, kept, shop = tight(cap=0.001)
-    for work in probes(of):
-        shop.probe(work)
-        shop.store.note(f"probes/{work.key}", shop.store.noted(f"probes/{work.key}") | {"begin": []})
+    for item in profiling_items(of):
+        shop.profile(item)
+        shop.store.note(f"profiles/{item.key}", shop.store.noted(f"profiles/{item.key}") | {"begin": []})
     kept.begin()
     with pytest.raises(StudyError, match=r"must be more than .*what one run takes is not known, .* spent on"):
-        kept.check(baselines.first_run(of))
+        kept.check(comparison.first_run_items(of))
 
 
 def test_a_plan_says_that_a_budget_cannot_be_checked_before_a_probe():
     of, _, shop = tight(cap=3.6)
     said = "budget            0.001 worker-hours"
     assert f"{said}, which cannot be checked before a probe\n" in str(plan(of, shop.store))
-    for work in probes(of):
-        shop.obtain(work)
+    for item in profiling_items(of):
+        shop.obtain(item)
     assert f"{said}\n" in str(plan(of, shop.store))
 
 
@@ -312,7 +319,7 @@ tasks:
 strategy: dgg
 training: {batch_size: 4, learning_rate: 5e-3}
 search: {method: grid, space: {adapter.rank: [2, 4], strategy.alpha: {per_task: [0, 1]}}}
-protocol: {max_new_tokens: 2, rivals: [finetune]}
+protocol: {max_new_tokens: 2, baselines: [finetune]}
 """
 
 
@@ -378,7 +385,7 @@ def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, 
         return code, "".join(capsys.readouterr())
 
     file.write_text(STUDY)
-    cli.main(["probe", str(file), "--out", str(out), "--local", "--quiet"])
+    cli.main(["profile", str(file), "--out", str(out), "--local", "--quiet"])
     probed = spent_by(load_study(file), out)
 
     cap = probed + 9.5 / HOUR
@@ -417,4 +424,4 @@ def test_a_budget_smaller_than_one_run_starts_nothing_but_the_probes(tmp_path, c
 def test_without_a_budget_everything_may_start(world):
     study = SimpleNamespace(budget=None)
     free = budget.purse(study, world.store, lambda winner: pytest.fail("nothing is set aside"))
-    assert free.verdict(Work(world.path("ones")[0])) == "go"
+    assert free.verdict(WorkItem(world.path("ones")[0])) == "go"

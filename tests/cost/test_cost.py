@@ -1,4 +1,4 @@
-"""What a study will cost: rates on paper, intervals that hold, and a probe."""
+"""What a study will cost: rates on paper, intervals that hold, and a profile."""
 
 import json
 from dataclasses import replace
@@ -10,13 +10,13 @@ import pytest
 from dgg_ray import cli, load_study
 from dgg_ray.config.study import Workers
 from dgg_ray.core.interfaces import Strategy
+from dgg_ray.core.stage import WorkItem, untouched
 from dgg_ray.cost.makespan import Ask
-from dgg_ray.cost.model import UNMEASURED, CostModel, probes, ranks
+from dgg_ray.cost.model import UNMEASURED, CostModel, profiling_items, ranks
 from dgg_ray.cost.rates import Estimate, Part, Rate, total
-from dgg_ray.storage.stages import Work, untouched
 from dgg_ray.strategies.replay import Replay
 
-WORKERS = Workers(per_fleet=2, gpus=1, fleets=4, price_per_hour=3)
+WORKERS = Workers(group_size=2, gpus=1, groups=4, price_per_hour=3)
 BY = {"study": "toy", "workers": WORKERS.setup}
 
 
@@ -30,12 +30,19 @@ def of(world, **changes):
 def trained(world, *stages, each=10.0, by=BY):
     """Finished stages whose every example took `each` seconds; their begin took 1, an answer 0.5."""
     for stage in stages:
-        n = sum(len(world.tasks[name].examples["train"]) for name in stage.learns)
+        n = sum(len(world.tasks[name].examples["train"]) for name in stage.trained_tasks)
         cost = {"seconds": each * n * stage.training.epochs, "examples": n, "begin_seconds": 1.0}
         record = {"earlier": list(stage.earlier), "cost": cost, **by}
         world.store.publish(stage, record, lambda folder: (folder / "adapter").write_bytes(b"x" * 1000))
-        exam = world.exam(stage.task)
-        cell = {"exam": exam.key, "task": exam.task, "split": "test", "score": 0.0, "n": n, "seconds": n / 2}
+        evaluation = world.evaluation(stage.task)
+        cell = {
+            "evaluation": evaluation.key,
+            "task": evaluation.task,
+            "split": "test",
+            "score": 0.0,
+            "n": n,
+            "seconds": n / 2,
+        }
         world.store.sit(stage, [cell], lambda folder: None, by)
 
 
@@ -55,7 +62,7 @@ def drawn(rng, truth, parts, scatter):
 def test_of_a_thousand_intervals_about_950_hold_what_came(stages, scatter):
     rng = np.random.default_rng(stages)
     measured = [Part("learn", {name: 32.0}, rank) for name in TASKS for rank in (4, 16) for _ in range(3)]
-    work = [
+    item = [
         Part("learn", {name: 900.0, other: 100.0} if i % 2 else {name: 500.0}, rank)
         for i, (name, other, rank) in enumerate(
             zip(
@@ -67,8 +74,8 @@ def test_of_a_thousand_intervals_about_950_hold_what_came(stages, scatter):
     for _ in range(1000):
         truth = dict(zip(TASKS, rng.standard_normal(4), strict=True)), rng.uniform(0, 0.5)
         rate = Rate(TASKS, list(zip(measured, drawn(rng, truth, measured, scatter), strict=True)))
-        predicted = total([rate.sum(work)])
-        held += predicted.low <= drawn(rng, truth, work, scatter).sum() <= predicted.high
+        predicted = total([rate.sum(item)])
+        held += predicted.low <= drawn(rng, truth, item, scatter).sum() <= predicted.high
     assert 930 <= held <= 970
 
 
@@ -118,13 +125,13 @@ def test_finished_stages_tell_what_the_next_will_take(world):
     for seed in range(8):
         trained(world, world.path("fours", seed=seed)[0])
     stage = world.path("fours", seed=99, epochs=2)[0]  # 3 examples, twice, at 10 s each, and 1 s to begin
-    cost = of(world).predict([Ask([Work(stage)])])
+    cost = of(world).predict([Ask([WorkItem(stage)])])
     assert cost.seconds.mean == pytest.approx(61, rel=0.02)
     assert cost.seconds.low < 61 < cost.seconds.high
     assert cost.bytes.mean == pytest.approx(1000, rel=0.02)
-    assert of(world).predict([Ask([Work(stage, (world.exam("fours"),))])]).seconds.mean == pytest.approx(
-        62.5, rel=0.02
-    )
+    assert of(world).predict(
+        [Ask([WorkItem(stage, (world.evaluation("fours"),))])]
+    ).seconds.mean == pytest.approx(62.5, rel=0.02)
 
 
 def test_a_buffer_is_learned_at_its_own_tasks_rates(world):
@@ -132,7 +139,7 @@ def test_a_buffer_is_learned_at_its_own_tasks_rates(world):
         trained(world, world.path("ones", seed=seed)[0], each=1.0)
         trained(world, world.path("nines", seed=seed)[0], each=100.0)
     stage = world.path("nines", "ones", seed=99, strategy=Replay(buffer=5))[1]
-    cost = of(world).predict([Ask([Work(stage)])])
+    cost = of(world).predict([Ask([WorkItem(stage)])])
     assert cost.seconds.mean == pytest.approx(2 * 1 + 1 * 100 + 1, rel=0.05)  # of nines there is but one
 
 
@@ -140,8 +147,8 @@ def test_what_is_shared_or_stored_is_predicted_once_or_not_at_all(world):
     for seed in range(4):
         trained(world, world.path("ones", seed=seed)[0])
     model, (stage,) = of(world), world.path("ones", seed=99)
-    assert model.predict([Ask([Work(stage)] * 3)]) == model.predict([Ask([Work(stage)])])
-    assert model.predict([Ask([Work(world.path("ones", seed=0)[0])])]).seconds == Estimate(0.0, 0.0, 0.0)
+    assert model.predict([Ask([WorkItem(stage)] * 3)]) == model.predict([Ask([WorkItem(stage)])])
+    assert model.predict([Ask([WorkItem(world.path("ones", seed=0)[0])])]).seconds == Estimate(0.0, 0.0, 0.0)
 
 
 def test_another_studys_stages_teach_and_cost_nothing(world):
@@ -152,25 +159,27 @@ def test_another_studys_stages_teach_and_cost_nothing(world):
     assert model.rates["learn"].freedom == pytest.approx(2.0, abs=0.1)  # two seen, one rate, the prior's one
 
 
-@pytest.mark.parametrize("change", [{"fingerprint": "other"}, {"workers": replace(WORKERS, per_fleet=1)}])
+@pytest.mark.parametrize("change", [{"fingerprint": "other"}, {"workers": replace(WORKERS, group_size=1)}])
 def test_another_model_or_other_workers_teach_nothing(world, change):
     trained(world, world.path("ones")[0])
-    assert of(world, **change).predict([Ask([Work(world.path("fours")[0])])]) is None
+    assert of(world, **change).predict([Ask([WorkItem(world.path("fours")[0])])]) is None
 
 
 def test_without_a_measurement_no_number_is_given(world):
-    outlook = of(world).outlook([Ask([Work(world.path("ones")[0])])])
+    outlook = of(world).outlook([Ask([WorkItem(world.path("ones")[0])])])
     assert outlook.rest is None
     assert UNMEASURED in str(outlook)
-    assert "dgg-ray probe" in UNMEASURED
+    assert "dgg-ray profile" in UNMEASURED
     assert outlook.as_json() == {"rest": None, "spent": {"worker-hours": 0, "GPU-hours": 0, "money": 0}}
 
 
 def test_hours_and_money_follow_from_the_workers(world):
     for seed in range(8):
         trained(world, world.path("ones", seed=seed)[0], each=1799.5)
-    works = [Work(world.path("ones", seed=90 + i)[0]) for i in range(5)]  # an hour of a fleet of two each,
-    cost = of(world).predict([Ask(works)])  # and of four fleets one has two of them
+    work_items = [
+        WorkItem(world.path("ones", seed=90 + i)[0]) for i in range(5)
+    ]  # an hour of a fleet of two each,
+    cost = of(world).predict([Ask(work_items)])  # and of four fleets one has two of them
     means = {unit: amount.mean for unit, amount in cost.amounts().items()}
     assert means == pytest.approx(
         {"worker-hours": 10, "GPU-hours": 10, "wall hours": 2, "money": 30, "GB on disk": 5e-6}, rel=0.01
@@ -179,28 +188,28 @@ def test_hours_and_money_follow_from_the_workers(world):
 
 def test_the_untouched_models_exams_are_predicted_without_learning(world):
     trained(world, world.path("ones")[0])
-    cost = of(world).predict([Ask([Work(untouched("model"), (world.exam("ones"),))])])
+    cost = of(world).predict([Ask([WorkItem(untouched("model"), (world.evaluation("ones"),))])])
     assert cost.seconds.mean == pytest.approx(1.0, rel=0.1)
 
 
-# -- probes ----------------------------------------------------------------------------------------
+# -- profiles ----------------------------------------------------------------------------------------
 
 
 def test_a_probe_is_kept_and_leaves_no_stage(world):
     world.shop.by = BY
     (stage,) = world.path("fours", strategy=Strategy(), batch_size=2)
-    work = Work(stage, (world.exam("fours", "validation"),), WORKERS.setup)
-    assert not world.store.has(work)
-    world.shop.obtain(work)
-    assert world.store.has(work)
+    item = WorkItem(stage, (world.evaluation("fours", "validation"),), WORKERS.setup)
+    assert not world.store.has(item)
+    world.shop.obtain(item)
+    assert world.store.has(item)
     assert world.store.record(stage) is None
-    (probe,) = world.store.probes()
-    assert [round["n"] for round in probe["learn"]] == [4, 4, 4]  # two steps of two
-    assert [round["n"] for round in probe["answer"]] == [3, 3, 3]
-    assert probe["bytes"] > 0
+    (profile,) = world.store.profiles()
+    assert [round["n"] for round in profile["learn"]] == [4, 4, 4]  # two steps of two
+    assert [round["n"] for round in profile["answer"]] == [3, 3, 3]
+    assert profile["bytes"] > 0
     model = of(world)
-    assert model.predict([Ask([Work(stage, (world.exam("fours"),))])]).seconds.mean > 0
-    assert sum(model.spent.values()) == pytest.approx(probe["cost"]["seconds"])
+    assert model.predict([Ask([WorkItem(stage, (world.evaluation("fours"),))])]).seconds.mean > 0
+    assert sum(model.spent.values()) == pytest.approx(profile["cost"]["seconds"])
 
 
 STUDY = """\
@@ -211,7 +220,7 @@ tasks:
   - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}
 strategy: dgg
 training: {batch_size: 8}
-protocol: {max_new_tokens: 2, rivals: []}
+protocol: {max_new_tokens: 2, baselines: []}
 """
 
 
@@ -235,7 +244,7 @@ def load(tmp_path):
 def test_every_rank_that_a_study_uses_is_probed_with_every_task(load, more, expected):
     study = load(more)
     assert ranks(study) == expected
-    found = {(work.stage.task, work.stage.adapter.rank) for work in probes(study)}
+    found = {(item.stage.task, item.stage.adapter.rank) for item in profiling_items(study)}
     assert found == {(name, rank) for name in ("words", "charts") for rank in expected}
 
 
@@ -245,7 +254,7 @@ def test_after_a_probe_plan_knows_what_the_study_costs(load, tmp_path, capsys):
     command = [str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     assert cli.main(["plan", *command]) == 0
     assert UNMEASURED in capsys.readouterr().out
-    assert cli.main(["probe", *command, "--local", "--quiet"]) == 0
+    assert cli.main(["profile", *command, "--local", "--quiet"]) == 0
     assert not list((tmp_path / "out" / "stages").glob("stages/*"))
     capsys.readouterr()
     assert cli.main(["plan", *command, "--json"]) == 0

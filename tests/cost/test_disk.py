@@ -11,12 +11,13 @@ from dgg_ray import cli, load_study
 from dgg_ray.config.sections import Budget, Protocol, Workers
 from dgg_ray.core.errors import OverBudget, StudyError
 from dgg_ray.core.interfaces import Adapter, Strategy
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost import budget
 from dgg_ray.cost.budget import Disk, Hours, Purse
 from dgg_ray.cost.disk import LOSS, PAPERS, ROW, SNAPSHOT, TOKEN, Sizes
 from dgg_ray.execution.broker import Desk
 from dgg_ray.storage.backend import weight
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.l2sp import L2SP
 from dgg_ray.training import checkpoints
 
@@ -61,24 +62,24 @@ def test_adapters_on_other_layers_or_of_another_model_say_nothing(measured):
         replace(stage, model="another"),
     )
     assert [sizes.adapter(other) for other in others] == [None] * 3
-    assert sizes.together([Work(others[0])]) is None
+    assert sizes.together([WorkItem(others[0])]) is None
 
 
 def test_what_a_stage_takes_is_its_parts(measured):
     sizes, (stage,) = Sizes(study_of(measured), measured.store), measured.path("fours")
-    work = Work(stage, (measured.exam("fours"),))  # three examples, a batch of eight, 16 tokens
+    item = WorkItem(stage, (measured.evaluation("fours"),))  # three examples, a batch of eight, 16 tokens
     snapshot = SNAPSHOT * MB + LOSS * 3 / 8 + PAPERS
     answers = 3 * (ROW + 16 * TOKEN) + PAPERS
-    assert sizes.left(work) == MB + PAPERS + answers
-    assert sizes.inside(work) == 2 * snapshot
-    assert sizes.together([work]) == sizes.left(work) + 2 * snapshot
-    other = Work(measured.path("nines")[0])
+    assert sizes.left(item) == MB + PAPERS + answers
+    assert sizes.inside(item) == 2 * snapshot
+    assert sizes.together([item]) == sizes.left(item) + 2 * snapshot
+    other = WorkItem(measured.path("nines")[0])
     inside = sizes.inside(other)
-    assert sizes.together([work, other]) == sizes.left(work) + 2 * snapshot + MB + PAPERS + inside
-    assert sizes.in_turn([work, other]) == sizes.left(work) + MB + PAPERS + 2 * snapshot
+    assert sizes.together([item, other]) == sizes.left(item) + 2 * snapshot + MB + PAPERS + inside
+    assert sizes.in_turn([item, other]) == sizes.left(item) + MB + PAPERS + 2 * snapshot
     published(measured, stage, MB)
     sizes.read()
-    assert sizes.together([work]) == answers  # the stage is there: the exams are left
+    assert sizes.together([item]) == answers  # the stage is there: the exams are left
 
 
 def test_a_strategy_that_hands_on_a_state_takes_more(measured):
@@ -87,7 +88,7 @@ def test_a_strategy_that_hands_on_a_state_takes_more(measured):
             return {"anchor": None}
 
     sizes, (stage,) = Sizes(study_of(measured), measured.store), measured.path("fours")
-    assert sizes.left(Work(replace(stage, strategy=Keeps()))) == 3 * MB + PAPERS
+    assert sizes.left(WorkItem(replace(stage, strategy=Keeps()))) == 3 * MB + PAPERS
 
 
 # -- the rule --------------------------------------------------------------------------------------
@@ -98,11 +99,11 @@ def purse(world, megabytes, final=()):
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_with_what_would_help(measured):
-    (work,) = (Work(stage) for stage in measured.path("fours"))  # 9 MB, with its papers a little more
-    assert purse(measured, 10.5).verdict(work) == "go"
+    (item,) = (WorkItem(stage) for stage in measured.path("fours"))  # 9 MB, with its papers a little more
+    assert purse(measured, 10.5).verdict(item) == "go"
     tight = purse(measured, 9.9)
-    assert tight.verdict(work) == "over"
-    said = str(tight.refusal(work))
+    assert tight.verdict(item) == "over"
+    said = str(tight.refusal(item))
     assert "it may take 9.2 GB" not in said
     assert "0.0092 GB on disk" in said
     assert said.endswith("raise budget.disk_gb or run `dgg-ray gc OUT`")
@@ -110,9 +111,9 @@ def test_what_does_not_fit_on_the_disk_is_refused_with_what_would_help(measured)
 
 def test_two_stages_that_do_not_fit_together_wait_for_each_other(measured):
     desk = Desk(measured.store, purse=purse(measured, 12))
-    one, other = (Work(measured.path(name)[0]) for name in ("fours", "nines"))
-    for work in (one, other):
-        assert desk.need(work) == "queued"
+    one, other = (WorkItem(measured.path(name)[0]) for name in ("fours", "nines"))
+    for item in (one, other):
+        assert desk.need(item) == "queued"
     assert desk.take("a") == one
     assert desk.take("b") is None
     published(measured, one.stage, MB)
@@ -122,7 +123,7 @@ def test_two_stages_that_do_not_fit_together_wait_for_each_other(measured):
 
 def test_snapshots_of_what_runs_do_not_refuse_what_waits(measured):
     tight = purse(measured, 12)
-    one, other = (Work(measured.path(name)[0]) for name in ("fours", "nines"))
+    one, other = (WorkItem(measured.path(name)[0]) for name in ("fours", "nines"))
     measured.store.objects.write(checkpoints.name_of(one.stage), b"x" * 4 * MB)
     tight.look()
     assert tight.verdict(other) == "over"
@@ -130,35 +131,35 @@ def test_snapshots_of_what_runs_do_not_refuse_what_waits(measured):
 
 
 def test_other_studies_stages_and_what_lies_about_count(measured):
-    (work,) = (Work(stage) for stage in measured.path("fours"))
+    (item,) = (WorkItem(stage) for stage in measured.path("fours"))
     tight = purse(measured, 12)
-    assert tight.verdict(work) == "go"
+    assert tight.verdict(item) == "go"
     published(measured, measured.path("nines", seed=5)[0], 3 * MB)
-    assert tight.verdict(work) == "go"  # a minute may pass before others' work is seen
+    assert tight.verdict(item) == "go"  # a minute may pass before others' work is seen
     tight.lose(1.0)
-    assert tight.verdict(work) == "over"
+    assert tight.verdict(item) == "over"
     assert tight.spent == weight(measured.store.folder)
 
 
 def test_without_a_size_nothing_starts(world):
-    (work,) = (Work(stage) for stage in world.path("fours"))
+    (item,) = (WorkItem(stage) for stage in world.path("fours"))
     blind = purse(world, 1e6)
-    assert blind.verdict(work) == "over"
-    assert "what it takes is not known" in str(blind.refusal(work))
-    assert blind.verdict(replace(work, probe="setup")) == "go"
+    assert blind.verdict(item) == "over"
+    assert "what it takes is not known" in str(blind.refusal(item))
+    assert blind.verdict(replace(item, profile="setup")) == "go"
 
 
 def test_the_comparison_keeps_its_place_on_the_disk(measured):
-    work, final = (Work(measured.path(name)[0]) for name in ("fours", "nines"))
-    final = replace(final, exams=(measured.exam("nines"),))
-    assert purse(measured, 19.9, [final]).verdict(work) == "go"
+    item, final = (WorkItem(measured.path(name)[0]) for name in ("fours", "nines"))
+    final = replace(final, evaluations=(measured.evaluation("nines"),))
+    assert purse(measured, 19.9, [final]).verdict(item) == "go"
     tight = purse(measured, 19, [final])
-    assert tight.verdict(work) == "over"  # 1 + 9.2 + 9.3
+    assert tight.verdict(item) == "over"  # 1 + 9.2 + 9.3
     assert tight.verdict(final) == "go"
 
 
 def test_the_cap_that_refuses_is_named(measured):
-    (work,) = (Work(stage) for stage in measured.path("fours"))
+    (item,) = (WorkItem(stage) for stage in measured.path("fours"))
 
     def both(**caps):
         study = study_of(measured, budget=Budget(**caps), search=None)
@@ -166,11 +167,11 @@ def test_the_cap_that_refuses_is_named(measured):
 
     roomy = both(worker_hours=1, disk_gb=1)
     assert [type(cap) for cap in roomy.caps] == [Hours, Disk]
-    assert roomy.verdict(work) == "go"
-    assert "raise budget.disk_gb or" in str(both(worker_hours=1, disk_gb=0.005).refusal(work))
+    assert roomy.verdict(item) == "go"
+    assert "raise budget.disk_gb or" in str(both(worker_hours=1, disk_gb=0.005).refusal(item))
     measured.store.measure(
-        replace(work, probe="1xgpu1-auto"),
-        {"meaning": work.stage.meaning, "workers": "1xgpu1-auto", "study": "toy", "bytes": MB}
+        replace(item, profile="1xgpu1-auto"),
+        {"meaning": item.stage.meaning, "workers": "1xgpu1-auto", "study": "toy", "bytes": MB}
         | {
             "cost": {"seconds": 7200.0},
             "begin": [{"n": 1, "seconds": 1.0}],
@@ -179,10 +180,10 @@ def test_the_cap_that_refuses_is_named(measured):
         },
     )
     poor = both(worker_hours=2.5, disk_gb=1)
-    assert poor.verdict(work) == "over"
-    assert str(poor.refusal(work)).endswith("raise budget.worker_hours")
+    assert poor.verdict(item) == "over"
+    assert str(poor.refusal(item)).endswith("raise budget.worker_hours")
     with pytest.raises(StudyError) as both_faults:
-        both(worker_hours=2.5, disk_gb=0.005).check([work])
+        both(worker_hours=2.5, disk_gb=0.005).check([item])
     assert [fault.path for fault in both_faults.value.faults] == ["budget.worker_hours", "budget.disk_gb"]
 
 
@@ -191,7 +192,7 @@ def test_without_caps_nobody_is_asked_what_runs():
         pytest.fail("asked")
         yield
 
-    assert Purse().verdict(Work(None), nobody()) == "go"
+    assert Purse().verdict(WorkItem(None), nobody()) == "go"
 
 
 # -- what a stage leaves ---------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def test_a_published_stage_keeps_its_adapter_and_nothing_of_its_middle(tmp_path)
     (tmp_path / "study.yaml").write_text(STUDY)
     study = load_study(tmp_path / "study.yaml")
     study = replace(study, search=None, training=Training(batch_size=4), adapter=Adapter(rank=32))
-    study = replace(study, strategy=L2SP(), workers=Workers(snapshot_steps=1))
+    study = replace(study, strategy=L2SP(), workers=Workers(checkpoint_steps=1))
     store = StageStore(tmp_path / "stages")
     taken = []
     real = checkpoints.write
@@ -220,14 +221,14 @@ def test_a_published_stage_keeps_its_adapter_and_nothing_of_its_middle(tmp_path)
         shop = workshop(study, store)
         (run, *_) = study.runs()
         for stage in run.stages:
-            shop.obtain(Work(stage))
+            shop.obtain(WorkItem(stage))
     stage = run.stages[1]
     files = {name.split("/", 3)[3] for name in store.objects.sizes(f"files/{stage.key}/")}
     names = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"}
     assert files == names
     size = store.record(stage)["bytes"]
     sizes = Sizes(study, store)
-    assert 3 * size < max(taken) <= sizes.inside(replace(Work(stage), stage=at_seed(stage, 7))) / 2
+    assert 3 * size < max(taken) <= sizes.inside(replace(WorkItem(stage), stage=at_seed(stage, 7))) / 2
     assert not list((store.folder / "inflight").iterdir())
 
 
@@ -246,14 +247,14 @@ tasks:
 strategy: dgg
 training: {batch_size: 4}
 search: {method: grid, space: {strategy.alpha: {per_task: [0, 0.3, 0.6, 1]}}}
-protocol: {max_new_tokens: 2, rivals: [finetune]}
+protocol: {max_new_tokens: 2, baselines: [finetune]}
 """
 SIMULATED = STUDY + "workers: {engine: simulated}\nseeds: [0, 1, 2]\n"
 
 
 @pytest.fixture()
 def heavy(monkeypatch):
-    """Simulated stages with adapters of a megabyte, two snapshots in their middle, and real probes' sizes.
+    """Simulated stages with adapters of a megabyte, two snapshots in their middle, and real profiles' sizes.
 
     Gives the largest size that the store had whenever something was on the disk.
     """
@@ -263,19 +264,21 @@ def heavy(monkeypatch):
     def full(self, stage, record, fill):
         inflight = self.folder / "inflight"
         inflight.mkdir(parents=True, exist_ok=True)
-        files = [inflight / f"{stage.key}.{i}" for i in range(2 * bool(stage.learns))]
+        files = [inflight / f"{stage.key}.{i}" for i in range(2 * bool(stage.trained_tasks))]
         for file in files:
             file.write_bytes(b"x" * SNAPSHOT * MB)
         largest[0] = max(largest[0], weight(self.folder))
         for file in files[1:]:
             file.unlink()
-        publish(self, stage, record, lambda f: (f / "adapter").write_bytes(b"x" * MB * bool(stage.learns)))
+        publish(
+            self, stage, record, lambda f: (f / "adapter").write_bytes(b"x" * MB * bool(stage.trained_tasks))
+        )
         largest[0] = max(largest[0], weight(self.folder))
         for file in files[:1]:
             file.unlink()
 
     monkeypatch.setattr(StageStore, "publish", full)
-    monkeypatch.setattr(StageStore, "measure", lambda s, work, r: measure(s, work, r | {"bytes": MB}))
+    monkeypatch.setattr(StageStore, "measure", lambda s, item, r: measure(s, item, r | {"bytes": MB}))
     return largest
 
 
@@ -289,7 +292,9 @@ def test_a_study_ends_within_its_disk_and_goes_on_with_a_larger_one(tmp_path, ca
         return code, "".join(capsys.readouterr())
 
     def stages():
-        return [r for r in StageStore(out / "stages") if r["learned"] != "" and r["cost"].get("examples")]
+        return [
+            r for r in StageStore(out / "stages") if r["trained_task"] != "" and r["cost"].get("examples")
+        ]
 
     code, said = run(0.004)
     assert code == 2
@@ -320,39 +325,39 @@ def test_a_study_ends_within_its_disk_and_goes_on_with_a_larger_one(tmp_path, ca
 
 
 def test_over_budget_names_the_disk(measured):
-    (work,) = (Work(stage) for stage in measured.path("fours"))
+    (item,) = (WorkItem(stage) for stage in measured.path("fours"))
     tight = purse(measured, 5)
-    assert isinstance(tight.refusal(work), OverBudget)
+    assert isinstance(tight.refusal(item), OverBudget)
 
 
 def test_three_fleets_never_fill_more_than_the_disk(measured):
     cap, largest, rng = 40 * MB, 0, np.random.default_rng(0)
     store = measured.store
-    desk = Desk(store, retries=9, purse=purse(measured, cap / MB))
-    works = [Work(measured.path("fours", seed=seed)[0]) for seed in range(40)]
-    answers = [desk.need(work) for work in works]
+    desk = Desk(store, max_retries=9, purse=purse(measured, cap / MB))
+    work_items = [WorkItem(measured.path("fours", seed=seed)[0]) for seed in range(40)]
+    answers = [desk.need(item) for item in work_items]
     assert set(answers) == {"queued"}
-    running: dict[str, Work] = {}
+    running: dict[str, WorkItem] = {}
     while True:
-        for fleet in {"a", "b", "c"} - running.keys():
-            if work := desk.take(fleet):
-                running[fleet] = work
+        for group in {"a", "b", "c"} - running.keys():
+            if item := desk.take(group):
+                running[group] = item
                 for i in (0, 1):
-                    file = store.folder / "inflight" / f"{work.stage.key}.{i}"
+                    file = store.folder / "inflight" / f"{item.stage.key}.{i}"
                     file.parent.mkdir(exist_ok=True)
                     file.write_bytes(b"x" * SNAPSHOT * MB)
         largest = max(largest, store.size())
         if not running:
             break
-        fleet = str(rng.choice(sorted(running)))
-        work = running.pop(fleet)
+        group = str(rng.choice(sorted(running)))
+        item = running.pop(group)
         if rng.random() < 0.2:  # lost, and its snapshots stay until it is learned after all
-            desk.lost(fleet)
+            desk.lost(group)
             continue
-        for file in store.folder.glob(f"inflight/{work.stage.key}.*"):
+        for file in store.folder.glob(f"inflight/{item.stage.key}.*"):
             file.unlink()
-        published(measured, work.stage, MB, study="toy")
-        desk.done(fleet, work.key, learned=True, error=None)
+        published(measured, item.stage, MB, study="toy")
+        desk.done(group, item.key, learned=True, error=None)
     assert cap - 11 * MB < largest <= cap
     assert desk.counts["trained"] >= 28  # a megabyte each, and 8 for the last one's snapshots
     assert {error["error"] for error in desk.refused.values()} == {"OverBudget"}

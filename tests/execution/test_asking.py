@@ -29,15 +29,15 @@ class Broker:
         self.told = SimpleNamespace(remote=lambda *given: self.run(self._told(*given)))
         self.forget = SimpleNamespace(remote=lambda name: self.loop.call_soon_threadsafe(self._forget, name))
 
-    async def need(self, work):
+    async def need(self, item):
         await asyncio.sleep(0.001)
-        self.asked.append(work)
-        if work == self.dies:
+        self.asked.append(item)
+        if item == self.dies:
             self.dies, self.deaths = "", self.deaths + 1
             for name in list(self.askers.known):
                 self._forget(name)
             await asyncio.sleep(1)  # from which it is cancelled
-        answer = self.answers.get(work, OK)
+        answer = self.answers.get(item, OK)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -107,7 +107,7 @@ def test_a_broker_that_was_restarted_is_told_what_is_left(dies):
 
 def test_what_was_heard_is_not_kept_and_who_has_ended_is_forgotten():
     broker, kept = Broker(), []
-    walk([[str(n) for n in range(50)]], broker, lambda work: kept.extend(broker.askers.known.values()))
+    walk([[str(n) for n in range(50)]], broker, lambda item: kept.extend(broker.askers.known.values()))
     assert kept[-1].heard >= 49 - len(kept[-1].told)
     assert len(kept[-1].told) < 50
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), broker.loop).result()

@@ -19,9 +19,9 @@ tasks:
   - {name: charts, reader: embedded, train: 40, validation: 10, test: 10}
 strategy: {name: dgg, alpha: 0.2, buffer: 4}
 seeds: [0, 1, 2, 3, 4, 5]
-protocol: {rivals: []}
+protocol: {baselines: []}
 simulation: {wait: 1.0, seconds: 20}
-workers: {engine: simulated, fleets: 3, idle_s: 2, cpus: CPUS}
+workers: {engine: simulated, groups: 3, idle_timeout_s: 2, cpus: CPUS}
 """
 LATEST_S = 240  # alone on two cores it takes a fifth of that
 

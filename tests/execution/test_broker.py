@@ -6,54 +6,55 @@ from dataclasses import replace
 
 import pytest
 
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import Purse
 from dgg_ray.execution.broker import Broker, Desk
 from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 
 
 @pytest.fixture()
 def desk(world):
-    return Desk(world.store, retries=1)
+    return Desk(world.store, max_retries=1)
 
 
-def works(world, *orders):
-    return [Work(world.path(*order)[-1], (world.exam(order[-1]),)) for order in orders]
+def work_items(world, *orders):
+    return [WorkItem(world.path(*order)[-1], (world.evaluation(order[-1]),)) for order in orders]
 
 
-def finish(world, desk, fleet, work):
-    world.shop.obtain(work)
-    return desk.done(fleet, work.stage.key, learned=True, error=None)
+def finish(world, desk, group, item):
+    world.shop.obtain(item)
+    return desk.done(group, item.stage.key, learned=True, error=None)
 
 
 def test_a_stage_asked_for_by_ten_is_handed_out_once(world, desk):
-    (work,) = works(world, ["ones"])
-    answers = [desk.need(work) for _ in range(10)]
+    (item,) = work_items(world, ["ones"])
+    answers = [desk.need(item) for _ in range(10)]
     assert answers == ["queued"] + ["joined"] * 9
-    assert desk.take("a") == work
+    assert desk.take("a") == item
     assert desk.take("b") is None
-    assert finish(world, desk, "a", work)
-    assert desk.need(work) == "ready"
+    assert finish(world, desk, "a", item)
+    assert desk.need(item) == "ready"
     assert desk.counts["trained"] == 1
 
 
 def test_work_is_handed_out_in_the_order_of_asking(world, desk):
-    one, four, nine = works(world, ["ones"], ["fours"], ["nines"])
-    for work in (four, nine, one):
-        desk.need(work)
+    one, four, nine = work_items(world, ["ones"], ["fours"], ["nines"])
+    for item in (four, nine, one):
+        desk.need(item)
     assert [desk.take("a"), desk.take("b"), desk.take("c")] == [four, nine, one]
 
 
 def test_exams_asked_for_while_it_waits_join_the_work(world, desk):
     (stage,) = world.path("ones")
-    desk.need(Work(stage, (world.exam("ones"),)))
-    desk.need(Work(stage, (world.exam("fours"),)))
-    assert {exam.task for exam in desk.take("a").exams} == {"ones", "fours"}
+    desk.need(WorkItem(stage, (world.evaluation("ones"),)))
+    desk.need(WorkItem(stage, (world.evaluation("fours"),)))
+    assert {evaluation.task for evaluation in desk.take("a").evaluations} == {"ones", "fours"}
 
 
 def test_exams_asked_for_while_it_is_trained_come_after_it(world, desk):
     (stage,) = world.path("ones")
-    first, more = Work(stage, (world.exam("ones"),)), Work(stage, (world.exam("fours"),))
+    first, more = WorkItem(stage, (world.evaluation("ones"),)), WorkItem(stage, (world.evaluation("fours"),))
     desk.need(first)
     desk.take("a")
     assert desk.need(more) == "joined"
@@ -63,59 +64,59 @@ def test_exams_asked_for_while_it_is_trained_come_after_it(world, desk):
 
 
 def test_a_lost_fleets_work_is_taken_by_another(world, desk):
-    (work,) = works(world, ["ones"])
-    desk.need(work)
+    (item,) = work_items(world, ["ones"])
+    desk.need(item)
     desk.take("a")
     assert desk.lost("a") == []
-    assert desk.take("b") == work
+    assert desk.take("b") == item
 
 
 def test_what_is_lost_too_often_is_given_up(world, desk):
-    (work,) = works(world, ["ones"])
-    desk.need(work)
+    (item,) = work_items(world, ["ones"])
+    desk.need(item)
     for _ in range(2):  # the first try and one retry
         desk.take("a")
         given_up = desk.lost("a")
-    assert given_up == [work]
+    assert given_up == [item]
     assert desk.take("b") is None
 
 
 def test_another_fleets_loss_changes_nothing(world, desk):
-    (work,) = works(world, ["ones"])
-    desk.need(work)
+    (item,) = work_items(world, ["ones"])
+    desk.need(item)
     desk.take("a")
     desk.lost("b")
     assert desk.take("b") is None
 
 
 def test_a_fleet_believed_lost_that_finishes_does_no_harm(world, desk):
-    (work,) = works(world, ["ones"])
-    desk.need(work)
+    (item,) = work_items(world, ["ones"])
+    desk.need(item)
     desk.take("a")
     desk.lost("a")
     desk.take("b")
-    assert finish(world, desk, "a", work) is True
-    assert desk.need(work) == "joined"  # b still has it
-    assert finish(world, desk, "b", work)
-    assert desk.need(work) == "ready"
+    assert finish(world, desk, "a", item) is True
+    assert desk.need(item) == "joined"  # b still has it
+    assert finish(world, desk, "b", item)
+    assert desk.need(item) == "ready"
 
 
 @pytest.fixture
 def broker(world):
     """The actor's class without Ray around it."""
-    return Broker.__ray_metadata__.modified_class(world.store, retries=1)
+    return Broker.__ray_metadata__.modified_class(world.store, max_retries=1)
 
 
-async def asked(broker, work):
+async def asked(broker, item):
     """Who needs it, once it is queued."""
-    before, asker = broker.desk.waiting, asyncio.create_task(broker.need(work))
+    before, asker = broker.desk.waiting, asyncio.create_task(broker.need(item))
     while broker.desk.waiting == before:
         await asyncio.sleep(0.001)
     return asker
 
 
 def test_a_closed_broker_lets_nobody_wait(world, broker):
-    one, four = works(world, ["ones"], ["fours"])
+    one, four = work_items(world, ["ones"], ["fours"])
 
     async def scene():
         waiting = asyncio.create_task(broker.need(one))
@@ -123,34 +124,34 @@ def test_a_closed_broker_lets_nobody_wait(world, broker):
         await broker.close("no workers")
         return await waiting, await broker.need(four), await broker.take("a", patience_s=60)
 
-    first, later, work = asyncio.run(scene())
+    first, later, item = asyncio.run(scene())
     assert first == later
     assert later["error"]["message"] == "no workers"
-    assert work == []
+    assert item == []
 
 
 def test_a_worker_killed_while_it_waits_is_handed_nothing(world, broker):
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
 
     async def scene():
         ghost = asyncio.create_task(broker.take("a", patience_s=60))
         await asyncio.sleep(0)
         await broker.lost("a")  # its workers began anew
         assert await ghost == []
-        asker = asyncio.create_task(broker.need(work))
-        assert await broker.take("a", patience_s=60) == [work]
-        world.shop.obtain(work)
-        await broker.done("a", (work.stage.key, True, None, 1.0))
+        asker = asyncio.create_task(broker.need(item))
+        assert await broker.take("a", patience_s=60) == [item]
+        world.shop.obtain(item)
+        await broker.done("a", (item.stage.key, True, None, 1.0))
         return await asker
 
     assert asyncio.run(scene())["ok"]
 
 
 def test_a_fleet_that_asks_for_more_says_what_it_has_done(world, broker):
-    one, four = works(world, ["ones"], ["fours"])
+    one, four = work_items(world, ["ones"], ["fours"])
 
     async def scene():
-        askers = [await asked(broker, work) for work in (one, four)]
+        askers = [await asked(broker, item) for item in (one, four)]
         assert await broker.take("a", 60) == [one]
         world.shop.obtain(one)
         ended = [(one.key, True, None, 1.0)]
@@ -167,7 +168,7 @@ def test_a_fleet_that_asks_for_more_says_what_it_has_done(world, broker):
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_what_a_fleet_says_to_a_broker_that_was_restarted_does_no_harm(world, broker, learned):
-    one, four = works(world, ["ones"], ["fours"])
+    one, four = work_items(world, ["ones"], ["fours"])
     if learned:
         world.shop.obtain(one)
     error = None if learned else {"error": "NotFinite"}
@@ -188,11 +189,11 @@ def test_what_a_fleet_says_to_a_broker_that_was_restarted_does_no_harm(world, br
 
 def test_a_call_of_a_fleets_earlier_life_takes_nothing_from_its_later_one(world, broker, monkeypatch):
     """It waited for the store; meanwhile the workers were replaced and have something else."""
-    one, four = works(world, ["ones"], ["fours"])
+    one, four = work_items(world, ["ones"], ["fours"])
     monkeypatch.setattr(Purse, "measured", lambda *_: time.sleep(0.3) or [])
 
     async def scene():
-        askers = [await asked(broker, work) for work in (one, four)]
+        askers = [await asked(broker, item) for item in (one, four)]
         await broker.take("a", 60)
         world.shop.obtain(one)
         late = asyncio.create_task(broker.take("a", 60, [(one.key, True, None, 1.0)]))
@@ -208,25 +209,25 @@ def test_a_call_of_a_fleets_earlier_life_takes_nothing_from_its_later_one(world,
 
 
 def test_everybody_who_asked_is_answered(world, broker):
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
 
     async def scene():
-        askers = [asyncio.create_task(broker.need(work)) for _ in range(5)]
-        assert await broker.take("a", patience_s=60) == [work]
+        askers = [asyncio.create_task(broker.need(item)) for _ in range(5)]
+        assert await broker.take("a", patience_s=60) == [item]
         askers[0].cancel()  # one that gives up takes the others' answer away from nobody
-        await broker.done("a", (work.stage.key, False, {"error": "NotFinite"}, 1.0))
+        await broker.done("a", (item.stage.key, False, {"error": "NotFinite"}, 1.0))
         return [await asker for asker in askers[1:]]
 
     assert [answer["error"]["error"] for answer in asyncio.run(scene())] == ["NotFinite"] * 4
 
 
 def test_a_failure_answers_all_who_wait_and_is_counted(world, desk):
-    (work,) = works(world, ["ones"])
-    desk.need(work)
+    (item,) = work_items(world, ["ones"])
+    desk.need(item)
     desk.take("a")
-    assert desk.done("a", work.stage.key, learned=False, error={"error": "NotFinite"})
+    assert desk.done("a", item.stage.key, learned=False, error={"error": "NotFinite"})
     assert desk.waiting == 0
-    assert desk.need(work) == "failed"  # not tried again in this run
+    assert desk.need(item) == "failed"  # not tried again in this run
     assert (desk.counts["failed"], desk.counts["trained"]) == (1, 0)
 
 
@@ -234,42 +235,42 @@ def test_a_failure_answers_all_who_wait_and_is_counted(world, desk):
 
 
 def test_a_loss_after_which_the_stage_had_got_further_is_not_counted(world, desk):
-    (work,) = works(world, ["ones"])
-    desk.need(work)
+    (item,) = work_items(world, ["ones"])
+    desk.need(item)
     for done in (40, 80, 80):  # of 100 steps, kept by snapshots; the third gets no further
         desk.take("a")
-        desk.heard("a", work.key, (done, 100))
+        desk.heard("a", item.key, (done, 100))
         assert desk.lost("a") == []
     desk.take("a")
-    desk.heard("a", work.key, (81, 100))
-    assert desk.lost("a") == [work]  # the second that counts, one retry allowed
+    desk.heard("a", item.key, (81, 100))
+    assert desk.lost("a") == [item]  # the second that counts, one retry allowed
 
 
 def test_a_stage_given_up_keeps_why_its_worker_was_ended(world, broker):
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
     cause = {"error": "Stuck", "message": "nothing moved", "traceback": "in sleep"}
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         for _ in range(2):
             await broker.take("a", patience_s=60)
             await broker.lost("a", cause)
         return await asker
 
     assert asyncio.run(scene())["error"] == cause
-    assert world.store.failure(work.stage)["traceback"] == "in sleep"
+    assert world.store.failure(item.stage)["traceback"] == "in sleep"
 
 
 def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world, monkeypatch):
     monkeypatch.setattr("dgg_ray.execution.work_queue.AILMENT_S", 0.0)
-    broker = Broker.__ray_metadata__.modified_class(world.store, retries=100)
-    (work,) = works(world, ["ones"])
+    broker = Broker.__ray_metadata__.modified_class(world.store, max_retries=100)
+    (item,) = work_items(world, ["ones"])
     full = {"error": "StoreError", "message": "no space left", "traceback": ""}
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         while not broker.closed:
-            assert await broker.take("a", patience_s=60) == [work]
+            assert await broker.take("a", patience_s=60) == [item]
             await broker.unwell("a", full)
         return await asker
 
@@ -278,16 +279,16 @@ def test_a_store_that_fails_again_and_again_ends_the_study_with_its_error(world,
 
 
 def test_fleets_that_run_into_one_outage_end_nothing_and_set_nothing_aside(world):
-    broker = Broker.__ray_metadata__.modified_class(world.store, retries=0)
-    many = works(world, ["ones"], ["fours"], ["nines"])
+    broker = Broker.__ray_metadata__.modified_class(world.store, max_retries=0)
+    many = work_items(world, ["ones"], ["fours"], ["nines"])
 
     async def scene():
-        askers = [asyncio.create_task(broker.need(work)) for work in many]
+        askers = [asyncio.create_task(broker.need(item)) for item in many]
         for _ in range(4):
-            for fleet in "abc":
-                await broker.take(fleet, patience_s=60)
-            for fleet in "abc":
-                await broker.unwell(fleet, {"error": "StoreError", "message": "full", "traceback": ""})
+            for group in "abc":
+                await broker.take(group, patience_s=60)
+            for group in "abc":
+                await broker.unwell(group, {"error": "StoreError", "message": "full", "traceback": ""})
         status = await broker.status()
         for asker in askers:
             asker.cancel()
@@ -299,18 +300,18 @@ def test_fleets_that_run_into_one_outage_end_nothing_and_set_nothing_aside(world
 
 
 def test_an_error_of_a_fleet_believed_lost_is_not_told_while_another_is_at_the_stage(world, broker):
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         await broker.take("a", patience_s=60)
         await broker.lost("a")
         await broker.take("b", patience_s=60)
-        await broker.done("a", (work.key, False, {"error": "NotFinite"}, 1.0))
+        await broker.done("a", (item.key, False, {"error": "NotFinite"}, 1.0))
         await asyncio.sleep(0)
         assert not asker.done()
-        world.shop.obtain(work)
-        await broker.done("b", (work.key, True, None, 1.0))
+        world.shop.obtain(item)
+        await broker.done("b", (item.key, True, None, 1.0))
         return await asker
 
     assert asyncio.run(scene())["ok"]
@@ -318,18 +319,18 @@ def test_an_error_of_a_fleet_believed_lost_is_not_told_while_another_is_at_the_s
 
 def test_a_stage_that_ends_its_processes_is_set_aside_with_what_they_ended_with(world, broker):
     cause = {"error": "ValueError", "message": "no such shape", "traceback": "in scorer"}
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         for _ in range(2):
             await broker.take("a", patience_s=60)
-            await broker.blame("a", work.key, cause)
+            await broker.blame("a", item.key, cause)
             await broker.lost("a")  # its new workers know of no reason
         return await asker
 
     assert asyncio.run(scene())["error"] == cause
-    assert world.store.failure(work.stage)["traceback"] == "in scorer"
+    assert world.store.failure(item.stage)["traceback"] == "in scorer"
 
 
 @pytest.mark.parametrize("replaced", [True, False])
@@ -337,20 +338,20 @@ def test_a_fleet_whose_workers_died_gives_its_work_back_even_if_no_others_come(
     world, broker, monkeypatch, replaced
 ):
     monkeypatch.setattr("dgg_ray.execution.broker.NEW_LIFE_S", 0.1)
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         await broker.take("a", patience_s=60)
         death = asyncio.create_task(broker.orphaned("a"))
         await asyncio.sleep(0.01)
         if replaced:
             await broker.lost("a")
-            assert await broker.take("a", patience_s=60) == [work]
+            assert await broker.take("a", patience_s=60) == [item]
             await death
-            assert broker.desk.of("a") == [work.key]  # the new workers keep it
+            assert broker.desk.of("a") == [item.key]  # the new workers keep it
         else:
-            assert await broker.take("b", patience_s=60) == [work]
+            assert await broker.take("b", patience_s=60) == [item]
         assert broker.desk.counts["lost"] == 1
         asker.cancel()
 
@@ -360,18 +361,18 @@ def test_a_fleet_whose_workers_died_gives_its_work_back_even_if_no_others_come(
 # -- a handful of works that take no time ----------------------------------------------------------
 
 
-def quick(desk, works, each):
+def quick(desk, work_items, each):
     """The desk, after a first work that took so long; the others wait."""
-    for work in works:
-        desk.need(work)
+    for item in work_items:
+        desk.need(item)
     first = desk.take("a")
     assert desk.take("a") is None  # how long works take is not known yet
     desk.done("a", first.key, learned=True, error=None, seconds=each)
     return desk
 
 
-def hand(desk, fleet):
-    return list(iter(lambda: desk.take(fleet), None))
+def hand(desk, group):
+    return list(iter(lambda: desk.take(group), None))
 
 
 @pytest.mark.parametrize(
@@ -380,12 +381,12 @@ def hand(desk, fleet):
 def test_a_fleet_is_given_what_takes_a_tenth_of_a_second_and_never_more_than_twenty(
     world, desk, each, expected
 ):
-    many = [Work(world.path("ones", seed=seed)[0]) for seed in range(30)]
+    many = [WorkItem(world.path("ones", seed=seed)[0]) for seed in range(30)]
     assert hand(quick(desk, many, each), "a") == many[1 : 1 + expected]
 
 
 def test_one_work_that_takes_long_ends_handfuls(world, desk):
-    many = [Work(world.path("ones", seed=seed)[0]) for seed in range(30)]
+    many = [WorkItem(world.path("ones", seed=seed)[0]) for seed in range(30)]
     quick(desk, many, 0.001)
     desk.done("a", desk.take("a").key, learned=True, error=None, seconds=8.0)
     assert len(hand(desk, "a")) == 1
@@ -394,10 +395,10 @@ def test_one_work_that_takes_long_ends_handfuls(world, desk):
 def test_whatever_of_a_handful_is_not_begun_after_a_beat_goes_to_others_and_other_drivers(world, two):
     """Two beats over one work are a beat's time at it, longer than a handful lasts."""
     first, second = two
-    one, four, nine, more = works(world, ["ones"], ["fours"], ["nines"], ["fours", "ones"])
+    one, four, nine, more = work_items(world, ["ones"], ["fours"], ["nines"], ["fours", "ones"])
 
     async def scene():
-        askers = [await asked(first, work) for work in (one, four, nine, more)]
+        askers = [await asked(first, item) for item in (one, four, nine, more)]
         first.desk.usual = 0.001
         assert await first.take("a", 60) == [one, four, nine, more]
         failed = {"error": "NotFinite"}
@@ -421,10 +422,10 @@ def test_whatever_of_a_handful_is_not_begun_after_a_beat_goes_to_others_and_othe
 def test_a_claim_that_fails_leaves_nothing_of_a_handful_with_a_fleet_that_did_not_get_it(
     world, broker, monkeypatch
 ):
-    many, lease = works(world, ["ones"], ["fours"], ["nines"]), StageStore.lease
+    many, lease = work_items(world, ["ones"], ["fours"], ["nines"]), StageStore.lease
 
     async def scene():
-        askers = [await asked(broker, work) for work in many]
+        askers = [await asked(broker, item) for item in many]
         broker.desk.usual = 0.001
 
         def failing(store, key, holder):
@@ -449,15 +450,15 @@ def test_a_claim_that_fails_leaves_nothing_of_a_handful_with_a_fleet_that_did_no
 
 def test_who_is_lost_with_a_handful_puts_the_blame_on_none_of_it_until_each_was_alone(world, desk):
     bills = []
-    quick(desk, works(world, ["ones"], ["fours"], ["nines"]), 0.001)
-    desk.bill = lambda work, seconds: bills.append(seconds)
+    quick(desk, work_items(world, ["ones"], ["fours"], ["nines"]), 0.001)
+    desk.bill = lambda item, seconds: bills.append(seconds)
     four, nine = hand(desk, "a")
     desk.out[four.key].started = desk.out[nine.key].started = time.time() - 3.0
     assert desk.lost("a") == []
     assert sum(bills) == pytest.approx(3.0, abs=0.1)  # they were not at both all the time
     assert hand(desk, "a") == [four]
     assert hand(desk, "b") == [nine]
-    assert (desk.lost("a"), desk.retries) == ([], 1)
+    assert (desk.lost("a"), desk.max_retries) == ([], 1)
     assert hand(desk, "a") == [four]
     assert desk.lost("a") == [four]  # lost twice by itself
     desk.done("b", nine.key, learned=True, error=None)
@@ -465,11 +466,11 @@ def test_who_is_lost_with_a_handful_puts_the_blame_on_none_of_it_until_each_was_
 
 
 def test_a_fleet_that_ends_over_one_of_a_handful_leaves_the_rest_to_others(world, broker):
-    many = works(world, ["ones"], ["fours"], ["nines"])
+    many = work_items(world, ["ones"], ["fours"], ["nines"])
     cause = {"error": "ValueError", "message": "no such shape", "traceback": ""}
 
     async def scene():
-        askers = [await asked(broker, work) for work in many]
+        askers = [await asked(broker, item) for item in many]
         broker.desk.usual = 0.001
         assert await broker.take("a", 60) == many
         world.shop.obtain(many[0])
@@ -486,7 +487,7 @@ def test_a_fleet_that_ends_over_one_of_a_handful_leaves_the_rest_to_others(world
 
 def test_a_status_counts_one_stage_a_fleet_as_running(world, broker):
     async def scene():
-        askers = [await asked(broker, work) for work in works(world, ["ones"], ["fours"], ["nines"])]
+        askers = [await asked(broker, item) for item in work_items(world, ["ones"], ["fours"], ["nines"])]
         broker.desk.usual = 0.001
         await broker.take("a", 60)
         for asker in askers:
@@ -503,18 +504,18 @@ def test_a_status_counts_one_stage_a_fleet_as_running(world, broker):
 
 def test_a_fleet_that_says_what_it_has_keeps_it(world, broker):
     """The order was queued again by who needs it; it is handed to nobody else."""
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
     broker.ready_at = time.monotonic() + 0.2  # as after a restart
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         other = asyncio.create_task(broker.take("b", patience_s=0.4))
         await asyncio.sleep(0.1)
-        await broker.tick("a", work.key, (3, 8))
+        await broker.tick("a", item.key, (3, 8))
         assert [r["fleet"] for r in (await broker.status())["running"]] == ["a"]
         assert await other == []
-        world.shop.obtain(work)
-        await broker.done("a", (work.key, True, None, 1.0))
+        world.shop.obtain(item)
+        await broker.done("a", (item.key, True, None, 1.0))
         return await asker
 
     assert asyncio.run(scene())["ok"]
@@ -522,13 +523,13 @@ def test_a_fleet_that_says_what_it_has_keeps_it(world, broker):
 
 
 def test_a_fleet_that_asks_has_nothing_whatever_was_said_of_it(world, broker):
-    (work,) = works(world, ["ones"])
+    (item,) = work_items(world, ["ones"])
 
     async def scene():
-        asker = asyncio.create_task(broker.need(work))
+        asker = asyncio.create_task(broker.need(item))
         await asyncio.sleep(0.1)
-        await broker.tick("a", work.key, (1, 8))  # late, of an earlier life
-        assert await broker.take("a", patience_s=60) == [work]
+        await broker.tick("a", item.key, (1, 8))  # late, of an earlier life
+        assert await broker.take("a", patience_s=60) == [item]
         asker.cancel()
 
     asyncio.run(scene())
@@ -547,7 +548,7 @@ def two(world, monkeypatch):
 
 def test_a_stage_that_another_driver_has_is_waited_for_and_not_done_again(world, two):
     first, second = two
-    one, four = works(world, ["ones"], ["fours"])
+    one, four = work_items(world, ["ones"], ["fours"])
 
     async def scene():
         askers = [asyncio.create_task(broker.need(one)) for broker in two]
@@ -568,7 +569,7 @@ def test_a_stage_that_another_driver_has_is_waited_for_and_not_done_again(world,
 
 def test_a_stage_that_another_driver_gives_back_is_done_here(world, two):
     first, second = two
-    (one,) = works(world, ["ones"])
+    (one,) = work_items(world, ["ones"])
 
     async def scene():
         askers = [asyncio.create_task(broker.need(one)) for broker in two]
@@ -587,7 +588,7 @@ def test_a_stage_that_another_driver_gives_back_is_done_here(world, two):
 def test_exams_that_only_one_driver_wants_are_sat_after_the_other_is_done(world, two):
     first, second = two
     (stage,) = world.path("ones")
-    mine, more = Work(stage, (world.exam("ones"),)), Work(stage, (world.exam("fours"),))
+    mine, more = WorkItem(stage, (world.evaluation("ones"),)), WorkItem(stage, (world.evaluation("fours"),))
 
     async def scene():
         askers = [asyncio.create_task(b.need(w)) for b, w in zip(two, (mine, more), strict=True)]
@@ -609,14 +610,16 @@ def test_a_slow_store_keeps_nobody_else_waiting(world, monkeypatch):
     """Every look into the store takes 0.3 s; ten askers and a status do not take three."""
 
     class Slow(StageStore):
-        def has(self, work):
+        def has(self, item):
             time.sleep(0.3)
-            return super().has(work)
+            return super().has(item)
 
     broker = Broker.__ray_metadata__.modified_class(Slow(world.store.folder), 1)
 
     async def scene():
-        asked = [asyncio.create_task(broker.need(w)) for w in works(world, ["ones"], ["fours"], ["nines"])]
+        asked = [
+            asyncio.create_task(broker.need(w)) for w in work_items(world, ["ones"], ["fours"], ["nines"])
+        ]
         await asyncio.sleep(0.01)
         began = time.monotonic()
         await broker.status()

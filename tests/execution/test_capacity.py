@@ -29,24 +29,24 @@ def said(workers: Workers, gpus: int, cpus: int) -> list[str]:
 
 
 def test_a_machine_that_holds_all_workers_is_not_spoken_of():
-    assert said(Workers(fleets=2, per_fleet=2, gpus=1, cpus=2), gpus=4, cpus=8) == []
+    assert said(Workers(groups=2, group_size=2, gpus=1, cpus=2), gpus=4, cpus=8) == []
     assert said(Workers(), gpus=0, cpus=1) == []
 
 
 def test_gpus_that_are_not_there_are_missed_by_the_number():
-    (line,) = said(Workers(per_fleet=4, gpus=1), gpus=2, cpus=8)
+    (line,) = said(Workers(group_size=4, gpus=1), gpus=2, cpus=8)
     assert line.startswith(
         "a worker group wants 4 GPUs (4 workers with 1 GPU each), this machine has 2: run it"
     )
 
 
 def test_fewer_groups_than_asked_for_can_train_at_once():
-    (line,) = said(Workers(fleets=3, per_fleet=2, gpus=1), gpus=5, cpus=8)
+    (line,) = said(Workers(groups=3, group_size=2, gpus=1), gpus=5, cpus=8)
     assert line.endswith("this machine has 5, so that 2 can train at once")
 
 
 def test_cpus_that_are_shared_are_told():
-    (line,) = said(Workers(fleets=3, per_fleet=2, cpus=1.5), gpus=0, cpus=8)
+    (line,) = said(Workers(groups=3, group_size=2, cpus=1.5), gpus=0, cpus=8)
     assert line.startswith("all workers together want 9 CPUs (3 × 2 × 1.5), this machine has 8")
 
 

@@ -51,10 +51,10 @@ def groups(*kinds):
 
 
 def test_a_fleet_that_fits_is_no_error(machines):
-    wants(per_fleet=4)
+    wants(group_size=4)
     wants(gpus=1)
-    wants(per_fleet=2, gpus=0.5)
-    wants(fleets=50)  # one after another
+    wants(group_size=2, gpus=0.5)
+    wants(groups=50)  # one after another
 
 
 def test_a_worker_that_fits_no_machine_names_both_and_the_way_out(machines):
@@ -69,23 +69,23 @@ def test_a_worker_that_fits_no_machine_names_both_and_the_way_out(machines):
 
 def test_a_fleet_for_which_there_is_no_room_names_how_much_there_is(machines):
     machines(node(4, 1), node(4, 2))
-    wants(per_fleet=3, gpus=1)
-    wants(per_fleet=6, gpus=0.5)
+    wants(group_size=3, gpus=1)
+    wants(group_size=6, gpus=0.5)
     with pytest.raises(
         ClusterError, match=r"wants 4 workers with 1 GPU and 1 CPU each, there is room for 3;"
     ):
-        wants(per_fleet=4, gpus=1)
+        wants(group_size=4, gpus=1)
 
 
 def test_what_an_autoscaler_can_start_counts(machines):
     machines(node(0), config=groups(({"CPU": 0}, 0), ({"CPU": 8, "GPU": 1}, 4)))
-    wants(per_fleet=4, gpus=1, cpus=8)
+    wants(group_size=4, gpus=1, cpus=8)
     with pytest.raises(ClusterError, match="room for 4"):
-        wants(per_fleet=5, gpus=1)
+        wants(group_size=5, gpus=1)
     with pytest.raises(ClusterError, match="on one machine"):
         wants(gpus=2)
     machines(node(0), config=groups(({"CPU": 8}, -1)))
-    wants(per_fleet=1000, cpus=8)  # -1: as many as one likes
+    wants(group_size=1000, cpus=8)  # -1: as many as one likes
 
 
 def test_what_ray_up_wrote_down_counts(machines, monkeypatch, tmp_path):
@@ -94,14 +94,14 @@ def test_what_ray_up_wrote_down_counts(machines, monkeypatch, tmp_path):
     launched.write_text(json.dumps({"max_workers": 2, "available_node_types": kinds}))
     monkeypatch.setattr(cluster, "LAUNCHED", launched)
     machines(node(0))
-    wants(per_fleet=2, gpus=1)
+    wants(group_size=2, gpus=1)
     with pytest.raises(ClusterError, match="room for 2"):
-        wants(per_fleet=3, gpus=1)
+        wants(group_size=3, gpus=1)
 
 
 def test_an_autoscaler_that_does_not_say_what_it_can_start_is_given_the_chance(machines):
     machines(node(0), autoscaled=True)
-    wants(gpus=8, per_fleet=16)
+    wants(gpus=8, group_size=16)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from dgg_ray.config.sections import Workers
 from dgg_ray.core import event_log
 from dgg_ray.core.errors import ClusterError, Fault, NotFinite, OtherVersion, Refused, StoreError, StudyError
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution import cluster, worker_groups
-from dgg_ray.storage.stages import Work
 from dgg_ray.training import setup
 from dgg_ray.training.simulated import Simulated
 
@@ -109,15 +109,15 @@ class Shop(Simulated):
     def __init__(self, problem):
         self.problem, self.where = problem, dict
 
-    def obtain(self, work):
+    def obtain(self, item):
         raise self.problem
 
 
 def served(world, monkeypatch, problem):
     """Calls to the broker that a worker makes over one stage that ends with the error."""
     (stage,) = world.path("ones")
-    works = iter([[Work(stage)], []])
-    desk = Desk(take=lambda *_: next(works))
+    work_items = iter([[WorkItem(stage)], []])
+    desk = Desk(take=lambda *_: next(work_items))
     monkeypatch.setattr(worker_groups, "workshop", lambda *_: Shop(problem))
     worker_groups.work_loop(given(desk, SimpleNamespace(name="toy", workers=Workers()), world.store))
     return desk.calls, world.store.failure(stage)
@@ -139,7 +139,7 @@ def test_what_a_stage_ends_with_everywhere_is_kept_with_it_and_the_next_is_taken
 
 
 def test_what_a_handful_has_not_begun_in_its_time_is_left(world, monkeypatch):
-    many = [Work(world.path("ones", seed=seed)[0]) for seed in range(3)]
+    many = [WorkItem(world.path("ones", seed=seed)[0]) for seed in range(3)]
     clock = iter([0.0, 0.09, 0.11])
     monkeypatch.setattr(setup.time, "monotonic", lambda: next(clock))
     assert list(setup.handful(many, lambda compute: compute())) == many[:2]
@@ -149,7 +149,7 @@ def test_what_may_be_the_processs_fault_ends_it_and_the_broker_knows_with_what(w
     seen = []
     monkeypatch.setattr(event_log, "trouble", lambda name, error, *_: seen.append(error["error"]))
     (stage,) = world.path("ones")
-    desk = Desk(take=[Work(stage)])
+    desk = Desk(take=[WorkItem(stage)])
     monkeypatch.setattr(
         worker_groups, "workshop", lambda *_: Shop(RuntimeError("CUDA error: illegal access"))
     )
@@ -168,9 +168,9 @@ def test_gpus_that_pytorch_does_not_find_are_said_before_anything_is_read():
         worker_groups.workshop(study, None)
 
 
-def given_up(fleets):
+def given_up(groups):
     until = time.monotonic() + 10
-    while not fleets.failure and time.monotonic() < until:
+    while not groups.failure and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -180,8 +180,10 @@ def test_a_broker_that_was_restarted_after_the_end_is_told_of_it_again(monkeypat
     told = []
     status = {"waiting": 0, "running": [], "closed": "another version"}
     study = SimpleNamespace(name="toy", workers=Workers())
-    with worker_groups.Fleets(study, None, Desk(status=status, close=told.append), Path(), print) as fleets:
-        given_up(fleets)
+    with worker_groups.WorkerGroups(
+        study, None, Desk(status=status, close=told.append), Path(), print
+    ) as groups:
+        given_up(groups)
         time.sleep(0.5)
     assert told[:3] == ["another version"] * 3
 
@@ -190,11 +192,11 @@ def test_fleets_that_cannot_be_looked_after_are_given_up_with_the_reason(monkeyp
     monkeypatch.setattr(worker_groups, "TROUBLE_S", 0.0)
     desk = Desk(status=RuntimeError("the broker is gone"))
     study = SimpleNamespace(name="toy", workers=Workers())
-    with worker_groups.Fleets(study, None, desk, Path(), heard=lambda status: None) as fleets:
-        given_up(fleets)
+    with worker_groups.WorkerGroups(study, None, desk, Path(), heard=lambda status: None) as groups:
+        given_up(groups)
         time.sleep(0.1)  # then it is told
-        assert fleets.failure == "fleets cannot be looked after: RuntimeError: the broker is gone"
-        assert desk.reason == fleets.failure
+        assert groups.failure == "fleets cannot be looked after: RuntimeError: the broker is gone"
+        assert desk.reason == groups.failure
 
 
 def test_trouble_that_passes_ends_nothing():
@@ -211,9 +213,9 @@ def test_trouble_that_passes_ends_nothing():
         raise OSError("no terminal")
 
     study = SimpleNamespace(name="toy", workers=Workers())
-    with worker_groups.Fleets(study, None, Desk(status=status), Path(), heard) as fleets:
-        given_up(fleets)
-        assert fleets.failure == "enough"
+    with worker_groups.WorkerGroups(study, None, Desk(status=status), Path(), heard) as groups:
+        given_up(groups)
+        assert groups.failure == "enough"
 
 
 def test_a_cluster_that_cannot_be_seen_is_not_known_to_refuse(monkeypatch):
@@ -221,45 +223,49 @@ def test_a_cluster_that_cannot_be_seen_is_not_known_to_refuse(monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(worker_groups.cluster, "free_abandoned", unseen)
-    fleets = worker_groups.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
-    fleets.running = {object(): "fleet-001"}
-    assert fleets._look({"running": []}) == ""
+    groups = worker_groups.WorkerGroups(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
+    groups.running = {object(): "fleet-001"}
+    assert groups._look({"running": []}) == ""
 
 
 def test_fleets_that_end_ill_are_replaced_later_and_later_until_all_is_well_for_a_while():
-    fleets = worker_groups.Fleets(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
+    groups = worker_groups.WorkerGroups(SimpleNamespace(workers=Workers()), None, Desk(), Path(), heard=print)
     pauses = []
     for count in (1, 2, 2, 3, 0, 1):  # a broker that was restarted begins again at 0
-        fleets._reap({"unwell": count})
-        pauses.append(fleets.pause)
+        groups._reap({"unwell": count})
+        pauses.append(groups.pause)
     assert pauses == [5, 10, 10, 20, 20, 40]
-    fleets.next_start -= 10 * worker_groups.LONGEST_S
-    fleets._reap({"unwell": 2})
-    assert fleets.pause == 5
+    groups.next_start -= 10 * worker_groups.LONGEST_S
+    groups._reap({"unwell": 2})
+    assert groups.pause == 5
 
 
 def test_a_broker_that_was_closed_ends_the_fleets():
     status = {"waiting": 0, "running": [], "closed": "a worker cannot begin: no GPU"}
     study = SimpleNamespace(name="toy", workers=Workers())
-    with worker_groups.Fleets(study, None, Desk(status=status), Path(), heard=lambda status: None) as fleets:
-        given_up(fleets)
-        assert fleets.failure == "a worker cannot begin: no GPU"
+    with worker_groups.WorkerGroups(
+        study, None, Desk(status=status), Path(), heard=lambda status: None
+    ) as groups:
+        given_up(groups)
+        assert groups.failure == "a worker cannot begin: no GPU"
 
 
 def test_all_fleets_that_are_wanted_are_asked_for_at_once(monkeypatch):
     """One after the other, an autoscaler would grow machine by machine."""
     asked = []
-    over = SimpleNamespace(workers=Workers(fleets=4))
+    over = SimpleNamespace(workers=Workers(groups=4))
     statuses = iter([{"waiting": 3, "running": [{}], "closed": ""}])
 
     def status():
-        asked.append(len(fleets.running))
+        asked.append(len(groups.running))
         return next(statuses, {"waiting": 3, "running": [{}], "closed": "enough"})
 
     monkeypatch.setattr(worker_groups.ray, "wait", lambda refs, **_: ([], refs))
-    monkeypatch.setattr(worker_groups.Fleets, "_look", lambda self, status: "")
-    monkeypatch.setattr(worker_groups.Fleets, "_start", lambda self: self.running.update({object(): "fleet"}))
-    fleets = worker_groups.Fleets(over, None, Desk(status=status), Path(), heard=lambda status: None)
-    with fleets:
-        given_up(fleets)
+    monkeypatch.setattr(worker_groups.WorkerGroups, "_look", lambda self, status: "")
+    monkeypatch.setattr(
+        worker_groups.WorkerGroups, "_start", lambda self: self.running.update({object(): "fleet"})
+    )
+    groups = worker_groups.WorkerGroups(over, None, Desk(status=status), Path(), heard=lambda status: None)
+    with groups:
+        given_up(groups)
     assert asked == [0, 4]

@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from dgg_ray.config.sections import Workers
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution.broker import Broker
 from dgg_ray.execution.prometheus import Watch
-from dgg_ray.storage.stages import Work
 
 pytestmark = pytest.mark.ray
 
@@ -52,7 +52,9 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
     """Three stages: one is learned, one fails, one waits."""
     watch = Watch("toy", {"worker-hours": 2 / 3600, "GPU-hours": 8 / 3600}, tmp_path)
     broker = Broker.remote(world.store, 1, watch=watch)
-    one, four, nine = (Work(world.path(name)[0], (world.exam(name),)) for name in ("ones", "fours", "nines"))
+    one, four, nine = (
+        WorkItem(world.path(name)[0], (world.evaluation(name),)) for name in ("ones", "fours", "nines")
+    )
     began = time.monotonic()
     good = broker.need.remote(one)
     assert ray.get(broker.take.remote("fleet-001", 10)) == [one]
@@ -90,6 +92,6 @@ def test_the_page_has_the_studys_tally(world, page, tmp_path):
 def test_the_hours_are_those_of_the_workers(tmp_path):
     from dgg_ray.cost.model import units
 
-    rates = units(Workers(per_fleet=2, gpus=4))
+    rates = units(Workers(group_size=2, gpus=4))
     assert rates == {"worker-hours": 2 / 3600, "GPU-hours": 8 / 3600}
     assert Watch("toy", units(Workers()), tmp_path).hours.keys() == {"worker-hours"}

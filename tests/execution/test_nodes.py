@@ -30,7 +30,7 @@ from dgg_ray.execution import cluster
 from dgg_ray.execution.executor import Crew
 from dgg_ray.execution.progress import Display
 from dgg_ray.search import evidence
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
@@ -87,13 +87,13 @@ class Faulty(StageStore):
 def study_of(seconds, tasks=3, seeds=(0, 1), **workers):
     """Two runs of three stages, each about so long."""
     law = Law(seconds=seconds, wait=1.0, spread=0.0)
-    workers = {"engine": "simulated", "idle_s": 4.0, **workers}
+    workers = {"engine": "simulated", "idle_timeout_s": 4.0, **workers}
     made = imagined(tasks, DGG(alpha=0.3, buffer=4), 500, simulation=law, seeds=seeds)
     return replace(made, workers=Workers(**workers))
 
 
 def chains(study):
-    return [evidence.works(study, run) for run in study.runs()]
+    return [evidence.work_items(study, run) for run in study.runs()]
 
 
 @contextlib.contextmanager
@@ -109,10 +109,10 @@ def crew_of(study, store, out):
 def scores(study, store):
     """(stage, exam) → score, of all that the study asks for."""
     return {
-        (work.key, exam): cell["score"]
+        (item.key, evaluation): cell["score"]
         for chain in chains(study)
-        for work in chain
-        for exam, cell in store.cells(work.stage).items()
+        for item in chain
+        for evaluation, cell in store.cells(item.stage).items()
     }
 
 
@@ -121,8 +121,8 @@ def undisturbed(study):
     store = MemoryStore()
     shop = Simulated.of(replace(study, simulation=replace(study.simulation, wait=0.0)), store)
     for chain in chains(study):
-        for work in chain:
-            shop.obtain(work)
+        for item in chain:
+            shop.obtain(item)
     return scores(study, store)
 
 
@@ -152,29 +152,29 @@ def raylet(node):
 
 
 def test_a_stage_that_ends_its_process_is_set_aside_and_the_rest_goes_on(machines, tmp_path):
-    study = study_of(0.1, tasks=2, seeds=(0, 1, 2), retries=1)
-    works = chains(study)
-    poison = frozenset(chain[0].key for chain in works[:2])  # two in a row, before what is sound
+    study = study_of(0.1, tasks=2, seeds=(0, 1, 2), max_retries=1)
+    work_items = chains(study)
+    poison = frozenset(chain[0].key for chain in work_items[:2])  # two in a row, before what is sound
     store = Faulty(tmp_path / "stages", poison=poison)
     with crew_of(study, store, tmp_path) as crew:
-        crew.obtain(works)
-        assert not crew.fleets.failure
+        crew.obtain(work_items)
+        assert not crew.groups.failure
     assert [error["error"] for error in crew.errors] == ["WorkerLost"] * 2
-    assert {store.failure(chain[0].stage)["error"] for chain in works[:2]} == {"WorkerLost"}
-    assert store.count == {work.key: 1 for work in works[2]}
+    assert {store.failure(chain[0].stage)["error"] for chain in work_items[:2]} == {"WorkerLost"}
+    assert store.count == {item.key: 1 for item in work_items[2]}
 
 
 @pytest.mark.slow
 def test_a_stage_that_hangs_is_ended_and_kept_with_where_it_hung(machines, tmp_path):
-    study = study_of(0.1, tasks=2, retries=0, stuck_minutes=0.15)
-    works = chains(study)
-    store = Faulty(tmp_path / "stages", hangs=frozenset([works[0][0].key]))
+    study = study_of(0.1, tasks=2, max_retries=0, hang_timeout_minutes=0.15)
+    work_items = chains(study)
+    store = Faulty(tmp_path / "stages", hangs=frozenset([work_items[0][0].key]))
     with crew_of(study, store, tmp_path) as crew:
-        crew.obtain(works)
+        crew.obtain(work_items)
     (error,) = crew.errors
-    assert error["error"] == store.failure(works[0][0].stage)["error"] == "Stuck"
+    assert error["error"] == store.failure(work_items[0][0].stage)["error"] == "Stuck"
     assert "in publish" in error["traceback"]
-    assert store.count == {work.key: 1 for work in works[1]}
+    assert store.count == {item.key: 1 for item in work_items[1]}
 
 
 def test_a_broker_that_is_killed_changes_nothing_and_nothing_is_learned_twice(machines, tmp_path):
@@ -188,14 +188,14 @@ def test_a_broker_that_is_killed_changes_nothing_and_nothing_is_learned_twice(ma
 
     with crew_of(study, store, tmp_path) as crew, meanwhile(crew, lambda running: len(running) == 1, kill):
         crew.obtain(chains(study))
-        assert not crew.fleets.failure
+        assert not crew.groups.failure
     assert crew.errors == []
     assert scores(study, store) == undisturbed(study)
     assert set(store.count.values()) == {1}
 
 
 def test_a_node_that_is_killed_gives_its_stage_to_another(machines, tmp_path):
-    study = study_of(16.0, fleets=2)  # 8 s a stage: the second fleet is there before the first is through
+    study = study_of(16.0, groups=2)  # 8 s a stage: the second fleet is there before the first is through
     store, node = Faulty(tmp_path / "stages"), add(machines)
 
     def kill():
@@ -203,7 +203,7 @@ def test_a_node_that_is_killed_gives_its_stage_to_another(machines, tmp_path):
 
     with crew_of(study, store, tmp_path) as crew, meanwhile(crew, lambda running: len(running) == 2, kill):
         crew.obtain(chains(study))
-        assert not crew.fleets.failure
+        assert not crew.groups.failure
     assert crew.errors == []
     assert scores(study, store) == undisturbed(study)
     assert set(store.count.values()) == {1}
@@ -250,8 +250,8 @@ tasks:
   - {name: words, reader: embedded, train: 12, validation: 10, test: 10}
 strategy: {name: finetune}
 training: {epochs: 60, batch_size: 8, learning_rate: 5e-3}
-protocol: {max_new_tokens: 2, rivals: [], exams: seen}
-workers: {idle_s: 5, snapshot_minutes: 0}
+protocol: {max_new_tokens: 2, baselines: [], evaluate: seen}
+workers: {idle_timeout_s: 5, checkpoint_minutes: 0}
 """
 
 
@@ -272,7 +272,7 @@ def test_two_drivers_on_one_store_learn_every_stage_once(tmp_path):
         int(re.search(r"(\d+) stages trained", (tmp_path / f"{n}.log").read_text())[1])
         for n in ("one", "two")
     ]
-    assert sum(trained) == sum(1 for record in StageStore(stores) if record["learned"])
+    assert sum(trained) == sum(1 for record in StageStore(stores) if record["trained_task"])
     assert min(trained) > 0
 
 
@@ -285,7 +285,7 @@ tasks:
   - {name: charts, reader: embedded, train: 24, validation: 10, test: 10}
 strategy: {name: dgg, alpha: 0.2, buffer: 4}
 orders: {design: all}
-protocol: {rivals: []}
+protocol: {baselines: []}
 simulation: {wait: 1.0, seconds: 10}
 workers: {engine: simulated}
 output: {store: FOLDER}

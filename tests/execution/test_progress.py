@@ -35,7 +35,7 @@ def looked(mean, low, high, **workers):
 
 def test_the_time_left_is_what_was_predicted_less_what_went_by_since(monkeypatch):
     now = time.monotonic()
-    with Display("toy", quiet=True, look=lambda: looked(60, 50, 90, fleets=2)) as display:
+    with Display("toy", quiet=True, look=lambda: looked(60, 50, 90, groups=2)) as display:
         display.finished()
         display.looked = now
         monkeypatch.setattr(time, "monotonic", lambda: now + 30)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution import heartbeat
 from dgg_ray.execution.heartbeat import Pulse, Watchdog
-from dgg_ray.storage.stages import Work
 
 HANGS = """
 import sys, time
@@ -65,7 +65,7 @@ def test_what_is_in_hand_is_said_from_its_beginning_to_its_end_and_with_its_step
     (stage,) = world.path("ones")
     time.sleep(0.05)
     assert told == []
-    beat.begin(Work(stage))
+    beat.begin(WorkItem(stage))
     time.sleep(0.05)
     beat.step(stage, 3, 8)
     time.sleep(0.05)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import OneWeight
+from toy_world import OneWeight
 
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.results import Machine, Machines
@@ -15,10 +15,10 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import environment
 from dgg_ray.core.environment import kind
 from dgg_ray.core.interfaces import Strategy, Training
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution.hardware_check import Sentinel
 from dgg_ray.storage import hardware_notes
 from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stages import Work
 
 OLD, NEW = {"device": "old", "torch": "2.5"}, {"device": "new", "torch": "2.5"}
 
@@ -52,7 +52,7 @@ def study(world):
 
 def chain(study, seed=0):
     stages = study.run_of(("fours", "ones"), seed).stages
-    return [Work(stage, (study.exam("fours", "test"),)) for stage in stages]
+    return [WorkItem(stage, (study.evaluation("fours", "test"),)) for stage in stages]
 
 
 def worker(world, study, where, learner=None):
@@ -149,9 +149,9 @@ def published(world, study, seed, score, task="fours"):
     order = (task, *(name for name in ("fours", "ones") if name != task))
     stage = study.run_of(order, seed).stages[0]
     record = {"environment": OLD, "cost": {}}
-    exam = study.exam(task, "test")
+    evaluation = study.evaluation(task, "test")
     world.store.publish(stage, record, lambda folder: None)
-    cell = {"exam": exam.key, "task": task, "split": "test", "score": score, "n": 10}
+    cell = {"evaluation": evaluation.key, "task": task, "split": "test", "score": score, "n": 10}
     world.store.sit(stage, [cell], lambda folder: None)
     return stage, cell
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dgg_ray import load_study
-from dgg_ray.config.sections import Knob, Output, Protocol, Search
+from dgg_ray.config.sections import Output, Protocol, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.config.study import Study
 from dgg_ray.core.errors import StudyError
@@ -21,7 +21,7 @@ from dgg_ray.execution import driver
 from dgg_ray.execution.executor import Crew
 from dgg_ray.execution.progress import Display
 from dgg_ray.execution.trackers import FOLDER, Tracking, tracking
-from dgg_ray.search import baselines, evidence
+from dgg_ray.search import comparison, evidence
 from dgg_ray.storage.remote_store import RemoteStore, Url
 from dgg_ray.storage.store_view import at_once
 from dgg_ray.strategies.dgg import DGG
@@ -32,9 +32,9 @@ ALPHA = "strategy.alpha"
 
 def study_of(*trackers: str, **changes) -> Study:
     settings = {
-        "search": Search({ALPHA: Knob(values=(0.0, 1.0))}, method="grid"),
-        "protocol": Protocol(exams="seen", rivals=("finetune",)),
-        "simulation": Law(noise=0.0, exam_noise=False, spread=0.0),
+        "search": Search({ALPHA: SearchParameter(values=(0.0, 1.0))}, method="grid"),
+        "protocol": Protocol(evaluate="seen", baselines=("finetune",)),
+        "simulation": Law(noise=0.0, evaluation_noise=False, spread=0.0),
         "output": Output(trackers=trackers),  # pyright: ignore
     }
     return imagined(3, DGG(alpha=0.5, buffer=10), **(settings | changes))
@@ -48,15 +48,15 @@ def run(study, store, out, stages=None, fence=None) -> str:
         tracking(study, store, out, crew.start, fence) as told,
     ):
         display.told = told.look
-        search = baselines.method(study)
+        search = comparison.make_search(study)
         told.follow(search)
         if stages is not None:
-            _, probe = search.ask() or pytest.fail("nothing was proposed")
-            at = study.at(probe.setting)
-            crew.obtain([evidence.works(at, at.runs()[0])[:stages]])
+            _, query = search.ask() or pytest.fail("nothing was proposed")
+            at = study.at(query.setting)
+            crew.obtain([evidence.work_items(at, at.runs()[0])[:stages]])
             return at.id
         driver.pursue(study, store, crew, search)
-        final = baselines.contenders(study, search, {})
+        final = comparison.compared_settings(study, search, {})
         told.compare(final)
         crew.obtain(evidence.final_works(final))
     return ""
@@ -198,7 +198,7 @@ def test_a_store_far_away_is_listed_and_not_asked_for_each_stage(tmp_path, monke
     monkeypatch.setattr(Url, "sizes", lambda self, prefix: listed.append(prefix) or sizes(self, prefix))
     monkeypatch.setattr(Url, "read", lambda self, *name: read.append(name) or ask(self, *name))
 
-    again, search = RemoteStore(store.address), baselines.method(study)
+    again, search = RemoteStore(store.address), comparison.make_search(study)
     assert evidence.replay(study, at_once(again), search) is None
     assert len(search.told) == 2
     assert listed == ["stages/"]

@@ -8,17 +8,18 @@ import pytest
 
 from dgg_ray import cli
 from dgg_ray.config import task_similarity
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.config.study import Study
 from dgg_ray.core.interfaces import digest
 from dgg_ray.core.orders import design
+from dgg_ray.core.stage import Data, distinct
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.planning.order_designs import ASSUMED, counts, efficiencies, table
 from dgg_ray.planning.spread import Spread, pooled
 from dgg_ray.readers.embedded import Embedded
 from dgg_ray.search import evidence
 from dgg_ray.stats import power
-from dgg_ray.storage.stages import Data, StageStore, distinct
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 
 NAMES = ("digits", "words", "shapes", "charts")
@@ -32,7 +33,7 @@ def study(tasks=NAMES, **parts) -> Study:
     }
     readers = {name: Embedded(10, 10, 10) for name in tasks}
     parts = {"likeness": tuple(map(tuple, np.eye(len(tasks)).tolist())), **parts}
-    parts = {"protocol": Protocol(exams="seen", rivals=("replay", "joint")), **parts}
+    parts = {"protocol": Protocol(evaluate="seen", baselines=("replay", "joint")), **parts}
     return Study("toy", Model(), readers, DGG(alpha=0.5, buffer=4), tasks=data, fingerprint="f", **parts)
 
 
@@ -43,13 +44,14 @@ def store(tmp_path):
 
 def finish(study: Study, store: StageStore, run, score: float, splits=evidence.FINAL) -> None:
     """Publish a run whose final scores are all `score`; stages that are there already keep theirs."""
-    for work in evidence.works(study, run, splits):
-        if store.record(work.stage) is None:
-            store.publish(work.stage, {}, lambda folder: None)
+    for item in evidence.work_items(study, run, splits):
+        if store.record(item.stage) is None:
+            store.publish(item.stage, {}, lambda folder: None)
         cells = [
-            {"exam": e.key, "task": e.task, "split": e.split, "score": score, "n": 9} for e in work.exams
+            {"evaluation": e.key, "task": e.task, "split": e.split, "score": score, "n": 9}
+            for e in item.evaluations
         ]
-        store.sit(work.stage, cells, lambda folder: None)
+        store.sit(item.stage, cells, lambda folder: None)
 
 
 def by_name(found):
@@ -93,7 +95,7 @@ def test_a_simultaneous_strategy_learns_one_stage_a_seed_whatever_the_orders(sto
 
 
 def test_what_shared_beginnings_save(store):
-    own = study(tuple("abcdef"), orders=Orders("shared_prefix", prefix=3, endings=4))
+    own = study(tuple("abcdef"), orders=Orders("shared_prefix", prefix_length=3, suffixes=4))
     row = by_name(table(own, store))["shared_prefix"]
     assert (row.orders, row.asked, row.stages, row.places) == (24, 144, 84, (4, 4))
     assert row.saves == pytest.approx(1.71, abs=0.01)
@@ -134,20 +136,20 @@ def test_without_finished_runs_the_spread_is_assumed_and_said_to_be(store):
 
 def test_the_spread_is_that_of_paired_differences_between_finished_contenders(store):
     own = study(orders=Orders("cyclic", 3))
-    contenders = own.contenders()
+    compared_settings = own.compared_settings()
     # Differences of 10, 20, 60 points: mean 30, sd √((400 + 100 + 900) / 2)
     for label, scores in {"dgg": (0.5, 0.6, 0.9), "replay": (0.4, 0.4, 0.3), "joint": (0.1,) * 3}.items():
-        for run, score in zip(contenders[label].runs(), scores, strict=True):
+        for run, score in zip(compared_settings[label].runs(), scores, strict=True):
             if label != "joint" or run.order[0] == "digits":
-                finish(contenders[label], store, run, score)
+                finish(compared_settings[label], store, run, score)
     spread = table(own, store).spread
     assert spread.sd == pytest.approx(700**0.5)
     assert (spread.source, spread.of, spread.differences) == ("measured", "contenders on test", 3)
 
 
 def test_a_search_under_way_measures_the_spread_on_validation(store):
-    knobs = {"strategy.alpha": Knob(values=(0.0, 0.5))}
-    own = study(orders=Orders("cyclic", 2), search=Search(knobs, method="grid"))
+    parameters = {"strategy.alpha": SearchParameter(values=(0.0, 0.5))}
+    own = study(orders=Orders("cyclic", 2), search=Search(parameters, method="grid"))
     for alpha, scores in ((0.0, (0.5, 0.5)), (0.5, (0.6, 0.8))):
         at = own.at({"strategy.alpha": alpha})
         for run, score in zip(at.runs(), scores, strict=True):

@@ -12,8 +12,8 @@ from dgg_ray import Study, cli, load_study
 from dgg_ray.config import loader, yaml_edit
 from dgg_ray.core.errors import StudyError
 from dgg_ray.planning.extend import extend
-from dgg_ray.search import baselines, evidence, warm_start
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.search import comparison, evidence, warm_start
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.simulated import Simulated
 
 STUDY = """\
@@ -33,7 +33,7 @@ search:
   trials: 4
 
 # how
-protocol: {rivals: [finetune, joint]}
+protocol: {baselines: [finetune, joint]}
 workers: {engine: simulated}
 """
 
@@ -55,18 +55,18 @@ def pursued(file: Path, out: Path) -> set[str]:
     shop, before = Simulated.of(study, store), {record["key"] for record in store}
 
     def done(chains) -> bool:
-        for work in (work for chain in chains for work in chain):
-            shop.obtain(work)
+        for item in (item for chain in chains for item in chain):
+            shop.obtain(item)
         return bool(chains)
 
-    search = baselines.method(study) if study.search else None
+    search = comparison.make_search(study) if study.search else None
     while search and (proposal := search.ask()) is not None:
         while done(evidence.needs(study, store, proposal[1])):
             pass
         search.tell(proposal[0], evidence.evidence(study, store, proposal[1]))
-    done(evidence.final_works(baselines.contenders(study, search, {})))
-    new = [r for r in store if r["key"] not in before and r["learned"]]
-    return {" > ".join([*r["earlier"], r["learned"]]) for r in new}
+    done(evidence.final_works(comparison.compared_settings(study, search, {})))
+    new = [r for r in store if r["key"] not in before and r["trained_task"]]
+    return {" > ".join([*r["earlier"], r["trained_task"]]) for r in new}
 
 
 def faults(load) -> dict[str, str]:
@@ -202,7 +202,7 @@ METHODS = ["tpe", "random", "nsga2", "grid", "stagewise"]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_extended_study_learns_the_new_task_and_nothing_else(folder, method):
-    text = STUDY.replace("trials: 4", f"trials: 4\n  method: {method}\n  outer: 2")
+    text = STUDY.replace("trials: 4", f"trials: 4\n  method: {method}\n  global_candidates: 2")
     (folder / "small.yaml").write_text(text)
     pursued(folder / "small.yaml", folder / "out/small")
     file = extend(Path("small.yaml"), {"charts": "embedded"}).file
@@ -213,16 +213,16 @@ def test_an_extended_study_learns_the_new_task_and_nothing_else(folder, method):
 
 HELD = STUDY.replace(
     "test: 11}", "test: 11}\n  - {name: shapes, reader: embedded, train: 12, validation: 10, test: 12}"
-).replace("protocol: {rivals", "protocol: {held_out: 2, rivals")
+).replace("protocol: {baselines", "protocol: {held_out: 2, baselines")
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("{held_out: 2, rivals: [finetune, joint]}", "protocol: {held_out: [["),
-        ("\n  rivals: [finetune, joint]\n  held_out: 2 # why", "\n  held_out:\n    - ["),
+        ("{held_out: 2, baselines: [finetune, joint]}", "protocol: {held_out: [["),
+        ("\n  baselines: [finetune, joint]\n  held_out: 2 # why", "\n  held_out:\n    - ["),
         (
-            "{rivals: [finetune, joint], held_out: [[words, digits, shapes], [shapes, words, digits]]}",
+            "{baselines: [finetune, joint], held_out: [[words, digits, shapes], [shapes, words, digits]]}",
             "digits, charts, counting]]}",
         ),
     ],
@@ -236,9 +236,9 @@ def test_the_comparison_is_carried_on_with_on_its_own_blocks(folder, before, aft
     assert after in made.file.read_text()
     assert new.final_blocks == tuple(((*o, "charts", "counting"), seed) for o, seed in old.final_blocks)
     assert not {order for order, _ in new.final_blocks} & set(new.all_orders)
-    before = [record["learned"] for record in new.store(folder)]
+    before = [record["trained_task"] for record in new.store(folder)]
     pursued(made.file, folder / "out/small-charts-counting")
-    learned = Counter(record["learned"] for record in new.store(folder)) - Counter(before)
+    learned = Counter(record["trained_task"] for record in new.store(folder)) - Counter(before)
     # DGG and fine-tuning on two blocks; joint training once for each block's seed.
     assert learned == {"charts": 4, "counting": 4, " + ".join(sorted(new.names)): 2}
 
@@ -266,7 +266,7 @@ def test_the_best_settings_of_a_finished_study_are_the_beam_that_is_gone_on_with
     pursued(folder / "small.yaml", folder / "out/small")
     best = load_study(extend(Path("small.yaml"), {"charts": "embedded"}).file).warm
     assert all(known.depth == 2 and known.objectives == () for known in best)
-    search = baselines.method(load_study("small-charts.yaml"))
+    search = comparison.make_search(load_study("small-charts.yaml"))
     assert search.ask()[1] == (best[0].setting, 2, None, None)
 
 
@@ -335,7 +335,7 @@ def test_the_files_of_a_task_that_has_changed_are_named(folder, now, said):
 def begun(folder: Path, *changes: tuple[str, str]) -> Study:
     """Another study that starts from the results of the first one."""
     text = STUDY.replace("name: small", "name: warm").replace(
-        "trials: 4", "trials: 4\n  warm_from: out/small"
+        "trials: 4", "trials: 4\n  warm_start_from: out/small"
     )
     for old, new in changes:
         assert old in text
@@ -352,13 +352,13 @@ def finished(folder) -> Path:
 
 def test_what_was_judged_is_known_best_first(finished):
     old = loader.the_kept(finished / "out/small")
-    search = baselines.inquiries(old, StageStore(finished / "out/small/stages"))[0]
+    search = comparison.replay_searches(old, StageStore(finished / "out/small/stages"))[0]
     study = begun(finished)
     values = [known.objectives[0] for known in study.warm]
     assert values == sorted((v.objective[0] for v in search.judged().values()), reverse=True)
     assert study.warm[0].setting == search.winner()
     assert {known.depth for known in study.warm} == {0}  # it has no task more
-    assert baselines.method(study).ask()[1].setting == search.winner()
+    assert comparison.make_search(study).ask()[1].setting == search.winner()
 
 
 def test_values_are_not_passed_on_to_other_tasks(finished):
@@ -369,16 +369,16 @@ def test_values_are_not_passed_on_to_other_tasks(finished):
 @pytest.mark.parametrize(
     ("changes", "path", "said"),
     [
-        ([("out/small", "out/smal")], "search.warm_from[0]", "holds no study"),
+        ([("out/small", "out/smal")], "search.warm_start_from[0]", "holds no study"),
         (
             [("trials: 4", "trials: 4\n  objective: stability")],
-            "search.warm_from[0]",
+            "search.warm_start_from[0]",
             "searched for stability, as",
         ),
-        ([("trials: 4", "trials: 4\n  method: grid")], "search.warm_from", "has no bearing on `grid`"),
+        ([("trials: 4", "trials: 4\n  method: grid")], "search.warm_start_from", "has no bearing on `grid`"),
         (
             [("strategy.alpha: {per_task: [0, 0.5, 1]}", "adapter.rank: [2, 4]"), ("[5, 10]", "[7, 8]")],
-            "search.warm_from[0]",
+            "search.warm_start_from[0]",
             "searched strategy.alpha for digits, words and strategy.buffer; usable here: nothing",
         ),
     ],
@@ -389,7 +389,7 @@ def test_a_start_that_cannot_be_warm_is_a_fault(finished, changes, path, said):
 
 def test_a_start_from_a_study_that_judged_nothing_is_a_fault(folder):
     loader.keep(load_study("small.yaml"), folder / "out/small")
-    assert "has judged a setting" in faults(lambda: begun(folder))["search.warm_from[0]"]
+    assert "has judged a setting" in faults(lambda: begun(folder))["search.warm_start_from[0]"]
 
 
 def test_what_is_usable_in_part_is_said(finished):
@@ -405,7 +405,7 @@ def test_a_study_cannot_start_from_itself(finished):
     study = begun(finished)
     assert (
         "give it another --out"
-        in faults(lambda: warm_start.settled(study, finished / "out/small"))["search.warm_from"]
+        in faults(lambda: warm_start.settled(study, finished / "out/small"))["search.warm_start_from"]
     )
 
 
@@ -439,7 +439,9 @@ def test_two_extensions_in_earnest_pay_for_one_task_each(folder, capsys, monkeyp
         "cyclic", "random, count: 2"
     )
     text = text.replace("    strategy.buffer: [5, 10]\n", "").replace("trials: 4", "trials: 2")
-    text = text.replace("{rivals: [finetune, joint]}", "{rivals: [finetune], exams: seen, max_new_tokens: 2}")
+    text = text.replace(
+        "{baselines: [finetune, joint]}", "{baselines: [finetune], evaluate: seen, max_new_tokens: 2}"
+    )
     (folder / "small.yaml").write_text(text)
     run = ["--local", "--quiet"]
     assert cli.main(["run", "small.yaml", *run]) == 0

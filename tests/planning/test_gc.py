@@ -14,11 +14,12 @@ from dgg_ray.config import loader
 from dgg_ray.config.sections import Output
 from dgg_ray.config.study import store_at
 from dgg_ray.core.errors import NoTimes
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.planning import store_gc
 from dgg_ray.storage.backend import Folder, weight
 from dgg_ray.storage.leases import Holder
 from dgg_ray.storage.manifest import name_of
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 
 KB = 1000
 STUDY = """\
@@ -30,7 +31,7 @@ tasks:
   - {name: digits, reader: embedded, train: 12, validation: 10, test: 10}
 strategy: dgg
 search: {method: grid, space: {strategy.alpha: ALPHAS}}
-protocol: {max_new_tokens: 2, rivals: [finetune], exams: seen}
+protocol: {max_new_tokens: 2, baselines: [finetune], evaluate: seen}
 workers: {engine: simulated}
 """
 
@@ -87,7 +88,7 @@ def keys(store):
 def test_a_study_needs_all_that_it_asked_for_and_nothing_of_its_earlier_version(run, store, capsys):
     out = run([0.2, 0.9])
     earlier = keys(store)
-    assert len(earlier) == 7  # a first stage that all share, two of each α, two of the rival
+    assert len(earlier) == 7  # a first stage that all share, two of each α, two of the baseline
     aged(store)
     assert store_gc.find([out]).items == []
 
@@ -231,7 +232,7 @@ def test_leftovers_go_and_what_is_of_use_stays(run, store):
             {"at": time.time(), "place": f"files/{key}/{writing}"}
         ).encode(),
         "studies/one/live.json": b"{}",
-        f"probes/{unknown}-1xgpu1.json": b"{}",
+        f"profiles/{unknown}-1xgpu1.json": b"{}",
     }
     for name, data in (litter | of_use).items():
         store.objects.write(name, data)
@@ -286,16 +287,16 @@ def test_adapters_that_nothing_starts_from_go_and_tables_stay(run, store, capsys
 
 def test_a_stage_without_its_adapter_is_learned_again_with_its_scores(world):
     first, second = world.path("ones", "fours")
-    world.shop.obtain(Work(first, (world.exam("ones"),)))
+    world.shop.obtain(WorkItem(first, (world.evaluation("ones"),)))
     theta = (world.store.open(first) / "adapter" / "theta.safetensors").read_bytes()
     assert world.store.discard(first.key, "adapter") == len(theta)
     assert world.store.discard(first.key, "adapter") == 0
-    assert set(world.store.cells(first)) == {world.exam("ones").key}
-    assert world.store.has(Work(first, (world.exam("ones"),)))  # its record is whole
+    assert set(world.store.cells(first)) == {world.evaluation("ones").key}
+    assert world.store.has(WorkItem(first, (world.evaluation("ones"),)))  # its record is whole
     with pytest.warns(UserWarning, match="shed of its weights to free space; .* done again"):
-        world.shop.obtain(Work(second))
+        world.shop.obtain(WorkItem(second))
     assert (world.store.open(first) / "adapter" / "theta.safetensors").read_bytes() == theta
-    assert set(world.store.cells(first)) == {world.exam("ones").key}
+    assert set(world.store.cells(first)) == {world.evaluation("ones").key}
     assert world.learner.begun == ["ones", "ones", "fours"]
 
 

@@ -26,7 +26,7 @@ from dgg_ray.core.errors import ClusterError, ResultsError, StudyError
 from dgg_ray.execution import progress
 from dgg_ray.remote import submission
 from dgg_ray.storage import fetching
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 
 DOCUMENT = (ROOT / "docs" / "cluster.md").read_text()
 STUDY = """\
@@ -37,8 +37,8 @@ tasks:
   - {name: digits, reader: embedded, train: 24, validation: 10, test: 12}
   - {name: words, reader: embedded, train: 24, validation: 12, test: 10}
 strategy: {name: dgg, alpha: 0.2, buffer: 4}
-workers: {engine: simulated, idle_s: 1}
-protocol: {rivals: [finetune]}
+workers: {engine: simulated, idle_timeout_s: 1}
+protocol: {baselines: [finetune]}
 """
 FILES = """\
 name: files
@@ -97,8 +97,8 @@ def test_a_store_of_one_machine_is_refused(study):
 
 
 def test_older_results_must_be_named_as_the_cluster_has_them(study):
-    study.write_text(STUDY + "search: {space: {strategy.buffer: [1, 2]}, warm_from: [out/older]}\n")
-    assert "~/dgg_ray/NAME" in faults(study, None, "/shared")["search.warm_from[0]"].rule
+    study.write_text(STUDY + "search: {space: {strategy.buffer: [1, 2]}, warm_start_from: [out/older]}\n")
+    assert "~/dgg_ray/NAME" in faults(study, None, "/shared")["search.warm_start_from[0]"].rule
 
 
 def test_files_that_a_study_names_are_sent_with_it_and_its_data_are_checked(files):

@@ -163,7 +163,7 @@ def test_a_study_whose_next_block_was_trained_already_has_a_report(tmp_path, cap
 def test_another_studys_folder_is_refused_before_anything_is_replaced(study, out, tmp_path, capsys):
     (tmp_path / "other.yaml").write_text(STUDY.replace("name: tiny", "name: other"), encoding="utf-8")
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
-    for command in ("plan", "run", "probe"):
+    for command in ("plan", "run", "profile"):
         assert cli.main([command, str(tmp_path / "other.yaml"), "--out", str(out)]) == 2
         assert "holds the results of another study, 'tiny'" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before

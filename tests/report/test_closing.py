@@ -29,15 +29,15 @@ def test_of_many_methods_five_lines_are_shown_and_the_rest_is_counted():
     results = small_study()
     copies = [results.table[results.table["setting"] == "ft"].assign(setting=f"f{i}") for i in range(3)]
     table = pd.concat([results.table, *copies])
-    rivals = {"one": "f0", "two": "f1", "three": "f2", **results.rivals}
-    lines = closing.table(dataclasses.replace(results, table=table, rivals=rivals))
+    baselines = {"one": "f0", "two": "f1", "three": "f2", **results.baselines}
+    lines = closing.table(dataclasses.replace(results, table=table, baselines=baselines))
     assert len(lines) == 1 + 4 + 1
     assert [line.split()[0] for line in lines[1:5]] == ["*", "one", "finetune", "joint"]
     assert lines[-1].strip() == "(2 more methods in the report)"
 
 
 def test_a_study_without_a_score_has_no_table():
-    failed = small_study(failures=[{"error": "NotFinite", "learned": "b"}])
+    failed = small_study(failures=[{"error": "NotFinite", "trained_task": "b"}])
     assert closing.table(dataclasses.replace(failed, table=failed.table[:0])) == []
 
 

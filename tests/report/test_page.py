@@ -53,7 +53,13 @@ def searched_study() -> Results:
         Candidate(name, "judged", ((score,),), (score,)) for name, score in (("d1", 0.67), ("d2", 0.53))
     ]
     search = Searched("tpe", ("faa",), candidates=tuple(judged), count=2)
-    failure = {"stage": "ab", "learned": "b", "error": "NotFinite", "message": "nan", "traceback": "line 7"}
+    failure = {
+        "stage": "ab",
+        "trained_task": "b",
+        "error": "NotFinite",
+        "message": "nan",
+        "traceback": "line 7",
+    }
     facts = {"tasks": {"a": {"train": 3, "test": 2}}, "study file": "name: small\n"}
     return small_study(search=search, failures=[failure], facts=facts, tried=("d1", "d2"))
 
@@ -159,7 +165,7 @@ def test_the_page_of_a_study_with_two_blocks_draws_no_interval(written):
 
 
 def test_a_study_where_nothing_was_searched_says_so_in_one_line():
-    only = small_study(settings=("d1",), recommended=None, rivals={}, knobs=())
+    only = small_study(settings=("d1",), recommended=None, baselines={}, parameters=())
     made = {section.name: section for section in questions.sections(only, {}, Fence())}
     assert made["choice"].sentences == ["Nothing was searched: the setting is the study's own."]
     assert made["choice"].parts == []

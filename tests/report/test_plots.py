@@ -34,13 +34,13 @@ SCORES = {  # setting → R in the order a, b, c; seed 1 scores 0.1 less everywh
 }
 
 
-def small_study(settings=tuple(SCORES), seeds=(0, 1), knobs=KNOBS, recommended="d1") -> Results:
+def small_study(settings=tuple(SCORES), seeds=(0, 1), parameters=KNOBS, recommended="d1") -> Results:
     strategy = {"f": "finetune", "j": "joint", "d": "dgg"}
     rows = [
         {
             **dict(zip(CELL[:5], [setting, strategy[setting[0]], "a > b > c", seed, t], strict=True)),
-            "learned": "a + b + c" if setting == "jt" else "abc"[t],
-            "exam": "abc"[i],
+            "trained_task": "a + b + c" if setting == "jt" else "abc"[t],
+            "eval_task": "abc"[i],
             "split": "validation",
             "score": score - 0.1 * seed,
             "n": 10,
@@ -53,8 +53,8 @@ def small_study(settings=tuple(SCORES), seeds=(0, 1), knobs=KNOBS, recommended="
         for i, score in enumerate(scores)
     ]
     table = pd.DataFrame(rows)[[*CELL, *KNOBS]]
-    rivals = {"finetune": "ft", "joint": "jt"}
-    return Results("small", "", table, knobs, ("faa",), recommended, rivals, [], pd.DataFrame())
+    baselines = {"finetune": "ft", "joint": "jt"}
+    return Results("small", "", table, parameters, ("faa",), recommended, baselines, [], pd.DataFrame())
 
 
 def drawn(module, results: Results) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def test_joint_is_a_reference_placed_by_the_same_tasks():
 
 
 def test_the_curve_joins_the_settings_with_one_alpha_for_all_tasks():
-    results = small_study(knobs=KNOBS[:1])  # one searched α: each setting has the same for all tasks
+    results = small_study(parameters=KNOBS[:1])  # one searched α: each setting has the same for all tasks
     curve = drawn(stability_plasticity, results).query("kind == 'curve'")
     assert curve["alpha"].tolist() == pytest.approx([0.1, 0.5])
     assert curve["stability"].tolist() == pytest.approx([0.50, 0.50])
@@ -145,7 +145,7 @@ def test_what_alpha_moves_stands_beside_what_each_setting_explains():
 
 
 def test_without_a_searched_alpha_its_effect_is_not_drawn():
-    assert alpha_effect.draw(small_study(knobs=())) is None
+    assert alpha_effect.draw(small_study(parameters=())) is None
 
 
 def test_the_line_along_the_sequence_is_the_mean_over_the_tasks_so_far():
@@ -155,7 +155,7 @@ def test_the_line_along_the_sequence_is_the_mean_over_the_tasks_so_far():
 
 
 def test_the_score_matrix_has_the_mean_and_the_extremes_of_the_seeds():
-    cells = drawn(score_matrix, small_study()).set_index(["label", "stage", "exam"])
+    cells = drawn(score_matrix, small_study()).set_index(["label", "stage", "eval_task"])
     assert cells.loc[("finetune", 2, "c"), "score"] == pytest.approx(1.0 - 0.05)
     assert cells.loc[("finetune", 2, "c"), ["lowest", "highest", "seeds"]].tolist() == pytest.approx(
         [0.9, 1, 2]
@@ -168,7 +168,7 @@ def test_the_score_matrix_has_a_panel_for_each_order_with_its_tasks_names():
     results = small_study()
     orders = [" > ".join(order) for order in permutations("abc")]
     table = pd.concat([results.table.assign(order=order) for order in orders])
-    table["learned"] = [
+    table["trained_task"] = [
         order.split(" > ")[t] for order, t in zip(table["order"], table["stage"], strict=True)
     ]
     figure, cells = score_matrix.draw(replace(results, table=table))

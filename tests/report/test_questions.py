@@ -56,7 +56,7 @@ def test_methods_are_said_to_have_the_same_blocks_only_where_they_have():
 def test_the_trade_of_a_constant_alpha_has_the_interval_of_its_differences():
     scores = {"s0": (0.5, 0.4, 0.3), "s1": (0.6, 0.6, 0.7)}  # of every task, by order: both metrics alike
     rows = {name: {o: (x,) * 3 for o, x in zip(CYCLE, of, strict=True)} for name, of in scores.items()}
-    made = study(rows, knobs=("strategy.alpha",), tried=tuple(scores))
+    made = study(rows, parameters=("strategy.alpha",), tried=tuple(scores))
     # 10, 20 and 40 points: 23.3 ± 4.3027 · 15.3 / √3
     change = "by +23.3 points (95 % CI −14.6 to +61.3)"
     assert along(made) == [

@@ -113,7 +113,7 @@ def test_a_study_without_a_winner_recommends_nothing():
 
 
 def test_the_only_setting_is_the_chosen_one_where_nothing_was_searched():
-    only = small_study(settings=("d1",), recommended=None, rivals={}, knobs=())
+    only = small_study(settings=("d1",), recommended=None, baselines={}, parameters=())
     assert words(only).startswith(
         "No setting was shown to be the one to use: dgg has no simpler baseline in this study."
     )
@@ -149,7 +149,7 @@ def test_the_page_says_what_alpha_trades(written):
 def test_failed_stages_are_shown_with_their_error(tmp_path, without_figures):
     failure = {
         "stage": "ab12",
-        "learned": "b",
+        "trained_task": "b",
         "error": "NotFinite",
         "message": "loss <nan>",
         "traceback": "line 7",
@@ -191,7 +191,7 @@ def test_facts_are_one_line_for_each_task():
 
 
 def test_the_latex_table_escapes_what_latex_would_read():
-    table = compare(small_study(rivals={"fine_tune": "ft"}), "test")
+    table = compare(small_study(baselines={"fine_tune": "ft"}), "test")
     text = report.latex(table, "test")
     assert r"fine\_tune & 54.2 (2 blocks: 63.3, 45.0) &" in text
     assert r"$-$" in text
@@ -212,10 +212,10 @@ def test_the_same_results_give_the_same_bytes_whatever_the_row_order_and_the_tim
     [
         {"orders": ORDERS[:1]},
         {"splits": ("validation",)},
-        {"settings": ("d1",), "rivals": {}},
+        {"settings": ("d1",), "baselines": {}},
         {"settings": ("jt",), "recommended": None},
         {"recommended": None},
-        {"knobs": ("strategy.buffer",)},
+        {"parameters": ("strategy.buffer",)},
         {"costs": small_study().costs[:0]},
     ],
     ids=str,

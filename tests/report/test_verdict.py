@@ -23,12 +23,12 @@ ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage
 OURS = (0.60, 0.64, 0.58, 0.66)
 
 
-def compared(knobs=(), recommended="dgg", seeds=1, **rivals):
-    """dgg and its rivals, a strategy each; rival → final score in each order, the same on all tasks."""
-    scores = {"dgg": OURS, **rivals}
+def compared(parameters=(), recommended="dgg", seeds=1, **baselines):
+    """dgg and its baselines, a strategy each; baseline → final score in each order, the same on all tasks."""
+    scores = {"dgg": OURS, **baselines}
     table = {s: {o: [(v,) * 2] * seeds for o, v in zip(ORDERS, of, strict=False)} for s, of in scores.items()}
     found = study(table)
-    return dataclasses.replace(found, rivals={s: s for s in rivals}, recommended=recommended)
+    return dataclasses.replace(found, baselines={s: s for s in baselines}, recommended=recommended)
 
 
 def faa(results, label):
@@ -39,7 +39,7 @@ def test_a_setting_that_beats_all_simpler_rivals_is_recommended():
     found = verdict(compared(finetune=(0.20, 0.25, 0.19, 0.24), replay=(0.50, 0.53, 0.49, 0.55)))
     assert found.status == "clear"
     assert found.headline == "Use dgg."
-    # 10, 11, 9, 11 points above replay; for two rivals at once t(0.9875, 3) = 4.1765, s = 0.9574 / 2
+    # 10, 11, 9, 11 points above replay; for two baselines at once t(0.9875, 3) = 4.1765, s = 0.9574 / 2
     text = " ".join(found.support)
     assert "replay with the same buffer by 10.2 points (simultaneous 95 % CI 8.3 to 12.2)" in text
     assert len(found.support) <= 3
@@ -61,8 +61,8 @@ def test_a_lead_that_may_be_luck_recommends_the_simplest_setting_within_noise():
 
 def test_what_one_rival_alone_would_show_is_not_shown_where_several_are_tried():
     # 3, 9, 5, 9 points above replay: 6.5 ± 4.78 alone (t = 3.1824), ± 6.27 among two
-    rivals = {"replay": (0.57, 0.55, 0.53, 0.57), "finetune": (0.2, 0.22, 0.21, 0.2)}
-    alone, among = compared(replay=rivals["replay"]), compared(**rivals)
+    baselines = {"replay": (0.57, 0.55, 0.53, 0.57), "finetune": (0.2, 0.22, 0.21, 0.2)}
+    alone, among = compared(replay=baselines["replay"]), compared(**baselines)
     assert verdict(alone).status == "clear"
     assert faa(alone, "replay")["at_once_low"] == faa(alone, "replay")["difference_low"]
     row = faa(among, "replay")
@@ -71,7 +71,7 @@ def test_what_one_rival_alone_would_show_is_not_shown_where_several_are_tried():
     assert row["difference_low"] > row["at_once_low"]
     assert row["p_adjusted"] == pytest.approx(2 * row["p"])
     # 2, 9, 5, 9 points: p = 0.035 alone, which Holm leaves where the other is smaller; its interval holds 0
-    doubtful = faa(compared(**rivals | {"replay": (0.58, 0.55, 0.53, 0.57)}), "replay")
+    doubtful = faa(compared(**baselines | {"replay": (0.58, 0.55, 0.53, 0.57)}), "replay")
     assert doubtful["p"] < 0.05 < doubtful["p_adjusted"]
     assert doubtful["at_once_low"] < 0
     assert faa(among, "finetune")["p_adjusted"] == pytest.approx(2 * faa(among, "finetune")["p"])
@@ -96,7 +96,7 @@ def test_a_setting_that_is_worse_than_a_rival_is_not_within_noise_of_it():
     # 20, 21, 20, 21 points: 20.5 ± 3.1824 · 0.57735 / 2
     assert found.headline == "Plain fine-tuning beats dgg by 20.5 points (95 % CI 19.6 to 21.4)."
     also = compared(replay=(0.1, 0.12, 0.1, 0.11), clever=(*(x + 0.2 for x in OURS[:3]), 0.87))
-    assert verdict(also).headline.startswith("Clever beats dgg by ")  # a rival need not be simpler
+    assert verdict(also).headline.startswith("Clever beats dgg by ")  # a baseline need not be simpler
 
 
 def test_no_page_calls_a_setting_recommended_that_the_headline_does_not(monkeypatch, tmp_path):
@@ -107,13 +107,13 @@ def test_no_page_calls_a_setting_recommended_that_the_headline_does_not(monkeypa
     assert "recommended" not in page
     assert "dgg minus this" in page
     assert "recommended" not in "\n".join(closing.summary(made, Fence()))
-    same = dataclasses.replace(made, rivals={"dgg": "finetune"})
+    same = dataclasses.replace(made, baselines={"dgg": "finetune"})
     assert next(iter(outcomes_compared(same))) == "dgg (the study's own)"
 
 
 def test_a_baseline_without_a_block_in_common_is_not_said_to_be_beaten_or_unbeaten():
-    def elsewhere(**rivals):  # fine-tuning was run with another seed alone
-        made = compared(finetune=(0.20, 0.25, 0.19, 0.24), **rivals)
+    def elsewhere(**baselines):  # fine-tuning was run with another seed alone
+        made = compared(finetune=(0.20, 0.25, 0.19, 0.24), **baselines)
         table = made.table.copy()
         table.loc[table["setting"] == "finetune", "seed"] = 7
         return dataclasses.replace(made, table=table)
@@ -151,8 +151,8 @@ def test_equal_differences_are_said_to_be_equal():
     [((0.05, 0.06, 0.04, 0.05), 0.09, "floor"), ((0.995,) * 4, 0.999, "ceiling"), (OURS, 0.09, None)],
 )
 def test_near_the_ends_of_the_scale_the_study_cannot_tell(ours, joint, status):
-    rivals = {"replay": tuple(x - 0.001 for x in ours), "joint": (joint,) * 4}
-    made = compared(**rivals)
+    baselines = {"replay": tuple(x - 0.001 for x in ours), "joint": (joint,) * 4}
+    made = compared(**baselines)
     table = made.table.copy()
     mine = table["setting"] == "dgg"
     table.loc[mine, "score"] = table.loc[mine, "order"].map(dict(zip(ORDERS, ours, strict=True)))
@@ -167,7 +167,7 @@ def test_near_the_ends_of_the_scale_the_study_cannot_tell(ours, joint, status):
 def test_without_a_simpler_rival_that_is_said():
     assert verdict(compared()).status == "not compared"
     assert "no simpler baseline" in verdict(compared()).headline
-    two = dataclasses.replace(compared(replay=OURS), recommended=None, rivals={})
+    two = dataclasses.replace(compared(replay=OURS), recommended=None, baselines={})
     assert verdict(two).status == "nothing judged"
 
 
@@ -186,13 +186,13 @@ def test_simpler_is_fine_tuning_then_replay_then_fewer_and_smaller_values():
         },
         index=["finetune", "replay", "constant", "dgg"],
     )
-    made = dataclasses.replace(made, knobs=("strategy.alpha.a", "strategy.alpha.b"))
+    made = dataclasses.replace(made, parameters=("strategy.alpha.a", "strategy.alpha.b"))
     made.known[("dgg_ray.analysis.run_table", "settings")] = known
     assert sorted(known.index, key=lambda s: simplicity_of(made, s)) == list(known.index)
 
 
 def test_a_setting_without_a_value_is_simpler_than_one_with_a_number():
-    made = dataclasses.replace(compared(l2sp=OURS), knobs=("strategy.norm",))
+    made = dataclasses.replace(compared(l2sp=OURS), parameters=("strategy.norm",))
     values = {"strategy": ["dgg", "l2sp"], "strategy.norm": [0.3, np.nan]}
     made.known[("dgg_ray.analysis.run_table", "settings")] = pd.DataFrame(values, index=["dgg", "l2sp"])
     assert is_simpler(made, "l2sp", "dgg")

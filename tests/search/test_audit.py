@@ -7,25 +7,25 @@ from report_samples import ORDERS, small_study
 from dgg_ray.analysis import optimism
 from dgg_ray.analysis.optimism import audit_sentences, lead
 from dgg_ray.analysis.results import Audited, Searched, Terms
-from dgg_ray.config.sections import Knob, Search
+from dgg_ray.config.sections import Search, SearchParameter
 from dgg_ray.core import draws
-from dgg_ray.search import baselines, evidence
+from dgg_ray.search import comparison, evidence
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_audit_finishes_branches_that_were_dropped(seed):
-    space = {"strategy.alpha": Knob(values=(0.0, 0.1, 0.3, 1.0), per_task=True)}
-    search = Search(space, method="stagewise", audit=0.3, seed=seed)
+    space = {"strategy.alpha": SearchParameter(values=(0.0, 0.1, 0.3, 1.0), per_task=True)}
+    search = Search(space, method="stagewise", audit_fraction=0.3, seed=seed)
     study = imagined(5, DGG(buffer=20), search=search)
-    store, method = MemoryStore(), baselines.method(study)
+    store, method = MemoryStore(), comparison.make_search(study)
     shop = Simulated.of(study, store)
     while (proposal := method.ask()) is not None:
-        number, probe = proposal
-        for work in (work for chain in evidence.needs(study, store, probe) for work in chain):
-            shop.obtain(work)
-        method.tell(number, evidence.evidence(study, store, probe))
+        number, query = proposal
+        for item in (item for chain in evidence.needs(study, store, query) for item in chain):
+            shop.obtain(item)
+        method.tell(number, evidence.evidence(study, store, query))
     assert method.audited
     assert all(method.told[dropped.number] is not None for dropped in method.audited)
     assert all(method.proposed[dropped.number].depth == 5 for dropped in method.audited)

@@ -57,7 +57,7 @@ def test_values_are_means_over_blocks_and_a_constraint_is_broken_by_what_is_miss
 )
 def test_constraints_are_read(text, expected):
     found = Constraint.parse(text)
-    assert (found.metric, found.rival, found.bound) == pytest.approx(expected)
+    assert (found.metric, found.baseline, found.bound) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ def test_shares_kept_are_quantiles_by_age_and_never_above_one():
 
 def test_points_on_a_parabola_are_left_where_they_are_and_an_outlier_is_drawn_to_it():
     x = [0.0, 0.1, 0.3, 0.6, 1.0]
-    knobs = {"strategy.alpha.a": None}
+    parameters = {"strategy.alpha.a": None}
     settings = [{"strategy.alpha.a": v} for v in x]
     curve = np.array([[0.5 + 0.25 * r - 0.06 * r * r] for r in range(5)])  # in their ranks
-    assert smoothed(curve, [0] * 5, settings, knobs) == pytest.approx(curve)
+    assert smoothed(curve, [0] * 5, settings, parameters) == pytest.approx(curve)
     off = curve.copy()
     off[2] += 0.1
-    assert abs(smoothed(off, [0] * 5, settings, knobs)[2] - curve[2]) < 0.05
+    assert abs(smoothed(off, [0] * 5, settings, parameters)[2] - curve[2]) < 0.05
 
 
 def test_parents_have_levels_of_their_own_on_one_curve():

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.core import draws
 from dgg_ray.core.interfaces import ScoreMatrix
 from dgg_ray.planning.plan import plan
-from dgg_ray.search import baselines
-from dgg_ray.search.pruning import Race, critical, hopeless, paired_spread, trails
+from dgg_ray.search import comparison
+from dgg_ray.search.pruning import PruningTest, critical, paired_spread, should_prune, trails
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import rehearse
 from dgg_ray.training.simulated import MemoryStore, imagined
@@ -30,48 +30,52 @@ def run(*finals, own=0.5, depth=2):
     return found
 
 
-def race(level=0.3, spread=0.1, freedom=10, hopes=None):
-    return Race(({},), level, hopes or {"a": 0.9, "b": 0.9}, ((spread, freedom),), ALONE)
+def pruning_test(level=0.3, spread=0.1, freedom=10, hopes=None):
+    return PruningTest(({},), level, hopes or {"a": 0.9, "b": 0.9}, ((spread, freedom),), ALONE)
 
 
 def test_the_margin_is_students_t_of_the_pooled_spread():
     # level 0.3 over 3 looks: t(0.9, 10) = 1.372; one block: given up beyond 0.1372 behind
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
     assert critical(0.1, 10) == pytest.approx(1.372, abs=1e-3)
-    assert not hopeless(race(), ["faa"], BLOCKS, run(0.8 - 0.137), theirs)
-    assert hopeless(race(), ["faa"], BLOCKS, run(0.8 - 0.138), theirs)
+    assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.8 - 0.137), theirs)
+    assert should_prune(pruning_test(), ["faa"], BLOCKS, run(0.8 - 0.138), theirs)
     # two blocks: 0.1372 / √2 = 0.0970 behind in the mean
-    assert not hopeless(race(), ["faa"], BLOCKS, run(0.75, 0.66), theirs)  # 0.095
-    assert hopeless(race(), ["faa"], BLOCKS, run(0.75, 0.65), theirs)  # 0.1
+    assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.75, 0.66), theirs)  # 0.095
+    assert should_prune(pruning_test(), ["faa"], BLOCKS, run(0.75, 0.65), theirs)  # 0.1
 
 
 def test_the_candidates_own_spread_counts_where_it_is_larger():
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
-    assert hopeless(race(spread=0.01), ["faa"], BLOCKS, run(0.75, 0.75, 0.75), theirs)
-    assert not hopeless(race(spread=0.01), ["faa"], BLOCKS, run(0.95, 0.95, 0.35), theirs)  # as far behind
+    assert should_prune(pruning_test(spread=0.01), ["faa"], BLOCKS, run(0.75, 0.75, 0.75), theirs)
+    assert not should_prune(
+        pruning_test(spread=0.01), ["faa"], BLOCKS, run(0.95, 0.95, 0.35), theirs
+    )  # as far behind
 
 
 def test_between_tasks_the_best_that_is_known_stands_for_what_is_to_come():
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
     # After task a at 0.5, with b hoped at 0.9: (0.5 + 0.9) / 2 = 0.7, 0.1 behind; at b = 0.7: 0.2 behind
-    assert not hopeless(race(), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
-    assert hopeless(race(hopes={"b": 0.7}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
-    assert not hopeless(race(hopes={}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)  # nothing known: 1
+    assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
+    assert should_prune(pruning_test(hopes={"b": 0.7}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
+    assert not should_prune(
+        pruning_test(hopes={}), ["faa"], BLOCKS, run(0.0, depth=1), theirs
+    )  # nothing known: 1
 
 
 def test_with_two_objectives_it_must_be_behind_in_both():
-    two = Race(({},), 0.3, {}, ((0.1, 10), (0.1, 10)), ALONE)
+    two = PruningTest(({},), 0.3, {}, ((0.1, 10), (0.1, 10)), ALONE)
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
     both = ["stability", "plasticity"]
-    assert hopeless(two, both, BLOCKS, run(0.3), theirs)
+    assert should_prune(two, both, BLOCKS, run(0.3), theirs)
     better = run(0.3)
     better[0].R[1, 1] = 0.9  # plasticity
-    assert not hopeless(two, both, BLOCKS, better, theirs)
+    assert not should_prune(two, both, BLOCKS, better, theirs)
 
 
 def test_what_was_run_to_its_end_is_judged_and_not_given_up():
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
-    assert not hopeless(race(), ["faa"], BLOCKS, run(0.1, 0.1, 0.1, 0.1), theirs)
+    assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.1, 0.1, 0.1, 0.1), theirs)
 
 
 def test_the_spread_is_the_residual_of_settings_and_blocks():
@@ -103,10 +107,10 @@ def simulated(seed, level, low=0.0, high=1.0):
         orders=Orders("random", 4),
         own_seeds=True,
         search=Search(
-            {"strategy.alpha": Knob(low=low, high=high, per_task=True)},
+            {"strategy.alpha": SearchParameter(low=low, high=high, per_task=True)},
             method="random",
             trials=8,
-            race=level,
+            prune_level=level,
             seed=seed,
         ),
     )
@@ -213,15 +217,15 @@ def test_a_race_saves_stages_and_keeps_the_best_where_settings_differ():
 
 
 def test_plan_says_on_how_many_independent_clusters_a_race_rests():
-    said = plan(simulated(0, 0.05), MemoryStore()).race
+    said = plan(simulated(0, 0.05), MemoryStore()).pruning_test
     assert said.startswith("over 4 independent clusters of 4 blocks loses the best setting in at most 5% of")
     one = replace(simulated(0, 0.05), orders=Orders("shared_prefix", 2), own_seeds=False)
-    assert plan(one, MemoryStore()).race.startswith("gives up nothing")
-    assert not plan(simulated(0, None), MemoryStore()).race
+    assert plan(one, MemoryStore()).pruning_test.startswith("gives up nothing")
+    assert not plan(simulated(0, None), MemoryStore()).pruning_test
 
 
 def test_a_race_is_the_same_on_any_number_of_fleets():
-    a, b = (rehearse(simulated(3, 0.2), fleets, compare=False) for fleets in (1, 5))
+    a, b = (rehearse(simulated(3, 0.2), groups, compare=False) for groups in (1, 5))
     assert a.search.proposed == b.search.proposed
     assert a.search.judged() == b.search.judged()
     assert a.store.records.keys() == b.store.records.keys()
@@ -233,10 +237,12 @@ def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
     given = [n for n in range(8) if n not in search.judged() and search.told[n] is not None]
     assert given
     for n in given:
-        rival = next(
-            m for m, p in enumerate(search.proposed) if p.setting == search.proposed[n].race.incumbents[0]
+        baseline = next(
+            m
+            for m, p in enumerate(search.proposed)
+            if p.setting == search.proposed[n].pruning_test.incumbents[0]
         )
-        assert search.estimate(n).objective[0] < search.judged()[rival].objective[0]
+        assert search.estimate(n).objective[0] < search.judged()[baseline].objective[0]
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -250,18 +256,18 @@ def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
         orders=Orders("random", 2),
         seeds=(0, 1),
         search=Search(
-            {"strategy.alpha": Knob(values=(0.0, 0.3, 1.0), per_task=True)},
+            {"strategy.alpha": SearchParameter(values=(0.0, 0.3, 1.0), per_task=True)},
             method="random",
             trials=24,
-            race=0.3,
+            prune_level=0.3,
             parallel=4,
             seed=seed,
         ),
-        protocol=Protocol(rivals=("constant", "replay")),
+        protocol=Protocol(baselines=("constant", "replay")),
     )
     found = rehearse(of, 3)
     assert len(found.search.judged()) < 20
-    again, _ = baselines.inquiries(of, found.store)
+    again, _ = comparison.replay_searches(of, found.store)
     assert again.proposed == found.search.proposed
     assert again.judged() == found.search.judged()
     assert again.finished

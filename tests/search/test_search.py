@@ -9,23 +9,23 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution
 
-from dgg_ray.config.sections import Knob, Search
+from dgg_ray.config.sections import Search, SearchParameter
 from dgg_ray.config.study import Known, Study
 from dgg_ray.core.interfaces import ScoreMatrix
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.readers.embedded import Embedded
 from dgg_ray.search.base import Whole
 from dgg_ray.search.objective import Evidence, dominates, simplicity
-from dgg_ray.search.pruning import Race
+from dgg_ray.search.pruning import PruningTest
 from dgg_ray.search.space import propose
 from dgg_ray.strategies.dgg import DGG
 
 
 def study(**search):
     space = {
-        "strategy.alpha": Knob(values=(0.0, 0.1, 0.5, 1.0), per_task=True),
-        "strategy.buffer": Knob(low=4, high=64, log=True),
-        "adapter.rank": Knob(values=(2, 4, 8)),
+        "strategy.alpha": SearchParameter(values=(0.0, 0.1, 0.5, 1.0), per_task=True),
+        "strategy.buffer": SearchParameter(low=4, high=64, log=True),
+        "adapter.rank": SearchParameter(values=(2, 4, 8)),
     }
     readers = {"digits": Embedded(), "words": Embedded()}
     return Study("toy", Model(), readers, DGG(), search=Search(**{"space": space, "trials": 18, **search}))
@@ -53,10 +53,10 @@ def finish(proposals, seed):
             continue
         if proposal:
             proposals.put_back(*proposal)
-        number, probe = open_.pop(shuffle.randrange(len(open_))) if open_ else proposals.ask()
+        number, query = open_.pop(shuffle.randrange(len(open_))) if open_ else proposals.ask()
         failed = number == 5
-        proposals.tell(number, None if failed else value(probe.setting))
-    return [probe.setting for probe in proposals.proposed]
+        proposals.tell(number, None if failed else value(query.setting))
+    return [query.setting for query in proposals.proposed]
 
 
 @pytest.mark.parametrize("method", ["tpe", "random", "nsga2"])
@@ -122,7 +122,10 @@ def test_whole_settings_with_their_values_are_results_to_the_sampler():
 
 
 def test_the_grid_proposes_every_combination_once():
-    space = {"adapter.rank": Knob(values=(2, 4, 8)), "strategy.alpha": Knob(values=(0.0, 0.5), per_task=True)}
+    space = {
+        "adapter.rank": SearchParameter(values=(2, 4, 8)),
+        "strategy.alpha": SearchParameter(values=(0.0, 0.5), per_task=True),
+    }
     proposals = Whole(study(method="grid", space=space))
     settings = {tuple(sorted(s.items())) for s in finish(proposals, 0)}
     assert proposals.count == len(settings) == 3 * 2 * 2
@@ -169,9 +172,9 @@ def test_a_rival_takes_over_the_settings_that_it_shares():
 
 
 def test_equal_settings_to_begin_with_are_one():
-    knobs = {"adapter.rank": IntDistribution(2, 64)}
+    parameters = {"adapter.rank": IntDistribution(2, 64)}
     first = [{"adapter.rank": 8}] * 3
-    found = propose(knobs, 0, 4, [], first)
+    found = propose(parameters, 0, 4, [], first)
     assert found[0] == {"adapter.rank": 8}
     assert len({s["adapter.rank"] for s in found}) == len(found) == 4
 
@@ -181,9 +184,9 @@ def test_a_setting_given_up_in_its_first_block_is_told_as_the_worst_that_is_know
     raced = Whole(study(objective=("backward_transfer",), trials=6, parallel=1))
     for final in (0.4, 0.3):  # 0.5 at first: −0.1 and −0.2
         raced.tell(raced.ask()[0], scored(final))
-    number, probe = raced.ask()
+    number, query = raced.ask()
     best = raced.proposed[0].setting
-    raced.proposed[number] = probe._replace(race=Race((best,), 0.1, {}, ((0.1, 3),), (0,)))
+    raced.proposed[number] = query._replace(pruning_test=PruningTest((best,), 0.1, {}, ((0.1, 3),), (0,)))
     unfinished = scored(0.2)
     unfinished.scores[0].R[1] = np.nan
     raced.told[number] = unfinished

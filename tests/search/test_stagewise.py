@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.config.simulation import Law
 from dgg_ray.search import evidence
 from dgg_ray.search.stagewise import Stagewise, halvings
@@ -14,12 +14,12 @@ from dgg_ray.testing.simulated_cluster import rehearse
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
 VALUES = (0.0, 0.2, 0.5, 1.0)
-EXACT = Law(noise=0.0, exam_noise=False, seed=3)
-PER_TASK = {"strategy.alpha": Knob(values=VALUES, per_task=True)}
+EXACT = Law(noise=0.0, evaluation_noise=False, seed=3)
+PER_TASK = {"strategy.alpha": SearchParameter(values=VALUES, per_task=True)}
 
 
 def study(tasks=4, orders=1, law=EXACT, space=None, **search):
-    search = {"method": "stagewise", "tries": 4, "audit": 0.0, **search}
+    search = {"method": "stagewise", "values_per_task": 4, "audit_fraction": 0.0, **search}
     return imagined(
         tasks,
         DGG(alpha=0.1, buffer=20),
@@ -48,28 +48,28 @@ def best_of_all(of):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_without_noise_one_order_ends_at_the_best_of_all_settings(seed):
-    of = study(law=Law(noise=0.0, exam_noise=False, seed=seed))
+    of = study(law=Law(noise=0.0, evaluation_noise=False, seed=seed))
     found = rehearse(of, compare=False)
     assert truth(of, found.search.winner()) == pytest.approx(best_of_all(of), abs=1e-3)
 
 
-def by_hand(of, fails=lambda probe: False):
-    """The search walked probe by probe on a store of its own: (search, shop)."""
+def by_hand(of, fails=lambda query: False):
+    """The search walked query by query on a store of its own: (search, shop)."""
     search, shop = Stagewise(of), Simulated.of(of, MemoryStore())
     while (proposal := search.ask()) is not None:
-        number, probe = proposal
-        for work in (work for chain in evidence.needs(of, shop.store, probe) for work in chain):
-            shop.obtain(work)
-        search.tell(number, None if fails(probe) else evidence.evidence(of, shop.store, probe))
+        number, query = proposal
+        for item in (item for chain in evidence.needs(of, shop.store, query) for item in chain):
+            shop.obtain(item)
+        search.tell(number, None if fails(query) else evidence.evidence(of, shop.store, query))
     return search, shop
 
 
 def test_a_level_learns_one_stage_for_each_value_of_each_kept_state():
     # One order of 4 tasks: 4 values on 1 state, then 4 on each of 2, twice; then the revision.
     search, shop = by_hand(study(beam=2))
-    levels = [probe.depth for probe in search.proposed if probe.block is None]
+    levels = [query.depth for query in search.proposed if query.block is None]
     assert levels[:20] == [2] * 4 + [3] * 8 + [4] * 8
-    revised = [probe for probe in search.proposed if probe.block is not None]
+    revised = [query for query in search.proposed if query.block is not None]
     assert len(revised) == 3 * 4  # a value for each task but the first
     # The winner's path was kept all along: only its other values at each place, known, are looked at.
     assert len(shop.store.records) <= 1 + 4 + 8 + 8 + 3
@@ -82,7 +82,7 @@ def test_a_wider_beam_and_no_noise_are_never_worse():
 
 @pytest.mark.parametrize("orders", [1, 3])
 def test_what_is_found_does_not_depend_on_the_number_of_fleets(orders):
-    of = study(tasks=4, orders=orders, law=Law(seed=1), audit=0.2)
+    of = study(tasks=4, orders=orders, law=Law(seed=1), audit_fraction=0.2)
     a, b = rehearse(of, 1, compare=False), rehearse(of, 7, compare=False)
     assert a.search.proposed == b.search.proposed
     assert a.search.winner() == b.search.winner()
@@ -91,7 +91,7 @@ def test_what_is_found_does_not_depend_on_the_number_of_fleets(orders):
 
 
 def test_several_orders_share_values_by_the_tasks_name():
-    of = study(tasks=4, orders=3, law=Law(noise=0.0, exam_noise=False, seed=2))
+    of = study(tasks=4, orders=3, law=Law(noise=0.0, evaluation_noise=False, seed=2))
     found = rehearse(of, compare=False)
     winner = found.search.winner()
     placed = {order[t] for order in of.all_orders for t in range(1, 4)}
@@ -101,7 +101,7 @@ def test_several_orders_share_values_by_the_tasks_name():
 
 def test_the_revision_mends_values_that_were_chosen_at_an_early_place():
     # Three orders decide a task where it comes first; what is best later shows only then.
-    of = study(tasks=5, orders=4, law=Law(noise=0.0, exam_noise=False, seed=5), beam=1)
+    of = study(tasks=5, orders=4, law=Law(noise=0.0, evaluation_noise=False, seed=5), beam=1)
     search = rehearse(of, compare=False).search
     early = search.proposed[next(n for n, p in enumerate(search.proposed) if p.block is not None) - 1]
     judged = search.judged()
@@ -110,8 +110,12 @@ def test_the_revision_mends_values_that_were_chosen_at_an_early_place():
 
 
 def test_rank_and_buffer_are_outer_choices_that_are_halved_along_the_tasks():
-    space = {**PER_TASK, "adapter.rank": Knob(values=(2, 32)), "strategy.buffer": Knob(values=(5, 100))}
-    search = rehearse(study(tasks=4, space=space, outer=4), compare=False).search
+    space = {
+        **PER_TASK,
+        "adapter.rank": SearchParameter(values=(2, 32)),
+        "strategy.buffer": SearchParameter(values=(5, 100)),
+    }
+    search = rehearse(study(tasks=4, space=space, global_candidates=4), compare=False).search
     winner = search.winner()
     assert (winner["adapter.rank"], winner["strategy.buffer"]) == (32, 100)  # the law: more is better
     outer = lambda p: (p.setting["adapter.rank"], p.setting["strategy.buffer"])  # noqa: E731
@@ -126,14 +130,14 @@ def test_halvings_leave_one_combination_before_the_last_task():
 
 
 def test_the_audit_finishes_dropped_states_and_recommends_one_that_wins():
-    of = study(tasks=5, law=Law(seed=4, noise=0.02), audit=0.3, beam=1)
+    of = study(tasks=5, law=Law(seed=4, noise=0.02), audit_fraction=0.3, beam=1)
     search = rehearse(of, compare=False).search
     assert search.audited
     values = search.judged()
     for dropped in search.audited:
-        probe = search.proposed[dropped.number]
-        assert dropped.state.setting.items() <= probe.setting.items()
-        assert probe.depth == 5
+        query = search.proposed[dropped.number]
+        assert dropped.state.setting.items() <= query.setting.items()
+        assert query.depth == 5
         assert dropped.state.depth < 5
     assert values[search.best()].objective == max(v.objective for v in values.values())
     spent = sum(5 - d.state.depth for d in search.audited)
@@ -144,14 +148,14 @@ def test_a_failed_state_is_dropped_and_the_search_goes_on():
     of = study(tasks=3)
     second = f"strategy.alpha.{of.all_orders[0][1]}"
     best = by_hand(of)[0].winner()[second]
-    search, _ = by_hand(of, fails=lambda probe: probe.setting.get(second) == best)
+    search, _ = by_hand(of, fails=lambda query: query.setting.get(second) == best)
     assert search.finished
     assert search.winner()[second] != best
 
 
 def test_ranges_are_searched_in_two_rounds():
-    space = {"strategy.alpha": Knob(low=0.0, high=1.0, per_task=True)}
-    of = study(tasks=4, space=space, tries=6, law=EXACT)
+    space = {"strategy.alpha": SearchParameter(low=0.0, high=1.0, per_task=True)}
+    of = study(tasks=4, space=space, values_per_task=6, law=EXACT)
     found = rehearse(of, compare=False).search
     assert truth(of, found.winner()) > best_of_all(of) - 0.01
     second = [p for p in found.proposed if p.depth == 2 and p.block is None]
@@ -159,13 +163,13 @@ def test_ranges_are_searched_in_two_rounds():
 
 
 def test_a_constraint_holds_for_the_winner_where_it_can():
-    space = {"strategy.alpha": Knob(values=(0.0, 0.3, 0.6, 1.0), per_task=True)}
+    space = {"strategy.alpha": SearchParameter(values=(0.0, 0.3, 0.6, 1.0), per_task=True)}
     free = study(tasks=4, space=space, objective=("stability",), law=EXACT)
     bound = study(
         tasks=4,
         space=space,
         objective=("stability",),
-        subject_to=("plasticity >= finetune - 5 points",),
+        constraints=("plasticity >= finetune - 5 points",),
         law=EXACT,
     )
     unbound, kept = rehearse(free, compare=False).search, rehearse(bound, compare=False).search
@@ -184,21 +188,21 @@ def test_a_constraint_holds_for_the_winner_where_it_can():
 
 
 def test_the_rivals_of_the_search_are_one_value_for_all_and_the_value_after_two_tasks():
-    rivals = ("runner_up", "constant", "first_two", "replay")
+    baselines = ("runner_up", "constant", "two_task", "replay")
     of = imagined(
         4,
         DGG(alpha=0.1, buffer=20),
         simulation=EXACT,
         orders=Orders("random", 2),
-        search=Search(PER_TASK, method="stagewise", tries=4),
-        protocol=Protocol(held_out=2, rivals=rivals),
+        search=Search(PER_TASK, method="stagewise", values_per_task=4),
+        protocol=Protocol(held_out=2, baselines=baselines),
     )
     found = rehearse(of)
-    assert list(found.final) == ["dgg", *rivals]
+    assert list(found.final) == ["dgg", *baselines]
     constant = {f"strategy.alpha.{n}": v for n in of.names for v in [0]}
     best = max(VALUES, key=lambda v: truth(of, dict.fromkeys(constant, v)))
     assert set(found.final["constant"].strategy.alpha.values()) == {best}
-    assert len(set(found.final["first_two"].strategy.alpha.values())) == 1
+    assert len(set(found.final["two_task"].strategy.alpha.values())) == 1
     assert truth(of, found.search.winner()) >= truth(of, dict.fromkeys(constant, best)) - 1e-9
     orders = {order for at in found.final.values() for order, _ in at.blocks}
     assert not orders & set(of.all_orders)
@@ -206,8 +210,8 @@ def test_the_rivals_of_the_search_are_one_value_for_all_and_the_value_after_two_
 
 
 def test_the_revision_may_keep_a_value_of_a_range_that_the_best_run_has():
-    space = {"strategy.alpha": Knob(low=0.0, high=1.0, per_task=True)}
-    search = rehearse(study(tasks=3, orders=3, space=space, tries=4), compare=False).search
+    space = {"strategy.alpha": SearchParameter(low=0.0, high=1.0, per_task=True)}
+    search = rehearse(study(tasks=3, orders=3, space=space, values_per_task=4), compare=False).search
     first = next(n for n, p in enumerate(search.proposed) if p.block is not None)
     whole = [p.setting for p in search.proposed[:first] if p.depth == 3]
     tried = {p.setting["strategy.alpha.task0"] for p in search.proposed[first:] if p.block is not None}
@@ -215,6 +219,6 @@ def test_the_revision_may_keep_a_value_of_a_range_that_the_best_run_has():
 
 
 def test_a_revision_of_which_every_probe_fails_leaves_the_best_as_it_was():
-    search, _ = by_hand(study(tasks=3), fails=lambda probe: probe.block is not None)
+    search, _ = by_hand(study(tasks=3), fails=lambda query: query.block is not None)
     assert search.finished
     assert search.winner() is not None

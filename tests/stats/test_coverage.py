@@ -24,7 +24,7 @@ ALPHAS = (0.0, 0.1, 0.3, 0.6, 1.0)
 NAMES = tuple(f"task{i}" for i in range(TASKS))
 
 
-def learned(orders: np.ndarray, noise: np.ndarray, exam: np.ndarray) -> np.ndarray:
+def learned(orders: np.ndarray, noise: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
     """(α, …) final accuracies. orders: (…, T); noise: (α, …, T, T), by stage and task; exam: (α, …, T)."""
     natures = np.array([LAW.nature(name) for name in NAMES])
     skills = np.zeros((len(ALPHAS), *orders.shape))  # by place in the order
@@ -36,7 +36,7 @@ def learned(orders: np.ndarray, noise: np.ndarray, exam: np.ndarray) -> np.ndarr
         own = top * (1 - 0.3 * 2 ** (-RANK / 8)) * (1 - rigid * alpha**2) - LAW.place * t
         skills[..., t] = own
         skills[..., : t + 1] = np.clip(skills[..., : t + 1] + noise[..., t, : t + 1], 0, 1)
-    return np.clip(skills + exam * np.sqrt(skills * (1 - skills) / 500), 0, 1).mean(axis=-1)
+    return np.clip(skills + evaluation * np.sqrt(skills * (1 - skills) / 500), 0, 1).mean(axis=-1)
 
 
 def drawn(orders: np.ndarray, salt: str) -> tuple[np.ndarray, np.ndarray]:
@@ -45,8 +45,8 @@ def drawn(orders: np.ndarray, salt: str) -> tuple[np.ndarray, np.ndarray]:
     shape = (*orders.shape[:-1], TASKS, TASKS)
     common, own = rng.standard_normal(shape), rng.standard_normal((len(ALPHAS), *shape))
     noise = LAW.noise * (common + own) / 2**0.5
-    exams = rng.standard_normal((2, len(ALPHAS), *orders.shape))
-    return learned(orders, noise, exams[0]), learned(orders, noise, exams[1])
+    evaluations = rng.standard_normal((2, len(ALPHAS), *orders.shape))
+    return learned(orders, noise, evaluations[0]), learned(orders, noise, evaluations[1])
 
 
 @cache
@@ -100,8 +100,8 @@ def test_intervals_over_held_out_blocks_cover_whatever_the_search_chose(blocks):
         level.append(covered(mean_interval(mine), true))
         total.append(covered(below(seen[s], mean_interval(mine), True), seen[s] - true))
         choice.append(covered(below(seen[s], mean_interval(validation[w, s]), True), seen[s] - true))
-        rival = 0 if w else len(ALPHAS) - 1  # replay, or the other end where replay itself won
-        difference.append(covered(paired_difference(mine, test[rival, s]), true - truth()[rival]))
+        baseline = 0 if w else len(ALPHAS) - 1  # replay, or the other end where replay itself won
+        difference.append(covered(paired_difference(mine, test[baseline, s]), true - truth()[baseline]))
     for share in map(np.mean, (level, difference, total, choice)):
         assert 0.93 <= share <= 0.97
 
@@ -132,10 +132,10 @@ def test_intervals_of_means_and_paired_differences_hold_where_orders_share_stage
     orders = random_orders(tasks, count)
     ours = finals(tasks, count).mean(axis=-1)
     rng = draws.generator(0, "", "rival", tasks)
-    rival = (0.5 * fixed(orders) + noise(orders, rng)[:, :, 0]).mean(axis=-1)
+    baseline = (0.5 * fixed(orders) + noise(orders, rng)[:, :, 0]).mean(axis=-1)
     mean, half = expected(tasks).mean(), 0.5 * expected(tasks).mean()
     level, difference, alone = [], [], []
-    for order, mine, theirs in zip(orders, ours, rival, strict=True):
+    for order, mine, theirs in zip(orders, ours, baseline, strict=True):
         shared = clusters_of(tuple((name, 0) for name in named(order)))
         level.append(covered(mean_interval(mine, clusters=shared), mean))
         difference.append(covered(paired_difference(mine, theirs, clusters=shared), half))

@@ -167,7 +167,7 @@ def test_four_tasks_to_begin_with_may_not_be_enough_whatever_the_orders():
 
 def test_the_design_effect_is_the_variance_of_a_mean_of_shared_stages():
     # The model: a run's difference is the sum of one draw for each of its stages, of variance 1/T.
-    orders = design("shared_prefix", "abcd", prefix=2, endings=2)
+    orders = design("shared_prefix", "abcd", prefix_length=2, suffixes=2)
     rng, draws = np.random.default_rng(2), {}
     for order in orders:
         for t in range(4):

@@ -13,7 +13,7 @@ from dgg_ray.storage import leases
 from dgg_ray.storage.backend import Folder
 from dgg_ray.storage.lease_keeper import Claims
 from dgg_ray.storage.leases import KEPT, SLACK, Holder
-from dgg_ray.storage.stages import StageStore
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.simulated import Memory
 
 A, B, C = (Holder(name, "elsewhere", 1) for name in "abc")

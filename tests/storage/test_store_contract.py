@@ -19,12 +19,14 @@ import pytest
 import torch
 
 from dgg_ray.core.errors import StoreError
+from dgg_ray.core.stage import Evaluation, WorkItem
 from dgg_ray.storage import manifest, node_cache, retry
 from dgg_ray.storage.backend import Damaged
 from dgg_ray.storage.leases import Holder
+from dgg_ray.storage.manifest import name_of
 from dgg_ray.storage.reach import READ_S, connected, fault
 from dgg_ray.storage.remote_store import RemoteStore, Url
-from dgg_ray.storage.stages import DRAFT_S, Exam, StageStore, Work, name_of
+from dgg_ray.storage.stage_store import DRAFT_S, StageStore
 from dgg_ray.storage.store_view import Glance
 from dgg_ray.training import checkpoints
 from dgg_ray.training.checkpoints import Snapshot
@@ -92,12 +94,12 @@ def anew(store):
     return store if isinstance(store, MemoryStore) else pickle.loads(pickle.dumps(store))
 
 
-def exam(name):
-    return Exam(name, "test", f"key of {name}")
+def evaluation(name):
+    return Evaluation(name, "test", f"key of {name}")
 
 
 def cell(name, score=0.5):
-    return {"exam": exam(name).key, "task": name, "split": "test", "score": score, "n": 4}
+    return {"evaluation": evaluation(name).key, "task": name, "split": "test", "score": score, "n": 4}
 
 
 def nothing(folder):
@@ -112,9 +114,9 @@ def test_what_is_published_is_there_for_all_and_what_is_not_is_not(store):
     first, second = some_stages()
     assert store.record(first) is None
     assert store.open(first) is None
-    store.publish(first, {"learned": "tâche 0", "cost": {"steps": 3}}, nothing)
+    store.publish(first, {"trained_task": "tâche 0", "cost": {"steps": 3}}, nothing)
     for seen in (store, anew(store)):
-        assert seen.record(first)["learned"] == "tâche 0"
+        assert seen.record(first)["trained_task"] == "tâche 0"
         assert seen.record(second) is None
         assert [record["key"] for record in seen] == [first.key]
 
@@ -122,15 +124,15 @@ def test_what_is_published_is_there_for_all_and_what_is_not_is_not(store):
 @everywhere
 def test_only_exams_that_were_not_sat_are_missing_and_sittings_are_merged(store):
     (stage,) = some_stages(1)
-    a, b, c = exam("a"), exam("b"), exam("c")
-    assert store.missing(Work(stage, (a,))) is None
+    a, b, c = evaluation("a"), evaluation("b"), evaluation("c")
+    assert store.missing(WorkItem(stage, (a,))) is None
     store.publish(stage, {}, nothing)
-    assert store.missing(Work(stage, (a, b))) == (a, b)
+    assert store.missing(WorkItem(stage, (a, b))) == (a, b)
     store.sit(stage, [cell("a", 0.25)], nothing, {"study": "one"})
     store.sit(stage, [cell("b", 0.75)], nothing, {"study": "other"})
     for seen in (store, anew(store)):
-        assert seen.has(Work(stage, (a, b)))
-        assert seen.missing(Work(stage, (a, c))) == (c,)
+        assert seen.has(WorkItem(stage, (a, b)))
+        assert seen.missing(WorkItem(stage, (a, c))) == (c,)
         assert {k: v["score"] for k, v in seen.cells(stage).items()} == {a.key: 0.25, b.key: 0.75}
         assert {sitting["study"] for sitting in seen.sittings(stage.key)} == {"one", "other"}
         ((record, sittings),) = seen.finished()
@@ -173,11 +175,11 @@ def test_damaged_files_are_noticed_and_the_stage_is_learned_again(store, tmp_pat
     seen = anew(store)
     with pytest.warns(UserWarning, match=r"damaged \(adapter/poids"):
         assert seen.open(stage) is None
-    assert seen.missing(Work(stage)) is None
+    assert seen.missing(WorkItem(stage)) is None
     assert len(seen.objects.names("damaged/")) == 1
     seen.publish(stage, {}, weights("right"))
     assert read_weights(anew(store).open(stage)) == "right"
-    assert seen.has(Work(stage, (exam("a"),)))  # learning is repeatable, so its sittings still hold
+    assert seen.has(WorkItem(stage, (evaluation("a"),)))  # learning is repeatable, so its sittings still hold
 
 
 @with_files
@@ -191,7 +193,7 @@ def test_damaged_records_are_noticed_without_the_files(store, harm):
     seen = anew(store)
     with pytest.warns(UserWarning, match="the record is not what was written"):
         assert seen.record(stage) is None
-    assert seen.missing(Work(stage)) is None
+    assert seen.missing(WorkItem(stage)) is None
 
 
 @with_files
@@ -240,7 +242,7 @@ def test_files_of_a_writer_that_died_are_swept_up_a_day_later(store, monkeypatch
     assert any(second.key in name for name in store.objects.names("files/"))
     store.sweep()
     assert any(second.key in name for name in store.objects.names("files/"))  # it may still be at it
-    monkeypatch.setattr("dgg_ray.storage.stages.DRAFT_S", -DRAFT_S)
+    monkeypatch.setattr("dgg_ray.storage.stage_store.DRAFT_S", -DRAFT_S)
     store.sweep()
     assert {name.split("/")[1] for name in store.objects.names("files/")} == {first.key}
     assert store.objects.names("writers/") == []
@@ -266,7 +268,7 @@ def test_a_discarded_stage_is_as_if_it_had_never_been(store):
         assert seen.open(first) is None
         assert seen.cells(first) == {}
         assert read_weights(seen.open(second)) == "x" * 1000
-        assert seen.has(Work(second, (exam("a"),)))
+        assert seen.has(WorkItem(second, (evaluation("a"),)))
     assert before > sum(map(len, store.objects.names("")))
     assert not any(first.key in name for name in store.objects.names(""))
 
@@ -285,13 +287,13 @@ def test_a_stage_shed_of_its_adapter_keeps_its_record_and_is_learned_again(store
     assert held - 1000 < store.size() < held - 900  # a note tells of it
     monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "another node"))
     seen = anew(store)
-    assert seen.has(Work(stage, (exam("a"),)))
+    assert seen.has(WorkItem(stage, (evaluation("a"),)))
     with pytest.warns(UserWarning, match="shed of its weights to free space; .* done again"):
         assert seen.open(stage) is None
     assert seen.record(stage) is None
     seen.publish(stage, {}, fill)
     assert (seen.open(stage) / "adapter" / "theta").read_bytes() == b"x" * 1000
-    assert seen.has(Work(stage, (exam("a"),)))
+    assert seen.has(WorkItem(stage, (evaluation("a"),)))
     assert seen.objects.names("shed/") == []
 
 
@@ -301,13 +303,13 @@ def test_a_glance_sees_what_was_there_and_nothing_after(store):
     store.publish(first, {}, nothing)
     store.sit(first, [cell("a")], nothing)
     seen = Glance(store)
-    assert seen.has(Work(first, (exam("a"),)))
+    assert seen.has(WorkItem(first, (evaluation("a"),)))
     if isinstance(store, MemoryStore):
         return
     store.publish(second, {}, nothing)
     store.sit(first, [cell("b")], nothing)
     assert seen.record(second) is None
-    assert seen.missing(Work(first, (exam("b"),))) == (exam("b"),)
+    assert seen.missing(WorkItem(first, (evaluation("b"),))) == (evaluation("b"),)
     assert Glance(store).record(second)["key"] == second.key
 
 
@@ -332,12 +334,12 @@ def test_notes_are_replaced_listed_and_forgotten_whatever_they_are_called(store)
 @everywhere
 def test_probes_and_failures_are_kept(store):
     (stage,) = some_stages(1)
-    probe = Work(stage, probe="1xcpu1-auto")
-    assert not store.has(probe)
-    store.measure(probe, {"bytes": 7})
+    profile = WorkItem(stage, profile="1xcpu1-auto")
+    assert not store.has(profile)
+    store.measure(profile, {"bytes": 7})
     store.fail(stage, {"error": "NotFinite", "message": "naïve", "traceback": ""})
-    assert anew(store).has(probe)
-    assert [record["bytes"] for record in anew(store).probes()] == [7]
+    assert anew(store).has(profile)
+    assert [record["bytes"] for record in anew(store).profiles()] == [7]
     assert anew(store).failure(stage)["message"] == "naïve"
     store.publish(stage, {}, nothing)
     assert anew(store).failure(stage) is None
@@ -644,7 +646,7 @@ def test_what_is_remembered_may_grow_while_it_is_looked_at(store, monkeypatch):
         return real(data)
 
     monkeypatch.setattr(manifest, "unseal", another_thread_reads_too)
-    assert store.missing(Work(stage, (exam("a"), exam("b")))) == ()
+    assert store.missing(WorkItem(stage, (evaluation("a"), evaluation("b")))) == ()
 
 
 @pytest.mark.parametrize("store", ["folder", "fsspec"], indirect=True)
@@ -828,7 +830,7 @@ def test_a_snapshot_to_which_nobody_comes_back_goes_after_thirty_days(store, mon
     checkpoints.write(store, stage, Snapshot([0.5], 1.5, {}, {"theta": torch.zeros(3)}))
     store.sweep()
     assert store.objects.names("inflight/") != []
-    monkeypatch.setattr("dgg_ray.storage.stages.SNAPSHOT_S", -60.0)
+    monkeypatch.setattr("dgg_ray.storage.stage_store.SNAPSHOT_S", -60.0)
     store.sweep()
     assert store.objects.names("inflight/") == []
 
@@ -841,7 +843,7 @@ def test_leases_go_a_day_after_they_ended(store, monkeypatch):
     store.release("given back", a)
     store.sweep()
     assert {name.split("/")[1] for name in store.objects.names("leases/")} == {"given back", "held"}
-    monkeypatch.setattr("dgg_ray.storage.stages.DRAFT_S", -60.0)  # as in a minute and a day
+    monkeypatch.setattr("dgg_ray.storage.stage_store.DRAFT_S", -60.0)  # as in a minute and a day
     store.sweep()
     assert {name.split("/")[1] for name in store.objects.names("leases/")} == {"held"}
     assert store.lease("held", b) == a

@@ -8,7 +8,7 @@ import torch
 
 from dgg_ray.core.errors import NotFinite
 from dgg_ray.core.interfaces import Strategy, replay_sample
-from dgg_ray.storage.stages import Work, untouched
+from dgg_ray.core.stage import WorkItem, untouched
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.joint import Joint
 from dgg_ray.strategies.replay import Replay
@@ -23,15 +23,15 @@ def theta(world, stage):
 def test_a_stage_starts_where_its_parent_ended(world):
     # rate 0.5, one step each: 0 → 0.5·1 = 0.5 → 0.5 + 0.5·(4 - 0.5) = 2.25
     first, second = world.path("ones", "fours", learning_rate=0.5)
-    world.shop.obtain(Work(first))
-    world.shop.obtain(Work(second))
+    world.shop.obtain(WorkItem(first))
+    world.shop.obtain(WorkItem(second))
     assert theta(world, first) == 0.5
     assert theta(world, second) == 2.25
 
 
 def test_parents_that_are_missing_are_learned_first(world):
     stages = world.path("ones", "fours", "nines", learning_rate=0.5)
-    world.shop.obtain(Work(stages[-1]))
+    world.shop.obtain(WorkItem(stages[-1]))
     assert world.learner.begun == ["ones", "fours", "nines"] or set(world.learner.begun) == {
         "ones",
         "fours",
@@ -42,19 +42,22 @@ def test_parents_that_are_missing_are_learned_first(world):
 
 
 def test_what_is_in_the_store_is_not_learned_again(world):
-    work = Work(world.path("ones")[0], (world.exam("ones"),))
-    world.shop.obtain(work)
+    item = WorkItem(world.path("ones")[0], (world.evaluation("ones"),))
+    world.shop.obtain(item)
     taught = len(world.learner.taught)
-    world.shop.obtain(work)
+    world.shop.obtain(item)
     assert len(world.learner.taught) == taught
 
 
 def test_exams_asked_for_later_are_sat_without_learning(world):
     (stage,) = world.path("ones")  # rate 1: θ = 1 after one step
-    world.shop.obtain(Work(stage, (world.exam("ones"),)))
+    world.shop.obtain(WorkItem(stage, (world.evaluation("ones"),)))
     taught = len(world.learner.taught)
     world.shop.obtain(
-        Work(stage, (world.exam("ones"), world.exam("fours"), world.exam("ones", "validation")))
+        WorkItem(
+            stage,
+            (world.evaluation("ones"), world.evaluation("fours"), world.evaluation("ones", "validation")),
+        )
     )
 
     scores = {(c["task"], c["split"]): c["score"] for c in world.store.cells(stage).values()}
@@ -64,7 +67,7 @@ def test_exams_asked_for_later_are_sat_without_learning(world):
 
 def test_the_untouched_model_sits_exams_and_learns_nothing(world):
     base = untouched("model")
-    world.shop.obtain(Work(base, (world.exam("ones"),)))
+    world.shop.obtain(WorkItem(base, (world.evaluation("ones"),)))
     assert [c["score"] for c in world.store.cells(base).values()] == [0.0]
     assert world.learner.taught == []
 
@@ -74,17 +77,17 @@ def test_guidance_pulls_halfway_back(world):
     # Second, answers 4: step 0: d = 0, θ = 0.75 + 0.5 · 3.25 = 2.375
     #                    step 1: g = -1.625, d = 1.625 = ĝ: they cancel, θ stays
     first, second = world.path("ones", "fours", strategy=DGG(alpha=1.0), learning_rate=0.5, epochs=2)
-    world.shop.obtain(Work(first))
+    world.shop.obtain(WorkItem(first))
     assert theta(world, first) == 0.75
-    world.shop.obtain(Work(second))
+    world.shop.obtain(WorkItem(second))
     assert theta(world, second) == 2.375
 
 
 def test_replay_shows_the_old_examples_beside_the_new(world):
     first, second = world.path("fours", "ones", strategy=Replay(buffer=2))
-    world.shop.obtain(Work(first))
+    world.shop.obtain(WorkItem(first))
     world.learner.taught.clear()
-    world.shop.obtain(Work(second))
+    world.shop.obtain(WorkItem(second))
     shown = sorted(world.learner.taught)
     assert len(shown) == 2 + 2
     assert [name for name in shown if name.startswith("ones")] == ["ones-train-0", "ones-train-1"]
@@ -98,7 +101,7 @@ def test_a_larger_buffer_holds_every_smaller_one(world):
 
 def test_joint_learns_all_tasks_in_one_stage(world):
     (stage,) = world.path("ones", "fours", "nines", strategy=Joint(), learning_rate=1.0)
-    world.shop.obtain(Work(stage))
+    world.shop.obtain(WorkItem(stage))
     assert theta(world, stage) == pytest.approx((1 + 1 + 4 + 4 + 4 + 9) / 6)
 
 
@@ -115,7 +118,7 @@ def test_a_loss_that_is_no_number_ends_the_stage_and_says_where(world):
     # rate 1e30: θ overflows float32 in the second step
     (stage,) = world.path("nines", learning_rate=1e30, epochs=3)
     with pytest.raises(NotFinite, match=r"step \d of 3 while learning nines; lower training.learning_rate"):
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     assert world.store.record(stage) is None
 
 
@@ -123,16 +126,16 @@ def test_weights_that_overflow_in_the_last_step_are_not_published(world):
     (stage,) = world.path("nines", learning_rate=1e38)  # one step; the loss before it is finite
     world.learner.step = lambda batch, step, edit: world.learner.theta.fill_(float("inf")) and 1.0
     with pytest.raises(NotFinite, match="last step of nines"):
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     assert world.store.record(stage) is None
 
 
 def test_a_damaged_parent_is_learned_again_on_the_way(world):
     first, second = world.path("ones", "fours", learning_rate=0.5)
-    world.shop.obtain(Work(first))
+    world.shop.obtain(WorkItem(first))
     (world.store.open(first) / "adapter" / "theta.safetensors").write_bytes(b"noise")
     with pytest.warns(UserWarning, match="is damaged"):
-        world.shop.obtain(Work(second))
+        world.shop.obtain(WorkItem(second))
     assert theta(world, second) == 2.25
 
 
@@ -150,7 +153,7 @@ class Remembering(Strategy):
 def test_what_a_strategy_hands_on_reaches_the_next_stage_through_the_store(world):
     stages = world.path("ones", "fours", "nines", strategy=Remembering())
     for stage in stages:
-        world.shop.obtain(Work(stage))
+        world.shop.obtain(WorkItem(stage))
     from safetensors.torch import load_file
 
     states = [load_file(world.store.open(s) / "strategy.safetensors")["seen"].item() for s in stages]
@@ -161,14 +164,14 @@ def test_progress_is_told_after_every_step(world):
     told = []
     world.shop.tick = lambda stage, done, steps: told.append((stage.task, done, steps))
     (stage,) = world.path("fours", batch_size=2, epochs=2)
-    world.shop.obtain(Work(stage))
+    world.shop.obtain(WorkItem(stage))
     assert told == [("fours", i, 4) for i in (1, 2, 3, 4)]
 
 
 def test_who_did_it_is_kept_with_stages_and_sittings(world):
     world.shop.by = {"study": "toy", "workers": "1xcpu1-auto"}
     (stage,) = world.path("ones")
-    world.shop.obtain(Work(stage, (world.exam("ones"),)))
+    world.shop.obtain(WorkItem(stage, (world.evaluation("ones"),)))
     for record in (world.store.record(stage), *world.store.sittings(stage.key)):
         assert (record["study"], record["workers"]) == ("toy", "1xcpu1-auto")
         assert record["bytes"] > 0
@@ -177,7 +180,7 @@ def test_who_did_it_is_kept_with_stages_and_sittings(world):
 def test_the_losses_of_a_stage_are_kept_with_it(world):
     # rate 0.5, two epochs of a batch of answers 1: θ = 0 → 0.5 → 0.75; the loss (θ - 1)²/2 is 1/8, then 1/32
     (stage,) = world.path("ones", learning_rate=0.5, epochs=2)
-    world.shop.obtain(Work(stage))
+    world.shop.obtain(WorkItem(stage))
     assert world.store.record(stage)["loss"]["curve"] == pytest.approx([1 / 8, 1 / 32])
 
 

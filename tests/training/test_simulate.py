@@ -7,15 +7,16 @@ import pytest
 
 from dgg_ray import cli, load_study
 from dgg_ray.analysis.load import table
-from dgg_ray.config.sections import Knob, Orders, Protocol, Search, Workers
+from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter, Workers
 from dgg_ray.config.simulation import GUESS, Law, capacity
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.search import evidence
-from dgg_ray.storage.stages import StageStore, Work
+from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import Cluster, rehearse
 from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
 
-EXACT = Law(noise=0.0, exam_noise=False, spread=0.0)
+EXACT = Law(noise=0.0, evaluation_noise=False, spread=0.0)
 
 
 def test_the_law_is_its_formulas():
@@ -53,7 +54,7 @@ def test_with_a_bend_below_0_what_is_half_forgotten_is_lost_faster_and_never_mor
 
 def test_no_score_falls_below_0_whatever_its_place_takes():
     law = replace(EXACT, place=0.3, bend=0.5, transfer=0.5)
-    found = rehearse(imagined(6, DGG(), simulation=law, protocol=Protocol(rivals=())))
+    found = rehearse(imagined(6, DGG(), simulation=law, protocol=Protocol(baselines=())))
     scores = [cell["score"] for cells in found.store.found.values() for cell in cells.values()]
     assert min(scores) == 0.0
     assert not np.isnan(scores).any()
@@ -68,15 +69,15 @@ def test_more_guidance_keeps_more_and_learns_less():
 
 def chain(study, store):
     (run,) = study.runs()
-    return evidence.works(study, run, evidence.FINAL)
+    return evidence.work_items(study, run, evidence.FINAL)
 
 
 def test_scores_without_noise_are_the_laws():
     study = imagined(3, DGG(alpha=0.4, buffer=10), simulation=EXACT)
     store = MemoryStore()
     shop = Simulated.of(study, store)
-    for work in chain(study, store):
-        shop.obtain(work)
+    for item in chain(study, store):
+        shop.obtain(item)
     skills: dict[str, float] = {}
     for task in study.names:
         skills = EXACT.learned(skills, task, 0.4, 10, 8)
@@ -87,7 +88,7 @@ def test_scores_without_noise_are_the_laws():
 
 def test_noise_has_the_size_that_was_asked_for_and_a_part_in_common():
     def first(seed, alpha, shared):
-        law = Law(noise=0.02, shared=shared, exam_noise=False)
+        law = Law(noise=0.02, shared=shared, evaluation_noise=False)
         study = imagined(2, DGG(alpha=alpha), simulation=law, seeds=(seed,))
         shop = Simulated.of(study, MemoryStore())
         stage = study.runs()[0].stages[1]
@@ -106,9 +107,9 @@ def test_a_folder_and_memory_hold_the_same(tmp_path):
     stores = [MemoryStore(), StageStore(tmp_path)]
     for store in stores:
         shop = Simulated.of(study, store)
-        for work in chain(study, store):
-            shop.obtain(work)
-        assert all(store.has(work) for work in chain(study, store))
+        for item in chain(study, store):
+            shop.obtain(item)
+        assert all(store.has(item) for item in chain(study, store))
     a, b = (evidence.matrix(study, store, study.runs()[0], "test").R for store in stores)
     assert np.array_equal(a, b, equal_nan=True)
     assert {r["key"] for r in stores[0]} == {r["key"] for r in stores[1]}
@@ -117,7 +118,7 @@ def test_a_folder_and_memory_hold_the_same(tmp_path):
 def test_what_was_never_learned_is_guessed():
     study = imagined(2, DGG(), simulation=EXACT)
     store = MemoryStore()
-    Simulated.of(study, store).obtain(Work(study.untouched(), (study.exam("task1", "test"),)))
+    Simulated.of(study, store).obtain(WorkItem(study.untouched(), (study.evaluation("task1", "test"),)))
     (cell,) = store.cells(study.untouched()).values()
     assert cell["score"] == GUESS
 
@@ -131,8 +132,8 @@ def test_simulated_stages_are_never_taken_for_real_ones():
 
 
 def test_one_fleet_works_as_long_as_its_stages_take_and_many_share_it():
-    study = imagined(4, DGG(), simulation=EXACT, orders=Orders("cyclic"), protocol=Protocol(rivals=()))
-    one, four, many = (rehearse(study, fleets) for fleets in (1, 4, 64))
+    study = imagined(4, DGG(), simulation=EXACT, orders=Orders("cyclic"), protocol=Protocol(baselines=()))
+    one, four, many = (rehearse(study, groups) for groups in (1, 4, 64))
     assert one.busy == pytest.approx(1.0)
     assert one.stages == four.stages == 16
     assert one.hours > 3 * four.hours
@@ -146,7 +147,7 @@ def test_one_fleet_works_as_long_as_its_stages_take_and_many_share_it():
 
 def test_stages_that_two_runs_share_are_learned_once():
     orders = (("task0", "task1", "task2"), ("task0", "task2", "task1"))
-    study = imagined(3, DGG(alpha=0.5), orders=Orders(given=orders), protocol=Protocol(rivals=()))
+    study = imagined(3, DGG(alpha=0.5), orders=Orders(given=orders), protocol=Protocol(baselines=()))
     assert rehearse(study, 2).stages == 5
 
 
@@ -165,8 +166,10 @@ def test_thousands_of_stages_pass_through_desk_and_store():
         6,
         DGG(alpha=0.1, buffer=20),
         orders=Orders("random", 8),
-        search=Search({"strategy.alpha": Knob(low=0.0, high=1.0, per_task=True)}, method="random", trials=40),
-        protocol=Protocol(rivals=()),
+        search=Search(
+            {"strategy.alpha": SearchParameter(low=0.0, high=1.0, per_task=True)}, method="random", trials=40
+        ),
+        protocol=Protocol(baselines=()),
     )
     found = rehearse(study, 16)
     assert found.stages > 1_400
@@ -180,8 +183,8 @@ def test_the_runner_up_learned_something_else_than_the_winner():
     study = imagined(
         2,
         DGG(buffer=20),
-        search=Search({"strategy.alpha": Knob(values=(0.1, 1.0), per_task=True)}, method="grid"),
-        protocol=Protocol(rivals=("runner_up",)),
+        search=Search({"strategy.alpha": SearchParameter(values=(0.1, 1.0), per_task=True)}, method="grid"),
+        protocol=Protocol(baselines=("runner_up",)),
     )
     found = rehearse(study)
     _, second = study.all_orders[0]
@@ -201,7 +204,7 @@ search:
   method: stagewise
   space:
     strategy.alpha: {per_task: [0, 0.3, 1.0]}
-protocol: {held_out: 2, rivals: [runner_up, constant, first_two, replay, finetune, joint]}
+protocol: {held_out: 2, baselines: [runner_up, constant, two_task, replay, finetune, joint]}
 workers: {engine: simulated}
 """
 
@@ -239,17 +242,17 @@ def test_a_rehearsed_study_that_is_run_again_learns_nothing(rehearsed, capsys):
 
 
 def test_engine_simulated_keeps_its_name_in_one_process():
-    assert Workers(engine="simulated", fleets=4).alone().engine == "simulated"
+    assert Workers(engine="simulated", groups=4).alone().engine == "simulated"
 
 
 def test_an_exam_has_the_same_noise_whatever_is_sat_with_it():
-    study = imagined(2, DGG(), simulation=Law(exam_noise=True))
+    study = imagined(2, DGG(), simulation=Law(evaluation_noise=True))
     (first, *_), (task, *_) = study.runs()[0].stages, study.names
     alone, together = MemoryStore(), MemoryStore()
-    exams = [study.exam(task, split) for split in ("validation", "test")]
-    Simulated.of(study, together).obtain(Work(first, tuple(exams)))
-    for exam in exams:
-        Simulated.of(study, alone).obtain(Work(first, (exam,)))
+    evaluations = [study.evaluation(task, split) for split in ("validation", "test")]
+    Simulated.of(study, together).obtain(WorkItem(first, tuple(evaluations)))
+    for evaluation in evaluations:
+        Simulated.of(study, alone).obtain(WorkItem(first, (evaluation,)))
     scores = [{key: cell["score"] for key, cell in store.cells(first).items()} for store in (alone, together)]
     assert scores[0] == scores[1]
 

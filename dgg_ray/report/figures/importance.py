@@ -54,9 +54,9 @@ def explained(results: Results) -> pd.DataFrame:
     """Importance of each searched setting for the headline metric, over what the search judged."""
     table, metric = judged(results), headline(results)
     table = table[table["whole"].astype(bool)]  # few blocks may be easy ones
-    table = table[table["setting"].isin(results.tried)].dropna(subset=[metric, *results.knobs])
-    found = importance(table, table[metric].tolist(), results.knobs)
-    rows = [["importance", name_of(knob), share, np.nan, np.nan] for knob, share in found.items()]
+    table = table[table["setting"].isin(results.tried)].dropna(subset=[metric, *results.parameters])
+    found = importance(table, table[metric].tolist(), results.parameters)
+    rows = [["importance", name_of(parameter), share, np.nan, np.nan] for parameter, share in found.items()]
     return pd.DataFrame(rows, columns=["kind", "name", "value", "low", "high"])
 
 

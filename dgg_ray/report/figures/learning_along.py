@@ -25,7 +25,7 @@ READING = (
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     """Mean score over the tasks learned so far, after each stage, with 95 % t intervals over blocks.
 
-    The recommended setting and its rivals, on the test split where there is one. A joint run has no
+    The recommended setting and its baselines, on the test split where there is one. A joint run has no
     stages: it is a level, at its mean over all tasks. None where no run has two stages.
     """
     data = stages(results, final_split(results))

@@ -106,7 +106,7 @@ def cells(panel: Panel) -> list[dict[str, object]]:
             "label": panel.label,
             "order": panel.order,
             "stage": t,
-            "exam": panel.tasks[i],
+            "eval_task": panel.tasks[i],
             "score": panel.R[t, i],
             "lowest": panel.lowest[t, i],
             "highest": panel.highest[t, i],

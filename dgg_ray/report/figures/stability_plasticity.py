@@ -93,7 +93,7 @@ def settings_as_points(results: Results) -> pd.DataFrame:
     table = selected(results).dropna(subset=list(AXES)).groupby(["setting", *BLOCK])[list(AXES)].mean()
     known, labels = searched(results), {setting: label for label, setting in compared(results).items()}
     columns = sorted(set(alphas(results).values()) - set(unsearched(results)))
-    others = [k for k in results.knobs if k not in columns and known[k].nunique() > 1]
+    others = [k for k in results.parameters if k not in columns and known[k].nunique() > 1]
     rows: list[dict[str, Any]] = []
     for setting, group in table.groupby(level="setting", sort=True):
         ours = setting in known.index
@@ -114,8 +114,8 @@ def settings_as_points(results: Results) -> pd.DataFrame:
 
 
 def held_out_points(results: Results, labels: dict[str, str]) -> list[dict[str, Any]]:
-    """Searched settings that are compared with rivals, once more, on the blocks of the comparison."""
-    table = runs(results, results.terms.select_on).dropna(subset=list(AXES)).set_index(BLOCK)
+    """Searched settings that are compared with baselines, once more, on the blocks of the comparison."""
+    table = runs(results, results.terms.selection_split).dropna(subset=list(AXES)).set_index(BLOCK)
     there = table[table.index.isin(list(results.terms.compared_on)) & results.terms.held_out]
     twice = there[there["setting"].isin(labels.keys() & set(searched(results).index))]
     plain = {"kind": "compared", "alpha": np.nan, "others": "", "searched": False, "constant": False}

@@ -24,7 +24,7 @@ def note(what, key):
 
 def traced(learn):
     def wrapper(self, stage):
-        if not stage.learns:
+        if not stage.trained_tasks:
             return learn(self, stage)
         note("begin", stage.key)
         result = learn(self, stage)

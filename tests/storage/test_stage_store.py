@@ -1,6 +1,5 @@
 """Keys, the tree, and the store."""
 
-import hashlib
 import json
 import os
 import time
@@ -11,8 +10,9 @@ import pytest
 
 from dgg_ray.core.errors import StoreError
 from dgg_ray.core.interfaces import Adapter
-from dgg_ray.storage.stages import DRAFT_S, StageStore, Work, distinct, name_of, untouched
-from dgg_ray.storage.store_view import Glance
+from dgg_ray.core.stage import WorkItem, distinct, untouched
+from dgg_ray.storage.manifest import name_of
+from dgg_ray.storage.stage_store import DRAFT_S, StageStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.joint import Joint
@@ -68,7 +68,7 @@ def test_nothing_else_is_in_the_key(world):
 
 
 def test_keys_do_not_change_between_versions(world):
-    # A store is kept for months: a change here needs a new stages.FORMAT.
+    # A store is kept for months: a change here needs a new stage.FORMAT.
     assert world.path("ones", "fours", strategy=DGG(alpha=0.25, buffer=3))[1].key[:16] == "0dd9c45aa4ecf279"
 
 
@@ -147,28 +147,28 @@ def test_a_writer_that_dies_leaves_nothing_that_can_be_read(world):
 
 def test_only_exams_that_were_not_sat_are_missing(world):
     (stage,) = world.path("ones")
-    ones, fours = world.exam("ones"), world.exam("fours")
-    assert world.store.missing(Work(stage, (ones,))) is None
+    ones, fours = world.evaluation("ones"), world.evaluation("fours")
+    assert world.store.missing(WorkItem(stage, (ones,))) is None
     world.store.publish(stage, {}, lambda f: None)
-    cell = {"exam": ones.key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    cell = {"evaluation": ones.key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
     world.store.sit(stage, [cell], lambda f: None)
 
-    assert world.store.missing(Work(stage, (ones, fours))) == (fours,)
-    assert not world.store.has(Work(stage, (ones, fours)))
-    assert world.store.has(Work(stage, (ones,)))
+    assert world.store.missing(WorkItem(stage, (ones, fours))) == (fours,)
+    assert not world.store.has(WorkItem(stage, (ones, fours)))
+    assert world.store.has(WorkItem(stage, (ones,)))
     assert world.store.cells(stage)[ones.key]["score"] == 0.5
 
 
 def test_relearning_a_damaged_stage_takes_up_the_exams_that_were_sat(world):
     (stage,) = world.path("ones")
-    work = Work(stage, (world.exam("ones"), world.exam("fours")))
-    world.shop.obtain(work)
+    item = WorkItem(stage, (world.evaluation("ones"), world.evaluation("fours")))
+    world.shop.obtain(item)
     cells = world.store.cells(stage)
     (world.store.open(stage) / "adapter" / "theta.safetensors").write_bytes(b"noise")
     with pytest.warns(UserWarning, match="is damaged"):
         assert world.store.open(stage) is None
     world.shop.learn(stage)
-    assert world.store.has(work)
+    assert world.store.has(item)
     assert {k: c["score"] for k, c in world.store.cells(stage).items()} == {
         k: c["score"] for k, c in cells.items()
     }
@@ -202,7 +202,7 @@ def test_an_exam_that_failed_is_told_although_its_stage_is_finished(world):
     world.store.publish(stage, {}, lambda f: None)
     world.store.fail(stage, {"error": "OSError", "message": "no space", "traceback": ""})
     assert world.store.failure(stage)["error"] == "OSError"
-    cell = {"exam": world.exam("ones").key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
+    cell = {"evaluation": world.evaluation("ones").key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
     world.store.sit(stage, [cell], lambda f: None)
     assert world.store.failure(stage) is None
 
@@ -226,67 +226,3 @@ def test_a_record_says_in_words_what_was_learned(world):
     kept = json.loads(manifest(world, stage).read_text())["of"]["record"]
     assert kept["meaning"]["effect"]["dgg"]["alpha"] == 0.5
     assert kept["meaning"]["learns"][0][0] == "fours"
-
-
-# -- stores of older versions ----------------------------------------------------------------------
-
-
-def older(world, stage, files, cells=()):
-    """Write a stage as it was written before manifests were sealed."""
-
-    def published(place, record, files):
-        place.mkdir(parents=True)
-        files = {"record.json": json.dumps(record, indent=1).encode(), **files}
-        for name, data in files.items():
-            (place / name).parent.mkdir(exist_ok=True)
-            (place / name).write_bytes(data)
-        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        (place / "manifest.json").write_text(json.dumps(sums))
-
-    place = world.store.folder / stage.key[:2] / stage.key
-    published(place, {"key": stage.key, "meaning": stage.meaning, "bytes": 1}, files)
-    if cells:
-        published(place / "exams" / "0123456789abcdef", {"cells": list(cells)}, {"predictions": b"p"})
-    return place
-
-
-def test_a_store_of_an_older_version_is_read_and_gone_on_with(world):
-    first, second = world.path("ones", "fours")
-    ones = world.exam("ones")
-    cell = {"exam": ones.key, "task": "ones", "split": "test", "score": 0.5, "n": 2}
-    older(world, first, {"adapter/weights": b"w"}, [cell])
-    store = StageStore(world.store.folder)
-
-    assert store.has(Work(first, (ones,)))
-    assert store.missing(Work(first, (ones, world.exam("fours")))) == (world.exam("fours"),)
-    assert (store.open(first) / "adapter" / "weights").read_bytes() == b"w"
-    store.publish(second, {}, lambda f: None)
-    assert {record["key"] for record in store} == {first.key, second.key}
-    assert {record["key"] for record in Glance(store)} == {first.key, second.key}
-
-
-def test_a_damaged_stage_of_an_older_version_is_set_aside_and_learned_anew(world):
-    (stage,) = world.path("ones")
-    cell = {"exam": "e", "task": "ones", "split": "test", "score": 0.5, "n": 2}
-    place = older(world, stage, {"weights": b"w"}, [cell])
-    (place / "weights").write_bytes(b"v")
-    store = StageStore(world.store.folder)
-    with pytest.warns(UserWarning, match="weights is not what was written"):
-        assert store.open(stage) is None
-    assert store.record(stage) is None
-    store.publish(stage, {}, lambda f: (f / "weights").write_bytes(b"w"))
-    assert (store.open(stage) / "weights").read_bytes() == b"w"
-    assert store.cells(stage)["e"]["score"] == 0.5
-
-
-def test_a_stage_of_an_older_version_can_be_discarded(world):
-    first, second = world.path("ones", "fours")
-    cell = {"exam": "e", "task": "ones", "split": "test", "score": 0.5, "n": 2}
-    place = older(world, first, {"weights": b"w" * 1000}, [cell])
-    older(world, second, {})
-    store = StageStore(world.store.folder)
-    assert store.discard(first.key) > 1000
-    assert not place.exists()
-    assert store.record(first) is None
-    assert store.cells(first) == {}
-    assert store.record(second)["key"] == second.key
