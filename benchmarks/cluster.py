@@ -24,21 +24,24 @@ from typing import Any
 
 import psutil
 import ray
+from dgg_ray.execution.broker_client import walk
 
 from dgg_ray.config.sections import Workers
-from dgg_ray.config.simulation import Law
+from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.config.study import Study
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.cost.budget import Purse
+from dgg_ray.cost.budget import BudgetTracker
 from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import Broker
-from dgg_ray.execution.broker_client import walk
 from dgg_ray.execution.executor import Crew
 from dgg_ray.execution.progress import Display
-from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.backend import LocalBackend
+from dgg_ray.storage.leases import LeaseOwner
+from dgg_ray.storage.memory import MemoryStore
+from dgg_ray.storage.stage_store import StageStore, open_store
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
+from dgg_ray.testing.synthetic_study import synthetic_study
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 ENOUGH = 200  # stages for each fleet, so that none waits while others start
 
@@ -49,28 +52,28 @@ class Clocked(StageStore):
 
     def publish(self, stage: Any, record: dict[str, Any], fill: Any) -> None:
         super().publish(stage, record, fill)
-        with (self.folder / "ended").open("a") as log:
+        with (self.backend.root / "ended").open("a") as log:
             log.write(f"{os.getpid()} {time.time()}\n")
 
     def begun(self, seconds: float) -> list[tuple[int, float]]:
         """(Worker, when) of each stage that has ended."""
-        if not (self.folder / "ended").exists():
+        if not (self.backend.root / "ended").exists():
             return []
-        lines = [line.split() for line in (self.folder / "ended").read_text().splitlines()]
+        lines = [line.split() for line in (self.backend.root / "ended").read_text().splitlines()]
         return [(int(worker), float(when) - seconds) for worker, when in lines]
 
 
 def work_items(study: Study, count: int) -> list[WorkItem]:
     """So many first stages, all different and equally long."""
     study = replace(study, seeds=tuple(range(count)))
-    return [WorkItem(run.stages[0]) for run in study.runs()]
+    return [WorkItem(run.stages[0]) for run in study.runs]
 
 
 def sleeping(groups: int, seconds: float) -> Study:
     """A study whose first stages take so many seconds."""
-    law = Law(seconds=1.0, wait=1.0, spread=0.0, noise=0.0)
-    study = imagined(2, DGG(), simulation=law)
-    _, once = Simulated.of(study, MemoryStore()).cost(work_items(study, 1)[0].stage)
+    law = ResponseModel(seconds=1.0, wait=1.0, spread=0.0, noise=0.0)
+    study = synthetic_study(2, DGG(), simulation=law)
+    _, once = SimulatedRunner.of(study, MemoryStore()).training_cost(work_items(study, 1)[0].stage)
     workers = Workers(groups=groups, engine="simulated", idle_timeout_s=2.0, hang_timeout_minutes=0)
     return replace(study, simulation=replace(law, seconds=seconds / once), workers=workers)
 
@@ -91,10 +94,10 @@ def by_fleets(groups: int, rounds: int, seconds: float) -> tuple[float, float]:
     """(busy share, seconds until the last fleet began)."""
     study = sleeping(groups, seconds)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, ExitStack() as stack:
-        store, began = Clocked(Path(name) / "stages"), time.time()
-        store.folder.mkdir()
+        store, began = Clocked(LocalBackend(Path(name) / "stages")), time.time()
+        store.backend.root.mkdir()
         display = stack.enter_context(Display("", quiet=True))
-        crew = stack.enter_context(Crew(study, store, Path(name), display, Purse()))
+        crew = stack.enter_context(Crew(study, store, Path(name), display, BudgetTracker()))
         broker, many = crew.start(), [[item] for item in work_items(study, groups * (rounds + ENOUGH))]
         asking = threading.Thread(target=walk, args=(many, broker))
         asking.start()
@@ -144,13 +147,13 @@ def stages(counts: list[int], rounds: int, seconds: float) -> None:
 
 
 def broker_of(store: StageStore) -> Any:
-    return Broker.remote(store, 2, None, Holder.here())  # type: ignore[attr-defined]
+    return Broker.remote(store, 2, None, LeaseOwner.this_process())  # type: ignore[attr-defined]
 
 
 def restart(count: int) -> None:
     study = sleeping(1, 1.0)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
-        broker = broker_of(StageStore(Path(name)))
+        broker = broker_of(open_store(Path(name)))
         asking = threading.Thread(target=walk, args=([[item] for item in work_items(study, count)], broker))
         asking.start()
         known(broker, count)

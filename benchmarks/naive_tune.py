@@ -25,9 +25,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgg_ray import Study, load_study, run_study
 from dgg_ray.execution import cluster
-from dgg_ray.execution.worker_groups import workshop
-from dgg_ray.search import comparison, evidence
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.execution.worker_groups import build_stage_runner
+from dgg_ray.search.comparison import make_search
+from dgg_ray.search.evidence import EvidenceReader
+from dgg_ray.storage.stage_store import open_store
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 
@@ -36,11 +37,11 @@ def learn_all(config: dict[str, Any]) -> None:
     """A worker: every order of one setting, from its start."""
     study: Study = config["study"]
     with tempfile.TemporaryDirectory() as folder:
-        for number, run in enumerate(study.runs()):
+        for number, run in enumerate(study.runs):
             # A store for each run: inside one nothing is there before, so nothing is shared.
-            shop = workshop(study, StageStore(Path(folder) / str(number)))
-            for item in evidence.work_items(study, run):
-                shop.obtain(item)
+            runner = build_stage_runner(study, open_store(Path(folder) / str(number)))
+            for item in study.runs.work_items(run):
+                runner.run(item)
 
 
 def trial(config: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ def main() -> None:
         outcome = run_study(study, Path(folder) / "tree", quiet=True)
         by_tree = time.perf_counter() - began
         store = study.store(Path(folder) / "tree")
-        found, _ = comparison.replay_searches(study, store)
+        found = EvidenceReader(study, store).replay_to_read(make_search(study))
         settings = [profile.setting for profile in found.proposed]
 
         began = time.perf_counter()
@@ -81,7 +82,7 @@ def main() -> None:
                 run_config=ray.tune.RunConfig(name="naive", storage_path=folder, verbose=0),
             ).fit()
         naive = time.perf_counter() - began
-    asked = sum(len(run.stages) for setting in settings for run in study.at(setting).runs())
+    asked = sum(len(run.stages) for setting in settings for run in study.at(setting).runs)
     print(f"settings × orders           {len(settings)} × {len(study.all_orders)}")
     print(f"stage tree                  {by_tree:6.1f} s, {outcome.tally['trained']} stages trained, "
           f"{study.workers.groups} start-ups, the winner's test exams among it")  # fmt: skip

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from schedule import ALPHA, memory_mb, timed
 
-from dgg_ray.analysis.results import CELL, Results
-from dgg_ray.report import report
+from dgg_ray.analysis.results import CELL_COLUMNS, Results
+from dgg_ray.report import page
 
 
 def large(rows: int, tasks: int = 6) -> Results:
@@ -39,7 +39,7 @@ def large(rows: int, tasks: int = 6) -> Results:
         score = 0.75 - 0.1 * a**2 * (age == 0) - 0.05 * age * (1 - a) + 0.02 * rng.standard_normal(len(s))
         strategy = np.where(s < count, "dgg", ids[s])
         columns = [ids[s], strategy, labels[o], 0, t[c], named[learned], named[orders[o, i[c]]]]
-        part = dict(zip(CELL, [*columns, split, score.clip(0, 1), 500, 1.0], strict=True))
+        part = dict(zip(CELL_COLUMNS, [*columns, split, score.clip(0, 1), 500, 1.0], strict=True))
         parts.append(pd.DataFrame(part | {f"{ALPHA}.{n}": alphas[s, k] for k, n in enumerate(names)}))
     costs = pd.DataFrame(
         columns=["key", "trained_task", "runs", "train_seconds", "evaluation_seconds", "peak_memory_mb"]
@@ -51,14 +51,14 @@ def large(rows: int, tasks: int = 6) -> Results:
 
 
 def reported(rows: int = 1_000_000) -> None:
-    names = report.figure_names
+    names = page.figure_names
     for label, figures in (("tables alone", list), ("with figures", names)):
-        results, report.figure_names = large(rows), figures
+        results, page.figure_names = large(rows), figures
         with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
-            wall, cpu = timed(partial(report.write, results, Path(folder)))
+            wall, cpu = timed(partial(page.write_report, results, Path(folder)))
         print(f"  {len(results.table):,} cells, {label}: wall {wall:.1f} s, CPU {cpu:.1f} s")
         print(f"  peak memory {memory_mb():.0f} MB", flush=True)
-    report.figure_names = names
+    page.figure_names = names
 
 
 def main() -> None:

@@ -35,22 +35,23 @@ from typing import Any
 
 import psutil
 import ray
+from dgg_ray.execution.broker_client import walk
 
 from dgg_ray.config.sections import Orders, Search, SearchParameter
-from dgg_ray.config.simulation import Law
+from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.config.study import Study
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution.broker import Broker
-from dgg_ray.execution.broker_client import walk
-from dgg_ray.execution.work_queue import Desk, Ended
+from dgg_ray.execution.work_queue import Ended, WorkQueue
 from dgg_ray.planning.plan import plan
-from dgg_ray.search import evidence
 from dgg_ray.storage import backend
-from dgg_ray.storage.leases import LEASE_S, Holder
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.leases import LEASE_S, LeaseOwner
+from dgg_ray.storage.memory import MemoryStore
+from dgg_ray.storage.stage_store import StageStore, open_store
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.synthetic_study import synthetic_study
 from dgg_ray.training.setup import handful
-from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 ALPHA = "strategy.alpha"
 PARTS = ("broker", "takers", "driver")
@@ -76,8 +77,8 @@ def some_works(count: int) -> list[WorkItem]:
     found: dict[str, WorkItem] = {}
     for n in range(1, 1 + count):
         study = learner_of(n)
-        for run in study.runs():
-            found |= {item.key: item for item in evidence.work_items(study, run)}
+        for run in study.runs:
+            found |= {item.key: item for item in study.runs.work_items(run)}
         if len(found) >= count:
             break
     return list(found.values())[:count]
@@ -85,19 +86,19 @@ def some_works(count: int) -> list[WorkItem]:
 
 def learner_of(n: int) -> Study:
     """A study of 6 tasks on 6 orders; every stage after the first has an α of its own."""
-    law = Law(noise=0.0, evaluation_noise=False, spread=0.0)
-    return imagined(6, DGG(alpha=n / 1000), simulation=law, orders=Orders("cyclic"))
+    law = ResponseModel(noise=0.0, evaluation_noise=False, spread=0.0)
+    return synthetic_study(6, DGG(alpha=n / 1000), simulation=law, orders=Orders("cyclic"))
 
 
 def through(work_items: list[WorkItem], store: StageStore) -> Callable[[], None]:
-    desk, shop = Desk(store), Simulated.of(learner_of(1), store)
+    desk, runner = WorkQueue(store), SimulatedRunner.of(learner_of(1), store)
 
     def run() -> None:
         for item in work_items:
             assert desk.need(item) == "queued"
             taken = desk.take("fleet")
             assert taken is not None
-            shop.obtain(taken)
+            runner.run(taken)
             desk.done("fleet", taken.key, True, None)
 
     return run
@@ -120,9 +121,9 @@ def stages(count: int) -> None:
         baselines = {
             "desk, store in memory": through(work_items, MemoryStore()),
             "desk and store, no fsync": partial(
-                unsynced, through(work_items, StageStore(folder / "unsynced"))
+                unsynced, through(work_items, open_store(folder / "unsynced"))
             ),
-            "desk and store": through(work_items, StageStore(folder / "store")),
+            "desk and store": through(work_items, open_store(folder / "store")),
             "plain files, one fsync": partial(plain_files, folder / "plain", count),
         }
         for label, run in baselines.items():
@@ -154,10 +155,10 @@ class Nowhere(MemoryStore):
         self.records[item.key] = {}
         return there
 
-    def lease(self, key: str, holder: Holder, seconds: float = LEASE_S) -> Holder | None:
+    def acquire_lease(self, key: str, owner: LeaseOwner, seconds: float = LEASE_S) -> LeaseOwner | None:
         return None
 
-    def release(self, key: str, holder: Holder) -> None:
+    def release_lease(self, key: str, owner: LeaseOwner) -> None:
         pass
 
 
@@ -169,14 +170,14 @@ class Taker:
         """Its process is there."""
 
     def item(self, name: str, broker: Any, store: StageStore, nothing: bool) -> None:
-        shop = Simulated.of(learner_of(1), store)
+        runner = SimulatedRunner.of(learner_of(1), store)
         ended: list[Ended] = []
         while work_items := ray.get(broker.take.remote(name, 5.0, ended)):
             ended = []
             for item in handful(work_items, lambda compute: compute()):
                 began = time.monotonic()
                 if not nothing:
-                    shop.obtain(item)
+                    runner.run(item)
                 ended.append((item.key, True, None, time.monotonic() - began))
 
 
@@ -270,7 +271,7 @@ def through_ray(count: int) -> None:
         print(f"  an idle call a stage       {count / wall:6.0f} a second", flush=True)
         print(f"  broker, nothing stored     {brokered(work_items, Nowhere())}", flush=True)
         with tempfile.TemporaryDirectory(prefix="dgg-") as name:
-            print(f"  broker and folder store    {brokered(work_items, StageStore(Path(name)))}", flush=True)
+            print(f"  broker and folder store    {brokered(work_items, open_store(Path(name)))}", flush=True)
         print(f"  peak memory of the driver  {memory_mb():.0f} MB")
     finally:
         ray.shutdown()
@@ -283,9 +284,11 @@ def planned() -> None:
     space = {ALPHA: SearchParameter(values=(0.0, 0.1, 0.2, 0.5, 1.0))}
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         for _ in range(2):  # the second time nothing is imported
-            study = imagined(6, DGG(buffer=20), orders=Orders("all"), search=Search(space, method="grid"))
+            study = synthetic_study(
+                6, DGG(buffer=20), orders=Orders("all"), search=Search(space, method="grid")
+            )
             wall, cpu = timed(
-                lambda study=study: print(f"  {plan(study, StageStore(Path(folder))).asked} stages")
+                lambda study=study: print(f"  {plan(study, open_store(Path(folder))).requested} stages")
             )
     print(f"  wall {wall:.2f} s, CPU {cpu:.2f} s")
 

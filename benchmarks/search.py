@@ -30,11 +30,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgg_ray.config.sections import Orders, Search, SearchParameter
-from dgg_ray.config.simulation import Law
+from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.config.study import Study
-from dgg_ray.search import comparison, evidence
+from dgg_ray.search import comparison
+from dgg_ray.search.evidence import EvidenceReader
+from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
+from dgg_ray.testing.synthetic_study import synthetic_study
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 ALPHA, ALPHAS, BUFFER = "strategy.alpha", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), 20
 LISTED, RANGE = (
@@ -53,8 +56,8 @@ class Found(NamedTuple):
     regret: float
 
 
-def imagine(tasks: int, orders: int, law: Law, parameter: SearchParameter = LISTED, **search) -> Study:
-    return imagined(
+def imagine(tasks: int, orders: int, law: ResponseModel, parameter: SearchParameter = LISTED, **search) -> Study:
+    return synthetic_study(
         tasks, DGG(buffer=BUFFER), simulation=law, orders=Orders("random", orders, law.seed),
         search=Search({ALPHA: parameter}, seed=law.seed, **search),
     )  # fmt: skip
@@ -64,7 +67,7 @@ class Truth:
     """The law's mean final scores without noise. best: of the settings on the grid."""
 
     def __init__(self, study: Study) -> None:
-        self.names, self.law = study.names, study.simulation
+        self.names, self.law = study.task_names, study.simulation
         axes = np.meshgrid(*[ALPHAS] * len(self.names), indexing="ij", sparse=True)
         self.orders = study.all_orders
         shape = [len(ALPHAS)] * len(self.names)
@@ -76,7 +79,7 @@ class Truth:
         for order in self.orders:
             skills: dict[str, Any] = {}
             for task in order:
-                skills = self.law.learned(skills, task, alphas[task], BUFFER, 8)
+                skills = self.law.trained(skills, task, alphas[task], BUFFER, 8)
             finals.append(sum(skills.values()) / len(order))
         return sum(finals) / len(finals)
 
@@ -90,13 +93,14 @@ class Truth:
 def searched(study: Study, truth: Truth) -> Iterator[Found]:
     """At some whole settings and at the end: stages trained so far, regret of what is best so far."""
     store, method = MemoryStore(), comparison.make_search(study)
-    shop = Simulated.of(study, store)
+    reader = EvidenceReader(study, store)
+    runner = SimulatedRunner.of(study, store)
     while (proposal := method.ask()) is not None:
         number, query = proposal
-        while chains := evidence.needs(study, store, query):
+        while chains := reader.missing(query):
             for item in (item for chain in chains for item in chain):
-                shop.obtain(item)
-        method.tell(number, evidence.evidence(study, store, query))
+                runner.run(item)
+        method.tell(number, reader.evidence(query))
         if method.finished or (study.search.method != "stagewise" and number + 1 in STEPS):
             winner = method.winner()
             yield Found(len(store.records), truth.regret(winner) if winner else np.nan)
@@ -106,7 +110,7 @@ def shown(regrets: np.ndarray) -> str:
     return f"{regrets.mean():.4f} ± {regrets.std(ddof=1) / len(regrets) ** 0.5:.4f}"
 
 
-def table(orders: int, tasks: int, laws: Sequence[Law]) -> None:
+def table(orders: int, tasks: int, laws: Sequence[ResponseModel]) -> None:
     plain = [imagine(tasks, orders, law) for law in laws]
     truths = [Truth(study) for study in plain]
     print(f"{orders} order(s), {tasks} tasks, {len(ALPHAS)} α each, {len(laws)} studies like {laws[0]}")
@@ -161,9 +165,9 @@ def main() -> None:
     parser.add_argument("--transfer", type=float, default=0.0, help="of the law (simulation.py)")
     o = parser.parse_args()
     print(f"{platform.machine()}, {cpu_count()} CPU cores")
-    like = Law(noise=o.noise, bend=o.bend, transfer=o.transfer)
+    like = ResponseModel(noise=o.noise, bend=o.bend, transfer=o.transfer)
     for orders in o.orders:
-        table(orders, o.tasks, [replace(like, seed=seed) for seed in range(o.studies)])
+        table(orders, o.data.tasks, [replace(like, seed=seed) for seed in range(o.studies)])
 
 
 if __name__ == "__main__":

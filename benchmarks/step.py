@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgg_ray.core.interfaces import Adapter, Model, Pieces, Training
+from dgg_ray.core.interfaces import Adapter, Model, ShardedTensors, StageSetup, Training
 from dgg_ray.models.embedded import Embedded
 from dgg_ray.readers.embedded import Embedded as Tasks
 from dgg_ray.strategies.dgg import DGG, add_guidance
@@ -135,7 +135,7 @@ def main() -> None:
     examples = Tasks(train=max(o.batch, 32), validation=32, test=32).read("words").examples
     batch = examples["train"][: o.batch]
 
-    learner.begin(adapter, training, 10**6, 0, "words", None)
+    learner.start(StageSetup(adapter, training, 10**6, 0, "words"))
     dgg = DGG(alpha=1.0)
     dgg.begin_task(learner.weights(), "words", ("digits",), 0)
     edits = {"plain": lambda weights, gradients, step: None, "guided": dgg.edit_gradient}
@@ -153,9 +153,9 @@ def main() -> None:
     ratios = [g / p for g, p in zip(times["guided"], times["plain"], strict=True)]
     plain, ratio = statistics.median(times["plain"]), statistics.median(ratios)
 
-    weights = Pieces(w.detach().clone() for w in learner.weights())
+    weights = ShardedTensors(w.detach().clone() for w in learner.weights())
     anchor, gradients = ([torch.randn_like(w) for w in weights] for _ in range(2))
-    alone = median(lambda: add_guidance(weights, anchor, Pieces(gradients)), device, 51)
+    alone = median(lambda: add_guidance(weights, anchor, ShardedTensors(gradients)), device, 51)
     bytes_ = 4 * sum(w.numel() * w.element_size() for w in weights)
     least = bytes_ / copy_rate(device, bytes_ // 4)
 

@@ -21,7 +21,7 @@ import psutil
 
 from dgg_ray.config import registry
 from dgg_ray.config.registry import LIVE
-from dgg_ray.config.study import store_at
+from dgg_ray.storage.stage_store import open_store
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = 21_080
@@ -75,7 +75,7 @@ def until_a_stage_is_learned(words: list[str], environment: dict[str, str], name
     log = (store.parent.parent / f"{name}.log").open("w+")
     process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
     while True:
-        live = store_at(str(store)).noted(registry.note(name, LIVE)) if store.exists() else None
+        live = open_store(str(store)).get_document(registry.document_name(name, LIVE)) if store.exists() else None
         if live and live["content"]["running"]:
             break
         if process.poll() or time.perf_counter() - began > 300:

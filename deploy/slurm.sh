@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A study on the nodes of a Slurm allocation: Ray is started on all of them, runs the study, and ends.
+# Run a study on the nodes of a Slurm allocation: start Ray on all of them, run the study, and stop Ray.
 #
 #   sbatch deploy/slurm.sh studies/quickstart.yaml
 #   sbatch --nodes=8 --time=04:00:00 deploy/slurm.sh studies/quickstart.yaml --out /shared/out/quickstart
 #   squeue --me
 #   scancel JOB
 #
-# All that follows the study goes to `dgg-ray run`. The results, and with them the stages, must be on a disk that
-# all nodes share; out/NAME below the folder in which you call sbatch is one on most clusters. At the end of the
-# time the study is stopped as by Ctrl-C; the same command goes on with what is finished, and with the snapshots
-# of what was not. DGG_RAY_REQUEUE=1 does that by itself, until the study is done.
+# All arguments after the study are passed to `dgg-ray run`. The results, which include the stages, must be on a disk
+# that all nodes share. On most clusters that is true of out/NAME below the folder in which you call sbatch. When the
+# time is over, the study is stopped as by Ctrl-C. The same command continues from the finished stages and from the
+# mid-stage checkpoints of the others. With DGG_RAY_REQUEUE=1 the job is requeued until the study is done.
 #
 # CHANGE the lines below to what your cluster offers.
 #SBATCH --job-name=dgg-ray
@@ -21,7 +21,7 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# CHANGE: what makes `dgg-ray` and `ray` known on every node.
+# CHANGE: commands that make `dgg-ray` and `ray` available on every node.
 # source .venv/bin/activate
 
 set -euo pipefail
@@ -30,16 +30,16 @@ shift
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node; Ray's workers use ports below
+port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node; Ray's workers use lower ports
 cpus=${SLURM_CPUS_PER_TASK:-1}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 
-# A token for this job alone: other people are on this network.
+# A token for this job only, because other people use this network.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_USAGE_STATS_ENABLED=0
 
-# exec: always called behind `&` or in a pipe, and a signal is for srun, not for the shell around it.
+# exec, because this is always called with `&` or in a pipe, and signals must reach srun, not the shell around it.
 on() { exec srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --overlap --nodelist="$1" "${@:2}"; }
 
 ray_pids=()
@@ -55,7 +55,7 @@ on "$head" ray start --head --node-ip-address="$ip" --port="$port" --num-cpus="$
   --include-dashboard=false --temp-dir="/tmp/dgg-$SLURM_JOB_ID" --block &
 ray_pids+=($!)
 
-# `ray status` answers once the head does; a node that comes before it would give up.
+# Wait until the head answers `ray status`; a node that starts earlier would give up.
 for _ in $(seq 60); do
   ray status --address="$ip:$port" >/dev/null 2>&1 && break
   kill -0 "${ray_pids[0]}" || exit 1
@@ -66,7 +66,7 @@ for node in "${nodes[@]:1}"; do
   ray_pids+=($!)
 done
 
-# Ray counts what is there; fleets that are to span nodes must not begin with half of them.
+# Wait until Ray sees all nodes: worker groups that span nodes must not start with half of them.
 python - "$ip:$port" "${#nodes[@]}" <<'PYTHON'
 import sys, time
 import ray
@@ -76,30 +76,30 @@ ray.init(address=address, log_to_driver=False, logging_level="error")
 deadline = time.monotonic() + 300
 while (here := sum(node["Alive"] for node in ray.nodes())) < wanted:
     if time.monotonic() > deadline:
-        sys.exit(f"{here} of {wanted} nodes came within five minutes; look at what srun says above")
+        sys.exit(f"only {here} of {wanted} nodes joined within five minutes; see the messages of srun above")
     time.sleep(1)
 print(f"{here} nodes, {ray.cluster_resources().get('GPU', 0):g} GPUs", flush=True)
 PYTHON
 
-# TERM, not INT: bash lets what it starts in the background ignore INT.
+# TERM, not INT: background processes of bash ignore INT.
 out_of_time=
-dgg-ray run "$study" --address "$ip:$port" "$@" &
+dgg-ray run "$study" --ray-address "$ip:$port" "$@" &
 run=$!
-trap 'out_of_time=1; kill -TERM "$run" 2>/dev/null' USR1 # as --signal above has it
-trap 'kill -TERM "$run" 2>/dev/null' TERM # scancel: who ended the job does not want it queued again
+trap 'out_of_time=1; kill -TERM "$run" 2>/dev/null' USR1 # the signal requested by --signal above
+trap 'kill -TERM "$run" 2>/dev/null' TERM # from scancel: the job is not requeued
 code=0
 wait "$run" || code=$?
-while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before what it waits for
+while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the process ends
   code=0
   wait "$run" || code=$?
 done
 
 if [[ -n $out_of_time ]]; then
   if [[ ${DGG_RAY_REQUEUE:-0} == 1 ]]; then
-    echo "out of time; queued again"
+    echo "out of time; the job is requeued"
     scontrol requeue "$SLURM_JOB_ID"
   else
-    echo "out of time; go on with the same: sbatch $0 $study $*"
+    echo "out of time; to continue, run: sbatch $0 $study $*"
   fi
 fi
 exit "$code"

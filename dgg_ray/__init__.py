@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dgg_ray.core import surroundings
+from dgg_ray.core import process_setup
 
-surroundings.prepare()  # before anything is imported that takes it for granted
+process_setup.prepare_process()  # before anything is imported that takes it for granted
 
 if TYPE_CHECKING:
     from dgg_ray.api import Outcome as Outcome

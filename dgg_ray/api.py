@@ -18,115 +18,205 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dgg_ray.analysis import load, matrices, run_table
+from dgg_ray.analysis import load, run_table
 from dgg_ray.analysis.archive import Archive
-from dgg_ray.analysis.predictions import examples
-from dgg_ray.analysis.predictions import predictions as stored
+from dgg_ray.analysis.predictions import examples_by_id
+from dgg_ray.analysis.predictions import predictions_table as stored
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import final_split, text_of
-from dgg_ray.config import loader, mappings, yaml_edit
+from dgg_ray.analysis.run_table import final_split, format_value
+from dgg_ray.config import loader, saved_study, study_mapping, yaml_edit
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import event_log
-from dgg_ray.core.errors import Fault, ResultsError, hint
-from dgg_ray.core.fence import Fence
+from dgg_ray.core.error_records import format_error_record
+from dgg_ray.core.errors import Fault, ResultsError, did_you_mean
 from dgg_ray.core.interfaces import SPLITS
+from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.stage import Run
 from dgg_ray.core.terminal import warn
+from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.store_view import StoreView
 
-PAGE = "the report"  # its name where it cannot be written
+if TYPE_CHECKING:
+    from dgg_ray.planning.plan import Plan
+
+REPORT = "the report"  # its name in messages
 Order = int | str | Sequence[str]  # its place among the orders, "a > b > c", or the names of the tasks
 
 
 def load_study(
     source: str | Path | Mapping[str, Any], data: str | Path | None = None, store: str | None = None
 ) -> Study:
-    """The study in a YAML file or in a mapping, its data read and checked; StudyError holds every fault.
+    """Load the study in a YAML file or a mapping, read its data and check both.
+
+    Raises StudyError, which holds every fault.
 
     source: the file; or keys and values as a file has them. Parts of a mapping may be objects too
         (`DGG(alpha=0.3)`, `Training(epochs=3)`), and `tasks` may map names to readers
         (`{"digits": Embedded(train=200)}`).
-    data: folder, or URL, that the tasks' relative paths start from; by default the environment's
+    data: folder or URL that the tasks' relative paths start from; by default the environment's
         DGG_RAY_DATA, or else the file's own folder, for a mapping the working folder.
-    store: in place of `output.store`.
+    store: used in place of `output.store`.
     """
     if isinstance(source, str | Path):
-        return loader.load(Path(source), data, store, warmed)
-    return loader.from_dict(source, data, store, warmed)
+        return loader.load_file(Path(source), data, store, with_warm_starts)
+    return loader.load_mapping(source, data, store, with_warm_starts)
 
 
-def warmed(study: Study) -> tuple[Study, list[Fault]]:
-    from dgg_ray.search import warm_start  # here: Optuna comes with it, which most studies are read without
+def with_warm_starts(study: Study) -> tuple[Study, list[Fault]]:
+    from dgg_ray.search import warm_start  # late: most studies are read without Optuna
 
     return warm_start.warmed(study)
 
 
 def study_to_dict(study: Study) -> dict[str, Any]:
-    """The mapping of which `load_study` makes this study: plain values, defaults left out, paths whole."""
-    return mappings.settings(study, loader.KEYS)
+    """The mapping from which `load_study` makes this study: plain values, no defaults, absolute paths."""
+    return study_mapping.study_mapping(study, loader.KEYS)
 
 
 def study_to_yaml(study: Study) -> str:
     """The study as the text of a file."""
-    return yaml_edit.dumped(study_to_dict(study))
+    return yaml_edit.to_file_text(study_to_dict(study))
 
 
 def run_study(
     study: Study, out: str | Path, local: bool = False, address: str | None = None, quiet: bool = False
 ) -> Outcome:
-    """Run or continue the study; everything that is in the store already is taken from there.
+    """Run or continue the study; what its store holds already is not trained again.
 
-    What should be known of its data is said on standard error before. Raises StudyError for data with
-    which stages would fail.
+    Warnings about its data go to standard error first. Raises StudyError for data with which stages would
+    fail.
 
-    local: in this process, without Ray; the results are the same.
+    local: run in this process, without Ray; the results are the same.
     address: of a Ray cluster; None starts one on this machine if a stage has to be trained.
-    quiet: without what is said on the way.
+    quiet: show no progress.
     """
     check(study)
-    return carry_out(study, Path(out), local, address, quiet)
+    return run_checked_study(study, Path(out), local, address, quiet)
 
 
 def check(study: Study) -> None:
-    """Say what should be known of the study's data; StudyError for data with which stages would fail."""
-    from dgg_ray.training import preflight  # here: it needs torch and transformers
+    """Warn of what a person should know about the study's data; raise StudyError where stages would fail."""
+    from dgg_ray.training import preflight  # late: it needs torch and transformers
 
-    for note in (*study.warnings, *preflight.check(study)):
+    for note in (*study.data.warnings, *preflight.check(study)):
         warn(note)
 
 
-def carry_out(
+def run_checked_study(
     study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
 ) -> Outcome:
-    """`run_study`, once the data were checked."""
-    from dgg_ray.execution import driver  # here: it needs Ray
+    """`run_study`, for a study whose data were checked."""
+    from dgg_ray.execution import driver  # late: it needs Ray
 
-    out, fence = out.absolute(), Fence(warn)
-    # Imported now, not at the end: what keeps the page from being made is told before hours of training.
-    pages = fence.tried(PAGE, None, import_module, "dgg_ray.report.report")
-    study, store = driver.prepared(study, out, local, fence)
-    with event_log.of_driver(study.name, out):
-        tally = driver.run(study, store, out, fence, local, address, quiet)
-        found = load.load(out, fence)
-        with fence(PAGE):
-            if pages:
-                pages.write(found, out, fence)
-    return Outcome(found, out, tally, fence)
+    out, optional = out.absolute(), OptionalOutputs(warn)
+    # Imported now and not at the end: what prevents the report is said before hours of training.
+    report = optional.value_or(REPORT, None, import_module, "dgg_ray.report.page")
+    study, store = driver.prepare(study, out, local, optional)
+    with event_log.driver_log(study.name, out):
+        tally = driver.run(study, store, out, optional, local, address, quiet)
+        results = load.load_results(out, optional)
+        with optional.attempt(REPORT):
+            if report:
+                report.write_report(results, out, optional)
+    return Outcome(results, out, tally, optional)
+
+
+def plan_study(
+    study: Study,
+    out: str | Path,
+    detect: float | None = None,
+    sd: float | None = None,
+    on_this_machine: bool = True,
+) -> Plan:
+    """Predict what a checked study costs, and what each design of its orders could detect.
+
+    Warns of what does not fit this machine, of a study in the folder that said otherwise, and of plug-ins
+    that were edited. Raises StudyError where the budget does not suffice for the first run.
+
+    detect: a difference in points of 100, to say how many blocks it takes to detect it.
+    sd: standard deviation of a paired difference, in points of 100; None measures it where possible.
+    """
+    from dgg_ray.config import study_changes
+    from dgg_ray.cost import budget
+    from dgg_ray.execution import capacity
+    from dgg_ray.planning import edited_plugins, order_designs
+    from dgg_ray.planning.plan import plan
+    from dgg_ray.search import comparison, warm_start
+
+    out = Path(out).absolute()
+    study = warm_start.settled(study, out)
+    if changes := study_changes.describe_changes(study, out):
+        warn(changes)
+    store = study.store(out)
+    predicted = replace(plan(study, store), designs=order_designs.compare_designs(study, store, detect, sd))
+    budget.make_tracker(study, store, comparison.comparison_items).check(comparison.first_run_items(study))
+    if on_this_machine:
+        for line in capacity.missing_resources(study, store.url, predicted.cost_forecast):
+            warn(line)
+    for line in edited_plugins.describe_unused_work(study, store):
+        warn(line)
+    return predicted
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """How far a study is.
+
+    live: what runs now, as the driver notes it: `running` stages with their steps, `queued` items.
+    best: the best setting so far with its objective; empty before one was evaluated.
+    failed: one line for each kind of failure.
+    """
+
+    plan: Plan
+    live: Mapping[str, Any]
+    best: str
+    failed: Sequence[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.plan.as_json(), **self.live, "best": self.best}
+
+    def __str__(self) -> str:
+        lines = [str(self.plan)]
+        lines.append(f"  now               {len(self.live['running'])} running, {self.live['queued']} queued")
+        for stage in self.live["running"]:
+            lines.append(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
+        lines.append(f"  best so far       {self.best or 'none yet'}")
+        lines += [f"  failed            {line}" for line in self.failed]
+        return "\n".join(lines)
+
+
+def study_status(out: str | Path) -> StudyStatus:
+    """Read how far the study in a folder is; raise ResultsError where there is none."""
+    from dgg_ray.execution import progress
+    from dgg_ray.planning.plan import plan
+    from dgg_ray.search import comparison
+
+    out, optional = Path(out).absolute(), OptionalOutputs(warn)
+    study = saved_study.require_saved_study(out)
+    store = study.store(out)
+    contents = load.read_contents(EvidenceReader(study, view := StoreView(store)))
+    search, best = contents.comparison.search, ""
+    if search:
+        best = optional.value_or("the best setting so far", "", comparison.best_so_far, search)
+    failures = load.failed_stages(view, contents.stages)
+    failed = list(dict.fromkeys(format_error_record(failure) for failure in failures))
+    return StudyStatus(plan(study, store), progress.read_live(out), best, failed)
 
 
 def open(out: str | Path) -> Outcome:
-    """The results in a folder, as far as they got; ResultsError where no study was run into it."""
-    out = Path(out).expanduser().absolute()
-    return Outcome(load.load(out), out)
+    """Open the results in a folder, as far as they got; raise ResultsError where no study was run into it."""
+    out, optional = Path(out).expanduser().absolute(), OptionalOutputs(warn)
+    return Outcome(load.load_results(out, optional), out, optional=optional)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,13 +228,13 @@ class Outcome:
     named by their place (0 is the first), as "a > b > c", or as a list of tasks.
 
     tally: of a run just ended: stages asked for, there (in the store already), trained, failed; seconds.
-    fence: what could not be made beside the results, in `fence.lines`.
+    optional: what could not be made beside the results, in `optional.messages`.
     """
 
     results: Results
     out: Path
     tally: dict[str, Any] = field(default_factory=dict)
-    fence: Fence = field(default_factory=Fence)
+    optional: OptionalOutputs = field(default_factory=OptionalOutputs)
 
     # -- what was found ----------------------------------------------------------------------------
 
@@ -161,8 +251,8 @@ class Outcome:
     @property
     def settings(self) -> pd.DataFrame:
         """One row per setting with finished stages, by its id: labels, strategy, the searched values."""
-        found = run_table.settings(self.results)
-        own = run_table.chosen(self.results)
+        found = run_table.setting_values(self.results)
+        own = run_table.chosen_setting(self.results)
         names = {own: [run_table.CHOSEN]} if own else {}
         for label, setting in self.results.baselines.items():
             names.setdefault(setting, []).append(label)
@@ -212,9 +302,11 @@ class Outcome:
         questions: add the column `question`, "" where the task's files are gone or have changed.
         """
         split, chosen = self.split(split), self.setting(setting)
-        known = self.study.names
+        known = self.study.task_names
         if task is not None and task not in known:
-            raise ResultsError(f"no task is called {task!r}; there are {', '.join(known)}{hint(task, known)}")
+            raise ResultsError(
+                f"no task is called {task!r}; there are {', '.join(known)}{did_you_mean(task, known)}"
+            )
         runs = self.asked(chosen)
         some = [runs[i] for i in self.fitting(blocks_of(runs), order, seed, f"setting {chosen}")]
         found = stored(self.store, some, split, None if task is None else [task])
@@ -243,18 +335,18 @@ class Outcome:
 
     def report(self) -> Path:
         """Write the report anew; the path of its page."""
-        from dgg_ray.report import report
+        from dgg_ray.report import page
 
-        return report.write(self.results, self.out)
+        return page.write_report(self.results, self.out)
 
     # -- in words ----------------------------------------------------------------------------------
 
     def __str__(self) -> str:
         """The answer in words and as a table, what it cost, and where the report is."""
-        from dgg_ray.report.closing import summary
+        from dgg_ray.report.console import summary_lines
 
         lines = (
-            self.fence.tried("the answer", [], summary, self.results, self.fence)
+            self.optional.value_or("the answer", [], summary_lines, self.results, self.optional)
             if self.begun
             else [self.state()]
         )
@@ -263,7 +355,7 @@ class Outcome:
             if t["there"]:
                 item += f", {'all' if t['there'] == t['asked'] else 'others'} answered from the store"
             lines += ["", f"{item}; {t['seconds']:.0f} s"]
-            if PAGE not in self.fence.lost:
+            if REPORT not in self.optional.failures:
                 lines.append(f"report: {self.out / 'report.html'}")
         return "\n".join(lines)
 
@@ -272,9 +364,9 @@ class Outcome:
 
     def _repr_html_(self) -> str:
         """For notebooks: what was found, and the comparison."""
-        from dgg_ray.report.report import answer
+        from dgg_ray.report.summary import summary_sentences
 
-        lines = answer(self.results) if self.begun else ["Nothing is finished yet."]
+        lines = summary_sentences(self.results) if self.begun else ["Nothing is finished yet."]
         head, *more = (html.escape(line) for line in lines)
         parts = [
             f"<p><b>{html.escape(self.results.name)}</b> · {html.escape(self.state())}</p>",
@@ -292,12 +384,13 @@ class Outcome:
         """How far it is, and what it recommends, in one line."""
         facts = self.results.facts
         text = f"{facts['finished stages']} of {facts['distinct stages']} stages finished"
-        known = run_table.settings(self.results) if self.begun else pd.DataFrame()
+        known = run_table.setting_values(self.results) if self.begun else pd.DataFrame()
         if (chosen := self.results.recommended) not in known.index:
             return f"{text}, no setting chosen yet"
         values = known.loc[chosen]
         named = ", ".join(
-            f"{name_of(parameter)} = {text_of(values[parameter])}" for parameter in self.results.parameters
+            f"{name_of(parameter)} = {format_value(values[parameter])}"
+            for parameter in self.results.parameters
         )
         return f"{text}, chosen: {values['strategy']}{named and f' with {named}'}"
 
@@ -307,7 +400,7 @@ class Outcome:
     def archive(self) -> Archive:
         """What the store holds beside scores; ResultsError where it could not be opened."""
         if self.results.archive is None:
-            why = "; ".join(self.fence.lines) or "`dgg_ray.open` the folder again"
+            why = "; ".join(self.optional.messages) or "`dgg_ray.open` the folder again"
             raise ResultsError(f"{self.results.name}: the store cannot be read for more than scores: {why}")
         return self.results.archive
 
@@ -326,23 +419,23 @@ class Outcome:
         runs = [found for (of, *_), found in self.archive.runs.items() if of == setting]
         return sorted(runs, key=lambda one: final.get((one[1].order, one[1].seed), len(final)))
 
-    def walked(self, setting: str, split: str) -> list[matrices.Run]:
+    def walked(self, setting: str, split: str) -> list[run_table.ScoredRun]:
         """The setting's runs as they were evaluated on a split, those of the final comparison first."""
-        final = {block: i for i, block in enumerate(self.results.terms.compared_on)}
-        found = [run for run in matrices.walk(self.results, split) if run.setting == setting]
+        final = {block: i for i, block in enumerate(self.results.setup.final_blocks)}
+        found = [run for run in run_table.scored_runs(self.results, split) if run.setting == setting]
         return sorted(found, key=lambda run: final.get((run.order, run.seed), len(final)))
 
     def split(self, split: str | None) -> str:
         if split is not None and split not in SPLITS:
             raise ResultsError(
-                f"no split is called {split!r}; there are {', '.join(SPLITS)}{hint(split, SPLITS)}"
+                f"no split is called {split!r}; there are {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}"
             )
         judged = self.results.recommended in set(self.results.table["setting"])
-        return split or (final_split(self.results) if judged else self.results.terms.selection_split)
+        return split or (final_split(self.results) if judged else self.results.setup.selection_split)
 
     def setting(self, setting: str | None) -> str:
         """The id that a label, an id or None stands for; ResultsError names those that there are."""
-        return run_table.named(self.results, setting)[1]
+        return run_table.find_setting(self.results, setting)[1]
 
     def fitting(
         self, blocks: Sequence[tuple[str, int]], order: Order | None, seed: int | None, what: str
@@ -371,7 +464,7 @@ class Outcome:
 
     def with_questions(self, found: pd.DataFrame, split: str) -> pd.DataFrame:
         asked: Mapping[str, dict[str, str]] = {
-            task: {id_: e.question for id_, e in examples(self.study, task, split).items()}
+            task: {id_: e.question for id_, e in examples_by_id(self.study, task, split).items()}
             for task in found["task"].unique()
         }
         texts = [asked[task].get(id_, "") for task, id_ in zip(found["task"], found["id"], strict=True)]

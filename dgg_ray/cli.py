@@ -1,441 +1,556 @@
-"""dgg-ray: arguments → calls.
-
-init | plan | profile | run | status | best | examples | robustness | report | extend | gc | schema
-submit | studies | logs | stop: on a cluster, from afar
-"""
+"""The command line: arguments → calls. `dgg-ray COMMAND --help` shows each command's options and examples."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 import dgg_ray
-from dgg_ray.core import surroundings, terminal
+from dgg_ray.core import process_setup, terminal
 from dgg_ray.core.errors import DggError, Fault, StudyError
-from dgg_ray.core.fence import Fence
 
 STUDY_IS_WRONG, STOPPED = 2, 130
-ABOUT = "Study how a vision-language model learns one dataset after another without forgetting."
-TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the head's door
-STORED = "stages go there (else $DGG_RAY_STORE, else the study's output.store)"
-THERE = f"the cluster's head (else $DGG_RAY_ADDRESS, else {TUNNEL})"
+TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to the head
+HEAD = "Dashboard of the cluster's head."
+# The base class of usage errors: typer brings its own copy of click, and exports some of its classes alone.
+UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
-Command = Callable[[str, Any, str], argparse.ArgumentParser]  # name, function, what it does
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 where a stage or the cluster failed; 2 where the study is wrong; 130 after Ctrl-C or a signal."""
-    with terminal.lasting():
-        return code_of(parser().parse_args(arguments))
-
-
-def code_of(options: argparse.Namespace) -> int:
-    try:
-        return options.do(options) or 0
-    except StudyError as error:
-        print(error, file=sys.stderr)
-        return STUDY_IS_WRONG
-    except (DggError, OSError) as error:  # OSError: a full disk, a folder that is not ours
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        if surroundings.folder_is_gone():
-            print("the folder that this was started in was deleted; `cd` to another one", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
-        return STOPPED
+app = typer.Typer(
+    help="Study how a vision-language model learns one dataset after another without forgetting.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="dgg-ray", description=ABOUT)
-    p.add_argument("--version", action="version", version=f"dgg-ray {dgg_ray.__version__}")
-    commands = p.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:
-        c = commands.add_parser(name, help=text, description=text)
-        c.set_defaults(do=do)
-        return c
-
-    to_begin(command)
-    on_this_machine(command)
-    on_results(command)
-    from_afar(command)
-    command("schema", schema, "JSON Schema of a study file, for editors")
-    return p
-
-
-def to_begin(command: Command) -> None:
-    c = command("init", init, "write a study for the tasks found in a folder, to begin with")
-    c.add_argument("--data", type=Path, metavar="DIR", help="folder with train and test files of your tasks")
-    c.add_argument("--embedded", action="store_true", help="the tasks in the package, which need no data")
-    c.add_argument("--model", help="NAME, NAME=FOLDER or NAME=HUB_NAME@COMMIT (default: embedded)")
-    c.add_argument("--name", help="the study's name (default: the data folder's)")
-    c.add_argument("--out-file", type=Path, metavar="FILE", help="to write (default: NAME.yaml)")
-
-
-def on_this_machine(command: Command) -> None:
-    def takes_study(c: argparse.ArgumentParser) -> None:
-        c.add_argument("study", type=Path, help="a study's YAML file")
-        c.add_argument(
-            "--data", type=Path, help="folder or URL of the tasks' files (else $DGG_RAY_DATA, the study's)"
-        )
-        c.add_argument("--out", type=Path, help="folder of the results (default: out/STUDY)")
-        c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
-
-    c = command("plan", plan, "check a study and its data, count its stages, start nothing")
-    takes_study(c)
-    c.add_argument("--see", type=points, metavar="POINTS", help="say what it takes to see this difference")
-    c.add_argument("--sd", type=points, metavar="POINTS", help="spread of a difference (default: measured)")
-    c.add_argument("--address", help="check against this Ray cluster in place of this machine")
-    c.add_argument("--json", action="store_true", help="counts as JSON")
-    for name, do, text in (
-        ("profile", profile, "measure what a study's stages will cost, a few steps of each kind"),
-        ("run", run, "run a study, or continue it"),
-    ):
-        c = command(name, do, text)
-        takes_study(c)
-        c.add_argument("--local", action="store_true", help="in this process, without Ray")
-        c.add_argument("--address", help="a Ray cluster, such as `auto` on its head (default: this machine)")
-        c.add_argument("--quiet", action="store_true", help="no progress display")
-    c = command("extend", extend, "a new dataset has come: write a study that has one more task")
-    c.add_argument("study", type=Path, help="the finished study's YAML file")
-    what = "a folder or a train file; or `embedded`. May be given several times"
-    c.add_argument("--task", type=pair, action="append", required=True, metavar="NAME=PATH", help=what)
-    c.add_argument("--reader", default="llava", help="what reads the files (default: llava)")
-    c.add_argument("--data", type=Path, help="folder or URL of the tasks' files, as for `run`")
-    c.add_argument("--from", type=Path, dest="results", help="the old results (default: out/STUDY)")
-    c.add_argument("--name", help="the new study's name (default: the old one's and the tasks')")
-    c.add_argument("--out-file", type=Path, metavar="FILE", help="to write (default: beside the old one)")
-    c = command("gc", gc, "what the studies of a store no longer need; with --delete, remove it")
-    c.add_argument("out", type=Path, nargs="*", help="results of a study in the store; or name that:")
-    c.add_argument("--store", metavar="PLACE", help="folder or URL of the store")
-    c.add_argument("--adapters", action="store_true", help="weights that nothing will start from, too")
-    c.add_argument("--gone", action="append", default=[], metavar="NAME", help="a study that is no more")
-    c.add_argument("--delete", action="store_true", help="remove it; without, it is only shown")
-    c.add_argument("--json", action="store_true", help="each piece, as JSON")
-
-
-def on_results(command: Command) -> None:
-    """Commands for what a study has found, on this machine or on a cluster."""
-
-    def takes_results(c: argparse.ArgumentParser, as_json: bool = True) -> argparse.ArgumentParser:
-        c.add_argument("out", metavar="DIR", help="folder of the results; with --address or --store a NAME")
-        c.add_argument("--address", nargs="?", const=tunnel(), help=THERE)
-        c.add_argument("--store", metavar="URL", help="the store that the study was run with")
-        c.add_argument("--copy", type=Path, metavar="DIR", help="what is fetched (default: out/cluster/NAME)")
-        if as_json:
-            c.add_argument("--json", action="store_true", help="every number, as JSON")
-        return c
-
-    takes_results(command("status", status, "how far a study is"))
-    what = "the setting to use and how sure that is, what it was compared with, where its adapter lies"
-    takes_results(command("best", best, what))
-    what = "answers that were right when their task was learned and are wrong at the end"
-    c = takes_results(command("examples", examples, what))
-    c.add_argument("--task", default="", help="of this task alone")
-    c.add_argument("--split", default="", help="validation or test (default: that of the comparison)")
-    c.add_argument("--count", type=positive, default=20, metavar="N", help="at most (default: 20)")
-    c.add_argument(
-        "--method", default="", help="of this one, as `best` names it (default: the chosen setting)"
-    )
-    takes_results(command("robustness", robustness, "how much the order of the tasks matters"))
-    takes_results(command("report", report, "write the report of what is finished"), as_json=False)
-
-
-def tunnel() -> str:
-    return os.environ.get("DGG_RAY_ADDRESS") or TUNNEL
-
-
-def from_afar(command: Command) -> None:
-    """Commands for a study on a cluster, given on any machine that reaches its head."""
-    c = command("submit", submit, "run a study on a cluster, or go on with it, from afar")
-    c.add_argument("study", type=Path, help="a study's YAML file")
-    c.add_argument("--address", default=tunnel(), help=THERE)
-    c.add_argument("--store", default=os.environ.get("DGG_RAY_STORE"), metavar="URL", help=STORED)
-    c.add_argument("--data", help="URL, or folder there, of the tasks' files (default: they are sent along)")
-    c.add_argument("--out", help="folder of the results on the head (default: dgg_ray/NAME in its home)")
-    pins = {"nargs": "?", "const": Path("constraints.txt"), "metavar": "FILE"}
-    c.add_argument("--pip", type=Path, **pins, help="install what is needed there, at this file's versions")
-    c.add_argument("--follow", action="store_true", help="pass on what it says until it ends")
-    c = command("studies", studies, "all studies that a cluster or a store knows")
-    c.add_argument("--address", nargs="?", const=tunnel(), help=THERE)
-    c.add_argument("--store", metavar="URL", help="a store")
-    c.add_argument("--json", action="store_true", help="as JSON")
-    for name, do, text in (
-        ("logs", logs, "what a study on a cluster says"),
-        ("stop", stop, "stop a study on a cluster as Ctrl-C does; its finished stages are kept"),
-    ):
-        c = command(name, do, text)
-        c.add_argument("name", help="the study's name")
-        c.add_argument("--address", default=tunnel(), help=THERE)
-        if do is logs:
-            c.add_argument("--follow", action="store_true", help="go on until it ends")
+# -- arguments that several commands take ----------------------------------------------------------
 
 
 def points(text: str) -> float:
-    """A difference of scores in points of 100."""
-    if not 0 < (value := float(text)) <= 100:
-        raise ValueError
+    """A difference of scores, in points of 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise typer.BadParameter(f"needs a number of points above 0 and at most 100, got {text!r}")
     return value
 
 
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+def task_and_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise typer.BadParameter(f"needs NAME=PATH, got {text!r}")
+    return name, path
 
 
-def pair(text: str) -> tuple[str, str]:
-    name, equals, place = text.partition("=")
-    if not (name and equals and place):
-        raise ValueError
-    return name, place
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's YAML file.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(envvar="DGG_RAY_DATA", help="Folder or URL of the tasks' files, in place of the study's."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the results.", show_default="out/NAME")]
+Store = Annotated[
+    str | None,
+    typer.Option(envvar="DGG_RAY_STORE", metavar="URL", help="Store of the stages, in place of the study's."),
+]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A Ray cluster, such as `auto` on its head; none: this machine."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print every number as JSON.")]
+Results = Annotated[
+    str,
+    typer.Argument(metavar="DIR", help="Folder of the results; with --cluster or --store, the study's name."),
+]
+ResultsStore = Annotated[
+    str | None, typer.Option("--store", metavar="URL", help="The store that the study was run with.")
+]
+OnCluster = Annotated[bool, typer.Option("--cluster", help="Fetch the results from the cluster's head.")]
+Dashboard = Annotated[str, typer.Option(envvar="DGG_RAY_ADDRESS", metavar="URL", help=HEAD)]
+DownloadTo = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for what is fetched.", show_default="out/cluster/NAME"),
+]
+JobName = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 
 
-def load(options: argparse.Namespace) -> tuple[Any, Path]:
+def checked_study(study: Path, data: Path | None, store: str | None, out: Path | None) -> tuple[Any, Path]:
+    """Load a study, check its data and its results folder."""
     from dgg_ray import api
 
-    study = api.load_study(options.study, options.data, options.store)
-    api.check(study)
-    out = (options.out or Path("out") / study.name).absolute()
-    above = next(place for place in (out, *out.parents) if os.path.lexists(place))
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise StudyError(
-            [Fault("--out", "must be a folder that can be written", repr(str(out)))], "arguments"
-        )
-    return study, out
+    loaded = api.load_study(study, data, store)
+    api.check(loaded)
+    folder = (out or Path("out") / loaded.name).absolute()
+    nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        fault = Fault("--out", "must be a folder that can be written", repr(str(folder)))
+        raise StudyError([fault], "arguments")
+    return loaded, folder
 
 
-def folder(options: argparse.Namespace) -> Path:
-    """The folder of the results; those of a cluster are fetched."""
-    if not options.address and not options.store:
-        return Path(options.out)
+def results_folder(
+    name: str, cluster: bool, dashboard: str, store: str | None, download_to: Path | None
+) -> Path:
+    """The folder of the results; those of a cluster or a store are fetched."""
+    if not cluster and not store:
+        return Path(name)
     from dgg_ray.remote import submission
 
-    return submission.copied(options.out, options.address, options.store, options.copy)
+    return submission.download_results(name, dashboard if cluster else None, store, download_to)
 
 
-def init(options: argparse.Namespace) -> None:
+def print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))
+
+
+# -- writing a study -------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the train and test files of your tasks.")
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use the tasks in the package, which need no data.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="NAME, NAME=FOLDER or NAME=HUB_NAME@COMMIT.", show_default="embedded"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The study's name.", show_default="the folder's")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="NAME.yaml")
+    ] = None,
+) -> None:
+    """Write a first study for the tasks found in a folder.
+
+    Example: `dgg-ray init --data data/my_tasks --model llava_1_5=/models/llava-1.5-7b-hf`
+    """
     from dgg_ray.planning.init import init
 
-    def ask(question: str, usual: str) -> str:
+    def ask(question: str, default: str) -> str:
         try:
-            return input(f"{question}{usual and f' [{usual}]'}: ").strip() or usual
+            return input(f"{question}{default and f' [{default}]'}: ").strip() or default
         except EOFError:
-            return usual
+            return default
 
-    o = options
-    asked = sys.stdin is not None and sys.stdin.isatty()
-    print(init(o.data, o.embedded, o.model, o.name, o.out_file, ask if asked else None))
-
-
-def plan(options: argparse.Namespace) -> None:
-    from dgg_ray.config import takeover
-    from dgg_ray.cost import budget
-    from dgg_ray.execution import capacity
-    from dgg_ray.planning import edited_plugins, order_designs
-    from dgg_ray.planning.plan import plan
-    from dgg_ray.search import comparison, warm_start
-
-    study, out = load(options)
-    if options.address:
-        from dgg_ray.execution import cluster  # with Ray, which a plan of this machine does without
-
-        with cluster.connected(study, options.address):
-            pass  # it says what the cluster can never hold
-    study = warm_start.settled(study, out)
-    if changes := takeover.changes(study, out):
-        terminal.warn(changes)
-    store = study.store(out)
-    found = replace(plan(study, store), designs=order_designs.table(study, store, options.see, options.sd))
-    budget.purse(study, store, comparison.comparison_items).check(comparison.first_run_items(study))
-    print(json.dumps(found.as_json(), indent=1) if options.json else found)
-    for line in () if options.address else capacity.sentences(study, store.url, found.outlook):
-        terminal.warn(line)
-    for line in edited_plugins.sentences(study, store):
-        print(line, file=sys.stderr)
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    print(init(data, embedded, model, name, out_file, ask if interactive else None))
 
 
-def profile(options: argparse.Namespace) -> int:
-    study, out = load(options)
+@app.command()
+def extend(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The finished study's YAML file.")],
+    task: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=PATH", help="A folder, a train file, or `embedded`. Repeatable."),
+    ],
+    reader: Annotated[str, typer.Option(help="The reader of the files.")] = "llava",
+    data: Data = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Results to go on from.", show_default="out/NAME"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The new study's name.", show_default="the old one's and the tasks'")
+    ] = None,
+    out_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="beside the old one")
+    ] = None,
+) -> None:
+    """Write a study with one more task, which goes on from a finished one.
+
+    Example: `dgg-ray extend studies/quickstart.yaml --task menus=data/menus`
+    """
+    from dgg_ray.planning.extend import extend
+
+    tasks = dict(task_and_path(text) for text in task)
+    print(extend(study, tasks, data, reader, results, name, out_file))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a study file, for editors."""
+    from dgg_ray.config.json_schema import schema
+
+    print_json(schema())
+
+
+# -- running a study -------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    data: Data = None,
+    out: Out = None,
+    store: Store = None,
+    detect: Annotated[
+        float | None,
+        typer.Option(
+            parser=points, metavar="POINTS", help="Say how many blocks detect a difference of this size."
+        ),
+    ] = None,
+    sd: Annotated[
+        float | None,
+        typer.Option(
+            parser=points,
+            metavar="POINTS",
+            help="Standard deviation of a paired difference.",
+            show_default="measured",
+        ),
+    ] = None,
+    ray_address: RayAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Check a study and its data, and predict what it costs; start nothing.
+
+    Example: `dgg-ray plan studies/quickstart.yaml --detect 5`
+    """
+    from dgg_ray import api
+
+    checked, folder = checked_study(study, data, store, out)
+    if ray_address:
+        from dgg_ray.execution import cluster  # late: a plan of this machine does without Ray
+
+        with cluster.connected(checked, ray_address):
+            pass  # it warns of what the cluster can never hold
+    predicted = api.plan_study(checked, folder, detect, sd, on_this_machine=not ray_address)
+    print(json.dumps(predicted.as_json(), indent=1) if as_json else predicted)
+
+
+@app.command()
+def profile(
+    study: StudyFile,
+    data: Data = None,
+    out: Out = None,
+    store: Store = None,
+    local: Local = False,
+    ray_address: RayAddress = None,
+    quiet: Quiet = False,
+) -> int:
+    """Time a few steps of every kind of stage, so that `plan` can predict the cost."""
+    checked, folder = checked_study(study, data, store, out)
     from dgg_ray.execution import driver
 
-    found, errors = driver.profile(study, out, options.local, options.address, options.quiet)
-    print(found)
+    predicted, errors = driver.profile(checked, folder, local, ray_address, quiet)
+    print(predicted)
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0
 
 
-def run(options: argparse.Namespace) -> int:
-    study, out = load(options)
+@app.command()
+def run(
+    study: StudyFile,
+    data: Data = None,
+    out: Out = None,
+    store: Store = None,
+    local: Local = False,
+    ray_address: RayAddress = None,
+    quiet: Quiet = False,
+) -> int:
+    """Run a study, or continue it: what the store holds already is not trained again.
+
+    Example: `dgg-ray run studies/quickstart.yaml`
+    """
+    checked, folder = checked_study(study, data, store, out)
     from dgg_ray import api
 
-    outcome = api.carry_out(study, out, options.local, options.address, options.quiet)
+    outcome = api.run_checked_study(checked, folder, local, ray_address, quiet)
     print(outcome)
     return 1 if outcome.results.failures or outcome.tally["failed"] else 0
 
 
-def status(options: argparse.Namespace) -> None:
-    from dgg_ray.analysis import load
-    from dgg_ray.config.loader import the_kept
-    from dgg_ray.core import blame
-    from dgg_ray.execution import progress
-    from dgg_ray.planning.plan import plan
-    from dgg_ray.search import comparison
-    from dgg_ray.storage.store_view import Glance
-
-    if options.address:
-        from dgg_ray.remote import submission
-
-        print(
-            submission.said(job := submission.the_job(submission.Head(options.address), options.out)),
-            file=sys.stderr,
-        )
-        if not job.over and (why := submission.unread(job)):
-            print(f"{why}; `dgg-ray logs {job.study}` shows what it says", file=sys.stderr)
-            return
-    out = folder(options)
-    study = the_kept(out)
-    store = study.store(out)
-    found, live = plan(study, store), progress.live(out)
-    asked = load.gathered(study, seen := Glance(store))
-    fence = Fence(terminal.warn)
-    name = "the best setting so far"
-    best = fence.tried(name, "", comparison.best_so_far, asked.search) if asked.search else ""
-    if options.json:
-        print(json.dumps(found.as_json() | live | {"best": best}, indent=1))
-        return
-    print(found)
-    print(f"  now               {len(live['running'])} running, {live['queued']} queued")
-    for stage in live["running"]:
-        print(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
-    print(f"  best so far       {best or 'none yet'}")
-    for line in dict.fromkeys(blame.line(error) for error in load.failures(seen, asked.stages)):
-        print(f"  failed            {line}")
-
-
-def best(options: argparse.Namespace) -> None:
-    from dgg_ray.analysis import load
-
-    fence = Fence(terminal.warn)
-    loaded = load.load(folder(options), fence)
-    if options.json:
-        print(json.dumps(load.recommendation(loaded), indent=1))
-    else:
-        from dgg_ray.report import closing
-
-        adapters = fence.tried("where the adapters lie", [], closing.adapters, loaded)
-        print("\n".join([*closing.summary(loaded, fence), "", *adapters]))
-
-
-def examples(options: argparse.Namespace) -> None:
-    from dgg_ray.analysis import examples, load
-
-    o = options
-    found = examples.listing(load.load(folder(o), Fence(terminal.warn)), o.task, o.split, o.count, o.method)
-    print(json.dumps(found, indent=1) if o.json else examples.as_text(found))
-
-
-def robustness(options: argparse.Namespace) -> None:
-    from dgg_ray.analysis import load, order_sensitivity
-
-    fence = Fence(terminal.warn)
-    loaded = load.load(out := folder(options), fence)
-    with fence("robustness.csv"):
-        order_sensitivity.write(loaded, out)
-    print(
-        order_sensitivity.as_json(loaded) if options.json else "\n".join(order_sensitivity.sentences(loaded))
-    )
-
-
-def report(options: argparse.Namespace) -> None:
-    from dgg_ray.analysis import load
-    from dgg_ray.config import loader
-    from dgg_ray.core import event_log
-    from dgg_ray.report import report
-
-    fence = Fence(terminal.warn)
-    out = folder(options)
-    name = loader.the_kept(out).name  # first: logs make their folder, and a mistyped one stays unmade
-    with event_log.of_driver(name, out):
-        print(report.write(load.load(out, fence), out, fence))
-
-
-def extend(options: argparse.Namespace) -> None:
-    from dgg_ray.planning.extend import extend
-
-    o = options
-    print(extend(o.study, dict(o.task), o.data, o.reader, o.results, o.name, o.out_file))
-
-
-def gc(options: argparse.Namespace) -> None:
+@app.command()
+def gc(
+    out: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Results of studies in the store.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="Folder or URL of the store, if no study names it.")
+    ] = None,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Include weights that nothing will start from.")
+    ] = False,
+    deleted_study: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A study that no longer exists. Repeatable.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without, it is only shown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what the studies of a store no longer need; with --delete, remove it."""
     from dgg_ray.planning import store_gc
 
-    litter = store_gc.find(options.out, options.store, options.gone, options.adapters)
-    freed = litter.delete() if options.delete else 0
-    if options.json:
-        return print(json.dumps(litter.as_json() | {"freed": freed}, indent=1))
-    print(litter)
-    print(f"{freed / 1e9:.3g} GB freed" if options.delete else "nothing was removed; --delete removes it")
+    garbage = store_gc.find_garbage(out or [], store, deleted_study or [], adapters)
+    freed = garbage.delete() if delete else 0
+    if as_json:
+        print_json(garbage.as_json() | {"freed": freed})
+        return
+    print(garbage)
+    print(f"{freed / 1e9:.3g} GB freed" if delete else "nothing was removed; --delete removes it")
 
 
-def submit(options: argparse.Namespace) -> int:
+# -- results ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(
+    out: Results,
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: ResultsStore = None,
+    download_to: DownloadTo = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far a study is, what runs now, and the best setting so far."""
+    from dgg_ray import api
+
+    if cluster:
+        from dgg_ray.remote import submission
+
+        job = submission.find_job(submission.RayJobsClient(dashboard), out)
+        print(submission.describe_job(job), file=sys.stderr)
+        if not job.is_over and (why := submission.why_unreadable(job)):
+            print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
+            return
+    found = api.study_status(results_folder(out, cluster, dashboard, store, download_to))
+    print(json.dumps(found.as_json(), indent=1) if as_json else found)
+
+
+@app.command()
+def best(
+    out: Results,
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: ResultsStore = None,
+    download_to: DownloadTo = None,
+    as_json: Json = False,
+) -> None:
+    """Show which setting to use, how sure that is, what it was compared with, and where its adapter is."""
+    from dgg_ray import api
+
+    outcome = api.open(results_folder(out, cluster, dashboard, store, download_to))
+    print(json.dumps(outcome.best, indent=1) if as_json else outcome.answer_text())
+
+
+@app.command()
+def examples(
+    out: Results,
+    task: Annotated[str, typer.Option(help="Show this task alone.")] = "",
+    split: Annotated[
+        str, typer.Option(help="validation or test.", show_default="that of the comparison")
+    ] = "",
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number shown.")] = 20,
+    method: Annotated[
+        str, typer.Option(help="A method as `best` names it.", show_default="the chosen setting")
+    ] = "",
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: ResultsStore = None,
+    download_to: DownloadTo = None,
+    as_json: Json = False,
+) -> None:
+    """Show answers that were right when their task was trained and are wrong at the end."""
+    from dgg_ray import api
+    from dgg_ray.analysis import examples
+
+    outcome = api.open(results_folder(out, cluster, dashboard, store, download_to))
+    report = examples.examples_report(outcome.results, task, split, count, method)
+    print(json.dumps(report, indent=1) if as_json else examples.format_examples(report))
+
+
+@app.command()
+def robustness(
+    out: Results,
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: ResultsStore = None,
+    download_to: DownloadTo = None,
+    as_json: Json = False,
+) -> None:
+    """Show how much the results depend on the order of the tasks."""
+    from dgg_ray import api
+    from dgg_ray.analysis import order_sensitivity
+
+    folder = results_folder(out, cluster, dashboard, store, download_to)
+    outcome = api.open(folder)
+    with outcome.optional.attempt("robustness.csv"):
+        order_sensitivity.write_order_tables(outcome.results, folder)
+    if as_json:
+        print(order_sensitivity.order_tables_as_json(outcome.results))
+    else:
+        print("\n".join(order_sensitivity.order_sensitivity_sentences(outcome.results)))
+
+
+@app.command()
+def report(
+    out: Results,
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: ResultsStore = None,
+    download_to: DownloadTo = None,
+) -> None:
+    """Write the report of what is finished: an HTML page, its figures and tables."""
+    from dgg_ray import api
+    from dgg_ray.config import saved_study
+    from dgg_ray.core import event_log
+
+    folder = results_folder(out, cluster, dashboard, store, download_to)
+    name = saved_study.require_saved_study(folder).name  # first: the log would create a mistyped folder
+    with event_log.driver_log(name, folder):
+        print(api.open(folder).report())
+
+
+# -- on a cluster ----------------------------------------------------------------------------------
+
+
+@app.command()
+def submit(
+    study: StudyFile,
+    dashboard: Dashboard = TUNNEL,
+    store: Store = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="URL, or folder there, of the tasks' files.", show_default="sent along"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder of the results on the head.", show_default="dgg_ray/NAME in its home"),
+    ] = None,
+    pip: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Install what is needed there, at this constraints file's versions."
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends.")] = False,
+) -> int:
+    """Run or continue a study on a cluster, from any machine that reaches its head.
+
+    Example: `dgg-ray submit studies/quickstart.yaml --follow`
+    """
     from dgg_ray.remote import submission
 
-    o = options
-    job, new, notes = submission.submit(o.study, o.address, o.data, o.store, o.out, o.pip)
+    job, new, notes = submission.submit(study, dashboard, data, store, out, pip)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{submission.said(job)}{'' if new else '; it is not started a second time'}")
-    return listen(o.address, job) if o.follow else 0
+    print(f"{submission.describe_job(job)}{'' if new else '; it runs already and was not started again'}")
+    return follow_job(dashboard, job) if follow else 0
 
 
-def studies(options: argparse.Namespace) -> None:
+@app.command()
+def studies(
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="A store.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List all studies that a cluster or a store knows; without --store, those of the cluster."""
     from dgg_ray.remote import submission
 
-    address = options.address if options.store else options.address or tunnel()
-    found = submission.listed(address, options.store)
-    print(json.dumps(found, indent=1) if options.json else submission.as_table(found))
+    listed = submission.list_studies(dashboard if cluster or not store else None, store)
+    print(json.dumps(listed, indent=1) if as_json else submission.format_studies(listed))
 
 
-def logs(options: argparse.Namespace) -> int:
+@app.command()
+def logs(
+    name: JobName,
+    dashboard: Dashboard = TUNNEL,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
+) -> int:
+    """Show the output of a study on a cluster."""
     from dgg_ray.remote import submission
 
-    head = submission.Head(options.address)
-    job = submission.the_job(head, options.name)
-    if options.follow:
-        return listen(options.address, job)
-    print(head.log(job), end="")
+    client = submission.RayJobsClient(dashboard)
+    job = submission.find_job(client, name)
+    if follow:
+        return follow_job(dashboard, job)
+    print(client.log(job), end="")
     return 0
 
 
-def listen(address: str, job: Any) -> int:
-    """Its exit code, or 130 where it was stopped; Ctrl-C ends the listening alone."""
+@app.command()
+def stop(name: JobName, dashboard: Dashboard = TUNNEL) -> None:
+    """Stop a study on a cluster as Ctrl-C does; its finished stages are kept."""
+    from dgg_ray.remote import submission
+
+    client = submission.RayJobsClient(dashboard)
+    print(submission.describe_job(client.stop(submission.find_job(client, name))))
+
+
+def follow_job(dashboard: str, job: Any) -> int:
+    """Show a job's output until it ends; return its exit code, or 130 where it was stopped.
+
+    Ctrl-C ends the showing alone.
+    """
     from dgg_ray.remote import submission
 
     try:
-        job = submission.Head(address).follow(job, lambda text: print(text, end="", flush=True))
+        job = submission.RayJobsClient(dashboard).follow(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        print(f"\nit goes on there; `dgg-ray stop {job.study}` stops it", file=sys.stderr)
+        print(f"\nthe study goes on; `dgg-ray stop {job.study}` stops it", file=sys.stderr)
         return 0
-    print(submission.said(job), file=sys.stderr)
-    return STOPPED if job.state == "STOPPED" else job.code if job.code is not None else 1
+    print(submission.describe_job(job), file=sys.stderr)
+    if job.state == "STOPPED":
+        return STOPPED
+    return job.exit_code if job.exit_code is not None else 1
 
 
-def stop(options: argparse.Namespace) -> None:
-    from dgg_ray.remote import submission
-
-    head = submission.Head(options.address)
-    print(submission.said(head.stop(submission.the_job(head, options.name))))
+# -- the program -----------------------------------------------------------------------------------
 
 
-def schema(options: argparse.Namespace) -> None:
-    from dgg_ray.config.json_schema import schema
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dgg-ray {dgg_ray.__version__}")
+        raise typer.Exit
 
-    print(json.dumps(schema(), indent=1))
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code.
+
+    0: done; 1: a stage or the cluster failed; 2: the arguments or the study are wrong; 130: stopped by
+    Ctrl-C or a signal.
+    """
+    with terminal.robust_output():
+        return run_command(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    try:
+        return app(arguments, prog_name="dgg-ray", standalone_mode=False) or 0
+    except UsageError as error:  # the arguments are wrong
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
+        return STOPPED
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return STUDY_IS_WRONG
+    except (DggError, OSError) as error:  # OSError: a full disk, a folder without permission
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if process_setup.working_folder_is_deleted():
+            print("the folder that this was started in was deleted; `cd` to another one", file=sys.stderr)
+        return 1

@@ -32,7 +32,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dgg_ray.core import draws
+from dgg_ray.core.rng import make_rng
 from dgg_ray.readers import embedded as tasks
 from dgg_ray.readers.embedded import (
     CELL,
@@ -43,13 +43,13 @@ from dgg_ray.readers.embedded import (
     SIDE,
     X,
     Y,
-    choose,
-    ground,
-    ink,
-    middle,
+    background,
+    cell_centre,
+    draw_shape,
+    mix_colour,
     paint,
-    place,
-    spots,
+    random_centres,
+    sample_options,
 )
 
 EVERYDAY = (
@@ -83,7 +83,7 @@ FONTS = [str(Path(matplotlib.get_data_path(), "fonts/ttf", f"{face}.ttf")) for f
 def anywhere(rng: np.random.Generator) -> np.ndarray:
     """A ground as dark or light as any."""
     low = int(rng.integers(0, 215))
-    return ground(rng, low, low + 40, noise=8 * rng.random())
+    return background(rng, low, low + 40, noise=8 * rng.random())
 
 
 def radius(rng: np.random.Generator) -> float:
@@ -92,9 +92,11 @@ def radius(rng: np.random.Generator) -> float:
 
 def describe(rng: np.random.Generator) -> Drawn:
     canvas, said = anywhere(rng), []
-    for x, y in sorted(spots(rng, int(rng.integers(1, 4))), key=lambda spot: (spot[1] // CELL, spot[0])):
-        shape, colour = choose(rng, SHAPES, 1)[0], choose(rng, COLOURS, 1)[0]
-        place(canvas, shape, ink(rng, colour), x, y, radius(rng))
+    for x, y in sorted(
+        random_centres(rng, int(rng.integers(1, 4))), key=lambda spot: (spot[1] // CELL, spot[0])
+    ):
+        shape, colour = sample_options(rng, SHAPES, 1)[0], sample_options(rng, COLOURS, 1)[0]
+        draw_shape(canvas, shape, mix_colour(rng, colour), x, y, radius(rng))
         said.append(f"{colour} {shape}")
     return canvas, "Describe all you see.", ", ".join(said)
 
@@ -103,19 +105,19 @@ def chart_out(rng: np.random.Generator) -> Drawn:
     """All cells in reading order: what no other exercise says, which patch holds what."""
     canvas, said = anywhere(rng), ["none"] * CELLS * CELLS
     asked = ("shapes", "colours")[int(rng.random() < 0.25)]
-    for x, y in spots(rng, int(rng.integers(3, 9))):
-        shape, colour = choose(rng, SHAPES, 1)[0], choose(rng, COLOURS, 1)[0]
-        place(canvas, shape, ink(rng, colour), x, y, radius(rng))
+    for x, y in random_centres(rng, int(rng.integers(3, 9))):
+        shape, colour = sample_options(rng, SHAPES, 1)[0], sample_options(rng, COLOURS, 1)[0]
+        draw_shape(canvas, shape, mix_colour(rng, colour), x, y, radius(rng))
         said[int(y // CELL * CELLS + x // CELL)] = shape if asked == "shapes" else colour
     return canvas, f"Map the {asked}.", " ".join(said)
 
 
 def pick(rng: np.random.Generator) -> Drawn:
-    canvas, names, colours = anywhere(rng), choose(rng, SHAPES, 4), choose(rng, COLOURS, 4)
-    corners = choose(rng, [(0, 0), (0, 2), (2, 0), (2, 2)], int(rng.integers(2, 5)))
+    canvas, names, colours = anywhere(rng), sample_options(rng, SHAPES, 4), sample_options(rng, COLOURS, 4)
+    corners = sample_options(rng, [(0, 0), (0, 2), (2, 0), (2, 2)], int(rng.integers(2, 5)))
     for name, colour, corner in zip(names, colours, corners, strict=False):
         x, y = corner + rng.integers(0, 2, 2)
-        place(canvas, name, ink(rng, colour), middle(x), middle(y), radius(rng))
+        draw_shape(canvas, name, mix_colour(rng, colour), cell_centre(x), cell_centre(y), radius(rng))
     form = rng.integers(3)
     if form == 0:
         return canvas, f"Which thing is {colours[0]}?", names[0]
@@ -126,37 +128,53 @@ def pick(rng: np.random.Generator) -> Drawn:
 
 
 def walk(rng: np.random.Generator) -> Drawn:
-    canvas, names = anywhere(rng), choose(rng, SHAPES, 2)
-    (x0, y0), (x1, y1) = (divmod(cell, CELLS) for cell in choose(rng, range(CELLS * CELLS), 2))
+    canvas, names = anywhere(rng), sample_options(rng, SHAPES, 2)
+    (x0, y0), (x1, y1) = (divmod(cell, CELLS) for cell in sample_options(rng, range(CELLS * CELLS), 2))
     if rng.random() < 0.8:  # straight
         x1, y1 = ((x1, y0), (x0, y1))[rng.integers(2)]
         if (x0, y0) == (x1, y1):
             return walk(rng)
     for name, x, y in zip(names, (x0, x1), (y0, y1), strict=True):
-        place(canvas, name, ink(rng, choose(rng, COLOURS, 1)[0]), middle(x), middle(y), radius(rng))
+        draw_shape(
+            canvas,
+            name,
+            mix_colour(rng, sample_options(rng, COLOURS, 1)[0]),
+            cell_centre(x),
+            cell_centre(y),
+            radius(rng),
+        )
     steps = [*(["right"] * (x1 > x0) + ["left"] * (x1 < x0)), *(["down"] * (y1 > y0) + ["up"] * (y1 < y0))]
     return canvas, f"Walk to the {names[1]}, starting at the {names[0]}.", " ".join(steps)
 
 
 def line_up(rng: np.random.Generator) -> Drawn:
     canvas, across, count = anywhere(rng), rng.random() < 0.5, int(rng.integers(2, 4))
-    names = choose(rng, SHAPES, count)
-    for name, at in zip(names, sorted(choose(rng, range(4), count)), strict=True):
+    names = sample_options(rng, SHAPES, count)
+    for name, at in zip(names, sorted(sample_options(rng, range(4), count)), strict=True):
         x, y = (at, rng.integers(4)) if across else (rng.integers(4), at)
-        place(canvas, name, ink(rng, choose(rng, COLOURS, 1)[0]), middle(x), middle(y), radius(rng))
+        draw_shape(
+            canvas,
+            name,
+            mix_colour(rng, sample_options(rng, COLOURS, 1)[0]),
+            cell_centre(x),
+            cell_centre(y),
+            radius(rng),
+        )
     order = "left to right" if across else "top to bottom"
     return canvas, f"List the things from {order}.", ", ".join(names)
 
 
 def tally(rng: np.random.Generator) -> Drawn:
     canvas, counts = anywhere(rng), rng.integers(1, 6, 2)
-    colour = ink(rng, choose(rng, COLOURS, 1)[0]) if rng.random() < 0.5 else rng.integers(0, 256, 3)
-    names = choose(rng, SHAPES, 2)
+    colour = (
+        mix_colour(rng, sample_options(rng, COLOURS, 1)[0]) if rng.random() < 0.5 else rng.integers(0, 256, 3)
+    )
+    names = sample_options(rng, SHAPES, 2)
     counts = [counts[0]] if rng.random() < 0.3 else [min(counts[0], 4), min(counts[1], 4)]
-    places = iter(spots(rng, int(sum(counts))))
+    places = iter(random_centres(rng, int(sum(counts))))
     for name, count in zip(names, counts, strict=False):
         for _ in range(count):
-            place(canvas, name, colour, *next(places), radius(rng))
+            draw_shape(canvas, name, colour, *next(places), radius(rng))
     pairs = sorted(zip(names, counts, strict=False))
     if rng.random() < 0.5:
         pairs, kind = [(names[0], counts[0])], f"{names[0]}s"
@@ -180,12 +198,12 @@ def written(rng: np.random.Generator, text: str, size: int) -> Image.Image:
 
 def character(rng: np.random.Generator) -> Drawn:
     """As coarse as a bad scan: 8 × 8 pixels, then enlarged."""
-    shown = choose(rng, string.digits if rng.random() < 0.7 else string.ascii_uppercase, 1)[0]
+    shown = sample_options(rng, string.digits if rng.random() < 0.7 else string.ascii_uppercase, 1)[0]
     width = int(rng.integers(4, 9))
     small = Image.new("L", (8, 8))
     small.paste(written(rng, shown, 40).resize((width, 8), Image.Resampling.BOX), ((8 - width) // 2, 0))
     cover = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BILINEAR)) / 255
-    canvas = ground(rng, 0, 70)
+    canvas = background(rng, 0, 70)
     paint(canvas, cover * (1 + 0.5 * rng.random()), rng.integers(140, 256, 3))
     return canvas, "Which character?", shown
 
@@ -193,17 +211,17 @@ def character(rng: np.random.Generator) -> Drawn:
 def spell(rng: np.random.Generator) -> Drawn:
     while (text := "".join(rng.choice(list(string.ascii_lowercase), rng.integers(1, 5)))) in tasks.WORDS:
         pass
-    return tasks.sign(rng, text, *tasks.berth(rng, text)), "Spell it out.", " ".join(text)
+    return tasks.draw_sign(rng, text, *tasks.random_position(rng, text)), "Spell it out.", " ".join(text)
 
 
 def read(rng: np.random.Generator) -> Drawn:
-    word = choose(rng, SHORT, 1)[0]
-    return tasks.sign(rng, word, *tasks.berth(rng, word)), "Say the word.", word
+    word = sample_options(rng, SHORT, 1)[0]
+    return tasks.draw_sign(rng, word, *tasks.random_position(rng, word)), "Say the word.", word
 
 
 def text_only(rng: np.random.Generator) -> Drawn:
     """Nothing to see: so that each answer's token has been said once, and letters make words."""
-    word = choose(rng, SAID, 1)[0]
+    word = sample_options(rng, SAID, 1)[0]
     question = f"Join {' '.join(word)}." if rng.random() < 0.6 else f"Repeat {word}."
     return anywhere(rng), question, word
 
@@ -218,7 +236,7 @@ def echo(rng: np.random.Generator) -> Drawn:
     for _ in range(rng.integers(1, 4)):
         syllables = []
         for _ in range(rng.integers(1, 4)):
-            source = choose(rng, SAID, 1)[0]
+            source = sample_options(rng, SAID, 1)[0]
             first = int(rng.integers(0, max(1, len(source) - 1)))
             syllables.append(source[first : first + int(rng.integers(1, 5))])
         word = "".join(syllables)
@@ -241,38 +259,40 @@ def pattern(rng: np.random.Generator) -> Drawn:
         "specks": rng.random((SIDE, SIDE)) < 0.3,
         "plain": np.zeros((SIDE, SIDE)),
     }
-    name = choose(rng, covers, 1)[0]
+    name = sample_options(rng, covers, 1)[0]
     paint(canvas, covers[name].astype(float), rng.integers(0, 256, 3))
     return canvas, "Which pattern?", name
 
 
 def dominant(rng: np.random.Generator) -> Drawn:
-    name, *others = choose(rng, COLOURS, 4)
-    canvas = ground(rng, 0, 0, noise=20) + ink(rng, name)
-    for other, (x, y) in zip(others, spots(rng, 3), strict=True):
-        place(canvas, choose(rng, SHAPES, 1)[0], ink(rng, other), x, y, 2 + 2 * rng.random())
+    name, *others = sample_options(rng, COLOURS, 4)
+    canvas = background(rng, 0, 0, noise=20) + mix_colour(rng, name)
+    for other, (x, y) in zip(others, random_centres(rng, 3), strict=True):
+        draw_shape(
+            canvas, sample_options(rng, SHAPES, 1)[0], mix_colour(rng, other), x, y, 2 + 2 * rng.random()
+        )
     return canvas, "Which paint fills most of the canvas?", name
 
 
 def sizes(rng: np.random.Generator) -> Drawn:
-    canvas, shape = anywhere(rng), choose(rng, SHAPES, 1)[0]
+    canvas, shape = anywhere(rng), sample_options(rng, SHAPES, 1)[0]
     count = int(rng.integers(2, 4))
-    radii, names = 7.2 - 2 * np.arange(count) + 0.4 * rng.random(count), choose(rng, COLOURS, count)
+    radii, names = 7.2 - 2 * np.arange(count) + 0.4 * rng.random(count), sample_options(rng, COLOURS, count)
     for name, r, (x, y) in zip(
-        names, radii, choose(rng, [(8, 8), (8, 24), (24, 8), (24, 24)], count), strict=True
+        names, radii, sample_options(rng, [(8, 8), (8, 24), (24, 8), (24, 24)], count), strict=True
     ):
-        place(canvas, shape, ink(rng, name), x, y, r)
+        draw_shape(canvas, shape, mix_colour(rng, name), x, y, r)
     return canvas, "Rank by size.", ", ".join(names)
 
 
 def bars(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str], list[np.ndarray]]:
     """Bars from any edge but the lower one: canvas, lengths in pixels, colours, covers."""
     canvas, count, covers = anywhere(rng), int(rng.integers(2, 5)), []
-    lengths, colours = rng.permutation(8)[:count] * 3 + 4, choose(rng, COLOURS, count)
+    lengths, colours = rng.permutation(8)[:count] * 3 + 4, sample_options(rng, COLOURS, count)
     u, v = [(X, Y), (SIDE - X, Y), (Y, X)][rng.integers(3)]
     for i, (colour, length) in enumerate(zip(colours, lengths, strict=True)):
-        covers.append(np.minimum(3.5 - abs(v - middle(i)), 0.5 + length - u))
-        paint(canvas, covers[-1], ink(rng, colour))
+        covers.append(np.minimum(3.5 - abs(v - cell_centre(i)), 0.5 + length - u))
+        paint(canvas, covers[-1], mix_colour(rng, colour))
     return canvas, lengths, colours, covers
 
 
@@ -297,14 +317,14 @@ def glance(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     kind = rng.choice(4, p=[0.35, 0.25, 0.25, 0.15])
     if kind == 0:
         canvas = anywhere(rng)
-        for x, y in spots(rng, int(rng.integers(2, 9))):
-            shape, colour = choose(rng, SHAPES, 1)[0], choose(rng, COLOURS, 1)[0]
-            place(canvas, shape, ink(rng, colour), x, y, radius(rng))
+        for x, y in random_centres(rng, int(rng.integers(2, 9))):
+            shape, colour = sample_options(rng, SHAPES, 1)[0], sample_options(rng, COLOURS, 1)[0]
+            draw_shape(canvas, shape, mix_colour(rng, colour), x, y, radius(rng))
             labels[int(y // CELL), int(x // CELL), :2] = THINGS.index(shape), PAINTS.index(colour)
     elif kind == 1:
         text = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(1, 5)))
-        column, row = tasks.berth(rng, text)
-        canvas = tasks.sign(rng, text, column, row)
+        column, row = tasks.random_position(rng, text)
+        canvas = tasks.draw_sign(rng, text, column, row)
         for i, written_here in enumerate(text):
             labels[row : row + 2, column + i, 0] = THINGS.index(written_here)
     elif kind == 2:
@@ -316,7 +336,7 @@ def glance(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             share = np.clip(cover, 0, 1).reshape(CELLS, CELL, CELLS, CELL).mean((1, 3)) * CELL / 6
             labels[share > 0.1, 1] = PAINTS.index(colour)
             labels[share > 0.1, 2] = np.rint(share[share > 0.1] * (QUARTERS - 1))
-    return tasks.pixels(canvas), labels.reshape(-1, 3)
+    return tasks.to_pixels(canvas), labels.reshape(-1, 3)
 
 
 # -- all together ----------------------------------------------------------------------------------
@@ -344,9 +364,9 @@ def mixture(
     seed: int, purpose: str, step: int, count: int, only: Callable[..., Drawn] | None = None
 ) -> list[Drawn]:
     """`count` of all exercises by their shares, or of `only` one, with finished pixels."""
-    rng = draws.generator(seed, "pretraining", purpose, step)
+    rng = make_rng(seed, "pretraining", purpose, step)
     kinds, shares = list(EXERCISES), np.array(list(EXERCISES.values()))
     picked = (
         [only] * count if only else [kinds[i] for i in rng.choice(len(kinds), count, p=shares / shares.sum())]
     )
-    return [(tasks.pixels(canvas), *texts) for canvas, *texts in (kind(rng) for kind in picked)]
+    return [(tasks.to_pixels(canvas), *texts) for canvas, *texts in (kind(rng) for kind in picked)]

@@ -19,9 +19,9 @@ import pandas as pd
 from scipy import stats
 
 from dgg_ray.analysis import load
-from dgg_ray.analysis.run_table import BLOCK, compared, over_seeds, runs
+from dgg_ray.analysis.run_table import BLOCK, interval_over_seeds, runs, settings_by_label
 from dgg_ray.search.objective import gap_range
-from dgg_ray.stats.intervals import Interval, fixed_orders, holm
+from dgg_ray.stats.intervals import Interval, fixed_orders_interval, holm
 
 METRICS = {"faa": "final score (FAA)", "stability": "stability", "plasticity": "plasticity"}
 PAIRS = [  # first minus second
@@ -59,7 +59,7 @@ def scores(table: pd.DataFrame, labels: dict[str, str]) -> list[str]:
         rows = table.loc[table["setting"] == setting]
         shown = []
         for metric in METRICS:
-            found = over_seeds(rows, metric)
+            found = interval_over_seeds(rows, metric)
             shown.append(interval(*found[:3]) if found.n else "–")
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
     return lines
@@ -71,7 +71,7 @@ def contrasts(table: pd.DataFrame, labels: dict[str, str], metric: str) -> list[
     found = []
     for first, second in pairs:
         gaps = (by[first] - by[second]).dropna()
-        found.append(fixed_orders(gaps, list(gaps.index)))
+        found.append(fixed_orders_interval(gaps, list(gaps.index)))
     p = [p_value(of) for of in found]
     lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | seeds |", "|---|---|---|---|---|"]
     for (first, second), of, alone, after in zip(pairs, found, p, holm(p), strict=True):
@@ -86,8 +86,8 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     for out in map(Path, sys.argv[1:]):
-        found = load.load(out)
-        table, labels = runs(found, "test"), compared(found)
+        found = load.load_results(out)
+        table, labels = runs(found, "test"), settings_by_label(found)
         orders, seeds = found.facts["orders of the comparison"], found.facts["seeds of the comparison"]
         print(f"## {found.name}: {len(orders)} orders, {len(seeds)} seeds\n")
         print("\n".join(scores(table, labels)), end="\n\n")

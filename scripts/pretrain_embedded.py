@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dgg_ray.core import draws
+from dgg_ray.core.rng import make_rng
 from dgg_ray.models import embedded as home
 from dgg_ray.readers import embedded as tasks
 from dgg_ray.readers.embedded import SIDE
@@ -162,7 +162,7 @@ class Glance(nn.Module):
         self.say = nn.Linear(width, sum(self.sizes))
 
     def loss(self, tower, seed: int, step: int, count: int) -> Tensor:
-        rng = draws.generator(seed, "pretraining", "see", step)
+        rng = make_rng(seed, "pretraining", "see", step)
         pictures, labels = zip(*(glance(rng) for _ in range(count)), strict=True)
         said = self.say(tower(normalised(pictures)).last_hidden_state[:, 1:])  # (B, 16, all kinds)
         kinds = zip(said.split(self.sizes, -1), torch.tensor(np.stack(labels)).unbind(-1), strict=True)
@@ -252,7 +252,7 @@ def alone(task: str, rank: int = 8, rate: float = 5e-3, epochs: int = 3) -> tupl
     optimizer, steps = torch.optim.AdamW(weights, rate, weight_decay=0), epochs * math.ceil(len(train) / size)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
-        order = draws.generator(0, task, "order", epoch).permutation(len(train))
+        order = make_rng(0, task, "order", epoch).permutation(len(train))
         for first in range(0, len(train), size):
             model(**tensors(processor, [train[i] for i in order[first : first + size]])).loss.backward()
             optimizer.step()

@@ -10,4 +10,4 @@ import json
 from dgg_ray.core import sources
 
 if __name__ == "__main__":
-    sources.SHIPPED.write_text(json.dumps(sources.present(), indent=0) + "\n", encoding="utf-8")
+    sources.SHIPPED.write_text(json.dumps(sources.current_digests(), indent=0) + "\n", encoding="utf-8")

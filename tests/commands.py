@@ -1,4 +1,4 @@
-"""Commands as documents and comments give them: found, and checked without running them."""
+"""Find commands in documents and comments, and check them without running them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+
+import typer
 
 from dgg_ray import cli
 
@@ -23,7 +25,7 @@ PROGRAMS = (
     "pip",
 )
 
-# What programs that are not here take: verb → its options, as their manuals list them.
+# Programs that are not installed here: command → its options, as the manuals list them.
 OTHERS: dict[str, set[str]] = {
     "kubectl apply": {"--filename"},
     "kubectl delete": {"--filename"},
@@ -52,7 +54,7 @@ OTHERS: dict[str, set[str]] = {
 
 
 def in_comments(text: str) -> Iterator[str]:
-    """Lines such as `#   ray up cluster.yaml      what it does`."""
+    """Yield the commands of comment lines such as `#   ray up cluster.yaml      starts a cluster`."""
     for line in re.findall(r"^ *#   (\S.*)$", text, re.MULTILINE):
         command = re.split(r" {3,}", line)[0]
         if command.split()[0] in PROGRAMS:
@@ -60,7 +62,7 @@ def in_comments(text: str) -> Iterator[str]:
 
 
 def in_blocks(text: str) -> Iterator[str]:
-    """Commands of a Markdown page's indented blocks, lines that go on joined, remarks cut off."""
+    """Yield the commands of a Markdown page's indented blocks: continued lines joined, comments removed."""
     blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         command = re.split(r" {3,}#|  # ", line.strip())[0].strip()
@@ -69,14 +71,11 @@ def in_blocks(text: str) -> Iterator[str]:
 
 
 def check(command: str) -> None:
-    """AssertionError where the program has no such command or option."""
+    """Raise AssertionError if the program has no such command or option."""
     words = [w for w in shlex.split(command) if "=" not in w or not re.match(r"[A-Z_]+=", w)]
     program = words[0]
     if program == "dgg-ray":
-        try:
-            cli.parser().parse_args(words[1:])
-        except SystemExit:
-            raise AssertionError(f"no such command: {command}") from None
+        parse(words[1:])
     elif program == "ray":
         check_ray(words[1:], command)
     else:
@@ -84,9 +83,24 @@ def check(command: str) -> None:
         assert found, f"not in the table of commands: {command}"
         legal = OTHERS[max(found, key=len)]
         script = next((i for i, w in enumerate(words) if w.endswith(".sh")), None)
-        words = words[:script]  # what follows a script is for it
+        words = words[:script]  # the options after a script are the script's
         used = {w.partition("=")[0] for w in words if w.startswith("-")}
         assert used <= legal, f"{sorted(used - legal)} of: {command}"
+
+
+def parse(words: list[str]) -> dict[str, object]:
+    """Return the options of a `dgg-ray` command by name.
+
+    Raises AssertionError if it has no such command or option.
+    """
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    if words == ["--version"]:
+        return {}
+    assert words[0] in commands, f"dgg-ray has no {words[0]!r}"
+    try:
+        return commands[words[0]].make_context(words[0], list(words[1:])).params
+    except cli.UsageError as error:
+        raise AssertionError(f"{error.format_message()}: dgg-ray {shlex.join(words)}") from None
 
 
 def check_ray(words: list[str], command: str) -> None:

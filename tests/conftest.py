@@ -8,8 +8,8 @@ from toy_world import world  # noqa: F401 - a fixture
 
 
 @pytest.fixture(autouse=True, scope="session")
-def signals_are_heard():
-    """By what tests start: what nohup, or a shell's `&`, lets the tests ignore is inherited as ignored."""
+def child_processes_receive_signals():
+    """Handle the signals that nohup or a shell's `&` ignores, because child processes inherit ignored signals."""
     for name in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(name) == signal.SIG_IGN:
             signal.signal(name, lambda *_: None)

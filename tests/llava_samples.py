@@ -1,4 +1,4 @@
-"""A small task in LLaVA's files, and what the reader makes of it."""
+"""A small task in LLaVA's file format, and the reader's result."""
 
 import json
 
@@ -10,7 +10,7 @@ from dgg_ray.readers.llava import Llava
 
 
 def sample(folder):
-    """Seven pictures for training, three for the test: every shade is a picture of its own."""
+    """Write seven images for training and three for the test; each has its own shade."""
     for i in range(10):
         picture(folder / f"{i}.png", shade=20 * i)
     write(folder / "train.json", [turn(f"a{i}", f"{i}.png", f"answer {i}") for i in range(7)])

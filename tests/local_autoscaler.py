@@ -1,7 +1,7 @@
-"""A cluster on this machine that Ray's own autoscaler grows and shrinks; nodes are processes.
+"""A cluster on this machine that Ray's own autoscaler grows and shrinks; its nodes are processes.
 
-Ray's `AutoscalingCluster` is meant for this, but ends every Ray process of the machine; here only
-own processes are ended, by their ids.
+Ray's `AutoscalingCluster` does the same, but ends every Ray process of the machine. Here only own processes
+are ended, by their ids.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ from pathlib import Path
 
 import psutil
 
-HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # as the fake provider wants it
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # required by the fake provider
 
 
 def free_port() -> int:
-    """Outside 10002-19999, which Ray keeps for its workers."""
+    """A free port outside 10002-19999, which Ray reserves for its workers."""
     for port in range(20100, 30000):
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("", port))
+        with socket.socket() as candidate, contextlib.suppress(OSError):
+            candidate.bind(("", port))
             return port
     raise OSError("no port is free")
 
 
 class LocalAutoscaler:
-    """Nodes of one worker type, none at first and `most` at most; the head offers no CPU.
+    """Nodes of one worker type, none at first and `most` at most; the head has no CPUs.
 
-    idle_minutes: after which a node without work is ended. v2: Ray's newer autoscaler.
+    idle_minutes: after which an idle node is ended. v2: Ray's newer autoscaler.
     """
 
     def __init__(self, worker: dict[str, float], most: int, idle_minutes: float = 0.05, v2: bool = True):
@@ -109,13 +109,13 @@ class LocalAutoscaler:
         return self
 
     def __exit__(self, *_):
-        own = []
+        children = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            own = psutil.Process(self.head.pid).children(recursive=True)
+            children = psutil.Process(self.head.pid).children(recursive=True)
         self.head.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.head.wait(10)
-        for process in psutil.wait_procs(own, timeout=5)[1]:
+        for process in psutil.wait_procs(children, timeout=5)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.head.kill()

@@ -1,4 +1,4 @@
-"""Folders laid out as UCIT and VQAv2-10 lay out theirs, a few kilobytes each, and a model to go with them.
+"""Mock-ups of UCIT and VQAv2-10 in their folder layouts, a few kilobytes each, and a model to go with them.
 
     python tests/mock_benchmarks.py FOLDER
 
@@ -6,9 +6,9 @@
     FOLDER/vqav2/CL4VQA/{train,test}/*.json FOLDER/vqav2/data/{train,val}2014  --data FOLDER/vqav2
     FOLDER/llava                            a tiny LLaVA                       model: {path: FOLDER/llava}
 
-Names of files, keys of records and forms of ids are those of the benchmarks; questions, answers and
-pictures are made here. With `shared_ids`, training records share ids where those of UCIT do: VizWiz and
-Flickr30k number their pictures, of which several records are made, and CLEVR has some numbers twice.
+File names, record keys and forms of ids are those of the benchmarks; questions, answers and
+images are generated. With `shared_ids`, training records share ids where those of UCIT do: VizWiz and
+Flickr30k number their images, which have several records each, and CLEVR has some numbers twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ONE_WORD = "Answer with a single word or phrase."
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 200), "grey": (128, 128, 128)}
 NAMES = tuple(COLOURS)
 
-UCIT = {  # file names in instructions/TASK, and how many records the mock-up has in them
+UCIT = {  # file names in instructions/TASK, and their numbers of records in the mock-up
     "ImageNet-R": ({"train": "train.json", "test": "test_3000.json"}, 10, 4),
     "ArxivQA": ({"train": "train_4w.json", "test": "test_3000.json"}, 12, 3),
     "VizWiz": ({"train": "train.json", "test": "test_3000.json"}, 14, 5),
@@ -38,7 +38,7 @@ UCIT = {  # file names in instructions/TASK, and how many records the mock-up ha
     "Flickr30k": ({"train": "train_brief_4w.json", "test": "test_3000.json"}, 8, 3),
 }
 CAPTIONED = ("VizWiz", "Flickr30k")
-PER_PICTURE = {"VizWiz": 2, "Flickr30k": 2}  # training records of one picture, one caption each
+PER_PICTURE = {"VizWiz": 2, "Flickr30k": 2}  # training records of one image, one caption each
 VQAV2 = {  # training and test records of each subtask, in the published order
     "recognition": (10, 5),
     "location": (6, 2),
@@ -54,58 +54,58 @@ VQAV2 = {  # training and test records of each subtask, in the published order
 
 
 def ucit(folder: Path, shared_ids: bool = True) -> Path:
-    """UCIT's six tasks, with captions in COCO's form for the two that have them."""
+    """Write UCIT's six tasks, with captions in COCO's form for the two that have them."""
     for task, (files, train, test) in UCIT.items():
         instructions = folder / "instructions" / task
-        learned = [trained(task, i, shared_ids) for i in range(train)]
-        asked = [examined(task, i) for i in range(test)]
-        draw(folder / "datasets", learned + asked)
-        write(instructions / files["train"], learned)
-        write(instructions / files["test"], asked)
+        train_records = [train_record(task, i, shared_ids) for i in range(train)]
+        test_records = [test_record(task, i) for i in range(test)]
+        draw(folder / "datasets", train_records + test_records)
+        write(instructions / files["train"], train_records)
+        write(instructions / files["test"], test_records)
         if task in CAPTIONED:
-            write(instructions / "val_coco_type_3000.json", captions(asked))
+            write(instructions / "val_coco_type_3000.json", captions(test_records))
     return folder
 
 
 def vqav2(folder: Path) -> Path:
-    """The ten subtasks of VQAv2."""
+    """Write the ten subtasks of VQAv2."""
     for number, (task, (train, test)) in enumerate(VQAV2.items()):
-        learned, asked = (
-            [vqa(task, split, 1000 * number + i) for i in range(count)]
+        train_records, test_records = (
+            [vqa_record(task, split, 1000 * number + i) for i in range(count)]
             for split, count in (("train", train), ("test", test))
         )
-        draw(folder / "data", learned + asked)
-        write(folder / "CL4VQA" / "train" / f"train_q_{task}.json", learned)
-        write(folder / "CL4VQA" / "test" / f"test_q_{task}.json", asked)
+        draw(folder / "data", train_records + test_records)
+        write(folder / "CL4VQA" / "train" / f"train_q_{task}.json", train_records)
+        write(folder / "CL4VQA" / "test" / f"test_q_{task}.json", test_records)
     return folder
 
 
 def model(folder: Path) -> Path:
-    """Stands for LLaVA-1.5-7B: the same classes and the same files, of four megabytes."""
+    """Write a stand-in for LLaVA-1.5-7B: the same classes and files, with four megabytes."""
     return Path(shutil.copytree(embedded.FOLDER, folder))
 
 
 # -- UCIT's records --------------------------------------------------------------------------------
 
 
-def trained(task: str, i: int, shared_ids: bool) -> dict[str, Any]:
-    """Record i of a training file: a conversation about picture k."""
+def train_record(task: str, i: int, shared_ids: bool) -> dict[str, Any]:
+    """Return record i of a training file: a conversation about image k."""
     k = i // PER_PICTURE.get(task, 1)
-    asked, answer = question(task, i)
-    says = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": answer}]
+    text, answer = question(task, i)
+    says = [{"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": answer}]
     key = "question_id" if task in (*CAPTIONED, "IconQA") else "id"
     number = (0 if task == "CLEVR" and i == 1 else k) if shared_ids else i
     id_: str | int = {"VizWiz": f"{number:08d}", "CLEVR": number}.get(task, str(number))
     return {key: id_, "image": picture(task, "train", k), "conversations": says}
 
 
-def examined(task: str, i: int) -> dict[str, Any]:
-    asked, answer = question(task, i + 1)
-    return {"question_id": str(i), "image": picture(task, "test", i), "text": asked, "answer": answer}
+def test_record(task: str, i: int) -> dict[str, Any]:
+    text, answer = question(task, i + 1)
+    return {"question_id": str(i), "image": picture(task, "test", i), "text": text, "answer": answer}
 
 
 def question(task: str, i: int) -> tuple[str, str]:
-    """What is asked in record i of a task, and the answer."""
+    """Return the question and the answer of record i of a task."""
     colour = NAMES[i % len(NAMES)]
     if task in CAPTIONED:
         return CAPTION, f"a plain {colour} card number {i}"
@@ -122,7 +122,7 @@ def question(task: str, i: int) -> tuple[str, str]:
 
 
 def picture(task: str, split: str, i: int) -> str:
-    """The picture's name as the records have it: from `datasets` on."""
+    """Return the image's name as the records have it: relative to `datasets`."""
     val = "train" if split == "train" else "val"
     return {
         "ImageNet-R": f"ImageNet-R/{split}/n0144{i % 3}537/{split}_{i}.jpg",
@@ -134,12 +134,12 @@ def picture(task: str, split: str, i: int) -> str:
     }[task]
 
 
-def captions(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Two captions for each picture, in COCO's form; pictures by the last part of their names."""
-    images = [{"id": n, "file_name": Path(r["image"]).name} for n, r in enumerate(asked, start=1)]
+def captions(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return two captions for each image, in COCO's form, with images named by the last part of their paths."""
+    images = [{"id": n, "file_name": Path(r["image"]).name} for n, r in enumerate(records, start=1)]
     notes = [
         {"id": 2 * n + k, "image_id": n, "caption": text}
-        for n, r in enumerate(asked, start=1)
+        for n, r in enumerate(records, start=1)
         for k, text in enumerate((r["answer"], f"one card, {r['answer']}"))
     ]
     return {"images": images, "annotations": notes}
@@ -148,13 +148,13 @@ def captions(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # -- VQAv2's records -------------------------------------------------------------------------------
 
 
-def vqa(task: str, split: str, i: int) -> dict[str, Any]:
+def vqa_record(task: str, split: str, i: int) -> dict[str, Any]:
     folder = "train2014" if split == "train" else "val2014"
     image = f"{folder}/COCO_{folder}_{i:012d}.jpg"
-    asked, answer = f"Which {task} fits this card?\n{ONE_WORD}", NAMES[i % len(NAMES)]
+    text, answer = f"Which {task} fits this card?\n{ONE_WORD}", NAMES[i % len(NAMES)]
     if split == "test":
-        return {"question_id": f"{i}000", "image": image, "text": asked, "answer": answer}
-    says = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": answer}]
+        return {"question_id": f"{i}000", "image": image, "text": text, "answer": answer}
+    says = [{"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": answer}]
     return {"id": f"{i}001", "image": image, "conversations": says}
 
 
@@ -162,7 +162,7 @@ def vqa(task: str, split: str, i: int) -> dict[str, Any]:
 
 
 def draw(root: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """The pictures that the records name: one colour each, of two sizes, so that none need be square."""
+    """Write the images that the records name: one colour each, in two sizes, none of them square."""
     for i, image in enumerate(dict.fromkeys(record["image"] for record in records)):
         path = root / image
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,5 +176,5 @@ def write(file: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    print(ucit(place / "ucit"), vqav2(place / "vqav2"), model(place / "llava"), sep="\n")
+    root = Path(sys.argv[1])
+    print(ucit(root / "ucit"), vqav2(root / "vqav2"), model(root / "llava"), sep="\n")

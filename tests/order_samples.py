@@ -1,17 +1,20 @@
-"""Results that are given as final scores by order."""
+"""Results given as final scores by order."""
 
 import pandas as pd
 
-from dgg_ray.analysis.results import CELL, Results
+from dgg_ray.analysis.results import CELL_COLUMNS, Results
 
 ORDERS = ("a > b > c", "b > c > a", "c > a > b")
 
 
-def study(scores, parameters=(), tried=(), **changes) -> Results:
-    """label → order → final scores on a, b, c (several tuples: one a seed), the same in every stage."""
+def results_by_order(scores, parameters=(), evaluated=(), **changes) -> Results:
+    """Return results from label → order → final scores on a, b, c, equal in every stage.
+
+    Several tuples of scores are several seeds.
+    """
     rows = [
         {
-            **dict(zip(CELL[:5], [label, label, order, seed, t], strict=True)),
+            **dict(zip(CELL_COLUMNS[:5], [label, label, order, seed, t], strict=True)),
             "trained_task": tasks[t],
             "eval_task": evaluation,
             "split": "validation",
@@ -28,7 +31,9 @@ def study(scores, parameters=(), tried=(), **changes) -> Results:
         for evaluation in tasks[: t + 1]
     ]
     first, *others = scores
-    baselines = {} if tried else {label: label for label in others}
-    table = pd.DataFrame(rows)[[*CELL, *parameters]]
+    baselines = {} if evaluated else {label: label for label in others}
+    table = pd.DataFrame(rows)[[*CELL_COLUMNS, *parameters]]
     costs = pd.DataFrame()
-    return Results("small", "", table, parameters, ("faa",), first, baselines, [], costs, tried=tuple(tried))
+    return Results(
+        "small", "", table, parameters, ("faa",), first, baselines, [], costs, evaluated=tuple(evaluated)
+    )

@@ -5,13 +5,11 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.results import CELL, Results
+from dgg_ray.analysis.results import CELL_COLUMNS, Results
 
 SIZES = {"a": 10, "b": 20, "c": 30}
 
-
 ORDERS = ("a > b > c", "c > a > b")
-
 
 SCORES = {  # setting → for each order the rows of R
     "d1": ([[0.8], [0.7, 0.6], [0.6, 0.5, 0.9]], [[0.9], [0.8, 0.7], [0.7, 0.6, 0.5]]),
@@ -20,12 +18,9 @@ SCORES = {  # setting → for each order the rows of R
     "jt": ([[], [], [0.8, 0.7, 0.9]], [[], [], [0.9, 0.8, 0.7]]),
 }
 
-
 STRATEGY = {"d1": "dgg", "d2": "dgg", "ft": "finetune", "jt": "joint"}
 
-
-KNOBS = ("strategy.alpha", "strategy.buffer")
-
+PARAMETERS = ("strategy.alpha", "strategy.buffer")
 
 VALUES = {"d1": (0.25, 50), "d2": (0.125, 50), "ft": (np.nan, np.nan), "jt": (np.nan, np.nan)}
 
@@ -44,7 +39,7 @@ def small_study(splits=("validation", "test"), orders=ORDERS, settings=tuple(SCO
             "score": score,
             "n": SIZES[evaluation],
             "seconds": 1.5,
-            **dict(zip(KNOBS, VALUES[setting], strict=True)),
+            **dict(zip(PARAMETERS, VALUES[setting], strict=True)),
         }
         for setting in settings
         for order, R in zip(ORDERS, SCORES[setting], strict=True)
@@ -70,8 +65,8 @@ def small_study(splits=("validation", "test"), orders=ORDERS, settings=tuple(SCO
     results = Results(
         name="small",
         question="Which α?",
-        table=pd.DataFrame(rows)[[*CELL, *KNOBS]],
-        parameters=KNOBS,
+        table=pd.DataFrame(rows)[[*CELL_COLUMNS, *PARAMETERS]],
+        parameters=PARAMETERS,
         objective=("faa",),
         recommended="d1",
         baselines={"finetune": "ft", "joint": "jt"},

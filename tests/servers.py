@@ -1,4 +1,4 @@
-"""What the tests of stores on other machines need: an S3 server on this one, and a wire that can be cut."""
+"""Servers for tests of remote stores: an S3 server on this machine, and a connection that can be cut."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ENVIRONMENT = {
 
 
 def free_port() -> int:
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with closing(socket.socket()) as candidate:
+        candidate.bind(("127.0.0.1", 0))
+        return candidate.getsockname()[1]
 
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """Its port. It allows everything to everybody, and forgets everything at its end."""
+    """Yield the port of a server without access control; all objects are gone at the end."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -47,11 +47,11 @@ def s3_server() -> Iterator[int]:
 
 
 class Wire:
-    """Passes connections on to a port: as it is told, late, with a 503 in its place, or not at all."""
+    """Forwards connections to a port: at once, after a delay, with a 503 answer instead, or not at all."""
 
-    def __init__(self, to: int) -> None:
-        self.to, self.port, self.delay, self.busy = to, free_port(), 0.0, 0
-        self.asked = 0  # connections that came
+    def __init__(self, target: int) -> None:
+        self.target, self.port, self.delay, self.busy = target, free_port(), 0.0, 0
+        self.accepted = 0  # number of connections
         self.listening: socket.socket | None = None
         self.open()
 
@@ -60,7 +60,7 @@ class Wire:
         threading.Thread(target=self.listen, args=(self.listening,), daemon=True).start()
 
     def cut(self) -> None:
-        """Refuse what comes from now on."""
+        """Refuse all new connections."""
         if self.listening is not None:
             with suppress(OSError):
                 self.listening.shutdown(socket.SHUT_RDWR)
@@ -70,27 +70,27 @@ class Wire:
     def listen(self, listening: socket.socket) -> None:
         with suppress(OSError):
             while True:
-                came, _ = listening.accept()
-                threading.Thread(target=self.serve, args=(came,), daemon=True).start()
+                client, _ = listening.accept()
+                threading.Thread(target=self.serve, args=(client,), daemon=True).start()
 
-    def serve(self, came: socket.socket) -> None:
-        self.asked += 1
+    def serve(self, client: socket.socket) -> None:
+        self.accepted += 1
         time.sleep(self.delay)
-        with closing(came), suppress(OSError):
+        with closing(client), suppress(OSError):
             if self.busy > 0:
                 self.busy -= 1
-                came.recv(65536)
-                came.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
-            with closing(socket.create_connection(("127.0.0.1", self.to))) as there:
-                back = threading.Thread(target=self.copy, args=(there, came), daemon=True)
+            with closing(socket.create_connection(("127.0.0.1", self.target))) as server:
+                back = threading.Thread(target=self.copy, args=(server, client), daemon=True)
                 back.start()
-                self.copy(came, there)
+                self.copy(client, server)
                 back.join()
 
     @staticmethod
-    def copy(of: socket.socket, to: socket.socket) -> None:
+    def copy(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
-            while data := of.recv(65536):
-                to.sendall(data)
-            to.shutdown(socket.SHUT_WR)
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

@@ -1,11 +1,11 @@
-"""Simulated studies whose runs share stages, and with them the stages' noise; many at once."""
+"""Many simulated studies at once, whose runs share stages and with them the stages' noise."""
 
 from functools import cache
 from itertools import permutations
 
 import numpy as np
 
-from dgg_ray.core import draws
+from dgg_ray.core.rng import make_rng
 
 POSITION, NOISE, STUDIES = 0.01, 0.02, 1000
 
@@ -15,7 +15,7 @@ def carry_of(tasks: int) -> np.ndarray:
 
 
 def fixed(orders: np.ndarray) -> np.ndarray:
-    """(…, T) in places → (…, T) by task: the part of the final scores that the orders make."""
+    """Return the part of the final scores that the orders cause: (…, T) by position → (…, T) by task."""
     tasks = orders.shape[-1]
     place = np.argsort(orders, axis=-1)
     carried = np.zeros(orders.shape)
@@ -24,7 +24,10 @@ def fixed(orders: np.ndarray) -> np.ndarray:
 
 
 def noise(orders: np.ndarray, rng: np.random.Generator, seeds: int = 1) -> np.ndarray:
-    """(studies, orders, T) → (studies, orders, seeds, T): summed over a run's stages, equal where shared."""
+    """Return noise summed over each run's stages, equal where runs share a stage.
+
+    (studies, orders, T) → (studies, orders, seeds, T).
+    """
     studies, count, tasks = orders.shape
     total = np.zeros((studies, count, seeds, tasks))
     code = np.broadcast_to(np.arange(studies)[:, None], (studies, count))
@@ -37,28 +40,28 @@ def noise(orders: np.ndarray, rng: np.random.Generator, seeds: int = 1) -> np.nd
 
 @cache
 def random_orders(tasks: int, count: int) -> np.ndarray:
-    """(STUDIES, count, T), no order twice in a study."""
-    rng = draws.generator(0, "", "orders", 100 * tasks + count)
+    """Return (STUDIES, count, T) orders, none twice in a study."""
+    rng = make_rng(0, "", "orders", 100 * tasks + count)
     if tasks < 7:
         every = np.array(list(permutations(range(tasks))))
         return every[np.argsort(rng.random((STUDIES, len(every))), axis=1)[:, :count]]
-    return np.argsort(rng.random((STUDIES, count, tasks)), axis=-1)  # of 8! orders 24 are hardly ever equal
+    return np.argsort(rng.random((STUDIES, count, tasks)), axis=-1)  # 24 of 8! orders are hardly ever equal
 
 
 @cache
 def finals(tasks: int, count: int) -> np.ndarray:
-    """(STUDIES, count, T) final scores of one seed."""
+    """Return (STUDIES, count, T) final scores of one seed."""
     orders = random_orders(tasks, count)
-    return fixed(orders) + noise(orders, draws.generator(0, "", "noise", 100 * tasks + count))[:, :, 0]
+    return fixed(orders) + noise(orders, make_rng(0, "", "noise", 100 * tasks + count))[:, :, 0]
 
 
 @cache
 def expected(tasks: int) -> np.ndarray:
-    """(orders, T): what each order makes, over all of them or many."""
-    rng = draws.generator(0, "", "truth")
+    """Return (orders, T), the expected scores of all orders, or of many."""
+    rng = make_rng(0, "", "truth")
     every = permutations(range(tasks)) if tasks < 7 else (rng.permutation(tasks) for _ in range(5000))
     return fixed(np.array(list(every)))
 
 
-def named(orders: np.ndarray) -> list[str]:
+def order_names(orders: np.ndarray) -> list[str]:
     return [" > ".join(map(str, order)) for order in orders]

@@ -1,10 +1,10 @@
-"""Stages and a strategy that stand for any, files to write and read; light, as other processes need it."""
+"""Sample stages, a sample strategy, and files to write and read; light, because child processes import it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from dgg_ray.core.interfaces import Adapter, Strategy, Training
-from dgg_ray.core.stage import Data, path
+from dgg_ray.core.stage import StageSettings, TaskData, stages_of_run
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,16 @@ class Far:
 
 @dataclass(frozen=True)
 class Pulled(Strategy):
-    """A setting of one of two classes with equal fields."""
+    """A strategy with a setting of one of two classes with equal fields."""
 
     pull: Near | Far = Near()
 
 
 def some_stages(count=2):
-    data = [Data(f"tâche {i}", {"train": f"digest {i}"}, {"train": 1}, "exact_match") for i in range(count)]
-    return path("model", Adapter(), Training(), Strategy(), 0, data)
+    data = [
+        TaskData(f"tâche {i}", {"train": f"digest {i}"}, {"train": 1}, "exact_match") for i in range(count)
+    ]
+    return stages_of_run(StageSettings("model", Adapter(), Training(), Strategy(), 0), data)
 
 
 def weights(text):

@@ -1,5 +1,6 @@
-"""A small study file, and the faults of changed ones."""
+"""A small study file, and the faults of changed versions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,12 @@ def load(tmp_path: Path):
 
 
 def faults(load, text: str) -> dict[str, str]:
-    """path → the whole sentence"""
+    """Return the faults of a study text: path → message."""
     with pytest.raises(StudyError) as caught:
         load(text)
     return {fault.path: str(fault) for fault in caught.value.faults}
+
+
+def with_data(study: Study, **changes) -> Study:
+    """Return the study with other facts about its data."""
+    return replace(study, data=replace(study.data, **changes))

@@ -85,8 +85,8 @@ def test_a_misspelt_plugin_names_the_nearest():
 
 def test_what_is_shipped_is_declared():
     """Else its stages are taken for a plug-in's of the user; see scripts/shipped.py before running it."""
-    declared = {name: digest for name, digest in sources.shipped().items() if digest}
-    present = {name: digest for name, digest in sources.present().items() if digest}
+    declared = {name: digest for name, digest in sources.shipped_digests().items() if digest}
+    present = {name: digest for name, digest in sources.current_digests().items() if digest}
     assert declared == present, "run python scripts/shipped.py, after reading what it says"
 
 

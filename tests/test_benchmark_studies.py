@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dgg_ray import cli, load_study
-from dgg_ray.analysis.load import table
+from dgg_ray.analysis.load import load_table
 from dgg_ray.config import yaml_reader
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -117,7 +117,7 @@ def test_a_model_on_disk_changes_the_keys_and_no_count(vqav2, tmp_path, capsys):
 
 def test_ucits_settings_are_the_published_ones(ucit):
     study = load_study(UCIT, ucit)
-    (run,) = study.runs()
+    (run,) = study.runs
     assert run.order == ("ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR", "Flickr30k")
     effects = [stage.strategy.effect(stage.task, stage.earlier) for stage in run.stages]
     assert effects[0] == {}  # nothing is guided or replayed in the first task
@@ -128,7 +128,7 @@ def test_ucits_settings_are_the_published_ones(ucit):
 
 def test_vqav2s_settings_are_the_published_ones(vqav2):
     study = load_study(VQAV2, vqav2)
-    (run,) = study.runs()
+    (run,) = study.runs
     assert run.order == tuple(mock.VQAV2)
     effects = [stage.strategy.effect(stage.task, stage.earlier) for stage in run.stages]
     assert effects[0] == {}
@@ -137,7 +137,7 @@ def test_vqav2s_settings_are_the_published_ones(vqav2):
 
 
 def test_both_are_trained_by_one_recipe():
-    recipes = [yaml_reader.read(file.read_text(encoding="utf-8"))[0] for file in (UCIT, VQAV2)]
+    recipes = [yaml_reader.read_yaml(file.read_text(encoding="utf-8"))[0] for file in (UCIT, VQAV2)]
     assert recipes[0]["training"] == recipes[1]["training"]
     assert recipes[0]["model"] == recipes[1]["model"]
     training = recipes[0]["training"]
@@ -211,7 +211,7 @@ def test_training_records_may_share_an_id(tmp_path, java, capsys):
 def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
     pytest.importorskip("pycocoevalcap")
     copy = with_model(UCIT, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
-    study = yaml_reader.read(copy.read_text(encoding="utf-8"))[0]
+    study = yaml_reader.read_yaml(copy.read_text(encoding="utf-8"))[0]
     study["tasks"] = [task for task in study["tasks"] if task["name"] in ("ArxivQA", "VizWiz")]
     for task in study["tasks"]:
         task |= {"limit": 6, "limit_test": 2}
@@ -234,7 +234,7 @@ def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
         (12, 3, 1),
         (12, 3, 1),
     ]
-    finals = table(out).query("split == 'test' and stage == 1")
+    finals = load_table(out).query("split == 'test' and stage == 1")
     assert sorted(zip(finals["strategy"], finals["eval_task"], strict=True)) == [
         ("dgg", "ArxivQA"),
         ("dgg", "VizWiz"),

@@ -353,7 +353,7 @@ def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_
         assert run.wait(timeout=120) == 130
     log, calls = (tmp_path / "log").read_text(), (tmp_path / "calls").read_text()
     assert "1 nodes, 0 GPUs" in log
-    assert "out of time; queued again" in log
+    assert "out of time; the job is requeued" in log
     assert "Traceback" not in log
     assert calls.splitlines()[-1] == f"scontrol requeue {slurm['SLURM_JOB_ID']}"
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 import dgg_ray
 from dgg_ray import load_study, run_study
-from dgg_ray.analysis.run_table import compared, named
+from dgg_ray.analysis.run_table import find_setting, settings_by_label
 from dgg_ray.core.errors import ResultsError
 
 SIZE = {"train": 12, "validation": 10, "test": 10}
@@ -50,8 +50,8 @@ def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
 
 
 def test_an_order_is_named_by_place_text_or_tasks(simulated):
-    named = [1, -1, np.int64(1), "digits > charts > words", ["digits", "charts", "words"]]
-    for order in named:
+    every_order = [1, -1, np.int64(1), "digits > charts > words", ["digits", "charts", "words"]]
+    for order in every_order:
         assert simulated.scores(order).attrs["order"] == "digits > charts > words"
     assert simulated.scores().attrs == {
         "setting": simulated.results.recommended,
@@ -71,13 +71,17 @@ def test_a_setting_is_named_by_label_or_id(simulated):
 
 
 def test_the_labels_of_the_table_name_settings_in_python_and_on_the_command_line(simulated):
-    for label, setting in compared(simulated.results).items():
+    for label, setting in settings_by_label(simulated.results).items():
         assert f"{label} " in str(simulated)
         assert simulated.scores(setting=label).attrs["setting"] == setting
-        assert named(simulated.results, label) == named(simulated.results, setting) == (label, setting)
+        assert (
+            find_setting(simulated.results, label)
+            == find_setting(simulated.results, setting)
+            == (label, setting)
+        )
     assert (
-        named(simulated.results, "chosen")
-        == named(simulated.results)
+        find_setting(simulated.results, "chosen")
+        == find_setting(simulated.results)
         == ("dgg", simulated.results.recommended)
     )
 
@@ -103,7 +107,7 @@ def test_a_folder_is_opened_with_the_same_results(simulated):
     again = dgg_ray.open(str(simulated.out))
     assert again.table.equals(simulated.table)
     assert again.best == simulated.best
-    assert again.study.tasks == simulated.study.tasks
+    assert again.study.data.tasks == simulated.study.data.tasks
     assert again.scores().equals(simulated.scores())
     assert "s;" not in str(again).splitlines()[-1]  # it ran nothing, and says so of nothing
 
@@ -132,14 +136,14 @@ def test_an_unfinished_study_can_be_opened(tmp_path):
     study = load_study(
         {**STUDY, "workers": {"engine": "simulated"}, "search": {"space": {"strategy.alpha": [0, 1]}}}
     )
-    from dgg_ray.config import loader
+    from dgg_ray.config import loader, saved_study
 
-    loader.keep(study, tmp_path)
+    saved_study.save_study(study, tmp_path)
     found = dgg_ray.open(tmp_path)
     assert "no setting chosen yet" in repr(found)
     assert "Nothing is finished yet" in found._repr_html_()
     assert found.table.empty
-    with pytest.raises(ResultsError, match="no setting has been judged yet"):
+    with pytest.raises(ResultsError, match="no setting has been evaluated completely yet"):
         found.scores()
 
 

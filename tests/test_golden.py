@@ -20,8 +20,8 @@ from PIL import Image
 
 from dgg_ray import Study, load_study, run_study
 from dgg_ray.config import yaml_reader
-from dgg_ray.core import draws, environment
-from dgg_ray.core.orders import DESIGNS, design, others
+from dgg_ray.core import environment, rng
+from dgg_ray.core.orders import DESIGNS, design, held_out_orders
 from dgg_ray.models.auto import Auto
 from dgg_ray.models.llava_1_5 import Llava15
 from dgg_ray.models.qwen2_5_vl import Qwen25VL
@@ -55,7 +55,8 @@ search:
   beam: 2
   values_per_task: 3
   audit_fraction: 0.2
-protocol: {held_out: 3, baselines: [runner_up, curve_optimum, constant, two_task, replay, finetune, joint, l2sp]}
+protocol: {held_out: 3, baselines: [runner_up, curve_optimum, constant, two_task, replay, finetune, joint,
+    l2sp]}
 simulation: {wait: 0.0}
 workers: {engine: simulated}
 """,
@@ -90,7 +91,7 @@ def digest(thing: Any) -> str:
 
 def study(path: Path, folder: Path) -> Study:
     """A study of the repository, on small data of the test's own where it wants a folder."""
-    settings, _, _ = yaml_reader.read(path.read_text(encoding="utf-8"))
+    settings, _, _ = yaml_reader.read_yaml(path.read_text(encoding="utf-8"))
     if path.stem in BENCHMARKS:
         BENCHMARKS[path.stem](folder)
         settings["model"] = "embedded"
@@ -118,33 +119,33 @@ def records(file: Path, images: Path, number: int) -> None:
 def keys_of(study: Study) -> dict[str, Any]:
     """Ids and keys: of the first run stage by stage, of all others together."""
     compared_settings = {
-        name: [stage.key for run in baseline.runs() for stage in run.stages]
+        name: [stage.key for run in baseline.runs for stage in run.stages]
         for name, baseline in study.compared_settings().items()
     }
     evaluations = {
         f"{task} {split}": evaluation.key
-        for (task, split), evaluation in sorted(study.every_evaluation.items())
+        for (task, split), evaluation in sorted(study.runs.evaluations.items())
     }
     return {
         "id": study.id,
-        "fingerprint": study.fingerprint,
+        "fingerprint": study.data.fingerprint,
         "blocks": digest([study.blocks, study.final_blocks]),
-        "first run": [stage.key for stage in study.runs()[0].stages],
-        "runs": digest([[stage.key for stage in run.stages] for run in study.runs()]),
+        "first run": [stage.key for stage in study.runs[0].stages],
+        "runs": digest([[stage.key for stage in run.stages] for run in study.runs]),
         "contenders": {name: digest(keys) for name, keys in compared_settings.items()},
         "evaluations": digest(evaluations),
-        "untouched": study.untouched().key,
+        "untouched": study.runs.untouched_stage.key,
         "stages": len({key for keys in compared_settings.values() for key in keys}),
     }
 
 
 def drawn() -> dict[str, Any]:
     """The first words of every purpose, and what is made of them."""
-    made: dict[str, Any] = {p: [str(w) for w in draws.words(8, 3, "words", p, 2)] for p in PURPOSES}
-    made["permutation"] = draws.permutation(12, 1, "digits", "shuffle", 4)
-    made["uniform"] = draws.uniform(1, "digits", "gate", 4)
-    made["integer"] = draws.integer(1, "", "adapter")
-    made["below"] = draws.below(100, 1, "", "audit", 4)
+    made: dict[str, Any] = {p: [str(w) for w in rng.words(8, 3, "words", p, 2)] for p in PURPOSES}
+    made["permutation"] = rng.permutation(12, 1, "digits", "shuffle", 4)
+    made["uniform"] = rng.uniform(1, "digits", "gate", 4)
+    made["integer"] = rng.integer(1, "", "adapter")
+    made["below"] = rng.below(100, 1, "", "audit", 4)
     return made
 
 
@@ -154,11 +155,13 @@ def designs() -> dict[str, Any]:
     return {
         f"{name} {count}": [
             "".join(str(TASKS.index(task)) for task in order)
-            for order in design(name, TASKS[:count], 8, 5, [TASKS[:count][::-1]], likeness=alike[:count])
+            for order in design(
+                name, TASKS[:count], 8, seed=5, given=[TASKS[:count][::-1]], similarity=alike[:count]
+            )
         ]
         for name in DESIGNS
         for count in range(3, 7)
-    } | {"held out": [" ".join(order) for order in others(TASKS[:4], [TASKS[:4]], 3, 1)]}
+    } | {"held out": [" ".join(order) for order in held_out_orders(TASKS[:4], [TASKS[:4]], 3, 1)]}
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
@@ -233,7 +236,7 @@ def test_the_quickstarts_table_stays_to_the_byte(tmp_path):
 
 
 def machine() -> str:
-    return environment.kind(environment.environment()).id
+    return environment.machine_kind(environment.process_environment()).id
 
 
 def record(folder: Path, quickstart: Path | None) -> None:

@@ -15,8 +15,10 @@ import pandas as pd
 import psutil
 import pytest
 
+from study_samples import with_data
+
 from dgg_ray import cli, load_study, run_study
-from dgg_ray.analysis.load import table
+from dgg_ray.analysis.load import load_table
 from dgg_ray.core.errors import StudyError
 
 pytestmark = pytest.mark.whole
@@ -81,7 +83,7 @@ def published(out: Path) -> dict[str, int]:
 
 
 def test_a_run_in_one_process_answers_the_study(undisturbed):
-    cells = table(undisturbed)
+    cells = load_table(undisturbed)
     assert cells["score"].between(0, 1).all()
     finals = cells[(cells["split"] == "test") & (cells["stage"] == 2)]
     assert set(finals["strategy"]) == {"dgg", "finetune", "replay", "joint"}
@@ -90,7 +92,7 @@ def test_a_run_in_one_process_answers_the_study(undisturbed):
 
 
 def test_joint_is_trained_once_for_all_orders(undisturbed):
-    joint = table(undisturbed).query("strategy == 'joint' and split == 'test' and stage == 2")
+    joint = load_table(undisturbed).query("strategy == 'joint' and split == 'test' and stage == 2")
     assert joint["order"].nunique() == 2
     assert joint.groupby("eval_task")["score"].nunique().max() == 1
 
@@ -102,7 +104,7 @@ def test_a_second_run_from_python_trains_nothing_and_starts_no_ray(study, undist
     assert "nothing trained, all answered from the store" in str(result)
     assert published(undisturbed) == before
     assert (undisturbed / "table.parquet").read_bytes() == table_before
-    pd.testing.assert_frame_equal(result.table, table(undisturbed))
+    pd.testing.assert_frame_equal(result.table, load_table(undisturbed))
     assert result.best["study"] == "tiny"
 
 
@@ -128,8 +130,8 @@ def test_status_says_what_is_done_what_is_best_and_what_was_spent(undisturbed, c
     assert re.match(
         r"faa 0\.\d{3} \(2 blocks: 0\.\d{3}, 0\.\d{3}\) with strategy.alpha.digits=", found["best"]
     )
-    assert found["outlook"]["spent"]["worker-hours"] > 0
-    assert found["outlook"]["rest"]["worker-hours"]["high"] == 0
+    assert found["cost_forecast"]["spent"]["worker-hours"] > 0
+    assert found["cost_forecast"]["remaining"]["worker-hours"]["high"] == 0
     assert cli.main(["status", str(undisturbed)]) == 0
     assert "0 running, 0 queued" in capsys.readouterr().out
 
@@ -174,12 +176,12 @@ def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, c
     file.write_text(text)
     out = tmp_path / "out"
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
-    assert "NotFinite" in (out / "report.html").read_text()
-    judged = table(out)["training.learning_rate"].unique()
+    assert "NonFiniteError" in (out / "report.html").read_text()
+    judged = load_table(out)["training.learning_rate"].unique()
     assert 5e-3 in judged
     failed = [json.loads(f.read_text()) for f in (out / "stages" / "failed").iterdir()]
     assert failed
-    assert all(f["error"] == "NotFinite" and "learning_rate" in f["message"] for f in failed)
+    assert all(f["error"] == "NonFiniteError" and "learning_rate" in f["message"] for f in failed)
 
 
 def test_a_study_whose_every_stage_fails_still_ends_with_a_report(tmp_path, capsys):
@@ -190,14 +192,16 @@ def test_a_study_whose_every_stage_fails_still_ends_with_a_report(tmp_path, caps
     assert "Nothing can be recommended yet: dgg has no finished run on the " in said
     assert "scored highest" not in said
     assert "all answered from the store" not in said
-    assert "NotFinite" in (out / "report.html").read_text()
+    assert "NonFiniteError" in (out / "report.html").read_text()
 
 
 def test_data_that_changed_since_the_study_was_checked_are_not_learned_from(study, tmp_path):
     loaded = load_study(study)
-    words = replace(loaded.tasks["words"], digests=loaded.tasks["words"].digests | {"train": "0" * 64})
-    changed = replace(loaded, tasks={**loaded.tasks, "words": words})
-    with pytest.raises(StudyError, match=r"tasks.words: has other content here"):
+    words = replace(
+        loaded.data.tasks["words"], digests=loaded.data.tasks["words"].digests | {"train": "0" * 64}
+    )
+    changed = with_data(loaded, tasks={**loaded.data.tasks, "words": words})
+    with pytest.raises(StudyError, match=r"tasks.words: has changed on this machine"):
         run_study(changed, out=tmp_path / "out", local=True)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dgg_ray import Study, cli, load_study
-from dgg_ray.config import loader
+from dgg_ray.config import loader, saved_study
 
 SIZE = {"reader": "embedded", "train": 12, "validation": 10, "test": 10}
 STUDY = {
@@ -25,9 +25,9 @@ def two(tmp_path) -> list[Study]:
     other = {**STUDY, "name": "other", "seeds": [7]}
     studies = [load_study({**one, "output": output}) for one in (STUDY, other)]
     for study in studies:
-        loader.keep(study, tmp_path / study.name)
+        saved_study.save_study(study, tmp_path / study.name)
         error = {"error": "ValueError", "message": f"a fault of {study.name}", "traceback": ""}
-        study.store(tmp_path / study.name).fail(study.runs()[0].stages[0], error)
+        study.store(tmp_path / study.name).record_failure(study.runs[0].stages[0], error)
     return studies
 
 
@@ -42,7 +42,7 @@ def test_status_tells_what_failed_of_this_study_and_not_of_another_in_its_store(
 def test_exams_of_the_untouched_model_that_failed_are_told(two, tmp_path, capsys):
     study = two[0]
     error = {"error": "OSError", "message": "no weights", "traceback": ""}
-    study.store(tmp_path / "mine").fail(study.untouched(), error)
+    study.store(tmp_path / "mine").record_failure(study.runs.untouched_stage, error)
     assert cli.main(["status", str(tmp_path / "mine")]) == 0
     assert "failed            OSError: no weights" in capsys.readouterr().out
 
@@ -56,7 +56,7 @@ def test_a_report_of_a_mistyped_folder_makes_none(tmp_path, capsys):
 def test_a_report_logs_under_its_studys_name_wherever_it_is_called_from(two, tmp_path, monkeypatch):
     out = tmp_path / "mine"
     monkeypatch.chdir(out)
-    monkeypatch.setattr("dgg_ray.report.report.write", lambda *_: "written")
+    monkeypatch.setattr("dgg_ray.report.page.write_report", lambda *_: "written")
     assert cli.main(["report", "."]) == 0
     lines = [json.loads(line) for file in (out / "logs").iterdir() for line in file.read_text().splitlines()]
     assert {line["study"] for line in lines} == {"mine"}

@@ -1,6 +1,6 @@
-"""A toy world: tasks whose examples are numbers, and a learner that is one weight.
+"""A toy world: tasks whose examples are numbers, and a learner with one weight.
 
-Everything that the loop, the store and the strategies promise can be checked on it by hand.
+The promises of the stage runner, the store and the strategies can be checked on it by hand.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.core.interfaces import Adapter, Example, Pieces, Strategy, Task, Training, digest
-from dgg_ray.core.stage import Data, Evaluation, Stage, path
-from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training.loop import Workshop
+from dgg_ray.core.hashing import digest
+from dgg_ray.core.interfaces import Adapter, Example, ShardedTensors, StageSetup, Strategy, Task, Training
+from dgg_ray.core.stage import Evaluation, Stage, StageSettings, TaskData, stages_of_run
+from dgg_ray.storage.stage_store import open_store
+from dgg_ray.training.loop import StageRunner
 
 
 class OneWeight:
     """Learns θ by gradient descent on (θ - a)²/2, where a is the mean of the batch's answers.
 
-    It answers every question with θ, rounded. `taught` is every example it was shown.
+    It answers every question with θ, rounded. `taught` lists the ids of all training examples, in order.
     """
 
     def __init__(self) -> None:
@@ -30,44 +31,35 @@ class OneWeight:
         self.taught: list[str] = []
         self.begun: list[str] = []
 
-    def begin(
-        self,
-        adapter: Adapter,
-        training: Training,
-        steps,
-        seed,
-        task,
-        parent: Path | None,
-        done=0,
-        snapshot=None,
-    ):
-        self.rate = training.learning_rate
-        self.theta = (
-            load_file(parent / "adapter" / "theta.safetensors")["theta"] if parent else torch.zeros(1)
-        )
-        self.begun.append(task)
-        if not snapshot:
-            return {}
-        self.theta = snapshot["theta"].clone()
-        return {name: [tensor.clone()] for name, tensor in snapshot.items() if name != "theta"}
+    def start(self, setup: StageSetup) -> None:
+        self.rate = setup.training.learning_rate
+        self.theta = torch.zeros(1)
+        if setup.parent:
+            self.theta = load_file(setup.parent / "adapter" / "theta.safetensors")["theta"]
+        self.begun.append(setup.task)
+
+    def resume(self, setup: StageSetup, done: int, checkpoint):
+        self.start(setup)
+        self.theta = checkpoint["theta"].clone()
+        return {name: [tensor.clone()] for name, tensor in checkpoint.items() if name != "theta"}
 
     def weights(self):
-        return Pieces([self.theta])
+        return ShardedTensors([self.theta])
 
     def step(self, batch: Sequence[Example], step: int, edit) -> float:
         self.taught += [example.id for example in batch]
         a = sum(float(example.answer) for example in batch) / len(batch)
         gradient = self.theta - a
-        edit(Pieces([self.theta]), Pieces([gradient]), step)
+        edit(ShardedTensors([self.theta]), ShardedTensors([gradient]), step)
         self.theta -= self.rate * gradient
         return float((self.theta - a) ** 2 / 2)
 
     def answer(self, examples, max_new_tokens):
         return [f"{float(self.theta):.0f}" for _ in examples]
 
-    def snapshot(self, memory):
-        kept = {name: value[0].clone() for name, value in memory.items() if isinstance(value, list)}
-        return {"theta": self.theta.clone(), **kept}
+    def checkpoint_tensors(self, memory):
+        lists = {name: value[0].clone() for name, value in memory.items() if isinstance(value, list)}
+        return {"theta": self.theta.clone(), **lists}
 
     def gather(self):
         pass
@@ -78,7 +70,7 @@ class OneWeight:
 
 
 def task_of(name: str, *answers: float) -> Task:
-    """A task whose three splits hold the same answers."""
+    """Return a task whose three splits hold the same answers."""
     examples = {
         split: [Example(f"{name}-{split}-{i}", "how much?", f"{a:g}") for i, a in enumerate(answers)]
         for split in ("train", "validation", "test")
@@ -92,20 +84,20 @@ class World:
     def __init__(self, folder: Path) -> None:
         tasks = (task_of("ones", 1, 1), task_of("fours", 4, 4, 4), task_of("nines", 9))
         self.tasks = {task.name: task for task in tasks}
-        self.store = StageStore(folder)
+        self.store = open_store(folder)
         self.learner = OneWeight()
-        self.shop = Workshop(self.learner, self.tasks, self.store, max_new_tokens=4)
+        self.runner = StageRunner(self.learner, self.tasks, self.store, max_new_tokens=4)
 
-    def data(self, name: str) -> Data:
+    def data(self, name: str) -> TaskData:
         task = self.tasks[name]
-        return Data(name, dict(task.digests), {s: len(e) for s, e in task.examples.items()}, task.scorer)
+        return TaskData(name, dict(task.digests), {s: len(e) for s, e in task.examples.items()}, task.scorer)
 
-    def path(
+    def stages_of(
         self, *order: str, strategy: Strategy | None = None, seed: int = 0, **training
     ) -> tuple[Stage, ...]:
-        settings = replace(Training(epochs=1, batch_size=8, learning_rate=1.0), **training)
-        data = [self.data(name) for name in order]
-        return path("model", Adapter(), settings, strategy or Strategy(), seed, data)
+        trained_with = replace(Training(epochs=1, batch_size=8, learning_rate=1.0), **training)
+        settings = StageSettings("model", Adapter(), trained_with, strategy or Strategy(), seed)
+        return stages_of_run(settings, [self.data(name) for name in order])
 
     def evaluation(self, task: str, split: str = "test") -> Evaluation:
         return Evaluation(task, split, digest([task, split]))

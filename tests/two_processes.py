@@ -1,10 +1,10 @@
-"""One of several processes that learn together: every engine in turn, its results in a folder.
+"""One of several processes that train together: every engine in turn, its results in a folder.
 
     RANK=0 WORLD_SIZE=2 … python tests/two_processes.py FOLDER ENGINE [ENGINE …]
 
-An engine is ddp, zero1, zero2, zero3, with -offload or -bf16 behind it. For each: `STEPS` steps
-with guidance, once without a break, once with a snapshot and another beginning in the middle, and once
-from the snapshot of one process, where the folder has it.
+An engine is ddp, zero1, zero2 or zero3, with -offload or -bf16 appended. Each trains `STEPS` steps with
+guidance: once without a break, once with a checkpoint and a resume in the middle, and once from the
+checkpoint of a single process, if the folder holds one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.core.interfaces import Adapter, Training
+from dgg_ray.core.interfaces import Adapter, StageSetup, Training
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.readers.embedded import Embedded as Reader
 from dgg_ray.strategies.dgg import DGG
@@ -28,102 +28,110 @@ from dgg_ray.training import engines
 from dgg_ray.training.learner import PeftLearner
 
 STEPS, BREAK, BATCH = 24, 10, 8
-ALONE = "plain-snapshot.safetensors"
+CHECKPOINT_OF_ONE = "plain-checkpoint.safetensors"
 ADAPTER = Adapter(rank=4)
 TRAINING = Training(batch_size=BATCH, learning_rate=2e-3, schedule="cosine", warmup=0.1, clip_norm=5.0)
 STRATEGY = DGG(alpha=0.5)
 
 
 def batches():
-    """Longer and shorter ones, the last too small for an equal share each."""
+    """One batch per step; the last two are too small for equal shares."""
     examples = Reader(train=BATCH * STEPS, validation=10, test=12).read("words").examples["train"]
-    cut = [examples[BATCH * i : BATCH * (i + 1)] for i in range(STEPS)]
-    return [*cut[:-2], cut[-2][:5], cut[-1][:1]]
+    full = [examples[BATCH * i : BATCH * (i + 1)] for i in range(STEPS)]
+    return [*full[:-2], full[-2][:5], full[-1][:1]]
 
 
-def learned(
-    learner: PeftLearner, training: Training, strategy: DGG, steps: range, begun: dict, after=None
-) -> list[float]:
-    """Losses of the steps; `begun` is what `begin` got beside the usual, `after` is called at the end."""
-    memory = learner.begin(ADAPTER, training, STEPS, 0, "words", None, **begun)
-    if begun:
-        strategy.memory.update({"task": "words", "seed": 0} | memory)
-    else:
-        strategy.begin_task(learner.weights(), "words", ("digits",), 0)
-    losses = [learner.step(batches()[i], i, strategy.edit_gradient) for i in steps]
-    if after:
-        after(strategy)
-    return losses
-
-
-def learning(learner: PeftLearner, name: str = "") -> Training:
-    """Two micro-batches a step, whoever shares it."""
+def training_of(learner: PeftLearner, name: str = "") -> Training:
+    """Two micro-batches per step for any number of processes."""
     precision = "bf16" if name.endswith("-bf16") else "fp32"
-    return replace(TRAINING, micro_batch_size=BATCH // 2 // learner.world, precision=precision)
+    return replace(TRAINING, micro_batch_size=BATCH // 2 // learner.world_size, precision=precision)
 
 
-def results(learner: PeftLearner, folder: Path, name: str) -> None:
-    """Learn with and without a break, and answer; rank 0 writes what came of it."""
-    strategy, training = replace(STRATEGY), learning(learner, name)
-    losses = learned(learner, training, strategy, range(STEPS), {})
-    anchor = strategy.memory["anchor"]
-    held = torch.tensor([sum(t.numel() for t in anchor), sum(t.numel() for t in learner.weights())])
-    start = learner.engine.whole(anchor)
-    gates = [strategy.opens(i) for i in range(STEPS)]
+def train(
+    learner: PeftLearner,
+    training: Training,
+    strategy: DGG,
+    steps: range,
+    checkpoint: dict[str, torch.Tensor] | None = None,
+) -> list[float]:
+    """Losses of the steps, from the stage's start or from a checkpoint after `steps.start` steps."""
+    setup = StageSetup(ADAPTER, training, STEPS, 0, "words")
+    if checkpoint is None:
+        learner.start(setup)
+        strategy.begin_task(learner.weights(), "words", ("digits",), 0)
+    else:
+        tensors = learner.resume(setup, steps.start, checkpoint)
+        strategy.memory.update({"task": "words", "seed": 0} | tensors)
+    return [learner.step(batches()[i], i, strategy.edit_gradient) for i in steps]
+
+
+def gathered(learner: PeftLearner) -> dict[str, torch.Tensor]:
     learner.gather()
-    whole = dict(learner.gathered)
-    if training.precision == "bf16":  # of interest is only that it is on
+    return dict(learner.gathered)
+
+
+def run(learner: PeftLearner, folder: Path, name: str) -> None:
+    """Train with and without a break, and answer; rank 0 writes the results."""
+    strategy, training = replace(STRATEGY), training_of(learner, name)
+    losses = train(learner, training, strategy, range(STEPS))
+    anchor = strategy.memory["anchor"]
+    elements = [sum(t.numel() for t in tensors) for tensors in (anchor, learner.weights())]
+    start = learner.engine.gather(anchor)
+    gates = [strategy.is_open(i) for i in range(STEPS)]
+    weights = gathered(learner)
+    if training.precision == "bf16":  # only whether it is on is tested
         if learner.rank == 0:
-            save_file(whole, folder / f"{name}.safetensors")
+            save_file(weights, folder / f"{name}.safetensors")
         return
     test = Reader(train=24, validation=10, test=12).read("words").examples["test"]
     answers = learner.answer(test[:11], 4)
 
-    kept: dict = {}
-    first = replace(STRATEGY)
-    keep = lambda s: kept.update(learner.snapshot(s.memory))  # noqa: E731
-    learned(learner, training, first, range(BREAK), {}, after=keep)
-    rest = range(BREAK, STEPS)
-    halves = learned(learner, training, replace(STRATEGY), rest, {"done": BREAK, "snapshot": kept})
-    learner.gather()
-    broken, taken_up = dict(learner.gathered), {}
-    if (folder / ALONE).exists():
-        begun = {"done": BREAK, "snapshot": load_file(folder / ALONE)}
-        learned(learner, training, replace(STRATEGY), rest, begun)
-        learner.gather()
-        taken_up = dict(learner.gathered)
+    first, rest = replace(STRATEGY), range(BREAK, STEPS)
+    train(learner, training, first, range(BREAK))
+    checkpoint = learner.checkpoint_tensors(first.memory)
+    losses_after_break = train(learner, training, replace(STRATEGY), rest, checkpoint)
+    weights_after_break, weights_of_two = gathered(learner), {}
+    if (folder / CHECKPOINT_OF_ONE).exists():
+        checkpoint_of_one = load_file(folder / CHECKPOINT_OF_ONE)
+        train(learner, training, replace(STRATEGY), rest, checkpoint_of_one)
+        weights_of_two = gathered(learner)
 
-    ends = []
+    without_guidance = []
     for edit in (DGG(alpha=0.0).edit_gradient, Finetune().edit_gradient):
-        learner.begin(ADAPTER, training, STEPS, 0, "words", None)
+        learner.start(StageSetup(ADAPTER, training, STEPS, 0, "words"))
         for i in range(4):
             learner.step(batches()[i], i, edit)
-        learner.gather()
-        ends.append(dict(learner.gathered))
-    same = all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
+        without_guidance.append(gathered(learner))
+    dgg, finetune = without_guidance
 
-    shares: list = [None] * learner.world
-    facts = {"held": held.tolist(), "gates": gates}
-    if learner.world > 1:
-        dist.all_gather_object(shares, facts)
+    ranks: list = [None] * learner.world_size
+    facts = {"elements": elements, "gates": gates}
+    if learner.world_size > 1:
+        dist.all_gather_object(ranks, facts)
     if learner.rank == 0:
-        save_file(whole, folder / f"{name}.safetensors")
-        save_file(broken, folder / f"{name}-broken.safetensors")
-        save_file(taken_up, folder / f"{name}-taken-up.safetensors")
-        save_file(kept, folder / f"{name}-snapshot.safetensors")
+        save_file(weights, folder / f"{name}.safetensors")
+        save_file(weights_after_break, folder / f"{name}-after-break.safetensors")
+        save_file(weights_of_two, folder / f"{name}-resumed-from-one.safetensors")
+        save_file(checkpoint, folder / f"{name}-checkpoint.safetensors")
         save_file({str(i): t for i, t in enumerate(start)}, folder / f"{name}-anchor.safetensors")
-        said = {"losses": losses, "halves": halves, "answers": answers, "shares": shares, "same": same}
-        (folder / f"{name}.json").write_text(json.dumps(said))
+        results = {
+            "losses": losses,
+            "losses_after_break": losses_after_break,
+            "answers": answers,
+            "ranks": ranks,
+            "alpha_0_is_finetune": all(torch.equal(dgg[n], finetune[n]) for n in dgg),
+        }
+        (folder / f"{name}.json").write_text(json.dumps(results))
 
 
-def collected(*arguments):
-    """A DeepSpeed engine, made at the worst moment: what is left of those before is collected right after."""
-    made = initialized(*arguments)
+def init_and_collect(*arguments):
+    """Make a DeepSpeed engine, then collect earlier engines: the worst moment for them to be destroyed."""
+    engine = init_deepspeed(*arguments)
     gc.collect()
-    return made
+    return engine
 
 
-initialized, engines.initialized = engines.initialized, collected
+init_deepspeed, engines.init_deepspeed = engines.init_deepspeed, init_and_collect
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -132,11 +140,12 @@ def main(folder: Path, names: list[str]) -> None:
     dist.init_process_group("gloo")
     for name in names:
         zero = int(name[4]) if name.startswith("zero") else 0
-        results(PeftLearner(Model(), zero=zero, offload=name.endswith("-offload")), folder, name)
+        run(PeftLearner(Model(), zero=zero, offload=name.endswith("-offload")), folder, name)
     dist.destroy_process_group()
 
 
 def load(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """(final weights, results) of an engine."""
     return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
 
 

@@ -1,7 +1,7 @@
-"""Records that a study's store holds beside scores: predictions, training losses, adapters.
+"""Read what a study's store holds besides scores: predictions, training losses, adapters.
 
-Nothing is read before it is asked for. A run is named as in the study's table: by the id of its setting, its
-order (task names joined by " > ") and its seed.
+Everything is read on request. A run is named as in the study's table: by the id of its setting, its order
+(task names joined by " > ") and its seed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dgg_ray.core.stage import Run
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import StageStore
 
-Name = tuple[str, str, int]  # setting, order, seed
+RunName = tuple[str, str, int]  # setting, order, seed
 
 
-class Losses(NamedTuple):
+class StageLosses(NamedTuple):
     """The training loss along one stage; curve: means over equal spans of its steps."""
 
     task: str
@@ -31,8 +31,8 @@ class Losses(NamedTuple):
     curve: tuple[float, ...]
 
 
-class Placed(NamedTuple):
-    """The adapter that a run ends with; path: a PEFT folder or its URL, "" where it was removed."""
+class AdapterLocation(NamedTuple):
+    """The adapter at the end of a run; path: a PEFT folder or its URL, "" if the adapter was removed."""
 
     order: str
     seed: int
@@ -41,41 +41,45 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class Archive:
-    """The runs of a study with the store that they are in."""
+    """A study's runs, and the store that holds them."""
 
     study: Study
     store: StageStore
-    runs: Mapping[Name, tuple[Study, Run]]
+    runs: Mapping[RunName, tuple[Study, Run]]
 
     @property
-    def near(self) -> bool:
-        """Whether a look into the store costs next to nothing."""
-        return self.store.objects.near
+    def is_local(self) -> bool:
+        """Whether one access to the store takes microseconds, rather than a request over a network."""
+        return self.store.backend.is_local
 
-    def predictions(self, runs: Iterable[Name], split: str) -> pd.DataFrame:
-        """Every answer in these runs, see predictions.COLUMNS; stages that are not finished are left out."""
-        return predictions.predictions(self.store, (self.runs[n] for n in runs if n in self.runs), split)
+    def predictions(self, runs: Iterable[RunName], split: str) -> pd.DataFrame:
+        """Return every answer in these runs, with PREDICTION_COLUMNS; unfinished stages are left out."""
+        known = (self.runs[name] for name in runs if name in self.runs)
+        return predictions.predictions_table(self.store, known, split)
 
     def examples(self, task: str, split: str) -> Mapping[str, Example]:
-        """Id → example, from the task's own files; {} where they are gone, have changed, or lie far away."""
+        """Return id → example, read from the task's own files.
+
+        It is empty where these files are missing, have changed, or are on a remote store.
+        """
         reader = self.study.readers[task]
-        paths = [getattr(reader, f.name) for f in fields(reader)]
-        if all(fetching.at_hand(path) for path in paths if isinstance(path, Path)):
-            return predictions.examples(self.study, task, split)
+        paths = [getattr(reader, field.name) for field in fields(reader)]
+        if all(fetching.needs_no_fetch(path) for path in paths if isinstance(path, Path)):
+            return predictions.examples_by_id(self.study, task, split)
         return {}
 
-    def losses(self, run: Name) -> list[Losses]:
-        """Stage by stage; those whose losses were not kept are left out."""
+    def losses(self, run: RunName) -> list[StageLosses]:
+        """Return the losses of a run, stage by stage; stages without stored losses are left out."""
         stages = self.runs[run][1].stages if run in self.runs else ()
-        records = ((stage, self.store.record(stage)) for stage in stages)
-        return [
-            Losses(stage.task, record["cost"]["steps"], tuple(curve))
-            for stage, record in records
-            if record and (curve := record.get("loss", {}).get("curve"))
-        ]
+        losses = []
+        for stage in stages:
+            record = self.store.record(stage)
+            if record and (curve := record.get("loss", {}).get("curve")):
+                losses.append(StageLosses(stage.task, record["cost"]["steps"], tuple(curve)))
+        return losses
 
-    def adapters(self, setting: str) -> Iterator[Placed]:
-        """Of every finished run of a setting."""
-        for (own, order, seed), (_, run) in self.runs.items():
-            if own == setting and run.stages and self.store.record(run.stages[-1]):
-                yield Placed(order, seed, self.store.adapter(run.stages[-1]))
+    def adapters(self, setting: str) -> Iterator[AdapterLocation]:
+        """Yield the final adapter of every finished run of a setting."""
+        for (run_setting, order, seed), (_, run) in self.runs.items():
+            if run_setting == setting and run.stages and self.store.record(run.stages[-1]):
+                yield AdapterLocation(order, seed, self.store.adapter_url(run.stages[-1]))

@@ -1,7 +1,7 @@
-"""Forgotten answers: right when their task was learned, and wrong at the end.
+"""Forgotten answers: correct right after their task was trained, and wrong at the end.
 
-Predictions come from the store of the study (archive.py), those of the final runs alone. Questions and
-pictures come from the tasks' own files, where these can still be read.
+Predictions come from the study's store (archive.py), for the final runs alone. Questions and images come
+from the tasks' own files, where these can still be read.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -16,198 +16,222 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import final_runs, final_split, named, once
-from dgg_ray.analysis.run_table import listing as in_words
-from dgg_ray.core import draws
-from dgg_ray.core.errors import ResultsError, hint
+from dgg_ray.analysis.run_table import cached, final_runs, final_split, find_setting
+from dgg_ray.core.errors import ResultsError, did_you_mean
 from dgg_ray.core.interfaces import Example
+from dgg_ray.core.phrases import join_names
+from dgg_ray.core.rng import make_rng
 
-FALL = 0.3  # of an answer's score: right to wrong is 1, a caption that got much worse may be less
-WRONG = 0.5  # a score below it
-RUNS, FAR_RUNS = 4, 2  # that are looked at; in a store far away each look is a request
-REPEATED = 2  # times that a confusion has to occur
-COLUMNS = ["order", "seed", "task", "id", "answer", "before", "after", "fell", "score", "last"]
+MIN_SCORE_DROP = (
+    0.3  # of a forgotten answer: from right to wrong is 1, but a caption may become worse by less
+)
+WRONG_BELOW = 0.5  # answers that score less are wrong
+MAX_RUNS, MAX_REMOTE_RUNS = 4, 2  # runs that are read; on a remote store each costs requests
+MIN_REPETITIONS = 2  # of a confusion that is listed
+HISTORY_COLUMNS = [
+    *("order", "seed"),  # the run
+    *("task", "id", "answer"),  # the example and its correct answer
+    "prediction_after_training",  # right after the task was trained; "" for the last task of the order
+    "prediction_at_end",
+    "score_drop",  # by how much the score at the end is lower; nan for the last task of the order
+    "score",  # of the prediction at the end, in [0, 1]
+    "is_last_task",
+]
+EXAMPLE = ["task", "id"]
 
 
-@once
-def answers(results: Results, split: str, setting: str) -> pd.DataFrame:
-    """A row for every question in the final runs of a setting: what was answered then, and what now.
+@cached
+def answer_history(results: Results, split: str, setting: str) -> pd.DataFrame:
+    """Return the answers to every question in a setting's final runs, then and at the end; HISTORY_COLUMNS.
 
-    before: right after the task was learned, "" for the task learned last; after: at the end; score: of
-    that, in [0, 1]; fell: by how much it is lower than before, nan for the task learned last (`last`).
-    No rows where the store kept no predictions.
+    There are no rows where the store holds no predictions.
     """
-    archive, runs = results.archive, final_runs(results, split)
+    archive = results.archive
     if archive is None:
-        return pd.DataFrame(columns=COLUMNS)
-    most = RUNS if archive.near else FAR_RUNS
+        return pd.DataFrame(columns=HISTORY_COLUMNS)
     names = [
-        (run.setting, run.order, run.seed) for run in runs if run.setting == setting and not run.together
+        (run.setting, run.order, run.seed)
+        for run in final_runs(results, split)
+        if run.setting == setting and not run.together
     ]
-    found = archive.predictions(names[:most], split)
-    last = found["order"].str.count(" > ")
-    run = ["order", "seed", "task", "id"]
-    then = found[found["task"] == found["trained_task"]].set_index(run)[["prediction", "score"]]
-    now = found[found["stage"] == last].join(then.add_prefix("then "), on=run)
-    ends = now["task"] == now["trained_task"]
-    return now.rename(columns={"prediction": "after"}).assign(
-        before=now["then prediction"].where(~ends, "").fillna(""),
-        fell=(now["then score"] - now["score"]).where(~ends),
-        last=ends,
-    )[COLUMNS]
+    predictions = archive.predictions(names[: MAX_RUNS if archive.is_local else MAX_REMOTE_RUNS], split)
+    last_stage = predictions["order"].str.count(" > ")
+    keys = ["order", "seed", *EXAMPLE]
+    own_stage = predictions[predictions["task"] == predictions["trained_task"]]
+    after_training = own_stage.set_index(keys)[["prediction", "score"]].add_prefix("earlier ")
+    at_end = predictions[predictions["stage"] == last_stage].join(after_training, on=keys)
+    is_last_task = at_end["task"] == at_end["trained_task"]
+    return at_end.rename(columns={"prediction": "prediction_at_end"}).assign(
+        prediction_after_training=at_end["earlier prediction"].where(~is_last_task, "").fillna(""),
+        score_drop=(at_end["earlier score"] - at_end["score"]).where(~is_last_task),
+        is_last_task=is_last_task,
+    )[HISTORY_COLUMNS]
 
 
-def lost(results: Results, split: str, setting: str, task: str = "") -> pd.DataFrame:
-    """Questions answered right once and wrong at the end: a row each, as the first run that lost it has it.
+def forgotten_answers(results: Results, split: str, setting: str, task: str = "") -> pd.DataFrame:
+    """Return the questions answered correctly after training and wrongly at the end: a row per question.
 
-    runs: that lost it, `of` as many that learned another task after this one.
+    A row is that of the first run that forgot the answer, with HISTORY_COLUMNS and two more:
+
+    runs_forgotten: runs that forgot it.
+    runs_followed: runs that trained another task after this one, and so could forget it.
     """
-    rows = answers(results, split, setting)
-    rows = rows[~rows["last"].astype(bool) & ((rows["task"] == task) | (not task))]
-    fallen = rows[rows["fell"] >= FALL]
-    first = fallen.drop_duplicates(["task", "id"]).set_index(["task", "id"])
-    runs = fallen.groupby(["task", "id"]).size().rename("runs")
-    of = rows.groupby(["task", "id"]).size().rename("of")
-    return first.join(runs).join(of).reset_index()
+    rows = answer_history(results, split, setting)
+    rows = rows_of_task(rows[~rows["is_last_task"].astype(bool)], task)
+    dropped = rows[rows["score_drop"] >= MIN_SCORE_DROP]
+    first = dropped.drop_duplicates(EXAMPLE).set_index(EXAMPLE)
+    runs_forgotten = dropped.groupby(EXAMPLE).size().rename("runs_forgotten")
+    runs_followed = rows.groupby(EXAMPLE).size().rename("runs_followed")
+    return first.join(runs_forgotten).join(runs_followed).reset_index()
 
 
-def sample(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """As many rows of `lost`, drawn at random, the same again and again; of each task in proportion.
+def rows_of_task(rows: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Return the rows of one task; "" stands for all."""
+    return rows[rows["task"] == task] if task else rows
 
-    Every task that lost something has one, as far as `count` goes.
+
+def sample_in_proportion(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Draw rows of `forgotten_answers` at random, always the same ones, from each task in proportion.
+
+    Every task has at least one row, as far as `count` allows.
     """
     sizes = rows.groupby("task").size().sort_values(ascending=False, kind="stable")
     sizes = sizes.iloc[:count]
-    share = sizes * min(1.0, count / max(int(sizes.sum()), 1))
-    places = share.clip(lower=1).astype(int)
-    for task in (share - places).sort_values(ascending=False, kind="stable").index:
-        if places.sum() < min(count, int(sizes.sum())) and places[task] < sizes[task]:
-            places[task] += 1
-    while places.sum() > count:
-        places[places.idxmax()] -= 1
-    drawn = []
-    for task, number in places.items():
-        mine = rows[rows["task"] == task].sort_values("id", kind="stable")
-        which = draws.generator(0, str(task), "examples").permutation(len(mine))[:number]
-        drawn.append(mine.iloc[sorted(which)])
-    return pd.concat(drawn, ignore_index=True) if drawn else rows
+    shares = sizes * min(1.0, count / max(int(sizes.sum()), 1))
+    counts = shares.clip(lower=1).astype(int)
+    for task in (shares - counts).sort_values(ascending=False, kind="stable").index:
+        if counts.sum() < min(count, int(sizes.sum())) and counts[task] < sizes[task]:
+            counts[task] += 1
+    while counts.sum() > count:
+        counts[counts.idxmax()] -= 1
+    samples = []
+    for task, number in counts.items():
+        task_rows = rows[rows["task"] == task].sort_values("id", kind="stable")
+        indices = make_rng(0, str(task), "examples").permutation(len(task_rows))[:number]
+        samples.append(task_rows.iloc[sorted(indices)])
+    return pd.concat(samples, ignore_index=True) if samples else rows
 
 
 def confusions(results: Results, split: str, setting: str, task: str = "") -> pd.DataFrame:
-    """Wrong answers at the end that occur more than once, the most frequent first.
+    """Return the wrong answers at the end that occur more than once, the most frequent first.
 
-    task, answer (the right one), after (what was said), times, of: answers to questions with that right
-    answer, one for each run.
+    task, answer, prediction: the task, the correct answer, and the answer given instead.
+    count: how often it was given, over questions and runs.
+    total: answers to questions with that correct answer.
     """
-    rows = answers(results, split, setting)
-    rows = rows[(rows["task"] == task) | (not task)]
-    rows = rows.assign(after=rows["after"].astype(str).str.strip())
-    of = rows.groupby(["task", "answer"]).size().rename("of")
-    wrong = rows[rows["score"] < WRONG]
-    times = wrong.groupby(["task", "answer", "after"]).size().rename("times")
-    found = times[times >= REPEATED].reset_index().join(of, on=["task", "answer"])
-    by = ["times", "task", "answer", "after"]
-    return found.sort_values(by, ascending=[False, True, True, True], kind="stable", ignore_index=True)
+    rows = rows_of_task(answer_history(results, split, setting), task)
+    rows = rows.assign(prediction=rows["prediction_at_end"].astype(str).str.strip())
+    total = rows.groupby(["task", "answer"]).size().rename("total")
+    wrong = rows[rows["score"] < WRONG_BELOW]
+    counts = wrong.groupby(["task", "answer", "prediction"]).size().rename("count")
+    repeated = counts[counts >= MIN_REPETITIONS].reset_index().join(total, on=["task", "answer"])
+    by = ["count", "task", "answer", "prediction"]
+    return repeated.sort_values(by, ascending=[False, True, True, True], kind="stable", ignore_index=True)
 
 
-# -- with questions and pictures -------------------------------------------------------------------
+# -- with questions and images ---------------------------------------------------------------------
 
 
-class Shown(NamedTuple):
-    """A row of `lost` and its example; None where the task's files cannot be read."""
+class ForgottenExample(NamedTuple):
+    """A row of `forgotten_answers` and its example; None where the task's files cannot be read."""
 
     row: dict[str, Any]
     example: Example | None
 
     @property
     def question(self) -> str:
+        """The question; "" where it cannot be read."""
         return self.example.question.strip() if self.example else ""
 
 
-def shown(results: Results, rows: pd.DataFrame, split: str) -> tuple[list[Shown], str]:
-    """The rows with their examples; and a line that names the tasks whose examples are missing, or ""."""
-    assert results.archive is not None  # it gave the rows
+def with_examples(results: Results, rows: pd.DataFrame, split: str) -> tuple[list[ForgottenExample], str]:
+    """Return the rows with their examples, and a sentence that names the tasks without examples, or ""."""
+    assert results.archive is not None  # it provided the rows
     examples = {task: results.archive.examples(task, split) for task in dict.fromkeys(rows["task"])}
-    found = [Shown(row, examples[row["task"]].get(row["id"])) for row in rows.to_dict("records")]
-    missing = sorted({one.row["task"] for one in found if one.example is None})
+    forgotten = [
+        ForgottenExample(row, examples[row["task"]].get(row["id"])) for row in rows.to_dict("records")
+    ]
+    missing = sorted({item.row["task"] for item in forgotten if item.example is None})
     if not missing:
-        return found, ""
-    return found, (
-        f"Questions and pictures of {in_words(missing)} are not shown: the files are not on this machine, or "
-        "have changed since."
+        return forgotten, ""
+    return forgotten, (
+        f"Questions and images of {join_names(missing)} are not shown: the files are not on this machine, "
+        "or have changed since."
     )
 
 
-# -- as `dgg-ray examples` prints it ---------------------------------------------------------------
+# -- for the command `dgg-ray examples` ------------------------------------------------------------
 
 
-def listing(
+def examples_report(
     results: Results, task: str = "", split: str = "", count: int = 20, method: str = ""
 ) -> dict[str, Any]:
-    """The command's output, as JSON. Raises ResultsError for names that the study does not have."""
+    """Return the command's output for JSON. Raises ResultsError for names that the study does not have."""
     split = split or final_split(results)
-    label, setting = named(results, method)
+    label, setting = find_setting(results, method)
     tasks = sorted({str(name) for name in results.table["eval_task"].unique()})
     if task and task not in tasks:
         raise ResultsError(
-            f"{results.name} has no task {task!r}; it has {', '.join(tasks)}{hint(task, tasks)}"
+            f"{results.name} has no task {task!r}; it has {', '.join(tasks)}{did_you_mean(task, tasks)}"
         )
-    known = sorted({str(name) for name in results.table["split"].unique()})
-    if split not in known:
-        raise ResultsError(f"nothing was evaluated on {split!r}, only on {' and '.join(known)}")
-    every = answers(results, split, setting)
-    if every.empty:
+    splits = sorted({str(name) for name in results.table["split"].unique()})
+    if split not in splits:
+        raise ResultsError(f"nothing was evaluated on {split!r}, only on {' and '.join(splits)}")
+    history = answer_history(results, split, setting)
+    if history.empty:
         raise ResultsError(
-            f"the store of {results.name} holds no predictions of {label} on the {split} split; a study with "
-            "the simulated engine makes none, and a run that is not finished has none at its end"
+            f"the store of {results.name} holds no predictions of {label} on the {split} split; the "
+            "simulated engine makes none, and an unfinished run has none at its end"
         )
-    found = lost(results, split, setting, task)
-    some, note = shown(results, sample(found, count), split)
-    mine = every[(every["task"] == task) | (not task)]
+    forgotten = forgotten_answers(results, split, setting, task)
+    examples, note = with_examples(results, sample_in_proportion(forgotten, count), split)
+    rows = rows_of_task(history, task)
+    repeated = confusions(results, split, setting, task).head(count)
     return {
         "study": results.name,
         "method": label,
         "split": split,
         "task": task or None,
-        "runs": len(mine.drop_duplicates(["order", "seed"])),
-        "questions": len(mine.drop_duplicates(["task", "id"])),
-        "right_then_wrong": len(found),
-        "examples": [as_json(one) for one in some],
-        "confusions": json.loads(
-            str(confusions(results, split, setting, task).head(count).to_json(orient="records"))
-        ),
+        "runs": len(rows.drop_duplicates(["order", "seed"])),
+        "questions": len(rows.drop_duplicates(EXAMPLE)),
+        "forgotten": len(forgotten),
+        "examples": [example_record(example) for example in examples],
+        "confusions": json.loads(str(repeated.to_json(orient="records"))),
         "note": note,
     }
 
 
-def as_json(one: Shown) -> dict[str, Any]:
-    row, picture = one.row, one.example.image if one.example else None
-    kept = ("task", "id", "answer", "before", "after", "runs", "of", "order", "seed")
-    where = str(picture) if picture is not None and not hasattr(picture, "shape") else None
-    return {"question": one.question, "picture": where, **{name: row[name] for name in kept}}
+def example_record(forgotten: ForgottenExample) -> dict[str, Any]:
+    """Return one example for JSON; `image` is its path, or null for an image that is no file."""
+    row, image = forgotten.row, forgotten.example.image if forgotten.example else None
+    names = ["task", "id", "answer", "prediction_after_training", "prediction_at_end"]
+    names += ["runs_forgotten", "runs_followed", "order", "seed"]
+    path = str(image) if image is not None and not hasattr(image, "shape") else None
+    return {"question": forgotten.question, "image": path, **{name: row[name] for name in names}}
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The same for people."""
-    of_task = f" of {found['task']}" if found["task"] else ""
+def format_examples(report: dict[str, Any]) -> str:
+    """Format the output of `examples_report` as text."""
+    of_task = f" of {report['task']}" if report["task"] else ""
     lines = [
-        f"{found['method']} on the {found['split']} split: {found['right_then_wrong']} of "
-        f"{found['questions']} questions{of_task} were answered right after their task was learned and "
-        f"wrong at the end, in at least one of {found['runs']} runs."
+        f"{report['method']} on the {report['split']} split: {report['forgotten']} of {report['questions']} "
+        f"questions{of_task} were answered correctly right after their task was trained and wrongly at the "
+        f"end, in at least one of {report['runs']} runs."
     ]
-    for number, one in enumerate(found["examples"], start=1):
+    for number, example in enumerate(report["examples"], start=1):
         lines += [
             "",
-            f"{number:3d}  {one['task']}  {one['id']}  {one['picture'] or ''}".rstrip(),
-            *(f"     {line}" for line in one["question"].strip().splitlines()),
-            f"     right: {one['answer']}   then: {one['before']}   now: {one['after']}   "
-            f"(lost in {one['runs']} of {one['of']} runs)",
+            f"{number:3d}  {example['task']}  {example['id']}  {example['image'] or ''}".rstrip(),
+            *(f"     {line}" for line in example["question"].strip().splitlines()),
+            f"     correct: {example['answer']}   after training: {example['prediction_after_training']}   "
+            f"at the end: {example['prediction_at_end']}   "
+            f"(forgotten in {example['runs_forgotten']} of {example['runs_followed']} runs)",
         ]
-    if found["confusions"]:
+    if report["confusions"]:
         lines += ["", "Most frequent wrong answers at the end:"]
-        lines += [
-            f"  {one['task']}: {one['after']!r} instead of {one['answer']!r}, {one['times']} of {one['of']} "
-            "times"
-            for one in found["confusions"]
-        ]
-    return "\n".join([*lines, *(["", found["note"]] if found["note"] else [])])
+        for row in report["confusions"]:
+            times = f"{row['count']} of {row['total']} times"
+            lines.append(f"  {row['task']}: {row['prediction']!r} instead of {row['answer']!r}, {times}")
+    if report["note"]:
+        lines += ["", report["note"]]
+    return "\n".join(lines)

@@ -1,150 +1,166 @@
-"""How far kinds of machine drift apart, against what another seed changes.
+"""How far machine types drift apart, compared with what another seed changes.
 
-    drift of a kind   largest |score there − score published| over the exams of the sentinel stage
-    seed noise        √ mean over its exams of the variance over seeds (n − 1), of the sentinel stage with
-                      other seeds; else, pooled in the same way, of the same stage of other tasks
+    drift of a type   largest |score there − stored score| over the evaluations of the reference stage
+    seed noise        √ mean over its evaluations of the variance over seeds (n − 1), of the reference stage
+                      with other seeds; if it has no second seed, the same of that stage of other tasks, pooled
 
-The seeds are the study's, as far as their stages are finished; two are needed. A drift is one difference
-of two runs, whose standard deviation would be √2 of the noise if machines differed as seeds do: the
-comparison leans towards warning. What is noted stands in hardware_notes.py.
+The seeds are the study's, as far as their stages are finished; at least two are needed. A drift is one
+difference of two runs. Its standard deviation would be √2 times the noise if machines differed as seeds do,
+so the comparison warns rather too often. `storage/hardware_notes.py` defines the stored results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import sqrt
 from statistics import variance
 from typing import Any
 
-from dgg_ray.analysis.results import Machine, Machines
+from dgg_ray.analysis.results import HardwareDrift, MachineDrift
 from dgg_ray.config.study import Study
-from dgg_ray.core.environment import kind, named
+from dgg_ray.core.environment import machine_kind, machine_kind_named
 from dgg_ray.core.hashing import digest
 from dgg_ray.storage import hardware_notes
 from dgg_ray.storage.stage_store import StageStore
 
-Scores = dict[str, tuple[str, float]]  # exam key → ("task split", score)
+NamedScores = dict[str, tuple[str, float]]  # evaluation key → ("task split", score)
 
 
-def machines(study: Study, store: StageStore, stages: Mapping[str, int]) -> Machines:
-    """What the store says of the kinds of machine; stages: learned on each, by the kind's name."""
-    notes = hardware_notes.notes(store, study.fingerprint)
-    kinds = tuple(
-        machine(store, name, count, notes.get(named(name).id))
+def machine_drifts(study: Study, store: StageStore, stages: Mapping[str, int]) -> HardwareDrift:
+    """Return the drift of each machine type, and the seed noise to compare it with.
+
+    stages: name of a machine type → stages trained on it.
+    """
+    checks = hardware_notes.list_checks(store, study.data.fingerprint)
+    machine_types = tuple(
+        machine_drift(store, name, count, checks.get(machine_kind_named(name).id))
         for name, count in sorted(stages.items(), key=lambda pair: (-pair[1], pair[0]))
     )
-    meaning = next((note["meaning"] for note in notes.values() if is_again(note)), None)
-    if len(kinds) < 2 or meaning is None:
-        return Machines(kinds)
-    return Machines(kinds, *noise(study, store, meaning))
+    meaning = next((check["meaning"] for check in checks.values() if was_retrained(check)), None)
+    if len(machine_types) < 2 or meaning is None:
+        return HardwareDrift(machine_types)
+    return HardwareDrift(machine_types, *seed_noise(study, store, meaning))
 
 
-def is_again(note: Mapping[str, Any]) -> bool:
-    """Whether it was learned again for the note, rather than read off its record."""
-    return kind(note["environment"]).id != note["reference"]
+def was_retrained(check: Mapping[str, Any]) -> bool:
+    """Whether the reference stage was retrained for this check; otherwise it is the reference itself."""
+    return machine_kind(check["environment"]).id != check["reference"]
 
 
-def machine(store: StageStore, name: str, count: int, note: Mapping[str, Any] | None) -> Machine:
-    if note is None:
-        return Machine(name, count)
-    if not is_again(note):
-        return Machine(name, count, reference=True)
-    there, here = cells(note["cells"]), published(store, note["key"])
+def machine_drift(store: StageStore, name: str, stages: int, check: Mapping[str, Any] | None) -> MachineDrift:
+    """Return one machine type's drift, from the result of its hardware check."""
+    if check is None:
+        return MachineDrift(name, stages)
+    if not was_retrained(check):
+        return MachineDrift(name, stages, is_reference=True)
+    retrained, stored = scores_by_evaluation(check["scores"]), stored_scores(store, check["key"])
     gaps = [
-        (abs(there[evaluation][1] - here[evaluation][1]), there[evaluation][0])
-        for evaluation in there.keys() & here.keys()
+        (abs(retrained[evaluation][1] - stored[evaluation][1]), retrained[evaluation][0])
+        for evaluation in retrained.keys() & stored.keys()
     ]
-    weights = note["weights"], note["published_weights"]
-    same = weights[0] == weights[1] if all(weights) else None
     drift, evaluation = max(gaps, default=(None, ""))
-    return Machine(name, count, drift, evaluation, same)
+    weights = check["weights"], check["published_weights"]
+    identical = weights[0] == weights[1] if all(weights) else None
+    return MachineDrift(name, stages, drift, evaluation, identical)
 
 
-def cells(found: list[dict[str, Any]]) -> Scores:
-    return {cell["evaluation"]: (f"{cell['task']} {cell['split']}", cell["score"]) for cell in found}
+def scores_by_evaluation(entries: list[dict[str, Any]]) -> NamedScores:
+    """Index score entries by evaluation key."""
+    return {entry["evaluation"]: (f"{entry['task']} {entry['split']}", entry["score"]) for entry in entries}
 
 
-def published(store: StageStore, key: str) -> Scores:
-    """Scores that the store has after a stage."""
-    return {
-        evaluation: of
-        for sitting in store.sittings(key)
-        for evaluation, of in cells(sitting["cells"]).items()
-    }
+def stored_scores(store: StageStore, key: str) -> NamedScores:
+    """Return the scores that the store holds after a stage."""
+    scores: NamedScores = {}
+    for record in store.evaluation_records(key):
+        scores |= scores_by_evaluation(record["scores"])
+    return scores
 
 
 # -- seed noise ------------------------------------------------------------------------------------
 
 
-def noise(study: Study, store: StageStore, meaning: Mapping[str, Any]) -> tuple[float | None, str]:
-    """(Standard deviation over seeds, over what); (None, "") where no stage has two seeds."""
+def seed_noise(study: Study, store: StageStore, meaning: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Return (standard deviation over seeds, its basis in words); (None, "") where no stage has two seeds."""
     seeds = sorted({meaning["seed"], *(seed for _, seed in (*study.blocks, *study.final_blocks))})
 
-    def over(trained_tasks: Any) -> Iterator[list[float]]:
-        """For each exam, its scores over the seeds that have it; two or more."""
+    def scores_over_seeds(trained_tasks: Any) -> list[list[float]]:
+        """Return the scores of each evaluation over the seeds that have it, for two seeds or more."""
         by_evaluation: dict[str, list[float]] = {}
         for seed in seeds:
             key = digest({**meaning, "learns": trained_tasks, "seed": seed})
-            for evaluation, (_, score) in published(store, key).items():
+            for evaluation, (_, score) in stored_scores(store, key).items():
                 by_evaluation.setdefault(evaluation, []).append(score)
-        return (scores for scores in by_evaluation.values() if len(scores) > 1)
+        return [scores for scores in by_evaluation.values() if len(scores) > 1]
 
-    own = [*over(meaning["learns"])]
+    own = scores_over_seeds(meaning["learns"])
     if own:
-        return pooled(own), f"{max(map(len, own))} seeds of that stage"
-    others = [s for name, data in study.tasks.items() for s in over([[name, data.digests["train"]]])]
+        return pooled_deviation(own), f"{max(map(len, own))} seeds of that stage"
+    others: list[list[float]] = []
+    for name, data in study.data.tasks.items():
+        others += scores_over_seeds([[name, data.digests["train"]]])
     if others:
-        return pooled(others), f"up to {max(map(len, others))} seeds of the same stage of other tasks"
+        return pooled_deviation(
+            others
+        ), f"up to {max(map(len, others))} seeds of the same stage of other tasks"
     return None, ""
 
 
-def pooled(groups: list[list[float]]) -> float:
-    """Standard deviation within groups of equal weight."""
+def pooled_deviation(groups: list[list[float]]) -> float:
+    """Return the standard deviation within groups, each with equal weight."""
     return sqrt(sum(map(variance, groups)) / len(groups))
 
 
 # -- in words --------------------------------------------------------------------------------------
 
 
-def sentences(found: Machines) -> list[str]:
-    """What is to be known of several kinds of machine; nothing where there is one."""
-    count, most = len(found.kinds), found.largest
-    if count < 2:
+def drift_sentences(hardware: HardwareDrift) -> list[str]:
+    """Say whether several machine types agree; empty for a single type."""
+    types, most = hardware.machine_types, hardware.largest_drift
+    if len(types) < 2:
         return []
-    opening = f"The stages were learned on {count} kinds of machine"
+    opening = f"The stages were trained on {len(types)} machine types"
     if most is None or most.drift is None:
         return [f"{opening}; how far these drift apart was not measured."]
-    text = f"largest drift {100 * most.drift:.1f} points ({most.evaluation}, on {most.kind})"
-    unknown = sum(machine.drift is None and not machine.reference for machine in found.kinds)
-    more = [f"{unknown} of these kinds {'was' if unknown == 1 else 'were'} not measured."] * bool(unknown)
-    if found.noise is None:
-        return [
-            f"{opening}, {text}. No stage has two seeds, so it cannot be judged against seed noise.",
-            *more,
-        ]
-    noise = f"{100 * found.noise:.1f} points, the standard deviation over {found.noise_of}"
-    if not found.apart:
-        return [f"{opening}, {text}, within seed noise ({noise}).", *more]
+    largest = f"largest drift {100 * most.drift:.1f} points ({most.evaluation}, on {most.machine_type})"
+    unmeasured = sum(machine.drift is None and not machine.is_reference for machine in types)
+    further = []
+    if unmeasured:
+        further.append(f"{unmeasured} of these types {'was' if unmeasured == 1 else 'were'} not measured.")
+    if hardware.seed_noise is None:
+        reason = "No stage has two seeds, so the drift cannot be compared with seed noise."
+        return [f"{opening}, {largest}. {reason}", *further]
+    noise = f"{100 * hardware.seed_noise:.1f} points, the standard deviation over {hardware.seed_noise_basis}"
+    if not hardware.exceeds_seed_noise:
+        return [f"{opening}, {largest}, within seed noise ({noise}).", *further]
     return [
-        f"Warning: {opening[0].lower()}{opening[1:]} that differ by more than seeds do: {text}, "
-        f"seed noise {noise}. Compare settings that were learned on one kind, or learn all on one.",
-        *more,
+        f"Warning: {opening[0].lower()}{opening[1:]} that differ by more than seeds do: {largest}, "
+        f"seed noise {noise}. Compare settings that were trained on one type, or train all on one.",
+        *further,
     ]
 
 
-def warning(found: Machines) -> list[str]:
-    """The sentences that a reader must not miss."""
-    return [sentence for sentence in sentences(found) if sentence.startswith("Warning")]
+def drift_warnings(hardware: HardwareDrift) -> list[str]:
+    """Return the warnings among the sentences, which a reader must not miss."""
+    return [sentence for sentence in drift_sentences(hardware) if sentence.startswith("Warning")]
 
 
-def rows(found: Machines) -> list[list[str]]:
-    """Per kind of machine: stages, drift in points, at which exam, its weights; none for a single kind."""
-    same = {True: "the same to the bit", False: "other digits", None: "–"}
+def machine_rows(hardware: HardwareDrift) -> list[list[str]]:
+    """Return a row per machine type: its name, stages, drift in points, evaluation of the drift, weights.
 
-    def gap(machine: Machine) -> str:
-        if machine.drift is None:
-            return "reference" if machine.reference else "not measured"
-        return f"{100 * machine.drift:.1f}"
-
-    kinds = found.kinds if len(found.kinds) > 1 else ()
-    return [[m.kind, str(m.stages), gap(m), m.evaluation or "–", same[m.same]] for m in kinds]
+    There are no rows for a single type.
+    """
+    if len(hardware.machine_types) < 2:
+        return []
+    weights = {True: "identical to the bit", False: "different digits", None: "–"}
+    rows = []
+    for machine in hardware.machine_types:
+        if machine.drift is not None:
+            drift = f"{100 * machine.drift:.1f}"
+        else:
+            drift = "reference" if machine.is_reference else "not measured"
+        evaluation = machine.evaluation or "–"
+        rows.append(
+            [machine.machine_type, str(machine.stages), drift, evaluation, weights[machine.weights_identical]]
+        )
+    return rows

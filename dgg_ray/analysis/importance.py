@@ -1,8 +1,9 @@
-"""How much of the objective each searched setting explains: functional ANOVA over the settings judged.
+"""How much of the objective each search parameter explains: functional ANOVA over the evaluated settings.
 
-Hutter, Hoos & Leyton-Brown, ICML 2014: a random forest is fitted to (values, objective), and a knob's
-importance is the share of the forest's variance over the whole space that the knob explains by itself. It
-says nothing of the direction, and from few settings it is a hint: the forest then explains noise as well.
+Hutter, Hoos & Leyton-Brown, ICML 2014: a random forest is fitted to (values, objective). A parameter's
+importance is the share of the forest's variance over the whole space that this parameter explains alone. It
+does not show the direction of the effect. From few settings it is only a hint, because the forest then
+explains noise as well.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -18,34 +19,38 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 
-def importance(
+def parameter_importance(
     settings: pd.DataFrame, objective: Sequence[float], parameters: Sequence[str], seed: int = 0
 ) -> Mapping[str, float]:
-    """Knob → its share of the objective's variance, in [0, 1], highest first.
+    """Map each parameter to its share of the objective's variance, in [0, 1], highest first.
 
-    settings: one row per setting, a column per knob. Empty where there are not more settings than knobs
-    that vary, or where all settings did equally well: there is nothing to be shared out.
+    It is empty where there are no more settings than parameters that vary, or where all settings score alike.
+
+    settings: one row per setting, with a column per parameter.
     """
-    spaces = {
-        parameter: space(settings[parameter]) for parameter in parameters if settings[parameter].nunique() > 1
+    distributions = {
+        parameter: value_distribution(settings[parameter])
+        for parameter in parameters
+        if settings[parameter].nunique() > 1
     }
-    if len(settings) <= len(spaces) or pd.Series(objective).nunique() < 2 or not spaces:
+    if len(settings) <= len(distributions) or pd.Series(objective).nunique() < 2 or not distributions:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    for row, value in zip(settings[list(spaces)].to_dict("records"), objective, strict=True):
+    for row, value in zip(settings[list(distributions)].to_dict("records"), objective, strict=True):
         params = {
             parameter: row[parameter] if isinstance(row[parameter], str | bool) else float(row[parameter])
-            for parameter in spaces
+            for parameter in distributions
         }
-        study.add_trial(optuna.create_trial(params=params, distributions=spaces, value=float(value)))
+        trial = optuna.create_trial(params=params, distributions=distributions, value=float(value))
+        study.add_trial(trial)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {parameter: float(share) for parameter, share in found.items()}
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {parameter: float(share) for parameter, share in shares.items()}
 
 
-def space(values: pd.Series) -> BaseDistribution:
-    """What the values were drawn from, as far as they tell: words are choices, numbers a range."""
+def value_distribution(values: pd.Series) -> BaseDistribution:
+    """Infer the distribution that values were drawn from: words are choices, numbers a range."""
     if all(isinstance(value, str | bool) for value in values):
         return CategoricalDistribution(sorted(set(values)))
     return FloatDistribution(float(values.min()), float(values.max()))

@@ -1,4 +1,8 @@
-"""Stage records → one long table, and what is read off it."""
+"""Load a finished or unfinished study's results from the folder that it was run into.
+
+The table of scores is built from the stage store: one row per evaluation of each requested run. The other
+parts of `Results` are optional outputs: one that fails is named, and the rest is still there.
+"""
 
 from __future__ import annotations
 
@@ -10,291 +14,321 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dgg_ray.analysis import hardware_drift, search_summary
-from dgg_ray.analysis.agreement import unsearched
+from dgg_ray.analysis.alpha_curves import unsearched_parameters
 from dgg_ray.analysis.archive import Archive
-from dgg_ray.analysis.results import CELL, Ahead, Machines, Results, Spending
+from dgg_ray.analysis.results import CELL_COLUMNS, HardwareDrift, RemainingWork, Results, Spending
 from dgg_ray.analysis.run_table import compare, final_split
 from dgg_ray.analysis.verdict import verdict
-from dgg_ray.config import loader, yaml_edit
-from dgg_ray.config.study import Study, value_at
+from dgg_ray.config import saved_study, yaml_edit
+from dgg_ray.config.study import Study, StudyRuns, value_at
 from dgg_ray.core import plugins
-from dgg_ray.core.environment import kind
+from dgg_ray.core.environment import machine_kind, package_version
 from dgg_ray.core.errors import ResultsError
-from dgg_ray.core.fence import Fence
-from dgg_ray.core.stage import Evaluation, Run, Stage, WorkItem, distinct
-from dgg_ray.core.versions import version
+from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.core.stage import Evaluation, Run, Stage, WorkItem, distinct_stages
 from dgg_ray.cost import forecast
 from dgg_ray.cost.model import CostModel
-from dgg_ray.search import comparison, evidence
-from dgg_ray.search.base import Method, space
+from dgg_ray.search.comparison import SPLITS as COMPARED_SPLITS
+from dgg_ray.search.comparison import Comparison, untouched_item
+from dgg_ray.search.evidence import EvidenceReader, RunRequest
+from dgg_ray.search.space import space
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.storage.store_view import Glance
+from dgg_ray.storage.store_view import StoreView, view_of
+
+RunKey = tuple[str, tuple[str, ...], int]  # setting id, order, seed
+COST_COLUMNS = [  # one row per distinct stage
+    "key",  # first 8 hex digits of the stage key
+    "trained_task",  # "" for the untouched model
+    "depth",  # tasks trained before this one
+    "runs",  # runs that share the stage
+    "steps",
+    "examples",
+    "train_seconds",
+    "evaluation_seconds",  # of the evaluations that the study requested
+    "peak_memory_mb",
+    "device",
+    "host",
+    "machine",  # the machine type
+]
 
 
-def table(out: str | Path) -> pd.DataFrame:
-    """The long table of the study in a folder: one row per cell, columns CELL and the searched settings."""
-    return load(Path(out)).table
+def load_table(out: str | Path) -> pd.DataFrame:
+    """Load the score table of the study in a folder: CELL_COLUMNS, then one column per search parameter."""
+    return load_results(Path(out)).table
 
 
-def load(out: Path, fence: Fence | None = None) -> Results:
-    """All results of the study that was run into a folder, as far as it got; its data are not needed.
+def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
+    """Load everything that is stored of the study in a folder, at any moment; its data are not needed.
 
-    fence: collects what cannot be said of it; the scores and what is recommended are there all the same."""
-    beside = (fence or Fence()).tried
-    study = loader.the_kept(out)
-    store = Glance(study.store(out))
+    optional: collects the parts that could not be loaded. Scores and the recommendation are never among them.
+    """
+    value_or = (optional or OptionalOutputs()).value_or
+    study = saved_study.require_saved_study(out)
+    store = view_of(study.store(out))
     parameters = tuple(space(study, study.search)) if study.search else ()
-    every = gathered(study, store)
-    search, more, final, asked, walks = every
-    told = None
+    contents = read_contents(EvidenceReader(study, store))
+    comparison, requested = contents.comparison, contents.requested
+    search, winner = comparison.search, comparison.winner
+    summary = None
     if search:
-        given = comparison.searched_baselines(search, more)
-        told = beside(
-            "the course of the search", None, search_summary.searched, search, given, store, walks, parameters
+        summary = value_or(
+            "the course of the search",
+            None,
+            search_summary.summarize_search,
+            search,
+            comparison.from_search,
+            store,
+            contents.requests_by_query,
+            parameters,
         )
-    winner = next(iter(final.values()), None)
-    baselines = {label: at.id for label, at in final.items() if at is not winner}
-    stages = distinct(item.stage for work_items in asked.work_items.values() for item in work_items)
-    paid = beside("the costs", costs_of(()), costs, store, asked, stages)
+    stages = distinct_stages(item.stage for items in requested.work_items.values() for item in items)
+    costs = value_or("the costs", cost_table(()), stage_costs, store, requested, stages)
     return Results(
         name=study.name,
         question=study.question,
-        table=cells(store, asked, parameters, every.untouched),
+        table=score_table(store, requested, parameters, contents.untouched),
         parameters=parameters,
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
-        baselines=baselines,
-        tried=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
-        failures=failures(store, every.stages),
-        costs=paid,
-        facts=beside("the environment", {}, facts, study, store, asked, stages),
-        spending=beside("what was spent", Spending(), spending, study, store, out),
-        search=told,
-        terms=search_summary.terms(study),
-        ahead=beside("what is left to do", Ahead(), search_summary.ahead, study, store, search, more, final),
-        machines=beside(
-            "the kinds of machine", Machines(), hardware_drift.machines, study, store, learned_on(paid)
+        baselines={label: runs.id for label, runs in comparison.settings.items() if runs is not winner},
+        evaluated=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
+        failures=failed_stages(store, contents.stages),
+        costs=costs,
+        facts=value_or("the environment", {}, study_facts, study, store, requested, stages),
+        spending=value_or("what was spent", Spending(), spending, study, store, out),
+        search=summary,
+        setup=search_summary.comparison_setup(study),
+        remaining=value_or(
+            "what is left to do", RemainingWork(), search_summary.remaining_work, study, store, comparison
         ),
-        archive=beside("predictions, losses and adapters", None, archived, study, store, asked),
+        hardware=value_or(
+            "the machine types",
+            HardwareDrift(),
+            hardware_drift.machine_drifts,
+            study,
+            store,
+            stages_by_machine(costs),
+        ),
+        archive=value_or("predictions, losses and adapters", None, make_archive, study, store, requested),
     )
 
 
-class Gathered(NamedTuple):
-    """Everything a study asked for, as far as it got.
+class StudyContents(NamedTuple):
+    """Everything that a study has requested so far.
 
-    search, more: its own search, and those of the baselines that it gives, by label.
-    final: label → study on the final blocks, the winner first; none before a setting was judged.
-    walks: what each of the search's own proposals asked for, by its number.
+    comparison: its searches and the settings compared, as far as the store holds the evidence.
+    requested: all runs that these requested.
+    requests_by_query: the runs that each query of the study's own search requested, by the query's number.
     """
 
-    search: Method | None
-    more: dict[str, Method]
-    final: dict[str, Study]
-    asked: Asked
-    walks: dict[int, list[evidence.Walk]]
+    comparison: Comparison
+    requested: RequestedRuns
+    requests_by_query: dict[int, list[RunRequest]]
 
     @property
     def untouched(self) -> WorkItem | None:
-        """The untouched model's exams; None where none are asked for."""
-        winner = next(iter(self.final.values()), None)
-        return evidence.base_work(winner) if winner is not None else None
+        """The evaluations of the untouched model; None where none are requested."""
+        winner = self.comparison.winner
+        return untouched_item(winner) if winner is not None else None
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Key → stage, of all that is asked for, the untouched model's among them."""
-        base = [self.untouched] if self.untouched else []
-        return distinct(
-            item.stage for work_items in (*self.asked.work_items.values(), base) for item in work_items
-        )
+        """Key → stage, of every requested stage, the untouched model included."""
+        untouched = [self.untouched] if self.untouched else []
+        work_items = (*self.requested.work_items.values(), untouched)
+        return distinct_stages(item.stage for items in work_items for item in items)
 
 
-def gathered(study: Study, store: StageStore) -> Gathered:
-    search, more = comparison.replay_searches(study, store)
-    asked, own = Asked(), dict[int, list[evidence.Walk]]()
-    for method in (search, *more.values()) if search else ():
-        walks = {n: evidence.asked(study, store, query) for n, query in enumerate(method.proposed)}
-        for walk in (walk for found in walks.values() for walk in found):
-            asked.add(*walk)
-        own = walks if method is search else own
-    final = comparison.compared_settings(study, search, more)
-    for at in final.values():
-        for run in at.runs():
-            asked.add(at, run, evidence.work_items(at, run, evidence.FINAL, study.protocol.evaluate))
-    return Gathered(search, more, final, asked, own)
+def read_contents(reader: EvidenceReader) -> StudyContents:
+    """Replay the study's searches from the store, and collect the runs that they and the comparison "
+    "request."""
+    study = reader.study
+    comparison = Comparison.after(study, reader.replay_to_read)
+    requested, requests_by_query = RequestedRuns(), dict[int, list[RunRequest]]()
+    for search in comparison.searches:
+        requests = {number: reader.requested(query) for number, query in enumerate(search.proposed)}
+        for query_requests in requests.values():
+            for request in query_requests:
+                requested.add(*request)
+        if search is comparison.search:
+            requests_by_query = requests
+    for runs in comparison.settings.values():
+        for run in runs:
+            requested.add(runs, run, runs.work_items(run, COMPARED_SPLITS, study.protocol.evaluate))
+    return StudyContents(comparison, requested, requests_by_query)
 
 
-def archived(study: Study, store: Glance, asked: Asked) -> Archive:
-    runs = {(setting, " > ".join(order), seed): of for (setting, order, seed), of in asked.runs.items()}
+class RequestedRuns:
+    """The requested runs with their studies, and the work items of each run by stage."""
+
+    def __init__(self) -> None:
+        self.runs: dict[RunKey, tuple[Study, Run]] = {}
+        self.work_items: dict[RunKey, list[WorkItem]] = {}
+
+    def add(self, runs: StudyRuns, run: Run, work_items: Sequence[WorkItem]) -> None:
+        """Add a run; a stage that search and comparison both request gets the evaluations of both."""
+        key = (runs.id, run.order, run.seed)
+        self.runs[key] = (runs.study, run)
+        evaluations: dict[str, tuple[Stage, dict[Evaluation, None]]] = {}
+        for item in (*self.work_items.get(key, ()), *work_items):
+            _, known = evaluations.setdefault(item.stage.key, (item.stage, {}))
+            known.update(dict.fromkeys(item.evaluations))
+        self.work_items[key] = [WorkItem(stage, tuple(known)) for stage, known in evaluations.values()]
+
+
+def make_archive(study: Study, store: StoreView, requested: RequestedRuns) -> Archive:
+    """Give access to the predictions, losses and adapters of the requested runs."""
+    runs = {
+        (setting, " > ".join(order), seed): study_and_run
+        for (setting, order, seed), study_and_run in requested.runs.items()
+    }
     return Archive(study, store.under, runs)
 
 
-class Asked:
-    """What a study asks for: (setting id, order, seed) → its study, run, and works by stage."""
-
-    def __init__(self) -> None:
-        self.runs: dict[tuple[str, tuple[str, ...], int], tuple[Study, Run]] = {}
-        self.work_items: dict[tuple[str, tuple[str, ...], int], list[WorkItem]] = {}
-
-    def add(self, at: Study, run: Run, work_items: Sequence[WorkItem]) -> None:
-        """Works asked for twice, by the search and by the comparison, are one with the exams of both."""
-        name = (at.id, run.order, run.seed)
-        self.runs[name] = (at, run)
-        evaluations: dict[str, tuple[Stage, dict[Evaluation, None]]] = {}
-        for item in (*self.work_items.get(name, ()), *work_items):
-            evaluations.setdefault(item.stage.key, (item.stage, {}))[1].update(
-                dict.fromkeys(item.evaluations)
-            )
-        self.work_items[name] = [WorkItem(stage, tuple(of)) for stage, of in evaluations.values()]
-
-
-def cells(
-    store: StageStore, asked: Asked, parameters: Sequence[str], untouched: WorkItem | None
+def score_table(
+    store: StageStore, requested: RequestedRuns, parameters: Sequence[str], untouched: WorkItem | None
 ) -> pd.DataFrame:
+    """Return one row per stored evaluation of each requested run, with CELL_COLUMNS and the parameters."""
     rows = []
-    for name, (at, run) in asked.runs.items():
-        work_items = asked.work_items[name]
-        shared = {
-            "setting": at.id,
-            "strategy": plugins.name_of(at.strategy),
+    for key, (study, run) in requested.runs.items():
+        work_items = requested.work_items[key]
+        run_values = {
+            "setting": study.id,
+            "strategy": plugins.plugin_name(study.strategy),
             "order": " > ".join(run.order),
             "seed": run.seed,
         }
-        searched = {parameter: value_at(at, parameter) for parameter in parameters}
-        # A simultaneous run has one stage, its last.
-        sat = list(enumerate(work_items, start=len(run.order) - len(work_items)))
-        if untouched and any(
-            evaluation.split == "test" for item in work_items for evaluation in item.evaluations
-        ):
-            sat.insert(0, (-1, untouched))
-        for t, item in sat:
-            found = store.cells(item.stage)
+        parameter_values = {parameter: value_at(study, parameter) for parameter in parameters}
+        # A joint run has one stage, its last.
+        numbered = list(enumerate(work_items, start=len(run.order) - len(work_items)))
+        splits = {evaluation.split for item in work_items for evaluation in item.evaluations}
+        if untouched and "test" in splits:
+            numbered.insert(0, (-1, untouched))
+        for t, item in numbered:
+            scores = store.score_entries(item.stage)
             record = store.record(item.stage) or {"cost": {}}
             for evaluation in item.evaluations:
-                if evaluation.key in found:
-                    cell = {k: found[evaluation.key][k] for k in ("score", "n")}
-                    place = {
-                        "stage": t,
-                        "trained_task": item.stage.task,
-                        "eval_task": evaluation.task,
-                        "split": evaluation.split,
-                    }
-                    seconds = {"seconds": record["cost"].get("seconds", 0.0)}
-                    rows.append(shared | place | cell | seconds | searched)
-    return pd.DataFrame(rows, columns=[*CELL, *parameters])
+                if evaluation.key not in scores:
+                    continue
+                cell = {
+                    "stage": t,
+                    "trained_task": item.stage.task,
+                    "eval_task": evaluation.task,
+                    "split": evaluation.split,
+                    "score": scores[evaluation.key]["score"],
+                    "n": scores[evaluation.key]["n"],
+                    "seconds": record["cost"].get("seconds", 0.0),
+                }
+                rows.append(run_values | cell | parameter_values)
+    return pd.DataFrame(rows, columns=[*CELL_COLUMNS, *parameters])
 
 
-def failures(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
-    found = []
+def failed_stages(store: StageStore, stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
+    """Return the stored error of every failed stage; see `Results.failures`."""
+    failures = []
     for stage in stages.values():
         if error := store.failure(stage):
-            kept = {k: error.get(k, "") for k in ("error", "message", "traceback", "place")}
-            found.append(
-                {
-                    "stage": stage.key[:8],
-                    "trained_task": " > ".join((*stage.earlier, stage.task)) or "nothing",
-                    **kept,
-                }
-            )
-    return found
+            tasks = " > ".join((*stage.earlier, stage.task)) or "nothing"
+            names = ("error", "message", "traceback", "location")
+            details = {name: error.get(name, "") for name in names}
+            failures.append({"stage": stage.key[:8], "trained_task": tasks, **details})
+    return failures
 
 
-def costs(store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> pd.DataFrame:
-    runs = pd.Series(
-        [w.stage.key for work_items in asked.work_items.values() for w in work_items], dtype=str
-    ).value_counts()
-    evaluations = {
-        evaluation.key
-        for work_items in asked.work_items.values()
-        for item in work_items
-        for evaluation in item.evaluations
-    }
+def stage_costs(store: StageStore, requested: RequestedRuns, stages: Mapping[str, Stage]) -> pd.DataFrame:
+    """Return what each finished stage cost, one row per stage with COST_COLUMNS."""
+    work_items = [item for items in requested.work_items.values() for item in items]
+    runs = pd.Series([item.stage.key for item in work_items], dtype=str).value_counts()
+    evaluations = {evaluation.key for item in work_items for evaluation in item.evaluations}
     rows = []
     for stage in stages.values():
-        if record := store.record(stage):
-            cost, where = record["cost"], record["environment"]
-            rows.append(
-                {
-                    "key": stage.key[:8],
-                    "trained_task": stage.task,
-                    "depth": len(stage.earlier),
-                    "runs": int(runs.loc[stage.key]),
-                    "steps": cost["steps"],
-                    "examples": cost["examples"],
-                    "train_seconds": cost["seconds"],
-                    "evaluation_seconds": sum(
-                        c["seconds"] for e, c in store.cells(stage).items() if e in evaluations
-                    ),
-                    "peak_memory_mb": cost["peak_memory_mb"],
-                    "device": where["device"],
-                    "host": where["host"],
-                    "machine": kind(where).name,
-                }
-            )
-    return costs_of(rows)
+        record = store.record(stage)
+        if not record:
+            continue
+        cost, environment = record["cost"], record["environment"]
+        evaluated = [cell for key, cell in store.score_entries(stage).items() if key in evaluations]
+        rows.append(
+            {
+                "key": stage.key[:8],
+                "trained_task": stage.task,
+                "depth": len(stage.earlier),
+                "runs": int(runs.loc[stage.key]),
+                "steps": cost["steps"],
+                "examples": cost["examples"],
+                "train_seconds": cost["seconds"],
+                "evaluation_seconds": sum(cell["seconds"] for cell in evaluated),
+                "peak_memory_mb": cost["peak_memory_mb"],
+                "device": environment["device"],
+                "host": environment["host"],
+                "machine": machine_kind(environment).name,
+            }
+        )
+    return cost_table(rows)
 
 
-def costs_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    columns = [
-        "key",
-        "trained_task",
-        "depth",
-        "runs",
-        "steps",
-        "examples",
-        "train_seconds",
-        "evaluation_seconds",
-    ]
-    return pd.DataFrame(rows, columns=[*columns, "peak_memory_mb", "device", "host", "machine"])
+def cost_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of costs as a table; without rows it still has every column."""
+    return pd.DataFrame(rows, columns=COST_COLUMNS)
 
 
-def learned_on(paid: pd.DataFrame) -> dict[str, int]:
-    """Kind of machine → stages learned there; the untouched model is not learned."""
-    counts = paid.loc[paid["trained_task"] != "", "machine"].value_counts()
+def stages_by_machine(costs: pd.DataFrame) -> dict[str, int]:
+    """Count the stages trained on each machine type; the untouched model is not trained."""
+    counts = costs.loc[costs["trained_task"] != "", "machine"].value_counts()
     return {str(name): int(count) for name, count in counts.items()}
 
 
 def spending(study: Study, store: StageStore, out: Path) -> Spending:
-    runs = forecast.read(out)
-    spent = CostModel(study, store).outlook([]).as_json()["spent"]
-    cap = str(study.budget) if study.budget else ""
-    return Spending(spent, cap, runs[-1]["refused"] if runs else 0, forecast.compared(runs, spent))
+    """Compare what the study spent with what was forecast at the start of each run."""
+    runs = forecast.read_forecasts(out)
+    spent = CostModel(study, store).forecast([]).as_json()["spent"]
+    budget = str(study.budget) if study.budget else ""
+    refused = runs[-1]["refused"] if runs else 0
+    return Spending(spent, budget, refused, forecast.compare_forecasts(runs, spent))
 
 
-def facts(study: Study, store: StageStore, asked: Asked, stages: Mapping[str, Stage]) -> dict[str, Any]:
+def study_facts(
+    study: Study, store: StageStore, requested: RequestedRuns, stages: Mapping[str, Stage]
+) -> dict[str, Any]:
+    """Return the facts that the report's appendix prints."""
+    final_orders = dict.fromkeys(" > ".join(order) for order, _ in study.final_blocks)
+    packages = ("dgg_ray", "torch", "transformers", "peft", "ray", "optuna")
     return {
-        "stages asked for": sum(map(len, asked.work_items.values())),
+        "requested stages": sum(map(len, requested.work_items.values())),
         "distinct stages": len(stages),
         "finished stages": sum(store.record(stage) is not None for stage in stages.values()),
-        "runs": len(asked.runs),
+        "runs": len(requested.runs),
         "orders of the search": [" > ".join(order) for order in study.all_orders],
-        "orders of the comparison": list(dict.fromkeys(" > ".join(order) for order, _ in study.final_blocks)),
-        "seeds of the search": sorted({seed for _, seed in study.crossed(study.seeds)}),
+        "orders of the comparison": list(final_orders),
+        "seeds of the search": sorted({seed for _, seed in study.blocks_of(study.seeds)}),
         "seeds of the comparison": sorted({seed for _, seed in study.final_blocks}),
-        "model": f"{plugins.name_of(study.model)} ({study.fingerprint[:12]})",
-        "tasks": {name: dict(data.sizes) for name, data in study.tasks.items()},
-        "versions": {p: version(p) for p in ("dgg_ray", "torch", "transformers", "peft", "ray", "optuna")},
-        "study file": yaml_edit.dumped(json.loads(json.dumps(study.raw, default=str))),
+        "model": f"{plugins.plugin_name(study.model)} ({study.data.fingerprint[:12]})",
+        "tasks": {name: dict(data.sizes) for name, data in study.data.tasks.items()},
+        "versions": {package: package_version(package) for package in packages},
+        "study file": yaml_edit.to_file_text(json.loads(json.dumps(study.file.content, default=str))),
     }
 
 
 def recommendation(results: Results) -> dict[str, Any]:
-    """The verdict, the setting that the search chose, and its comparison with its baselines.
+    """Return the verdict, the setting that the search chose, and its comparison with its baselines.
 
-    recommended: the chosen setting's values; whether it is to be used, the verdict says.
+    The key `recommended` holds the chosen setting's values. The verdict says whether to use them.
     """
     if results.recommended is None:
-        raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
-    mine = results.table[results.table["setting"] == results.recommended]
+        raise ResultsError(
+            f"{results.name}: no setting has been evaluated completely yet; continue the study"
+        )
+    own_rows = results.table[results.table["setting"] == results.recommended]
+    values = json.loads(own_rows.iloc[0][list(results.parameters)].to_json()) if len(own_rows) else {}
     split = final_split(results)
-    compared, said = compare(results, split), verdict(results)
+    conclusion = verdict(results)
     return {
         "study": results.name,
-        "verdict": {"status": said.status, "headline": said.headline},
+        "verdict": {"status": conclusion.status, "headline": conclusion.headline},
         "setting": results.recommended,
-        "recommended": json.loads(mine.iloc[0][list(results.parameters)].to_json()) if len(mine) else {},
-        "not_searched": list(unsearched(results)),
+        "recommended": values,
+        "not_searched": list(unsearched_parameters(results)),
         "split": split,
-        "comparison": json.loads(str(compared.to_json(orient="records"))),  # as numbers, nan as null
+        "comparison": json.loads(str(compare(results, split).to_json(orient="records"))),  # nan becomes null
         "failed_stages": len(results.failures),
-        "machines": hardware_drift.sentences(results.machines),
+        "machines": hardware_drift.drift_sentences(results.hardware),
     }

@@ -1,21 +1,21 @@
-"""What further work would most likely change, with what it would take; estimates, the largest first.
+"""Which further work would most likely change the result, and the time it takes: estimates, largest first.
 
-Each step has a gain in points of the headline metric:
+Each step has an expected gain, in the unit of the headline metric:
 
-    search      expected true score of the best of all settings minus that of the best of those judged, if
-                the ones left are like them: r s · (d(n + m) - d(n)) / 2, s the standard deviation of their
-                means, r the share of s² that lies between settings rather than being luck of the blocks, and
-                d(n) the expected range of n normal values (Tippett 1925)
-    blocks      half width of the headline difference's interval now, minus that after as many more blocks
-                as an hour affords: t(f) e - t(f+k) e √(n/(n+k)), e the error of the paired differences so
-                far and f its degrees of freedom (intervals.py), of n clusters; further blocks are others
-    α           none is given, and the step comes last. What it adds to know the best of a few α hangs on how
-                far they lie apart, which so few do not tell: estimates were off by factors of 0.4 to 1.7
+    search      expected true score of the best of all settings minus that of the best evaluated so far, if
+                the remaining ones are like them: r s · (d(n + m) - d(n)) / 2. s is the standard deviation of
+                the settings' means, r the share of s² that lies between settings rather than being chance of
+                the blocks, and d(n) the expected range of n normal values (Tippett 1925)
+    blocks      half width of the headline difference's interval now, minus that after as many more blocks as
+                an hour affords: t(f) e - t(f+k) e √(n/(n+k)). e is the error of the paired differences so far,
+                f its degrees of freedom (intervals.py), n the number of clusters, k that of further blocks
+    α           no number, and the step comes last. The gain of knowing the best of a few α depends on how far
+                they lie apart, which so few do not show: estimates were off by factors of 0.4 to 1.7
 
-Said against realised in simulations, of the search: 1.0 over studies in which 30 to 90 % of the variance lies
-between settings, 0.7 to 1.3 at each of these; where it is 10 %, twice too much of very little
-(test_next_steps.py). What is not known yet at all, a recommendation, a comparison or an interval, comes
-before all of these.
+Predicted over realised gain of the search, in simulations: 1.0 on average over studies in which 30 to 90 %
+of the variance lies between settings, and 0.7 to 1.3 at each of these shares. Where it is 10 %, the
+prediction is twice too high, for a very small gain (test_next_steps.py). A recommendation, a comparison or
+an interval that is missing entirely comes before all of these.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -24,213 +24,281 @@ before all of these.
 
 from __future__ import annotations
 
-from math import inf, nan
+from math import inf, isinf, isnan, nan
 from typing import NamedTuple
 
 import numpy as np
 
 from dgg_ray.analysis.alpha_curves import tradeoffs
-from dgg_ray.analysis.results import Hours, Results
+from dgg_ray.analysis.results import HoursInterval, Results
 from dgg_ray.analysis.run_table import (
     BLOCK,
-    chosen,
-    compared,
-    family_of,
+    chosen_setting,
+    family_size,
     final_split,
     final_table,
-    headline,
-    listing,
-    text_of,
+    format_value,
+    headline_metric,
+    settings_by_label,
 )
+from dgg_ray.core.phrases import join_names, plural
 from dgg_ray.search.alpha_curve import Tradeoff
 from dgg_ray.search.pruning import by_cluster
-from dgg_ray.stats.formats import percent, signed
-from dgg_ray.stats.intervals import FEWEST, clusters_of, expected_range, half_of, standard_error, ways_of
-from dgg_ray.stats.power import needed
-
-MOST = 3  # steps that are listed
-SEEN = 0.0005  # of a score: what would change less is not seen in numbers with one digit of a percent
-HOUR = 1.0
-SEEDS = (
-    "protocol.final_seeds in place of held_out compares on the search's own orders, on any number of seeds, "
-    "and says nothing of others."
+from dgg_ray.stats.formats import format_percent, format_signed
+from dgg_ray.stats.intervals import (
+    MIN_CLUSTERS,
+    block_clusters,
+    expected_range,
+    standard_error,
+    t_half_width,
+    two_way_clusters,
 )
-OTHERS = ", of orders that begin with other tasks"  # seeds of the same orders do not count as further ones
-BEFOREHAND = (
-    "Decide on their number beforehand: an interval that is looked at again and again until it excludes 0 "
+from dgg_ray.stats.power import blocks_needed
+
+MAX_STEPS = 3  # steps listed
+MIN_VISIBLE_GAIN = 0.0005  # of a score: less does not show in numbers with one decimal of a percent
+HOUR = 1.0
+SEEDS_ADVICE = (
+    "protocol.final_seeds instead of held_out compares on the search's own orders, on any number of seeds, "
+    "and says nothing about other orders."
+)
+OTHER_ORDERS = (
+    ", of orders that begin with other tasks"  # further seeds of the same orders are not independent
+)
+STOPPING_ADVICE = (
+    "Decide on their number beforehand: an interval that is inspected again and again until it excludes 0 "
     "does so too often."
 )
 
 
-class Step(NamedTuple):
-    """gain: in the unit of scores, infinite where something is not known at all, 0 where it is not estimated;
-    text: what, and why."""
+class NextStep(NamedTuple):
+    """A step and its reason as text, and its gain.
+
+    gain: in the unit of scores; infinite where a result is missing entirely, 0 where it is not estimated.
+    """
 
     gain: float
     text: str
 
 
-def sentences(results: Results) -> list[str]:
-    """The steps with the largest expected change, the largest first; empty for a study without a stage.
+def next_step_sentences(results: Results) -> list[str]:
+    """List the steps with the largest expected change, the largest first; empty for a study without a stage.
 
-    What goes beyond the study is left out where nothing would be seen of it."""
+    Steps beyond the study itself are left out if their effect would not be visible.
+    """
     if results.table.empty:
         return []
-    blocks = [step for step in more_blocks(results) if step.gain >= SEEN]
-    found = [*unfinished(results), *blocks, *more_alphas(results)]
-    return [step.text for step in sorted(found, key=lambda step: -step.gain)[:MOST]]
+    blocks = [step for step in block_steps(results) if step.gain >= MIN_VISIBLE_GAIN]
+    steps = [*unfinished_steps(results), *blocks, *alpha_steps(results)]
+    return [step.text for step in sorted(steps, key=lambda step: -step.gain)[:MAX_STEPS]]
 
 
-def unfinished(results: Results) -> list[Step]:
-    """What the study itself still has to do."""
-    found = []
-    (search, search_hours), (compare, compare_hours) = results.ahead.search, results.ahead.comparison
+# -- the study's own work --------------------------------------------------------------------------
+
+
+def unfinished_steps(results: Results) -> list[NextStep]:
+    """Return the steps that finish the study itself."""
+    steps = []
+    (search, search_hours), (comparison, comparison_hours) = (
+        results.remaining.search,
+        results.remaining.comparison,
+    )
     if search:
-        gain, share = best_of_all(results)
-        text = f"Finish the search: about {search} stages are left, {taking(search_hours)}."
-        if gain < SEEN and share == 0:
-            text += " So far no difference between the settings judged could be told from luck."
-        elif gain < SEEN:
-            text += " The settings left are expected to add less than 0.1 points."
-        elif np.isfinite(gain):
-            text += f" If the settings left are like those judged, the best of all is {percent(gain)} points "
-            text += "better, after shrinking for luck."
-        else:
-            text += " Until then no setting is chosen, or too few blocks are judged to tell settings' "
-            text += "differences from luck."
-        found.append(Step(gain, text))
-    if compare:
-        text = f"Finish the comparison: {compare} stages are left, {taking(compare_hours)}."
-        found.append(
-            Step(inf, text + " Until then the chosen setting and its baselines are not all compared.")
+        gain, share = expected_search_gain(results)
+        text = f"Finish the search: about {search} stages are left, {format_hours(search_hours)}. "
+        steps.append(NextStep(gain, text + describe_search_gain(gain, share)))
+    if comparison:
+        text = f"Finish the comparison: {comparison} stages are left, {format_hours(comparison_hours)}. "
+        text += "Until then the chosen setting and its baselines are not all compared."
+        steps.append(NextStep(inf, text))
+    return steps
+
+
+def describe_search_gain(gain: float, share: float) -> str:
+    """Describe the expected gain of finishing the search."""
+    if gain < MIN_VISIBLE_GAIN and share == 0:
+        return "So far the evaluated settings differ by no more than chance."
+    if gain < MIN_VISIBLE_GAIN:
+        return "The remaining settings are expected to add less than 0.1 points."
+    if isinf(gain):
+        return (
+            "Until then no setting is chosen, or too few blocks are evaluated to distinguish the settings' "
+            "differences from chance."
         )
-    return found
+    return (
+        f"If the remaining settings are like those evaluated, the best of all is {format_percent(gain)} "
+        "points better, after shrinkage for chance."
+    )
 
 
-def best_of_all(results: Results) -> tuple[float, float]:
-    """(Gain of judging the settings that are left, `skill`'s share); infinite and nan where nothing tells."""
-    search = results.search
-    if search is None or search.count is None:
-        return inf, nan
-    table = np.array([[row[0] for row in c.rows] for c in search.feasible()])
-    clusters = clusters_of(results.terms.chosen_on) or range(table.shape[-1])
-    share, spread = skill(by_cluster(table, clusters)[0]) if len(table) > 2 else (np.nan, np.nan)
-    if np.isnan(share):
-        return inf, nan
-    over = sum(c.state != "open" for c in search.candidates)
-    more = max(search.count - over, 0)
-    return share * spread * (expected_range(over + more) - expected_range(over)) / 2, share
+def expected_search_gain(results: Results) -> tuple[float, float]:
+    """Return (gain of evaluating the remaining settings, share of variance between settings).
 
-
-def skill(table: np.ndarray) -> tuple[float, float]:
-    """(Share of the variance of the settings' means that lies between settings, these means' deviation).
-
-    table: (settings, clusters of blocks). 1 - 1/F of the two-way analysis of variance, at least 0; nan for
-    fewer than 2 clusters. Where all means are equal there is nothing to share.
+    They are infinite and nan where nothing is known.
     """
-    n, count = table.shape
+    search = results.search
+    if search is None or search.expected_settings is None:
+        return inf, nan
+    values = np.array([[row[0] for row in c.block_values] for c in search.feasible()])
+    if len(values) <= 2:
+        return inf, nan
+    clusters = block_clusters(results.setup.search_blocks) or range(values.shape[-1])
+    share, spread = between_setting_share(by_cluster(values, clusters)[0])
+    if isnan(share):
+        return inf, nan
+    finished = sum(candidate.state != "open" for candidate in search.candidates)
+    remaining = max(search.expected_settings - finished, 0)
+    return share * spread * (expected_range(finished + remaining) - expected_range(finished)) / 2, share
+
+
+def between_setting_share(values: np.ndarray) -> tuple[float, float]:
+    """Return (share of the variance of settings' means that lies between settings, deviation of these means).
+
+    The share is 1 - 1/F of the two-way analysis of variance, at least 0, and 0 where all means are equal.
+    Both are nan for fewer than 2 clusters.
+
+    values: (settings, clusters of blocks).
+    """
+    n, count = values.shape
     if count < 2:
-        return float("nan"), float("nan")
-    means = table.mean(axis=1)
-    rest = table - means[:, None] - table.mean(axis=0) + table.mean()
-    within = float((rest**2).sum()) / ((n - 1) * (count - 1))
+        return nan, nan
+    means = values.mean(axis=1)
+    residuals = values - means[:, None] - values.mean(axis=0) + values.mean()
+    within = float((residuals**2).sum()) / ((n - 1) * (count - 1))
     between = count * float(means.var(ddof=1))
     return (max(0.0, 1 - within / between) if between else 0.0), float(means.std(ddof=1))
 
 
-def more_blocks(results: Results) -> list[Step]:
-    """Blocks for the difference to the baseline that is nearest, in units of its error."""
-    family = family_of(results, final_split(results))
-    gaps_to = differences(results, headline(results))
-    known = {
-        label: (gaps, *standard_error(gaps, np.array(shared))) for label, (gaps, shared) in gaps_to.items()
-    }
-    found = {label: of for label, of in known.items() if of[1] > 1e-12}
-    if not found:
+# -- more blocks -----------------------------------------------------------------------------------
+
+
+class GapSoFar(NamedTuple):
+    """The paired differences to one baseline so far: mean, standard error, degrees of freedom, clusters."""
+
+    label: str
+    mean: float
+    error: float
+    freedom: float
+    n: int
+
+
+def block_steps(results: Results) -> list[NextStep]:
+    """Return the step that adds blocks to the comparison with the nearest baseline, in units of its error."""
+    gaps = []
+    for label, (differences, clusters) in block_differences(results, headline_metric(results)).items():
+        error, freedom, n = standard_error(differences, np.array(clusters))
+        if error > 1e-12:
+            gaps.append(GapSoFar(label, float(differences.mean()), error, freedom, n))
+    if not gaps:
         return []
-    label = min(found, key=lambda label: abs(float(found[label][0].mean())) / found[label][1])
-    gaps, error, freedom, n = found[label]
-    mean, spread = float(gaps.mean()), error * n**0.5
-    hours = results.ahead.block
+    return [block_step(results, min(gaps, key=lambda gap: abs(gap.mean) / gap.error))]
+
+
+def block_step(results: Results, gap: GapSoFar) -> NextStep:
+    """Return the step that adds as many blocks as an hour affords."""
+    family = family_size(results, final_split(results))
+    level = 1 - 0.05 / family  # for all baselines at once, as in the verdict
+    n, spread, hours = gap.n, gap.error * gap.n**0.5, results.remaining.block
+    room = inf if results.remaining.room is None else results.remaining.room
     k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
-    room = inf if results.ahead.room is None else results.ahead.room
-    k = min(k, 9 * n, room or k)  # beyond ten times the blocks nothing is gained by saying more
-    level = 1 - 0.05 / family  # of all baselines at once, as the verdict has it
-    now, then = half_of(error, freedom, level), half_of(spread / (n + k) ** 0.5, freedom + k, level)
-    enough = needed(mean, spread) if mean else None
-    seeds_of: dict[int, set[str]] = {}
-    for order, seed in results.terms.compared_on:
-        seeds_of.setdefault(seed, set()).add(order)
-    alone = results.terms.held_out or all(len(orders) < 2 for orders in seeds_of.values())
-    others = "" if alone else OTHERS
-    ci = "95 %" if family < 2 else "simultaneous 95 %"
-    so_far = f"{label} ({signed(mean)} points over {n} independent blocks)"
-    change = f"narrows from ±{percent(now)} to about ±{percent(then)}"
-    if n < FEWEST:
-        now, change = inf, f"can be given then, of about ±{percent(then)}"
-    text = (
-        f"Compare on {k} more block{'s' * (k > 1)}{others}, {taking(times(hours, k))}: the {ci} interval of "
-        f"the difference to {so_far} {change}."
-    )
+    k = min(k, 9 * n, room or k)  # more than ten times the blocks need not be predicted
+    now = t_half_width(gap.error, gap.freedom, level)
+    then = t_half_width(spread / (n + k) ** 0.5, gap.freedom + k, level)
+    so_far = f"{gap.label} ({format_signed(gap.mean)} points over {n} independent blocks)"
+    change = f"narrows from ±{format_percent(now)} to about ±{format_percent(then)}"
+    if n < MIN_CLUSTERS:
+        now, change = inf, f"can then be given, about ±{format_percent(then)}"
     if room == 0:
-        text = f"Compare with {so_far} on more seeds: no order is left for a further block. {SEEDS}"
-    if enough is not None and enough > n:
-        text += " To see a true difference of that size with 80 % power takes "
-        text += f"{enough} independent blocks in all."
-    if enough is not None and enough > n + room > n:
-        text += f" The search left orders for {room} more. {SEEDS}"
-    return [Step(now - then, f"{text} {BEFOREHAND}")]
+        text = f"Compare with {so_far} on more seeds: no order is left for a further block. {SEEDS_ADVICE}"
+    else:
+        others = "" if final_blocks_are_independent(results) else OTHER_ORDERS
+        interval = "95 %" if family < 2 else "simultaneous 95 %"
+        text = (
+            f"Compare on {plural(k, 'more block')}{others}, {format_hours(scale_hours(hours, k))}: the "
+            f"{interval} interval of the difference to {so_far} {change}."
+        )
+    needed = blocks_needed(gap.mean, spread) if gap.mean else None
+    if needed is not None and needed > n:
+        text += " To detect a true difference of that size with 80 % power takes "
+        text += f"{needed} independent blocks in all."
+        if needed > n + room > n:
+            text += f" The search left orders for {room} more. {SEEDS_ADVICE}"
+    return NextStep(now - then, f"{text} {STOPPING_ADVICE}")
 
 
-def differences(results: Results, metric: str) -> dict[str, tuple[np.ndarray, tuple[tuple[int, int], ...]]]:
-    """Label → the chosen setting minus this baseline, on each final block that both finished, and their
-    clusters (`intervals.ways_of`); baselines without such a block are left out.
+def final_blocks_are_independent(results: Results) -> bool:
+    """Whether final blocks share no stage: they are held out, or no two orders share a seed."""
+    orders_by_seed: dict[int, set[str]] = {}
+    for order, seed in results.setup.final_blocks:
+        orders_by_seed.setdefault(seed, set()).add(order)
+    return results.setup.held_out or all(len(orders) < 2 for orders in orders_by_seed.values())
 
-    Without joint training: it is a reference from above, nobody asks how sure its lead is."""
+
+def block_differences(
+    results: Results, metric: str
+) -> dict[str, tuple[np.ndarray, tuple[tuple[int, int], ...]]]:
+    """Map label → (chosen setting minus baseline on each final block that both finished, their clusters).
+
+    Baselines without a common block are left out. So is joint training, because it is an upper reference.
+    """
     table = final_table(results, final_split(results))
     table = table[~table["together"].astype(bool)]
     scores = {s: group.set_index(BLOCK)[metric].astype(float) for s, group in table.groupby("setting")}
-    ours = scores.get(chosen(results))
-    if ours is None:
+    own_scores = scores.get(chosen_setting(results))
+    if own_scores is None:
         return {}
-    labels = {label: s for label, s in compared(results).items() if s in scores and s != chosen(results)}
-    gaps = {label: (ours - scores[s]).dropna() for label, s in labels.items()}
-    return {label: (gap.to_numpy(), ways_of(tuple(gap.index))) for label, gap in gaps.items() if len(gap)}
+    differences = {}
+    for label, setting in settings_by_label(results).items():
+        if setting not in scores or setting == chosen_setting(results):
+            continue
+        gaps = (own_scores - scores[setting]).dropna()
+        if len(gaps):
+            differences[label] = gaps.to_numpy(), two_way_clusters(tuple(gaps.index))
+    return differences
 
 
-def more_alphas(results: Results) -> list[Step]:
-    """The task whose α can be told apart least."""
-    found = [pair for tradeoff in tradeoffs(results) if (pair := undecided(results, tradeoff))]
-    return [max(found, key=lambda pair: pair[0])[1]] if found else []
+# -- more values of α ------------------------------------------------------------------------------
 
 
-def undecided(results: Results, tradeoff: Tradeoff) -> tuple[float, Step] | None:
-    """(How far the bands reach above the best, which α of a task to try on further blocks); None where the
-    best is known, or no band reaches where it would be seen."""
-    rows = tradeoff.points()
-    other = rows[rows["open"] & ~rows["best"] & (rows["gain_high"] >= SEEN)]
-    if other.empty:
+def alpha_steps(results: Results) -> list[NextStep]:
+    """Return the step for the task whose α is the least certain."""
+    candidates = [step for tradeoff in tradeoffs(results) if (step := alpha_step(results, tradeoff))]
+    return [max(candidates, key=lambda candidate: candidate[0])[1]] if candidates else []
+
+
+def alpha_step(results: Results, tradeoff: Tradeoff) -> tuple[float, NextStep] | None:
+    """Return (how far the bands reach above the best, the step that tries these α on further blocks).
+
+    It is None where the best α is known, or where no band reaches visibly above it.
+    """
+    points = tradeoff.points()
+    others = points[points["open"] & ~points["best"] & (points["gain_high"] >= MIN_VISIBLE_GAIN)]
+    if others.empty:
         return None
-    best = text_of(rows.loc[rows["best"], "alpha"].iloc[0])
-    values = sorted(other["alpha"])
-    shown = listing([*map(text_of, values)])
+    best = format_value(points.loc[points["best"], "alpha"].iloc[0])
+    values = sorted(others["alpha"])
     stages = len(values) + 1
-    hours = times(results.ahead.stage, -(-stages // results.ahead.groups))
+    rounds = -(-stages // results.remaining.groups)  # each worker group trains one stage at a time
     text = (
-        f"Try α = {shown} for {tradeoff.task} beside {best} on another order or seed, {taking(hours)} "
-        f"({stages} stages, if their beginning is there): they cannot be told apart."
+        f"Try α = {join_names([*map(format_value, values)])} for {tradeoff.task} and again {best} on "
+        f"another order or seed, {format_hours(scale_hours(results.remaining.stage, rounds))} ({stages} "
+        "stages, if the tasks before it are trained already): so far they cannot be distinguished."
     )
-    return float(other["gain_high"].max()), Step(0.0, text)
+    return float(others["gain_high"].max()), NextStep(0.0, text)
 
 
-def times(hours: Hours | None, count: int) -> Hours | None:
-    return (hours[0] * count, hours[1] * count, hours[2] * count) if hours else None
+# -- time ------------------------------------------------------------------------------------------
 
 
-def taking(hours: Hours | None) -> str:
-    """`about 2.1 hours (95 %: 1.8 to 2.4)`"""
+def scale_hours(hours: HoursInterval | None, factor: int) -> HoursInterval | None:
+    """Multiply hours and their bounds."""
+    return (hours[0] * factor, hours[1] * factor, hours[2] * factor) if hours else None
+
+
+def format_hours(hours: HoursInterval | None) -> str:
+    """Format a duration in the largest unit that it reaches: `about 2.1 hours (95 %: 1.8 to 2.4)`."""
     if hours is None:
-        return "of unknown length (nothing was measured on such workers; `dgg-ray profile` does it)"
+        return "of unknown length (no stage was timed on such workers; `dgg-ray profile` does it)"
     units = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
     unit, factor = next((u for u in units.items() if hours[0] * u[1] >= 1), ("seconds", 3600.0))
     mean, low, high = (f"{hour * factor:.2g}" for hour in hours)

@@ -1,16 +1,17 @@
-"""How far what the search saw can be trusted: its score's optimism, its constraints, race and audit.
+"""How far the search's own scores can be trusted: the winner's optimism, constraints, pruning, the audit.
 
-The winner was picked for its score on some blocks and a split, so that score is too good. The gap to the
-test score on the final blocks has two parts:
+The winner was chosen because its score was high on some blocks and one split, so that score is too high on
+average. Its gap to the test score on the final blocks has two parts:
 
-    seen − test, final  =  (seen − same split, final)  +  (same split, final − test, final)
-                                   choice                             split
+    search score − test, final  =  (search score − same split, final)  +  (same split, final − test, final)
+                                                choice                                split
 
-What the search saw is one known number, and what is not known is what new orders and seeds would give. So
-on held-out blocks the gap's interval is that of the final mean, turned round: Student's t over blocks that
-took no part in the choice, which holds whatever was chosen. To add the spread over the search's blocks, as
-Welch's interval does, would count luck that has already happened. Without held-out blocks the final mean
-is not independent of the choice, so only the second part, paired within blocks, has an interval.
+The search score is one known number. The uncertainty is about the scores on new orders and seeds. So on
+held-out blocks the interval of the gap is that of the final mean, with its sign reversed: Student's t over
+blocks that took no part in the choice, which holds whatever was chosen. Adding the spread over the search's
+blocks, as Welch's interval does, would count chance that has already been realised. Without held-out blocks
+the final mean is not independent of the choice. Then only the second part, paired within blocks, has an
+interval.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -19,320 +20,401 @@ is not independent of the choice, so only the second part, paired within blocks,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from dgg_ray.analysis.results import Audited, Results, Searched
-from dgg_ray.analysis.run_table import BLOCK, chosen, final_split, headline, listing, mean_over, runs
+from dgg_ray.analysis.results import AuditedState, BlockName, Results, SearchSummary
+from dgg_ray.analysis.run_table import (
+    BLOCK,
+    chosen_setting,
+    final_split,
+    headline_metric,
+    interval_of_scores,
+    runs,
+)
 from dgg_ray.config.sections import Constraint
+from dgg_ray.core.phrases import join_names, plural
 from dgg_ray.search.objective import gap_range, range_of
-from dgg_ray.stats.formats import CI, interval_text, percent, points_text, signed
+from dgg_ray.stats.formats import (
+    CI,
+    EstimateStyle,
+    format_difference,
+    format_interval_suffix,
+    format_percent,
+    format_signed,
+)
 from dgg_ray.stats.intervals import (
-    ANYWHERE,
-    FEWEST,
+    MIN_CLUSTERS,
+    UNBOUNDED,
     Difference,
     Interval,
     mean_interval,
     paired_difference,
-    ways_of,
+    two_way_clusters,
 )
+
+SIGNED = EstimateStyle(format_signed)
 
 
 class Optimism(NamedTuple):
-    """seen: the winner's mean where it was chosen; test: on test, on the final blocks.
+    """How far the winner's score in the search lies above its final score, in two parts.
 
-    total, choice, split: the gap and its parts, in [-1, 1]; split is None where settings were chosen on test.
+    search_score: the winner's mean on the blocks and the split on which it was chosen.
+    final_test: its mean on the test split of the final blocks.
+    gap, choice_part, split_part: the gap and its parts, in [-1, 1]. `split_part` is None where settings were
+        chosen on test.
     """
 
-    seen: float
-    test: Interval
-    total: Interval
-    choice: Interval
-    split: Difference | None
+    search_score: float
+    final_test: Interval
+    gap: Interval
+    choice_part: Interval
+    split_part: Difference | None
 
 
 def optimism(results: Results) -> Optimism | None:
-    """None where nothing was searched, or the winner has no test score on the final blocks."""
-    terms, on = results.terms, results.terms.selection_split
-    if results.search is None or chosen(results) is None:
+    """Measure the optimism of the winner's score.
+
+    It is None where nothing was searched, or where the winner has no test score on the final blocks yet.
+    """
+    setup = results.setup
+    if results.search is None or chosen_setting(results) is None:
         return None
-    seen = scores(results, on, terms.chosen_on).mean()
-    again, test = scores(results, on, terms.compared_on), scores(results, "test", terms.compared_on)
-    if np.isnan(seen) or test.empty or again.empty:
+    search_score = chosen_scores(results, setup.selection_split, setup.search_blocks).mean()
+    final = chosen_scores(results, setup.selection_split, setup.final_blocks)
+    final_test = chosen_scores(results, "test", setup.final_blocks)
+    if np.isnan(search_score) or final_test.empty or final.empty:
         return None
-    metric = headline(results)
-    parts, scale = (again - test).dropna(), range_of(metric)
+    metric = headline_metric(results)
+    scale, split_gaps = range_of(metric), (final - final_test).dropna()
+    split_part = None
+    if setup.selection_split != "test":
+        split_part = mean_gap(split_gaps, gap_range(metric), clusters=two_way_clusters((*split_gaps.index,)))
     return Optimism(
-        float(seen),
-        mean_over(test, scale),
-        below(float(seen), mean_over(test, scale), terms.held_out),
-        below(float(seen), mean_over(again, scale), terms.held_out),
-        None if on == "test" else of_gaps(parts, gap_range(metric), clusters=ways_of((*parts.index,))),
+        float(search_score),
+        interval_of_scores(final_test, scale),
+        gap_below(float(search_score), interval_of_scores(final_test, scale), setup.held_out),
+        gap_below(float(search_score), interval_of_scores(final, scale), setup.held_out),
+        split_part,
     )
 
 
-def of_gaps(
+def mean_gap(
     gaps: ArrayLike,
     within: tuple[float, float],
     level: float = 0.95,
     clusters: ArrayLike | None = None,
 ) -> Difference:
-    """The mean of differences, and the test of 0; no bound lies beyond what they can be."""
+    """Return the mean of differences with its interval and the p value of a zero mean.
+
+    within: the range of a difference, which no bound exceeds.
+    """
     return paired_difference(gaps, np.zeros(len(np.asarray(gaps))), level, clusters, within)
 
 
-def below(seen: float, of: Interval, independent: bool) -> Interval:
-    """How far a mean lies below a known number."""
-    low, high = (seen - of.high, seen - of.low) if independent else (np.nan, np.nan)
-    return Interval(seen - of.mean, low, high, of.n, tuple(seen - value for value in of.values))
+def gap_below(known: float, mean: Interval, independent: bool) -> Interval:
+    """Return how far a mean lies below a known number; the interval is nan unless the two are independent."""
+    low, high = (known - mean.high, known - mean.low) if independent else (np.nan, np.nan)
+    return Interval(known - mean.mean, low, high, mean.n, tuple(known - value for value in mean.values))
 
 
-def scores(results: Results, split: str, blocks: tuple[tuple[str, int], ...], metric: str = "") -> pd.Series:
-    """The winner's score in each of these blocks that it finished."""
-    return of_setting(results, chosen(results), split, blocks, metric or headline(results))
+def chosen_scores(results: Results, split: str, blocks: tuple[BlockName, ...], metric: str = "") -> pd.Series:
+    """Return the winner's score on each of these blocks that it finished, by default in the headline "
+    "metric."""
+    return setting_scores(results, chosen_setting(results), split, blocks, metric or headline_metric(results))
 
 
-def of_setting(
-    results: Results, setting: str | None, split: str, blocks: tuple[tuple[str, int], ...], metric: str
+def setting_scores(
+    results: Results, setting: str | None, split: str, blocks: tuple[BlockName, ...], metric: str
 ) -> pd.Series:
+    """Return a setting's score on each of these blocks that it finished, indexed by block."""
     table = runs(results, split)
-    mine = table[table["setting"] == setting].set_index(BLOCK)[metric].astype(float)
-    return mine[mine.index.isin(list(blocks))].dropna()
+    scores = table[table["setting"] == setting].set_index(BLOCK)[metric].astype(float)
+    return scores[scores.index.isin(list(blocks))].dropna()
 
 
-# -- in words --------------------------------------------------------------------------------------
+# -- the choice in words ---------------------------------------------------------------------------
 
 
-def warning(results: Results) -> list[str]:
-    """That settings were chosen on the test split; the report prints it in bold."""
-    if results.terms.selection_split != "test" or results.search is None:
+def selection_split_warning(results: Results) -> list[str]:
+    """Warn that settings were chosen on the test split; the report prints it in bold."""
+    if results.setup.selection_split != "test" or results.search is None:
         return []
+    new_blocks = ", on new blocks too" if results.setup.held_out else ""
     return [
-        "Settings were chosen on the test split (protocol.selection_split: test): its examples are not unseen, so "
-        "scores on it are optimistic" + (", on new blocks too." if results.terms.held_out else ".")
+        "Settings were chosen on the test split (protocol.selection_split: test). Its examples are not "
+        f"unseen, so scores on it are optimistic{new_blocks}."
     ]
 
 
-def progress(results: Results) -> list[str]:
-    """How far the search is, while it is not over."""
+def search_progress(results: Results) -> list[str]:
+    """Say how far the search is, while it is running."""
     search = results.search
     if search is None or search.finished:
         return []
-    judged, given_up = len(search.of("judged")), len(search.of("given up"))
-    if search.count is not None:
-        text = f"{judged + given_up} of about {search.count} settings are judged"
-        return [f"The search is not over: {text}{f', {given_up} of them pruned' if given_up else ''}."]
-    places = {level.place for level in search.levels}
-    if len(places) < search.tasks - 1:
+    pruned = len(search.in_state("pruned"))
+    if search.expected_settings is not None:
+        finished = len(search.in_state("evaluated")) + pruned
+        text = f"{finished} of about {search.expected_settings} settings are finished"
+        return [f"The search is not over: {text}{f', {pruned} of them pruned' if pruned else ''}."]
+    depths = {depth_summary.depth for depth_summary in search.depths}
+    if len(depths) < search.tasks - 1:
         return [
-            f"The search is not over: settings are decided for {len(places)} of {search.tasks - 1} places of "
-            "the orders after the first, and none has been run to the end."
+            f"The search is not over: settings are decided for {len(depths)} of {search.tasks - 1} "
+            "positions in the orders after the first, and none has been run to the end."
         ]
-    return ["The search is not over: every place is decided once, the choice is being revised and audited."]
+    return [
+        "The search is not over: every position is decided once, and the choice is being refined and audited."
+    ]
 
 
 def optimism_sentences(results: Results) -> list[str]:
-    """The gap, its two parts, and whether the comparison is independent of the choice."""
-    found, terms = optimism(results), results.terms
-    if found is None:
+    """State the optimism of the winner's score, its two parts, and whether the comparison is independent."""
+    measured, setup = optimism(results), results.setup
+    if measured is None:
         return []
-    blocks = f"{len(terms.chosen_on)} block{'s' * (len(terms.chosen_on) > 1)}"
+    blocks = plural(len(setup.search_blocks), "block")
     text = (
-        f"On the {blocks} and the {terms.selection_split} split on which it was chosen it scored "
-        f"{percent(found.seen)} %, {over(found.total)} than on test on the final blocks"
+        f"Where it was chosen ({blocks}, {setup.selection_split} split) the setting scored "
+        f"{format_percent(measured.search_score)} %, {describe_excess(measured.gap)} than on test on the "
+        "final blocks"
     )
-    if found.split is not None:
-        text += f": {part(found.choice)} of choice and {part(found.split)} of split"
-    same = set(terms.compared_on) <= set(terms.chosen_on)
-    if terms.held_out:
-        end = "The final blocks took no part in the choice."
-    elif same:
-        end = "The final blocks are those of the choice, so the comparison is not independent of it."
+    if measured.split_part is not None:
+        text += f": {format_part(measured.choice_part)} from the choice and "
+        text += f"{format_part(measured.split_part)} from the split"
+    if setup.held_out:
+        return [f"{text}. The final blocks took no part in the choice."]
+    if set(setup.final_blocks) <= set(setup.search_blocks):
+        reason = "The final blocks are those of the choice"
     else:
-        end = "The final blocks have the orders of the choice, so the comparison is not independent of it."
-    advice = "" if terms.held_out else " Set protocol.held_out for one that is."
-    return [f"{text}. {end}{advice}"]
+        reason = "The final blocks have the orders of the choice"
+    return [
+        f"{text}. {reason}, so the comparison is not independent of it. Set protocol.held_out for an "
+        "independent one."
+    ]
 
 
-def over(gap: Interval) -> str:
-    """`2.8 points (95 % CI 0.4 to 5.2) higher`, or the points alone where there is no interval."""
+def describe_excess(gap: Interval) -> str:
+    """Describe a gap: `2.8 points (95 % CI 0.4 to 5.2) higher`, without the interval where there is none."""
     sign = 1 if gap.mean >= 0 else -1
-    points = f"{percent(sign * gap.mean)} points" if np.isnan(gap.low) else points_text(gap, sign)
+    points = (
+        f"{format_percent(sign * gap.mean)} points" if np.isnan(gap.low) else format_difference(gap, sign)
+    )
     return f"{points} {'higher' if sign > 0 else 'lower'}"
 
 
-def part(gap: Interval | Difference) -> str:
-    return signed(gap.mean) if np.isnan(gap.low) else interval_text(*gap[:3], gap.n, form=signed)
+def format_part(gap: Interval | Difference) -> str:
+    """Format a part of the gap in points: `+1.8 (95 % CI +0.4 to +3.2)`."""
+    return f"{format_signed(gap.mean)}{format_interval_suffix(gap.low, gap.high, SIGNED)}"
+
+
+def uncompared_sentences(results: Results, printed: dict[str, str]) -> list[str]:
+    """Name the baselines that are not compared: the winner itself, or those whose settings are not known yet.
+
+    printed: label → the words that are printed for it.
+    """
+    chosen = chosen_setting(results)
+    if chosen is None:
+        return []
+    sentences = []
+    identical = [
+        printed.get(label, label) for label, setting in results.baselines.items() if setting == chosen
+    ]
+    unknown = [
+        printed.get(label, label) for label in results.setup.baselines if label not in results.baselines
+    ]
+    if identical:
+        sentences.append(
+            f"The chosen setting is itself {join_names(identical)}, so that comparison is left out."
+        )
+    if unknown:
+        sentences.append(f"Not compared yet, because their settings are not known: {join_names(unknown)}.")
+    return sentences
+
+
+def pruning_sentences(search: SearchSummary) -> list[str]:
+    """Say how many settings were pruned, how early, and how many stages that saved."""
+    pruned = search.in_state("pruned")
+    if not pruned:
+        return []
+    blocks = np.mean([len(c.block_values) + c.tasks_in_next_block / search.tasks for c in pruned])
+    return [
+        f"{len(pruned)} of {len(search.candidates)} settings were pruned, after {blocks:.1f} of "
+        f"{search.blocks} blocks on average; that saved about {search.stages_saved} stages."
+    ]
+
+
+# -- constraints -----------------------------------------------------------------------------------
 
 
 def constraint_sentences(results: Results) -> list[str]:
-    """Whether the winner keeps the search's constraints, where it was chosen and on the final blocks."""
-    search, setting = results.search, chosen(results)
-    mine = next((c for c in search.of("judged") if c.setting == setting), None) if search else None
-    if search is None or mine is None or not search.constraints:
+    """Say whether the winner meets the search's constraints, where it was chosen and on the final blocks."""
+    search, chosen = results.search, chosen_setting(results)
+    if search is None or not search.constraints:
         return []
-    found = []
+    winner = next((c for c in search.in_state("evaluated") if c.setting == chosen), None)
+    if winner is None:
+        return []
+    sentences = []
     if not search.feasible():
-        found.append(
-            "No setting judged satisfies all constraints; the one that breaks them least was chosen."
+        sentences.append(
+            "No evaluated setting meets all constraints; the one that violates them least was chosen."
         )
-    margins = np.array(mine.rows)[:, len(search.objective) :]
+    margins = np.array(winner.block_values)[:, len(search.objective) :]
     for text, margin in zip(search.constraints, margins.T, strict=True):
         constraint = Constraint.parse(text)
         assert constraint is not None
-        seen = kept_by(margin, constraint, shared(results, len(margin)))
-        said = f"{results.terms.selection_split} where it was chosen: {verdict(seen)}"
-        found.append(f"Constraint {text}: {said}; {on_final(results, constraint)}.")
-    return found
+        in_search = constraint_margin(margin, constraint, selection_clusters(results, len(margin)))
+        sentences.append(
+            f"Constraint {text}: {results.setup.selection_split} where the setting was chosen: "
+            f"{describe_margin(in_search)}; {describe_final_margin(results, constraint)}."
+        )
+    return sentences
 
 
-def kept_by(margin: ArrayLike, constraint: Constraint, clusters: ArrayLike) -> Interval | Difference:
-    """By how much a constraint is kept on average; no bound lies beyond what the margin can be."""
-    of = gap_range if constraint.baseline else range_of
-    low, high = (end - constraint.bound for end in of(constraint.metric))
+def constraint_margin(
+    margin: ArrayLike, constraint: Constraint, clusters: ArrayLike
+) -> Interval | Difference:
+    """Return the mean margin of a constraint, positive where it is met; no bound exceeds the margin's "
+    "range."""
     if constraint.baseline:
-        return of_gaps(margin, (low, high), clusters=clusters)
+        low, high = (end - constraint.bound for end in gap_range(constraint.metric))
+        return mean_gap(margin, (low, high), clusters=clusters)
+    low, high = (end - constraint.bound for end in range_of(constraint.metric))
     return mean_interval(margin, clusters=clusters, within=(low, high))
 
 
-def on_final(results: Results, constraint: Constraint) -> str:
-    """Of one constraint."""
-    split, blocks = final_split(results), results.terms.compared_on
-    margin = scores(results, split, blocks, constraint.metric) - constraint.bound
+def describe_final_margin(results: Results, constraint: Constraint) -> str:
+    """Say whether the winner meets one constraint on the final blocks."""
+    split, blocks = final_split(results), results.setup.final_blocks
+    margin = chosen_scores(results, split, blocks, constraint.metric) - constraint.bound
     if constraint.baseline:
         if constraint.baseline not in results.baselines:
             return (
-                f"on the final blocks it cannot be checked, {constraint.baseline} is not among the baselines"
+                f"on the final blocks it cannot be checked, because {constraint.baseline} is not among the "
+                "baselines"
             )
         baseline = results.baselines[constraint.baseline]
-        margin = (margin - of_setting(results, baseline, split, blocks, constraint.metric)).dropna()
+        margin = (margin - setting_scores(results, baseline, split, blocks, constraint.metric)).dropna()
     if margin.empty:
         return "on the final blocks it is not known yet"
-    kept = kept_by(margin, constraint, ways_of(tuple(margin.index)))
-    return f"{split} on the final blocks: {verdict(kept)}"
+    final_margin = constraint_margin(margin, constraint, two_way_clusters(tuple(margin.index)))
+    return f"{split} on the final blocks: {describe_margin(final_margin)}"
 
 
-def verdict(margin: Interval | Difference) -> str:
-    """`kept by 1.2 points (95 % CI -0.3 to 2.7)`"""
+def describe_margin(margin: Interval | Difference) -> str:
+    """Describe a margin: `met by 1.2 points (95 % CI −0.3 to 2.7), which is not significant`."""
     sign = 1 if margin.mean >= 0 else -1
-    said = f"{'kept' if sign > 0 else 'broken'} by {points_text(margin, sign)}"
-    return said + (", which could be either" if margin.low < 0 < margin.high else "")
+    text = f"{'met' if sign > 0 else 'violated'} by {format_difference(margin, sign)}"
+    return text + (", which is not significant" if margin.low < 0 < margin.high else "")
 
 
-def same_sentences(results: Results, words: dict[str, str]) -> list[str]:
-    """Rivals that are not compared: the winner itself, or not known yet. words: label → as it is printed."""
-    setting, found = chosen(results), []
-    if setting is None:
-        return []
-    same = [words.get(label, label) for label, baseline in results.baselines.items() if baseline == setting]
-    waiting = [words.get(label, label) for label in results.terms.baselines if label not in results.baselines]
-    if same:
-        found.append(f"The setting chosen is itself {listing(same)}: there is nothing to compare.")
-    if waiting:
-        found.append(f"Not compared yet, as their settings are not known: {listing(waiting)}.")
-    return found
-
-
-def race_sentences(search: Searched) -> list[str]:
-    """How many settings were given up, how early, and what that saved."""
-    gone = search.of("given up")
-    if not gone:
-        return []
-    after = np.mean([len(c.rows) + c.tasks / search.tasks for c in gone])
-    return [
-        f"{len(gone)} of {len(search.candidates)} settings were pruned, after {after:.1f} of "
-        f"{search.blocks} blocks on average; that saved about {search.saved} stages."
-    ]
+# -- the audit -------------------------------------------------------------------------------------
 
 
 def audit_sentences(results: Results) -> list[str]:
-    """How many branches that were dropped looked better than what was kept, and whether luck can do that."""
-    found = results.search.audited if results.search else ()
-    if not found:
+    """Say how many dropped branches ended above the best one kept, and whether chance explains it."""
+    audited = results.search.audited_states if results.search else ()
+    if not audited:
         return []
-    better = [a for a in found if a.better]
-    count = f"{len(better) or 'none'} of them looked better than the best that was kept"
-    gaps = np.mean([a.gaps for a in found], axis=0)
-    average = of_gaps(gaps, gap_range(*results.objective), clusters=shared(results, len(gaps)))
-    said = [
-        f"Audit: {len(found)} of the branches that were dropped on the way were finished, and {count}. On "
-        f"average they ended {away(average)}, on the blocks on which settings were chosen: there what was "
-        "kept is the luckiest, so these differences lean towards it."
+    better = [state for state in audited if state.preferred]
+    gaps = np.mean([state.block_gaps for state in audited], axis=0)
+    average = mean_gap(gaps, gap_range(*results.objective), clusters=selection_clusters(results, len(gaps)))
+    sentences = [
+        f"Audit: {len(audited)} of the branches that the search dropped were run to the end, and "
+        f"{len(better) or 'none'} of them looked better than the best that was kept. On average they ended "
+        f"{describe_distance(average)}, on the blocks on which settings were chosen. There the best that "
+        "was kept profits most from chance, so these differences are biased in its favour."
     ]
     if better:
-        said += [*luck(results, better), "What was audited counts among the settings judged."]
-    return said
+        sentences += luck_sentences(results, better)
+        sentences.append("Audited settings count among the settings evaluated.")
+    return sentences
 
 
-def luck(results: Results, better: Sequence[Audited]) -> Iterator[str]:
-    """Whether the choice was wrong, of the branches that looked better."""
-    audited = len(results.search.audited) if results.search else 0
+def luck_sentences(results: Results, better: Sequence[AuditedState]) -> list[str]:
+    """Say whether the branches that looked better show that the choice was wrong."""
+    audited = len(results.search.audited_states) if results.search else 0
     within = gap_range(*results.objective)
-    leads = [lead(a.gaps, audited, shared(results, len(a.gaps)), within) for a in better]
-    sure = [i for i, of in enumerate(leads) if wrong(of, audited)]
-    best = max(sure or range(len(better)), key=lambda i: leads[i].mean)
-    of = leads[best]
-    ci = f"{CI}of all {audited} at once " if audited > 1 else CI
-    dropped = f"dropped at task {better[best].place} of the orders, ended {away(of, ci)}"
-    if np.isnan(of.low):
-        few = "equal differences" if of.n >= FEWEST else "two independent blocks"
-        if of.n < 2:
-            few = "one block" if len(better[best].gaps) < 2 else "blocks that all begin alike"
-        yield f"The best of them, {dropped}: it looked better, and {few} cannot tell that from luck."
-    elif not sure:
-        yield f"The best of them, {dropped}: it looked better, which may be luck."
+    leads = [
+        audit_lead(state.block_gaps, audited, selection_clusters(results, len(state.block_gaps)), within)
+        for state in better
+    ]
+    significant = [i for i, lead in enumerate(leads) if is_significant_lead(lead, audited)]
+    best = max(significant or range(len(better)), key=lambda i: leads[i].mean)
+    lead, state = leads[best], better[best]
+    interval_name = f"{CI}of all {audited} at once " if audited > 1 else CI
+    branch = f"dropped at task {state.depth} of the orders, ended {describe_distance(lead, interval_name)}"
+    if np.isnan(lead.low):
+        reason = untestable_reason(lead, blocks=len(state.block_gaps))
+        sentence = f"The best of them, {branch}. It looked better, but {reason} cannot rule out chance."
+    elif not significant:
+        sentence = f"The best of them, {branch}. It looked better, which may be chance."
     else:
-        yield (
-            f"For {len(sure)} of them that is more than luck: there the choice task by task was wrong. "
-            f"The best, {dropped}."
+        sentence = (
+            f"For {len(significant)} of them that is more than chance: there the choice task by task was "
+            f"wrong. The best, {branch}."
         )
-    yield from unseen(results, better[best])
+    return [sentence, *held_out_sentences(results, state)]
 
 
-def unseen(results: Results, branch: Audited) -> Iterator[str]:
-    """The same difference on held-out blocks, where the comparison has both: there luck has no part."""
-    terms, split = results.terms, final_split(results)
-    if not terms.held_out:
-        return
-    mine, kept = (
-        sum(of_setting(results, setting, split, terms.compared_on, m) for m in results.objective)
-        for setting in (branch.setting, branch.kept)
+def untestable_reason(lead: Difference, blocks: int) -> str:
+    """Name the blocks or differences for which a lead has no interval."""
+    if lead.n < 2:
+        return "one block" if blocks < 2 else "blocks that all begin alike"
+    return "equal differences" if lead.n >= MIN_CLUSTERS else "two independent blocks"
+
+
+def held_out_sentences(results: Results, state: AuditedState) -> list[str]:
+    """Give the same difference on held-out blocks, if both settings ran there: the choice had no part in "
+    "it."""
+    setup, split = results.setup, final_split(results)
+    if not setup.held_out:
+        return []
+    audited_scores, kept_scores = (
+        sum(setting_scores(results, setting, split, setup.final_blocks, m) for m in results.objective)
+        for setting in (state.setting, state.best_kept)
     )
-    gaps = (mine - kept).dropna() / len(results.objective)
-    if len(gaps):
-        of = of_gaps(gaps, gap_range(*results.objective), clusters=ways_of(tuple(gaps.index)))
-        yield (
-            f"On the {split} split of {of.n} held-out block{'s' * (of.n > 1)}, which took no part in the "
-            f"choice, it ended {away(of)}."
-        )
+    gaps = (audited_scores - kept_scores).dropna() / len(results.objective)
+    if gaps.empty:
+        return []
+    lead = mean_gap(gaps, gap_range(*results.objective), clusters=two_way_clusters(tuple(gaps.index)))
+    return [
+        f"On the {split} split of {plural(lead.n, 'held-out block')}, which took no part in the choice, it "
+        f"ended {describe_distance(lead)}."
+    ]
 
 
-def lead(
+def audit_lead(
     gaps: Sequence[float],
     audited: int,
     clusters: ArrayLike | None = None,
-    within: tuple[float, float] = ANYWHERE,
+    within: tuple[float, float] = UNBOUNDED,
 ) -> Difference:
-    """Mean gap over the blocks; its interval holds for all audited branches at once (Bonferroni)."""
-    return of_gaps(gaps, within, 1 - 0.05 / audited, clusters)
+    """Return the mean gap over the blocks; its interval holds for all audited branches at once "
+    "(Bonferroni)."""
+    return mean_gap(gaps, within, 1 - 0.05 / audited, clusters)
 
 
-def shared(results: Results, count: int) -> tuple[tuple[int, int], ...]:
-    """Clusters of the first blocks on which settings were chosen."""
-    return ways_of(results.terms.chosen_on[:count])
+def selection_clusters(results: Results, count: int) -> tuple[tuple[int, int], ...]:
+    """Return the clusters of the first `count` blocks on which settings were chosen."""
+    return two_way_clusters(results.setup.search_blocks[:count])
 
 
-def wrong(of: Difference, audited: int) -> bool:
-    """Whether it lies above 0 beyond luck. Not where the blocks are alike to the last digit: coarse scores
-    can be that by chance, and nothing can be tested."""
-    return of.mean > 0 and of.p < 0.05 / audited
+def is_significant_lead(lead: Difference, audited: int) -> bool:
+    """Whether a lead is significantly above 0.
+
+    It is not where all blocks have the same gap: coarse scores can coincide by chance, and nothing can be
+        tested.
+    """
+    return lead.mean > 0 and lead.p < 0.05 / audited
 
 
-def away(gap: Interval | Difference, ci: str = CI) -> str:
-    """`1.2 points (95 % CI 0.3 to 2.1) below it`"""
+def describe_distance(gap: Interval | Difference, interval_name: str = CI) -> str:
+    """Describe a gap to the best that was kept: `1.2 points (95 % CI 0.3 to 2.1) below it`."""
     sign = 1 if gap.mean >= 0 else -1
-    return f"{points_text(gap, sign, ci)} {'above' if sign > 0 else 'below'} it"
+    return f"{format_difference(gap, sign, interval_name)} {'above' if sign > 0 else 'below'} it"

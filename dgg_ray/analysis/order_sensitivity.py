@@ -1,6 +1,15 @@
-"""How much a result depends on the order of the tasks, from a study that ran several.
+"""How much a result depends on the order of the tasks, for a study that ran several orders.
 
-Intervals are over clusters of orders that share a first stage, see disparity.py.
+    task_disparity      how far each task's final score moves between orders (OPD)
+    faa_spread          the same for FAA: extremes, standard deviation, expected range
+    rank_table          how each order ranks the methods;  rank_agreement: whether the orders agree
+    settings_by_order   the setting that is best on average, and the one that is best in its worst order
+
+An order's score is its mean over seeds. Two orders that begin alike with the same seed share stages, and with
+them the noise of these stages: a stage is trained once, however many runs ask for it. Such orders form one
+cluster, by their first task and seed (`intervals.block_clusters`). Every interval of a spread is over
+clusters. The effect of the first task itself then counts as chance too, so intervals are too wide rather
+than too narrow.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -10,80 +19,216 @@ Intervals are over clusters of orders that share a first stage, see disparity.py
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.disparity import disparity, overall
-from dgg_ray.analysis.order_effects import effects
+from dgg_ray.analysis.order_effects import effect_table
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    chosen,
+    cached,
+    chosen_setting,
     clusters_by_order,
-    compared,
+    final_scores,
     final_split,
     final_table,
-    headline,
-    once,
-    over_blocks,
-    searched,
-    selected,
-    settings,
-    text_of,
+    format_value,
+    headline_metric,
+    interval_over_blocks,
+    searched_settings,
+    selection_table,
+    setting_values,
+    settings_by_label,
 )
 from dgg_ray.analysis.table_files import write_csv
 from dgg_ray.config.sections import name_of
-from dgg_ray.stats.formats import CI, percent, signed
-from dgg_ray.stats.intervals import clustered_jackknife
+from dgg_ray.stats.formats import EstimateStyle, format_interval_suffix, format_percent, format_signed
+from dgg_ray.stats.intervals import clustered_jackknife, expected_range
 
-ENOUGH = 3  # orders, below which nothing is said but the disparity
+MIN_ORDERS = 3  # with fewer orders only the disparity is reported
+MAX_DEVIATION = 0.5  # largest standard deviation of values in [0, 1]: half of them at either end
+DISPARITY = ["opd", "expected", "low", "high", "seed_noise", "without_seed_noise"]
+RANK_COLUMNS = ["order", "label", "faa", "rank", "tau"]
+AGREEMENT_COLUMNS = [
+    *("orders", "tau_with_mean", "pairwise_tau", "low", "high"),
+    *("label", "first_share", "mean_rank"),
+]
+SIGNED = EstimateStyle(format_signed)
+Deviation = Callable[[np.ndarray], np.ndarray]  # samples of clusters → standard deviation of each column
 
 
-def frames(results: Results) -> dict[str, pd.DataFrame]:
-    """Everything this file finds, by the names of the CSV files."""
+def order_tables(results: Results) -> dict[str, pd.DataFrame]:
+    """Return every table about orders, by the names of their CSV files."""
     split = final_split(results)
     return {
-        "robustness": overall(results, split),
-        "robustness_tasks": disparity(results, split),
-        "robustness_effects": effects(results, split),
-        "robustness_ranks": ranks(results, split),
-        "robustness_agreement": agreement(results, split),
+        "robustness": faa_spread(results, split),
+        "robustness_tasks": task_disparity(results, split),
+        "robustness_effects": effect_table(results, split),
+        "robustness_ranks": rank_table(results, split),
+        "robustness_agreement": rank_agreement(results, split),
         "robustness_settings": settings_by_order(results),
     }
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Writes each frame as CSV into `folder`, and returns the files' paths."""
+def write_order_tables(results: Results, folder: Path) -> list[Path]:
+    """Write each table as CSV into a folder, and return the paths."""
     paths = []
-    for name, frame in frames(results).items():
+    for name, table in order_tables(results).items():
         paths.append(folder / f"{name}.csv")
-        write_csv(frame, paths[-1])
+        write_csv(table, paths[-1])
     return paths
 
 
-def as_json(results: Results) -> str:
-    """The frames as one JSON object of lists of rows, nan as null."""
-    rows = {name: json.loads(str(f.to_json(orient="records"))) for name, f in frames(results).items()}
+def order_tables_as_json(results: Results) -> str:
+    """Return the tables as one JSON object of lists of rows; nan becomes null."""
+    tables = order_tables(results)
+    rows = {name: json.loads(str(table.to_json(orient="records"))) for name, table in tables.items()}
     return json.dumps(rows, indent=1)
 
 
-# -- ranks -------------------------------------------------------------------------------------------
+# -- disparity and spread --------------------------------------------------------------------------
 
 
-@once
-def ranks(results: Results, split: str) -> pd.DataFrame:
-    """The strategies' ranking by FAA in each order that all of them finished: a row per order and label.
+@cached
+def task_disparity(results: Results, split: str) -> pd.DataFrame:
+    """Measure how far each task's final score moves with the order: a row per label and task, and two below.
 
-    rank: 1 is best, equals share the mean rank. tau: Kendall's τ_b of the order's ranking with that of the
-        mean FAAs.
+        OPD_i = max over orders - min over orders of R[T-1, i]
+        AOPD = mean_i OPD_i        MOPD = max_i OPD_i
+
+    Yoon et al., ICLR 2020, arXiv:1902.09432. A method that does not depend on the order at all has an OPD
+    too, because scores contain seed noise. So OPD is too large, never too small, and it grows with the number
+    of orders.
+
+    label, task: the method and the task; "AOPD" and "MOPD" in the last two rows.
+    lowest, highest, opd: of the orders that were run; orders: how many these are.
+    expected, low, high: the OPD expected of as many orders that share no stage, for normal scores. It is
+        their standard deviation × expected_range(orders), with its 95 % interval. For MOPD the interval
+        covers at least 95 %: it is built from intervals that hold for all tasks at once (Bonferroni).
+    seed_noise: the OPD that seeds alone would cause; nan for a single seed.
+    without_seed_noise: the expected OPD after subtracting the variance of seeds; nan for a single seed.
+
+    There are no rows for a setting that ran on a single order.
+    """
+    rows = []
+    for label, group in final_scores(results, split).groupby("label", sort=False):
+        scores = group.groupby(["order", "task"])["score"].mean().unstack()  # orders × tasks
+        if len(scores) > 1:
+            for row in disparity_rows(scores, clusters_by_order(group), seed_deviation(group)):
+                rows.append([label, *row, len(scores)])
+    return pd.DataFrame(rows, columns=["label", "task", "lowest", "highest", *DISPARITY, "orders"])
+
+
+def disparity_rows(scores: pd.DataFrame, clusters: pd.Series, noise: pd.Series) -> list[list[object]]:
+    """Return (task, lowest, highest, *DISPARITY) for each column of a table (orders, tasks), AOPD and MOPD.
+
+    noise: standard deviation that seeds leave in a score, by task.
+    """
+    factor = expected_range(len(scores))
+    opd = scores.max() - scores.min()
+    deviation, n_clusters = deviations(scores, clusters)
+    by_task = factor * scale_interval(deviation, n_clusters)  # (3, tasks): estimate, low, high
+    mean = factor * scale_interval(lambda samples: deviation(samples).mean(axis=1), n_clusters)[:, 0]
+    joint = factor * scale_interval(deviation, n_clusters, 1 - 0.05 / len(opd))
+    largest = [by_task[0].max(), joint[1].max(), joint[2].max()]
+    seed_opd = factor * noise
+    corrected = np.sqrt(np.maximum(0, by_task[0] ** 2 - seed_opd**2))
+    columns = [scores.min(), scores.max(), opd, *np.minimum(by_task, 1), seed_opd, corrected]
+    rows = [[task, *values] for task, *values in zip(scores.columns, *columns, strict=True)]
+    for name, value, bounds, summary in (
+        ("AOPD", opd.mean(), mean, "mean"),
+        ("MOPD", opd.max(), largest, "max"),
+    ):
+        noise_parts = [getattr(part, summary)(skipna=False) for part in (seed_opd, corrected)]
+        rows.append([name, np.nan, np.nan, value, *np.minimum(bounds, 1), *noise_parts])
+    return rows
+
+
+def seed_deviation(scores: pd.DataFrame) -> pd.Series:
+    """Return task → standard deviation that seeds leave in an order's mean; nan for a single seed."""
+    within = scores.groupby(["task", "order"])["score"]
+    variance, seeds = (part.groupby("task").mean() for part in (within.var(), within.count()))
+    return pd.Series(variance.div(seeds).pow(0.5))
+
+
+@cached
+def faa_spread(results: Results, split: str) -> pd.DataFrame:
+    """Measure how far FAA moves with the order: one row per label with at least 2 orders.
+
+    label, orders, seeds, clusters: the method, and how many orders, seeds and clusters of orders it ran.
+    mean, low, high: mean over blocks, with the 95 % interval of the comparison (`interval_over_blocks`).
+    sd, sd_low, sd_high: standard deviation over orders, with its 95 % interval.
+    lowest, lowest_order, highest, highest_order, range: the extremes and their distance.
+    expected_range, range_low, range_high: the range expected of as many orders that share no stage, for
+        normal scores, with its 95 % interval.
+    seed_noise: the expected range that seeds alone would cause; nan for a single seed.
+    """
+    table = final_table(results, split)
+    rows = []
+    for label, setting in settings_by_label(results).items():
+        own = table[(table["setting"] == setting) & ~table["together"].astype(bool)].dropna(subset="faa")
+        faa = own.groupby("order")["faa"].mean()
+        if len(faa) < 2:
+            continue
+        mean, clusters = interval_over_blocks(own, "faa"), clusters_by_order(own)
+        sd = np.minimum(scale_interval(*deviations(faa.to_frame(), clusters))[:, 0], MAX_DEVIATION)
+        factor = expected_range(len(faa))
+        noise = seed_deviation(own.assign(task="", score=own["faa"])).item()
+        counts = [len(faa), own["seed"].nunique(), clusters.nunique()]
+        extremes = [faa.min(), faa.idxmin(), faa.max(), faa.idxmax(), faa.max() - faa.min()]
+        rows.append([label, *counts, *mean[:3], *sd, *extremes, *np.minimum(factor * sd, 1), factor * noise])
+    columns = ["label", "orders", "seeds", "clusters", "mean", "low", "high", "sd", "sd_low", "sd_high"]
+    columns += ["lowest", "lowest_order", "highest", "highest_order", "range"]
+    columns += ["expected_range", "range_low", "range_high", "seed_noise"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def deviations(scores: pd.DataFrame, clusters: pd.Series) -> tuple[Deviation, int]:
+    """Return a function that computes standard deviations over orders, and the number of clusters.
+
+        s² = mean of (y_a - y_b)² / 2 over all pairs of orders a, b of different clusters
+
+    Pairs inside a cluster share noise, which would make the deviation too small. The function takes samples
+    of clusters, (samples, clusters), and returns one deviation per column, (samples, columns).
+    """
+    codes, _ = pd.factorize(clusters.reindex(scores.index))
+    member = np.eye(codes.max() + 1)[codes]
+    y = scores.to_numpy() - scores.to_numpy().mean(axis=0)  # squares of small numbers lose fewer digits
+    n, sums, squares = member.sum(axis=0), member.T @ y, member.T @ y**2
+
+    def deviation(samples: np.ndarray) -> np.ndarray:
+        all_pairs = (samples @ n)[:, None] * (samples @ squares) - (samples @ sums) ** 2
+        inside = samples @ (n[:, None] * squares - sums**2)
+        pairs = ((samples @ n) ** 2 - samples @ n**2)[:, None]
+        return np.sqrt(np.maximum(all_pairs - inside, 0) / pairs)
+
+    return deviation, len(n)
+
+
+def scale_interval(scale: Deviation, clusters: int, level: float = 0.95) -> np.ndarray:
+    """Return (estimate, low, high) of a scale parameter, computed on its logarithm."""
+    return np.exp(clustered_jackknife(lambda samples: np.log(scale(samples)), clusters, level))
+
+
+# -- ranks -----------------------------------------------------------------------------------------
+
+
+@cached
+def rank_table(results: Results, split: str) -> pd.DataFrame:
+    """Rank the methods by FAA in each order that all of them finished: a row per order and label.
+
+    rank: 1 is best; equal methods share the mean rank.
+    tau: Kendall's τ_b between the order's ranking and that of the mean FAAs.
     """
     table = final_table(results, split)
     table = table[~table["together"].astype(bool)].groupby(["setting", "order"])["faa"].mean().unstack(0)
-    labels = {s: label for label, s in compared(results).items() if s in table.columns}
+    labels = {s: label for label, s in settings_by_label(results).items() if s in table.columns}
     faa = table[list(labels)].rename(columns=labels).dropna()
     if len(labels) < 2 or len(faa) < 2:
-        return pd.DataFrame(columns=["order", "label", "faa", "rank", "tau"])
+        return pd.DataFrame(columns=RANK_COLUMNS)
     tau = pd.Series(tau_b(np.vstack([faa, faa.mean()]))[-1, :-1], index=faa.index)
     long = faa.rename_axis(columns="label").stack().rename("faa").reset_index()
     long["rank"] = long.groupby("order")["faa"].rank(ascending=False)
@@ -91,7 +236,7 @@ def ranks(results: Results, split: str) -> pd.DataFrame:
 
 
 def tau_b(scores: np.ndarray) -> np.ndarray:
-    """Kendall's τ_b between all rows of (rows, items): in [-1, 1], nan where a row is all equal.
+    """Return Kendall's τ_b between all rows of (rows, items): in [-1, 1], nan where a row is constant.
 
         τ_b = (concordant - discordant pairs of items) / √(pairs untied in a · pairs untied in b)
 
@@ -104,72 +249,77 @@ def tau_b(scores: np.ndarray) -> np.ndarray:
         return sign @ sign.T / np.outer(untied, untied)
 
 
-@once
-def agreement(results: Results, split: str) -> pd.DataFrame:
-    """Whether orders rank the strategies alike: a row per label; the first five columns are the same in all.
+@cached
+def rank_agreement(results: Results, split: str) -> pd.DataFrame:
+    """Measure whether orders rank the methods alike: a row per label, equal in the first five columns.
 
-    tau: mean over orders of τ_b with the ranking of the mean FAAs, of which each is a part: on the high side.
-    pairwise, low, high: mean τ_b of two orders that share no stage, and its 95 % interval; 1 is one ranking
-        in every order, which leaves nothing to base an interval on; 0 is chance. orders: compared.
-    first: share of orders in which the label is first, equals share it; mean_rank: 1 is always first.
+    orders: number of orders compared.
+    tau_with_mean: mean over orders of τ_b with the ranking of the mean FAAs. Each order is a part of these
+        means, so it is biased upwards.
+    pairwise_tau, low, high: mean τ_b of two orders that share no stage, with its 95 % interval. 1 means the
+        same ranking in every order, and then there is no interval; 0 is chance.
+    label: the method.
+    first_share: share of orders in which it is first; equal methods share an order.
+    mean_rank: 1 is always first.
     """
-    table = ranks(results, split)
+    table = rank_table(results, split)
     if table.empty:
-        return pd.DataFrame(
-            columns=["orders", "tau", "pairwise", "low", "high", "label", "first", "mean_rank"]
-        )
+        return pd.DataFrame(columns=AGREEMENT_COLUMNS)
     faa = table.pivot(index="order", columns="label", values="faa")
     best = faa.eq(faa.max(axis=1), axis=0)
-    first = best.div(best.sum(axis=1), axis=0).mean()
+    first_share = best.div(best.sum(axis=1), axis=0).mean()
     runs = final_table(results, split)
-    mean, low, high = pairwise(faa, clusters_by_order(runs[~runs["together"].astype(bool)]))
+    mean, low, high = pairwise_tau(faa, clusters_by_order(runs[~runs["together"].astype(bool)]))
     tau = table.drop_duplicates("order")["tau"].mean()
-    return pd.DataFrame(
-        [
-            [len(faa), tau, mean, low, high, label, first[label], group["rank"].mean()]
-            for label, group in table.groupby("label", sort=False)
-        ],
-        columns=["orders", "tau", "pairwise", "low", "high", "label", "first", "mean_rank"],
-    )
+    rows = [
+        [len(faa), tau, mean, low, high, label, first_share[label], group["rank"].mean()]
+        for label, group in table.groupby("label", sort=False)
+    ]
+    return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
 
 
-def pairwise(faa: pd.DataFrame, clusters: pd.Series) -> np.ndarray:
-    """(estimate, low, high) of the mean τ_b over pairs of orders of different clusters.
+def pairwise_tau(faa: pd.DataFrame, clusters: pd.Series) -> np.ndarray:
+    """Return (estimate, low, high) of the mean τ_b over pairs of orders of different clusters.
 
-    The interval is of Fisher's z = artanh τ, which keeps it inside -1 and 1; with four clusters it is a
-    little wide (97 %). nan where all pairs agree.
+    The interval is computed on Fisher's z = artanh τ, which keeps it inside -1 and 1. With four clusters it
+    is a little wide (97 %). It is nan where all pairs agree.
     """
     codes, _ = pd.factorize(clusters.reindex(faa.index))
     member = np.eye(codes.max() + 1)[codes]
     tau = tau_b(faa.to_numpy())
-    seen = ~np.isnan(tau)
-    sums, counts = (member.T @ part @ member for part in (np.where(seen, tau, 0), seen.astype(float)))
+    defined = ~np.isnan(tau)
+    parts = np.where(defined, tau, 0), defined.astype(float)
+    sums, counts = (member.T @ part @ member for part in parts)
     np.fill_diagonal(sums, 0)
     np.fill_diagonal(counts, 0)
 
-    def z(kept: np.ndarray) -> np.ndarray:
-        mean = ((kept @ sums) * kept).sum(axis=1) / ((kept @ counts) * kept).sum(axis=1)
+    def mean_z(samples: np.ndarray) -> np.ndarray:
+        mean = ((samples @ sums) * samples).sum(axis=1) / ((samples @ counts) * samples).sum(axis=1)
         return np.arctanh(np.clip(mean, -1, 1))
 
-    return np.tanh(clustered_jackknife(z, len(counts)))[:, 0]
+    return np.tanh(clustered_jackknife(mean_z, len(counts)))[:, 0]
 
 
-# -- settings ----------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
-@once
+@cached
 def settings_by_order(results: Results) -> pd.DataFrame:
-    """The searched setting with the best mean over orders, and the one with the best worst order.
+    """Return the searched setting with the best mean over orders, and the one with the best worst order.
 
-    By the search's metric on the validation split, among settings judged on all the orders.
-    criterion: `mean` or `worst`; mean, worst, worst_order: of the setting in this row.
-    cost_mean, cost_worst: what choosing it gives up of the best mean and of the best worst order. Without
-        interval: the best of several is picked by the scores themselves.
-    No rows for fewer than 2 settings or orders.
+    The metric is the search's, on the selection split, among the settings evaluated on all orders.
+
+    criterion: `mean` or `worst`.
+    setting, mean, worst, worst_order: the setting in this row, and its scores.
+    cost_mean, cost_worst: what choosing it gives up of the best mean, and of the best worst order. There is
+        no interval, because the best of several was selected by these scores.
+    orders: number of orders.
+
+    There are no rows for fewer than 2 settings or orders.
     """
-    metric = headline(results)
-    table = selected(results).dropna(subset=metric)
-    table = table[table["setting"].isin(searched(results).index)]
+    metric = headline_metric(results)
+    table = selection_table(results).dropna(subset=metric)
+    table = table[table["setting"].isin(searched_settings(results).index)]
     scores = table.groupby(["setting", "order"])[metric].mean().unstack().dropna()
     columns = ["criterion", "setting", "mean", "worst", "worst_order", "cost_mean", "cost_worst", "orders"]
     if min(scores.shape) < 2:
@@ -183,166 +333,183 @@ def settings_by_order(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# -- in words ----------------------------------------------------------------------------------------
+# -- in words --------------------------------------------------------------------------------------
+
+
+def order_sensitivity_sentences(results: Results) -> list[str]:
+    """Say everything that the study shows about orders: disparity, spread, ranks, effects, settings."""
+    split = final_split(results)
+    sentences = order_sentences(results, split)
+    spread = faa_spread(results, split)
+    if spread.empty or spread["orders"].max() < MIN_ORDERS:
+        return sentences
+    sentences += [spread_sentence(row) for row in spread.to_dict("records")]
+    sentences += rank_agreement_sentences(rank_agreement(results, split))
+    effects = effect_table(results, split)
+    sentences += unknown_effect_sentences(effects)
+    for label, group in effects.groupby("label", sort=False):
+        sentences += effect_sentences(str(label), group)
+    sentences += setting_sentences(results, settings_by_order(results))
+    return sentences + cluster_sentences(spread)
 
 
 def order_sentences(results: Results, split: str) -> list[str]:
-    """What blocks count as one; how much the order of the tasks matters to the chosen setting."""
+    """Say how much the order of the tasks matters to the chosen setting, and which blocks are independent."""
     table = final_table(results, split)
-    own = table[table["setting"] == chosen(results)]
-    if own["order"].nunique() < 2:
-        return ["Only one order of the tasks was run: how much the result depends on it is not known."]
-    first = next(iter(compared(results)))
-    rows = disparity(results, split).set_index("label")
-    if first not in rows.index:
-        return dependence(own, headline(results))
-    rows = rows.loc[first].set_index("task")
-    aopd, mopd = rows.loc["AOPD"], rows.loc["MOPD"]
-    worst = rows.drop(["AOPD", "MOPD"])["opd"].idxmax()
+    own_rows = table[table["setting"] == chosen_setting(results)]
+    if own_rows["order"].nunique() < 2:
+        return ["Only one order of the tasks was run, so how much the result depends on it is not known."]
+    label = next(iter(settings_by_label(results)))
+    by_label = task_disparity(results, split).set_index("label")
+    block_sentences = shared_block_sentences(own_rows, headline_metric(results))
+    if label not in by_label.index:
+        return block_sentences
+    by_task = by_label.loc[label].set_index("task")
+    average, largest = by_task.loc["AOPD"], by_task.loc["MOPD"]
+    most_affected = by_task.drop(["AOPD", "MOPD"])["opd"].idxmax()
     return [
-        f"Over {int(aopd['orders'])} orders a task's final score moves by {percent(aopd['opd'])} points on "
-        f"average (AOPD) and by {percent(mopd['opd'])} at most (MOPD, {worst}), {noise_in_words(aopd)}.",
-        *dependence(own, headline(results)),
+        f"Over {int(average['orders'])} orders a task's final score moves by "
+        f"{format_percent(average['opd'])} points on average (AOPD) and by {format_percent(largest['opd'])} "
+        f"at most (MOPD, {most_affected}), {describe_seed_noise(average)}.",
+        *block_sentences,
     ]
 
 
-def dependence(rows: pd.DataFrame, metric: str) -> list[str]:
-    """That blocks which share something count as one in the intervals, where some do."""
-    blocks, n = int(rows[metric].count()), over_blocks(rows, metric).n
+def shared_block_sentences(rows: pd.DataFrame, metric: str) -> list[str]:
+    """Say how many blocks are independent, where some are not."""
+    blocks, n = int(rows[metric].count()), interval_over_blocks(rows, metric).n
     if n == blocks:
         return []
-    what = "Blocks that share an order or a first stage are not independent and count as one: of "
-    end = "so no interval can be given" if n == 1 else f"intervals are over {n}"
-    advice = "Orders that begin with other tasks, or protocol.held_out, would bring more."
-    return [f"{what}{blocks} blocks {n} {'is' if n == 1 else 'are'} independent, {end}. {advice}"]
+    reason = "Blocks that share an order or a first stage are not independent and count as one: "
+    independent = f"of {blocks} blocks {n} {'is' if n == 1 else 'are'} independent, "
+    consequence = "so no interval can be given" if n == 1 else f"intervals are over {n}"
+    advice = "Orders that begin with other tasks, or protocol.held_out, would add independent blocks."
+    return [f"{reason}{independent}{consequence}. {advice}"]
 
 
-def noise_in_words(row: pd.Series) -> str:
-    """What seeds alone make of a disparity."""
-    if np.isnan(row["floor"]):
+def describe_seed_noise(row: pd.Series) -> str:
+    """Say how much of a disparity seeds alone cause."""
+    if np.isnan(row["seed_noise"]):
         return "seed noise included"
     return (
-        f"of which seeds alone make {percent(row['floor'])} (AOPD without them: {percent(row['corrected'])})"
+        f"of which seeds alone cause {format_percent(row['seed_noise'])} "
+        f"(AOPD without them: {format_percent(row['without_seed_noise'])})"
     )
 
 
-def sentences(results: Results) -> list[str]:
-    """All that the study says of its orders: disparity, spread, ranks, effects, settings."""
-    split = final_split(results)
-    found = order_sentences(results, split)
-    spread = overall(results, split)
-    if spread.empty or spread["orders"].max() < ENOUGH:
-        return found
-    found += [spread_sentence(row) for row in spread.to_dict("records")]
-    found += agreement_sentences(agreement(results, split))
-    table = effects(results, split)
-    found += unknown_effects(table)
-    for label, group in table.groupby("label", sort=False):
-        found += effect_sentences(str(label), group)
-    found += setting_sentences(results, settings_by_order(results))
-    clusters, orders = int(spread["clusters"].max()), int(spread["orders"].max())
-    if clusters == orders:
-        return found
-    text = f"Intervals of spread, ranks and effects are over {clusters} clusters of {orders} orders. Orders "
-    text += "that share a first stage (the same first task and seed) count as one."
-    tasks = spread["lowest_order"].iloc[0].count(" > ") + 1
-    advice = " Orders that begin with other tasks would narrow them." if clusters < tasks else ""
-    return [*found, f"{text}{advice}"]
-
-
-def between(low: float, high: float, form=percent) -> str:
-    """` (95 % CI A to B)`, or nothing."""
-    return "" if np.isnan(low) else f" ({CI}{form(low)} to {form(high)})"
-
-
-def spread_sentence(row: dict) -> str:
-    """One strategy's FAA over the orders."""
-    lowest = f"{percent(row['lowest'])} ({row['lowest_order']})"
-    highest = f"{percent(row['highest'])} ({row['highest_order']})"
+def spread_sentence(row: dict[str, Any]) -> str:
+    """State the range, the deviation and the mean of one method's FAA over the orders."""
+    lowest = f"{format_percent(row['lowest'])} ({row['lowest_order']})"
+    highest = f"{format_percent(row['highest'])} ({row['highest_order']})"
+    deviation = f"{format_percent(row['sd'])} points{format_interval_suffix(row['sd_low'], row['sd_high'])}"
+    mean = f"{format_percent(row['mean'])} %{format_interval_suffix(row['low'], row['high'])}"
     return (
-        f"{row['label']}: over {row['orders']} orders FAA goes from {lowest} to {highest}; its standard "
-        f"deviation is {percent(row['sd'])} points{between(row['sd_low'], row['sd_high'])}. Its mean is "
-        f"{percent(row['mean'])} %{between(row['low'], row['high'])}."
+        f"{row['label']}: over {row['orders']} orders FAA ranges from {lowest} to {highest}; its standard "
+        f"deviation is {deviation}. Its mean is {mean}."
     )
 
 
-def agreement_sentences(table: pd.DataFrame) -> list[str]:
-    """Whether the orders rank the strategies alike, and who is first how often."""
+def rank_agreement_sentences(table: pd.DataFrame) -> list[str]:
+    """Say whether the orders rank the methods alike, and how often each method is first."""
     if table.empty:
         return []
     row = table.iloc[0]
+    shares = zip(table["label"], table["first_share"], strict=True)
     firsts = ", ".join(
-        f"{label} in {text_of(round(share * row['orders'], 2))}"
-        for label, share in zip(table["label"], table["first"], strict=True)
+        f"{label} in {format_value(round(share * row['orders'], 2))}" for label, share in shares
     )
-    interval = between(row["low"], row["high"], lambda x: f"{x:.2f}".replace("-", "−"))
-    tau = f"is {row['pairwise']:.2f}{interval}".replace("-", "−")
-    if np.isnan(row["pairwise"]):
-        tau = "is not defined, all scores are equal"
-    same = ": all rank them alike" if row["pairwise"] == 1 else ""
+    tau = f"is {format_tau(row['pairwise_tau'])}"
+    tau += format_interval_suffix(row["low"], row["high"], EstimateStyle(format_tau))
+    if np.isnan(row["pairwise_tau"]):
+        tau = "is not defined, because all scores are equal"
+    elif row["pairwise_tau"] == 1:
+        tau += ": all rank them alike"
     return [
         f"Of {row['orders']} orders, first by FAA is {firsts}. Kendall's τ between the rankings of two "
-        f"orders {tau}{same}."
+        f"orders {tau}."
     ]
 
 
-def unknown_effects(table: pd.DataFrame) -> list[str]:
-    """One line for each reason why effects cannot be given, for all methods and tasks that it holds for."""
-    found = []
+def format_tau(value: float) -> str:
+    """Format a rank correlation with two decimals."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def unknown_effect_sentences(table: pd.DataFrame) -> list[str]:
+    """Return one sentence for each reason why effects cannot be estimated, for all methods and tasks "
+    "concerned."""
+    sentences = []
     for note, group in table[table["note"] != ""].groupby("note", sort=False):
         names = []
         if (group["effect"] == "position").any():
-            names.append("a task's place")
+            names.append("a task's position")
         if tasks := list(dict.fromkeys(group["task"][group["effect"] == "carry-over"])):
-            names.append(f"coming right after {', '.join(tasks)}")
+            names.append(f"following directly after {', '.join(tasks)}")
         labels = list(dict.fromkeys(group["label"]))
-        of = "" if len(labels) == table["label"].nunique() else f" for {', '.join(labels)}"
-        found.append(f"The effect of {' and of '.join(names)} cannot be given{of}: {note}.")
-    return found
+        methods = "" if len(labels) == table["label"].nunique() else f" for {', '.join(labels)}"
+        sentences.append(f"The effect of {' and of '.join(names)} cannot be estimated{methods}: {note}.")
+    return sentences
 
 
 def effect_sentences(label: str, table: pd.DataFrame) -> list[str]:
-    """Position and carry-over of one method, as far as they can be given."""
-    position, carry = table.iloc[0], table[table["effect"] == "carry-over"]
-    found = []
+    """State the position effect and the significant carry-over effects of one method."""
+    position, carry_over = table.iloc[0], table[table["effect"] == "carry-over"]
+    sentences = []
     if not position["note"]:
-        text = f"{label}: a place later in the order changes a task's final score by "
-        text += f"{signed(position['estimate'])} points{between(position['low'], position['high'], signed)}"
-        text += "; the interval includes 0" if position["low"] <= 0 <= position["high"] else ""
-        found.append(f"{text}.")
-    sure = carry[(carry["low"] > 0) | (carry["high"] < 0)]
-    found += [
-        f"{label}: to come right after {row['task']} changes a task's final score by "
-        f"{signed(row['estimate'])} points{between(row['low'], row['high'], signed)}, against coming after "
-        "the average task."
-        for row in sure.to_dict("records")
-    ]
-    if sure.empty and (carry["note"] == "").any():
-        found.append(f"{label}: what a task does to the one after it cannot be told from 0.")
-    return found
+        text = f"{label}: one position later in the order changes a task's final score by "
+        text += format_effect(position)
+        text += ", which is not significant" if position["low"] <= 0 <= position["high"] else ""
+        sentences.append(f"{text}.")
+    significant = carry_over[(carry_over["low"] > 0) | (carry_over["high"] < 0)]
+    for row in significant.to_dict("records"):
+        sentences.append(
+            f"{label}: following directly after {row['task']} changes a task's final score by "
+            f"{format_effect(row)}, compared with following the average task."
+        )
+    if significant.empty and (carry_over["note"] == "").any():
+        sentences.append(f"{label}: no task has a significant effect on the task after it.")
+    return sentences
+
+
+def format_effect(row: Any) -> str:
+    """Format the estimate of an effect: `−2.1 points (95 % CI −3.0 to −1.2)`."""
+    return f"{format_signed(row['estimate'])} points{format_interval_suffix(row['low'], row['high'], SIGNED)}"
 
 
 def setting_sentences(results: Results, table: pd.DataFrame) -> list[str]:
-    """The setting for the mean order against the one for the worst order."""
+    """Compare the setting with the best mean over orders to the one with the best worst order."""
     if table.empty:
         return []
-    known = settings(results)
     mean, worst = table.to_dict("records")
-    values = [
-        ", ".join(
-            f"{name_of(parameter)} = {text_of(known.loc[row['setting'], parameter])}"
-            for parameter in results.parameters
-        )
-        for row in (mean, worst)
-    ]
-    scores = f"mean {percent(mean['mean'])}, worst order {percent(mean['worst'])}"
+    mean_scores = f"mean {format_percent(mean['mean'])}, worst order {format_percent(mean['worst'])}"
     if mean["setting"] == worst["setting"]:
         return [
-            f"Highest in the mean over orders and in the worst order is one setting, {values[0]} ({scores})."
+            f"One setting is highest both in the mean over orders and in the worst order: "
+            f"{describe_values(results, mean['setting'])} ({mean_scores})."
         ]
+    worst_scores = f"mean {format_percent(worst['mean'])}, worst order {format_percent(worst['worst'])}"
     return [
-        f"Highest in the mean over orders: {values[0]} ({scores}). Highest in the worst order: {values[1]} "
-        f"(mean {percent(worst['mean'])}, worst order {percent(worst['worst'])}). To choose the first costs "
-        f"{percent(mean['cost_worst'])} points in the worst order, to choose the second "
-        f"{percent(worst['cost_mean'])} in the mean."
+        f"Highest in the mean over orders: {describe_values(results, mean['setting'])} ({mean_scores}). "
+        f"Highest in the worst order: {describe_values(results, worst['setting'])} ({worst_scores}). "
+        f"Choosing the first costs {format_percent(mean['cost_worst'])} points in the worst order; choosing "
+        f"the second costs {format_percent(worst['cost_mean'])} in the mean."
+    ]
+
+
+def describe_values(results: Results, setting: str) -> str:
+    """List a setting's values: `α = 0.3, buffer = 50`."""
+    values = setting_values(results).loc[setting]
+    return ", ".join(f"{name_of(name)} = {format_value(values[name])}" for name in results.parameters)
+
+
+def cluster_sentences(spread: pd.DataFrame) -> list[str]:
+    """Say that intervals are over clusters of orders, where orders share a first stage."""
+    clusters, orders = int(spread["clusters"].max()), int(spread["orders"].max())
+    if clusters == orders:
+        return []
+    tasks = spread["lowest_order"].iloc[0].count(" > ") + 1
+    advice = " Orders that begin with other tasks would narrow them." if clusters < tasks else ""
+    return [
+        f"Intervals of spread, ranks and effects are over {clusters} clusters of {orders} orders. Orders "
+        f"that share a first stage (the same first task and seed) count as one.{advice}"
     ]

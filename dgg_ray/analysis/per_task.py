@@ -1,4 +1,4 @@
-"""Task by task: the score right after learning it, the score at the end, and what was forgotten between."""
+"""Scores task by task: right after training, at the end, and what was forgotten in between."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -10,57 +10,70 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import compared, final_runs, once, over_blocks
+from dgg_ray.analysis.run_table import cached, final_runs, interval_over_blocks, settings_by_label
 
-RANGES = {"learned": (0.0, 1.0), "final": (0.0, 1.0), "forgotten": (-1.0, 1.0)}  # a task may end higher
-PARTS = (*RANGES,)
+MEASURES = {  # column → range of its values; a task may end higher than it was, so forgetting can be negative
+    "after_training": (0.0, 1.0),
+    "final": (0.0, 1.0),
+    "forgetting": (-1.0, 1.0),
+}
 
 
-@once
-def blocks(results: Results, split: str) -> pd.DataFrame:
-    """A row for each compared method, finished block and task: label, order, seed, together, task, PARTS.
+@cached
+def block_scores(results: Results, split: str) -> pd.DataFrame:
+    """Return a row for each method, finished block and task: label, order, seed, together, task, MEASURES.
 
-    learned: R[i, i], the learning accuracy; final: R[T-1, i]; forgotten: the best score from there to the
-    last stage but one, minus the final one, as in metrics/forgetting. A joint run has a final score alone,
-    and the task that is last has no time to be forgotten: nan.
+    after_training: R[i, i], the learning accuracy.
+    final: R[T-1, i].
+    forgetting: the best score from stage i to the last stage but one, minus the final one
+        (metrics/forgetting). It is nan for the task that is last in the order.
+
+    A joint run has a final score alone; the others are nan.
     """
-    labels = {setting: label for label, setting in compared(results).items()}
+    labels = {setting: label for label, setting in settings_by_label(results).items()}
     rows = []
     for run in final_runs(results, split):
         R = run.scores.R
         if run.setting not in labels or np.isnan(R[-1]).any():
             continue
         for i, task in enumerate(run.tasks):
-            before = R[i:-1, i]
-            best = before.max() if len(before) and not run.together else np.nan
-            learned = np.nan if run.together else R[i, i]
-            about = [labels[run.setting], run.order, run.seed, run.together, task]
-            rows.append([*about, learned, R[-1, i], best - R[-1, i]])
-    return pd.DataFrame(rows, columns=["label", "order", "seed", "together", "task", *PARTS])
+            earlier = R[i:-1, i]
+            best = np.nan if run.together or not len(earlier) else earlier.max()
+            after_training = np.nan if run.together else R[i, i]
+            block = [labels[run.setting], run.order, run.seed, run.together, task]
+            rows.append([*block, after_training, R[-1, i], best - R[-1, i]])
+    return pd.DataFrame(rows, columns=["label", "order", "seed", "together", "task", *MEASURES])
 
 
-@once
+@cached
 def per_task(results: Results, split: str) -> pd.DataFrame:
-    """A row for each method, in the order compared, and task, by name: PARTS, each with its interval.
+    """Return a row for each method, in the order compared, and task, sorted by name: MEASURES with intervals.
 
-    Intervals as in the comparison (`over_blocks`); NAME_n, NAME_values: independent blocks behind it, and
-    their means.
+    MEASURE, MEASURE_low, MEASURE_high: mean over blocks, with the 95 % interval of the comparison
+        (`interval_over_blocks`).
+    MEASURE_n, MEASURE_values: independent clusters of blocks behind it, and their means.
     """
     rows = []
-    table = blocks(results, split)
-    for label in compared(results):
+    table = block_scores(results, split)
+    for label in settings_by_label(results):
         for task, group in table[table["label"] == label].groupby("task", sort=True):
             row = {"label": label, "task": task}
-            for part in PARTS:
-                found = over_blocks(group, part, RANGES[part])
-                row |= {part: found.mean, f"{part}_low": found.low, f"{part}_high": found.high}
-                row |= {f"{part}_n": found.n, f"{part}_values": found.values}
+            for measure, bounds in MEASURES.items():
+                interval = interval_over_blocks(group, measure, bounds)
+                row |= {
+                    measure: interval.mean,
+                    f"{measure}_low": interval.low,
+                    f"{measure}_high": interval.high,
+                    f"{measure}_n": interval.n,
+                    f"{measure}_values": interval.values,
+                }
             rows.append(row)
-    columns = [f"{part}{end}" for part in PARTS for end in ("", "_low", "_high", "_n", "_values")]
+    suffixes = ("", "_low", "_high", "_n", "_values")
+    columns = [f"{measure}{suffix}" for measure in MEASURES for suffix in suffixes]
     return pd.DataFrame(rows, columns=["label", "task", *columns])
 
 
 def most_forgotten(table: pd.DataFrame, label: str) -> pd.Series | None:
-    """The row of the task that this method forgets most; None where nothing can be forgotten."""
-    mine = table[table["label"] == label].dropna(subset="forgotten")
-    return None if mine.empty else mine.loc[mine["forgotten"].idxmax()]
+    """Return the row of the task that a method forgets most; None where nothing can be forgotten."""
+    own_rows = table[table["label"] == label].dropna(subset="forgetting")
+    return None if own_rows.empty else own_rows.loc[own_rows["forgetting"].idxmax()]

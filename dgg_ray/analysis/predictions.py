@@ -1,10 +1,10 @@
-"""Every stored answer of a study, as a table; and the examples that the answers belong to.
+"""Stored answers of a study as a table, and the examples that they answer.
 
-    predictions(store, runs, "test", ["charts"])     one row per run, stage and example
-    examples(study, "charts", "test")                id → Example, while the data are at hand
+    predictions_table(store, runs, "test", ["charts"])     one row per run, stage and example
+    examples_by_id(study, "charts", "test")                id → Example, while the data are available
 
-The store keeps the answers of each evaluation beside its scores. Reading them needs neither the data nor the
-model. Questions and pictures are not stored: they come from the task's reader, if its files are still there.
+The store keeps the answers of each evaluation next to its scores. Reading them needs neither the data nor the
+model. Questions and images are not stored. They come from the task's reader, if its files still exist.
 """
 
 from __future__ import annotations
@@ -23,63 +23,77 @@ from dgg_ray.core.stage import Evaluation, Run, Stage
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import StageStore
 
-ANSWER = ("task", "split", "id", "answer", "prediction", "score")  # as the store keeps them
-COLUMNS = (
+ANSWER_COLUMNS = (  # as in the stored files
+    *("task", "split", "id"),  # of the example
+    *("answer", "prediction"),  # the correct answer, and the model's
+    "score",  # of this prediction, in [0, 1]
+)
+PREDICTION_COLUMNS = (
     *("setting", "strategy", "order", "seed"),  # the run, as in the results' table
-    *("stage", "trained_task"),  # t, 0-based, and the task trained in it; -1 and "" are the untouched model
-    *ANSWER,  # the right answer, the model's, and its score in [0, 1]
+    *("stage", "trained_task"),  # t, 0-based, and the task trained in it; -1 and "" for the untouched model
+    *ANSWER_COLUMNS,
 )
 
 
-def predictions(
+def predictions_table(
     store: StageStore,
     runs: Iterable[tuple[Study, Run]],
     split: str = "test",
     tasks: Collection[str] | None = None,
     base: Stage | None = None,
 ) -> pd.DataFrame:
-    """One row per run, stage and example, with COLUMNS: runs as given, examples as in their file.
+    """Return one row per run, stage and example, with PREDICTION_COLUMNS, in the order of runs and files.
 
-    Evaluations that are not finished are left out, so it works at any moment. Simulated stages have none.
+    Unfinished evaluations are left out, so it works at any moment. Simulated stages have no predictions.
 
-    runs: each with the study at its setting, which knows what the answers were judged by.
-    tasks: those whose answers are wanted; None is all of the run.
-    base: the untouched model's stage, to have its answers before each run's first stage.
+    runs: each with the study at its setting, which determines how answers were scored.
+    tasks: the tasks wanted; None for all tasks of the run.
+    base: the untouched model's stage, to put its answers before each run's first stage.
     """
-    known: dict[tuple[str, ...], pd.DataFrame] = {}
+    answers_by_key: dict[tuple[str, ...], pd.DataFrame] = {}
     parts = []
     for study, run in runs:
-        wanted = [study.evaluation(name, split) for name in run.order if tasks is None or name in tasks]
-        places = list(enumerate(run.stages, start=len(run.order) - len(run.stages)))
-        for t, stage in ([(-1, base)] if base else []) + places:
-            key = (stage.key, *(evaluation.key for evaluation in wanted))
-            if key not in known:
-                known[key] = answers(store, stage, wanted)
-            if not (found := known[key]).empty:
-                about = {"setting": study.id, "strategy": plugins.name_of(study.strategy)}
-                about |= {"order": " > ".join(run.order), "seed": run.seed}
-                about |= {"stage": t, "trained_task": stage.task}
-                parts.append(found.assign(**about)[list(COLUMNS)])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS])
+        names = [name for name in run.order if tasks is None or name in tasks]
+        evaluations = [study.runs.evaluation(name, split) for name in names]
+        stages = list(enumerate(run.stages, start=len(run.order) - len(run.stages)))
+        if base:
+            stages.insert(0, (-1, base))
+        for t, stage in stages:
+            key = (stage.key, *(evaluation.key for evaluation in evaluations))
+            if key not in answers_by_key:
+                answers_by_key[key] = stage_answers(store, stage, evaluations)
+            if answers_by_key[key].empty:
+                continue
+            run_columns = {
+                "setting": study.id,
+                "strategy": plugins.plugin_name(study.strategy),
+                "order": " > ".join(run.order),
+                "seed": run.seed,
+                "stage": t,
+                "trained_task": stage.task,
+            }
+            parts.append(answers_by_key[key].assign(**run_columns)[list(PREDICTION_COLUMNS)])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*PREDICTION_COLUMNS])
 
 
-def answers(store: StageStore, stage: Stage, evaluations: Iterable[Evaluation]) -> pd.DataFrame:
-    """The answers given after one stage in these evaluations, with columns ANSWER; each evaluation once."""
-    left, parts = {evaluation.key for evaluation in evaluations}, []
-    for cells, folder in store.answered(stage, left):
-        mine = {(cell["task"], cell["split"]) for cell in cells if cell["evaluation"] in left}
-        left -= {cell["evaluation"] for cell in cells}
+def stage_answers(store: StageStore, stage: Stage, evaluations: Iterable[Evaluation]) -> pd.DataFrame:
+    """Return the answers of these evaluations after one stage, with ANSWER_COLUMNS; each evaluation once."""
+    missing, parts = {evaluation.key for evaluation in evaluations}, []
+    for entries, folder in store.stored_answers(stage, missing):
+        wanted = {(entry["task"], entry["split"]) for entry in entries if entry["evaluation"] in missing}
+        missing -= {entry["evaluation"] for entry in entries}
         table = pyarrow.parquet.read_table(folder / "predictions.parquet").to_pandas()
-        kept = [place in mine for place in zip(table["task"], table["split"], strict=True)]
-        parts.append(table.loc[kept, list(ANSWER)])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*ANSWER])
+        mask = [names in wanted for names in zip(table["task"], table["split"], strict=True)]
+        parts.append(table.loc[mask, list(ANSWER_COLUMNS)])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*ANSWER_COLUMNS])
 
 
-def examples(study: Study, task: str, split: str) -> Mapping[str, Example]:
-    """Id → example of one split, read from the task's files; {} where they are gone or have changed."""
+def examples_by_id(study: Study, task: str, split: str) -> Mapping[str, Example]:
+    """Return id → example of one split, read from the task's files; {} where they are missing or have "
+    "changed."""
     with suppress(DggError, OSError):
-        fetching.within(study.workers.cache_gb)
-        found = study.readers[task].read(task)
-        if found.digests[split] == study.tasks[task].digests[split]:
-            return {example.id: example for example in found.examples[split]}
+        fetching.set_cache_limit(study.workers.cache_gb)
+        data = study.readers[task].read(task)
+        if data.digests[split] == study.data.tasks[task].digests[split]:
+            return {example.id: example for example in data.examples[split]}
     return {}

@@ -1,7 +1,7 @@
-"""A study's results: its table, and how it was conducted; all that the report and its figures read.
+"""Result types: a study's score table, and how the study was run. The report reads nothing else.
 
-What the search did, on what it chose and compared, what it spent and what is left is filled in by
-`search_summary.py` from the search's own objects.
+`load.py` fills a `Results` from the store. `search_summary.py` fills the parts about the search: its
+settings, the blocks on which settings were chosen and compared, and the work that remains.
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -18,115 +18,128 @@ import pandas as pd
 
 from dgg_ray.analysis.archive import Archive
 
-Block = tuple[str, int]  # task names joined by " > ", seed
+BlockName = tuple[str, int]  # task names joined by " > ", seed
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A whole setting that the search proposed.
+class CandidateSetting:
+    """A setting with a value for every search parameter, as proposed by the search.
 
-    setting: its id; state: `judged` on every block, `given up` in the race, `failed` or `open`.
-    rows: for each block finished, in the study's order, every objective, then by how much each
-        constraint is kept.
-    objective, excess: means over these of each objective, and by how much each constraint is broken.
-    tasks: learned in the block after these.
-    stages: distinct stages that the search had asked for, this setting's among them.
+    setting: its id.
+    state: `evaluated` on every block, `pruned` before that, `failed` or `open`.
+    block_values: one row per finished block, in the study's order. A row holds every objective, then the
+        margin by which each constraint is met.
+    mean_objectives: mean of each objective over these blocks.
+    violations: how far the block means break each constraint; 0 where it is met.
+    tasks_in_next_block: tasks trained in the first unfinished block.
+    stages_so_far: distinct stages that the search had requested up to and including this setting.
     """
 
     setting: str
     state: str
-    rows: tuple[tuple[float, ...], ...] = ()
-    objective: tuple[float, ...] = ()
-    excess: tuple[float, ...] = ()
-    tasks: int = 0
-    stages: int = 0
+    block_values: tuple[tuple[float, ...], ...] = ()
+    mean_objectives: tuple[float, ...] = ()
+    violations: tuple[float, ...] = ()
+    tasks_in_next_block: int = 0
+    stages_so_far: int = 0
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A state that stagewise search tried at a place. hoped: mean objective of its run's expected end."""
+class StateSummary:
+    """A partial setting that stagewise search tried at one depth.
+
+    extrapolated: mean objective that the search expected at the end of its run.
+    kept: whether the beam kept it.
+    """
 
     setting: str
     values: Mapping[str, Any]
-    hoped: float
+    extrapolated: float
     kept: bool
 
 
 @dataclass(frozen=True)
-class Level:
-    """What was tried at one place of the orders (2 is the second task), for one outer combination."""
+class DepthSummary:
+    """The states that stagewise search tried at one depth, for one combination of global parameters.
 
-    place: int
-    tried: tuple[Tried, ...]
-
-
-@dataclass(frozen=True)
-class Audited:
-    """A dropped state that was finished after all.
-
-    place: where it was dropped; state: its id there; setting: what finished it.
-    kept: the best setting that was not dropped; all of them were judged on the same blocks.
-    ends: mean objective at the end.
-    gaps: for each block its mean objective minus that of `kept`.
-    better: whether it is preferred to that one, by the means over these blocks, constraints included.
+    depth: number of tasks trained; 2 is the second task of an order.
     """
 
-    place: int
-    state: str
-    setting: str
-    kept: str
-    ends: float
-    gaps: tuple[float, ...]
-    better: bool
+    depth: int
+    states: tuple[StateSummary, ...]
 
 
 @dataclass(frozen=True)
-class Searched:
-    """A search as far as the store holds it.
+class AuditedState:
+    """A state that stagewise search dropped, and that the audit trained to the end.
 
-    objective, constraints: as the study has them; knobs: dotted paths that have a value for each task.
-    blocks, tasks: of a setting judged to the end.
-    count: whole settings that there will be; None where that follows from the results (`stagewise`).
-    candidates: whole settings, each once, in the order proposed.
-    levels, audited: of `stagewise`, as far as they are decided.
-    stands_for: baseline that the search gives → its values by dotted path.
-    saved: stages that settings given up in the race did not need.
+    depth, state: where it was dropped, and its id there.
+    setting: the complete setting that the audit trained.
+    best_kept: the best setting that was not dropped. Both were evaluated on the same blocks.
+    final_objective: mean objective at the end.
+    block_gaps: for each block, its mean objective minus that of `best_kept`.
+    preferred: whether it ranks above `best_kept` by the means over these blocks, constraints included.
+    """
+
+    depth: int
+    state: str
+    setting: str
+    best_kept: str
+    final_objective: float
+    block_gaps: tuple[float, ...]
+    preferred: bool
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """A search, as far as the store holds it.
+
+    objective, constraints: as the study states them.
+    per_task_parameters: dotted paths of the parameters with one value per task.
+    blocks, tasks: those of a setting that is evaluated completely.
+    expected_settings: number of complete settings; None where it follows from the results (`stagewise`).
+    candidates: complete settings, each once, in the order proposed.
+    depths, audited_states: of `stagewise` alone, as far as they are decided.
+    baseline_values: baseline that the search yields → its values by dotted path.
+    stages_saved: stages that pruned settings did not need.
     """
 
     method: str
     objective: tuple[str, ...]
     constraints: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
+    per_task_parameters: tuple[str, ...] = ()
     blocks: int = 1
     tasks: int = 1
-    count: int | None = None
+    expected_settings: int | None = None
     finished: bool = True
-    candidates: tuple[Candidate, ...] = ()
-    levels: tuple[Level, ...] = ()
-    audited: tuple[Audited, ...] = ()
-    stands_for: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    saved: int = 0
+    candidates: tuple[CandidateSetting, ...] = ()
+    depths: tuple[DepthSummary, ...] = ()
+    audited_states: tuple[AuditedState, ...] = ()
+    baseline_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages_saved: int = 0
 
-    def of(self, state: str) -> list[Candidate]:
-        return [c for c in self.candidates if c.state == state]
+    def in_state(self, state: str) -> list[CandidateSetting]:
+        """Return the candidates in one state."""
+        return [candidate for candidate in self.candidates if candidate.state == state]
 
-    def feasible(self) -> list[Candidate]:
-        """Settings judged that break no constraint."""
-        return [c for c in self.of("judged") if not any(c.excess)]
+    def feasible(self) -> list[CandidateSetting]:
+        """Return the evaluated settings that meet every constraint."""
+        return [candidate for candidate in self.in_state("evaluated") if not any(candidate.violations)]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """On what settings were chosen and compared.
+class ComparisonSetup:
+    """The splits and blocks on which settings were chosen and compared.
 
-    selection_split: the split of the choice; chosen_on, compared_on: blocks of the search and of the final runs.
+    selection_split: the split on which settings were chosen.
+    search_blocks, final_blocks: blocks of the search, and of the final comparison.
     held_out: whether the final blocks took no part in the choice and are independent of each other.
-    baselines: labels of what the recommended setting is to be compared with.
+    baselines: labels of the settings that the chosen setting is to be compared with.
     """
 
     selection_split: str = "validation"
-    chosen_on: tuple[Block, ...] = ()
-    compared_on: tuple[Block, ...] = ()
+    search_blocks: tuple[BlockName, ...] = ()
+    final_blocks: tuple[BlockName, ...] = ()
     held_out: bool = False
     baselines: tuple[str, ...] = ()
 
@@ -135,8 +148,10 @@ class Terms:
 class Spending:
     """What a study spent on its own work.
 
-    spent: unit → so far; budget: its cap, empty for none; refused: stages that the cap kept from being
-    started in the last run; runs: (run, unit, {mean, low, high} predicted for it or None, what it spent).
+    spent: unit → amount so far.
+    budget: the limit as text; empty for none.
+    refused: stages that the budget kept from being started in the last run.
+    runs: (run, unit, {mean, low, high} predicted at its start or None, amount spent).
     """
 
     spent: dict[str, float] = field(default_factory=dict)
@@ -145,103 +160,113 @@ class Spending:
     runs: Sequence[tuple[str, str, dict[str, float] | None, float]] = ()
 
 
-Hours = tuple[float, float, float]  # of the wall, on the study's groups: mean, low, high
+HoursInterval = tuple[float, float, float]  # mean, low, high of the wall time on the study's worker groups
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """What is left of a study, and what more of it would take; hours are None where nothing was measured.
+class RemainingWork:
+    """The work that is left in a study, and the hours that further work would take.
 
-    search, comparison: (stages left, hours); the stages are a guess while the search is on.
-    block: hours that one more block adds to the comparison, of all that are compared, where as many are
-        added as an hour has room for; stage: hours that one of its stages takes one of the fleets.
-    room: blocks that can be held out besides; None where more seeds give as many as are wanted.
+    Hours are None where no stage has been timed.
+
+    search, comparison: (stages left, hours). The stages are an estimate while the search is running.
+    block: hours that one more block adds to the comparison of all settings, when as many blocks are added as
+        fit into an hour.
+    room: further blocks that can be held out; None where more seeds provide any number of blocks.
+    stage: hours that one stage of such a block takes one worker group.
+    groups: worker groups of the study.
     """
 
-    search: tuple[int, Hours | None] = (0, None)
-    comparison: tuple[int, Hours | None] = (0, None)
-    block: Hours | None = None
+    search: tuple[int, HoursInterval | None] = (0, None)
+    comparison: tuple[int, HoursInterval | None] = (0, None)
+    block: HoursInterval | None = None
     room: int | None = None
-    stage: Hours | None = None
+    stage: HoursInterval | None = None
     groups: int = 1
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A kind of machine that stages of the study were learned on.
+class MachineDrift:
+    """The drift of one machine type that trained stages of the study.
 
-    kind: all that tells it apart; stages: learned there.
-    drift: largest difference of a score, when the sentinel stage was learned again there, from what was
-        published, in [0, 1]; None where that was not done (`reference`: it was published from there).
-    exam: "task split" of that score; same: whether the weights were the same to the bit, None if not known.
+    machine_type: its name: everything that tells it from other types.
+    stages: number of stages trained on it.
+    drift: largest difference of a score between the reference stage retrained on this type and the stored
+        reference, in [0, 1]; None where the stage was not retrained.
+    evaluation: "task split" of that score.
+    weights_identical: whether the weights were identical to the bit; None if unknown.
+    is_reference: whether the stored reference stage was trained on this type.
     """
 
-    kind: str
+    machine_type: str
     stages: int
     drift: float | None = None
     evaluation: str = ""
-    same: bool | None = None
-    reference: bool = False
+    weights_identical: bool | None = None
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)
-class Machines:
-    """The kinds of machine that a study's stages come from, the most used first.
+class HardwareDrift:
+    """The machine types that trained a study's stages, the most used first.
 
-    noise: standard deviation over seeds of the same scores, in [0, 1]; None where no two seeds are there.
-    noise_of: over what it was taken.
+    seed_noise: standard deviation of the same scores over seeds, in [0, 1]; None where no stage has two
+        seeds.
+    seed_noise_basis: the seeds and stages that it was estimated from.
     """
 
-    kinds: tuple[Machine, ...] = ()
-    noise: float | None = None
-    noise_of: str = ""
+    machine_types: tuple[MachineDrift, ...] = ()
+    seed_noise: float | None = None
+    seed_noise_basis: str = ""
 
     @property
-    def largest(self) -> Machine | None:
-        """The one that drifts most, of those measured."""
-        measured = [machine for machine in self.kinds if machine.drift is not None]
+    def largest_drift(self) -> MachineDrift | None:
+        """The machine type with the largest measured drift; None where none was measured."""
+        measured = [machine for machine in self.machine_types if machine.drift is not None]
         return max(measured, key=lambda machine: machine.drift or 0.0, default=None)
 
     @property
-    def apart(self) -> bool:
-        """Whether kinds differ by more than seeds do."""
-        most = self.largest
-        return most is not None and self.noise is not None and (most.drift or 0.0) > self.noise
+    def exceeds_seed_noise(self) -> bool:
+        """Whether machine types differ by more than seeds do."""
+        most = self.largest_drift
+        return most is not None and self.seed_noise is not None and (most.drift or 0.0) > self.seed_noise
 
 
-CELL = [  # columns of the table that name a cell; the searched settings follow them, one column each
+CELL_COLUMNS = [  # columns of the table that name a cell; one column per search parameter follows them
     "setting",  # id of the setting, 8 hex digits
     "strategy",  # name of its strategy
     "order",  # task names joined by " > "
     "seed",
     "stage",  # t, 0-based; -1 is the untouched model
-    "trained_task",  # task learned in stage t; for joint all of them joined by " + "; "" at stage -1
-    "eval_task",  # task examined
+    "trained_task",  # task trained in stage t; for joint training all tasks joined by " + "; "" at stage -1
+    "eval_task",  # task evaluated
     "split",
     "score",  # in [0, 1]
     "n",  # examples behind the score
-    "seconds",  # spent learning this stage, once, whoever shares it
+    "seconds",  # time spent training this stage; counted once, however many runs share it
 ]
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study's results, all that a report needs.
+    """All results of a study, as the report needs them.
 
-    table: one row per cell, columns CELL and one per searched setting (dotted path).
-    knobs: the searched settings' dotted paths, as columns of the table.
-    objective: names of the metrics that the search maximised, on the validation split.
-    recommended: setting id of the winner; None while no setting has been judged.
-    baselines: label ("finetune", "replay", "joint") → setting id of the run it is compared with.
-    failures: stages that ended early: {"stage", "trained_task", "error", "message", "traceback"}.
-    costs: one row per distinct stage: key, learned, depth, runs (how many share it), steps,
-        examples, train_seconds, evaluation_seconds, peak_memory_mb, device, host, machine (its kind).
-    tried: ids of the settings that the search proposed, in that order.
-    facts: what else the report prints: counts of stages asked for, trained, shared; versions.
-    spending: what it took, and what was predicted.
-    search: what the search did, None where there was none; terms: on what it chose and compared.
-    ahead: what is left of the study; machines: the kinds that its stages were learned on.
-    archive: predictions, adapters and losses, read when asked for; None where there is no store.
+    table: one row per cell of a score matrix, with CELL_COLUMNS and one column per search parameter.
+    parameters: dotted paths of the search parameters, which are columns of the table.
+    objective: names of the metrics that the search maximised, on the selection split.
+    recommended: setting id of the winner; None while no setting has been evaluated.
+    baselines: label ("finetune", "replay", "joint") → setting id of the run that the winner is compared with.
+    failures: stages that ended with an error: {"stage", "trained_task", "error", "message", "traceback"}.
+    costs: one row per distinct stage: key, trained_task, depth, runs (how many share it), steps, examples,
+        train_seconds, evaluation_seconds, peak_memory_mb, device, host, machine (its type).
+    facts: further facts that the report prints: counts of stages requested and finished, versions.
+    evaluated: ids of the settings that the search evaluated, in the order proposed.
+    spending: what the study spent, and the predictions made before.
+    search: summary of the search; None where nothing was searched.
+    setup: on what settings were chosen and compared.
+    remaining: the work that is left.
+    hardware: the machine types that trained the stages, and how far their scores drift apart.
+    archive: predictions, adapters and losses, read on request; None where there is no store.
     """
 
     name: str
@@ -254,15 +279,15 @@ class Results:
     failures: list[dict[str, Any]]
     costs: pd.DataFrame
     facts: dict[str, Any] = field(default_factory=dict)
-    tried: tuple[str, ...] = ()
+    evaluated: tuple[str, ...] = ()
     spending: Spending = Spending()
-    search: Searched | None = None
-    terms: Terms = Terms()
-    ahead: Ahead = Ahead()
-    machines: Machines = Machines()
+    search: SearchSummary | None = None
+    setup: ComparisonSetup = ComparisonSetup()
+    remaining: RemainingWork = RemainingWork()
+    hardware: HardwareDrift = HardwareDrift()
     archive: Archive | None = None
 
     @cached_property
-    def known(self) -> dict[tuple[str, ...], Any]:
-        """What was read off the table already, see `once`."""
+    def cache(self) -> dict[tuple[str, ...], Any]:
+        """Values that were computed from these results already; see `run_table.cached`."""
         return {}

@@ -1,6 +1,15 @@
-"""What a study's table says: each run's score matrix, its metrics, and settings compared on equal blocks.
+"""A study's runs in tables: score matrices, metrics, and settings compared on equal blocks.
 
-A block is one order of the tasks with one seed. All comparisons are within blocks.
+    scored_runs(results, split)       every run with its score matrix
+    runs(results, split)              the same runs as a table, with every metric
+    setting_values(results)           setting id → strategy and values of the search parameters
+    settings_table(results)           the settings on the selection split, best first
+    compare(results, split)           the chosen setting against each baseline
+    final_scores(results, split)      every task's final score, by order
+
+A block is one order of the tasks with one seed. All comparisons are within blocks. An interval over other
+orders and seeds is over clusters of blocks: blocks of different clusters share no stage
+(`stats/intervals.py`).
 """
 
 # pandas has no types that a checker can follow through indexing and groupby:
@@ -9,211 +18,351 @@ A block is one order of the tasks with one seed. All comparisons are within bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.matrices import BLOCK, Run, of_each, once, stacks, walk
 from dgg_ray.analysis.results import Results
 from dgg_ray.config.sections import name_of
 from dgg_ray.core import plugins
-from dgg_ray.core.errors import ResultsError, hint
-from dgg_ray.core.interfaces import ScoreMatrix
-from dgg_ray.core.wording import listing as listing
+from dgg_ray.core.errors import ResultsError, did_you_mean
+from dgg_ray.core.scores import MetricValue, ScoreMatrix
 from dgg_ray.search.alpha_curve import alpha_paths
 from dgg_ray.search.objective import gap_range, range_of
 from dgg_ray.stats.intervals import (
-    ANYWHERE,
+    UNBOUNDED,
     Difference,
     Interval,
-    clusters_of,
-    fixed_orders,
+    block_clusters,
+    fixed_orders_interval,
     mean_interval,
     paired_difference,
-    ways_of,
+    two_way_clusters,
 )
+
+BLOCK = ["order", "seed"]
+CHOSEN = "chosen"  # a name of the chosen setting, besides its label
+Computed = TypeVar("Computed")
+
+
+def cached(function: Callable[..., Computed]) -> Callable[..., Computed]:
+    """Compute a function of results and names once for each `Results`; the report's sections share the value.
+
+    Callers must not change the returned value.
+    """
+
+    @wraps(function)
+    def look_up(results: Results, *names: str) -> Computed:
+        key = (function.__module__, function.__name__, *names)
+        if key not in results.cache:
+            results.cache[key] = function(results, *names)
+        return results.cache[key]
+
+    return look_up
+
+
+# -- score matrices --------------------------------------------------------------------------------
+
+
+class ScoredRun(NamedTuple):
+    """One setting on one order with one seed, and its score matrix on one split.
+
+    order: task names joined by " > "; tasks: the same names.
+    together: whether all tasks were trained in one stage (joint); then only R's last row is filled.
+    """
+
+    setting: str
+    strategy: str
+    order: str
+    seed: int
+    tasks: tuple[str, ...]
+    together: bool
+    scores: ScoreMatrix
+
+
+@cached
+def scored_runs(results: Results, split: str) -> list[ScoredRun]:
+    """Return every run evaluated on `split`, sorted by its names; cells that were not evaluated are nan."""
+    if results.table.empty and not results.failures:
+        raise ResultsError(
+            f"study {results.name!r} has no finished stage, so there is nothing to report; "
+            "run the study first, or give the folder in which it was run"
+        )
+    cells = results.table[results.table["split"] == split]
+    untouched = cells[cells["stage"] < 0].groupby("eval_task")["score"].mean().to_dict()
+    trained = cells[cells["stage"] >= 0]
+    names = ["setting", "strategy", *BLOCK]
+    run_numbers = trained.groupby(names, sort=True).ngroup().to_numpy()
+    keys = trained[names].iloc[np.unique(run_numbers, return_index=True)[1]]
+    task_orders = [tuple(order.split(" > ")) for order in keys["order"]]
+    R, sizes, together = score_matrices(trained, run_numbers, task_orders)
+    base_scores = {
+        tasks: np.array([untouched.get(task, np.nan) for task in tasks]) for tasks in set(task_orders)
+    }
+    runs = []
+    for number, (setting, strategy, order, seed) in enumerate(keys.itertuples(index=False, name=None)):
+        tasks = task_orders[number]
+        T = len(tasks)
+        scores = ScoreMatrix(R[number, :T, :T], sizes[number, :T], base_scores[tasks])
+        runs.append(ScoredRun(setting, strategy, order, int(seed), tasks, bool(together[number]), scores))
+    return runs
+
+
+def score_matrices(
+    cells: pd.DataFrame, run_numbers: np.ndarray, task_orders: Sequence[tuple[str, ...]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (R (runs, T, T), sizes (runs, T), together (runs,)) of all runs in one pass; nan in empty cells.
+
+    run_numbers: the number of each cell's run, shape (cells,).
+    task_orders: the tasks of each run in their order; T is the length of the longest.
+    """
+    T = max(map(len, task_orders), default=0)
+    R, sizes = np.full((len(task_orders), T, T), np.nan), np.full((len(task_orders), T), np.nan)
+    eval_codes, eval_tasks = pd.factorize(cells["eval_task"])
+    trained_codes, trained_tasks = pd.factorize(cells["trained_task"])
+    order_numbers = {tasks: i for i, tasks in enumerate(dict.fromkeys(task_orders))}
+    orders = np.array([order_numbers[tasks] for tasks in task_orders], dtype=int)[run_numbers]
+    columns = task_positions(order_numbers, eval_tasks)[orders, eval_codes]
+    in_order = columns >= 0
+    filled_runs, filled_columns = run_numbers[in_order], columns[in_order]
+    stages = cells["stage"].to_numpy(dtype=int)[in_order]
+    R[filled_runs, stages, filled_columns] = cells["score"].to_numpy()[in_order]
+    sizes[filled_runs, filled_columns] = cells["n"].to_numpy()[in_order]
+    together = np.array([len(tasks) > 1 for tasks in task_orders], dtype=bool)
+    together[run_numbers[task_positions(order_numbers, trained_tasks)[orders, trained_codes] >= 0]] = False
+    return R, sizes, together
+
+
+def stacked_by_length(matrices: Sequence[ScoreMatrix]) -> Iterator[tuple[np.ndarray, ScoreMatrix]]:
+    """Yield (indices, stack) for each number of tasks: the matrices of that size stacked into one."""
+    lengths = np.array([len(scores.R) for scores in matrices], dtype=int)
+    for T in np.unique(lengths):
+        indices = np.flatnonzero(lengths == T)
+        members = [matrices[i] for i in indices]
+        stack = (np.array([getattr(member, name) for member in members]) for name in ("R", "sizes", "base"))
+        yield indices, ScoreMatrix(*stack)
+
+
+def metric_values(metric: Callable[[ScoreMatrix], MetricValue], stack: ScoreMatrix) -> np.ndarray:
+    """Compute a metric for each run of a stack: at once where the metric can, else run by run."""
+    count = len(stack.R)
+    try:
+        if (values := np.asarray(metric(stack))).shape == (count,):
+            return values
+    except (TypeError, ValueError):  # a faulty metric raises again below
+        pass
+    single = [ScoreMatrix(stack.R[i], stack.sizes[i], stack.base[i]) for i in range(count)]
+    return np.array([metric(scores) for scores in single])
+
+
+def task_positions(orders: Iterable[tuple[str, ...]], names: Iterable[str]) -> np.ndarray:
+    """Return the position of each task in each order, shape (orders, names); -1 where it is absent."""
+    names = list(names)
+    rows = [[order.index(name) if name in order else -1 for name in names] for order in orders]
+    return np.array(rows, dtype=int).reshape(len(rows), len(names))
+
+
+# -- runs with their metrics -----------------------------------------------------------------------
 
 
 def metrics() -> dict[str, Callable[[ScoreMatrix], float]]:
-    """Name → function, for every file in metrics/ and what studies named of their own."""
-    every = dict.fromkeys([*plugins.names("metrics"), *plugins.OUTSIDE.get("metrics", [])])
-    return {name: plugins.find("metrics", name) for name in every}
+    """Return name → function of every metric in metrics/ and of those that studies brought along."""
+    names = dict.fromkeys([*plugins.names("metrics"), *plugins.OUTSIDE_NAMES.get("metrics", [])])
+    return {name: plugins.find("metrics", name) for name in names}
 
 
-@once
-def selection(results: Results) -> list[Run]:
-    """The runs by which settings were chosen, on the split on which they were.
-
-    Without the runs of the chosen setting, and of a baseline that was searched too, on further blocks (seeds
-    of the final comparison): there they would be compared on easier or harder ground.
-    """
-    found, ours = walk(results, results.terms.selection_split), set(searched(results).index)
-    blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in ours}
-    for run in found:
-        blocks.setdefault(run.setting, set()).add((run.order, run.seed))
-    plain = ours - {chosen(results)} - set(results.baselines.values())  # judged by the search alone
-    fair = set().union(*(blocks[setting] for setting in plain))
-    if not plain and ours:
-        fair = set.intersection(*(blocks[setting] for setting in ours))
-    return [run for run in found if run.setting not in ours or not fair or (run.order, run.seed) in fair]
-
-
-@once
+@cached
 def runs(results: Results, split: str) -> pd.DataFrame:
-    """One row per (setting, strategy, order, seed) examined on `split`, with every metric in metrics/.
+    """Return one row per (setting, strategy, order, seed) evaluated on `split`, with every metric.
 
     A metric is nan where the run is not far enough, or where it has no meaning (`together`: joint).
-    Raises ResultsError for a study without a finished stage; no rows where only this split is missing.
+    There are no rows where only this split is missing. Raises ResultsError for a study without a finished
+    stage.
     """
-    found, functions = walk(results, split), metrics()
-    about = {n: [getattr(run, n) for run in found] for n in ("setting", "strategy", *BLOCK, "together")}
-    values = {name: np.full(len(found), np.nan) for name in functions}
-    for mine, stack in stacks([run.scores for run in found]):
+    scored, functions = scored_runs(results, split), metrics()
+    names = ("setting", "strategy", *BLOCK, "together")
+    columns = {name: [getattr(run, name) for run in scored] for name in names}
+    values = {name: np.full(len(scored), np.nan) for name in functions}
+    for indices, stack in stacked_by_length([run.scores for run in scored]):
         for name, function in functions.items():
-            values[name][mine] = of_each(function, stack)
-    return pd.DataFrame(about | values)
+            values[name][indices] = metric_values(function, stack)
+    return pd.DataFrame(columns | values)
 
 
-@once
-def selected(results: Results) -> pd.DataFrame:
-    """One row per run of `selection`, with every metric."""
-    return rows_of(selection(results), results, results.terms.selection_split)
+def rows_of_runs(selected: Iterable[ScoredRun], results: Results, split: str) -> pd.DataFrame:
+    """Return the rows of `runs` that belong to the selected runs of this split."""
+    ids = set(map(id, selected))
+    mask = np.array([id(run) in ids for run in scored_runs(results, split)], dtype=bool)
+    return runs(results, split)[mask].reset_index(drop=True)
 
 
-def rows_of(some: Iterable[Run], results: Results, split: str) -> pd.DataFrame:
-    """The rows of `runs` that are of some of the split's runs."""
-    wanted = set(map(id, some))
-    kept = np.array([id(run) in wanted for run in walk(results, split)], dtype=bool)
-    return runs(results, split)[kept].reset_index(drop=True)
+@cached
+def selection_runs(results: Results) -> list[ScoredRun]:
+    """Return the runs by which settings were chosen, on the split of the choice.
 
-
-@once
-def final_runs(results: Results, split: str) -> list[Run]:
-    """The runs on the final blocks; all there are while the chosen setting has none of these.
-
-    Where settings were chosen on the same split, those of the search are left out of the comparison.
+    The chosen setting, and a baseline that was also searched, have further runs on the blocks of the final
+    comparison. These are left out: there settings would be compared on easier or harder blocks.
     """
-    found, blocks = walk(results, split), set(results.terms.compared_on)
-    final = [run for run in found if (run.order, run.seed) in blocks]
-    return final if chosen(results) in {run.setting for run in final} else found
+    scored = scored_runs(results, results.setup.selection_split)
+    searched = set(searched_settings(results).index)
+    blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in searched}
+    for run in scored:
+        blocks.setdefault(run.setting, set()).add((run.order, run.seed))
+    search_only = searched - {chosen_setting(results)} - set(results.baselines.values())
+    common = set().union(*(blocks[setting] for setting in search_only))
+    if not search_only and searched:
+        common = set.intersection(*(blocks[setting] for setting in searched))
+    return [
+        run for run in scored if run.setting not in searched or not common or (run.order, run.seed) in common
+    ]
 
 
-@once
+@cached
+def selection_table(results: Results) -> pd.DataFrame:
+    """Return one row per run of `selection_runs`, with every metric."""
+    return rows_of_runs(selection_runs(results), results, results.setup.selection_split)
+
+
+@cached
+def final_runs(results: Results, split: str) -> list[ScoredRun]:
+    """Return the runs on the final blocks; all runs while the chosen setting has none of these.
+
+    Where settings were chosen on the same split, the runs of the search are thus left out of the comparison.
+    """
+    scored, blocks = scored_runs(results, split), set(results.setup.final_blocks)
+    final = [run for run in scored if (run.order, run.seed) in blocks]
+    return final if chosen_setting(results) in {run.setting for run in final} else scored
+
+
+@cached
 def final_table(results: Results, split: str) -> pd.DataFrame:
-    """One row per run of `final_runs`, with every metric."""
-    return rows_of(final_runs(results, split), results, split)
+    """Return one row per run of `final_runs`, with every metric."""
+    return rows_of_runs(final_runs(results, split), results, split)
 
 
-@once
-def chosen(results: Results) -> str | None:
-    """The setting that the report speaks of: the recommended one, or the only one there is."""
+# -- settings and their labels ---------------------------------------------------------------------
+
+
+@cached
+def setting_values(results: Results) -> pd.DataFrame:
+    """Return setting id → strategy and values of the search parameters, one row per trained setting."""
+    trained = results.table[results.table["stage"] >= 0].drop_duplicates("setting")
+    return trained.set_index("setting").sort_index()[["strategy", *results.parameters]]
+
+
+@cached
+def searched_settings(results: Results) -> pd.DataFrame:
+    """Return the rows of `setting_values` that were searched; baselines are left out.
+
+    Where nothing was searched, that is the study's own setting.
+    """
+    values, chosen = setting_values(results), chosen_setting(results)
+    baselines = set(results.baselines.values()) - set(results.evaluated) - {chosen}
+    return values[~values.index.isin(list(baselines))]
+
+
+@cached
+def chosen_setting(results: Results) -> str | None:
+    """Return the setting that the report is about: the recommended one, or the study's only one."""
     if results.recommended is not None:
         return results.recommended
     if results.search is not None:
-        return None  # a search that has judged nothing yet may have tried a single setting
-    others = set(settings(results).index) - set(results.baselines.values())
+        return None  # before the first evaluation, a single setting in the table is not yet a choice
+    others = set(setting_values(results).index) - set(results.baselines.values())
     return others.pop() if len(others) == 1 else None
 
 
-def compared(results: Results) -> dict[str, str]:
-    """Label → setting: the chosen one first, under its strategy's name, then the baselines."""
-    setting = chosen(results)
-    if setting is None or setting not in (known := settings(results)).index:
+def settings_by_label(results: Results) -> dict[str, str]:
+    """Map label → setting id: the chosen setting first, under its strategy's name, then the baselines."""
+    chosen = chosen_setting(results)
+    if chosen is None or chosen not in (values := setting_values(results)).index:
         return dict(results.baselines)
-    label = str(known.loc[setting, "strategy"])
-    words = printed(results)
+    label = str(values.loc[chosen, "strategy"])
+    printed = printed_labels(results)
     baselines = {
-        words.get(name, name): baseline for name, baseline in results.baselines.items() if baseline != setting
+        printed.get(name, name): setting for name, setting in results.baselines.items() if setting != chosen
     }
-    where = f"highest on {results.terms.selection_split}" if results.parameters else "the study's own"
-    return {f"{label} ({where})" if label in baselines else label: setting, **baselines}
+    origin = f"highest on {results.setup.selection_split}" if results.parameters else "the study's own"
+    return {f"{label} ({origin})" if label in baselines else label: chosen, **baselines}
 
 
-CHOSEN = "chosen"  # a name of the setting that `chosen` gives, beside its label
+def chosen_label(results: Results) -> str:
+    """Return the chosen setting's label in tables and figures.
+
+    It does not say "recommended", because the verdict may be to use another setting.
+    """
+    chosen = chosen_setting(results)
+    labels = (label for label, setting in settings_by_label(results).items() if setting == chosen)
+    return next(labels, "the chosen setting")
 
 
-def named(results: Results, name: str | None = None) -> tuple[str, str]:
-    """(label, setting) that a name stands for: a label as it is printed or as the study has it ("replay"),
-    "chosen", or an id; None or "" is the chosen setting. ResultsError tells the names that there are."""
-    own, labels = chosen(results), compared(results)
-    if not name and own is None:
-        raise ResultsError(f"{results.name}: no setting has been judged yet; run the study further")
-    names = ({CHOSEN: own} if own is not None else {}) | results.baselines | labels
-    ids = dict.fromkeys([*names.values(), *results.table["setting"]])
-    setting = names.get(name, name) if name else own
-    if setting not in ids:
-        known = [*dict.fromkeys([*labels, *names]), *ids]
-        raise ResultsError(f"no setting is called {name!r}; there are {', '.join(known)}{hint(name, known)}")
-    own_name = (label for label, of in labels.items() if of == setting)
-    return (name if name in labels else next(own_name, setting)), setting
-
-
-def own_label(results: Results) -> str:
-    """The chosen setting's label in tables and figures. It is not called recommended: the verdict may be that
-    another one is to be used."""
-    own = (label for label, setting in compared(results).items() if setting == chosen(results))
-    return next(own, "the chosen setting")
-
-
-def printed(results: Results) -> dict[str, str]:
-    """Label → what is printed for it, of the baselines that the search gives."""
+def printed_labels(results: Results) -> dict[str, str]:
+    """Map the baselines that the search yields to the words that are printed for them."""
     if results.search is None:
         return {}
-    parameter = " and ".join(map(name_of, results.search.parameters))
+    parameters = " and ".join(map(name_of, results.search.per_task_parameters))
     return {
         "runner_up": "the runner-up",
-        "constant": f"the best constant {parameter}",
-        "two_task": f"{parameter} chosen on the first two tasks, then kept",
-        "curve": "α read off the curves of the search",
+        "constant": f"the best constant {parameters}",
+        "two_task": f"{parameters} chosen on the first two tasks, then kept",
+        "curve_optimum": "α read off the curves of the search",
     }
 
 
-@once
-def settings(results: Results) -> pd.DataFrame:
-    """Setting id → strategy and searched values."""
-    learned = results.table[results.table["stage"] >= 0]
-    return (
-        learned.drop_duplicates("setting")
-        .set_index("setting")
-        .sort_index()[["strategy", *results.parameters]]
-    )
+def find_setting(results: Results, name: str | None = None) -> tuple[str, str]:
+    """Return (label, setting id) for a name: a label, as printed or as in the study, "chosen", or an id.
+
+    None and "" stand for the chosen setting. Raises ResultsError, with the known names, for any other.
+    """
+    chosen, labels = chosen_setting(results), settings_by_label(results)
+    if not name and chosen is None:
+        raise ResultsError(
+            f"{results.name}: no setting has been evaluated completely yet; continue the study"
+        )
+    names = ({CHOSEN: chosen} if chosen is not None else {}) | results.baselines | labels
+    ids = dict.fromkeys([*names.values(), *results.table["setting"]])
+    setting = names.get(name, name) if name else chosen
+    if setting not in ids:
+        known = [*dict.fromkeys([*labels, *names]), *ids]
+        raise ResultsError(
+            f"no setting is called {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+        )
+    if name in labels:
+        return name, setting
+    return next((label for label, labelled in labels.items() if labelled == setting), setting), setting
 
 
-@once
+@cached
 def final_split(results: Results) -> str:
-    """`test` where the chosen setting was examined on it, else `validation`."""
+    """Return the split of the comparison: `test` if the chosen setting was evaluated on it, else "
+    "`validation`."""
     table = results.table[(results.table["split"] == "test") & (results.table["stage"] >= 0)]
-    return "test" if chosen(results) in set(table["setting"]) else "validation"
+    return "test" if chosen_setting(results) in set(table["setting"]) else "validation"
 
 
-def headline(results: Results) -> str:
-    """The metric in which settings are compared: the search's where it had one, else FAA."""
+def headline_metric(results: Results) -> str:
+    """Return the metric by which settings are compared: the search's objective if it has one, else FAA."""
     return results.objective[0] if len(results.objective) == 1 else "faa"
 
 
-@once
-def tasks_of(results: Results) -> set[str]:
-    """All that were examined."""
+@cached
+def evaluated_tasks(results: Results) -> set[str]:
+    """Return the names of all tasks that were evaluated."""
     return set(results.table["eval_task"].unique())
 
 
-@once
-def alphas(results: Results) -> dict[str, str]:
-    """Task → the column that holds its α, for every task whose α was searched."""
-    return alpha_paths(results.parameters, tasks_of(results))
+@cached
+def alpha_columns(results: Results) -> dict[str, str]:
+    """Map each task whose α was searched to the column that holds its α."""
+    return alpha_paths(results.parameters, evaluated_tasks(results))
 
 
-@once
-def searched(results: Results) -> pd.DataFrame:
-    """The settings that were searched; the only one where nothing was. Rivals are left out."""
-    known, setting = settings(results), chosen(results)
-    baselines = set(results.baselines.values()) - set(results.tried) - {setting}
-    return known[~known.index.isin(list(baselines))]
-
-
-def text_of(value: object) -> str:
-    """A setting's value in four digits, whole numbers whole; a dash where there is none."""
+def format_value(value: object) -> str:
+    """Format a parameter's value with four digits, whole numbers without decimals; a dash for a missing "
+    "one."""
     if isinstance(value, bool | np.bool_ | str):
         return str(value)
     if not isinstance(value, int | float | np.number):
@@ -223,125 +372,195 @@ def text_of(value: object) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
 
 
-SCORE = ["score", "low", "high", "n", "values"]
-DIFFERENCE = ["difference", "difference_low", "difference_high", "p", "pairs", "difference_values"]
-AT_ONCE = ["p_adjusted", "at_once_low", "at_once_high"]
-THESE = ["these_low", "these_high", "these_n", "these_values"]
+# -- intervals -------------------------------------------------------------------------------------
 
 
-@once
-def compare(results: Results, split: str) -> pd.DataFrame:
-    """The chosen setting against each baseline: one row per label and metric.
-
-    score, low, high, n, values: mean over blocks, its 95 % interval over other orders and seeds, the clusters
-        that this is over (`intervals.ways_of`) and their means; for a joint run over seeds, as one run
-        serves every order.
-    difference, difference_low, difference_high, p, pairs, difference_values: chosen minus baseline, paired over
-        the blocks that both have, and clusters of these; nan in the chosen setting's own rows. Each interval
-        and p is of this one comparison.
-    p_adjusted, at_once_low, at_once_high: the same for all baselines of a metric at once, both by Bonferroni's
-        correction, so that p is below 5 % where the interval excludes 0 and nowhere else (Holm's p can be
-        where it does not). joint is a reference and no baseline: it is not among them.
-    these_low, these_high, these_n, these_values: 95 % interval of the mean on these orders, over seeds
-        (`intervals.fixed_orders`), and with `difference_` before of the difference.
-    """
-    table = final_table(results, split)
-    labels = compared(results)
-    ours = table[table["setting"] == chosen(results)].set_index(BLOCK)
-    baselines = [setting for setting in labels.values() if setting != chosen(results)]
-    together = set(table["setting"][table["together"]])
-    family = family_of(results, split)
-    rows = []
-    for label, setting in labels.items():
-        theirs = table[table["setting"] == setting].set_index(BLOCK)
-        both = ours.join(theirs[list(metrics())].add_prefix("their "), how="inner")
-        for metric in metrics():
-            score, these = over_blocks(theirs.reset_index(), metric), over_seeds(theirs.reset_index(), metric)
-            gaps = both[metric] - both[f"their {metric}"] if setting in baselines else both[metric].iloc[:0]
-            joint = setting in together
-            single, at_once, here = differences(gaps, metric, 1 if joint else family, joint)
-            rows.append([label, setting, metric, *score, *single, *at_once, *these[1:], *here[1:]])
-    columns = ["label", "setting", "metric", *SCORE, *DIFFERENCE, *AT_ONCE[1:], *THESE]
-    frame = pd.DataFrame(rows, columns=[*columns, *(f"difference_{name}" for name in THESE)])
-    judged = ~frame["setting"].isin(together)
-    frame.insert(frame.columns.get_loc("at_once_low"), "p_adjusted", frame["p"])
-    frame.loc[judged, "p_adjusted"] = (frame["p"][judged] * family).clip(upper=1)
-    return frame
-
-
-def family_of(results: Results, split: str) -> int:
-    """Number of baselines that intervals hold for at once: all but joint; at least 1."""
-    table = final_table(results, split)
-    out = {*table["setting"][table["together"]], chosen(results)}
-    return max(len(set(compared(results).values()) - out), 1)
-
-
-def differences(
-    gaps: pd.Series, metric: str, family: int, joint: bool
-) -> tuple[Difference, tuple[float, float], Interval]:
-    """Of gaps by block: their mean with its interval, the bounds that hold for so many baselines at once, and
-    the interval on these orders, over seeds. joint: to a run that serves all orders of its seed."""
-    within, shared = gap_range(metric), ways_of(tuple(gaps.index), by_seed=joint)
-    single = paired_difference(gaps, 0 * gaps, clusters=shared, within=within)
-    wide = paired_difference(gaps, 0 * gaps, 1 - 0.05 / family, shared, within)
-    here = fixed_orders(gaps, tuple(gaps.index))
-    bounds = max(here.low, within[0]), min(here.high, within[1])
-    return single, (wide.low, wide.high), Interval(here.mean, *bounds, *here[3:])
-
-
-def over_blocks(rows: pd.DataFrame, metric: str, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
-    """Mean of one setting's runs with its 95 % interval over clusters of blocks; of joint runs over seeds.
-
-    metric: a column; no bound goes beyond its range, where it is one of metrics/, else beyond `bounds`.
-    """
-    within = range_of(metric) if metric in metrics() else bounds
-    if rows["together"].any():
-        return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
-    return mean_interval(rows[metric], clusters=ways_of(blocks_of(rows)), within=within)
-
-
-def over_seeds(rows: pd.DataFrame, metric: str) -> Interval:
-    """The same mean with its 95 % interval on these orders, over seeds."""
-    within = range_of(metric) if metric in metrics() else (0.0, 1.0)
-    if rows["together"].any():
-        return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
-    return fixed_orders(rows[metric], blocks_of(rows), within=within)
-
-
-def mean_over(scores: pd.Series, within: tuple[float, float] = ANYWHERE) -> Interval:
-    """Mean of scores by block, with its interval over clusters of these."""
-    return mean_interval(scores, within=within, clusters=ways_of(tuple(scores.index)))
-
-
-def blocks_of(rows: pd.DataFrame) -> tuple[tuple[str, int], ...]:
-    """The block of each row."""
+def blocks_of_rows(rows: pd.DataFrame) -> tuple[tuple[str, int], ...]:
+    """Return the block of each row."""
     return tuple(zip(rows["order"], rows["seed"], strict=True))
 
 
 def clusters_by_order(rows: pd.DataFrame) -> pd.Series:
-    """Order → the number of its cluster (`intervals.clusters_of`), which all blocks of the order are in."""
-    blocks = blocks_of(rows.drop_duplicates(BLOCK))
-    return pd.Series(
-        {order: cluster for (order, _), cluster in zip(blocks, clusters_of(blocks), strict=True)}
-    )
+    """Map each order to the number of the cluster that holds all its blocks (`intervals.block_clusters`)."""
+    blocks = blocks_of_rows(rows.drop_duplicates(BLOCK))
+    clusters = zip(blocks, block_clusters(blocks), strict=True)
+    return pd.Series({order: cluster for (order, _), cluster in clusters})
 
 
-@once
-def finals(results: Results, split: str) -> pd.DataFrame:
-    """Every task's final score in every compared run: one row per label, order, seed and task.
+def interval_of_scores(scores: pd.Series, within: tuple[float, float] = UNBOUNDED) -> Interval:
+    """Return the mean of scores indexed by block, with its 95 % interval over clusters of blocks."""
+    return mean_interval(scores, within=within, clusters=two_way_clusters(tuple(scores.index)))
 
-    place: where the order has the task, 0-based; before: the task learned right before it, "" for the first.
-    Runs that are not finished are left out; so are joint runs, which have no order.
+
+def interval_over_blocks(
+    rows: pd.DataFrame, metric: str, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
+    """Return the mean of one setting's runs with its 95 % interval over clusters of blocks.
+
+    For joint runs the interval is over seeds, because one run serves all orders of its seed.
+
+    metric: a column of `rows`.
+    bounds: the range of its values, which no bound of the interval exceeds. For a metric of metrics/ its own
+        range is used instead.
     """
-    labels = {setting: label for label, setting in compared(results).items()}
-    rows = [
-        [labels[run.setting], run.order, run.seed, task, place, before, score]
-        for run in final_runs(results, split)
-        if run.setting in labels and not run.together and not np.isnan(run.scores.R[-1]).any()
-        for place, (before, task, score) in enumerate(
-            zip(("", *run.tasks), run.tasks, run.scores.R[-1], strict=False)
-        )
-    ]
-    table = pd.DataFrame(rows, columns=["label", "order", "seed", "task", "place", "before", "score"])
-    place = {label: i for i, label in enumerate(labels.values())}
-    return table.sort_values("label", key=lambda names: names.map(place), kind="stable", ignore_index=True)
+    within = range_of(metric) if metric in metrics() else bounds
+    if rows["together"].any():
+        return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
+    return mean_interval(rows[metric], clusters=two_way_clusters(blocks_of_rows(rows)), within=within)
+
+
+def interval_over_seeds(rows: pd.DataFrame, metric: str) -> Interval:
+    """Return the same mean with its 95 % interval over seeds, for exactly these orders."""
+    within = range_of(metric) if metric in metrics() else (0.0, 1.0)
+    if rows["together"].any():
+        return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
+    return fixed_orders_interval(rows[metric], blocks_of_rows(rows), within=within)
+
+
+class PairedIntervals(NamedTuple):
+    """A mean difference with three kinds of bounds.
+
+    single: for this comparison alone, over other orders and seeds, with its p value.
+    simultaneous: (low, high) that hold for all baselines at once.
+    fixed_orders: over seeds, for exactly these orders.
+    """
+
+    single: Difference
+    simultaneous: tuple[float, float]
+    fixed_orders: Interval
+
+
+def difference_intervals(gaps: pd.Series, metric: str, family: int, joint: bool) -> PairedIntervals:
+    """Return the mean of differences indexed by block, with its intervals.
+
+    family: number of baselines for which the simultaneous bounds hold (Bonferroni).
+    joint: whether the differences are to joint runs, which share a run between all orders of a seed.
+    """
+    within, clusters = gap_range(metric), two_way_clusters(tuple(gaps.index), by_seed=joint)
+    single = paired_difference(gaps, 0 * gaps, clusters=clusters, within=within)
+    wide = paired_difference(gaps, 0 * gaps, 1 - 0.05 / family, clusters, within)
+    fixed = fixed_orders_interval(gaps, tuple(gaps.index))
+    fixed = fixed._replace(low=max(fixed.low, within[0]), high=min(fixed.high, within[1]))
+    return PairedIntervals(single, (wide.low, wide.high), fixed)
+
+
+def family_size(results: Results, split: str) -> int:
+    """Count the baselines for which simultaneous intervals hold: all but joint; at least 1."""
+    table = final_table(results, split)
+    excluded = {*table["setting"][table["together"]], chosen_setting(results)}
+    return max(len(set(settings_by_label(results).values()) - excluded), 1)
+
+
+# -- tables of settings ----------------------------------------------------------------------------
+
+SCORE = ["score", "low", "high", "n", "values"]
+DIFFERENCE = ["difference", "difference_low", "difference_high", "p", "pairs", "difference_values"]
+SIMULTANEOUS = ["simultaneous_low", "simultaneous_high"]
+FIXED_ORDERS = ["fixed_orders_low", "fixed_orders_high", "fixed_orders_n", "fixed_orders_values"]
+
+
+@cached
+def compare(results: Results, split: str) -> pd.DataFrame:
+    """Compare the chosen setting with each baseline: one row per label and metric. These are the columns.
+
+    score, low, high: mean over blocks, and its 95 % interval over other orders and seeds. For a joint run the
+        interval is over seeds, because one run serves every order.
+    n, values: the number of independent clusters behind it (`intervals.two_way_clusters`), and their means.
+    difference, difference_low, difference_high, p: chosen setting minus baseline, paired over the blocks that
+        both have; nan in the chosen setting's own rows. Interval and p value are of this comparison alone.
+    pairs, difference_values: the number of clusters of these blocks, and their mean differences.
+    p_adjusted, simultaneous_low, simultaneous_high: p value and interval that hold for all baselines of a
+        metric at once. Both use Bonferroni's correction, so p is below 5 % exactly where the interval
+        excludes 0. Holm's correction would not guarantee that. Joint training is a reference and not counted.
+    fixed_orders_low, fixed_orders_high, fixed_orders_n, fixed_orders_values: 95 % interval of the mean over
+        seeds, for exactly these orders (`intervals.fixed_orders_interval`). The same names with the prefix
+        `difference_` are of the difference.
+    """
+    table, labels = final_table(results, split), settings_by_label(results)
+    chosen = chosen_setting(results)
+    own_rows = table[table["setting"] == chosen].set_index(BLOCK)
+    joint_settings = set(table["setting"][table["together"]])
+    family = family_size(results, split)
+    rows = []
+    for label, setting in labels.items():
+        other_rows = table[table["setting"] == setting]
+        paired = own_rows.join(other_rows.set_index(BLOCK)[list(metrics())].add_prefix("other "), how="inner")
+        joint = setting in joint_settings
+        for metric in metrics():
+            score = interval_over_blocks(other_rows, metric)
+            fixed = interval_over_seeds(other_rows, metric)
+            gaps = paired[metric] - paired[f"other {metric}"]
+            gaps = gaps.iloc[:0] if setting == chosen else gaps
+            difference = difference_intervals(gaps, metric, 1 if joint else family, joint)
+            values = [*score, *difference.single, *difference.simultaneous]
+            rows.append([label, setting, metric, *values, *fixed[1:], *difference.fixed_orders[1:]])
+    columns = ["label", "setting", "metric", *SCORE, *DIFFERENCE, *SIMULTANEOUS, *FIXED_ORDERS]
+    comparison = pd.DataFrame(rows, columns=[*columns, *(f"difference_{name}" for name in FIXED_ORDERS)])
+    counted = ~comparison["setting"].isin(joint_settings)
+    comparison.insert(comparison.columns.get_loc("simultaneous_low"), "p_adjusted", comparison["p"])
+    comparison.loc[counted, "p_adjusted"] = (comparison["p"][counted] * family).clip(upper=1)
+    return comparison
+
+
+@cached
+def settings_table(results: Results) -> pd.DataFrame:
+    """Rank every setting on the selection split, best first: its values, and each metric with its interval.
+
+    setting, strategy: its id, and the name of its strategy; then one column per search parameter.
+    whole: False for a setting that was pruned or is not finished. Such settings are listed after all others,
+        because their few blocks may be easy ones.
+    role: the label of the chosen setting or of a baseline; "" for any other.
+    METRIC, METRIC_low, METRIC_high: mean over blocks with its 95 % interval.
+    METRIC_n, METRIC_values: independent clusters behind it, and their means.
+    blocks: finished blocks; for joint training, seeds.
+    """
+    table, values = selection_table(results), setting_values(results)
+    labels = {setting: label for label, setting in settings_by_label(results).items()}
+    incomplete: set[str] = set()
+    if results.search:
+        incomplete = set(searched_settings(results).index) - {*results.evaluated, chosen_setting(results)}
+    rows = []
+    for setting, group in table.groupby("setting", sort=True):
+        row = {
+            "setting": setting,
+            "whole": setting not in incomplete,
+            "role": labels.get(str(setting), ""),
+            **values.loc[str(setting)].to_dict(),
+        }
+        for metric in metrics():
+            mean, low, high, n, cluster_means = interval_over_blocks(group, metric)
+            row |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+            row |= {f"{metric}_n": n, f"{metric}_values": cluster_means}
+        finished = group.dropna(subset="faa")
+        row["blocks"] = finished["seed"].nunique() if group["together"].any() else len(finished)
+        rows.append(row)
+    if not rows:  # no stage was finished
+        return pd.DataFrame(columns=["setting", "whole", "role", *results.parameters, *metrics()])
+    by = ["whole", headline_metric(results), "setting"]
+    return pd.DataFrame(rows).sort_values(by, ascending=[False, False, True], ignore_index=True)
+
+
+@cached
+def final_scores(results: Results, split: str) -> pd.DataFrame:
+    """Return every task's final score in every compared run: one row per label, order, seed and task.
+
+    position: of the task in the order, 0-based.
+    previous_task: the task trained right before it; "" for the first.
+
+    Unfinished runs are left out, and so are joint runs, which have no order.
+    """
+    labels = {setting: label for label, setting in settings_by_label(results).items()}
+    rows = []
+    for run in final_runs(results, split):
+        final = run.scores.R[-1]
+        if run.setting not in labels or run.together or np.isnan(final).any():
+            continue
+        previous_tasks = ("", *run.tasks)
+        for position, task in enumerate(run.tasks):
+            block = [labels[run.setting], run.order, run.seed]
+            rows.append([*block, task, position, previous_tasks[position], final[position]])
+    columns = ["label", "order", "seed", "task", "position", "previous_task", "score"]
+    rank = {label: i for i, label in enumerate(labels.values())}
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        "label", key=lambda names: names.map(rank), kind="stable", ignore_index=True
+    )

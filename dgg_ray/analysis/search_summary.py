@@ -1,4 +1,7 @@
-"""A search's own objects → what a report says of it (results.py)."""
+"""Summarise a search: its settings, the comparison's setup, the remaining work, the Pareto set.
+
+The functions turn the search's own objects into the plain types of `results.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,228 +10,301 @@ from dataclasses import replace
 
 import numpy as np
 
-from dgg_ray.analysis.results import Ahead, Audited, Candidate, Hours, Level, Searched, Terms, Tried
+from dgg_ray.analysis.results import (
+    AuditedState,
+    BlockName,
+    CandidateSetting,
+    ComparisonSetup,
+    DepthSummary,
+    HoursInterval,
+    RemainingWork,
+    SearchSummary,
+    StateSummary,
+)
 from dgg_ray.config.sections import FROM_SEARCH
-from dgg_ray.config.study import Block, Setting, Study
-from dgg_ray.core.orders import left
-from dgg_ray.cost.makespan import Ask
+from dgg_ray.config.study import Block, Setting, Study, StudyRuns
+from dgg_ray.core.orders import count_unused_orders
+from dgg_ray.cost.makespan import WorkRequest
 from dgg_ray.cost.model import CostModel
-from dgg_ray.search import evidence
-from dgg_ray.search.base import Method, Query, Whole
-from dgg_ray.search.objective import Evidence, Values, by_block, preferred, summary
+from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.comparison import Comparison, final_chains
+from dgg_ray.search.evidence import EvidenceReader, RunRequest
+from dgg_ray.search.objective import Evidence, Values, by_block, fronts, hypervolume, preferred, summary
+from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.stagewise import Stagewise
 from dgg_ray.storage.stage_store import StageStore
 
-MOST_BLOCKS = 64  # that are looked at for what a further one takes
-Walks = Mapping[int, Sequence[evidence.Walk]]  # by the number of the query
+MAX_FORECAST_BLOCKS = 64  # more blocks than this are never forecast together
+RequestsByQuery = Mapping[int, Sequence[RunRequest]]  # query number → the runs that it requested
 
 
-def searched(
-    search: Method, given: Mapping[str, Setting], store: StageStore, walks: Walks, parameters: Sequence[str]
-) -> Searched:
-    """The search as it stands. given: of its baselines, their settings; walks: what each query asked for."""
-    study, of = search.study, search.search
-    found = Searched(
-        method=of.method,
-        objective=of.objective,
-        constraints=of.constraints,
-        parameters=tuple(path for path, parameter in of.space.items() if parameter.per_task),
+def summarize_search(
+    search: SearchMethod,
+    from_search: Mapping[str, Setting],
+    store: StageStore,
+    requests: RequestsByQuery,
+    parameters: Sequence[str],
+) -> SearchSummary:
+    """Summarise the search as it stands.
+
+    from_search: settings of the baselines that the search yields, by label.
+    requests: the runs that each query requested.
+    """
+    study, section = search.study, search.search
+    search_summary = SearchSummary(
+        method=section.method,
+        objective=section.objective,
+        constraints=section.constraints,
+        per_task_parameters=tuple(path for path, parameter in section.space.items() if parameter.per_task),
         blocks=len(study.blocks),
-        tasks=len(study.names),
-        count=search.count if isinstance(search, Whole) else None,
+        tasks=len(study.task_names),
+        expected_settings=search.count if isinstance(search, OptunaSearch) else None,
         finished=search.finished,
-        candidates=tuple(candidates(search, walks)),
-        stands_for=stands_for(search, given, parameters),
-        saved=saved(search, store),
+        candidates=tuple(summarize_candidates(search, requests)),
+        baseline_values=summarize_baselines(search, from_search, parameters),
+        stages_saved=count_stages_saved(search, store),
     )
     if isinstance(search, Stagewise):
-        found = replace(found, levels=tuple(levels(search)), audited=tuple(audited(search)))
-    return found
+        return replace(
+            search_summary,
+            depths=tuple(summarize_depths(search)),
+            audited_states=tuple(summarize_audit(search)),
+        )
+    return search_summary
 
 
-def candidates(search: Method, walks: Walks) -> Iterator[Candidate]:
-    """Whole settings in the order proposed, each once."""
-    study, known, stages = search.study, set[str](), set[str]()
-    judged = search.judged()
+def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Iterator[CandidateSetting]:
+    """Yield the complete settings in the order proposed, each once."""
+    study, seen, stages = search.study, set[str](), set[str]()
+    evaluated = search.judged()
     for number, query in enumerate(search.proposed):
-        stages |= {item.stage.key for walk in walks.get(number, ()) for item in walk.work_items}
+        stages |= {item.stage.key for request in requests.get(number, ()) for item in request.items}
         setting = study.at(query.setting).id
-        if not whole(search, query) or setting in known:
+        if not is_complete(search, query) or setting in seen:
             continue
-        known.add(setting)
+        seen.add(setting)
         evidence = search.told.get(number)
         if evidence is None:
-            yield Candidate(setting, "failed" if number in search.told else "open", stages=len(stages))
+            state = "failed" if number in search.told else "open"
+            yield CandidateSetting(setting, state, stages_so_far=len(stages))
             continue
-        reached = [int((~np.isnan(m.R.diagonal())).sum()) for m in evidence.scores]
-        done = next((b for b, tasks in enumerate(reached) if tasks < len(study.names)), len(reached))
-        state = "judged" if number in judged else "failed" if done == len(reached) else "given up"
-        rows = by_block(evidence, search.search.objective, search.constraints)[:done]
-        tasks = reached[done] if done < len(reached) else 0
-        of = summary(rows, len(search.search.objective)) if done else Values(())
-        yield Candidate(setting, state, tuple(map(tuple, rows.tolist())), *of, tasks, len(stages))
+        trained_tasks = [int((~np.isnan(scores.R.diagonal())).sum()) for scores in evidence.scores]
+        finished = next(
+            (block for block, tasks in enumerate(trained_tasks) if tasks < len(study.task_names)),
+            len(trained_tasks),
+        )
+        if number in evaluated:
+            state = "evaluated"
+        else:
+            state = "failed" if finished == len(trained_tasks) else "pruned"
+        values = by_block(evidence, search.search.objective, search.constraints)[:finished]
+        means = summary(values, len(search.search.objective)) if finished else Values(())
+        yield CandidateSetting(
+            setting,
+            state,
+            block_values=tuple(map(tuple, values.tolist())),
+            mean_objectives=means.objective,
+            violations=means.excess,
+            tasks_in_next_block=trained_tasks[finished] if finished < len(trained_tasks) else 0,
+            stages_so_far=len(stages),
+        )
 
 
-def whole(search: Method, query: Query) -> bool:
-    return query.depth == len(search.study.names) and query.block is None
+def is_complete(search: SearchMethod, query: Query) -> bool:
+    """Whether a query asks for all tasks on all blocks, with a value for every parameter."""
+    return query.depth == len(search.study.task_names) and query.block is None
 
 
-def saved(search: Method, store: StageStore) -> int:
-    """Stages of the settings given up that nothing has learned."""
-    study, left = search.study, set[str]()
+def count_stages_saved(search: SearchMethod, store: StageStore) -> int:
+    """Count the stages of pruned settings that no run has trained."""
+    study, untrained = search.study, set[str]()
     for number, query in enumerate(search.proposed):
         if search.told.get(number) and query.pruning_test and number not in search.judged():
-            at = study.at(query.setting)
-            stages = [stage for run in at.runs() for stage in run.stages]
-            left |= {stage.key for stage in stages if store.record(stage) is None}
-    return len(left)
+            stages = [stage for run in study.at(query.setting).runs for stage in run.stages]
+            untrained |= {stage.key for stage in stages if store.record(stage) is None}
+    return len(untrained)
+
+
+def summarize_baselines(
+    search: SearchMethod, from_search: Mapping[str, Setting], parameters: Sequence[str]
+) -> dict[str, dict[str, object]]:
+    """Map each requested baseline that the search yields to its values by dotted path."""
+    requested = [label for label in FROM_SEARCH if label in search.study.protocol.baselines]
+    return {
+        label: {path: setting[path] for path in parameters if path in setting}
+        for label in requested
+        if (setting := from_search.get(label))
+    }
 
 
 # -- stagewise -------------------------------------------------------------------------------------
 
 
-def levels(search: Stagewise) -> Iterator[Level]:
-    """Every place that was decided, once for each outer combination."""
+def summarize_depths(search: Stagewise) -> Iterator[DepthSummary]:
+    """Yield every depth that is decided, once for each combination of global parameters."""
     for level in search.levels:
         kept = {id(state) for state in level.kept}
-        tried = [
-            Tried(search.study.at(s.setting).id, dict(s.setting), mean(v), id(s) in kept)
-            for s, v in zip(level.states, level.hoped, strict=True)
+        states = [
+            StateSummary(
+                search.study.at(state.setting).id,
+                dict(state.setting),
+                float(np.mean(values.objective)),
+                id(state) in kept,
+            )
+            for state, values in zip(level.states, level.hoped, strict=True)
         ]
-        yield Level(level.depth, tuple(tried))
+        yield DepthSummary(level.depth, tuple(states))
 
 
-def audited(search: Stagewise) -> Iterator[Audited]:
-    """What became of the dropped states that were finished; none before all of them were."""
-    numbers = {dropped.number for dropped in search.audited}
-    best = next((n for n in search.ranking() if n not in numbers), None)
+def summarize_audit(search: Stagewise) -> Iterator[AuditedState]:
+    """Yield the dropped states that the audit trained to the end; nothing before all of them are finished."""
+    audited_numbers = {dropped.number for dropped in search.audited}
+    best = next((number for number in search.ranking() if number not in audited_numbers), None)
     if best is None:
         return
-    kept, known = search.told[best], search.judged()
+    best_evidence, evaluated = search.told[best], search.judged()
     for state, number in search.audited:
-        if number is None or (end := search.told.get(number)) is None or kept is None:
+        evidence = None if number is None else search.told.get(number)
+        if number is None or evidence is None or best_evidence is None:
             continue
-        mine, theirs = (ends(search, evidence) for evidence in (end, kept))
-        better = preferred([search.values(kept), search.values(end)])[0] == 1
-        if np.isfinite(mine).all() and best in known:
-            gaps = tuple((mine - theirs).tolist())
-            dropped, finished = (
-                search.study.at(s).id for s in (state.setting, search.proposed[number].setting)
+        objectives, best_objectives = (
+            block_objectives(search, evidence),
+            block_objectives(search, best_evidence),
+        )
+        if np.isfinite(objectives).all() and best in evaluated:
+            ranking = preferred([search.values(best_evidence), search.values(evidence)])
+            yield AuditedState(
+                depth=state.depth,
+                state=search.study.at(state.setting).id,
+                setting=search.study.at(search.proposed[number].setting).id,
+                best_kept=search.study.at(search.proposed[best].setting).id,
+                final_objective=float(objectives.mean()),
+                block_gaps=tuple((objectives - best_objectives).tolist()),
+                preferred=ranking[0] == 1,
             )
-            above = search.study.at(search.proposed[best].setting).id
-            yield Audited(state.depth, dropped, finished, above, float(mine.mean()), gaps, better)
 
 
-def ends(search: Method, evidence: Evidence) -> np.ndarray:
-    """(blocks,): the mean of the objectives."""
+def block_objectives(search: SearchMethod, evidence: Evidence) -> np.ndarray:
+    """Return the mean of the objectives on each block, shape (blocks,)."""
     return by_block(evidence, search.search.objective).mean(axis=1)
 
 
-def mean(values: Values) -> float:
-    return float(np.mean(values.objective))
+# -- setup of the comparison, and remaining work ---------------------------------------------------
 
 
-# -- what it was chosen and compared on, and what is left ------------------------------------------
-
-
-def terms(study: Study) -> Terms:
-    baselines = [
-        r
-        for baseline in study.protocol.baselines
-        for r in ([baseline] if isinstance(baseline, str) else baseline)
-    ]
-    return Terms(
+def comparison_setup(study: Study) -> ComparisonSetup:
+    """Describe the splits and blocks on which settings are chosen and compared."""
+    baselines: list[str] = []
+    for baseline in study.protocol.baselines:
+        baselines += [baseline] if isinstance(baseline, str) else baseline
+    return ComparisonSetup(
         selection_split=study.protocol.selection_split,
-        chosen_on=tuple(map(named, study.blocks)) if study.search else (),
-        compared_on=tuple(map(named, study.final_blocks)),
+        search_blocks=tuple(map(block_name, study.blocks)) if study.search else (),
+        final_blocks=tuple(map(block_name, study.final_blocks)),
         held_out=bool(study.protocol.held_out),
         baselines=tuple(dict.fromkeys(baselines)),
     )
 
 
-def named(block: Block) -> tuple[str, int]:
+def block_name(block: Block) -> BlockName:
+    """Return a block as it is written in the study's table."""
     order, seed = block
     return " > ".join(order), seed
 
 
-def stands_for(
-    search: Method, given: Mapping[str, Setting], parameters: Sequence[str]
-) -> dict[str, dict[str, object]]:
-    """Rival that the search gives → its setting."""
-    wanted = [label for label in FROM_SEARCH if label in search.study.protocol.baselines]
-    return {
-        label: {k: setting[k] for k in parameters if k in setting}
-        for label in wanted
-        if (setting := given.get(label))
-    }
+def remaining_work(study: Study, store: StageStore, compared: Comparison) -> RemainingWork:
+    """Count the stages that are left, and predict their hours.
 
-
-def ahead(
-    study: Study,
-    store: StageStore,
-    search: Method | None,
-    more: Mapping[str, Method],
-    final: Mapping[str, Study],
-) -> Ahead:
-    """What is left, with its predicted hours."""
+    While a search is running, a dry run of it says which stages it is likely to request.
+    """
     model = CostModel(study, store)
-    over = search is None or (search.finished and all(own.finished for own in more.values()))
-    looked: list[Ask] = []
-    if not over:
-        from dgg_ray.planning.plan import foresee  # late: only an unfinished study is foreseen
+    settings = compared.settings
+    search_requests: list[WorkRequest] = []
+    if not all(search.finished for search in compared.searches):
+        from dgg_ray.planning.plan import dry_run_search  # late: only an unfinished search needs a dry run
 
-        asked, final, _, _ = foresee(study, store)
-        looked = [one.ask for one in asked]
-    compare = [Ask([item for chain in evidence.final_works(final) for item in chain])]
-    block, stage = added(model, study, final)
-    return Ahead(
-        search=(missing(store, looked), predicted(model, looked)),
-        comparison=(missing(store, compare), predicted(model, compare)),
+        dry_run = dry_run_search(EvidenceReader(study, store))
+        settings, search_requests = dry_run.settings, [request.work_request for request in dry_run.requests]
+    comparison_requests = [WorkRequest([item for chain in final_chains(settings) for item in chain])]
+    block, stage = hours_per_block(model, study, settings)
+    unused_orders = count_unused_orders(study.all_orders) - len(study.final_blocks)
+    return RemainingWork(
+        search=(count_missing_stages(store, search_requests), predict_hours(model, search_requests)),
+        comparison=(
+            count_missing_stages(store, comparison_requests),
+            predict_hours(model, comparison_requests),
+        ),
         block=block,
-        room=left(study.all_orders) - len(study.final_blocks) if study.protocol.held_out else None,
+        room=unused_orders if study.protocol.held_out else None,
         stage=stage,
         groups=study.workers.groups,
     )
 
 
-def added(model: CostModel, study: Study, final: Mapping[str, Study]) -> tuple[Hours | None, Hours | None]:
-    """Hours that one more block adds to the comparison, where many are added at once, and of a stage of it.
+def hours_per_block(
+    model: CostModel, study: Study, settings: Mapping[str, StudyRuns]
+) -> tuple[HoursInterval | None, HoursInterval | None]:
+    """Predict the hours that one more block adds to the comparison, and those of one of its stages.
 
-    A single block leaves fleets idle, so as many are looked at as an hour has room for.
+    A single block leaves worker groups idle. So the prediction is for as many blocks as fit into an hour,
+    divided by their number.
     """
-    fresh = 1 + max(seed for _, seed in (*study.blocks, *study.final_blocks))
+    new_seed = 1 + max(seed for _, seed in (*study.blocks, *study.final_blocks))
 
-    def more(count: int) -> Ask:
-        blocks = tuple((study.final_blocks[0][0], fresh + i) for i in range(count))
-        of = {label: replace(at, fixed=blocks) for label, at in final.items()}
-        return Ask([item for chain in evidence.final_works(of) for item in chain if item.stage.trained_tasks])
+    def request_blocks(count: int) -> WorkRequest:
+        blocks = tuple((study.final_blocks[0][0], new_seed + i) for i in range(count))
+        runs_by_label = {label: StudyRuns(runs.study, blocks) for label, runs in settings.items()}
+        return WorkRequest(
+            [item for chain in final_chains(runs_by_label) for item in chain if item.stage.trained_tasks]
+        )
 
-    one = more(1)
-    while any(
-        model.store.record(item.stage) for item in one.work_items
-    ):  # a seed that was run once costs nothing
-        fresh += 1
-        one = more(1)
-    stages, cost = len({item.stage.key for item in one.work_items}), model.predict([one])
-    share = cost.seconds.times(1 / study.workers.groups / 3600) if cost else None  # of one block among many
-    if cost is None or share is None or not stages or share.mean <= 0:
+    one_block = request_blocks(1)
+    while any(model.store.record(item.stage) for item in one_block.work_items):
+        new_seed += 1  # a seed whose stages are stored would cost nothing
+        one_block = request_blocks(1)
+    stages, cost = len({item.stage.key for item in one_block.work_items}), model.predict([one_block])
+    if cost is None or not stages:
         return None, None
-    room = int((1 - cost.wall.mean / 3600) / share.mean)
-    count = min(1 + max(room, 0), 9 * len(study.final_blocks), MOST_BLOCKS)
-    together = predicted(model, [more(count)])
-    block = (together[0] / count, together[1] / count, together[2] / count) if together else None
-    stage = cost.seconds.times(1 / stages / 3600)
+    hours_among_many = cost.seconds.scaled(1 / study.workers.groups / 3600)
+    if hours_among_many.mean <= 0:
+        return None, None
+    room = int((1 - cost.wall.mean / 3600) / hours_among_many.mean)
+    count = min(1 + max(room, 0), 9 * len(study.final_blocks), MAX_FORECAST_BLOCKS)
+    total = predict_hours(model, [request_blocks(count)])
+    block = (total[0] / count, total[1] / count, total[2] / count) if total else None
+    stage = cost.seconds.scaled(1 / stages / 3600)
     return block, (stage.mean, stage.low, stage.high)
 
 
-def missing(store: StageStore, asks: Iterable[Ask]) -> int:
-    """Distinct stages that are to be learned or examined still."""
-    return len({item.stage.key for ask in asks for item in ask.work_items if not store.has(item)})
+def count_missing_stages(store: StageStore, requests: Iterable[WorkRequest]) -> int:
+    """Count the distinct stages that are still to be trained or evaluated."""
+    return len({item.stage.key for request in requests for item in request.work_items if not store.has(item)})
 
 
-def predicted(model: CostModel, asks: Sequence[Ask]) -> Hours | None:
-    cost = model.predict(asks)
+def predict_hours(model: CostModel, requests: Sequence[WorkRequest]) -> HoursInterval | None:
+    """Predict the wall time of requests; None where no stage has been timed."""
+    cost = model.predict(requests)
     if cost is None:
         return None
     hours = cost.amounts()["wall hours"]
     return hours.mean, hours.low, hours.high
+
+
+# -- several objectives ----------------------------------------------------------------------------
+
+
+def pareto_front(search: SearchSummary) -> list[CandidateSetting]:
+    """Return the feasible settings that no other dominates, the highest in the first objective first."""
+    feasible = search.feasible()
+    objectives = [candidate.mean_objectives for candidate in feasible]
+    front = next(fronts(range(len(feasible)), objectives), [])
+    return [feasible[i] for i in sorted(front, key=lambda i: objectives[i], reverse=True)]
+
+
+def hypervolumes(search: SearchSummary) -> Iterator[tuple[int, int, float]]:
+    """Yield (settings evaluated, stages requested, hypervolume of the feasible ones) after each setting."""
+    points: list[tuple[float, ...]] = []
+    for number, candidate in enumerate(search.in_state("evaluated"), start=1):
+        if not any(candidate.violations):
+            points.append(candidate.mean_objectives)
+        yield number, candidate.stages_so_far, hypervolume(points)

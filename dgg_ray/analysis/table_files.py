@@ -1,4 +1,4 @@
-"""Tables as files."""
+"""Write tables as CSV and Parquet files, with the same bytes for the same table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pandas as pd
 import pyarrow
 import pyarrow.csv
 
-WAY = pyarrow.csv.WriteOptions(quoting_style="needed")
+WRITE_OPTIONS = pyarrow.csv.WriteOptions(quoting_style="needed")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Leave no part of a file that could not be written to its end, and none of an earlier one."""
+def remove_if_incomplete(path: Path) -> Iterator[None]:
+    """Remove a file if writing it fails, whether it is incomplete or left from an earlier time."""
     try:
         yield
     except Exception:
@@ -25,24 +25,25 @@ def whole(path: Path) -> Iterator[None]:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Without the index; the same table gives the same bytes.
+    """Write a table as CSV, without its index.
 
-    By Arrow, which writes a million rows in the time that pandas takes for a tenth of them. A column of
+    Arrow writes it, because it needs a tenth of pandas' time for a million rows. A column with values of
     several types is written as text.
     """
     mixed = [name for name in table if pd.api.types.infer_dtype(table[name], skipna=True).startswith("mixed")]
     table = table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
-    with whole(path):
-        pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path, WAY)
+    with remove_if_incomplete(path):
+        pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path, WRITE_OPTIONS)
 
 
 def write_sorted(table: pd.DataFrame, by: Sequence[str], path: Path) -> None:
-    """As .parquet and .csv, its rows in the order of those of these columns that it has.
+    """Write a table as .parquet and .csv, its rows sorted by those of the named columns that it has.
 
-    Each is written whatever comes of the other."""
+    If one of the two files cannot be written, the other one is written nevertheless.
+    """
     table = table.sort_values([c for c in by if c in table], kind="stable", ignore_index=True)
     try:
-        with whole(path.with_suffix(".parquet")):
+        with remove_if_incomplete(path.with_suffix(".parquet")):
             table.to_parquet(path.with_suffix(".parquet"), index=False)
     finally:
         write_csv(table, path.with_suffix(".csv"))

@@ -1,4 +1,5 @@
-"""Which setting to use, in one sentence that says no more than its evidence, and what that rests on."""
+"""The verdict: which setting to use, stated no more strongly than the evidence allows, and what it rests "
+"on."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -11,43 +12,60 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis.agreement import undecided_alphas, unsearched
+from dgg_ray.analysis.alpha_curves import undecided_alphas, unsearched_parameters
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    alphas,
-    chosen,
+    alpha_columns,
+    cached,
+    chosen_setting,
     compare,
     final_split,
     final_table,
-    headline,
-    listing,
-    once,
+    format_value,
+    headline_metric,
     runs,
-    settings,
-    text_of,
+    setting_values,
 )
 from dgg_ray.config.sections import name_of
+from dgg_ray.core.phrases import join_names
 from dgg_ray.search.objective import range_of, simplicity
-from dgg_ray.stats.formats import at_once, ci_of, interval_text, percent, points_text
+from dgg_ray.stats.formats import (
+    EstimateStyle,
+    difference_interval_name,
+    format_difference,
+    format_estimate,
+    format_percent,
+    score_interval,
+    simultaneous_difference,
+)
 
-SHOWN = {"faa": "FAA", "stability": "stability", "plasticity": "plasticity", "backward_transfer": "BWT"}
-IN_WORDS = {
+METRIC_LABELS = {
+    "faa": "FAA",
+    "stability": "stability",
+    "plasticity": "plasticity",
+    "backward_transfer": "BWT",
+}
+BASELINE_NAMES = {
     "finetune": "plain fine-tuning",
     "replay": "replay with the same buffer",
     "joint": "joint training on all tasks at once",
 }
-PLAIN = {"finetune": 0, "replay": 1}  # the simplest strategies, which others are measured by
-FLOOR, CEILING = 0.10, 0.99  # of scores in [0, 1]: beyond them settings cannot differ by much
+SIMPLE_STRATEGIES = {"finetune": 0, "replay": 1}  # the simplest strategies, by rank
+FLOOR, CEILING = 0.10, 0.99  # scores beyond these leave no room for settings to differ
 
 
 class Verdict(NamedTuple):
-    """The verdict: the setting to use, no bolder than its evidence. Page and console open with it.
+    """Which setting to use. The page and the console open with it.
 
-    headline: one sentence; support: at most three more.
-    status: `clear` where it beats every simpler baseline beyond doubt, `within noise` where it does not,
-        `beaten` where a baseline, simpler or not, beats it so, `floor` or `ceiling` where scores are too low or
-        too high to tell, `not compared` without a simpler baseline, or before all of them have a block in
-        common with it, `nothing judged` before there is a score.
+    headline: one sentence.
+    support: at most three more.
+    status: one of these.
+        `clear`: the chosen setting is significantly better than every simpler baseline.
+        `within noise`: there is a simpler baseline that it does not significantly beat.
+        `beaten`: a baseline, simpler or not, is significantly better.
+        `floor`, `ceiling`: scores are too low or too high to compare settings.
+        `not compared`: there is no simpler baseline, or one has no block in common with the setting yet.
+        `nothing evaluated`: there is no score yet.
     """
 
     headline: str
@@ -55,182 +73,202 @@ class Verdict(NamedTuple):
     status: str
 
 
-@once
+@cached
 def verdict(results: Results) -> Verdict:
-    """Which setting to use: the recommended one only where it beats all simpler baselines beyond doubt.
+    """Decide which setting to use: the chosen one if it is significantly better than all simpler baselines.
 
-    That is, where the interval of every difference lies above 0, all baselines at once (Bonferroni). joint is an
-    upper reference and no baseline. Raises ResultsError for a study without a finished stage.
+    Significant means that the interval of the difference lies above 0, for all baselines at once
+    (Bonferroni). Joint training is an upper reference and not a baseline. Raises ResultsError without a
+    finished stage.
     """
     split = final_split(results)
-    runs(results, split)
-    setting = chosen(results)
-    if setting is None or setting not in settings(results).index:
-        return Verdict(
-            "No setting has been judged on all its orders and seeds yet, so none is recommended.",
-            [],
-            "nothing judged",
-        )
-    metric = headline(results)
+    runs(results, split)  # raises without a finished stage
+    chosen = chosen_setting(results)
+    if chosen is None or chosen not in setting_values(results).index:
+        text = "No setting has been evaluated on all its orders and seeds yet, so none is recommended."
+        return Verdict(text, [], "nothing evaluated")
+    metric = headline_metric(results)
     rows = compare(results, split)
     rows = rows[rows["metric"] == metric].set_index("label")
-    own = rows[rows["setting"] == setting].iloc[0]
-    ours = described(results, setting)
-    if np.isnan(own["score"]):
-        text = f"{ours} has no finished run on the {split} split"
-        if results.search is not None:
-            text = f"{ours} scored highest where settings were chosen, and has no finished run on {split}"
-        text += "." if results.failures else " yet."
-        return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing judged")
-    if limit := end_of_scale(results, rows, metric, split):
-        return limit
-    simpler = rows[[is_simpler(results, other, setting) for other in rows["setting"]]]
-    waiting, baselines = simpler[simpler["pairs"] == 0], simpler[simpler["pairs"] > 0]
-    unbeaten = baselines[~(baselines["at_once_low"] > 0)]
-    score = f"On the {split} split its {SHOWN.get(metric, metric)} is {of_score(own)}."
-    support = [score, *scope(results, split), *reference(rows)]
-    if (above := above_it(results, rows)) is not None:
-        return beaten(results, above, ours, support)
-    if simpler.empty:
-        text = f"No setting was shown to be the one to use: {ours} has no simpler baseline in this study."
-        return Verdict(text, support, "not compared")
-    if unbeaten.empty:
-        return over_simpler(results, ours, baselines, waiting, support)
-    simplest = min(unbeaten["setting"], key=lambda other: simplicity_of(results, other))
-    label = unbeaten.index[unbeaten["setting"] == simplest][0]
-    text = f"No setting was shown to beat {in_words(label)}: the difference is {of_gap(unbeaten.loc[label])}"
-    text += f", and the simplest setting within noise is {described(results, simplest)}."
-    return Verdict(text, [f"{introduced(results, ours)} {score}", *support[1:]][:3], "within noise")
+    own_row = rows[rows["setting"] == chosen].iloc[0]
+    if np.isnan(own_row["score"]):
+        return verdict_without_score(results, chosen, split)
+    if verdict_at_end := verdict_at_scale_end(results, rows, metric, split):
+        return verdict_at_end
+    label = METRIC_LABELS.get(metric, metric)
+    score = f"On the {split} split its {label} is {format_block_score(own_row)}."
+    support = [score, *single_seed_caveat(results, split), *joint_reference(rows)]
+    if (better := better_baseline(results, rows)) is not None:
+        return verdict_if_beaten(results, better, chosen, support)
+    return verdict_over_simpler(results, rows, chosen, support)
 
 
-def over_simpler(
-    results: Results, ours: str, behind: pd.DataFrame, waiting: pd.DataFrame, support: list[str]
-) -> Verdict:
-    """The verdict where every simpler baseline that was compared is beaten; waiting: those that were not."""
-    score, *rest = support
-    gaps = listing([f"{in_words(label)} by {of_gap(row)}" for label, row in behind.iterrows()])
-    said = [score, *([f"It beats {gaps}."] if gaps else []), *rest][:3]
-    if waiting.empty:
-        return Verdict(f"{begin(results)} {ours}.", said, "clear")
-    names = listing([in_words(label) for label in waiting.index])
-    have = "has" if len(waiting) == 1 else "have"
-    return Verdict(
-        f"Not compared yet: {names} {have} no finished block in common with {ours}.", said, "not compared"
-    )
+def verdict_without_score(results: Results, chosen: str, split: str) -> Verdict:
+    """Return the verdict where the chosen setting has no finished run on the split of the comparison."""
+    text = f"{describe_setting(results, chosen)} has no finished run on the {split} split"
+    if results.search is not None:
+        text = f"{describe_setting(results, chosen)} scored highest where settings were chosen, "
+        text += f"and has no finished run on {split}"
+    text += "." if results.failures else " yet."
+    return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing evaluated")
 
 
-def above_it(results: Results, rows: pd.DataFrame) -> pd.Series | None:
-    """The row of the highest baseline that beats the chosen setting beyond doubt; joint is none."""
-    above = rows[(rows["at_once_high"] < 0) & (rows["setting"] != results.baselines.get("joint"))]
-    return above.loc[above["score"].idxmax()] if len(above) else None
-
-
-def beaten(results: Results, above: pd.Series, ours: str, support: list[str]) -> Verdict:
-    """The verdict where some baseline is better beyond doubt."""
-    better = in_words(above.name)
-    so_far = "So far " if results.search and not results.search.finished else ""
-    text = f"{so_far}{better} beats {ours} by {of_gap(above, -1)}."
-    return Verdict(text[0].upper() + text[1:], support[:3], "beaten")
-
-
-def introduced(results: Results, ours: str) -> str:
-    """How the setting that is spoken of came to be it."""
-    if not results.parameters:  # nothing was searched
-        return f"The study's own setting is {ours}."
-    return f"Highest where settings were chosen was {ours}."
-
-
-def begin(results: Results) -> str:
-    return "So far the best is" if results.search and not results.search.finished else "Use"
-
-
-def in_words(label: object) -> str:
-    return IN_WORDS.get(str(label), str(label))
-
-
-def of_score(row: pd.Series) -> str:
-    """`65.6 % (95 % CI 55.6 to 75.7, 4 independent blocks)`"""
-    blocks = f", {int(row['n'])} independent blocks"
-    return interval_text(
-        row["score"], row["low"], row["high"], row["n"], row["values"], unit=" %", extra=blocks
-    )
-
-
-def of_gap(row: pd.Series, sign: float = 1) -> str:
-    """`6.4 points (95 % CI −10.0 to 23.1)`; of several baselines the bounds hold for all at once. sign -1 turns
-    the gap round."""
-    return points_text(at_once(row), sign, ci_of(row))
-
-
-def reference(rows: pd.DataFrame) -> list[str]:
-    """The score of joint training, where it was run."""
-    if "joint" not in rows.index or np.isnan(rows.loc["joint", "score"]):
-        return []
-    return [
-        f"Joint training on all tasks at once, the upper reference, reaches {of_score(rows.loc['joint'])}."
-    ]
-
-
-def scope(results: Results, split: str) -> list[str]:
-    """Caveat where one seed serves all orders."""
-    own = final_table(results, split)
-    own = own[own["setting"] == chosen(results)]
-    seeds = sorted(own["seed"].unique())
-    if own["order"].nunique() > 1 and len(seeds) == 1:
-        return [f"One seed ({seeds[0]}) serves all orders: the intervals speak of other orders at that seed."]
-    return []
-
-
-def end_of_scale(results: Results, rows: pd.DataFrame, metric: str, split: str) -> Verdict | None:
-    """The verdict where scores are so low or so high that settings cannot differ by much."""
+def verdict_at_scale_end(results: Results, rows: pd.DataFrame, metric: str, split: str) -> Verdict | None:
+    """Return the verdict where all scores are so low, or so high, that settings cannot differ by much."""
     scores = rows["score"].dropna()
     if range_of(metric) != (0.0, 1.0) or scores.empty:
         return None
-    name = SHOWN.get(metric, metric)
+    name = METRIC_LABELS.get(metric, metric)
     if scores.max() < FLOOR:
-        which = in_words(scores.idxmax())
-        text = f"This study cannot tell which setting to use: even {which} reaches only "
-        text += f"{percent(scores.max())} % {name} on {split}."
-        why = "What is hardly learned cannot be forgotten: check the data, the scorer and the training first."
-        return Verdict(text, [why], "floor")
+        highest = f"{format_percent(scores.max())} % {name} on {split}"
+        text = "This study cannot tell which setting to use: even "
+        text += f"{baseline_name(scores.idxmax())} reaches only {highest}."
+        advice = "A task that is hardly learned cannot be forgotten: "
+        advice += "check the data, the scorer and the training first."
+        return Verdict(text, [advice], "floor")
     if scores.min() >= CEILING:
-        text = "This study cannot tell which setting to use: every setting compared reaches at least "
-        text += f"{percent(scores.min())} % {name} on {split}."
-        why = "Nothing is forgotten that a setting could keep: longer sequences or harder tasks would tell."
-        return Verdict(text, [why], "ceiling")
+        lowest = f"{format_percent(scores.min())} % {name} on {split}"
+        text = (
+            f"This study cannot tell which setting to use: every setting compared reaches at least {lowest}."
+        )
+        advice = "Nothing is forgotten that a setting could retain: use longer sequences or harder tasks."
+        return Verdict(text, [advice], "ceiling")
     return None
 
 
-def described(results: Results, setting: str) -> str:
-    """`dgg with α for words = 0.3 (0.1 to 1 cannot be told apart), buffer = 30`"""
-    values = settings(results).loc[setting]
-    skipped = unsearched(results) if setting == chosen(results) else ()
-    doubts = undecided_alphas(results) if setting == chosen(results) else {}
-    each = [doubts.get(column) for column in alphas(results).values() if column not in skipped]
-    shared = each[0] if len(each) > 1 and len(set(each)) == 1 else None
-    if shared:  # said once
-        doubts = {}
-    parts = [
-        f"{name_of(parameter)} = {text_of(values[parameter])}"
-        + (f" ({doubts[parameter]})" if parameter in doubts else "")
-        for parameter in results.parameters
-        if parameter not in skipped and text_of(values[parameter]) != "–"
-    ]
+def verdict_if_beaten(results: Results, better: pd.Series, chosen: str, support: list[str]) -> Verdict:
+    """Return the verdict where some baseline is significantly better."""
+    so_far = "So far " if results.search and not results.search.finished else ""
+    gap = format_gap(better, -1)
+    text = f"{so_far}{baseline_name(better.name)} beats {describe_setting(results, chosen)} by {gap}."
+    return Verdict(text[0].upper() + text[1:], support[:3], "beaten")
+
+
+def verdict_over_simpler(results: Results, rows: pd.DataFrame, chosen: str, support: list[str]) -> Verdict:
+    """Return the verdict from the comparison with every simpler baseline."""
+    description = describe_setting(results, chosen)
+    simpler = rows[[is_simpler(results, other, chosen) for other in rows["setting"]]]
+    if simpler.empty:
+        text = (
+            f"No setting was shown to be the one to use: {description} has no simpler baseline in this study."
+        )
+        return Verdict(text, support, "not compared")
+    waiting, compared = simpler[simpler["pairs"] == 0], simpler[simpler["pairs"] > 0]
+    unbeaten = compared[~(compared["simultaneous_low"] > 0)]
+    score, *rest = support
+    if len(unbeaten):
+        simplest = min(unbeaten["setting"], key=lambda other: simplicity_of(results, other))
+        label = unbeaten.index[unbeaten["setting"] == simplest][0]
+        gap = format_gap(unbeaten.loc[label])
+        text = (
+            f"No setting was shown to beat {baseline_name(label)}: the difference is {gap}, and the simplest "
+        )
+        text += f"setting within noise is {describe_setting(results, simplest)}."
+        introduction = introduce_setting(results, description)
+        return Verdict(text, [f"{introduction} {score}", *rest][:3], "within noise")
+    gaps = join_names([f"{baseline_name(label)} by {format_gap(row)}" for label, row in compared.iterrows()])
+    if gaps:
+        rest = [f"It beats {gaps}.", *rest]
+    support = [score, *rest][:3]
+    if waiting.empty:
+        unfinished = results.search and not results.search.finished
+        opening = "So far the best is" if unfinished else "Use"
+        return Verdict(f"{opening} {description}.", support, "clear")
+    names = join_names([baseline_name(label) for label in waiting.index])
+    have = "has" if len(waiting) == 1 else "have"
+    text = f"Not compared yet: {names} {have} no finished block in common with {description}."
+    return Verdict(text, support, "not compared")
+
+
+def better_baseline(results: Results, rows: pd.DataFrame) -> pd.Series | None:
+    """Return the row of the highest baseline that significantly beats the chosen setting; joint is none."""
+    better = rows[(rows["simultaneous_high"] < 0) & (rows["setting"] != results.baselines.get("joint"))]
+    return better.loc[better["score"].idxmax()] if len(better) else None
+
+
+def single_seed_caveat(results: Results, split: str) -> list[str]:
+    """Return the caveat where one seed serves several orders."""
+    rows = final_table(results, split)
+    own_rows = rows[rows["setting"] == chosen_setting(results)]
+    seeds = sorted(own_rows["seed"].unique())
+    if own_rows["order"].nunique() > 1 and len(seeds) == 1:
+        return [
+            f"One seed ({seeds[0]}) serves all orders: the intervals are about other orders at that seed."
+        ]
+    return []
+
+
+def joint_reference(rows: pd.DataFrame) -> list[str]:
+    """Return the sentence with the score of joint training, where it was run."""
+    if "joint" not in rows.index or np.isnan(rows.loc["joint", "score"]):
+        return []
+    score = format_block_score(rows.loc["joint"])
+    return [f"Joint training on all tasks at once, the upper reference, reaches {score}."]
+
+
+# -- settings in words -----------------------------------------------------------------------------
+
+
+def introduce_setting(results: Results, description: str) -> str:
+    """Return a sentence that says how the described setting came to be chosen."""
+    if not results.parameters:  # nothing was searched
+        return f"The study's own setting is {description}."
+    return f"The highest score where settings were chosen was that of {description}."
+
+
+def baseline_name(label: object) -> str:
+    """Return the name of a label in a sentence."""
+    return BASELINE_NAMES.get(str(label), str(label))
+
+
+def format_block_score(row: pd.Series) -> str:
+    """Format a score: `65.6 % (95 % CI 55.6 to 75.7, 4 independent blocks)`."""
+    blocks = f", {int(row['n'])} independent blocks"
+    return format_estimate(score_interval(row), EstimateStyle(unit=" %", note=blocks))
+
+
+def format_gap(row: pd.Series, sign: float = 1) -> str:
+    """Format a difference: `6.4 points (95 % CI −10.0 to 23.1)`.
+
+    With several baselines the bounds hold for all of them at once. sign -1 swaps the two sides.
+    """
+    return format_difference(simultaneous_difference(row), sign, difference_interval_name(row))
+
+
+def describe_setting(results: Results, setting: str) -> str:
+    """Describe a setting: `dgg with α for words = 0.3 (0.1 to 1 cannot be distinguished), buffer = 30`."""
+    values = setting_values(results).loc[setting]
+    is_chosen = setting == chosen_setting(results)
+    skipped = unsearched_parameters(results) if is_chosen else ()
+    undecided = undecided_alphas(results) if is_chosen else {}
+    remarks = [undecided.get(column) for column in alpha_columns(results).values() if column not in skipped]
+    common_remark = remarks[0] if len(remarks) > 1 and len(set(remarks)) == 1 else None
+    if common_remark:  # it is stated once, after all values
+        undecided = {}
+    parts = []
+    for parameter in results.parameters:
+        value = format_value(values[parameter])
+        if parameter in skipped or value == "–":
+            continue
+        remark = f" ({undecided[parameter]})" if parameter in undecided else ""
+        parts.append(f"{name_of(parameter)} = {value}{remark}")
     text = str(values["strategy"]) + (f" with {', '.join(parts)}" if parts else "")
-    return f"{text} (of each α, {shared})" if shared else text
+    return f"{text} (of each α, {common_remark})" if common_remark else text
 
 
 def is_simpler(results: Results, setting: str, than: str) -> bool:
-    """Whether a compared setting is a simpler one. A joint run is none, it is another way to train; nor is
-    one of which no stage was trained yet."""
-    if setting == results.baselines.get("joint") or setting not in settings(results).index:
+    """Whether a compared setting is simpler than another one.
+
+    Joint training is not simpler: it is another way to train. Nor is a setting without a trained stage.
+    """
+    if setting == results.baselines.get("joint") or setting not in setting_values(results).index:
         return False
     return simplicity_of(results, setting) < simplicity_of(results, than)
 
 
 def simplicity_of(results: Results, setting: str) -> tuple[Any, ...]:
-    """Lower is simpler: fine-tuning, then replay, then all others by `preference.simplicity`."""
-    values = settings(results).loc[setting]
-    return PLAIN.get(str(values["strategy"]), len(PLAIN)), *simplicity(
-        values[list(results.parameters)].to_dict()
-    )
+    """Return a sort key, lower for simpler: fine-tuning, replay, then all others by "
+    "`objective.simplicity`."""
+    values = setting_values(results).loc[setting]
+    rank = SIMPLE_STRATEGIES.get(str(values["strategy"]), len(SIMPLE_STRATEGIES))
+    return rank, *simplicity(values[list(results.parameters)].to_dict())

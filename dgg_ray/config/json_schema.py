@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from dgg_ray.config.loader import KEYS, PLUGGED, SECTIONS
+from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, SECTIONS
 from dgg_ray.config.parsing import json_schema
 from dgg_ray.config.sections import OwnSeeds
 from dgg_ray.core import plugins
@@ -22,7 +22,9 @@ def schema() -> dict[str, Any]:
 
     def choice(kind: str, key: str) -> list[dict[str, Any]]:
         forms = []
-        for name in plugins.names(kind):
+        for name in plugins.all_names(kind):
+            if plugins.lookup_faults(kind, name):
+                continue  # an installed package's plug-in that cannot be imported
             form = json_schema(plugins.find(kind, name), definitions)
             chosen = {"const": name, "description": form["description"]}
             form["properties"] = {key: chosen, **form.get("properties", {})}
@@ -36,9 +38,9 @@ def schema() -> dict[str, Any]:
         return [name, {"type": "object", "properties": {key: name}, "required": [key]}]
 
     properties: dict[str, Any] = {key: json_schema(cls, definitions) for key, cls in SECTIONS.items()}
-    for key, kind in PLUGGED.items():
+    for key, kind in PLUGIN_SECTIONS.items():
         properties[key] = {
-            "anyOf": [{"enum": list(plugins.names(kind))}, *choice(kind, "name"), *outside("name")]
+            "anyOf": [{"enum": list(plugins.all_names(kind))}, *choice(kind, "name"), *outside("name")]
         }
     tasks = [*choice("readers", "reader"), outside("reader")[1]]
     for form in tasks:

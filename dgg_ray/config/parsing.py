@@ -12,49 +12,49 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dgg_ray.config.descriptions import descriptions, summary
-from dgg_ray.core.errors import Fault, nearest
+from dgg_ray.core.errors import Fault, nearest_name
 
 BROKEN = object()  # stands for what could not be built
 LARGEST = 2**63
 WHOLE = "must be a whole number of 63 bits, -2^63 at least and below 2^63"
 
 
-def checked(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
+def check_type(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
     """`raw` as an instance of a dataclass or type; BROKEN, with faults noted, where it breaks a rule."""
     settings: Any = kind
     if is_dataclass(kind) and not isinstance(raw, Mapping):
-        faults.append(Fault(at, "must be a mapping of settings", show(raw)))
+        faults.append(Fault(at, "must be a mapping of settings", show_value(raw)))
         return BROKEN
-    if beyond := list(too_large(raw, at)):
+    if beyond := list(large_number_faults(raw, at)):
         faults += beyond
         return BROKEN
     try:
         # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
-        return adapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
+        return type_adapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        faults += translated(error, raw, at, kind)
+        faults += to_faults(error, raw, at, kind)
         return BROKEN
 
 
 @cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
+def type_adapter(kind: Any) -> TypeAdapter[Any]:
     """Made once for each type: making one takes longer than all that it checks."""
     return TypeAdapter(kind)
 
 
-def too_large(raw: Any, at: str) -> Iterator[Fault]:
+def large_number_faults(raw: Any, at: str) -> Iterator[Fault]:
     """Whole numbers that tables, generators and object stores cannot hold."""
     if isinstance(raw, Mapping):
         for key, value in raw.items():
-            yield from too_large(value, f"{at}.{key}")
+            yield from large_number_faults(value, f"{at}.{key}")
     elif isinstance(raw, list | tuple):
         for i, value in enumerate(raw):
-            yield from too_large(value, f"{at}[{i}]")
+            yield from large_number_faults(value, f"{at}[{i}]")
     elif isinstance(raw, int) and not -LARGEST <= raw < LARGEST:
-        yield Fault(at, WHOLE, show(raw))
+        yield Fault(at, WHOLE, show_value(raw))
 
 
-def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:
+def to_faults(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:
     """Pydantic's errors in our words; of a union's branches, only the one that fits best speaks."""
     found: dict[str, list[tuple[bool, Fault]]] = {}
     for item in error.errors(include_url=False):
@@ -67,12 +67,12 @@ def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fau
             elif item["type"] == "missing":
                 path = f"{path}.{step}"
         wrong_type = item["type"].endswith("_type")
-        rule = wording(item["type"], item.get("ctx", {}), item["msg"])
+        rule = rule_text(item["type"], item.get("ctx", {}), item["msg"])
         legal = [f.name for f in fields(kind)] if is_dataclass(kind) else []
-        near = nearest(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
+        near = nearest_name(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
         expected = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
-        near = near or (nearest(str(inner), expected) if expected else "")
-        value = "" if item["type"] in ("missing", "unexpected_keyword_argument") else show(inner)
+        near = near or (nearest_name(str(inner), expected) if expected else "")
+        value = "" if item["type"] in ("missing", "unexpected_keyword_argument") else show_value(inner)
         found.setdefault(path, []).append((wrong_type, Fault(path, rule, value, near)))
     faults = []
     for path, spoken in found.items():
@@ -86,7 +86,7 @@ def translated(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fau
     return faults
 
 
-def wording(kind: str, context: Mapping[str, Any], message: str) -> str:
+def rule_text(kind: str, context: Mapping[str, Any], message: str) -> str:
     """A pydantic error type as a clause that starts with what was wanted."""
     words = {
         "missing": "is required",
@@ -117,7 +117,7 @@ def wording(kind: str, context: Mapping[str, Any], message: str) -> str:
     return words[kind].format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
 
 
-def show(value: Any, width: int = 60) -> str:
+def show_value(value: Any, width: int = 60) -> str:
     text = repr(value) if not isinstance(value, Mapping) else "a mapping"
     return text if len(text) <= width else text[: width - 1] + "…"
 

@@ -4,7 +4,7 @@
     studies/NAME/forecast.json    what was predicted of each run
     studies/NAME/progress.json    what runs at this moment; after its end, how the run ended
 
-They are the small files of a results folder. `fetched` lays them into a folder elsewhere, and there every
+They are the small files of a results folder. `fetch_results` lays them into a folder elsewhere, and there every
 command that reads results works: the stages come from the store.
 """
 
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
-from dgg_ray.config import loader
+from dgg_ray.config import loader, saved_study
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
-from dgg_ray.core.errors import DggError, Fault, InUse, ResultsError, StudyError, nearest
+from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreInUseError, StudyError, nearest_name
 from dgg_ray.core.hashing import digest
-from dgg_ray.storage import manifest
+from dgg_ray.core.json_files import read_json, write_json
 from dgg_ray.storage.stage_store import StageStore
 
 STUDY, FORECAST, LIVE = "study.json", "forecast.json", "progress.json"
@@ -38,7 +38,7 @@ ANYWHERE = "/a/folder/of/any/machine"
 
 
 @dataclass
-class Ledger:
+class StatePublisher:
     """Writes of a run while it goes on, beside its results and into the store.
 
     shared: other machines may run studies of other people with the store: a name that is another study's is
@@ -54,11 +54,14 @@ class Ledger:
     telling: threading.Thread | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        if self.shared and (before := self.store.noted(note(self.study.name, STUDY))):
-            refuse_other(
-                self.study.name, parts(self.study.raw), parts(before["content"]["raw"]), self.store.url
+        if self.shared and (before := self.store.get_document(document_name(self.study.name, STUDY))):
+            refuse_another_study(
+                self.study.name,
+                part_hashes(self.study.file.content),
+                part_hashes(before["content"]["raw"]),
+                self.store.url,
             )
-        loader.keep(self.study, self.out)
+        saved_study.save_study(self.study, self.out)
         self.put(STUDY)
         return self
 
@@ -78,7 +81,7 @@ class Ledger:
         """The stages that run now: {at, running, queued}. Neither waits nor raises for a store out of reach.
 
         OSError where the folder takes no file."""
-        manifest.note(self.out / LIVE, content)
+        write_json(self.out / LIVE, content)
         first = bool(content["running"]) and not self.begun
         if first or time.monotonic() >= self.next_told:
             self.begun |= first
@@ -95,14 +98,14 @@ class Ledger:
         content |= {"host": socket.gethostname(), "pid": os.getpid()}
         with contextlib.suppress(DggError, OSError):  # only a display: the stages are what counts
             self.put(FORECAST)
-            self.store.note(note(self.study.name, LIVE), {"content": content})
+            self.store.put_document(document_name(self.study.name, LIVE), {"content": content})
 
     def put(self, file: str) -> None:
-        if (content := manifest.noted(self.out / file)) is not None:
-            self.store.note(note(self.study.name, file), {"content": content})
+        if (content := read_json(self.out / file)) is not None:
+            self.store.put_document(document_name(self.study.name, file), {"content": content})
 
 
-def note(study: str, file: str) -> str:
+def document_name(study: str, file: str) -> str:
     return f"studies/{study}/{file}"
 
 
@@ -115,66 +118,73 @@ class Entry(NamedTuple):
     question: str
 
 
-def entries(store: StageStore) -> list[Entry]:
+def list_studies(store: StageStore) -> list[Entry]:
     """All studies that were run with the store, by name."""
-    return [entry(name, files) for name, files in sorted(by_study(store).items()) if STUDY in files]
+    return [
+        entry_of(name, files) for name, files in sorted(documents_by_study(store).items()) if STUDY in files
+    ]
 
 
-def entry(name: str, files: Mapping[str, Any]) -> Entry:
+def entry_of(name: str, files: Mapping[str, Any]) -> Entry:
     live: dict[str, Any] = files.get(LIVE) or {"at": 0.0}
     fresh = time.time() - live["at"] < NOTE_HOLDS_S
     state = live.get("ended") or ("running" if fresh else "silent")
     return Entry(name, state, live["at"], files[STUDY]["raw"].get("question", ""))
 
 
-def by_study(store: StageStore, prefix: str = "studies/") -> dict[str, dict[str, Any]]:
+def documents_by_study(store: StageStore, prefix: str = "studies/") -> dict[str, dict[str, Any]]:
     """Study → file → its content."""
     found: dict[str, dict[str, Any]] = {}
-    for name, kept in store.notes(prefix):
+    for name, stored_studies in store.list_documents(prefix):
         _, study, *file = name.split("/")
         if file[:1] in ([STUDY], [LIVE], [FORECAST]):  # others may keep notes on studies, too
-            found.setdefault(study, {})[file[0]] = kept["content"]
+            found.setdefault(study, {})[file[0]] = stored_studies["content"]
     return found
 
 
-def fetched(store: StageStore, name: str, out: Path) -> Path:
+def fetch_results(store: StageStore, name: str, out: Path) -> Path:
     """The folder, with what the store says of the study; ResultsError where it has none of that name.
 
     ResultsError also for a folder with another study's results, or with stages of its own."""
-    files = by_study(store, note(name, "")).get(name, {})
+    files = documents_by_study(store, document_name(name, "")).get(name, {})
     if STUDY not in files:
-        names = [entry.name for entry in entries(store)]
-        near = f"did you mean {near!r}? " if (near := nearest(name, names)) else ""
+        names = [entry_of.name for entry_of in list_studies(store)]
+        near = f"did you mean {near!r}? " if (near := nearest_name(name, names)) else ""
         raise ResultsError(
             f"{store.url} holds no study {name!r}; {near}it holds {', '.join(names) or 'none'}"
         )
     if (out / "stages").exists():
         raise ResultsError(f"{out} has stages of its own; name another folder for this copy with --copy")
-    if there := manifest.noted(out / STUDY):
+    if there := read_json(out / STUDY):
         mine, theirs = files[STUDY]["raw"], there.get("raw", {})
-        if mine.get("name") != theirs.get("name") or parts(mine) != parts(theirs):
+        if mine.get("name") != theirs.get("name") or part_hashes(mine) != part_hashes(theirs):
             raise ResultsError(
                 f"{out} has the results of another study, {theirs.get('name')!r}; name another folder for "
                 f"this copy of {name!r} with --copy"
             )
     for file, content in files.items():
-        manifest.note(out / file, content | {"store": store.url} if file == STUDY else content)
+        write_json(out / file, content | {"store": store.url} if file == STUDY else content)
     return out
 
 
-def kept(store: StageStore, gone: Collection[str] = (), known: Collection[str] = ()) -> Iterator[Study]:
+def stored_studies(
+    store: StageStore, gone: Collection[str] = (), known: Collection[str] = ()
+) -> Iterator[Study]:
     """The studies that were run with the store, as they were checked last; without those that are gone.
 
-    Raises InUse for one that cannot be read, unless it is known from elsewhere.
+    Raises StoreInUseError for one that cannot be read, unless it is known from elsewhere.
     """
-    notes = (unquote(name) for name in store.objects.names("studies/"))
-    for name in sorted({note.split("/")[1] for note in notes if note.endswith(f"/{STUDY}.json")} - {*gone}):
+    notes = (unquote(name) for name in store.backend.list_names("studies/"))
+    for name in sorted(
+        {document_name.split("/")[1] for document_name in notes if document_name.endswith(f"/{STUDY}.json")}
+        - {*gone}
+    ):
         try:
             with tempfile.TemporaryDirectory() as folder:
-                yield loader.the_kept(fetched(store, name, Path(folder)))
+                yield saved_study.require_saved_study(fetch_results(store, name, Path(folder)))
         except (DggError, KeyError, TypeError) as problem:
             if name not in known:
-                raise InUse(
+                raise StoreInUseError(
                     f"what study {name!r} needs cannot be read from {store.url} ({type(problem).__name__}: "
                     f"{problem}); name its results folder, or, where that is no more, say `--gone {name}`"
                 ) from problem
@@ -183,37 +193,37 @@ def kept(store: StageStore, gone: Collection[str] = (), known: Collection[str] =
 # -- one name, one study ---------------------------------------------------------------------------
 
 
-def parts(raw: Mapping[str, Any]) -> dict[str, str]:
+def part_hashes(raw: Mapping[str, Any]) -> dict[str, str]:
     """8 hex digits each of what all of a study's stages have in common, wherever its data lie.
 
     Orders, seeds, the search and the budget may grow under one name: what was learned stays of use.
     """
-    study, _ = loader.build(raw, ANYWHERE, files=False)
+    study, _ = loader.build_study(raw, ANYWHERE, files=False)
     if study is None:
         return {}
-    readers = {name: [plugins.name_of(r), asdict(r)] for name, r in study.readers.items()}  # type: ignore[arg-type]
+    readers = {name: [plugins.plugin_name(r), asdict(r)] for name, r in study.readers.items()}  # type: ignore[arg-type]
     simulated = study.workers.engine == "simulated"
     found = {
-        "model": [plugins.name_of(study.model), asdict(study.model)],  # type: ignore[arg-type]
+        "model": [plugins.plugin_name(study.model), asdict(study.model)],  # type: ignore[arg-type]
         "tasks": readers,
-        "strategy": [plugins.name_of(study.strategy), asdict(study.strategy)],
+        "strategy": [plugins.plugin_name(study.strategy), asdict(study.strategy)],
         "adapter": asdict(study.adapter),
         "training": asdict(study.training),
         "simulation": asdict(study.simulation) if simulated else None,
     }
-    return {part: digest(plain(content))[:8] for part, content in found.items()}
+    return {part: digest(without_numbers_type(content))[:8] for part, content in found.items()}
 
 
-def plain(content: Any) -> Any:
+def without_numbers_type(content: Any) -> Any:
     """With paths as text."""
     if isinstance(content, Mapping):
-        return {key: plain(value) for key, value in content.items()}
+        return {key: without_numbers_type(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [plain(value) for value in content]
+        return [without_numbers_type(value) for value in content]
     return str(content) if isinstance(content, Path) else content
 
 
-def refuse_other(name: str, mine: Mapping[str, str], theirs: Mapping[str, str], where: str) -> None:
+def refuse_another_study(name: str, mine: Mapping[str, str], theirs: Mapping[str, str], where: str) -> None:
     """StudyError where the name is of a study that learns something else."""
     differ = [part for part in mine if mine[part] != theirs.get(part)]
     if differ:

@@ -1,4 +1,4 @@
-"""The sections of a study file, frozen: each field is a setting, checked against its bounds on reading."""
+"""The sections of a study file as frozen dataclasses; each field is a setting, checked when it is read."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from dgg_ray.core.errors import STRICT
 
 Value = float | int | str | bool
 ALPHA = "strategy.alpha"
-MOST = 10_000  # orders, seeds, blocks: more would take longer to list than anybody waits
-FROM_SEARCH = ("runner_up", "constant", "two_task", "curve_optimum")  # baselines that the search itself gives
+MOST = 10_000  # orders, seeds, blocks: listing more would take too long
+FROM_SEARCH = (
+    "runner_up",
+    "constant",
+    "two_task",
+    "curve_optimum",
+)  # baselines whose setting comes from the search
 
 
 @dataclass(frozen=True)
 class Orders:
-    """Which orders of the tasks are learned; `dgg-ray plan` compares the designs, orders.py defines them.
+    """The orders in which the tasks are trained; `dgg-ray plan` compares the designs (orders.py).
 
-    design: how the orders are made: `given` ones, or the file's own; `all`; `random` ones; a Latin square:
-        `cyclic`, from the file's order, `latin`, drawn, or `williams`, balanced for what stands right before;
-        `shared_prefix`, whose beginnings serve several orders, which saves stages; `extreme`, by the
-        likeness of the examples.
-    count: number of orders; None is 1 `random` one, one square of `latin`, the whole of another design. Fewer
-        rows than a square's are allowed, and not balanced. More of them keep those that were there.
+    design: how the orders are made. `given` takes the orders in `given`, or else the file's own order; `all`
+        takes every order; `random` draws them. A Latin square is `cyclic` (from the file's order), `latin`
+        (drawn) or `williams` (balanced for the task right before). `shared_prefix` lets several orders share
+        each beginning, which saves stages. `extreme` takes orders by the similarity of the tasks' examples.
+    count: number of orders. None is 1 for `random`, one square for `latin`, the whole of any other design.
+        Part of a square is allowed, and not balanced. Raising it keeps the orders that were there.
     seed: the seed by which orders are drawn.
     given: orders as lists of task names, for the design `given`.
     prefix_length: number of tasks in a shared beginning, for `shared_prefix`; None is half of them.
@@ -48,10 +53,10 @@ class Orders:
 
 @dataclass(frozen=True)
 class OwnSeeds:
-    """Seeds that no two orders share; `seeds: per_order` in a study is one for each.
+    """Seeds that no two orders share; `seeds: per_order` in a study gives each order one.
 
-    per_order: seeds of each order. With SEEDS_APART in between, seed s of order i is SEEDS_APART · s + i, so
-        that more orders, or more seeds of each, keep the blocks that were there.
+    per_order: number of seeds for each order. Seed s of order i is SEEDS_APART · s + i, so that more orders,
+        or more seeds of each, keep the blocks that were there.
     """
 
     __pydantic_config__ = STRICT
@@ -59,18 +64,18 @@ class OwnSeeds:
     per_order: Annotated[int, Ge(1), Le(1000)] = 1
 
 
-SEEDS_APART = 1000  # and the most orders that can have seeds of their own
+SEEDS_APART = 1000  # also the largest number of orders that can have seeds of their own
 
 
 @dataclass(frozen=True)
 class SearchParameter:
-    """One searched setting: a list of values, or a range; between whole numbers, of whole numbers.
+    """One searched setting: a list of values, or a range. A range between whole numbers holds whole numbers.
 
     values: the values to try, in a list.
     low: the lower end of a range.
     high: the upper end of a range.
     log: whether a range is searched on a logarithmic scale.
-    per_task: whether each task has a value of its own, by name, instead of one for all.
+    per_task: whether each task has its own value, by the task's name, instead of one value for all.
     """
 
     __pydantic_config__ = STRICT
@@ -83,37 +88,37 @@ class SearchParameter:
 
     @property
     def largest(self) -> Value:
-        """Its largest number; where it has none, its first value."""
+        """Its largest number, or its first value if none is a number."""
         values = [value for value in self.values or (self.high,) if value is not None]
         return max(values, key=lambda value: value if isinstance(value, int | float) else 0)
 
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are proposed and judged: on the validation split, each metric a mean over the blocks.
+    """How settings are proposed and evaluated: on the validation split, each metric averaged over blocks.
 
     space: what is searched: the dotted path of a setting, such as `strategy.alpha`, with a list of values or
         a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task.
-    method: how values are proposed: `stagewise` tries values at each task on the best states so far, which
-        takes for granted that what one task's value does hangs little on the others' (stagewise.py). `tpe`,
-        `nsga2` (Optuna), `random` and `grid`, every combination, propose whole settings.
-    trials: number of whole settings proposed; `grid` and `stagewise` have no use for it.
+    method: how values are proposed. `stagewise` tries values task by task on the best states so far; it
+        assumes that the effect of one task's value depends little on the others'. `tpe` and `nsga2`
+        (Optuna), `random`, and `grid` (every combination) propose whole settings.
+    trials: number of whole settings proposed; `grid` and `stagewise` ignore it.
     objective: metrics to maximise; several give a Pareto front.
-    constraints: conditions that the chosen setting must meet too, such as `plasticity >= finetune - 2
-        points` (objective.py).
+    constraints: conditions that the chosen setting must also meet, such as `plasticity >= finetune - 2
+        points`.
     seed: the seed of the search's own draws.
-    parallel: number of whole settings judged at once. Setting n is proposed knowing those up to n - parallel,
-        whatever the machine's speed, so that a study repeats exactly.
-    prune_level: level at which a setting that is behind is given up after a block or a task (pruning.py); at
-        most this share of the best settings is lost to it, if all scatter alike from order to order. The
-        seeds of several orders make it no quicker. None judges all on every block.
+    parallel: number of whole settings evaluated at once. Setting n is proposed from the results of the
+        settings up to n - parallel, however fast the machine is, so that a study repeats exactly.
+    prune_level: significance level at which a setting that is behind is pruned after a block or a task. The
+        best setting is pruned in at most this share of studies, if all settings scatter alike between
+        orders. Several seeds of the same orders prune no sooner. None evaluates every setting on all blocks.
     beam: for `stagewise`, number of states kept at each task.
     values_per_task: for `stagewise`, number of values tried on each state.
-    global_candidates: for `stagewise`, number of combinations of the settings that are not per task, halved along the
-        tasks.
+    global_candidates: for `stagewise`, number of combinations of the settings that are not per task; half of
+        them are dropped at even steps along the tasks.
     audit_fraction: for `stagewise`, share of the stages spent on finishing branches that were dropped.
-    warm_start_from: results folders of finished studies whose best settings are tried first; of one that this
-        study extends by a task, all of them (warm_start.py).
+    warm_start_from: results folders of finished studies whose best settings are tried first. If this study
+        extends one of them by a task, all of its settings are.
     """
 
     __pydantic_config__ = STRICT
@@ -135,22 +140,22 @@ class Search:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is examined, and what the winner is compared with.
+    """What is evaluated, and what the recommended setting is compared with.
 
-    evaluate: which tasks are evaluated after each stage of the final runs: those `seen`, the `next` one too (for
-        forward transfer), or `all`. The search evaluates those seen.
+    evaluate: the tasks that are evaluated after each stage of the final runs: those `seen` so far, the `next`
+        one too (for forward transfer), or `all`. The search evaluates those seen.
     max_new_tokens: length of the longest answer that the model may give, in tokens.
-    selection_split: the split on which settings are chosen; with `test` the report says so in bold.
-    held_out: number of blocks (order and seed) of the final runs that took no part in the choice, each a
-        new random order with a new seed, so that they are independent; or these orders as lists of task
-        names, as `dgg-ray extend` writes them. 0 compares on the search's orders.
-    final_seeds: without held-out blocks, the seeds of the final runs; None is the study's seeds. Where each
-        order has its own seeds, these are made its own too: 0 is its first.
-    baselines: what the recommended setting is compared with on the final blocks. Strategies, at its rank
-        and its buffer; variants of it, `LABEL: {dotted path of a setting: value, …}`; and what the search
-        itself could have given: `runner_up`, `constant` (the best value that is the same for all
-        tasks), `two_task` (the value that was best after two tasks, kept for all), `curve_optimum` (each
-        task's α where its curve is best for the mean final score, whatever the search's objective).
+    selection_split: the split on which settings are chosen; with `test`, the report warns in bold.
+    held_out: number of blocks (order and seed) of the final runs that take no part in the choice. Each is a
+        new random order with a new seed, so that they are independent. Or a list of orders, as
+        `dgg-ray extend` writes them. 0 compares on the search's own orders.
+    final_seeds: the seeds of the final runs without held-out blocks; None is the study's seeds. Where each
+        order has its own seeds, they are counted per order: 0 is an order's first seed.
+    baselines: what the recommended setting is compared with on the final blocks. Strategies run at its rank
+        and its buffer. Variants of it are written `LABEL: {dotted path of a setting: value, …}`. Baselines
+        from the search are `runner_up`; `constant`, the best value that is the same for all tasks;
+        `two_task`, the value that was best after two tasks, kept for all; and `curve_optimum`, each task's
+        α where its curve is best for the mean final score, whatever the search's objective.
     """
 
     __pydantic_config__ = STRICT
@@ -165,28 +170,28 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Workers:
-    """Who trains. A fleet is `group_size` workers that learn one stage together.
+    """The processes that train. A worker group is `group_size` workers that train one stage together.
 
-    groups: largest number of fleets (worker groups) at once; they start as stages wait and end when none
-        does.
+    groups: largest number of worker groups at once; they start while stages wait, and end when none does.
     group_size: number of workers that train one stage together.
     cpus: CPU cores of each worker.
     gpus: GPUs of each worker; 0 trains on CPUs.
     threads: threads of PyTorch in each worker; 0 leaves the choice to PyTorch.
-    engine: how a fleet's workers share a stage: `auto` is DDP, or plain where one works alone; `zero1`
-        to `zero3` shard it with DeepSpeed. The method is the same on all (engines.py). `simulated`
-        learns nothing: scores and times follow a known law (simulated.py).
-    offload: with ZeRO, keep the optimizer's memory on the CPU.
-    checkpoint_minutes: minutes after which a stage is kept in its middle; 0 is never. It is kept at once,
-        too, when a machine is about to be taken away.
-    checkpoint_steps: optimizer steps after which a stage is kept in its middle; 0 is never.
-    max_retries: number of times that a stage is taken up again after its fleet was lost, unless it gets further
-        each time.
-    hang_timeout_minutes: time without any step or batch of answers after which a worker is ended, and its stage
-        counts as lost; 0 is never. The default is far above what a step of any model here takes.
-    idle_timeout_s: seconds without work after which a fleet gives its machine back.
-    price_per_hour: price of an hour of one worker, in any currency; 0 is not given.
-    cache_gb: gigabytes of each node's disk that are used for what was fetched by URL.
+    engine: how the workers of a group share a stage: `auto` is DDP, or a plain loop for a single worker;
+        `zero1` to `zero3` shard the training state with DeepSpeed. The method is the same on all
+        (engines.py).
+        `simulated` trains nothing: scores and times follow a known response model (simulation.py).
+    offload: with ZeRO, keep the optimizer state on the CPU.
+    checkpoint_minutes: minutes between mid-stage checkpoints; 0 writes none. One is also written at once when
+        a machine is about to be taken away.
+    checkpoint_steps: optimizer steps between mid-stage checkpoints; 0 writes none.
+    max_retries: number of times that a stage is started again after its worker group was lost, unless it gets
+        further each time.
+    hang_timeout_minutes: time without a step or a batch of answers after which a worker is ended, and its
+        stage counts as lost; 0 is never. The default is far above what a step of any model here takes.
+    idle_timeout_s: seconds without work after which a worker group gives its machine back.
+    price_per_hour: price of an hour of one worker, in any currency; 0 means not given.
+    cache_gb: gigabytes of each node's disk that are used for what is fetched by URL.
     """
 
     __pydantic_config__ = STRICT
@@ -208,30 +213,30 @@ class Workers:
 
     @property
     def zero(self) -> int:
-        """Stage of ZeRO; 0 is none."""
+        """The stage of ZeRO; 0 is none."""
         return int(self.engine[-1]) if self.engine.startswith("zero") else 0
 
     @property
     def setup(self) -> str:
-        """Who shares a stage, on what and how: seconds measured on one setup tell nothing of another."""
+        """Name the hardware and the engine; times measured on one setup do not hold for another."""
         device = f"gpu{self.gpus:g}" if self.gpus else f"cpu{self.threads}"
         return f"{self.group_size}x{device}-{self.engine}{'-offload' * self.offload}"
 
     def alone(self) -> Workers:
-        """One process on this machine in their place."""
+        """Return one process on this machine in place of these workers."""
         engine = "simulated" if self.engine == "simulated" else "auto"
         return replace(self, groups=1, group_size=1, engine=engine, offload=False)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a study may spend, over all its runs; at least one. No stage starts that is not
+    """The most that a study may spend, over all its runs; at least one limit. A stage starts only if it is
     predicted to end within it.
 
     gpu_hours: hours of a GPU, of all workers together.
     worker_hours: hours of a worker, of all of them together.
     money: worker-hours at workers.price_per_hour.
-    disk_gb: largest size of the store, in 10⁹ bytes, whoever filled it: other studies' stages count too.
+    disk_gb: largest size of the store, in 10⁹ bytes; stages of other studies count too.
     """
 
     __pydantic_config__ = STRICT
@@ -242,18 +247,22 @@ class Budget:
     disk_gb: Annotated[float, Gt(0)] | None = None
 
     def __str__(self) -> str:
-        said = {"GPU-hours": self.gpu_hours, "worker-hours": self.worker_hours, "money": self.money}
-        said["GB on disk"] = self.disk_gb
-        return " or ".join(f"{cap:g} {unit}" for unit, cap in said.items() if cap)
+        limits = {
+            "GPU-hours": self.gpu_hours,
+            "worker-hours": self.worker_hours,
+            "money": self.money,
+            "GB on disk": self.disk_gb,
+        }
+        return " or ".join(f"{limit:g} {unit}" for unit, limit in limits.items() if limit)
 
 
 @dataclass(frozen=True)
 class Output:
     """Where results go.
 
-    store: where finished stages are kept: a folder, or the URL of a place on an object store,
-        `s3://bucket/path`, `gs://…`, `abfs://…`, that studies may share; None is DIR/stages.
-    trackers: experiment trackers that are told of every setting while the study runs (trackers.py).
+    store: where finished stages are kept: a folder, or a URL on an object store (`s3://bucket/path`,
+        `gs://…`, `abfs://…`) that studies may share. None is DIR/stages.
+    trackers: experiment trackers that every setting is reported to while the study runs.
     """
 
     __pydantic_config__ = STRICT
@@ -264,7 +273,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Constraint:
-    """metric ≥ bound + (the metric of `baseline`, where there is one)."""
+    """A condition: metric ≥ bound + (the metric of `baseline`, if there is one)."""
 
     metric: str
     baseline: str | None
@@ -272,17 +281,17 @@ class Constraint:
 
     @classmethod
     def parse(cls, text: str) -> Constraint | None:
-        """`plasticity >= finetune - 2 points`, `faa >= replay`, `stability >= 60 %`; None for other texts."""
+        """Parse a text such as `plasticity >= finetune - 2 points` or `faa >= 60 %`; None for other texts."""
         number = r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>points?|%)?"
-        found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
-        if found is None:
-            baseline = rf"(?P<rival>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
-            found = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{baseline}\s*", text)
-        if found is None:
+        match = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
+        if match is None:
+            baseline = rf"(?P<baseline>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
+            match = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{baseline}\s*", text)
+        if match is None:
             return None
-        part = found.groupdict()
+        part = match.groupdict()
         bound = float(part["number"] or 0) / (100 if part["unit"] else 1)
-        return cls(part["metric"], part.get("rival"), -bound if part.get("sign") == "-" else bound)
+        return cls(part["metric"], part.get("baseline"), -bound if part.get("sign") == "-" else bound)
 
 
 def name_of(parameter: str) -> str:

@@ -1,6 +1,11 @@
-"""A study: one YAML file, checked and frozen. It travels whole; nobody passes its fields around.
+"""A study: one YAML file, checked and frozen.
 
-Reading the file, and what is said of its faults, stands in `studyfile`; running it in `face`.
+    Study      what the file says: model, tasks, strategy, orders, seeds, search, workers …
+    StudyFile  the text that it was read from
+    StudyData  what was found when it was checked: content of the tasks, fingerprint of the model …
+    StudyRuns  the runs that follow from it, with their stages, evaluations and work items
+
+`dgg_ray.load_study` builds a study, `dgg_ray.run_study` runs it.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, overload
 
 from annotated_types import MinLen
 
@@ -24,27 +29,39 @@ from dgg_ray.config.sections import (
     Value,
     Workers,
 )
-from dgg_ray.config.simulation import Law
+from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.core import plugins
-from dgg_ray.core.interfaces import Adapter, Model, Reader, Strategy, Task, Training, digest, setting_for_key
-from dgg_ray.core.orders import design, others
-from dgg_ray.core.stage import Data, Evaluation, Run, Stage, WorkItem, path, untouched
-from dgg_ray.readers._reading import read
+from dgg_ray.core.hashing import digest
+from dgg_ray.core.interfaces import Adapter, Model, Reader, Strategy, Task, Training, setting_for_key
+from dgg_ray.core.orders import design, held_out_orders
+from dgg_ray.core.stage import (
+    Evaluation,
+    Run,
+    Stage,
+    StageSettings,
+    TaskData,
+    WorkItem,
+    stages_of_run,
+    untouched_stage,
+)
+from dgg_ray.readers._task_reading import read_task
 from dgg_ray.storage import fetching
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.stage_store import StageStore, open_store
 
-RECENT = 64  # settings whose runs are kept at hand
+CACHED_SETTINGS = 64  # a search asks for each setting many times, and its runs have many keys
 
 Setting = Mapping[str, Value]
 Block = tuple[tuple[str, ...], int]  # an order of the tasks, a seed
+Chain = list[WorkItem]  # each item starts from the state that the one before it leaves
 
 
-class Known(NamedTuple):
-    """What an older study says of a setting.
+class WarmStart(NamedTuple):
+    """A setting of an older study that this one tries first.
 
-    setting: what can be used of it here; objectives: its values, none where they are of other tasks.
-    depth: tasks of each order that both studies learn alike, where that is all of the older one's, so
-        that the stages are there and this study goes on from them; else 0.
+    setting: the values that can be used here.
+    objectives: the values that it reached there; none where they are of other tasks.
+    depth: number of leading tasks of each order that both studies train alike, where that is all of the
+        older one's, so that its stages are in the store and this study goes on from them; else 0.
     """
 
     setting: Setting
@@ -53,18 +70,45 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
-    """Everything that was asked for. `readers` and `tasks` are by task name, in the file's order.
+class StudyFile:
+    """The text that a study was read from.
 
-    tasks: what the keys need of the tasks' content; the examples are read where they are used.
-    fingerprint: of the base model.
-    likeness: (T, T), how alike the tasks are, in [0, 1] (task_similarity.py); filled for the design `extreme`
-    alone.
-    warm: settings of the older studies in `search.warm_start_from`, the best first (warm_start.py).
-    codes: what each plug-in's source hashed to when the study was checked, by `kind/name` (plugins.codes).
-    raw: the file as read; root: the folder that its relative paths start from; home: the file's own.
-    fixed: blocks in place of every order with every seed, as the final comparison has them.
-    own_seeds: whether each order has seeds of its own, made of `seeds` (`crossed`).
+    content: the YAML as a mapping.
+    folder: the folder that its relative paths start from.
+    home: the file's own folder, in which plug-ins are looked for.
+    """
+
+    content: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = ""
+    home: str = ""
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """What was found when a study was checked.
+
+    tasks: digests and sizes of each task's splits; the examples are read where they are used.
+    fingerprint: a hash of the base model.
+    similarity: (T, T), how similar the tasks are, in [0, 1]; filled for the order design `extreme` alone.
+    source_hashes: a hash of each plug-in's source, by `kind/name`.
+    warm_starts: settings of the studies in `search.warm_start_from`, the best first.
+    warnings: what a person should know before the study runs.
+    """
+
+    tasks: Mapping[str, TaskData] = field(default_factory=dict)
+    fingerprint: str = ""
+    similarity: tuple[tuple[float, ...], ...] = ()
+    source_hashes: Mapping[str, str] = field(default_factory=dict)
+    warm_starts: tuple[WarmStart, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says, and what was found when it was checked.
+
+    readers: the reader of each task, by the task's name, in the file's order.
+    own_seeds: whether each order has seeds of its own, made from `seeds` (see `blocks_of`).
     """
 
     name: str
@@ -75,152 +119,151 @@ class Study:
     training: Training = Training()
     orders: Orders = Orders()
     seeds: Annotated[tuple[int, ...], MinLen(1)] = (0,)
+    own_seeds: bool = False
     search: Search | None = None
     protocol: Protocol = Protocol()
     workers: Workers = Workers()
     output: Output = Output()
-    simulation: Law = Law()
+    simulation: ResponseModel = ResponseModel()
     budget: Budget | None = None
     question: str = ""
-    tasks: Mapping[str, Data] = field(default_factory=dict)
-    fingerprint: str = ""
-    likeness: tuple[tuple[float, ...], ...] = ()
-    warnings: tuple[str, ...] = ()
-    warm: tuple[Known, ...] = ()
-    codes: Mapping[str, str] = field(default_factory=dict)
-    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    root: str = ""
-    home: str = ""
-    fixed: tuple[Block, ...] | None = None
-    own_seeds: bool = False
-
-    # -- settings ----------------------------------------------------------------------------------
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.readers)
-
-    def at(self, setting: Mapping[str, Value]) -> Study:
-        """The study with these settings, by dotted path, in place of its own."""
-        name = tuple(setting.items())
-        study = self.recent.pop(name, None)
-        if study is None:
-            study = self
-            for dotted, value in setting.items():
-                study = put(study, dotted.split("."), value, self.names)
-        self.recent[name] = study
-        if len(self.recent) > RECENT:
-            del self.recent[next(iter(self.recent))]
-        return study
-
-    @cached_property
-    def recent(self) -> dict[tuple[tuple[str, Value], ...], Study]:
-        """The settings asked for last: a search asks for each many times, and its runs have many keys."""
-        return {}
+    data: StudyData = StudyData()
+    file: StudyFile = field(default_factory=StudyFile, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What was asked for, and nothing that was computed from it: a study is sent to many processes."""
+        """The fields, and nothing that was computed from them: a study is sent to many processes."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
-    def dearest(self) -> Study:
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(self.readers)
+
+    # -- settings ----------------------------------------------------------------------------------
+
+    def at(self, setting: Setting) -> Study:
+        """Return the study with these values, by dotted path, in place of its own."""
+        key = tuple(setting.items())
+        study = self._at_settings.pop(key, None)
+        if study is None:
+            study = self
+            for path, value in setting.items():
+                study = with_value(study, path.split("."), value, self.task_names)
+        self._at_settings[key] = study  # the one asked for last stands last
+        if len(self._at_settings) > CACHED_SETTINGS:
+            del self._at_settings[next(iter(self._at_settings))]
+        return study
+
+    @cached_property
+    def _at_settings(self) -> dict[tuple[tuple[str, Value], ...], Study]:
+        return {}
+
+    @property
+    def most_expensive(self) -> Study:
         """The study at the corner of its search space where every number is largest."""
         setting = {
-            dotted: parameter.largest
+            name: parameter.largest
             for path, parameter in (self.search.space if self.search else {}).items()
-            for dotted in ([f"{path}.{name}" for name in self.names] if parameter.per_task else [path])
+            for name in ([f"{path}.{task}" for task in self.task_names] if parameter.per_task else [path])
         }
         return self.at(setting)
 
-    def beside(self, baseline: str) -> Study:
-        """The study with another strategy, sharing the settings that both have, such as the buffer."""
-        cls = plugins.find("strategies", baseline)
-        mine = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy)}  # type: ignore[arg-type]
-        shared = {f.name: mine[f.name] for f in fields(cls) if f.name in mine}
+    def with_strategy(self, name: str) -> Study:
+        """Return the study with another strategy, sharing the settings that both have, such as the buffer."""
+        cls = plugins.find("strategies", name)
+        own = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy)}  # type: ignore[arg-type]
+        shared = {f.name: own[f.name] for f in fields(cls) if f.name in own}
         return replace(self, strategy=cls(**shared))
 
-    def compared_settings(self, found: Mapping[str, Setting] | None = None) -> dict[str, Study]:
-        """Label → study on the final blocks: this setting under its strategy's name, then the baselines.
+    def compared_settings(self, from_search: Mapping[str, Setting] | None = None) -> dict[str, StudyRuns]:
+        """Label → runs on the final blocks: this setting under its strategy's name, then the baselines.
 
-        found: settings of the baselines that the search gives, by name; those it lacks are left out.
+        from_search: settings of the baselines that the search gives, by name; a baseline without one is
+            left out.
         """
-        baselines: dict[str, Study] = {plugins.name_of(self.strategy): self}
+        compared: dict[str, Study] = {plugins.plugin_name(self.strategy): self}
         for baseline in self.protocol.baselines:
             if not isinstance(baseline, str):
-                baselines |= {label: self.at(setting) for label, setting in baseline.items()}
+                compared |= {label: self.at(setting) for label, setting in baseline.items()}
             elif baseline not in FROM_SEARCH:
-                baselines.setdefault(baseline, self.beside(baseline))
-            elif baseline in (found or {}):
-                baselines[baseline] = self.at((found or {})[baseline])
-        return {label: replace(study, fixed=self.final_blocks) for label, study in baselines.items()}
+                compared.setdefault(baseline, self.with_strategy(baseline))
+            elif baseline in (from_search or {}):
+                compared[baseline] = self.at((from_search or {})[baseline])
+        return {label: StudyRuns(study, self.final_blocks) for label, study in compared.items()}
 
     def simulated(self) -> Study:
-        """The study with a learner that follows its `simulation`; its keys are none of the real ones."""
+        """Return the study with a simulated learner; its stage keys are none of the real ones."""
         fingerprint = digest(["simulated", self.simulation.meaning])
-        return replace(self, workers=replace(self.workers, engine="simulated"), fingerprint=fingerprint)
+        workers = replace(self.workers, engine="simulated")
+        return replace(self, workers=workers, data=replace(self.data, fingerprint=fingerprint))
 
     @cached_property
     def id(self) -> str:
-        """8 hex digits, of all that bears on what is learned in a run: equal settings are one."""
+        """8 hex digits, a hash of everything that bears on what a run trains: equal settings share it."""
         settings = {f.name: setting_for_key(getattr(self.strategy, f.name)) for f in fields(self.strategy)}
         meaning = {
-            "strategy": {"name": plugins.name_of(self.strategy), **settings},
+            "strategy": {"name": plugins.plugin_name(self.strategy), **settings},
             "adapter": asdict(self.adapter),
             "training": asdict(self.training),
-            "model": self.fingerprint,
+            "model": self.data.fingerprint,
         }
-        code = self.code("strategies", plugins.name_of(self.strategy))
+        code = self.source_hash("strategies", plugins.plugin_name(self.strategy))
         return digest(meaning | ({"code": code} if code else {}))[:8]
 
-    def code(self, kind: str, name: str) -> str:
-        """A plug-in's source hash when the study was checked; of now, where none was noted."""
-        noted = self.codes.get(f"{kind}/{name}")
-        return plugins.code(kind, name) if noted is None else noted
+    # -- plug-ins ----------------------------------------------------------------------------------
+
+    def source_hash(self, kind: str, name: str) -> str:
+        """Hash of a plug-in's source when the study was checked; of today's source where none is known."""
+        known = self.data.source_hashes.get(f"{kind}/{name}")
+        return plugins.plugin_hash(kind, name) if known is None else known
 
     @property
-    def plugged(self) -> list[tuple[str, str]]:
-        """(kind, name) of every plug-in that bears on what is learned, or on a score."""
-        baselines = [r for r in self.protocol.baselines if isinstance(r, str) and r not in FROM_SEARCH]
-        named = [("strategies", name) for name in (plugins.name_of(self.strategy), *baselines)]
-        named += [("models", plugins.name_of(self.model))]
-        named += [("readers", plugins.name_of(reader)) for reader in self.readers.values()]
-        named += [("scorers", data.scorer) for data in self.tasks.values()]
-        named += [("metrics", name) for name in (self.search.objective if self.search else ())]
-        return list(dict.fromkeys(named))
+    def plugins_used(self) -> list[tuple[str, str]]:
+        """(kind, name) of every plug-in that bears on what is trained, or on a score."""
+        baselines = [b for b in self.protocol.baselines if isinstance(b, str) and b not in FROM_SEARCH]
+        used = [("strategies", name) for name in (plugins.plugin_name(self.strategy), *baselines)]
+        used += [("models", plugins.plugin_name(self.model))]
+        used += [("readers", plugins.plugin_name(reader)) for reader in self.readers.values()]
+        used += [("scorers", data.scorer) for data in self.data.tasks.values()]
+        used += [("metrics", name) for name in (self.search.objective if self.search else ())]
+        return list(dict.fromkeys(used))
 
-    def fingerprint_here(self) -> str:
+    def local_fingerprint(self) -> str:
         """Hash the base model as its files and code are on this machine."""
-        own, code = self.model.fingerprint(), plugins.code("models", plugins.name_of(self.model))
+        own, code = self.model.fingerprint(), plugins.plugin_hash("models", plugins.plugin_name(self.model))
         if not code:
             return own
-        # A fingerprint that was inherited knows nothing of settings that were added.
+        # An inherited fingerprint does not cover the settings that a subclass added.
         settings = {f.name: setting_for_key(getattr(self.model, f.name)) for f in fields(self.model)}  # type: ignore[arg-type]
         return digest([own, code, {k: v for k, v in settings.items() if k not in ("path", "revision")}])
 
-    # -- runs --------------------------------------------------------------------------------------
+    # -- orders and blocks -------------------------------------------------------------------------
 
     @cached_property
     def all_orders(self) -> list[tuple[str, ...]]:
-        o = self.orders
+        """The orders that the study file asks for."""
+        orders = self.orders
         return design(
-            o.design, self.names, o.count, o.seed, o.given, o.prefix_length, o.suffixes, self.likeness
+            orders.design,
+            self.task_names,
+            orders.count,
+            seed=orders.seed,
+            given=orders.given,
+            prefix_length=orders.prefix_length,
+            suffixes=orders.suffixes,
+            similarity=self.data.similarity,
         )
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """What a setting is judged on: every order with every seed."""
-        if self.fixed is not None:
-            return self.fixed
-        return self.crossed(self.seeds)
+        """The blocks on which settings are compared during the search: every order with every seed."""
+        return self.blocks_of(self.seeds)
 
-    @property
-    def named_blocks(self) -> tuple[tuple[str, int], ...]:
-        """The blocks as tables have them: task names joined by " > ", seed."""
-        return tuple((" > ".join(order), seed) for order, seed in self.blocks)
+    def blocks_of(self, seeds: Sequence[int], own: bool | None = None) -> tuple[Block, ...]:
+        """Combine every order with every seed.
 
-    def crossed(self, seeds: Sequence[int], own: bool | None = None) -> tuple[Block, ...]:
-        """Every order with every seed. own: whether order i has SEEDS_APART · s + i in place of each seed s;
-        None is the study's choice."""
+        own: whether order i has the seed SEEDS_APART · s + i in place of each seed s; None is the study's
+            choice.
+        """
         own = self.own_seeds if own is None else own
         return tuple(
             (order, SEEDS_APART * seed + i if own else seed)
@@ -230,88 +273,123 @@ class Study:
 
     @cached_property
     def final_blocks(self) -> tuple[Block, ...]:
-        """What the recommended setting and its baselines are compared on."""
-        p, fresh = self.protocol, self.protocol.held_out
-        if not fresh:
-            return self.crossed(p.final_seeds or self.seeds)
-        if isinstance(fresh, int):
-            fresh = others(self.names, self.all_orders, fresh, self.orders.seed)
+        """The blocks on which the recommended setting and its baselines are compared."""
+        p, held_out = self.protocol, self.protocol.held_out
+        if not held_out:
+            return self.blocks_of(p.final_seeds or self.seeds)
+        if isinstance(held_out, int):
+            held_out = held_out_orders(self.task_names, self.all_orders, held_out, self.orders.seed)
         first = (max(self.seeds) + 1) * (SEEDS_APART if self.own_seeds else 1)
-        return tuple((order, first + i) for i, order in enumerate(fresh))
+        return tuple((order, first + i) for i, order in enumerate(held_out))
+
+    @property
+    def named_blocks(self) -> tuple[tuple[str, int], ...]:
+        """The search's blocks as tables have them: task names joined by " > ", seed."""
+        return tuple((" > ".join(order), seed) for order, seed in self.blocks)
 
     @cached_property
-    def every_run(self) -> tuple[Run, ...]:
-        known: dict[int, dict[tuple[str, ...], Stage]] = {seed: {} for _, seed in self.blocks}
-        return tuple(self.run_of(order, seed, known[seed]) for order, seed in self.blocks)
+    def runs(self) -> StudyRuns:
+        """The runs of this setting on the blocks of the search."""
+        return StudyRuns(self, self.blocks)
 
-    def runs(self) -> tuple[Run, ...]:
-        """This setting on all its blocks."""
-        return self.every_run
-
-    def run_of(
-        self, order: tuple[str, ...], seed: int, known: dict[tuple[str, ...], Stage] | None = None
-    ) -> Run:
-        """known: see `stages.path`."""
-        data = [self.tasks[name] for name in order]
-        code = self.code("strategies", plugins.name_of(self.strategy))
-        stages = path(self.fingerprint, self.adapter, self.training, self.strategy, seed, data, known, code)
-        return Run(self.id, order, seed, stages)
-
-    def untouched(self) -> Stage:
-        return untouched(self.fingerprint)
-
-    def evaluation(self, task: str, split: str) -> Evaluation:
-        return self.every_evaluation[task, split]
-
-    @cached_property
-    def every_evaluation(self) -> dict[tuple[str, str], Evaluation]:
-        """By task and split."""
-        longest, found = self.protocol.max_new_tokens, {}
-        for task, data in self.tasks.items():
-            code = self.code("scorers", data.scorer)
-            for split, content in data.digests.items():
-                asked = [content, data.scorer, longest, *([code] if code else [])]
-                found[task, split] = Evaluation(task, split, digest(asked))
-        return found
-
-    def work_item(self, run: Run, stage: Stage, splits: Sequence[str], scope: str = "seen") -> WorkItem:
-        """A stage of a run with its exams; `scope` is one of Protocol.exams."""
-        known = len(stage.earlier) + len(stage.trained_tasks)
-        until = {"seen": known, "next": known + 1, "all": len(run.order)}[scope]
-        # By name, so that the sitting of one stage is the same whichever order asks for it.
-        tasks = sorted(run.order[:until])
-        name = (stage.key, *splits, *tasks)
-        if name not in self.known_work_items:
-            evaluations = tuple(self.evaluation(task, split) for split in splits for task in tasks)
-            self.known_work_items[name] = WorkItem(stage, evaluations)
-        return self.known_work_items[name]
-
-    @cached_property
-    def known_work_items(self) -> dict[tuple[str, ...], WorkItem]:
-        """All that was asked for: runs of many orders ask for the same."""
-        return {}
+    # -- data and results --------------------------------------------------------------------------
 
     def read_tasks(self) -> dict[str, Task]:
-        """The tasks with their examples."""
-        fetching.within(self.workers.cache_gb)
-        return {name: read(reader, name) for name, reader in self.readers.items()}
+        """Read the tasks with their examples."""
+        fetching.set_cache_limit(self.workers.cache_gb)
+        return {name: read_task(reader, name) for name, reader in self.readers.items()}
 
     def store(self, out: Path) -> StageStore:
-        """Where its finished stages are, and go; `out` is the folder that it is run into."""
-        return store_at(self.output.store or str(out / "stages"), self.workers.cache_gb)
+        """Open the store of finished stages. out: the folder that the study is run into."""
+        return open_store(self.output.store or str(out / "stages"), self.workers.cache_gb)
 
 
-def store_at(place: str | Path, cache_gb: float | None = None) -> StageStore:
-    """The store in a folder or at a URL. cache_gb: of this node's disk, for what is fetched from there."""
-    if "://" not in str(place):
-        return StageStore(Path(place).expanduser().absolute())
-    from dgg_ray.storage.remote_store import CACHE_GB, RemoteStore  # a folder needs none of it
+class StudyRuns(Sequence[Run]):
+    """One run for each block of a study at one setting.
 
-    return RemoteStore(str(place), cache_gb or CACHE_GB)
+    Everything is computed when it is first asked for, and once: a search asks for the same runs many times.
+    """
+
+    def __init__(self, study: Study, blocks: Sequence[Block]) -> None:
+        self.study, self.blocks = study, tuple(blocks)
+        self._items: dict[tuple[str, ...], WorkItem] = {}
+
+    @property
+    def id(self) -> str:
+        """The id of the setting (see `Study.id`)."""
+        return self.study.id
+
+    @cached_property
+    def _runs(self) -> tuple[Run, ...]:
+        known: dict[int, dict[tuple[str, ...], Stage]] = {seed: {} for _, seed in self.blocks}
+        return tuple(self.run(order, seed, known[seed]) for order, seed in self.blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Run]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed: runs are sent to other processes by what they follow from."""
+        return {"study": self.study, "blocks": self.blocks, "_items": {}}
+
+    def run(
+        self, order: tuple[str, ...], seed: int, known: dict[tuple[str, ...], Stage] | None = None
+    ) -> Run:
+        """The run of the setting on one block. known: see `core.stage.stages_of_run`."""
+        study = self.study
+        data = [study.data.tasks[name] for name in order]
+        code = study.source_hash("strategies", plugins.plugin_name(study.strategy))
+        shared = (study.data.fingerprint, study.adapter, study.training, study.strategy, seed, code)
+        return Run(study.id, order, seed, stages_of_run(StageSettings(*shared), data, known))
+
+    @cached_property
+    def untouched_stage(self) -> Stage:
+        """The base model as it is, before any training."""
+        return untouched_stage(self.study.data.fingerprint)
+
+    @cached_property
+    def evaluations(self) -> dict[tuple[str, str], Evaluation]:
+        """The evaluation of every task's every split, by (task, split)."""
+        longest, evaluations = self.study.protocol.max_new_tokens, {}
+        for task, data in self.study.data.tasks.items():
+            code = self.study.source_hash("scorers", data.scorer)
+            for split, content in data.digests.items():
+                hashed = [content, data.scorer, longest, *([code] if code else [])]
+                evaluations[task, split] = Evaluation(task, split, digest(hashed))
+        return evaluations
+
+    def evaluation(self, task: str, split: str) -> Evaluation:
+        return self.evaluations[task, split]
+
+    def work_items(self, run: Run, splits: Sequence[str] = (), scope: str = "seen") -> Chain:
+        """A run's stages with their evaluations, in the order in which they can be done.
+
+        splits: to evaluate on; none is the split on which the search selects.
+        scope: the tasks evaluated after each stage, one of `Protocol.evaluate`.
+        """
+        splits = splits or (self.study.protocol.selection_split,)
+        return [self._work_item(run, stage, splits, scope) for stage in run.stages]
+
+    def _work_item(self, run: Run, stage: Stage, splits: Sequence[str], scope: str) -> WorkItem:
+        known = len(stage.earlier) + len(stage.trained_tasks)
+        count = {"seen": known, "next": known + 1, "all": len(run.order)}[scope]
+        # Sorted, so that the evaluation record of a stage is the same whichever order asks for it.
+        tasks = sorted(run.order[:count])
+        key = (stage.key, *splits, *tasks)
+        if key not in self._items:
+            evaluations = tuple(self.evaluation(task, split) for split in splits for task in tasks)
+            self._items[key] = WorkItem(stage, evaluations)
+        return self._items[key]
 
 
-def put(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) -> Any:
-    """A copy of a nest of dataclasses with one field changed; KeyError names a step that is not there.
+def with_value(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) -> Any:
+    """Copy a nest of dataclasses with one field changed; KeyError names a step that does not exist.
 
     A step that is a task's name turns one value for all tasks into a value for each.
     """
@@ -325,13 +403,13 @@ def put(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) ->
     now = getattr(thing, head)
     if rest and rest[0] in tasks and not isinstance(now, Mapping) and not is_dataclass(now):
         now = dict.fromkeys(tasks, now)
-    return replace(thing, **{head: put(now, rest, value, tasks) if rest else value})  # type: ignore[type-var]
+    return replace(thing, **{head: with_value(now, rest, value, tasks) if rest else value})  # type: ignore[type-var]
 
 
-def value_at(study: Study, dotted: str) -> Any:
-    """The value of a setting; None where the strategy has no such setting."""
+def value_at(study: Study, path: str) -> Any:
+    """The value of a setting by its dotted path; None where the strategy has no such setting."""
     thing: Any = study
-    for step in dotted.split("."):
+    for step in path.split("."):
         if isinstance(thing, Mapping):
             thing = thing.get(step)
         elif not isinstance(thing, float | int | str):  # one value for all tasks stands for each

@@ -5,7 +5,7 @@
     2026-11-29  a  "12"    text, exactly as it is written    keys              always text, as written
 
     010     8 in YAML 1.1, 10 in 1.2       1:30        90 in YAML 1.1, text in 1.2
-    0,01    two entries inside braces      .inf 1e999  no number that can be reckoned with
+    0,01    two entries inside braces      .inf 1e999  no as_number that can be reckoned with
 
 Faults, too: a key that stands twice, a tag, an alias inside what it names, aliases that make a short file
 long. Anchors and the merge key `<<` are followed.
@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from dgg_ray.config.parsing import LARGEST, WHOLE, show
+from dgg_ray.config.parsing import LARGEST, WHOLE, show_value
 from dgg_ray.core.errors import Fault
 
 LONGEST = 2**20  # characters of a file: a list of seeds fits in, data do not belong here
@@ -41,10 +41,10 @@ UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 PLAIN, TAG = "plain", "tag:yaml.org,2002:"
 
 
-class Lines(dict[str, int]):
+class LineNumbers(dict[str, int]):
     """1-based line of each dotted path.
 
-    written: path → (as it stands in the file, as it was read), for numbers, booleans and nothing.
+    written: path → (as it stands in the file, as it was read_yaml), for numbers, booleans and nothing.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {None: [(PLAIN, re.compile(""))]}  # noqa: RUF012
 
 
-class Unreadable(Exception):
+class UnreadableYamlError(Exception):
     """The text is no YAML; holds the fault."""
 
     def __init__(self, rule: str, line: int = 0) -> None:
@@ -66,22 +66,22 @@ class Unreadable(Exception):
         self.fault = Fault("study", rule, line=line)
 
 
-def read(text: str) -> tuple[Any, Lines, list[Fault]]:
+def read_yaml(text: str) -> tuple[Any, LineNumbers, list[Fault]]:
     """(content, lines, faults of notation); Unreadable where it is no YAML."""
     if len(text) > LONGEST:
-        raise Unreadable(f"must have at most {LONGEST:,} characters, has {len(text):,}")
+        raise UnreadableYamlError(f"must have at most {LONGEST:,} characters, has {len(text):,}")
     try:
         node = yaml.compose(text, Loader)
     except RecursionError:
-        raise Unreadable(f"must not be nested deeper than {DEEPEST} lists or mappings") from None
+        raise UnreadableYamlError(f"must not be nested deeper than {DEEPEST} lists or mappings") from None
     except yaml.YAMLError as error:
-        raise refused(error, text) from None
-    reading = Reading(text)
+        raise parse_error(error, text) from None
+    reading = NodeReader(text)
     content = reading.value(node, "", 0) if node else None
     return content, reading.lines, reading.faults
 
 
-def refused(error: yaml.YAMLError, text: str) -> Unreadable:
+def parse_error(error: yaml.YAMLError, text: str) -> UnreadableYamlError:
     """The parser's complaint with its line; its two most frequent ones in plain words."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -92,14 +92,14 @@ def refused(error: yaml.YAMLError, text: str) -> Unreadable:
         problem = "it must hold one document, and a second one begins here (`---`)"
     elif "'\\t'" in problem:
         problem = "a tab stands here; only spaces indent"
-    return Unreadable(f"must be YAML: {problem}", line)
+    return UnreadableYamlError(f"must be YAML: {problem}", line)
 
 
-class Reading:
-    """One pass over a text's nodes; `inside` are those that are being read, by identity."""
+class NodeReader:
+    """One pass over a text's nodes; `inside` are those that are being read_yaml, by identity."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.lines, self.faults = text, Lines(), list[Fault]()
+        self.text, self.lines, self.faults = text, LineNumbers(), list[Fault]()
         self.inside: set[int] = set()
         self.count = 0
 
@@ -118,9 +118,9 @@ class Reading:
             self.fault(at, "an alias stands inside what it names, which would never end", node)
             return None
         if self.count > len(self.text) + SPARE:
-            raise Unreadable("its aliases make too much of it: write out what is meant")
+            raise UnreadableYamlError("its aliases make too much of it: write out what is meant")
         if depth > DEEPEST:
-            raise Unreadable(
+            raise UnreadableYamlError(
                 f"must not be nested deeper than {DEEPEST} lists or mappings", node.start_mark.line + 1
             )
         self.inside.add(id(node))
@@ -147,8 +147,8 @@ class Reading:
             if key.tag == PLAIN and name == "<<":
                 merged_items = {**self.merge(value, at, depth), **merged_items}
                 continue
-            if last and (number := self.with_comma(*last, key, value)):
-                self.fault(last[0], "a number is written with a point, not with a comma", key, number)
+            if last and (as_number := self.with_comma(*last, key, value)):
+                self.fault(last[0], "a number is written with a point, not with a comma", key, as_number)
                 continue
             if not name:
                 self.fault(at, "a name must stand before the colon", key)
@@ -187,14 +187,14 @@ class Reading:
         text = node.value
         if text in WORDS:
             found: Any = WORDS[text]
-        elif rule := ambiguous(text):
+        elif rule := ambiguity(text):
             self.fault(at, rule, node, text)
             found = text
         else:
             try:
-                found = number(text)
+                found = as_number(text)
             except OverflowError as error:
-                self.fault(at, str(error), node, show(text)[1:-1])
+                self.fault(at, str(error), node, show_value(text)[1:-1])
                 found = None
         if isinstance(found, str):
             return self.written_text(node, at)
@@ -207,12 +207,14 @@ class Reading:
         if UNWRITABLE.search(text):
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         if UNWRITABLE.search(text) or ("\ufffd" in text and "\ufffd" not in node.value):
-            self.fault(at, "must be text without control characters and half characters", node, show(text))
+            self.fault(
+                at, "must be text without control characters and half characters", node, show_value(text)
+            )
             return UNWRITABLE.sub("", text)
         return text
 
 
-def ambiguous(text: str) -> str:
+def ambiguity(text: str) -> str:
     """Say why a plain scalar must be written otherwise; empty where it need not."""
     if LEADING_ZERO.fullmatch(text):
         plain = re.sub(r"^([-+]?)0[0_]*(?=[0-9])", r"\1", text)
@@ -222,8 +224,8 @@ def ambiguous(text: str) -> str:
     return ""
 
 
-def number(text: str) -> int | float | str:
-    """The number; the text where it is none. OverflowError says why it cannot be held."""
+def as_number(text: str) -> int | float | str:
+    """The as_number; the text where it is none. OverflowError says why it cannot be held."""
     if DECIMAL.fullmatch(text) or BASED.fullmatch(text):
         found = int(text, 0) if len(text) < 100 else LARGEST  # Python itself refuses very long ones
         if not -LARGEST <= found < LARGEST:
@@ -244,8 +246,8 @@ def number(text: str) -> int | float | str:
 # -- faults of meaning, in terms of what is written ------------------------------------------------
 
 
-def with_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
-    """The faults with their lines; where a text was read as something else, with how to write it.
+def add_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
+    """The faults with their lines; where a text was read_yaml as something else, with how to write it.
 
     Of a path with a fault of notation nothing else is said.
     """
@@ -254,7 +256,7 @@ def with_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
         if fault.line or fault.file:
             yield fault
         elif fault.path not in noted:
-            yield replace(hinted(fault, lines), line=line_of(fault.path, lines))
+            yield replace(add_hint(fault, lines), line=line_of(fault.path, lines))
 
 
 def line_of(path: str, lines: dict[str, int]) -> int:
@@ -264,11 +266,11 @@ def line_of(path: str, lines: dict[str, int]) -> int:
     return lines.get(path, 0)
 
 
-def hinted(fault: Fault, lines: dict[str, int]) -> Fault:
-    """A fault that comes from how YAML reads a word or a number says so."""
-    written = lines.written if isinstance(lines, Lines) else {}
+def add_hint(fault: Fault, lines: dict[str, int]) -> Fault:
+    """A fault that comes from how YAML reads a word or a as_number says so."""
+    written = lines.written if isinstance(lines, LineNumbers) else {}
     text, value = written.get(fault.path) or written.get(fault.path.removesuffix("[0]")) or ("", None)
-    if text and fault.found == show(value) and text.lower() != str(value).lower():
+    if text and fault.found == show_value(value) and text.lower() != str(value).lower():
         fault = replace(fault, found=f"{text}, which is read as {str(value).lower()}")
     if text and "must be text" in fault.rule:
         return replace(fault, rule=f"{fault.rule}: put it in quotes")

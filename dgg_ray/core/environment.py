@@ -1,9 +1,9 @@
-"""Where a stage was learned: kept with it, and no part of its key.
+"""The environment in which a stage was trained. A stage's record holds it; the stage key does not.
 
 The same stage gives other digits on another device, driver or version of torch, and on a processor whose
-instructions differ or are held back: with `MKL_CBWR=COMPATIBLE` on the same machine the mean final score of
-four blocks moved from 63.9 to 65.4, as one of them moved from 55.5 to 61.3. What of that is worth knowing
-apart is a kind of machine; how far kinds drift apart is measured by hardware_check.py.
+instructions differ or are restricted. With `MKL_CBWR=COMPATIBLE` on the same machine, the mean final score of
+four blocks moved from 63.9 to 65.4, because one block moved from 55.5 to 61.3. The parts of the environment
+that can change digits make up the machine kind. hardware_check.py measures how far the kinds differ.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import distributions
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.versions import version
 
 PACKAGES = ("dgg_ray", "torch", "transformers", "peft", "ray", "numpy", "pillow")
-OF_KIND = ("device", "instructions", "driver", "cuda", "torch", "transformers", "peft", "numpy", "pillow")
-OF_KIND = (*OF_KIND, "threads", "switches")
-OF_CPU = ("threads", "instructions")  # on a machine with a GPU they feed it, and change no digit
-FLAGS = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm", "fphp")  # begin like these
-# Variables of the environment that say which kernels are taken, and in what precision they work:
-SWITCHES = (
+KIND_PARTS = (
+    *("device", "instructions", "driver", "cuda", "torch", "transformers", "peft", "numpy", "pillow"),
+    *("threads", "switches"),
+)
+CPU_PARTS = ("threads", "instructions")  # with a GPU, the processor only feeds it and changes no digit
+VECTOR_FLAGS = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm", "fphp")  # prefixes
+# Environment variables that select kernels or their precision:
+KERNEL_SWITCHES = (
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_DEBUG_CPU_TYPE",
@@ -45,98 +46,117 @@ SWITCHES = (
 UNKNOWN = "unknown"
 
 
-class Kind(NamedTuple):
-    """A kind of machine. name: for people, all that tells it apart; id: its digest, 12 hex digits."""
+class MachineKind(NamedTuple):
+    """A kind of machine. name: the parts that distinguish it; id: digest of the name, 12 hex digits."""
 
     id: str
     name: str
 
 
-def kind(environment: Mapping[str, str]) -> Kind:
-    """The kind of machine that a record's `environment` is of."""
-    parts = {name: environment[name] for name in OF_KIND if environment.get(name)}
+def machine_kind(environment: Mapping[str, str]) -> MachineKind:
+    """Return the machine kind of a record's `environment`."""
+    parts = {name: environment[name] for name in KIND_PARTS if environment.get(name)}
     device = parts.pop("device", UNKNOWN)
     if "driver" in parts:
-        parts = {name: value for name, value in parts.items() if name not in OF_CPU}
-    return named(", ".join([device, *(f"{name} {value}" for name, value in parts.items())]))
+        parts = {name: value for name, value in parts.items() if name not in CPU_PARTS}
+    return machine_kind_named(", ".join([device, *(f"{name} {value}" for name, value in parts.items())]))
 
 
 @cache
-def named(name: str) -> Kind:
-    return Kind(digest(name)[:12], name)
+def machine_kind_named(name: str) -> MachineKind:
+    """Return the machine kind with this name."""
+    return MachineKind(digest(name)[:12], name)
 
 
-def environment() -> dict[str, str]:
-    """Of this process, as each stage's record keeps it.
+def process_environment() -> dict[str, str]:
+    """Describe this process's environment, as each stage's record holds it.
 
-    device: the GPU's model or the processor's; driver, cuda: empty without a GPU; instructions: of the
-    processor, as PyTorch uses them and a digest of all that it has; switches: SWITCHES that are set.
-    source: digest of this package's files; packages: of all distributions installed, by name and version, so
-    that two processes with equal ones were set up alike; deepspeed: its version where it has been imported.
+    device: model of the GPU, or of the processor; driver, cuda: empty without a GPU.
+    instructions: the instruction set that PyTorch uses, and a digest of all that the processor has.
+    switches: the KERNEL_SWITCHES that are set.
+    source: digest of this package's files.
+    packages: digest of all installed distributions, by name and version.
+    deepspeed: its version, if it was imported.
     """
-    import torch  # here: a simulated worker does without it
+    import torch  # late: a simulated worker does not need it
 
-    gpu = torch.cuda.is_available()
-    found = {
+    has_gpu = torch.cuda.is_available()
+    environment = {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name() if gpu else processor(),
-        "instructions": f"{torch.backends.cpu.get_cpu_capability()} {flags()}",
-        "switches": " ".join(f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)),
-        "driver": driver() if gpu else "",
-        "cuda": (torch.version.cuda or "") if gpu else "",
+        **{package: package_version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name() if has_gpu else cpu_model(),
+        "instructions": f"{torch.backends.cpu.get_cpu_capability()} {cpu_flags_digest()}",
+        "switches": " ".join(
+            f"{name}={os.environ[name]}" for name in KERNEL_SWITCHES if os.environ.get(name)
+        ),
+        "driver": gpu_driver_version() if has_gpu else "",
+        "cuda": (torch.version.cuda or "") if has_gpu else "",
         "host": socket.gethostname(),
         "threads": str(torch.get_num_threads()),
-        "source": source(),
-        "packages": packages(),
+        "source": package_source_digest(),
+        "packages": installed_packages_digest(),
     }
-    return found | ({"deepspeed": version("deepspeed")} if "deepspeed" in sys.modules else {})
+    if "deepspeed" in sys.modules:
+        environment["deepspeed"] = package_version("deepspeed")
+    return environment
+
+
+@cache
+def package_version(package: str) -> str:
+    """Return the installed version of a package; "not installed" for code that was only sent along."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @cache
 def cpuinfo(*names: str) -> str:
-    """The system's value for its first processor, under the first of these names that it knows."""
+    """Return the first processor's value for the first of these names that the system knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    found = {
+    values = {
         name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))
     }
-    return next(filter(None, map(found.get, names)), "") or ""
+    return next(filter(None, map(values.get, names)), "") or ""
 
 
-def processor() -> str:
-    """The processor's model, as far as it says so."""
+def cpu_model() -> str:
+    """Return the processor's model, or its architecture where the model is unknown."""
     return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
-def flags() -> str:
-    """6 hex digits of the processor's vector instructions, which libraries choose their kernels by."""
-    return digest(sorted(f for f in cpuinfo("flags", "Features").split() if f.startswith(FLAGS)))[:6]
+def cpu_flags_digest() -> str:
+    """Return 6 hex digits of the processor's vector instructions, by which libraries select kernels."""
+    flags = cpuinfo("flags", "Features").split()
+    return digest(sorted(flag for flag in flags if flag.startswith(VECTOR_FLAGS)))[:6]
 
 
 @cache
-def driver() -> str:
-    """Version of the GPUs' driver, which PyTorch does not say; `unknown` where nvidia-smi is not there."""
+def gpu_driver_version() -> str:
+    """Return the version of the GPU driver, which PyTorch does not know; `unknown` without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN
-    return next(iter(said.split()), UNKNOWN)
+    return next(iter(output.split()), UNKNOWN)
 
 
 @cache
-def source() -> str:
-    """12 hex digits of this package's own code, plug-ins of the user among it."""
+def package_source_digest() -> str:
+    """Return 12 hex digits of this package's code, with plug-ins that a user put into its folders."""
     root = Path(__file__).parents[1]
     files = {str(file.relative_to(root)): file.read_text(encoding="utf-8") for file in root.rglob("*.py")}
     return digest(files)[:12]
 
 
 @cache
-def packages() -> str:
-    """12 hex digits of what is installed: equal where the same constraints were met."""
-    found = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in distributions()}
-    return digest(found)[:12]
+def installed_packages_digest() -> str:
+    """Return 12 hex digits of the installed distributions; equal for processes with equal sets."""
+    versions = {
+        (d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in metadata.distributions()
+    }
+    return digest(versions)[:12]

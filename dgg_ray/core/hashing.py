@@ -1,4 +1,4 @@
-"""Hashes of JSON values: 64 hex digits that say what something is, however it was written down."""
+"""Digests of JSON values that do not depend on how a value was written down."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# `json.dumps` would make one for every key.
-CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+# One encoder for all keys; `json.dumps` would create one on each call.
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of a JSON value in canonical form, 64 hex digits; 1 and 1.0 are one number."""
-    return hashlib.sha256(CANONICAL.encode(canonical(content)).encode()).hexdigest()
+    """Return SHA-256 of a JSON value in canonical form, 64 hex digits; 1 and 1.0 are one number."""
+    return hashlib.sha256(ENCODER.encode(canonical(content)).encode()).hexdigest()
 
 
 def canonical(content: Any) -> Any:
-    """The value with whole floats as integers, so that a setting's spelling does not matter."""
+    """Return the value with whole floats as integers, so that 1 and 1.0 give one digest."""
     if isinstance(content, float):
         return int(content) if content.is_integer() else content
-    if content is None or isinstance(content, str | int | Canonical):  # before what is slow to tell
+    if content is None or isinstance(content, str | int | Canonical):  # the quick checks come first
         return content
     if isinstance(content, list | tuple):
         return [canonical(value) for value in content]
@@ -30,4 +30,4 @@ def canonical(content: Any) -> Any:
 
 
 class Canonical(dict[str, Any]):
-    """What `canonical` gave, kept: it is not looked through again."""
+    """A result of `canonical`; `canonical` returns it as it is."""

@@ -1,32 +1,33 @@
-"""All that can be added: a task's reader, a scorer, a model, a strategy; and what they exchange.
+"""Interfaces of all plug-ins, and the data types that plug-ins exchange.
 
-A plug-in is one file in the folder of its kind; the file's name is the name in the study.
+A plug-in is one file in the folder of its kind. The file's name is the plug-in's name in a study.
 
-    folder       what the file defines                                     study
-    tasks/       a subclass of Reader                                      tasks: - reader: NAME
-    scorers/     score(predictions, examples) -> Score                     tasks: - scorer: NAME
-    models/      a subclass of Model                                       model: name: NAME
-    strategies/  a subclass of Strategy                                    strategy: name: NAME
-    metrics/     a function ScoreMatrix -> Value, named as its file       search: objective: NAME
-    plots/       draw(results) -> Figure                                   -
+    folder       the file defines                                            in the study
+    readers/     a subclass of Reader                                        tasks: - reader: NAME
+    scorers/     a function score(predictions, examples) -> Score            tasks: - scorer: NAME
+    models/      a subclass of Model                                         model: name: NAME
+    strategies/  a subclass of Strategy                                      strategy: name: NAME
+    metrics/     a function ScoreMatrix -> MetricValue, named as its file    search: objective: NAME
 
-A metric's file may say what its values can be, `RANGE = (0.0, 1.0)`: intervals do not go beyond.
+A plug-in may also stand in a package of your own, under an entry point or as `name: package.module:Class`;
+core/plugins.py finds all of them. Outside this package, import these interfaces from `dgg_ray.plugin`.
 
-It may also stand in a module of your own: `name: package.module:Class` (or `:function`), looked for in the
-folder of the study's file, in the working folder, and wherever Python looks.
+A metric's module may declare the range of its values, `RANGE = (0.0, 1.0)`: intervals do not go beyond it.
+A scorer's module may also define
 
-A scorer's file may also define `ready()`, what is missing here as a sentence; `remarks(examples)`, counts and
-sentences of what it cannot use, for `plan`; and VERSION, raised when it judges answers otherwise than before.
+    ready() -> str                          why the scorer cannot run on this machine; empty if it can
+    remarks(examples) -> [(count, text)]    examples that the scorer cannot use, for `dgg-ray plan`
+    VERSION: int                            raised when the scorer gives other scores than before
 
-Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them. What a
-plug-in of yours does is keyed by its source (sources.py): edited, its stages are trained anew.
+Settings are dataclass fields with `annotated_types` bounds; the study file is checked against them. A plug-in
+of your own enters the keys by its source (core/sources.py): after an edit its stages are trained anew.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -34,18 +35,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from dgg_ray.core import draws, file_hashes
+from dgg_ray.core import file_hashes, rng
 from dgg_ray.core.errors import STRICT, StageError
-from dgg_ray.core.hashing import digest as digest  # for plug-ins, which find all they need here
-from dgg_ray.core.scores import ScoreMatrix as ScoreMatrix
-from dgg_ray.core.scores import Value as Value
-from dgg_ray.core.scores import mean as mean
 
-if TYPE_CHECKING:  # a driver, a broker and a waiting trial know strategies, and need no torch to do so
+if TYPE_CHECKING:  # drivers, brokers and waiting trials handle strategies without loading torch
     from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
-ROUNDING = 1e-9  # by which a mean may miss the range of what it is the mean of
+ROUNDING = 1e-9  # rounding error allowed when a mean is checked against [0, 1]
 Split = Literal["train", "validation", "test"]
 
 
@@ -54,9 +51,9 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A question about a picture and its answer.
+    """A question about an image and its answer.
 
-    question: as the model sees it, without an image token.
+    question: the text that the model sees, without an image token.
     image: a file, pixels (H, W, 3) uint8, or None for text only.
     references: all accepted answers where there are several (captions); else empty.
     choices: the options offered, in their order (A, B, …); else empty.
@@ -74,52 +71,51 @@ class Example:
 class Task:
     """A named dataset with `train`, `validation`, `test` examples and a scorer.
 
-    digests: for each split a hash of its content (questions, answers, pictures), 64 hex digits.
-    scorer: the name of the file in scorers/ that judges its answers.
-    warnings: what is allowed and yet should be known, such as examples in both train and test.
+    digests: for each split a hash of its content (questions, answers, images), 64 hex digits. A reader of
+        your own may leave them out: they are computed from the examples.
+    scorer: name of the scorer that scores the model's answers.
+    warnings: remarks on data that are allowed but questionable, such as examples in both train and test.
     """
 
     name: str
     examples: Mapping[str, Sequence[Example]]
-    digests: Mapping[str, str]
+    digests: Mapping[str, str] = field(default_factory=dict)
     scorer: str = "exact_match"
     warnings: tuple[str, ...] = ()
 
 
 class Score(NamedTuple):
-    """value: of the whole set, in [0, 1]; each: per example, in [0, 1], for resampling."""
+    """Scores of a set of answers. value: of the whole set, in [0, 1]; each: per example, in [0, 1]."""
 
     value: float
     each: tuple[float, ...]
 
     def checked(self, scorer: str, examples: int) -> Score:
-        """Itself; StageError where it cannot be a score of so many examples."""
-        wrong = [score for score in (self.value, *self.each) if not -ROUNDING <= score <= 1 + ROUNDING]
-        if wrong or len(self.each) != examples:
-            found = (
-                f"{wrong[0]} among its scores" if wrong else f"{len(self.each)} scores of {examples} examples"
-            )
-            raise StageError(
-                f"scorer `{scorer}` must give a score from 0 to 1 for each example, gave {found}"
-            )
-        return self
+        """Return the score itself; StageError where it is no valid score of so many examples."""
+        invalid = [score for score in (self.value, *self.each) if not -ROUNDING <= score <= 1 + ROUNDING]
+        if not invalid and len(self.each) == examples:
+            return self
+        returned = (
+            f"{invalid[0]} among its scores" if invalid else f"{len(self.each)} scores of {examples} examples"
+        )
+        raise StageError(f"scorer `{scorer}` must give a score from 0 to 1 for each example, gave {returned}")
 
 
 @dataclass(frozen=True)
 class Reader(ABC):
-    """Where a task's examples come from. Subclasses add their settings as fields."""
+    """Source of a task's examples. Subclasses add their settings as fields."""
 
     __pydantic_config__ = STRICT
 
     @abstractmethod
     def read(self, name: str) -> Task:
-        """The task called `name`.
+        """Read the task called `name`.
 
-        Raises StudyError with every fault found, each with its file, for data that break a rule.
+        Raises StudyError with every fault of the data, each with its file.
         """
 
 
-# -- what a stage is learned with ------------------------------------------------------------------
+# -- models and training ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -128,30 +124,34 @@ class Model(ABC):
 
     __pydantic_config__ = STRICT
     plain_head: ClassVar[bool] = False
-    """Logits are `lm_head` of the last hidden state and no more: it may run on answers alone."""
+    """Logits are `lm_head` of the last hidden state and nothing else: the head may run on answers alone."""
 
     @abstractmethod
     def load(self) -> tuple[Any, Any]:
-        """(model, processor): a `*ForConditionalGeneration` in evaluation mode and its processor."""
+        """Load (model, processor): a `*ForConditionalGeneration` in evaluation mode and its processor."""
 
-    def at_hand(self) -> bool:
-        """Whether `processor` and `context` can be asked on this machine, with no download."""
+    def has_local_files(self) -> bool:
+        """Whether `processor` and `context_length` work on this machine without a download."""
         return False
 
+    def skeleton(self) -> Any:
+        """Return the model without weights, to look at its layers; None where its files are not here."""
+        return None
+
     def processor(self) -> Any:
-        """The processor as `load` gives it, without the weights."""
+        """Load the processor alone, as `load` gives it, without the weights."""
         raise NotImplementedError
 
-    def context(self) -> int:
-        """Tokens that the model has positions for, prompt and answer together; 0 is not known."""
+    def context_length(self) -> int:
+        """Length of the model's context in tokens, prompt and answer together; 0 where it is unknown."""
         return 0
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the weights and the processor, 64 hex digits; it enters every stage key."""
+        """Hash the weights and the processor, 64 hex digits; it enters every stage key."""
 
     def faults(self) -> list[tuple[str, str, str]]:
-        """What is wrong with the files it needs, as (setting, rule, found); nothing is loaded."""
+        """List the faults of the model's files as (setting, rule, value found); nothing is loaded."""
         return []
 
 
@@ -178,20 +178,20 @@ class Adapter:
 class Training:
     """How one stage is optimised.
 
-    epochs: number of times that a stage sees its examples.
+    epochs: number of passes over the stage's examples.
     batch_size: number of examples behind one optimizer step, over all workers and micro-batches.
-    micro_batch_size: number of examples per forward pass on one worker; None is as many as there are.
+    micro_batch_size: number of examples per forward pass on one worker; None is a worker's whole share.
         Gradients accumulate up to batch_size.
     learning_rate: largest learning rate of AdamW.
     schedule: how the rate falls after the warm-up: not at all, in a line, or as half a cosine, to 0.
-    warmup: share of the steps over which the rate rises from 0; a part of a step is a whole one.
+    warmup: share of the steps over which the rate rises from 0, rounded up to whole steps.
     weight_decay: AdamW's decoupled weight decay.
-    betas: AdamW's decay rates of its two moments.
-    precision: numbers that are computed with: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
-    clip_norm: largest L2 norm of the gradient over all trainable tensors; it is scaled down to that
+    betas: AdamW's decay rates of the gradient's running mean and running square.
+    precision: number type of the computation: `fp32`, or `bf16` autocast with the LoRA weights kept in fp32.
+    clip_norm: largest L2 norm of the gradient over all trainable tensors; a larger gradient is scaled down
         after the strategy's edit, right before AdamW. None, the default, is no clipping.
-    projector_learning_rate: train the projector between vision tower and language model too, at this
-        rate (MCITlib: 2e-5); None leaves it frozen.
+    projector_learning_rate: learning rate of the projector between vision tower and language model
+        (MCITlib: 2e-5); None leaves the projector frozen.
     gradient_checkpointing: whether activations are computed twice, which takes less memory and more time.
     """
 
@@ -211,59 +211,73 @@ class Training:
     gradient_checkpointing: bool = False
 
 
+@dataclass(frozen=True)
+class StageSetup:
+    """What a learner needs to begin a stage.
+
+    steps: optimizer steps of the whole stage; 0 where the learner only answers.
+    seed, task: they name the stage's random streams.
+    parent: folder with the parent stage's files; None starts from weights that are drawn from the seed.
+    """
+
+    adapter: Adapter
+    training: Training
+    steps: int
+    seed: int
+    task: str
+    parent: Path | None = None
+
+
 class Learner(Protocol):
-    """One model being trained: what the loop and the strategies may ask of it."""
+    """One model in training: what the training loop and the strategies may ask of it."""
 
-    def begin(
-        self,
-        adapter: Adapter,
-        training: Training,
-        steps: int,
-        seed: int,
-        task: str,
-        parent: Path | None,
-        done: int = 0,
-        snapshot: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Any]:
-        """Fresh optimizer, and weights from a finished stage's adapter or, without one, from the seed.
+    def start(self, setup: StageSetup) -> None:
+        """Begin a stage: a fresh optimizer, and weights from the parent's adapter or from the seed."""
+        ...
 
-        With a `snapshot`, go on from it instead, `done` of the `steps` behind; returns the strategy's
-        memory that was in it.
+    def resume(self, setup: StageSetup, done: int, checkpoint: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Continue a stage after `done` steps, and return the tensors of the strategy's memory.
+
+        checkpoint: what `checkpoint_tensors` returned after these steps.
         """
         ...
 
-    def weights(self) -> Pieces:
-        """The trainable tensors, the values that the optimizer updates; always in the same order."""
+    def weights(self) -> ShardedTensors:
+        """The trainable tensors that the optimizer updates, always in the same order."""
         ...
 
-    def step(self, batch: Sequence[Example], step: int, edit: GradientEdit) -> float:
-        """One optimizer step on the mean loss over the batch's answer tokens; returns that loss.
+    def step(self, batch: Sequence[Example], step: int, edit: GradientHook) -> float:
+        """Take one optimizer step on the mean loss over the batch's answer tokens; return that loss.
 
-        `edit` sees the gradient of the whole batch, after accumulation and reduction."""
+        `edit` sees the gradient of the whole batch, after accumulation and reduction.
+        """
         ...
 
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
-        """Greedy answers, in order."""
+        """Greedy answers, in the examples' order."""
         ...
 
     def gather(self) -> None:
-        """Make ready what `save` writes; every process that learns together calls it."""
+        """Collect the weights that `save` writes. Every rank of a group calls it."""
         ...
 
     def save(self, folder: Path) -> None:
-        """A PEFT checkpoint. One process calls it, after all called `gather`."""
+        """Write a PEFT checkpoint. One rank calls it, after all have called `gather`."""
         ...
 
-    def snapshot(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weights, optimizer and a strategy's memory, whole, by name. Every process calls it."""
+    def checkpoint_tensors(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights, optimizer state and the tensors of a strategy's memory, unsharded, by name.
+
+        Every rank of a group calls it.
+        """
         ...
 
 
-class Pieces(list["Tensor"]):
-    """The trainable tensors, or this process's piece of each where several share them.
+class ShardedTensors(list["Tensor"]):
+    """The trainable tensors, or this process's shard of each where several processes share them.
 
-    total: adds a tensor up over those that hold the pieces; the identity where one holds all. Norms
-        need it, what is done element by element does not.
+    total: sums a tensor over all shards; the identity where one process holds everything. Norms need it,
+        element-wise operations do not.
     """
 
     def __init__(
@@ -273,81 +287,115 @@ class Pieces(list["Tensor"]):
         self.total = total
 
 
-GradientEdit: TypeAlias = "Callable[[Pieces, Pieces, int], None]"
+GradientHook: TypeAlias = "Callable[[ShardedTensors, ShardedTensors, int], None]"
 """(weights, gradients, step) → None: changes the gradients in place."""
 
 
 # -- strategies ------------------------------------------------------------------------------------
 
 
+class Protection(NamedTuple):
+    """How strongly a strategy protects earlier tasks, as the simulated learner understands it.
+
+    pull: share of the steps that pull the weights towards the old optimum, in [0, 1]; DGG's α.
+    buffer: number of replayed examples of each earlier task.
+    """
+
+    pull: float = 0.0
+    buffer: int = 0
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """What is done against forgetting. Settings are fields; every hook is a no-op by default.
+    """A continual-learning method. Settings are fields; every hook does nothing by default.
 
-    Each stage has a new instance. What it remembers between `begin_task` and the last step lives in
-    `self.memory` alone: JSON values, tensors, and lists of tensors that run along the weights. A
-    stage that goes on in its middle gets its memory back, and no `begin_task`.
+    Each stage has a new instance. `self.memory` is the only place for what the instance remembers between
+    `begin_task` and the last step. It holds JSON values, tensors, and lists of tensors parallel to the
+    weights. A stage that resumes from a mid-stage checkpoint gets its memory back, and no `begin_task`.
     """
 
     __pydantic_config__ = STRICT
     simultaneous: ClassVar[bool] = False
-    """All tasks of an order are learned at once, in one stage: an upper reference, not a sequence."""
+    """All tasks of an order are trained at once, in one stage: an upper reference, not a sequence."""
     starts_plain: ClassVar[bool] = False
-    """The first task of an order is plain fine-tuning: no hook is called for it, and its stage is shared
-    with every other strategy that says so. It holds for the class that says it, and for no subclass."""
+    """The first task of an order is plain fine-tuning: no hook is called for it, and every other strategy
+    that declares the same shares its stage. The declaration holds for its own class, not for subclasses."""
+    per_task: ClassVar[Mapping[str, float]] = {}
+    """Settings whose value may differ per task: {task: value}. Each is named with its value for the tasks
+    that such a mapping leaves out. Searches and curves vary them from the second task of an order on."""
 
     @cached_property
     def memory(self) -> dict[str, Any]:
         return {}
 
     def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
-        """Values that set this apart within its class when `task` is learned after `earlier`, as JSON.
+        """Return the JSON values that set this instance apart within its class, for `task` after `earlier`.
 
-        It enters the stage key: settings with an equal effect share the stage, so two that would train
-        differently must differ here. Every field, unless the class itself says less; see `effect_of`.
-        A file or a folder is what it holds.
+        They enter the stage key: settings with an equal effect share the stage, so two settings that train
+        differently must differ here. The default is every field; see `effect_of`. A file or a folder counts
+        by its content.
         """
         return {f.name: setting_for_key(getattr(self, f.name)) for f in fields(self)}
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
-        """What the stage trains on: the new task's examples, and what is kept of earlier ones."""
+        """Choose the stage's training examples from the new task's examples and the earlier tasks."""
         return list(fresh)
 
-    def begin_task(self, weights: Pieces, task: str, earlier: Sequence[str], seed: int) -> None:
-        """Called once the weights are in place, before the first step."""
+    def begin_task(self, weights: ShardedTensors, task: str, earlier: Sequence[str], seed: int) -> None:
+        """Prepare for a task. Called when the weights are loaded, before the first step."""
 
-    def edit_gradient(self, weights: Pieces, gradients: Pieces, step: int) -> None:
+    def edit_gradient(self, weights: ShardedTensors, gradients: ShardedTensors, step: int) -> None:
         """Change `gradients` in place, right before the optimizer's step."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the next stage needs beside the weights; kept as safetensors with the stage."""
+        """Return what the next stage needs besides the weights; it is stored as safetensors."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what the parent stage's `state` gave."""
+        """Load the `state` of the parent stage."""
+
+    def replayed_examples(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Count the examples of earlier tasks that `examples` adds, by task, for plans and costs.
+
+        sizes: number of training examples of each earlier task.
+        """
+        return {}
+
+    def protection(self, task: str, earlier: Sequence[str]) -> Protection:
+        """How strongly `earlier` tasks are protected while `task` is trained, for simulated studies alone."""
+        return Protection()
+
+
+def task_mappings(strategy: Strategy) -> dict[str, Mapping[str, Any]]:
+    """Return the strategy's settings that are given per task: setting → {task: value}."""
+    values = {name: getattr(strategy, name) for name in strategy.per_task}
+    return {name: value for name, value in values.items() if isinstance(value, Mapping)}
 
 
 def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) -> dict[str, Any]:
-    """The strategy's part of a stage key; {} is plain fine-tuning, {"buffer": n} plain replay.
+    """Return the strategy's part of a stage key; {} is plain fine-tuning, {"buffer": n} plain replay.
 
-    Only a class whose source is as it was shipped may say so, and only for itself: a subclass may do
-    anything, and inherits no claim. Of any other the class and its source are in the key, whatever it says.
+    Only a class as shipped may claim these, and only for itself: a subclass may do anything and inherits no
+    claim. For any other class, the class and its source are in the key, whatever its `effect` returns.
 
-    code: of the class's source (sources.code_of), empty where it is as shipped.
+    code: digest of the class's source (sources.source_digest); empty where the source is as shipped.
     """
     cls = type(strategy)
     if cls is Strategy or plain_first(strategy, earlier):
         return {}
-    says = "effect" in vars(cls)
-    effect = strategy.effect(task, earlier) if says else Strategy.effect(strategy, task, earlier)
-    # No field can be called `class`; an effect of one's own may say it.
-    named = [f"{cls.__module__}:{cls.__qualname__}", code, *([effect["class"]] if "class" in effect else [])]
-    return effect if says and not code else {**effect, "class": named}
+    has_own_effect = "effect" in vars(cls)
+    effect = strategy.effect(task, earlier) if has_own_effect else Strategy.effect(strategy, task, earlier)
+    if has_own_effect and not code:
+        return effect
+    # No field can be called `class`, but a user's own effect may contain that key.
+    identity = [f"{cls.__module__}:{cls.__qualname__}", code]
+    if "class" in effect:
+        identity.append(effect["class"])
+    return {**effect, "class": identity}
 
 
 def setting_for_key(value: Any) -> Any:
-    """A setting as a key has it: a file or a folder by what it holds, wherever it lies; settings in it with
-    their class."""
+    """Convert a setting to JSON for a key. Files and folders count by content, nested settings by class."""
     if is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__qualname__} | {
             f.name: setting_for_key(getattr(value, f.name)) for f in fields(value)
@@ -359,40 +407,46 @@ def setting_for_key(value: Any) -> Any:
     if not isinstance(value, Path):
         return value
     if value.is_dir():
-        return file_hashes.content(value, unread=())
-    return file_hashes.content_of_file(value) if value.is_file() else str(value)
+        return file_hashes.hash_folder(value, ignored=())
+    return file_hashes.hash_file(value) if value.is_file() else str(value)
 
 
 def plain_first(strategy: Strategy, earlier: Sequence[str]) -> bool:
-    """Whether the stage is the plain beginning of an order that the strategy's own class speaks of."""
+    """Whether a stage is an order's first one and the strategy's own class declares `starts_plain`."""
     return not earlier and bool(vars(type(strategy)).get("starts_plain"))
 
 
 @dataclass(frozen=True)
-class Rehearsal(Strategy):
-    """A strategy with a replay buffer beside it.
+class ReplayStrategy(Strategy):
+    """Base class of strategies with a replay buffer.
 
     buffer: number of training examples kept of each finished task and replayed; 0 is none.
     """
 
     buffer: Annotated[int, Ge(0)] = 0
 
-    def replayed(self, earlier: Sequence[str]) -> dict[str, Any]:
-        """The effect of the buffer alone."""
+    def replay_effect(self, earlier: Sequence[str]) -> dict[str, Any]:
+        """Return the effect of the buffer alone."""
         return {"buffer": self.buffer} if earlier and self.buffer else {}
 
     def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
-        """The union T_t ∪ M, as DGG's loss has it: concatenated here, shuffled by the loop."""
-        kept = [example for task in earlier for example in replay_sample(task, self.buffer, seed)]
-        return [*fresh, *kept]
+        """Return the union T_t ∪ M of DGG's loss; the training loop shuffles it."""
+        replayed = [example for task in earlier for example in replay_sample(task, self.buffer, seed)]
+        return [*fresh, *replayed]
+
+    def replayed_examples(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        return {task: min(self.buffer, size) for task, size in sizes.items()}
+
+    def protection(self, task: str, earlier: Sequence[str]) -> Protection:
+        return Protection(buffer=self.buffer)
 
 
 def replay_sample(task: Task, size: int, seed: int) -> list[Example]:
-    """`size` training examples of a finished task, uniform without replacement.
+    """Draw `size` training examples of a finished task, uniformly without replacement.
 
-    The first `size` of one fixed permutation: a larger buffer holds every smaller one, so that
-    buffers of different sizes are compared on nested samples.
+    The sample is the beginning of one fixed permutation. A larger buffer therefore contains every smaller
+    one, and buffers of different sizes are compared on nested samples.
     """
     train = task.examples["train"]
-    order = draws.permutation(len(train), seed, task.name, "replay")
+    order = rng.permutation(len(train), seed, task.name, "replay")
     return [train[i] for i in order[:size]]

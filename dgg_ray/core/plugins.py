@@ -1,29 +1,39 @@
-"""name → plug-in. No registry: a file in the folder of its kind *is* the plug-in, as is what a study names.
+"""Find plug-ins by name: in this package's folders, in installed packages, and by import path.
 
-find("strategies", "dgg")             the Strategy defined in dgg_ray/strategies/dgg.py
-find("strategies", "mine.ewc:EWC")    the one in a module of the user's own
-names("strategies")                   ("dgg", "finetune", …), read off the folder
+    find("strategies", "dgg")             the Strategy defined in dgg_ray/strategies/dgg.py
+    find("strategies", "ewc")             the entry point `ewc` of an installed package
+    find("strategies", "mine.ewc:EWC")    the class EWC of the module mine.ewc
+    names("strategies")                   ("dgg", "finetune", …), read off this package's folder
+
+There is no registry. A package offers plug-ins under the entry point groups `dgg_ray.strategies`,
+`dgg_ray.readers`, `dgg_ray.scorers`, `dgg_ray.models` and `dgg_ray.metrics`; an entry point's name is the
+plug-in's name. A name that two places offer is a fault. An import path is looked up in the folder of the
+study file, in the working folder, and wherever Python looks.
+
+Every machine that trains imports the plug-ins itself. Modules in the study's folder travel with a submitted
+study; an installed package must be installed on all machines.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dgg_ray.core import blame, hooks, interfaces, sources
-from dgg_ray.core.errors import Fault, StudyError, nearest
+from dgg_ray.core import error_records, interfaces, sources, strategy_checks
+from dgg_ray.core.errors import Fault, StudyError, nearest_name
 
-# kind → the base class that the file subclasses, or the name of the function that it defines
-# ("" : the function is named as the file).
+# kind → the base class that the plug-in subclasses, or the name of the function that its file defines;
+# "" stands for a function that is named as the file.
 KINDS: dict[str, type | str] = {
     "readers": interfaces.Reader,
     "models": interfaces.Model,
@@ -32,28 +42,118 @@ KINDS: dict[str, type | str] = {
     "metrics": "",
     "figures": "draw",
 }
-WORDS = {"readers": "reader", "models": "model", "strategies": "strategy", "scorers": "scorer"}
-WORDS |= {"metrics": "metric", "figures": "figure"}  # what one of them is called
-OUTSIDE: dict[str, list[str]] = {}  # what was found that is no file of this package, by kind
-LOOKED: list[str] = []  # folders that `reach` added
-REACHED: list[str] = []  # folders that plug-ins of the user's own came from, where Python alone does not look
+ENTRY_POINT_KINDS = [kind for kind in KINDS if kind != "figures"]
+SINGULAR = {
+    "readers": "reader",
+    "models": "model",
+    "strategies": "strategy",
+    "scorers": "scorer",
+    "metrics": "metric",
+    "figures": "figure",
+}
+OUTSIDE_NAMES: dict[str, list[str]] = {}  # kind → names of the plug-ins that were found outside this package
+SEARCH_FOLDERS: list[str] = []  # folders that `add_search_folders` added to Python's path
+OUTSIDE_FOLDERS: list[str] = []  # those of them that plug-ins were imported from; workers need them too
+
+
+@dataclass(frozen=True)
+class PluginLocation:
+    """Where a plug-in is defined.
+
+    module: dotted name; attribute: class or function in it, empty for the one that its kind prescribes.
+    provider: the place as messages name it; outside: whether it lies outside this package.
+    """
+
+    module: str
+    attribute: str
+    provider: str
+    outside: bool = True
+
+
+# -- names and places ------------------------------------------------------------------------------
 
 
 def package_of(kind: str) -> str:
-    """The package whose files are the plug-ins of a kind; those that begin with `_` are their helpers."""
-    return f"dgg_ray.{'report.' * (kind == 'figures')}{kind}"
+    """Return the package whose files are the plug-ins of a kind; files that begin with `_` are helpers."""
+    return "dgg_ray.report.figures" if kind == "figures" else f"dgg_ray.{kind}"
 
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """All plug-ins of a kind that this package has, in alphabetical order."""
+    """List this package's own plug-ins of a kind, in alphabetical order."""
     package = importlib.import_module(package_of(kind))
-    found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    files = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+    return tuple(sorted(name for name in files if not name.startswith("_")))
 
 
-def absent(kind: str, name: str) -> Sequence[Fault]:
-    """List why there is no plug-in of that name; nothing where there is one."""
+def all_names(kind: str) -> tuple[str, ...]:
+    """List the plug-ins of a kind in this package and in installed packages, in alphabetical order."""
+    return tuple(sorted({*names(kind), *installed(kind)}))
+
+
+def installed(kind: str) -> Mapping[str, tuple[PluginLocation, ...]]:
+    """Return the plug-ins of a kind that installed packages offer, by name; nothing is imported."""
+    return _entry_points(kind, tuple(sys.path))
+
+
+@lru_cache(maxsize=32)
+def _entry_points(kind: str, python_path: tuple[str, ...]) -> dict[str, tuple[PluginLocation, ...]]:
+    """Read the entry points of all installed packages; once for each state of Python's path."""
+    by_name: dict[str, tuple[PluginLocation, ...]] = {}
+    if kind not in ENTRY_POINT_KINDS:
+        return by_name
+    for point in importlib.metadata.entry_points(group=f"dgg_ray.{kind}"):
+        metadata = point.dist.metadata if point.dist else {}
+        package = " ".join(str(metadata.get(key) or "") for key in ("Name", "Version"))
+        location = PluginLocation(point.module, point.attr, f"installed package {package} ({point.value})")
+        by_name[point.name] = (*by_name.get(point.name, ()), location)
+    return by_name
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is `package.module:Class`, `package.module:function` or `package.module`."""
+    return isinstance(name, str) and (":" in name or "." in name)
+
+
+def is_outside(kind: str, name: str) -> bool:
+    """Whether a name stands for a plug-in outside this package."""
+    return is_import_path(name) or name in installed(kind)
+
+
+def locate(kind: str, name: str) -> PluginLocation:
+    """Find the place of a plug-in; StudyError where none or several places offer the name."""
+    if is_import_path(name):
+        module, _, attribute = name.partition(":")
+        return PluginLocation(module, attribute, name)
+    locations = list(installed(kind).get(name, ()))
+    if name in names(kind):
+        package = package_of(kind)
+        file = f"{package.replace('.', '/')}/{name}.py"
+        locations.insert(0, PluginLocation(f"{package}.{name}", "", file, outside=False))
+    if not locations:
+        rule = f"must be one of {', '.join(all_names(kind))}, or of your own: package.module:Class"
+        rule += " or the entry point of a package that is installed on this machine"
+        raise name_error(rule, name, nearest_name(str(name), all_names(kind)))
+    if len(locations) > 1:
+        places = " and by ".join(location.provider for location in locations)
+        rule = f"is offered by {places}; uninstall one of them, or write package.module:Class"
+        raise name_error(rule, name)
+    return locations[0]
+
+
+def add_search_folders(*folders: str | Path) -> None:
+    """Look for plug-ins in these folders too, after all places where Python looks."""
+    for folder in map(str, folders):
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
+            SEARCH_FOLDERS.append(folder)
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+def lookup_faults(kind: str, name: str) -> Sequence[Fault]:
+    """List why a plug-in cannot be used; empty where it can."""
     try:
         find(kind, name)
     except StudyError as error:
@@ -61,148 +161,185 @@ def absent(kind: str, name: str) -> Sequence[Fault]:
     return ()
 
 
-def is_outside(name: str) -> bool:
-    """Whether it names something of the user's own, `package.module:Class` or `package.module`."""
-    return isinstance(name, str) and (":" in name or "." in name)
-
-
 @cache
 def find(kind: str, name: str) -> Any:
-    """The plug-in called `name`; StudyError, with the nearest name, where there is none or it is broken."""
-    found = found_in(kind, name)
-    if is_outside(name):
-        OUTSIDE.setdefault(kind, []).append(name)
-    return found
-
-
-def found_in(kind: str, name: str) -> Any:
-    file, wanted = module(kind, name), KINDS[kind]
-    asked = name.partition(":")[2]
-    if asked and not hasattr(file, asked):
-        public = [word for word in vars(file) if not word.startswith("_")]
-        raise fault(f"{file.__name__} has no {asked}", name, nearest(asked, public))
+    """Return a plug-in by name; StudyError, with the nearest name, where there is none or it is broken."""
+    location = locate(kind, name)
+    module = import_plugin_module(location, name)
+    wanted = KINDS[kind]
+    if location.attribute and not hasattr(module, location.attribute):
+        public = [word for word in vars(module) if not word.startswith("_")]
+        near = nearest_name(location.attribute, public)
+        raise name_error(f"{module.__name__} has no {location.attribute}", name, near)
     if isinstance(wanted, str):
-        found = getattr(file, asked or wanted or file.__name__.rpartition(".")[2], None)
-        if not callable(found):
-            what = asked or wanted or file.__name__.rpartition(".")[2]
-            raise fault(f"{place(file)} must define the function {what}", name)
-        return found
-    cls = getattr(file, asked) if asked else the_class(file, wanted, name)
-    if not (inspect.isclass(cls) and issubclass(cls, wanted)):
-        raise fault(f"must name a subclass of {wanted.__name__}", name)
-    if inspect.isabstract(cls):
-        missing = ", ".join(
-            sorted(n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False))
+        plugin = load_function(
+            module, location.attribute or wanted or location.module.rpartition(".")[2], name
         )
-        raise fault(f"{place(file)} must define {missing}", cls.__name__)
-    if not stands(cls):
-        rule = "must stand at the top of its module under its own name, where every worker finds it"
-        raise fault(rule, f"{cls.__module__}:{cls.__qualname__}")
-    if apart := inspect.signature(cls).parameters.keys() - {f.name for f in fields(cls)}:  # type: ignore[arg-type]
-        rule = "must be a field: a setting that is none would be in no stage's key"
-        raise fault(f"{' and '.join(sorted(apart))} {rule}", cls.__name__)
-    if issubclass(cls, interfaces.Strategy) and (faults := list(hooks.faults(cls))):
-        raise StudyError([Fault("name", rule, found, near) for rule, found, near in faults], kind)
+    else:
+        plugin = load_class(module, location.attribute, wanted, name)
+    if location.outside:
+        OUTSIDE_NAMES.setdefault(kind, []).append(name)
+    return plugin
+
+
+def plugin_module(kind: str, name: str) -> ModuleType:
+    """Return the module of a plug-in."""
+    return import_plugin_module(locate(kind, name), name)
+
+
+def import_plugin_module(location: PluginLocation, name: str) -> ModuleType:
+    """Import the module of a plug-in; StudyError with the reason where that fails."""
+    if location.outside:
+        add_search_folders(os.getcwd())
+    try:
+        module = importlib.import_module(location.module)
+    except Exception as problem:  # code of the user's own may raise anything
+        raise name_error(import_rule(location, name, problem), name) from problem
+    if location.outside and (file := getattr(module, "__file__", None)):
+        register_outside_module(location.module, Path(file).absolute())
+    return module
+
+
+def import_rule(location: PluginLocation, name: str, problem: Exception) -> str:
+    """Say that a module must be importable, and why it is not."""
+    rule = f"{location.module} must be importable: {type(problem).__name__}: {problem}"
+    if location.provider != name and location.outside:
+        rule = f"of the {location.provider}: {rule}"
+    place = error_records.plugin_location(problem)
+    if isinstance(problem, SyntaxError):
+        place = f"{problem.filename}, line {problem.lineno}"
+    if place:
+        rule += f" ({place})"
+    if isinstance(problem, ModuleNotFoundError):
+        rule += "; its package must be installed on this machine, or its file lie beside the study file"
+    return rule
+
+
+def register_outside_module(dotted: str, file: Path) -> None:
+    """Note where a module outside this package was imported from, for workers and for error messages."""
+    root = file.parents[dotted.count(".") + (file.name == "__init__.py")]
+    top = root / dotted.partition(".")[0]
+    sources.OUTSIDE_PLACES.add((top if top.is_dir() else file).resolve())
+    if str(root) in SEARCH_FOLDERS and str(root) not in OUTSIDE_FOLDERS:
+        OUTSIDE_FOLDERS.append(str(root))
+
+
+def load_function(module: ModuleType, function: str, name: str) -> Any:
+    """Return a module's function; StudyError where there is none."""
+    plugin = getattr(module, function, None)
+    if not callable(plugin):
+        raise name_error(f"{file_name(module)} must define the function {function}", name)
+    return plugin
+
+
+def load_class(module: ModuleType, attribute: str, base: type, name: str) -> type:
+    """Return a module's class, the one of that name or the only one; StudyError where it cannot be used."""
+    cls = getattr(module, attribute) if attribute else only_class(module, base, name)
+    if fault := next(class_faults(cls, base, module, name), None):
+        raise StudyError([fault])
+    if issubclass(cls, interfaces.Strategy) and (faults := list(strategy_checks.hook_faults(cls))):
+        raise StudyError([Fault("name", rule, found, near) for rule, found, near in faults], "strategies")
     return cls
 
 
-def stands(cls: type) -> bool:
-    return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
+def class_faults(cls: Any, base: type, module: ModuleType, name: str) -> Iterator[Fault]:
+    """Yield why a class cannot be a plug-in, the most basic reason first."""
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        yield Fault("name", f"must name a subclass of {base.__name__}", repr(name))
+        return
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        yield Fault("name", f"{file_name(module)} must define {missing}", repr(cls.__name__))
+    if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
+        rule = "must stand at the top of its module under its own name, where every worker finds it"
+        yield Fault("name", rule, repr(f"{cls.__module__}:{cls.__qualname__}"))
+    parameters = inspect.signature(cls).parameters.keys()
+    if others := parameters - {f.name for f in fields(cls)}:  # type: ignore[arg-type]
+        rule = f"{' and '.join(sorted(others))} must be a field: no other setting is part of a stage key"
+        yield Fault("name", rule, repr(cls.__name__))
 
 
-def the_class(file: ModuleType, wanted: type, name: str) -> type:
-    """The one plug-in of a file; of several, one inherits from all others, or is the only public one."""
-    own = [c for c in vars(file).values() if inspect.isclass(c) and c.__module__ == file.__name__]
-    own = [c for c in own if issubclass(c, wanted)]
-    last = [c for c in own if not any(c in other.__mro__[1:] for other in own)]
-    last = [c for c in last if not c.__name__.startswith("_")] or last
-    if len(last) != 1:
-        found = ", ".join(c.__name__ for c in last) or "none"
-        rule = f"{place(file)} must define one {wanted.__name__}; `package.module:Class` names one of several"
-        raise fault(rule, found)
-    return last[0]
+def only_class(module: ModuleType, base: type, name: str) -> type:
+    """Return the one plug-in class of a module: the most derived class, or the only public one."""
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    classes = [c for c in classes if issubclass(c, base)]
+    derived = [c for c in classes if not any(c in other.__mro__[1:] for other in classes)]
+    candidates = [c for c in derived if not c.__name__.startswith("_")] or derived
+    if len(candidates) != 1:
+        rule = f"must define one {base.__name__}; `package.module:Class` names one of several"
+        found = ", ".join(c.__name__ for c in candidates) or "none"
+        raise name_error(f"{file_name(module)} {rule}", found)
+    return candidates[0]
 
 
-def module(kind: str, name: str) -> ModuleType:
-    """The file of the plug-in."""
-    if is_outside(name):
-        reach(os.getcwd())
-        return imported(name.partition(":")[0], name)
-    if name not in names(kind):
-        rule = f"must be one of {', '.join(names(kind))}, or of your own: package.module:Class"
-        raise fault(rule, name, nearest(str(name), names(kind)))
-    return imported(f"{package_of(kind)}.{name}", name)
-
-
-def imported(dotted: str, name: str) -> ModuleType:
-    try:
-        found = importlib.import_module(dotted)
-    except Exception as problem:  # whatever a file of the user's says while it is read
-        where = blame.place(problem)
-        if isinstance(problem, SyntaxError):
-            where = f"{problem.filename}, line {problem.lineno}"
-        rule = f"{dotted} must be importable: {type(problem).__name__}: {problem}"
-        raise fault(f"{rule} ({where})" if where else rule, name) from problem
-    if is_outside(name) and (file := getattr(found, "__file__", None)):
-        root = Path(file).absolute().parents[dotted.count(".") + (Path(file).name == "__init__.py")]
-        if str(root) in LOOKED and str(root) not in REACHED:
-            REACHED.append(str(root))
-    return found
-
-
-def fault(rule: str, found: str, near: str = "") -> StudyError:
+def name_error(rule: str, found: str, near: str = "") -> StudyError:
     return StudyError([Fault("name", rule, repr(found), near)])
 
 
-def place(file: ModuleType) -> str:
-    return str(getattr(file, "__file__", file.__name__))
+def file_name(module: ModuleType) -> str:
+    return str(getattr(module, "__file__", module.__name__))
 
 
-def name_of(plugin: object) -> str:
-    """The name by which a study asks for this plug-in."""
+# -- names and hashes of loaded plug-ins -----------------------------------------------------------
+
+
+def plugin_name(plugin: object) -> str:
+    """Return the name by which a study asks for a plug-in: file name, entry point or import path."""
     cls = type(plugin)
-    inside, _, name = cls.__module__.rpartition(".")
-    if inside in map(package_of, KINDS) and name in names(inside.rpartition(".")[2]):
-        return name
+    package, _, name = cls.__module__.rpartition(".")
+    for kind, base in KINDS.items():
+        if package == package_of(kind) and name in names(kind):
+            return name
+        if isinstance(base, type) and issubclass(cls, base):
+            for entry_point, locations in installed(kind).items():
+                if len(locations) == 1 and is_at(cls, locations[0]) and entry_point not in names(kind):
+                    return entry_point
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def reach(*folders: str | Path) -> None:
-    """Look for plug-ins there too, after all places where Python looks."""
-    for folder in map(str, folders):
-        if folder and folder not in sys.path:
-            sys.path.append(folder)
-            LOOKED.append(folder)
+def is_at(cls: type, location: PluginLocation) -> bool:
+    """Whether a location that was imported holds this class."""
+    if not location.attribute:
+        return cls.__module__ == location.module
+    return getattr(sys.modules.get(location.module), location.attribute, None) is cls
 
 
-def code(kind: str, name: str) -> str:
-    """The key of the plug-in's source: "" as it was shipped, else a digest of its source.
+def plugin_hash(kind: str, name: str) -> str:
+    """Hash a plug-in's source for keys; "" for one as shipped.
 
-    A shipped scorer has a VERSION from the second one on: what it made of answers before is not taken."""
+    A shipped scorer with VERSION 2 or more has "version N" instead, so that older scores are not reused.
+    """
     plugin = find(kind, name)
     version = getattr(sys.modules.get(plugin.__module__), "VERSION", 1) if kind == "scorers" else 1
-    return sources.code_of(plugin, home(name, plugin)) or ("" if version == 1 else f"version {version}")
+    digest = sources.source_digest(plugin, named_module(kind, name, plugin))
+    return digest or ("" if version == 1 else f"version {version}")
 
 
-def home(name: str, plugin: Any) -> str:
-    """The module that a study names for a function; a class is named by where it stands."""
-    return name.partition(":")[0] if is_outside(name) and not inspect.isclass(plugin) else ""
+def plugin_hashes(plugins: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the hashes of (kind, name) pairs by `kind/name`."""
+    return {f"{kind}/{name}": plugin_hash(kind, name) for kind, name in plugins}
 
 
-def edited(named: Iterable[tuple[str, str]]) -> list[Fault]:
-    """A fault for each file that was edited after this process read it."""
-    found = [(kind, name, find(kind, name)) for kind, name in named]
-    files = {file for _, name, plugin in found for file in sources.edited(plugin, home(name, plugin))}
+def named_module(kind: str, name: str, plugin: Any) -> str:
+    """Return the module that a name points to, for a function outside this package; else "".
+
+    A function may have been defined elsewhere and imported there. A class is identified by its own module.
+    """
+    location = locate(kind, name)
+    return location.module if location.outside and not inspect.isclass(plugin) else ""
+
+
+def edited_file_faults(plugins: Iterable[tuple[str, str]]) -> list[Fault]:
+    """List a fault for each file that was edited after this process read it, of (kind, name) pairs."""
+    files: set[Path] = set()
+    for kind, name in plugins:
+        plugin = find(kind, name)
+        files.update(sources.edited_files(plugin, named_module(kind, name, plugin)))
     rule = "was edited after this process read it; start Python anew, so that what runs is what is written"
     return [Fault(str(file), rule) for file in sorted(files)]
 
 
-def codes(named: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """`kind/name` → code."""
-    return {f"{kind}/{name}": code(kind, name) for kind, name in named}
-
-
-def named(plugin: str) -> str:
-    """`kind/name`, for people."""
+def describe_plugin(plugin: str) -> str:
+    """Format `kind/name` for people: strategy `dgg`."""
     kind, _, name = plugin.partition("/")
-    return f"{WORDS[kind]} `{name}`"
+    return f"{SINGULAR[kind]} `{name}`"

@@ -1,4 +1,4 @@
-"""A run's score matrix, or that of many runs at once, and the mean that metrics are made of."""
+"""The score matrix of a run, or of many runs at once, and the mean that metrics are built from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class ScoreMatrix:
-    """One run's scores on one split, tasks in the order in which the run learned them.
+    """One run's scores on one split, with tasks in the order in which the run trained them.
 
-    R: (T, T), R[t, i] is the score on task i after stage t, in [0, 1], nan where not examined.
-    sizes: (T,), examples behind column i.
-    base: (T,), the untouched model's score on task i, nan where not examined.
+    R: (T, T), R[t, i] is the score on task i after stage t, in [0, 1]; nan where not evaluated.
+    sizes: (T,), number of examples behind column i.
+    base: (T,), the untouched model's score on task i; nan where not evaluated.
 
-    Or those of many runs of as many tasks at once, stacked along a first axis of all three. A metric counts
-    its axes from the last, so it gives one number for one run, and one for each of a stack.
+    Runs with equally many tasks can be stacked along a first axis of all three. A metric counts its axes from
+    the last, so it returns one number for one run, and one number for each run of a stack.
     """
 
     R: np.ndarray
@@ -25,7 +25,7 @@ class ScoreMatrix:
     base: np.ndarray
 
     def diagonal(self, later: int = 0) -> np.ndarray:
-        """R[t, t + later]: each task right after its stage, or so many stages before it."""
+        """Return R[t, t + later]: each task right after its stage, or `later` stages before it."""
         return self.R.diagonal(later, axis1=-2, axis2=-1)
 
     @property
@@ -34,18 +34,18 @@ class ScoreMatrix:
         return np.isnan(self.R[..., :-1, :]).all(axis=(-2, -1))
 
 
-Value: TypeAlias = float | np.ndarray  # of a metric: of one run, or of each run of a stack
+MetricValue: TypeAlias = float | np.ndarray  # of one run, or of each run of a stack
 
 
 def mean(
     scores: np.ndarray, weights: np.ndarray | None = None, where: bool | np.bool_ | np.ndarray = True
-) -> Value:
-    """Over the last axis; nan for no scores, and where the mean has no meaning."""
+) -> MetricValue:
+    """Return the mean over the last axis; nan without scores, and where `where` is false."""
     if not scores.shape[-1]:
-        found = np.full(scores.shape[:-1], np.nan)
+        means = np.full(scores.shape[:-1], np.nan)
     elif weights is None:
-        found = scores.mean(axis=-1)
-    else:  # the product of each run by itself: to the bit what the run gives alone
-        found = (weights[..., None, :] @ scores[..., None])[..., 0, 0] / weights.sum(axis=-1)
-    found = np.where(where, found, np.nan)
-    return found if found.ndim else found.item()
+        means = scores.mean(axis=-1)
+    else:  # one product for each run, so that a run gives the same bits alone and in a stack
+        means = (weights[..., None, :] @ scores[..., None])[..., 0, 0] / weights.sum(axis=-1)
+    means = np.where(where, means, np.nan)
+    return means if means.ndim else means.item()

@@ -1,13 +1,16 @@
-"""A plug-in's source as a hash: edited, it is another plug-in.
+"""Hashes of plug-in sources: an edited plug-in is another plug-in.
 
-    code_of(plugin)   "" where its file is as it was shipped; else 16 hex digits over its file and all that it
-                      imports of the user's own: modules outside this package, the standard library and
-                      what was installed (of its own top-level package those too); and over the plug-ins of
-                      this package, and what judges for them, that it builds on
+    source_digest(plugin)   "" where the plug-in's file is as it was shipped; else 16 hex digits over
 
-The source is taken without comments, layout and docstrings, so that none of these retrains anything. What is
-shipped stands in `shipped.json`, which `python scripts/shipped.py` writes anew. Files that a plug-in opens,
-and modules that it imports by a name computed at run time, are not seen.
+        its file, and all modules of the user's own that it imports, directly or not
+        the shipped plug-ins and scoring helpers that these build on
+
+A module is the user's own if it lies outside this package, the standard library and installed packages. A
+plug-in from an installed package makes that package's modules count as well.
+
+Comments, layout and docstrings are left out, so changing them retrains nothing. `shipped.json` declares what
+is shipped; `python scripts/shipped.py` rewrites it. Files that a plug-in opens, and modules that it imports
+by a name computed at run time, are not seen.
 """
 
 from __future__ import annotations
@@ -34,96 +37,102 @@ from dgg_ray.core.stale_code import is_stale
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT.name
 SHIPPED = ROOT / "shipped.json"
-PLUGGED = ("adapters", "metrics", "models", "readers", "scorers", "strategies")  # folders of plug-ins
-JUDGES = (
-    "core/texts.py",
-    "scorers/_choices.py",
-    "scorers/_captions.py",
-)  # what scorers judge with, beside the folders of plug-ins
-INSTALLED = ("site-packages", "dist-packages")
-READ: dict[Path, str] = {}  # file → its digest when this process took the code of a plug-in from it
-STANDARD = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+PLUGIN_FOLDERS = ("metrics", "models", "readers", "scorers", "strategies")
+SCORING_HELPERS = ("core/text_normalization.py", "scorers/_choices.py", "scorers/_captions.py")
+INSTALL_FOLDERS = ("site-packages", "dist-packages")
+STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+OUTSIDE_PLACES: set[Path] = set()  # packages and files outside this package that plug-ins were found in
+DIGEST_WHEN_READ: dict[Path, str] = {}  # file → its digest when this process first hashed a plug-in of it
+
+
+# -- the modules behind a plug-in ------------------------------------------------------------------
 
 
 @functools.cache
-def code_of(plugin: Any, named: str = "") -> str:
-    """See above; of a class, a function or a module. StudyError where there is no source to be read.
+def source_digest(plugin: Any, named: str = "") -> str:
+    """Hash the source of a class, function or module; StudyError where it stands in no file.
 
-    named: the module in which a study looks for it; a function may have come there from another one.
+    named: the module under which a study asks for a function; the function may be defined in another one.
     """
-    files, base = modules_of(plugin, named)
-    if not files:
+    own, shipped = source_files(plugin, named)
+    if not own:
         return ""
-    digests = {name: digest_of(file) for name, file in sorted((files | base).items())}
-    for name, file in files.items():
-        READ.setdefault(file, digests[name])
+    digests = {name: file_digest(file) for name, file in sorted((own | shipped).items())}
+    for name, file in own.items():
+        DIGEST_WHEN_READ.setdefault(file, digests[name])
     return digest(digests)[:16]
 
 
-def edited(plugin: Any, named: str = "") -> list[Path]:
-    """Files of the plug-in that are not what they were when this process imported them or took their code."""
+def edited_files(plugin: Any, named: str = "") -> list[Path]:
+    """List the plug-in's files that changed since this process imported or first hashed them."""
     return [
         file
-        for name, file in files_of(plugin, named).items()
-        if READ.get(file, "") not in ("", digest_of(file)) or is_stale(name)
+        for name, file in own_files(plugin, named).items()
+        if DIGEST_WHEN_READ.get(file, "") not in ("", file_digest(file)) or is_stale(name)
     ]
 
 
-def files_of(plugin: Any, named: str = "") -> dict[str, Path]:
-    """Dotted name → file of every module of the user's own that bears on what the plug-in does."""
-    return modules_of(plugin, named)[0]
+def own_files(plugin: Any, named: str = "") -> dict[str, Path]:
+    """Return dotted name → file of the user's own modules that bear on a plug-in."""
+    return source_files(plugin, named)[0]
 
 
-def modules_of(plugin: Any, named: str = "") -> tuple[dict[str, Path], dict[str, Path]]:
-    """Dotted name → file of the user's own modules, as in `files_of`; and of what they build on in this
-    package as it was shipped, which another release may ship otherwise."""
-    left = [*homes(plugin), *([named] if named else [])]
-    own = {name.partition(".")[0] for name in left} - {PACKAGE, *sys.stdlib_module_names}
-    found, base = dict[str, Path](), dict[str, Path]()
-    while left:
-        name = left.pop()
-        if name in found or (file := file_of(name)) is None:
+def source_files(plugin: Any, named: str = "") -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return dotted name → file of the user's own modules behind a plug-in, and of shipped ones.
+
+    The shipped ones are those that the own modules build on: another release may ship them changed.
+    """
+    to_visit = defining_modules(plugin)
+    if named:
+        to_visit.append(named)
+    own_packages = {name.partition(".")[0] for name in to_visit} - {PACKAGE, *sys.stdlib_module_names}
+    own: dict[str, Path] = {}
+    shipped: dict[str, Path] = {}
+    while to_visit:
+        name = to_visit.pop()
+        if name in own or (file := module_file(name)) is None:
             continue
-        if not is_own(name, file, own):
-            if file.is_relative_to(ROOT) and is_base(file.relative_to(ROOT)):
-                base[name] = file
+        if not is_own(name, file, own_packages):
+            if file.is_relative_to(ROOT) and is_hashed_when_shipped(file.relative_to(ROOT)):
+                shipped[name] = file
             continue
-        found[name] = file
-        left += [".".join(name.split(".")[: i + 1]) for i in range(name.count("."))]  # packages around it run
-        left += imports(file, name)
-    return dict(sorted(found.items())), base
+        own[name] = file
+        to_visit += parent_packages(name)  # Python runs them when it imports the module
+        to_visit += imported_names(file, name)
+    return dict(sorted(own.items())), shipped
 
 
-def is_base(file: Path) -> bool:
-    """Whether a file, below this package, bears on what a plug-in does that builds on it."""
-    return (is_plugin(file) and file.name != "__init__.py") or file.as_posix() in JUDGES
+def parent_packages(module: str) -> list[str]:
+    """List the packages around a module, outermost first: a, a.b for a.b.c."""
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def homes(plugin: Any) -> list[str]:
-    """Names of the modules that a module is, or that a function or a class with its ancestors stands in."""
+def defining_modules(plugin: Any) -> list[str]:
+    """List the modules that define a function, or a class and its plug-in ancestors; a module is its own."""
     if isinstance(plugin, ModuleType):
         return [plugin.__name__]
-    parts = inspect.getmro(plugin) if inspect.isclass(plugin) else (plugin,)
-    # Ancestors that are plug-ins themselves; any other is found by what the file imports.
-    parts = [p for p in parts if p is plugin or any(map(is_of_package, p.__mro__))]
-    for part in parts:
-        if getattr(sys.modules.get(part.__module__), "__file__", None) is None:
-            rule = "must stand in a file, by which it is told from what it was before it was edited"
-            raise StudyError(
-                [Fault("name", rule, f"{part.__module__}:{getattr(part, '__qualname__', part)}")]
-            )
-    return [part.__module__ for part in parts]
+    definitions: list[Any] = [plugin]
+    if inspect.isclass(plugin):
+        # Ancestors that are plug-ins themselves; other ancestors are found among the file's imports.
+        definitions = [c for c in inspect.getmro(plugin) if c is plugin or any(map(is_of_package, c.__mro__))]
+    for definition in definitions:
+        if getattr(sys.modules.get(definition.__module__), "__file__", None) is None:
+            rule = "must stand in a file, by whose source its stages are told from those of an edited version"
+            found = f"{definition.__module__}:{getattr(definition, '__qualname__', definition)}"
+            raise StudyError([Fault("name", rule, found)])
+    return [definition.__module__ for definition in definitions]
 
 
 def is_of_package(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == PACKAGE
 
 
-def file_of(module: str) -> Path | None:
-    """The module's file; None where it has none, or is not to be found. Nothing is imported."""
+def module_file(module: str) -> Path | None:
+    """Return a module's file; None where it has none or is not found. Nothing is imported."""
     if (loaded := sys.modules.get(module)) is not None:
-        place = getattr(loaded, "__file__", None)
-        return Path(place).resolve() if place else None
+        file = getattr(loaded, "__file__", None)
+        return Path(file).resolve() if file else None
     top, *rest = module.split(".")
     try:
         spec, name = importlib.util.find_spec(top), top
@@ -137,66 +146,82 @@ def file_of(module: str) -> Path | None:
     return Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
 
 
-def is_own(module: str, file: Path, packages: Iterable[str]) -> bool:
-    """Whether a module is the user's own. packages: top-level ones that are, wherever they are installed."""
+def is_own(module: str, file: Path, own_packages: Iterable[str]) -> bool:
+    """Whether a module is the user's own. own_packages: top-level packages that are, even if installed."""
     if file.is_relative_to(ROOT):
-        return not as_shipped(file)
-    if (top := module.partition(".")[0]) in packages:
+        return not is_as_shipped(file)
+    if (top := module.partition(".")[0]) in own_packages:
         return True
-    if top in sys.stdlib_module_names or set(INSTALLED) & set(file.parts):
-        return False
-    return not any(file.is_relative_to(place) for place in STANDARD)
+    return top not in sys.stdlib_module_names and not is_installed(file) and not is_standard_library(file)
 
 
-def is_plugin(file: Path) -> bool:
-    """Whether a file, below this package, is a plug-in or a package of them; `_names` are their helpers."""
-    return file.parts[0] in PLUGGED and (file.name == "__init__.py" or not file.name.startswith("_"))
+def is_installed(file: Path) -> bool:
+    """Whether a file lies in a folder of installed packages."""
+    return not set(INSTALL_FOLDERS).isdisjoint(file.parts)
 
 
-def is_plugged(file: str, own: bool = False) -> bool:
-    """Whether a line of this file, as tracebacks name it, is a plug-in's; `own`: one that was not shipped."""
+def is_standard_library(file: Path) -> bool:
+    return any(file.is_relative_to(folder) for folder in STANDARD_LIBRARY)
+
+
+def is_plugin_file(file: Path) -> bool:
+    """Whether a file, relative to this package, is a plug-in or `__init__.py`; `_name.py` is a helper."""
+    return file.parts[0] in PLUGIN_FOLDERS and (file.name == "__init__.py" or not file.name.startswith("_"))
+
+
+def is_hashed_when_shipped(file: Path) -> bool:
+    """Whether a shipped file, relative to this package, bears on what a plug-in that imports it does."""
+    return (is_plugin_file(file) and file.name != "__init__.py") or file.as_posix() in SCORING_HELPERS
+
+
+def is_plugin_line(file: str, own: bool = False) -> bool:
+    """Whether a traceback's file holds plug-in code. own: count only code that was not shipped."""
     path = Path(file)
     if not path.is_absolute() or not path.exists():
         return file.startswith("<ipython")
     path = path.resolve()
     if path.is_relative_to(ROOT):
-        return is_plugin(path.relative_to(ROOT)) and not (own and as_shipped(path))
-    return not set(INSTALLED) & set(path.parts) and not any(path.is_relative_to(at) for at in STANDARD)
+        return is_plugin_file(path.relative_to(ROOT)) and not (own and is_as_shipped(path))
+    if any(path.is_relative_to(place) for place in OUTSIDE_PLACES):
+        return True
+    return not is_installed(path) and not is_standard_library(path)
 
 
-# -- source ----------------------------------------------------------------------------------------
+# -- what a file does ------------------------------------------------------------------------------
 
 
-def digest_of(file: Path) -> str:
-    """16 hex digits of what the file does; of one that is not Python, of its bytes."""
+def file_digest(file: Path) -> str:
+    """Return 16 hex digits of a Python file's syntax tree, or of another file's bytes."""
     content = file.read_bytes()
     if file.suffix == ".py":
-        with contextlib.suppress(SyntaxError):  # what cannot be run is told where it is imported
-            content = json.dumps(plain(ast.parse(content))).encode()
+        with contextlib.suppress(SyntaxError):  # the import reports a file that cannot be parsed
+            content = json.dumps(syntax_as_json(ast.parse(content))).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def plain(node: Any) -> Any:
-    """A syntax tree as JSON, without docstrings, places and fields that are empty.
+def syntax_as_json(node: Any) -> Any:
+    """Convert a syntax tree to JSON without docstrings, line numbers and empty fields.
 
-    Not `ast.dump`, which writes the same tree differently from one version of Python to the next."""
+    `ast.dump` is not used: it writes the same tree differently from one version of Python to the next.
+    """
     if isinstance(node, ast.AST):
-        given = {name: getattr(node, name, None) for name in node._fields if name not in ("ctx", "kind")}
-        return [type(node).__name__, {k: plain(v) for k, v in given.items() if v is not None and v != []}]
+        values = {name: getattr(node, name, None) for name in node._fields if name not in ("ctx", "kind")}
+        content = {k: syntax_as_json(v) for k, v in values.items() if v is not None and v != []}
+        return [type(node).__name__, content]
     if isinstance(node, list):
-        return [plain(part) for part in node if not is_text(part)]
+        return [syntax_as_json(part) for part in node if not is_docstring(part)]
     return f"{type(node).__name__} {node!r}"
 
 
-def is_text(node: Any) -> bool:
-    """A statement that is a string and nothing else: a docstring."""
+def is_docstring(node: Any) -> bool:
+    """Whether a statement is a string and nothing else."""
     if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
         return False
     return isinstance(node.value.value, str)
 
 
-def imports(file: Path, module: str) -> Iterator[str]:
-    """Dotted names that a file may import, inside functions too."""
+def imported_names(file: Path, module: str) -> Iterator[str]:
+    """Yield the dotted names that a file may import, inside functions too."""
     if file.suffix != ".py":
         return
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
@@ -205,46 +230,60 @@ def imports(file: Path, module: str) -> Iterator[str]:
     except SyntaxError:
         return
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from by_name(node, package)
+        if isinstance(node, ast.Call):
+            yield from dynamic_import(node, package)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            name = ".".join([*above, *([node.module] if node.module else [])])
-            if name:
-                yield name
-                yield from (f"{name}.{alias.name}" for alias in node.names if alias.name != "*")
+            yield from names_of_import_from(node, package)
 
 
-def by_name(call: ast.Call, package: str) -> Iterator[str]:
-    """The module of `import_module("name")`, also of `(".name", __package__)`."""
-    given = [*call.args, *(word.value for word in call.keywords if word.arg in ("name", "package"))]
-    name, *rest = [arg.value if isinstance(arg, ast.Constant) else None for arg in given[:2]] or [None]
-    if isinstance(name, str):
-        with contextlib.suppress(ImportError):
-            around = rest[0] if rest and isinstance(rest[0], str) else package
-            yield importlib.util.resolve_name(name, around)
+def names_of_import_from(node: ast.ImportFrom, package: str) -> Iterator[str]:
+    """Yield the module of `from module import a, b`, and module.a, module.b: each may be a module."""
+    parts: list[str] = []
+    if node.level:
+        above = package.split(".")
+        parts += above[: len(above) - node.level + 1]
+    if node.module:
+        parts.append(node.module)
+    if module := ".".join(parts):
+        yield module
+        yield from (f"{module}.{alias.name}" for alias in node.names if alias.name != "*")
+
+
+def dynamic_import(call: ast.Call, package: str) -> Iterator[str]:
+    """Yield the module of `import_module("name")`, also of `(".name", __package__)`; else nothing."""
+    if not ast.unparse(call.func).endswith(("import_module", "__import__")):
+        return
+    arguments = [*call.args, *(word.value for word in call.keywords if word.arg in ("name", "package"))]
+    constants = [a.value if isinstance(a, ast.Constant) else None for a in arguments[:2]]
+    if not constants or not isinstance(name := constants[0], str):
+        return
+    around = constants[1] if len(constants) > 1 and isinstance(constants[1], str) else package
+    with contextlib.suppress(ImportError):
+        yield importlib.util.resolve_name(name, around)
 
 
 # -- what is shipped -------------------------------------------------------------------------------
 
 
 @functools.cache
-def shipped() -> dict[str, str]:
-    """File, below this package → its digest; empty for one that is no plug-in."""
+def shipped_digests() -> dict[str, str]:
+    """Return the shipped files, relative to this package, by digest; "" for a file that is no plug-in."""
     return json.loads(SHIPPED.read_text(encoding="utf-8"))
 
 
 @functools.cache
-def as_shipped(file: Path) -> bool:
-    """Whether a file of this package is what it was when it was released."""
-    wanted = shipped().get(file.relative_to(ROOT).as_posix())
-    return wanted == "" or (wanted is not None and wanted == digest_of(file))
+def is_as_shipped(file: Path) -> bool:
+    """Whether a file of this package is what it was when it was shipped."""
+    wanted = shipped_digests().get(file.relative_to(ROOT).as_posix())
+    return wanted == "" or (wanted is not None and wanted == file_digest(file))
 
 
-def present() -> dict[str, str]:
-    """The content of shipped.json for the package as it is."""
+def current_digests() -> dict[str, str]:
+    """Return the content of shipped.json for the package as it is now."""
     files = sorted(ROOT.rglob("*.py"), key=lambda file: file.as_posix())
-    kept = {file.relative_to(ROOT).as_posix(): file for file in files}
-    return {name: digest_of(file) if is_plugin(Path(name)) else "" for name, file in kept.items()}
+    relative = {file.relative_to(ROOT): file for file in files}
+    return {
+        name.as_posix(): file_digest(file) if is_plugin_file(name) else "" for name, file in relative.items()
+    }

@@ -1,13 +1,15 @@
-"""Stages: the unit of all work, its key, its tree, and the store that keeps it.
+"""The nouns of training: run, stage, evaluation and work item, and the stage key.
 
-    Run    a setting × an order × a seed          →  a path of stages
-    Stage  one task of a run, on its parent's end  →  a node of the tree; equal keys are one node
-    Exam   one task's split, sat after a stage     →  a cell of a score matrix
+    Run         a setting × an order × a seed: a path of stages
+    Stage       one task of a run, trained from its parent stage's end state: a node of the stage tree
+    Evaluation  one task's split, answered and scored after a stage: an entry of a score matrix
+    WorkItem    a stage and the evaluations requested after it
 
-A stage's key is a hash of everything that bears on its outcome and of nothing else, so "is it
-there already?" answers resuming, sharing between runs, extending and repeating a study alike.
-Workers, engines and micro-batches are not in it: they change who computes, not what. (With LoRA
-dropout the masks follow how a batch is cut: there the outcome is equal in distribution only.)
+A stage's key is a hash of everything that bears on its outcome and of nothing else. Stages with equal keys
+are one node. So one question, "is the stage stored already?", covers resuming, sharing between runs,
+extending and repeating a study. Workers, engines and micro-batches are not in the key: they change where the
+stage is computed, not the outcome. (With LoRA dropout, the masks depend on how a batch is split; then the
+outcome is equal only in distribution.)
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from typing import Any
 
 from dgg_ray.core.hashing import Canonical, canonical, digest
 from dgg_ray.core.interfaces import Adapter, Strategy, Training, effect_of
-from dgg_ray.core.sources import code_of
+from dgg_ray.core.sources import source_digest
 
-HOW = ("micro_batch_size", "gradient_checkpointing")  # fields of Training that change no outcome
-ROUNDS, STEPS, ANSWERS = 3, 2, 128  # of a profile: rounds that count; steps and most answers in each
-FORMAT = 2  # raised when the same settings would be learned differently than before
+NO_EFFECT = (
+    "micro_batch_size",
+    "gradient_checkpointing",
+)  # fields of Training that do not change the outcome
+PROFILE_ROUNDS = 3  # measured rounds of a profile
+PROFILE_STEPS, PROFILE_ANSWERS = 2, 128  # training steps, and the most answers, in each round
+FORMAT = 2  # raise when the same settings would train another state than before
 
 
 @dataclass(frozen=True)
-class Data:
-    """A task as a key sees it: its name, and per split the content's digest and size."""
+class TaskData:
+    """A task's data as a stage key sees it: the name, and each split's content digest and size."""
 
     name: str
     digests: dict[str, str]
@@ -38,7 +44,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One task's split. key: of its content, the scorer and the answers' longest length, not a stage."""
+    """One task's split to be scored.
+
+    key: of the split's content, the scorer and the answers' longest length; the stage is not in it.
+    """
 
     task: str
     split: str
@@ -47,13 +56,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Stage:
-    """One task learned from the state that the parent left.
+    """One task, trained from the state that the parent stage left.
 
     model: fingerprint of the base model.
-    learns: names of the tasks learned: one; several at once (joint); none, the untouched model.
+    trained_tasks: names of the trained tasks: one; several at once (joint); none for the untouched model.
     data: digests of their training splits, in the same order.
     parent: None where the stage starts from a fresh adapter.
-    code: of the strategy's source where that is not as shipped (sources.py); None is what it is here.
+    code: digest of the strategy's source if it differs from the shipped one (sources.py). None stands for the
+        digest in this process.
     """
 
     model: str
@@ -68,15 +78,15 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """64 hex digits."""
+        """The stage key, 64 hex digits."""
         return digest(self.meaning)
 
     @property
     def meaning(self) -> dict[str, Any]:
-        """All that bears on the outcome, as JSON."""
+        """Everything that bears on the outcome, as JSON. Its words are part of the key."""
         if not self.trained_tasks:
             return {"format": FORMAT, "model": self.model, "learns": []}
-        adapter, training = of_learning(self.adapter, self.training)
+        adapter, training = hashed_settings(self.adapter, self.training)
         return {
             "format": FORMAT,
             "model": self.model,
@@ -90,48 +100,48 @@ class Stage:
 
     @cached_property
     def effect(self) -> dict[str, Any]:
-        """The strategy's part of the key, beyond plain fine-tuning, as JSON."""
-        code = code_of(type(self.strategy)) if self.code is None else self.code
+        """The strategy's part of the key, as JSON: what it adds to plain fine-tuning."""
+        code = source_digest(type(self.strategy)) if self.code is None else self.code
         return effect_of(self.strategy, self.task, self.earlier, code)
 
-    @property
-    def buffer(self) -> int:
-        """Examples of each earlier task that are replayed, as far as the strategy says so."""
-        return replayed(self.effect)
+    def replayed_examples(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Count the examples of earlier tasks that the stage trains on, by task.
+
+        sizes: number of training examples of each task of the study.
+        """
+        return self.strategy.replayed_examples({name: sizes[name] for name in self.earlier})
 
     @property
     def task(self) -> str:
-        """What is learned, as one name: draws and the table use it."""
+        """The trained tasks as one name, for random draws and the run table."""
         return " + ".join(self.trained_tasks)
 
     @cached_property
     def earlier(self) -> tuple[str, ...]:
-        """Tasks learned before this stage, in their order."""
+        """Tasks trained before this stage, in their order."""
         return (*self.parent.earlier, *self.parent.trained_tasks) if self.parent else ()
 
     def __str__(self) -> str:
         return f"{self.key[:8]} ({' > '.join((*self.earlier, self.task)) or 'untouched model'})"
 
 
-def replayed(effect: Mapping[str, Any]) -> int:
-    """The size of the buffer in a strategy's part of a key; 0 where there is none."""
-    found = effect.get("buffer", 0)
-    return found if isinstance(found, int) else 0  # a strategy of one's own may call anything so
-
-
 @lru_cache(maxsize=256)
-def of_learning(adapter: Adapter, training: Training) -> tuple[Canonical, Canonical]:
-    """What of these bears on the outcome, as JSON; the same for thousands of stages."""
-    full = asdict(replace(adapter, alpha=adapter.alpha or 2.0 * adapter.rank))
-    how = {k: v for k, v in asdict(training).items() if k not in HOW and v is not None}
-    return Canonical(canonical(full)), Canonical(canonical(how))
+def hashed_settings(adapter: Adapter, training: Training) -> tuple[Canonical, Canonical]:
+    """Return the settings of adapter and training that bear on the outcome, as canonical JSON.
+
+    The cache serves thousands of stages with the same settings.
+    """
+    adapter_settings = asdict(replace(adapter, alpha=adapter.alpha or 2.0 * adapter.rank))
+    training_settings = {k: v for k, v in asdict(training).items() if k not in NO_EFFECT and v is not None}
+    return Canonical(canonical(adapter_settings)), Canonical(canonical(training_settings))
 
 
 @dataclass(frozen=True)
 class WorkItem:
-    """What can be asked for: a stage, and exams to be sat after it.
+    """A unit of requested work: a stage to train, and the evaluations after it.
 
-    profile: Workers.setup on which a few steps and answers of it are timed instead; nothing is learned.
+    profile: if set, a few steps and answers are timed instead, and nothing is trained. It names the workers'
+        setup (`Workers.setup`) that is measured.
     """
 
     stage: Stage
@@ -144,12 +154,12 @@ class WorkItem:
         return f"{self.stage.key}-{self.profile}" if self.profile else self.stage.key
 
     def __str__(self) -> str:
-        return f"probe of {self.stage}" if self.profile else str(self.stage)
+        return f"profile of {self.stage}" if self.profile else str(self.stage)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A setting × an order × a seed. `setting` is its id, 8 hex digits."""
+    """A setting × an order × a seed. setting: its id, 8 hex digits."""
 
     setting: str
     order: tuple[str, ...]
@@ -157,61 +167,67 @@ class Run:
     stages: tuple[Stage, ...]
 
 
-def untouched(model: str) -> Stage:
-    """The base model as it is: nothing learned."""
+def untouched_stage(model: str) -> Stage:
+    """Return the stage that stands for the base model, before any training."""
     return Stage(model, Adapter(), Training(), Strategy(), 0, (), ())
 
 
-def path(
-    model: str,
-    adapter: Adapter,
-    training: Training,
-    strategy: Strategy,
-    seed: int,
-    order: Sequence[Data],
-    known: dict[tuple[str, ...], Stage] | None = None,
-    code: str | None = None,
-) -> tuple[Stage, ...]:
-    """The stages of one run, first to last; one stage of all tasks for a simultaneous strategy.
+@dataclass(frozen=True)
+class StageSettings:
+    """The settings that all stages of a run share; see `Stage`."""
 
-    known: by the tasks learned so far, stages of other runs of the same setting and seed: they are taken, and
-    new ones added, so that a beginning that runs share is made, and its key computed, once.
+    model: str
+    adapter: Adapter
+    training: Training
+    strategy: Strategy
+    seed: int
+    code: str | None = None
+
+    def stage(self, tasks: Sequence[TaskData], parent: Stage | None = None) -> Stage:
+        """Return the stage that trains these tasks from the parent's end state."""
+        names, digests = tuple(task.name for task in tasks), tuple(task.digests["train"] for task in tasks)
+        shared = (self.model, self.adapter, self.training, self.strategy, self.seed)
+        return Stage(*shared, names, digests, parent, self.code)
+
+
+def stages_of_run(
+    settings: StageSettings, order: Sequence[TaskData], known: dict[tuple[str, ...], Stage] | None = None
+) -> tuple[Stage, ...]:
+    """Return the stages of one run, first to last; a simultaneous strategy has one stage of all tasks.
+
+    known: stages of other runs with the same settings, by the tasks trained so far. They are reused, and new
+        stages are added. So a beginning that runs share is built, and its key computed, once.
     """
     known = {} if known is None else known
-    if strategy.simultaneous:
-        # By name, not by order: every order asks for the same stage.
-        tasks = sorted(order, key=lambda data: data.name)
-        names, digests = zip(*((d.name, d.digests["train"]) for d in tasks), strict=True)
+    if settings.strategy.simultaneous:
+        tasks = sorted(order, key=lambda task: task.name)  # by name, so that all orders share the stage
+        names = tuple(task.name for task in tasks)
         if names not in known:
-            known[names] = Stage(model, adapter, training, strategy, seed, names, digests, code=code)
+            known[names] = settings.stage(tasks)
         return (known[names],)
     stages: list[Stage] = []
-    names: tuple[str, ...] = ()
-    for data in order:
-        names = (*names, data.name)
+    names = ()
+    for task in order:
+        names = (*names, task.name)
         if names not in known:
-            parent, train = stages[-1] if stages else None, (data.digests["train"],)
-            known[names] = Stage(model, adapter, training, strategy, seed, (data.name,), train, parent, code)
+            known[names] = settings.stage([task], stages[-1] if stages else None)
         stages.append(known[names])
     return tuple(stages)
 
 
-def distinct(stages: Iterable[Stage]) -> dict[str, Stage]:
-    """The tree's nodes: one stage per key, in order of first appearance."""
+def distinct_stages(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """Return the nodes of the stage tree: one stage for each key, in order of first appearance."""
     return {stage.key: stage for stage in stages}
 
 
 def merged_items(work_items: Iterable[WorkItem]) -> list[WorkItem]:
-    """One work for each stage, with all the exams that are asked for of it; in order of first appearance."""
-    asked: dict[str, list[WorkItem]] = {}
-    for item in {id(item): item for item in work_items}.values():  # runs of many orders hold the very same
-        asked.setdefault(item.stage.key, []).append(item)
-    return [
-        replace(
-            some[0],
-            evaluations=tuple(dict.fromkeys(evaluation for item in some for evaluation in item.evaluations)),
-        )
-        if len(some) > 1
-        else some[0]
-        for some in asked.values()
-    ]
+    """Return one work item for each stage, with all evaluations after it, in order of first appearance."""
+    by_stage: dict[str, list[WorkItem]] = {}
+    for item in {id(item): item for item in work_items}.values():  # runs of many orders hold the same objects
+        by_stage.setdefault(item.stage.key, []).append(item)
+    return [items[0] if len(items) == 1 else _merge(items) for items in by_stage.values()]
+
+
+def _merge(items: Sequence[WorkItem]) -> WorkItem:
+    evaluations = dict.fromkeys(evaluation for item in items for evaluation in item.evaluations)
+    return replace(items[0], evaluations=tuple(evaluations))

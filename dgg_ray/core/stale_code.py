@@ -1,12 +1,12 @@
-"""Whether a module runs as its file is written now: edited after its import, it runs what it was before.
+"""Whether the code that a process runs is still the code in its file.
 
-A process that read a plug-in and goes on (a notebook, a console) would key its stages by the new text. Python
-keeps no copy of the source, so two traces tell:
+A process that imported a plug-in and continues (a notebook, a console) would key its stages by the new text
+but run the old code. Python keeps no copy of the source, so two traces decide:
 
-    the compiled file beside the source    has the size and the time of what was imported, and its code
-    functions and methods of the module    run code that the file, compiled, must hold as well
+    the compiled file beside the source    has the size and the time of the imported text, and its code
+    functions and methods of the module    run code that the file, compiled now, must contain too
 
-A changed value beside the functions, in a process that writes no compiled files, leaves neither.
+A changed module-level value, in a process that writes no compiled files, leaves neither trace.
 """
 
 from __future__ import annotations
@@ -21,87 +21,89 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-HEADER = 16  # bytes of a compiled file before its code: magic, flags, time, size
+HEADER = 16  # bytes of a compiled file before its code: magic number, flags, time, size
+SAME_ATTRIBUTES = (
+    *("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
+    *("co_argcount", "co_kwonlyargcount", "co_flags"),
+)
 
 
 def is_stale(name: str) -> bool:
     """Whether the module of that name was imported from another text than its file has now."""
     module = sys.modules.get(name)
-    # Another loader may have written it anew, as pytest does with its tests.
+    # Another loader may have rewritten the code, as pytest does with tests.
     if module is None or type(getattr(module, "__loader__", None)) is not SourceFileLoader:
         return False
     file = Path(str(module.__file__))
     try:
-        text = file.read_bytes()
-        written = compile(text, str(file), "exec", dont_inherit=True)
+        current = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
     except (OSError, SyntaxError, ValueError):
-        return True  # it was there, and could be run
-    compiled = imported(module, file)
-    if compiled is not None and not same_code(compiled, written):
+        return True  # the file existed, and its text could be run
+    imported = imported_code(module, file)
+    if imported is not None and not same_code(imported, current):
         return True
-    known: dict[str, list[CodeType]] = {}
-    for code in nested(written):
-        known.setdefault(code.co_qualname, []).append(code)
+    in_file: dict[str, list[CodeType]] = {}
+    for code in nested_code(current):
+        in_file.setdefault(code.co_qualname, []).append(code)
     return any(
-        not any(same_code(code, other) for other in known.get(code.co_qualname, ()))
-        for code in running(module, written.co_filename)
+        not any(same_code(code, other) for other in in_file.get(code.co_qualname, ()))
+        for code in running_code(module, current.co_filename)
     )
 
 
-def imported(module: ModuleType, file: Path) -> CodeType | None:
-    """The code that was compiled when the module was imported, where the file has changed since."""
-    place = Path(getattr(module, "__cached__", None) or "")
-    # Where Python writes none, an older one may lie there.
-    if sys.dont_write_bytecode or place.suffix != ".pyc" or not os.access(place.parent, os.W_OK):
+def imported_code(module: ModuleType, file: Path) -> CodeType | None:
+    """Return the compiled code of the imported module if the file has changed since; else None."""
+    compiled = Path(getattr(module, "__cached__", None) or "")
+    # A process that writes no compiled files may find one of an older text.
+    if sys.dont_write_bytecode or compiled.suffix != ".pyc" or not os.access(compiled.parent, os.W_OK):
         return None
     try:
-        content, about = place.read_bytes(), file.stat()
-        flags, time, size = (int.from_bytes(content[at : at + 4], "little") for at in (4, 8, 12))
-        now = (int(about.st_mtime) & 0xFFFFFFFF, about.st_size & 0xFFFFFFFF)
+        content, status = compiled.read_bytes(), file.stat()
+        flags, time, size = (int.from_bytes(content[start : start + 4], "little") for start in (4, 8, 12))
+        now = (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
         return None if flags or (time, size) == now else marshal.loads(content[HEADER:])
     except (OSError, ValueError, EOFError, TypeError):
         return None
 
 
-def nested(code: CodeType) -> Iterator[CodeType]:
-    """The code of all functions and classes in it, however deep."""
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield inner
-            yield from nested(inner)
+def nested_code(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of all functions and classes in it, at any depth."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from nested_code(constant)
 
 
-def running(module: ModuleType, file: str) -> Iterator[CodeType]:
-    """The code of the module's functions and of its classes' methods, below their decorators."""
+def running_code(module: ModuleType, file: str) -> Iterator[CodeType]:
+    """Yield the code of the module's functions and methods, without their decorators."""
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    for value in [*vars(module).values(), *(v for cls in classes for v in vars(cls).values())]:
-        for part in functions_of(value):
-            if part.__code__.co_filename == file:
-                yield part.__code__
+    for value in [*vars(module).values(), *(member for cls in classes for member in vars(cls).values())]:
+        for function in functions_of(value):
+            if function.__code__.co_filename == file:
+                yield function.__code__
 
 
 def functions_of(value: Any) -> Iterator[FunctionType]:
-    """The functions of a property, a cached one, a static or class method, or a function."""
+    """Yield the functions behind a function, a property, a cached property, a static or a class method."""
     parts = [getattr(value, name, None) for name in ("fget", "fset", "func", "__func__")]
     for part in (value, *parts):
         try:
             function = inspect.unwrap(part) if callable(part) else None
-        except ValueError:  # it wraps itself
+        except ValueError:  # the function wraps itself
             continue
         if isinstance(function, FunctionType):
             yield function
 
 
-def same_code(one: CodeType, other: CodeType) -> bool:
-    """Whether they do the same, whatever their lines."""
-    named = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount")
-    if any(getattr(one, name) != getattr(other, name) for name in (*named, "co_kwonlyargcount", "co_flags")):
+def same_code(a: CodeType, b: CodeType) -> bool:
+    """Whether two code objects do the same; their lines may differ."""
+    if any(getattr(a, name) != getattr(b, name) for name in SAME_ATTRIBUTES):
         return False
-    values, others = one.co_consts, other.co_consts
-    return len(values) == len(others) and all(map(same_value, values, others))
+    return len(a.co_consts) == len(b.co_consts) and all(map(same_constant, a.co_consts, b.co_consts))
 
 
-def same_value(one: Any, other: Any) -> bool:
-    if isinstance(one, CodeType) and isinstance(other, CodeType):
-        return same_code(one, other)
-    return type(one) is type(other) and repr(one) == repr(other)  # 1 is no 1.0, NaN is NaN
+def same_constant(a: Any, b: Any) -> bool:
+    """Whether two constants of code objects are the same."""
+    if isinstance(a, CodeType) and isinstance(b, CodeType):
+        return same_code(a, b)
+    return type(a) is type(b) and repr(a) == repr(b)  # 1 differs from 1.0, and NaN equals NaN

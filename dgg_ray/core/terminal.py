@@ -1,13 +1,14 @@
-"""A command's output on any terminal: one that lacks letters, none, or one that is gone.
+"""Terminal output that never ends a command: on any terminal, without one, or after it was closed.
 
-    with terminal.lasting():     # for the length of a command
+    with terminal.robust_output():     # for the length of a command
         ...
-    terminal.warn("…")           # one line, above a progress display too
+    terminal.warn("…")                 # one line, also above a progress display
 
-No message ends the work that it tells of: what a reader has gone away from (`| head`), what a closed terminal
-or a full disk does not take, is dropped; a letter that the terminal's encoding lacks is a `?`.
+Printing a message must not end the work that it reports. Output is dropped where its reader is gone (`|
+head`), the terminal is closed, or the disk is full. A character that the terminal's encoding lacks becomes
+`?`.
 
-SIGTERM, and SIGHUP of a terminal that closes, end a command as Ctrl-C does: finished stages are kept. Under
+SIGTERM, and the SIGHUP of a closed terminal, end a command as Ctrl-C does: finished stages are stored. Under
 `nohup` SIGHUP stays ignored.
 """
 
@@ -23,74 +24,75 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+INTERRUPTING = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Lasting(io.FileIO):
-    """A stream on which writing never fails."""
+class NeverFailingFile(io.FileIO):
+    """A file on which writing never raises."""
 
     def write(self, data) -> int:
         with contextlib.suppress(OSError, ValueError):
-            while (count := super().write(data)) is None:  # another program set it to not wait
+            while (count := super().write(data)) is None:  # another program made the file non-blocking
                 select.select([], [self], [])
             return count
         return len(data)
 
 
 def open_standard_files() -> None:
-    """Fill the places of standard files that were closed.
+    """Open the null device in place of standard files that are closed.
 
-    The next file to be opened, such as a stage's weights, would take the place and get all that is printed.
+    Otherwise the next file to be opened, such as a stage's weights, takes the number and receives what is
+    printed.
     """
     with contextlib.suppress(OSError):
-        while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
-            os.set_inheritable(handle, True)
-        os.close(handle)
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
 
 
-def stream(now: TextIO | None, handle: int) -> TextIO:
-    """A lasting stream on the handle, in the encoding of the stream that is there."""
-    encoding = getattr(now, "encoding", None) or "utf-8"
-    buffered = io.BufferedWriter(Lasting(handle, "w", closefd=False))
+def never_failing_stream(stream: TextIO | None, descriptor: int) -> TextIO:
+    """Return a never failing stream on the descriptor, in the encoding of the given stream."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    buffered = io.BufferedWriter(NeverFailingFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(buffered, encoding, errors="replace", line_buffering=True)
 
 
 @contextlib.contextmanager
-def lasting() -> Iterator[None]:
-    """Standard streams that never raise, and signals that end the block as Ctrl-C does.
+def robust_output() -> Iterator[None]:
+    """Make the standard streams never raise, and signals end the block as Ctrl-C does.
 
-    Streams that somebody has put in place of the standard ones, such as a notebook's, stay.
+    Streams that a program put in place of the standard ones, such as a notebook's, are kept.
     """
     open_standard_files()
     before = sys.stdout, sys.stderr
     if sys.stdout is sys.__stdout__:
-        sys.stdout = stream(sys.stdout, 1)
+        sys.stdout = never_failing_stream(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = stream(sys.stderr, 2)
+        sys.stderr = never_failing_stream(sys.stderr, 2)
     try:
-        with ended_by_signals():
+        with interrupted_by_signals():
             yield
     finally:
-        for now in (sys.stdout, sys.stderr):
-            now.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block for each of them that is not ignored."""
-    main = threading.current_thread() is threading.main_thread()
-    heard = [name for name in ENDING if main and signal.getsignal(name) == signal.SIG_DFL]
-    for name in heard:
+def interrupted_by_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block for SIGTERM and SIGHUP, unless they are ignored or handled."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handled = [name for name in INTERRUPTING if is_main and signal.getsignal(name) == signal.SIG_DFL]
+    for name in handled:
         signal.signal(name, signal.default_int_handler)
     try:
         yield
     finally:
-        for name in heard:
+        for name in handled:
             signal.signal(name, signal.SIG_DFL)
 
 
 def warn(line: str) -> None:
-    """Say one line of what went wrong beside the work."""
+    """Print one line about a problem that does not end the command."""
     with contextlib.suppress(OSError, ValueError):
         print(f"warning: {line}", file=sys.stderr, flush=True)

@@ -1,214 +1,244 @@
-"""A study's budget: hard caps, kept by one rule, for fleets and for a single process.
+"""A study's budget: hard limits, enforced by one rule on worker groups and on a single process alike.
 
-A stage starts if, for every cap,
+A work item is admitted if, for every limit,
 
-    spent + set aside + the most that it and the stages in training are predicted to take  ≤  cap
+    spent + reserved + the most that it and the running items are predicted to take  ≤  limit
 
-Of hours and money, spent is what the store says that this study trained, examined and probed, and what
-this run lost to failures and lost machines; the most is the upper end of model.py's 95 % interval. Not
-counted
-are what earlier runs lost, and what fleets do besides: start, load the model, wait for work. Of the disk,
-spent is all that the store holds, and the most is disk.py's bound; of several drivers on one store, each
-knows of the others' work what is on the disk already. While a search goes on, the final comparison is set
-aside: what it will take at most, at the dearest corner of the search space.
+Hours and money. Spent is what the store records of the study's own training, evaluations and profiles, plus
+what this run lost to failures and lost machines. The most is the upper end of model.py's 95 % interval. Not
+counted are the losses of earlier runs and what worker groups do besides: start, load the model, wait for
+work.
 
-So that all this is known, a run with a budget profiles first. A profile must fit as all else does, but not beside
-the comparison, of which it is to tell something. Where nothing was measured, the first profile (or a stage, if
-the profiles failed) starts while anything is left, alone: that one may exceed the cap, and none after it.
+Disk. Spent is everything in the store, and the most is disk.py's bound. Of several drivers on one store, each
+knows of the others' work only what is on the disk already.
 
-What reads the store changes nothing, and what takes it up reads nothing (`measured` and `finished`, `size`
-and `saw`): who must not wait for the store reads in a thread.
+While a search goes on, the final comparison is reserved for: the most that it can take, at the most expensive
+corner of the search space.
+
+A run with a budget profiles first, so that all of this is known. A profile must fit as any item must, but
+nothing is reserved beside it, because it is what tells the comparison's cost. Where nothing was measured,
+the first profile starts alone while anything is left (or the first stage, if the profiles failed). That one
+item may exceed the limit, and nothing starts after it.
+
+Methods that read the store change nothing (`read_item`, `measure_usage`); methods that take readings in read
+nothing (`record_finished`, `set_usage`). So a process that must not wait for the store reads in a thread.
 """
 
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from dgg_ray.core.errors import Fault, OverBudget, StudyError
+from dgg_ray.core.errors import Fault, OverBudgetError, StudyError
+from dgg_ray.core.phrases import join_names
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.cost.disk import Sizes
-from dgg_ray.cost.model import PROBE, CostModel, units
+from dgg_ray.cost.disk import DiskModel
+from dgg_ray.cost.model import PROFILE, CostModel, unit_rates
 from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study
 
-Verdict = Literal["go", "wait", "over"]
-WORST: tuple[Verdict, ...] = ("over", "wait", "go")
+Decision = Literal["admit", "wait", "reject"]
+STRICTEST_FIRST: tuple[Decision, ...] = ("reject", "wait", "admit")
 UNITS = {"gpu_hours": "GPU-hours", "worker_hours": "worker-hours", "money": "money"}
-LOOK_S, LOOKING = 60.0, 0.05  # between looks at the disk; most of the time that may go into them
+MEASURE_S = 60.0  # at least so many seconds between two measurements of the store's size
+MEASURE_SHARE = 0.05  # at most this share of the time goes into them
 
 
-class Purse:
-    """All caps of a study together; without any, everything may start."""
+class BudgetTracker:
+    """The limits of a study; without limits every work item is admitted."""
 
-    def __init__(self, caps: Sequence[Cap] = (), name: str = "") -> None:
-        self.caps, self.study = caps, name
+    def __init__(self, limits: Sequence[Limit] = (), study: str = "") -> None:
+        self.limits, self.study = limits, study
 
-    def begin(self) -> None:
-        """Look into the store anew: a broker that was restarted gets the purse as it once was."""
-        for cap in self.caps:
-            cap.begin()
+    def reload(self) -> None:
+        """Read the store anew: a restarted broker gets the tracker as it once was."""
+        for limit in self.limits:
+            limit.reload()
 
-    def verdict(self, item: WorkItem, running: Iterable[WorkItem] = (), look: bool = True) -> Verdict:
-        """Whether work may start beside what is running: `go`, `wait` until that has ended, or `over`.
+    def decide(self, item: WorkItem, running: Iterable[WorkItem] = (), may_read: bool = True) -> Decision:
+        """Admit the item beside the running ones, let it wait until one of them has ended, or reject it.
 
-        look: into the store, where what was seen of it is too old to tell.
+        may_read: whether the store may be read, where what is known of it is outdated.
         """
-        if not self.caps:  # and nobody is asked what is running
-            return "go"
+        if not self.limits:  # then nobody computes what is running
+            return "admit"
         running = list(running)
-        found: list[Verdict] = [cap.verdict(item, running, look) for cap in self.caps]
-        return min(found, key=WORST.index)
+        decisions = [limit.decide(item, running, may_read) for limit in self.limits]
+        return min(decisions, key=STRICTEST_FIRST.index)
 
-    def unsure(self, item: WorkItem, running: Iterable[WorkItem] = ()) -> list[Disk]:
-        """The caps that had better look before they give a verdict."""
-        if not self.caps:
+    def outdated_limits(self, item: WorkItem, running: Iterable[WorkItem] = ()) -> list[DiskLimit]:
+        """Return the limits whose usage should be measured before they decide."""
+        if not self.limits:
             return []
         running = list(running)
-        return [found for cap in self.caps for found in cap.unsure(item, running)]
+        disk = [limit for limit in self.limits if isinstance(limit, DiskLimit)]
+        return [limit for limit in disk if limit.is_outdated(item, running)]
 
-    def refusal(self, item: WorkItem) -> OverBudget:
-        """Why it was not started: by the first cap that has nothing for it."""
-        over = (cap for cap in self.caps if cap.verdict(item, look=False) == "over")
-        return next(over, self.caps[0]).refusal(item)
+    def refusal(self, item: WorkItem) -> OverBudgetError:
+        """Explain why the item was not started, by the first limit that rejects it."""
+        rejecting = (limit for limit in self.limits if limit.decide(item, may_read=False) == "reject")
+        return next(rejecting, self.limits[0]).refusal(item)
 
-    def measured(self, item: WorkItem) -> list[Any]:
-        """What the store tells each cap of work that was done."""
-        return [cap.measured(item) for cap in self.caps]
+    def read_item(self, item: WorkItem) -> list[Any]:
+        """Read for each limit what the store records of an item that was just done."""
+        return [limit.read_item(item) for limit in self.limits]
 
-    def finished(self, item: WorkItem, measured: Sequence[Any] | None = None) -> None:
-        """Work was done; what it took is in the store, and is looked up there unless it is given."""
-        for cap, told in zip(self.caps, self.measured(item) if measured is None else measured, strict=True):
-            cap.finished(item, told)
+    def record_finished(self, item: WorkItem, readings: Sequence[Any] | None = None) -> None:
+        """Count an item as done; its readings are taken from the store unless they are given."""
+        readings = self.read_item(item) if readings is None else readings
+        for limit, reading in zip(self.limits, readings, strict=True):
+            limit.record_finished(item, reading)
 
-    def lose(self, seconds: float) -> None:
-        """A fleet worked that long for nothing."""
-        for cap in self.caps:
-            cap.lose(seconds)
+    def record_loss(self, seconds: float) -> None:
+        """Count seconds that a worker group worked for nothing."""
+        for limit in self.limits:
+            limit.record_loss(seconds)
 
-    def check(self, work_items: Iterable[WorkItem]) -> None:
-        """StudyError where nothing is done yet and these works, one run of the study, would not fit."""
-        work_items = list(work_items)
-        if faults := [fault for cap in self.caps if (fault := cap.fault(work_items))]:
+    def check(self, first_run: Iterable[WorkItem]) -> None:
+        """Raise StudyError where nothing was done yet and the work items of one run would not fit."""
+        first_run = list(first_run)
+        if faults := [fault for limit in self.limits if (fault := limit.fault(first_run))]:
             raise StudyError(faults, self.study)
 
 
-class Cap(Purse):
-    """One cap, and the rule. final: works of the comparison that the search must leave something for.
+class Limit(ABC):
+    """One limit of a budget, and the rule by which it admits work items.
 
-    cap, and what the methods give, are in a unit of the cap's own; rate: what one of it is in `unit`.
+    name: of the setting in the study's `budget`.
+    amount: the limit; this and all other amounts are in a base unit of the subclass (seconds, bytes).
+    unit, rate: the unit that a person reads, and how much of it one base unit is.
+    comparison: the work items of the final comparison, for which a search must leave something.
     """
 
     name: str
+    amount: float
     unit: str
     rate: float
-    cap: float
-    final: Sequence[WorkItem]
-    advice = beyond = ""
-    where = "spent on probes"
+    comparison: Sequence[WorkItem]
+
+    @abstractmethod
+    def reload(self) -> None:
+        """Read the store anew."""
 
     @property
     @abstractmethod
     def spent(self) -> float: ...
 
-    @abstractmethod
-    def measured(self, item: WorkItem) -> list[Any]: ...
-
-    @abstractmethod
-    def take_up(self, item: WorkItem, measured: Sequence[Any]) -> None: ...
-
-    def finished(self, item: WorkItem, measured: Sequence[Any] | None = None) -> None:
-        self.take_up(item, self.measured(item) if measured is None else measured)
-
-    def unsure(self, item: WorkItem, running: Iterable[WorkItem] = ()) -> list[Disk]:
-        return []
-
     @property
     @abstractmethod
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether anything but profiles was done."""
 
     @abstractmethod
-    def upper(self, work_items: Iterable[WorkItem]) -> float | None:
-        """Most that works take side by side; None where that is not known."""
+    def concurrent_bound(self, work_items: Iterable[WorkItem]) -> float | None:
+        """Bound what items take that are done at the same time; None where that is unknown."""
 
-    def in_turn(self, work_items: Iterable[WorkItem]) -> float | None:
-        """Most that works take one after another; None where that is not known."""
-        return self.upper(work_items)
+    @abstractmethod
+    def sequential_bound(self, work_items: Iterable[WorkItem]) -> float | None:
+        """Bound what items take that are done one after another; None where that is unknown."""
 
-    def aside(self, item: WorkItem) -> float:
-        """What work must leave: the comparison's, which itself is known by its test exams."""
-        free = item.profile or any(evaluation.split == "test" for evaluation in item.evaluations)
-        return 0.0 if free else self.in_turn(self.final) or 0.0
+    @abstractmethod
+    def decide_unmeasured(self, running: Sequence[WorkItem]) -> Decision:
+        """Decide about an item whose amount is unknown, while something is left."""
 
-    def verdict(self, item: WorkItem, running: Iterable[WorkItem] = (), look: bool = True) -> Verdict:
-        running = list(running)
-        left = self.cap - self.spent
-        together = self.upper([*running, item])
-        if together is None:
-            return self.unknown(running) if left > 0 else "over"
-        left -= self.aside(item)
-        if together <= left:
-            return "go"
-        return "wait" if running and (self.upper([item]) or 0.0) <= left else "over"
+    @abstractmethod
+    def decide(self, item: WorkItem, running: Sequence[WorkItem] = (), may_read: bool = True) -> Decision:
+        """Decide about an item beside the running ones. may_read: whether the store may be read."""
 
-    def unknown(self, running: Sequence[WorkItem]) -> Verdict:
-        """It is the first measurement, alone."""
-        return "wait" if running else "go"
+    @abstractmethod
+    def read_item(self, item: WorkItem) -> list[Any]:
+        """Read what the store records of an item that was just done."""
 
-    def refusal(self, item: WorkItem) -> OverBudget:
-        most, aside = self.upper([item]), self.aside(item)
-        kept = f", {self.show(aside)} are set aside for the comparison" if aside else ""
-        takes = "what it takes is not known" if most is None else f"it may take {self.show(most)}"
-        return OverBudget(
-            f"{item} was not started: {takes}, and of the budget of {self.show(self.cap)} "
-            f"{self.show(self.spent)} are spent{self.beyond}{kept}; raise budget.{self.name}{self.advice}"
-        )
+    @abstractmethod
+    def record_finished(self, item: WorkItem, reading: Sequence[Any]) -> None: ...
 
-    def fault(self, work_items: Sequence[WorkItem]) -> Fault | None:
-        """That one run, these works, would not fit where nothing is done yet, as far as that is known."""
-        amounts = {"one run": self.in_turn(work_items)}
-        amounts |= {"the comparison": self.in_turn(self.final)} if self.final else {}
-        needed = self.spent + sum(filter(None, amounts.values()))
-        if self.begun or needed <= self.cap:
-            return None
-        parts = [
-            f"what {what} takes is not known" if most is None else f"up to {self.show(most)} for {what}"
-            for what, most in amounts.items()
-        ]
-        parts.insert(1, f"{self.show(self.spent)} {self.where}{self.beyond}")
-        least = "more than" if None in amounts.values() else "at least"
-        rule = f"must be {least} {needed * self.rate:.3g} to start with: {', '.join(parts)}{self.guessed(work_items)}"
-        return Fault(f"budget.{self.name}", rule, f"{self.cap * self.rate:g}")
+    @abstractmethod
+    def record_loss(self, seconds: float) -> None: ...
 
-    def guessed(self, work_items: Sequence[WorkItem]) -> str:
-        """What the bounds are wide for."""
+    # -- the rule ----------------------------------------------------------------------------------
+
+    def apply_rule(self, item: WorkItem, running: Sequence[WorkItem]) -> Decision:
+        """Decide by what is known now."""
+        left = self.amount - self.spent
+        bound = self.concurrent_bound([*running, item])
+        if bound is None:
+            return self.decide_unmeasured(running) if left > 0 else "reject"
+        left -= self.reserved(item)
+        if bound <= left:
+            return "admit"
+        fits_alone = (self.concurrent_bound([item]) or 0.0) <= left
+        return "wait" if running and fits_alone else "reject"
+
+    def reserved(self, item: WorkItem) -> float:
+        """Return what the item must leave for the comparison; items of the comparison evaluate on test."""
+        if item.profile or any(evaluation.split == "test" for evaluation in item.evaluations):
+            return 0.0
+        return self.sequential_bound(self.comparison) or 0.0
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    spent_on = "spent on profiles"
+    advice = ""  # what else frees some of the budget
+
+    @property
+    def overspent(self) -> str:
+        """Why more than the limit was spent, in parentheses; empty where it was not."""
         return ""
 
-    def check(self, work_items: Iterable[WorkItem]) -> None:
-        Purse([self], self.study).check(work_items)
+    def unmeasured(self, work_items: Sequence[WorkItem]) -> str:
+        """What would make the bounds of the items tighter, in parentheses; empty for nothing."""
+        return ""
 
-    def show(self, amount: float) -> str:
+    def format(self, amount: float) -> str:
         return f"{amount * self.rate:.3g} {self.unit}"
 
+    def refusal(self, item: WorkItem) -> OverBudgetError:
+        bound, reserved = self.concurrent_bound([item]), self.reserved(item)
+        needs = "its cost is unknown" if bound is None else f"it may take up to {self.format(bound)}"
+        used = f"{self.format(self.spent)} are spent{self.overspent}"
+        if reserved:
+            used += f" and {self.format(reserved)} are reserved for the comparison"
+        return OverBudgetError(
+            f"{item} was not started: {needs}. Of the budget of {self.format(self.amount)}, {used}. "
+            f"Raise budget.{self.name}{self.advice}"
+        )
 
-class Hours(Cap):
-    """Of hours or money, whichever binds first; counted in seconds of a fleet."""
+    def fault(self, first_run: Sequence[WorkItem]) -> Fault | None:
+        """Return the fault of a limit below one run; None where one run may fit, or where work has begun."""
+        bounds = {"one run": self.sequential_bound(first_run)}
+        if self.comparison:
+            bounds["the comparison"] = self.sequential_bound(self.comparison)
+        needed = self.spent + sum(bound for bound in bounds.values() if bound is not None)
+        if self.started or needed <= self.amount:
+            return None
+        parts = [
+            f"an unknown amount for {what}" if bound is None else f"up to {self.format(bound)} for {what}"
+            for what, bound in bounds.items()
+        ]
+        parts.insert(1, f"{self.format(self.spent)} {self.spent_on}{self.overspent}")
+        least = "more than" if None in bounds.values() else "at least"
+        detail = f"{', '.join(parts)}{self.unmeasured(first_run)}"
+        rule = f"must be {least} {needed * self.rate:.3g} to start with: {detail}"
+        return Fault(f"budget.{self.name}", rule, f"{self.amount * self.rate:g}")
 
-    def __init__(self, study: Study, store: StageStore, final: Sequence[WorkItem]) -> None:
+
+class HoursLimit(Limit):
+    """The limit of hours or money, whichever binds first; in seconds of a worker group."""
+
+    def __init__(self, study: Study, store: StageStore, comparison: Sequence[WorkItem]) -> None:
         assert study.budget is not None
-        self.model, self.final, self.lost, self.study = CostModel(study, store), final, 0.0, study.name
-        rates = {name: units(study.workers).get(unit, 0.0) for name, unit in UNITS.items()}
-        given = {name: cap for name in UNITS if (cap := getattr(study.budget, name))}
-        self.name = min(given, key=lambda name: given[name] / rates[name])
+        self.model, self.comparison, self.lost = CostModel(study, store), comparison, 0.0
+        rates = {name: unit_rates(study.workers).get(unit, 0.0) for name, unit in UNITS.items()}
+        amounts = {name: amount for name in UNITS if (amount := getattr(study.budget, name))}
+        self.name = min(amounts, key=lambda name: amounts[name] / rates[name])
         self.unit, self.rate = UNITS[self.name], rates[self.name]
-        self.cap = given[self.name] / self.rate
+        self.amount = amounts[self.name] / self.rate
 
-    def begin(self) -> None:
+    def reload(self) -> None:
         self.model.read()
 
     @property
@@ -216,123 +246,154 @@ class Hours(Cap):
         return sum(self.model.spent.values()) + self.lost
 
     @property
-    def beyond(self) -> str:  # type: ignore[override]
-        """Why more than the cap may be spent."""
-        why = "nothing was known of what the first measurement would take"
-        return f" (more than the cap: {why})" if self.spent > self.cap else ""
+    def started(self) -> bool:
+        stages = (seconds for key, seconds in self.model.spent.items() if not key.startswith(PROFILE))
+        return bool(self.lost) or any(stages)
 
-    def guessed(self, work_items: Sequence[WorkItem]) -> str:
-        tasks = dict.fromkeys(
-            name for item in (*work_items, *self.final) for name in item.stage.trained_tasks
-        )
-        names = " and ".join(name for name in tasks if name not in self.model.timed)
-        return f" ({names} not timed yet: `dgg-ray profile STUDY` does it, on no budget)" if names else ""
-
-    @property
-    def begun(self) -> bool:
-        return bool(self.lost) or any(
-            seconds for key, seconds in self.model.spent.items() if not key.startswith(PROBE)
-        )
-
-    def upper(self, work_items: Iterable[WorkItem]) -> float | None:
+    def concurrent_bound(self, work_items: Iterable[WorkItem]) -> float | None:
         work_items = list(work_items)
-        rest = self.model.seconds(item for item in work_items if not item.profile)
-        most = [rest and rest.high, *(self.model.probing(item) for item in work_items if item.profile)]
-        return None if None in most else sum(filter(None, most))
+        stages = self.model.seconds(item for item in work_items if not item.profile)
+        bounds = [self.model.profile_seconds(item) for item in work_items if item.profile]
+        bounds.append(None if stages is None else stages.high)
+        known = [bound for bound in bounds if bound is not None]
+        return sum(known) if len(known) == len(bounds) else None
 
-    def measured(self, item: WorkItem) -> list[Any]:
-        return self.model.measured(item)
+    def sequential_bound(self, work_items: Iterable[WorkItem]) -> float | None:
+        return self.concurrent_bound(work_items)  # worker groups cost the same side by side
 
-    def take_up(self, item: WorkItem, measured: Sequence[Any]) -> None:
-        self.model.learn(measured)
+    def decide_unmeasured(self, running: Sequence[WorkItem]) -> Decision:
+        return "wait" if running else "admit"  # alone, as the first measurement
 
-    def lose(self, seconds: float) -> None:
+    def decide(self, item: WorkItem, running: Sequence[WorkItem] = (), may_read: bool = True) -> Decision:
+        return self.apply_rule(item, running)
+
+    def read_item(self, item: WorkItem) -> list[Any]:
+        return self.model.read_item(item)
+
+    def record_finished(self, item: WorkItem, reading: Sequence[Any]) -> None:
+        self.model.add(reading)
+
+    def record_loss(self, seconds: float) -> None:
         self.lost += seconds
 
+    @property
+    def overspent(self) -> str:
+        if self.spent <= self.amount:
+            return ""
+        return " (more than the limit: the cost of the first measurement was unknown)"
 
-class Disk(Cap):
-    """Of the store's size, whoever filled it; counted in bytes.
+    def unmeasured(self, work_items: Sequence[WorkItem]) -> str:
+        items = (*work_items, *self.comparison)
+        tasks = dict.fromkeys(name for item in items for name in item.stage.trained_tasks)
+        untimed = [name for name in tasks if name not in self.model.timed_tasks]
+        if not untimed:
+            return ""
+        return f" ({join_names(untimed)} not timed yet: run `dgg-ray profile STUDY`, which has no budget)"
 
-    seen: at the last look; added: the most that each of what was finished after it has added.
+
+class StoreSize(NamedTuple):
+    """One measurement of a store's size.
+
+    bytes: the size. included: how many of the items finished since the last measurement are in it for sure.
+    seconds: what the measurement took.
+    """
+
+    bytes: int
+    included: int
+    seconds: float
+
+
+class DiskLimit(Limit):
+    """The limit of the store's size, whatever filled it; in bytes.
+
+    measured: the store's size at the last measurement. added: a bound for each item finished since then.
     """
 
     name, unit, rate = "disk_gb", "GB on disk", 1e-9
-    advice, where = " or run `dgg-ray gc OUT`", "in the store"
+    advice, spent_on = " or run `dgg-ray gc OUT`", "in the store"
 
-    def __init__(self, study: Study, store: StageStore, final: Sequence[WorkItem]) -> None:
+    def __init__(self, study: Study, store: StageStore, comparison: Sequence[WorkItem]) -> None:
         assert study.budget is not None
         assert study.budget.disk_gb is not None
-        self.sizes, self.final, self.study = Sizes(study, store), final, study.name
-        self.cap = study.budget.disk_gb * 1e9
+        self.model, self.comparison = DiskModel(study, store), comparison
+        self.amount = study.budget.disk_gb * 1e9
         self.added: list[float] = []
-        self.look()
+        self.set_usage(self.measure_usage())
 
-    def begin(self) -> None:
-        self.sizes.read()
-        self.look()
+    def reload(self) -> None:
+        self.model.read()
+        self.set_usage(self.measure_usage())
 
-    def look(self) -> None:
-        self.saw(*self.size())
+    def measure_usage(self) -> StoreSize:
+        """Measure the store; changes nothing, so any thread may call it."""
+        began, included = time.monotonic(), len(self.added)
+        size = self.model.store.size()
+        return StoreSize(size, included, time.monotonic() - began)
 
-    def size(self) -> tuple[int, int, float]:
-        """(The store's size, how many of `added` are in it for sure, seconds that this look took)."""
-        began, count = time.monotonic(), len(self.added)
-        return self.sizes.store.size(), count, time.monotonic() - began
+    def set_usage(self, size: StoreSize) -> None:
+        """Take in a measurement, and set the time of the next one."""
+        self.measured = size.bytes
+        del self.added[: size.included]
+        self.next_measurement = time.monotonic() + max(MEASURE_S, size.seconds / MEASURE_SHARE)
 
-    def saw(self, size: int, count: int, took: float) -> None:
-        self.seen = size
-        del self.added[:count]
-        self.next_look = time.monotonic() + max(LOOK_S, took / LOOKING)
-
-    def unsure(self, item: WorkItem, running: Iterable[WorkItem] = ()) -> list[Disk]:
-        """Itself, where a look may change the verdict: others fill the same store, `added` are bounds."""
-        if time.monotonic() >= self.next_look or (self.added and super().verdict(item, running) != "go"):
-            return [self]
-        return []
+    def is_outdated(self, item: WorkItem, running: Sequence[WorkItem] = ()) -> bool:
+        """Whether a measurement may change the decision: others fill the store, and `added` is a bound."""
+        if time.monotonic() >= self.next_measurement:
+            return True
+        return bool(self.added) and self.apply_rule(item, running) != "admit"
 
     @property
     def spent(self) -> float:
-        return self.seen + sum(self.added)
+        return self.measured + sum(self.added)
 
     @property
-    def begun(self) -> bool:
-        return self.sizes.begun
+    def started(self) -> bool:
+        return self.model.started
 
-    def upper(self, work_items: Iterable[WorkItem]) -> float | None:
-        return self.sizes.together(work_items)
+    def concurrent_bound(self, work_items: Iterable[WorkItem]) -> float | None:
+        return self.model.concurrent_bytes(work_items)
 
-    def in_turn(self, work_items: Iterable[WorkItem]) -> float | None:
-        return self.sizes.in_turn(work_items)
+    def sequential_bound(self, work_items: Iterable[WorkItem]) -> float | None:
+        return self.model.sequential_bytes(work_items)
 
-    def unknown(self, running: Sequence[WorkItem]) -> Verdict:
-        return "over"  # no first measurement: it might fill the disk
+    def decide_unmeasured(self, running: Sequence[WorkItem]) -> Decision:
+        return "reject"  # a first measurement might fill the disk
 
-    def verdict(self, item: WorkItem, running: Iterable[WorkItem] = (), look: bool = True) -> Verdict:
-        running = list(running)
-        if look and self.unsure(item, running):
-            self.look()
-        found = super().verdict(item, running)
-        # What runs has snapshots and drafts on the disk, which are gone when it has ended.
-        return "wait" if found == "over" and running else found
+    def decide(self, item: WorkItem, running: Sequence[WorkItem] = (), may_read: bool = True) -> Decision:
+        if may_read and self.is_outdated(item, running):
+            self.set_usage(self.measure_usage())
+        decision = self.apply_rule(item, running)
+        # Checkpoints and drafts of running items are on the disk; they are gone when these have ended.
+        return "wait" if decision == "reject" and running else decision
 
-    def measured(self, item: WorkItem) -> list[Any]:
-        return self.sizes.probed() if item.profile else []
+    def read_item(self, item: WorkItem) -> list[Any]:
+        return self.model.read_profiles() if item.profile else []
 
-    def take_up(self, item: WorkItem, measured: Sequence[Any]) -> None:
-        self.sizes.learn(measured)
-        self.sizes.finished(item)
-        whole = self.sizes.whole(item)
-        self.added.append(float("inf") if whole is None else whole)  # a look will tell
+    def record_finished(self, item: WorkItem, reading: Sequence[Any]) -> None:
+        self.model.add(reading)
+        self.model.mark_finished(item)
+        size = self.model.item_bytes(item)
+        self.added.append(float("inf") if size is None else size)  # a measurement will tell
 
-    def lose(self, seconds: float) -> None:
-        self.next_look = 0.0  # what it left in its middle is there still
+    def record_loss(self, seconds: float) -> None:
+        self.next_measurement = 0.0  # what the lost item left on the disk is still there
 
 
-def purse(study: Study, store: StageStore, final: Callable[[Study], Iterable[Iterable[WorkItem]]]) -> Purse:
-    """What the study may spend; `final` gives the chains of works of a winner's comparison."""
+def make_tracker(
+    study: Study, store: StageStore, comparison: Callable[[Study], Iterable[Iterable[WorkItem]]]
+) -> BudgetTracker:
+    """Return the tracker of the study's budget.
+
+    comparison: a setting → the chains of work items that comparing it in the end may need.
+    """
     if study.budget is None:
-        return Purse()
-    work_items = [w for chain in final(study.dearest) for w in chain] if study.search else []
-    kinds = [Hours] * any(getattr(study.budget, name) for name in UNITS)
-    kinds += [Disk] * bool(study.budget.disk_gb)
-    return Purse([kind(study, store, work_items) for kind in kinds], study.name)
+        return BudgetTracker()
+    reserved: list[WorkItem] = []
+    if study.search:
+        reserved = [item for chain in comparison(study.most_expensive) for item in chain]
+    limits: list[Limit] = []
+    if any(getattr(study.budget, name) for name in UNITS):
+        limits.append(HoursLimit(study, store, reserved))
+    if study.budget.disk_gb:
+        limits.append(DiskLimit(study, store, reserved))
+    return BudgetTracker(limits, study.name)

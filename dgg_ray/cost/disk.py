@@ -1,11 +1,12 @@
-"""The most that work will add to a store, in bytes, from what is in it: no estimate but a bound.
+"""Upper bounds on the bytes that work adds to a store, derived from the adapters that it holds.
 
-    left behind     adapter · copies(strategy)  +  ROW each answer  +  PAPERS
-    in its middle   2 · 4 · adapter + 2 · LOSS each step       a snapshot, and the next one beside it
+    kept bytes        adapter · copies(strategy)  +  ROW per answer  +  METADATA temporary bytes   2 · (4 ·
+    adapter + LOSS per step + METADATA)     a mid-stage checkpoint and its successor
 
-A LoRA adapter's bytes are c + m·rank on the same layers, so one of rank r₀ and b₀ bytes bounds every other:
-b(r) ≤ b₀ · max(1, r/r₀); with one of rank r itself, as a profile leaves, it is known exactly. A snapshot
-(checkpoints.py) holds four values for each weight: itself, AdamW's two moments, and a strategy's anchor.
+These are bounds, not estimates. A LoRA adapter takes c + m·rank bytes on the same layers, so an adapter of
+rank r₀ with b₀ bytes bounds every other: b(r) ≤ b₀ · max(1, r/r₀). One of rank r itself, as a profile
+leaves it, gives the exact size. A mid-stage checkpoint (checkpoints.py) holds four values for each weight:
+the weight, AdamW's two running averages, and a strategy's anchor.
 """
 
 from __future__ import annotations
@@ -15,147 +16,157 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dgg_ray.core.interfaces import Strategy
-from dgg_ray.core.stage import Evaluation, Stage, WorkItem, merged_items, of_learning
+from dgg_ray.core.stage import Evaluation, Stage, WorkItem, hashed_settings, merged_items
 from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study
 
-SNAPSHOT = 4  # values for each weight
-LOSS = 24  # bytes of a number in a snapshot's header
+CHECKPOINT = 4  # values for each weight in a mid-stage checkpoint
+LOSS = 24  # bytes of a number in a checkpoint's header
 STATE = 2  # values for each weight that a strategy may hand on: an anchor and its importance, say
 ROW, TOKEN = 1024, 8  # bytes of an answer: its reference and name; each token that it may have
-PAPERS = 65_536  # of a stage or a sitting: record, checksums, adapter's description, a failure
-Kind: TypeAlias = tuple[str, str, bool]  # what a rank means: the model, the layers, whether the projector too
+METADATA = 65_536  # bytes of a stage or an evaluation: record, checksums, adapter's description, a failure
+Layers: TypeAlias = tuple[str, str, bool]  # the model, the adapter's layers, whether the projector is trained
 
 
-class Held(NamedTuple):
-    """cap: in bytes; None without one."""
+class DiskUsage(NamedTuple):
+    """The bytes in a store; limit: the study's, in bytes, None without one."""
 
     bytes: int
-    cap: float | None
+    limit: float | None
 
     def __str__(self) -> str:
-        return f"{self.bytes / 1e9:.3g} GB" + (f" of {self.cap / 1e9:g} GB" if self.cap else "")
+        return f"{self.bytes / 1e9:.3g} GB" + (f" of {self.limit / 1e9:g} GB" if self.limit else "")
 
 
-def held(study: Study, store: StageStore) -> Held:
-    """What the store holds, beside what it may."""
-    cap = study.budget.disk_gb if study.budget else None
-    return Held(store.size(), cap and cap * 1e9)
+def disk_usage(study: Study, store: StageStore) -> DiskUsage:
+    """Return what the store holds, with what other studies put there, and the study's limit."""
+    gigabytes = study.budget.disk_gb if study.budget else None
+    return DiskUsage(store.size(), gigabytes and gigabytes * 1e9)
 
 
-class Sizes:
-    """Sizes of adapters by rank, as far as a store knew them when it was read; it is not asked again.
+class DiskModel:
+    """Bounds on the bytes of work items, from the adapters that the store held when it was read.
 
-    sat: keys of the exams that were sat, by the key of their stage; begun: whether one is of the study.
-    shed: keys of stages without their adapters, which are learned again when they are started from.
+    evaluated: keys of the stored evaluations, by stage key.
+    started: whether the store holds a stage of the study.
+    without_adapter: keys of stages whose adapters were removed; they are trained again when a stage starts
+        from them.
     """
 
     def __init__(self, study: Study, store: StageStore) -> None:
-        self.name, self.store = study.name, store
-        self.row = ROW + TOKEN * study.protocol.max_new_tokens
-        self.sizes = {name: data.sizes for name, data in study.tasks.items()}
+        self.study, self.store = study.name, store
+        self.row_bytes = ROW + TOKEN * study.protocol.max_new_tokens
+        self.sizes = {name: data.sizes for name, data in study.data.tasks.items()}
         self.read()
 
     def read(self) -> None:
-        self.known: dict[Kind, dict[int, int]] = {}
-        self.sat: dict[str, set[str]] = {}
-        self.shed = {name.rpartition("/")[2] for name, _ in self.store.notes("shed/")}
-        self.begun = False
-        self.learn(self.probed())
-        for record, sittings in self.store.finished():
-            self.sat[record["key"]] = {
-                cell["evaluation"] for sitting in sittings for cell in sitting["cells"]
-            }
-            self.begun |= record.get("study") == self.name
-            self.add(record["meaning"], record["bytes"])
+        """Read the store anew."""
+        self.adapters: dict[Layers, dict[int, int]] = {}  # bytes by rank
+        self.evaluated: dict[str, set[str]] = {}
+        self.without_adapter = self.store.stages_without_adapter()
+        self.started = False
+        self.add(self.read_profiles())
+        for record, evaluations in self.store.finished():
+            entries = (entry for evaluation in evaluations for entry in evaluation["scores"])
+            self.evaluated[record["key"]] = {entry["evaluation"] for entry in entries}
+            self.started |= record.get("study") == self.study
+            self.add([(record["meaning"], record["bytes"])])
 
-    def probed(self) -> list[tuple[Mapping[str, Any], int]]:
-        """What profiles tell of adapters; changes nothing here, so that any thread may ask."""
+    def read_profiles(self) -> list[tuple[Mapping[str, Any], int]]:
+        """Return the meanings and bytes of profiled adapters; changes nothing, so any thread may call it."""
         return [(record["meaning"], record["bytes"]) for record in self.store.profiles()]
 
-    def learn(self, adapters: Iterable[tuple[Mapping[str, Any], int]]) -> None:
+    def add(self, adapters: Iterable[tuple[Mapping[str, Any], int]]) -> None:
+        """Take in stages' meanings with the bytes of their adapters."""
         for meaning, size in adapters:
-            self.add(meaning, size)
+            if meaning["learns"]:
+                by_rank, rank = self.adapters.setdefault(layers_of(meaning), {}), meaning["adapter"]["rank"]
+                by_rank[rank] = max(by_rank.get(rank, 0), size)
 
-    def add(self, meaning: Mapping[str, Any], size: int) -> None:
-        if meaning["learns"]:
-            of, rank = self.known.setdefault(kind(meaning), {}), meaning["adapter"]["rank"]
-            of[rank] = max(of.get(rank, 0), size)
+    def mark_finished(self, item: WorkItem) -> None:
+        """Count an item as stored."""
+        if not item.profile:
+            evaluations = self.evaluated.setdefault(item.stage.key, set())
+            evaluations.update(evaluation.key for evaluation in item.evaluations)
 
-    def adapter(self, stage: Stage) -> float | None:
-        """Most bytes of the stage's adapter; None where none on the same layers is known."""
+    # -- one item ----------------------------------------------------------------------------------
+
+    def adapter_bytes(self, stage: Stage) -> float | None:
+        """Bound the bytes of the stage's adapter; None where no adapter on the same layers is known."""
         if not stage.trained_tasks:
             return 0.0
-        adapter, training = of_learning(stage.adapter, stage.training)
-        known = self.known.get(kind({"model": stage.model, "adapter": adapter, "training": training}), {})
-        rank = stage.adapter.rank
+        adapter, training = hashed_settings(stage.adapter, stage.training)
+        layers = layers_of({"model": stage.model, "adapter": adapter, "training": training})
+        known, rank = self.adapters.get(layers, {}), stage.adapter.rank
         return min((size * max(1.0, rank / other) for other, size in known.items()), default=None)
 
-    def left(self, item: WorkItem) -> float | None:
-        """Most bytes that the work leaves behind, of what the store does not hold yet; None: not known."""
-        return (
-            self.whole(item) if item.profile or self.trained_tasks(item) else self.sitting(self.missing(item))
-        )
+    def missing_evaluations(self, item: WorkItem) -> list[Evaluation]:
+        stored = self.evaluated.get(item.stage.key, ())
+        return [evaluation for evaluation in item.evaluations if evaluation.key not in stored]
 
-    def missing(self, item: WorkItem) -> list[Evaluation]:
-        return [
-            evaluation
-            for evaluation in item.evaluations
-            if evaluation.key not in self.sat.get(item.stage.key, ())
-        ]
-
-    def trained_tasks(self, item: WorkItem) -> bool:
-        """Whether the stage itself is learned for it."""
+    def trains(self, item: WorkItem) -> bool:
+        """Whether the item's stage must be trained."""
         key = item.stage.key
-        return key not in self.sat or (key in self.shed and bool(self.missing(item)))
+        if key not in self.evaluated:
+            return True
+        return key in self.without_adapter and bool(self.missing_evaluations(item))
 
-    def finished(self, item: WorkItem) -> None:
-        """It is in the store now."""
-        if not item.profile:
-            self.sat.setdefault(item.stage.key, set()).update(
-                evaluation.key for evaluation in item.evaluations
-            )
+    def added_bytes(self, item: WorkItem) -> float | None:
+        """Bound the bytes that the item adds to the store; None where they are unknown."""
+        if item.profile or self.trains(item):
+            return self.item_bytes(item)
+        return self.evaluation_bytes(self.missing_evaluations(item))
 
-    def whole(self, item: WorkItem) -> float | None:
-        """Most bytes of all of it, and of what is learned again before; None: not known."""
+    def item_bytes(self, item: WorkItem) -> float | None:
+        """Bound the bytes of the whole item and of the stages trained again for it; None where unknown."""
         if item.profile:
-            return PAPERS
+            return METADATA
         stage = item.stage
-        adapter, hands_on = self.adapter(stage), type(stage.strategy).state is not Strategy.state
-        again = self.whole(WorkItem(stage.parent)) if stage.parent and stage.parent.key in self.shed else 0.0
+        adapter, again = self.adapter_bytes(stage), 0.0
+        if stage.parent and stage.parent.key in self.without_adapter:
+            again = self.item_bytes(WorkItem(stage.parent))
         if adapter is None or again is None:
             return None
-        return adapter * (1 + STATE * hands_on) + PAPERS + self.sitting(item.evaluations) + again
+        has_state = type(stage.strategy).state is not Strategy.state
+        copies = 1 + STATE if has_state else 1
+        return adapter * copies + METADATA + self.evaluation_bytes(item.evaluations) + again
 
-    def sitting(self, evaluations: Sequence[Evaluation]) -> float:
+    def evaluation_bytes(self, evaluations: Sequence[Evaluation]) -> float:
         answers = sum(self.sizes[evaluation.task][evaluation.split] for evaluation in evaluations)
-        return answers * self.row + PAPERS * bool(evaluations)
+        return answers * self.row_bytes + (METADATA if evaluations else 0)
 
-    def inside(self, item: WorkItem) -> float:
-        """Most bytes that it needs beside these while it is being learned."""
-        if item.profile or not self.trained_tasks(item):
+    def temporary_bytes(self, item: WorkItem) -> float:
+        """Bound the bytes that the item needs only while it is being trained."""
+        if item.profile or not self.trains(item):
             return 0.0
         stage = item.stage
-        count = sum(self.sizes[name]["train"] for name in (*stage.trained_tasks, *stage.earlier))
-        steps = stage.training.epochs * count / stage.training.batch_size
-        return 2 * (SNAPSHOT * (self.adapter(stage) or 0.0) + LOSS * steps + PAPERS)
+        examples = sum(self.sizes[name]["train"] for name in (*stage.trained_tasks, *stage.earlier))
+        steps = stage.training.epochs * examples / stage.training.batch_size
+        return 2 * (CHECKPOINT * (self.adapter_bytes(stage) or 0.0) + LOSS * steps + METADATA)
 
-    def together(self, work_items: Iterable[WorkItem]) -> float | None:
-        """All of them at the same time; None where that is not known."""
+    # -- several items -----------------------------------------------------------------------------
+
+    def concurrent_bytes(self, work_items: Iterable[WorkItem]) -> float | None:
+        """Bound the bytes of items that are done at the same time; None where they are unknown."""
         work_items = merged_items(work_items)
-        left = [self.left(item) for item in work_items]
-        return None if None in left else sum(filter(None, left)) + sum(map(self.inside, work_items))
+        temporary = sum(self.temporary_bytes(item) for item in work_items)
+        return self._added_with(work_items, temporary)
 
-    def in_turn(self, work_items: Iterable[WorkItem]) -> float | None:
-        """One after another."""
+    def sequential_bytes(self, work_items: Iterable[WorkItem]) -> float | None:
+        """Bound the bytes of items that are done one after another; None where they are unknown."""
         work_items = merged_items(work_items)
-        left = [self.left(item) for item in work_items]
-        most = max(map(self.inside, work_items), default=0.0)
-        return None if None in left else sum(filter(None, left)) + most
+        temporary = max((self.temporary_bytes(item) for item in work_items), default=0.0)
+        return self._added_with(work_items, temporary)
+
+    def _added_with(self, work_items: Sequence[WorkItem], temporary: float) -> float | None:
+        added = [self.added_bytes(item) for item in work_items]
+        known = [size for size in added if size is not None]
+        return sum(known) + temporary if len(known) == len(added) else None
 
 
-def kind(meaning: Mapping[str, Any]) -> Kind:
-    layers = json.dumps(meaning["adapter"]["targets"])
-    return meaning["model"], layers, "projector_learning_rate" in meaning["training"]
+def layers_of(meaning: Mapping[str, Any]) -> Layers:
+    """Return what, beside the rank, an adapter's size depends on."""
+    targets = json.dumps(meaning["adapter"]["targets"])
+    return meaning["model"], targets, "projector_learning_rate" in meaning["training"]

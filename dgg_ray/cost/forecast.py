@@ -1,4 +1,4 @@
-"""What was predicted at the start of each run, kept in DIR/forecast.json to be held against what came."""
+"""The cost forecast at the start of each run, kept in DIR/forecast.json and compared with what was spent."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dgg_ray.config.registry import FORECAST
-from dgg_ray.core.fence import Fence
-from dgg_ray.cost.model import Outlook
-from dgg_ray.storage import manifest
+from dgg_ray.core.json_files import read_json, write_json
+from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.cost.model import CostForecast
 
 
-class Forecast(Protocol):
+class RunForecast(Protocol):
     """What `plan.Plan` predicts of a run."""
 
     @property
@@ -24,43 +24,55 @@ class Forecast(Protocol):
     @property
     def exact(self) -> bool: ...
     @property
-    def outlook(self) -> Outlook: ...
+    def cost_forecast(self) -> CostForecast: ...
 
 
-def read(out: Path) -> list[dict[str, Any]]:
-    """An entry for each run that had something to do, the first one first.
+class RunSpending(NamedTuple):
+    """A run's forecast in one unit, and what the run spent of it.
 
-    at: when it began, in seconds since 1970; stages: to be trained; exact: whether these were all known;
-    rest: unit → {mean, low, high} of what was left, None where nothing had been measured; spent: unit →
-    by the study until then; refused: stages that the budget kept from being started.
+    predicted: mean, low and high; None where nothing had been measured.
     """
-    return manifest.noted(out / FORECAST) or []
+
+    run: str
+    unit: str
+    predicted: dict[str, float] | None
+    spent: float
+
+
+def read_forecasts(out: Path) -> list[dict[str, Any]]:
+    """Return an entry for each run that had work left, the first run first.
+
+    at: the start of the run, in seconds since 1970. stages: how many were to be trained. exact: whether these
+    were all known. remaining: unit → {mean, low, high}, None where nothing had been measured. spent: unit →
+    what the study had spent by then. refused: stages that the budget refused.
+    """
+    return read_json(out / FORECAST) or []
 
 
 @contextmanager
-def kept(out: Path, found: Forecast, fence: Fence) -> Iterator[dict[str, Any]]:
-    """Keep the prediction while the block runs; what the block changes in the entry is kept at its end."""
+def record_forecast(out: Path, forecast: RunForecast, optional: OptionalOutputs) -> Iterator[dict[str, Any]]:
+    """Record the forecast while the block runs; the block's changes to the entry are saved at its end."""
 
-    def keep() -> None:
-        if found.to_train or found.answers:
-            with fence("the forecast of this run", "is not kept"):
-                manifest.note(out / FORECAST, entries)
+    def save() -> None:
+        if forecast.to_train or forecast.answers:
+            with optional.attempt("the forecast of this run", "is not kept"):
+                write_json(out / FORECAST, entries)
 
-    entry = {"at": time.time(), "stages": found.to_train, "exact": found.exact, "refused": 0}
-    entry |= found.outlook.as_json()
-    entries = [*read(out), entry]
-    keep()
+    entry = {"at": time.time(), "stages": forecast.to_train, "exact": forecast.exact, "refused": 0}
+    entry |= forecast.cost_forecast.as_json()
+    entries = [*read_forecasts(out), entry]
+    save()
     yield entry
-    keep()
+    save()
 
 
-def compared(
-    entries: list[dict[str, Any]], spent: Mapping[str, float]
-) -> list[tuple[str, str, dict[str, float] | None, float]]:
-    """(run, unit, what was predicted for it or None, what it spent); spent: unit → by the study until now."""
+def compare_forecasts(entries: list[dict[str, Any]], spent: Mapping[str, float]) -> list[RunSpending]:
+    """Compare each run's forecast with its spending; `spent`: unit → what the study has spent until now."""
     ends = [entry["spent"] for entry in entries[1:]] + [spent]
     return [
-        (f"run {number}", unit, (entry["rest"] or {}).get(unit), end[unit] - entry["spent"][unit])
+        RunSpending(
+            f"run {number}", unit, (entry["remaining"] or {}).get(unit), end[unit] - entry["spent"][unit]
+        )
         for number, (entry, end) in enumerate(zip(entries, ends, strict=False), start=1)
         for unit in spent
         if unit in entry["spent"] and unit in end

@@ -1,51 +1,83 @@
-"""What a study will cost, from what a store has measured: finished stages, sittings and profiles.
+"""The cost of a study, predicted from what a store has measured: stages, evaluations and profiles.
 
-    part      counted in          took      rate by          measured in
-    learn     examples × epochs   seconds   task and rank    a stage's record, a profile
-    begin     stages              seconds   rank             a stage's record, a profile
-    answer    answers             seconds   task and rank    a sitting's cells, a profile
-    adapter   stages              bytes     rank             a stage's record, a profile
-    sheet     answers             bytes     task             a sitting's record
+    kind          counted in           amount    rate by          measured in
+    train         examples × epochs    seconds   task and rank    a stage's record, a profile
+    setup         stages               seconds   rank             a stage's record, a profile
+    answer        answers              seconds   task and rank    the scores of an evaluation, a profile
+    adapter       stages               bytes     rank             a stage's record, a profile
+    predictions   answers              bytes     task             an evaluation's record
 
-How rates are fitted, and how sure a prediction is, stands in rates.py. It holds for machines as they were
-when measured: another kind of GPU is not foreseen, nor a fleet's own start. Wall time is what the works take
-that the end has to wait for (makespan.py), with the interval of their sum. That interval is for the works as
-they are foreseen, not for what a sampler will propose. With stages that scatter by 10 % it holds about 95 of
-100 times, and above 90 where all fleets wait for the last of them, which is later than each one's mean.
+A profile is a short run that times a few training steps and answers of a task. Module rates.py fits the
+rates and their uncertainty. They hold for the machines on which they were measured: the model predicts
+neither another GPU type nor the start-up of a worker group.
+
+Wall time is the sum of the costs on the critical path (makespan.py), with the interval of that sum. The
+interval holds for the work items that are predicted, not for what a sampler will propose. Where stages
+scatter by 10 %, it holds in about 95 of 100 cases. It holds in more than 90 where all worker groups wait
+for the last of them, which ends later than each one's mean.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from dgg_ray.core.interfaces import Adapter
-from dgg_ray.core.stage import ANSWERS, ROUNDS, STEPS, Evaluation, Stage, WorkItem, replayed
-from dgg_ray.cost.makespan import Ask, Node, longest, nodes
-from dgg_ray.cost.rates import TASKS_RANGE, Estimate, Part, Rate, Seen, show, total
+from dgg_ray.core.stage import (
+    PROFILE_ANSWERS,
+    PROFILE_ROUNDS,
+    PROFILE_STEPS,
+    Evaluation,
+    Stage,
+    WorkItem,
+)
+from dgg_ray.cost.makespan import Node, WorkRequest, build_dag, critical_path
+from dgg_ray.cost.rates import (
+    TASK_RANGE,
+    Estimate,
+    Measurement,
+    Part,
+    RateModel,
+    combine,
+    format_estimate,
+)
 from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study, Workers
 
 RANK = "adapter.rank"
-DISK = {"adapter", "sheet"}
-PROBE = "probe "  # what its key begins with among those of the stages
-UNMEASURED = "not known: nothing was measured on such workers; `dgg-ray profile STUDY` does it"
+TASK_KINDS, DISK_KINDS = ("train", "setup", "adapter"), frozenset({"adapter", "predictions"})
+PROFILE_KEYS = {
+    "setup": "begin",
+    "train": "learn",
+    "answer": "answer",
+}  # kind → its key in a profile's record
+PROFILE = "profile "  # the prefix of a profile's key among those of stages
+UNMEASURED = "unknown: nothing was measured on such workers yet; run `dgg-ray profile STUDY`"
 Record: TypeAlias = Mapping[str, Any]
-Told: TypeAlias = tuple[str, Sequence[Record]]  # a stage's key, or PROBE and a number, and its records
+
+
+class StoredRecords(NamedTuple):
+    """Records of a stage and its evaluations, or of a profile.
+
+    key: the stage's, or PROFILE and a number.
+    """
+
+    key: str
+    records: Sequence[Record]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What work will take on these workers.
+    """The predicted cost of work on these workers.
 
-    seconds: of a fleet, one stage after another; wall: from start to end, on all fleets; bytes: on disk.
+    seconds: of one worker group that does all of it. wall: seconds from start to end, on all worker groups.
+    bytes: on disk.
     """
 
     workers: Workers
@@ -54,260 +86,275 @@ class Cost:
     bytes: Estimate
 
     def amounts(self) -> dict[str, Estimate]:
-        """Unit → how much; GPU-hours and money where the workers have them."""
-        found = {unit: self.seconds.times(rate) for unit, rate in units(self.workers).items()}
-        return found | {"wall hours": self.wall.times(1 / 3600), "GB on disk": self.bytes.times(1e-9)}
+        """Return the amounts by unit; GPU-hours and money where the workers have them."""
+        amounts = {unit: self.seconds.scaled(rate) for unit, rate in unit_rates(self.workers).items()}
+        return amounts | {"wall hours": self.wall.scaled(1 / 3600), "GB on disk": self.bytes.scaled(1e-9)}
 
 
-def units(workers: Workers) -> dict[str, float]:
-    """Unit → what a second of a fleet is in it."""
+def unit_rates(workers: Workers) -> dict[str, float]:
+    """Return how much of each unit a second of a worker group costs."""
     hours = workers.group_size / 3600
-    found = {"worker-hours": hours}
+    rates = {"worker-hours": hours}
     if workers.gpus:
-        found["GPU-hours"] = hours * workers.gpus
+        rates["GPU-hours"] = hours * workers.gpus
     if workers.price_per_hour:
-        found["money"] = hours * workers.price_per_hour
-    return found
+        rates["money"] = hours * workers.price_per_hour
+    return rates
 
 
-# -- what was measured -----------------------------------------------------------------------------
+# -- measurements ----------------------------------------------------------------------------------
 
 
 class CostModel:
-    """All that a store tells of a study's rates, and of what it spent; grows as stages finish.
+    """A store's measurements for one study, and what the study has spent; it grows as stages finish.
 
-    Only what was measured on the same base model and the same Workers.setup counts.
-    spent: seconds of a fleet by stage or profile, of this study's own work; another's costs it nothing.
-    took: most seconds of a profile, of whatever study, by task.
-    sat: keys of the exams that were sat, by the key of their stage, as far as was read.
+    Only measurements on the same base model and the same `Workers.setup` count.
+
+    spent: seconds of a worker group by stage or profile, for this study's own work; work of other studies
+        costs it nothing.
+    longest_profile: the most seconds that a profile of any study took, by task.
+    evaluated: keys of the stored evaluations by stage key, of every stored stage.
     """
 
     def __init__(self, study: Study, store: StageStore) -> None:
-        self.workers, self.store, self.model = study.workers, store, study.fingerprint
+        self.workers, self.store, self.fingerprint = study.workers, store, study.data.fingerprint
         self.study, self.setup = study.name, study.workers.setup
-        self.sizes = {name: dict(data.sizes) for name, data in study.tasks.items()}
-        self.seen: dict[str, list[tuple[Part, float]]] = {}
+        self.sizes = {name: dict(data.sizes) for name, data in study.data.tasks.items()}
+        self.measurements: dict[str, list[Measurement]] = {}
         self.spent: dict[str, float] = {}
-        self.took: dict[str, float] = {}
-        self.sat: dict[str, set[str]] = {}
-        self.made: dict[tuple[Any, ...], Part] = {}
+        self.longest_profile: dict[str, float] = {}
+        self.evaluated: dict[str, set[str]] = {}
+        self._parts: dict[tuple[Any, ...], Part] = {}
+        self._rates: dict[str, RateModel] | None = None
         self.read()
 
     def read(self) -> None:
-        """Take up everything that the store holds."""
-        self.learn(self.probed())
-        self.learn((record["key"], (record, *sittings)) for record, sittings in self.store.finished())
+        """Take in everything that the store holds."""
+        self.add(self.read_profiles())
+        self.add(StoredRecords(stage["key"], (stage, *others)) for stage, others in self.store.finished())
 
-    def measured(self, item: WorkItem) -> list[Told]:
-        """What the store tells of work that was just done; takes nothing up, so that any thread may ask."""
+    def read_item(self, item: WorkItem) -> list[StoredRecords]:
+        """Read the records of an item that was just done; changes nothing, so any thread may call it."""
         if item.profile:
-            return list(self.probed())
+            return list(self.read_profiles())
         record = self.store.record(item.stage)
-        return [(item.stage.key, (record, *self.store.sittings(item.stage.key)))] if record else []
+        if not record:
+            return []
+        return [StoredRecords(item.stage.key, (record, *self.store.evaluation_records(item.stage.key)))]
 
-    def probed(self) -> Iterator[Told]:
-        return ((f"{PROBE}{number}", (profile,)) for number, profile in enumerate(self.store.profiles()))
+    def read_profiles(self) -> Iterator[StoredRecords]:
+        for number, profile in enumerate(self.store.profiles()):
+            yield StoredRecords(f"{PROFILE}{number}", (profile,))
 
-    def learn(self, told: Iterable[Told]) -> None:
-        """Take it up."""
-        for key, records in told:
-            if key.startswith(PROBE):
-                self.add(key, records, self.of_probe)
-                continue
-            self.sat[key] = {cell["evaluation"] for sitting in records[1:] for cell in sitting["cells"]}
-            self.add(key, records, self.of_stage)
-
-    def add(self, key: str, records: Sequence[Record], of: Callable[..., Iterator[Seen]]) -> None:
-        mine = [record for record in records if record.get("study") == self.study]
-        self.spent[key] = sum(seconds(record) for record in mine)
-        meaning = records[0]["meaning"]
-        if meaning["model"] == self.model and {name for name, _ in meaning["learns"]} <= self.sizes.keys():
-            found = [*of(*records)]
-            self.seen[key] = [(part, took) for part, took in found if took > 0 and self.knows(part)]
-        self.__dict__.pop("rates", None)
+    def add(self, stored: Iterable[StoredRecords]) -> None:
+        """Take in records of stages and profiles; records that are known already are replaced."""
+        for key, records in stored:
+            is_profile = key.startswith(PROFILE)
+            if not is_profile:
+                self.evaluated[key] = {
+                    entry["evaluation"] for record in records[1:] for entry in record["scores"]
+                }
+            own = [record for record in records if record.get("study") == self.study]
+            self.spent[key] = sum(seconds_of(record) for record in own)
+            meaning = records[0]["meaning"]
+            tasks = {name for name, _ in meaning["learns"]}
+            if meaning["model"] == self.fingerprint and tasks <= self.sizes.keys():
+                found = self.measure_profile(*records) if is_profile else self.measure_stage(*records)
+                self.measurements[key] = [m for m in found if m.amount > 0 and self.knows(m.part)]
+            self._rates = None
 
     def knows(self, part: Part) -> bool:
         return part.counts.keys() <= {"", *self.sizes}
 
-    def of_stage(self, record: Record, *sittings: Record) -> Iterator[Seen]:
-        if record.get("workers") == self.setup:
-            cost, parts = record["cost"], self.parts(record["meaning"], record["earlier"])
-            took = (cost["seconds"], cost["begin_seconds"], record["bytes"]) if parts else ()
-            yield from zip(parts, took, strict=True)
-        rank = record["meaning"].get("adapter", {}).get("rank", Adapter().rank)
-        for sitting in (sitting for sitting in sittings if sitting.get("workers") == self.setup):
-            for cell in sitting["cells"]:
-                yield Part("answer", {cell["task"]: cell["n"]}, rank), cell["seconds"]
+    def measure_stage(self, stage: Record, *evaluations: Record) -> Iterator[Measurement]:
+        """Measure a stage and its evaluations, as far as they were done on such workers."""
+        if stage.get("workers") == self.setup:
+            cost, parts = stage["cost"], self.training_parts(stage["meaning"], stage.get("replayed", {}))
+            if parts:
+                amounts = (cost["seconds"], cost["begin_seconds"], stage["bytes"])
+                yield from map(Measurement, parts, amounts)
+        rank = stage["meaning"].get("adapter", {}).get("rank", Adapter().rank)
+        for record in evaluations:
+            if record.get("workers") != self.setup:
+                continue
             counts: Counter[str] = Counter()
-            for cell in sitting["cells"]:
-                counts[cell["task"]] += cell["n"]
-            yield Part("sheet", counts, rank), sitting["bytes"]
+            for entry in record["scores"]:
+                yield Measurement(Part("answer", {entry["task"]: entry["n"]}, rank), entry["seconds"])
+                counts[entry["task"]] += entry["n"]
+            yield Measurement(Part("predictions", counts, rank), record["bytes"])
 
-    def of_probe(self, record: Record) -> Iterator[Seen]:
+    def measure_profile(self, record: Record) -> Iterator[Measurement]:
+        """Measure a profile, if it was taken on such workers."""
         if record["workers"] != self.setup:
             return
-        ((name, _),) = record["meaning"]["learns"]
-        self.took[name] = max(seconds(record), self.took.get(name, 0.0))
+        ((task, _),) = record["meaning"]["learns"]
+        self.longest_profile[task] = max(seconds_of(record), self.longest_profile.get(task, 0.0))
         rank = record["meaning"]["adapter"]["rank"]
-        for kind, of in (("begin", ""), ("learn", name), ("answer", name)):
-            for timed in record[kind]:
-                yield Part(kind, {of: timed["n"]}, rank), timed["seconds"]
-        yield Part("adapter", {"": 1.0}, rank), record["bytes"]
-
-    @cached_property
-    def rates(self) -> dict[str, Rate]:
-        kinds: dict[str, list[Seen]] = {}
-        for part, took in (pair for pairs in self.seen.values() for pair in pairs):
-            kinds.setdefault(part.kind, []).append((part, took))
-        return {kind: Rate(["", *self.sizes], seen) for kind, seen in kinds.items()}
+        for kind, key in PROFILE_KEYS.items():
+            counted = "" if kind == "setup" else task
+            for timing in record[key]:
+                yield Measurement(Part(kind, {counted: timing["n"]}, rank), timing["seconds"])
+        yield Measurement(Part("adapter", {"": 1.0}, rank), record["bytes"])
 
     @property
-    def timed(self) -> set[str]:
-        """Tasks that were measured."""
-        seen = (part for pairs in self.seen.values() for part, _ in pairs if part.kind == "learn")
-        return {name for part in seen for name in part.counts}
+    def rates(self) -> dict[str, RateModel]:
+        """The fitted rates by kind of part, of the kinds that were measured."""
+        if self._rates is None:
+            by_kind: dict[str, list[Measurement]] = {}
+            for measurement in (m for found in self.measurements.values() for m in found):
+                by_kind.setdefault(measurement.part.kind, []).append(measurement)
+            self._rates = {kind: RateModel(["", *self.sizes], found) for kind, found in by_kind.items()}
+        return self._rates
 
-    # -- what is to come ---------------------------------------------------------------------------
+    @property
+    def timed_tasks(self) -> set[str]:
+        """Tasks of which training was measured."""
+        parts = (part for found in self.measurements.values() for part, _ in found if part.kind == "train")
+        return {name for part in parts for name in part.counts}
 
-    def parts(self, meaning: Record, earlier: Sequence[str]) -> list[Part]:
-        """What learning a stage consists of."""
+    # -- predictions -------------------------------------------------------------------------------
+
+    def training_parts(self, meaning: Record, replayed: Mapping[str, int]) -> list[Part]:
+        """Return the parts of training a stage, of TASK_KINDS; none for the untouched model.
+
+        replayed: number of examples of each earlier task that the stage trains on.
+        """
         if not meaning["learns"]:
             return []
         rank, epochs = meaning["adapter"]["rank"], meaning["training"]["epochs"]
-        train = {name: sizes["train"] for name, sizes in self.sizes.items()}
-        kept = replayed(meaning["effect"])
-        counts = {name: epochs * train[name] for name, _ in meaning["learns"]}
-        counts |= {name: epochs * min(kept, train.get(name, kept)) for name in earlier if kept}
-        once = {"": 1.0}
-        return [self.part(*of, rank) for of in (("learn", counts), ("begin", once), ("adapter", once))]
+        counts = {name: epochs * self.sizes[name]["train"] for name, _ in meaning["learns"]}
+        counts |= {name: epochs * count for name, count in replayed.items() if count}
+        return [self.part(kind, counts if kind == "train" else {"": 1.0}, rank) for kind in TASK_KINDS]
 
     def part(self, kind: str, counts: Mapping[str, float], rank: int) -> Part:
-        """The same one for the same content: there are few, of very many stages."""
-        return self.made.setdefault((kind, rank, *counts.items()), Part(kind, counts, rank))
+        """Return one object for equal contents: there are few contents, and very many stages."""
+        return self._parts.setdefault((kind, rank, *counts.items()), Part(kind, counts, rank))
 
-    def parts_of(self, stage: Stage, trained_tasks: bool, evaluations: Iterable[Evaluation]) -> list[Part]:
-        found = self.parts(stage.meaning, stage.earlier) if trained_tasks else []
+    def parts(self, stage: Stage, trains: bool, evaluations: Iterable[Evaluation]) -> list[Part]:
+        """Return the parts of a stage's evaluations, and of its training if it is trained."""
+        parts: list[Part] = []
+        if trains:
+            train_sizes = {name: sizes["train"] for name, sizes in self.sizes.items()}
+            parts = self.training_parts(stage.meaning, stage.replayed_examples(train_sizes))
         for evaluation in evaluations:
             counts = {evaluation.task: float(self.sizes[evaluation.task][evaluation.split])}
-            found += [self.part(kind, counts, stage.adapter.rank) for kind in ("answer", "sheet")]
-        return found
+            parts += [self.part(kind, counts, stage.adapter.rank) for kind in ("answer", "predictions")]
+        return parts
 
-    def known(self, asks: Iterable[Ask]) -> list[Node] | None:
-        """What is left; None where a kind of it was not measured."""
-        kinds, found = self.rates.keys() | DISK, list[Node]()  # a profile keeps no answers
-        for node in nodes(asks, self.sat, self.parts_of):
-            if any(part.kind not in kinds for part in node.parts):
+    def remaining(self, requests: Iterable[WorkRequest]) -> list[Node] | None:
+        """Return the work that is left; None where a kind of it was never measured."""
+        measured = self.rates.keys() | DISK_KINDS  # a profile stores no predictions
+        nodes: list[Node] = []
+        for node in build_dag(requests, self.evaluated, self.parts):
+            if any(part.kind not in measured for part in node.cost):
                 return None
-            found.append(node)
-        return found
+            nodes.append(node)
+        return nodes
 
     def sum(self, parts: Iterable[Part], disk: bool = False) -> Estimate:
-        """Seconds that the parts take one after another, or bytes."""
-        kinds: dict[str, list[Part]] = {}
+        """Estimate the seconds that the parts take one after another, or their bytes on disk."""
+        by_kind: dict[str, list[Part]] = {}
         for part in parts:
-            if (part.kind in DISK) == disk and part.kind in self.rates:
-                kinds.setdefault(part.kind, []).append(part)
-        return total([self.rates[kind].sum(some) for kind, some in kinds.items()])
+            if (part.kind in DISK_KINDS) == disk and part.kind in self.rates:
+                by_kind.setdefault(part.kind, []).append(part)
+        return combine([self.rates[kind].sum(same_kind) for kind, same_kind in by_kind.items()])
 
     def seconds(self, work_items: Iterable[WorkItem]) -> Estimate | None:
-        """That the works take which are left, one after another; None where that was not measured."""
-        found = self.known([Ask(work_items)])
-        return None if found is None else self.sum(part for node in found for part in node.parts)
+        """Estimate the seconds of the items that are left, one after another; None where not measured."""
+        nodes = self.remaining([WorkRequest(work_items)])
+        return None if nodes is None else self.sum(part for node in nodes for part in node.cost)
 
-    def probing(self, item: WorkItem) -> float | None:
-        """Most seconds of a profile, by the rates and the longest one so far; None where nothing was measured.
+    def profile_seconds(self, item: WorkItem) -> float | None:
+        """Bound the seconds of a profile, by the rates and the longest profile; None where not measured.
 
-        A task that was never timed has a wide interval; TASKS_RANGE is the most that is made of it here.
+        The interval of a task that was never timed is wide; TASK_RANGE caps what is made of it here.
         """
-        (task,), rank, size = (
-            item.stage.trained_tasks,
-            item.stage.adapter.rank,
-            item.stage.training.batch_size,
-        )
-        answers = sum(
-            min(self.sizes[evaluation.task][evaluation.split], ANSWERS) for evaluation in item.evaluations
-        )
-        once = {"begin": {"": 1.0}, "learn": {task: STEPS * size}, "answer": {task: answers}}
-        if not once.keys() <= self.rates.keys():
+        (task,), rank = item.stage.trained_tasks, item.stage.adapter.rank
+        examples = PROFILE_STEPS * item.stage.training.batch_size
+        answers = sum(min(self.sizes[e.task][e.split], PROFILE_ANSWERS) for e in item.evaluations)
+        counts = {"setup": {"": 1.0}, "train": {task: examples}, "answer": {task: answers}}
+        if not counts.keys() <= self.rates.keys():
             return None
-        found = self.sum([self.part(kind, of, rank) for kind, of in once.items()] * (1 + ROUNDS))
-        return max(min(found.high, found.mean * TASKS_RANGE), *self.took.values(), 0.0)
+        one_round = [self.part(kind, count, rank) for kind, count in counts.items()]
+        estimate = self.sum(one_round * (1 + PROFILE_ROUNDS))
+        return max(min(estimate.high, estimate.mean * TASK_RANGE), *self.longest_profile.values(), 0.0)
 
-    def predict(self, asks: Iterable[Ask]) -> Cost | None:
-        """Of what is left; None where that was not measured."""
-        if (found := self.known(asks)) is None:
+    def predict(self, requests: Iterable[WorkRequest]) -> Cost | None:
+        """Predict the cost of the requested work that is left; None where it was not measured."""
+        nodes = self.remaining(requests)
+        if nodes is None:
             return None
-        parts = [(i, part) for i, node in enumerate(found) for part in node.parts]
-        means = np.zeros(len(found))
-        for kind in self.rates.keys() - DISK:
-            if some := [(i, part) for i, part in parts if part.kind == kind]:
-                np.add.at(means, [i for i, _ in some], self.rates[kind].each([part for _, part in some]))
-        path = longest([node.after for node in found], means.tolist(), self.workers.groups)
-        wall = self.sum(part for i in path for part in found[i].parts)
+        parts = [(i, part) for i, node in enumerate(nodes) for part in node.cost]
+        means = np.zeros(len(nodes))
+        for kind in self.rates.keys() - DISK_KINDS:
+            if same_kind := [(i, part) for i, part in parts if part.kind == kind]:
+                amounts = self.rates[kind].means([part for _, part in same_kind])
+                np.add.at(means, [i for i, _ in same_kind], amounts)
+        path = critical_path([node.predecessors for node in nodes], means.tolist(), self.workers.groups)
+        wall = self.sum(part for i in path for part in nodes[i].cost)
         every = [part for _, part in parts]
         return Cost(self.workers, self.sum(every), wall, self.sum(every, disk=True))
 
-    def outlook(self, asks: Iterable[Ask]) -> Outlook:
-        return Outlook(self.predict(asks), sum(self.spent.values()), self.workers)
+    def forecast(self, requests: Iterable[WorkRequest]) -> CostForecast:
+        return CostForecast(self.predict(requests), sum(self.spent.values()), self.workers)
 
 
-def seconds(record: Record) -> float:
-    """What a stage or a profile, or a sitting, took."""
+def seconds_of(record: Record) -> float:
+    """Return the seconds that a stage, a profile or an evaluation took."""
     cost = record.get("cost", {})
-    return (
-        cost.get("seconds", 0.0)
-        + cost.get("begin_seconds", 0.0)
-        + sum(cell["seconds"] for cell in record.get("cells", ()))
-    )
+    answers = sum(entry["seconds"] for entry in record.get("scores", ()))
+    return cost.get("seconds", 0.0) + cost.get("begin_seconds", 0.0) + answers
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What is left of a study and what it spent. rest: None where nothing was measured; spent: seconds."""
+class CostForecast:
+    """What a study has spent and what the rest of it will cost.
 
-    rest: Cost | None
+    remaining: None where nothing was measured. spent: seconds of a worker group.
+    """
+
+    remaining: Cost | None
     spent: float
     workers: Workers
 
     def as_json(self) -> dict[str, Any]:
-        rest = {unit: amount._asdict() for unit, amount in self.rest.amounts().items()} if self.rest else None
-        return {"rest": rest, "spent": {u: self.spent * rate for u, rate in units(self.workers).items()}}
+        spent = {unit: self.spent * rate for unit, rate in unit_rates(self.workers).items()}
+        if self.remaining is None:
+            return {"remaining": None, "spent": spent}
+        amounts = {unit: amount._asdict() for unit, amount in self.remaining.amounts().items()}
+        return {"remaining": amounts, "spent": spent}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the forecast as labels with values."""
+        amounts = self.remaining.amounts().items() if self.remaining else ()
+        rows = [(unit, format_estimate(amount)) for unit, amount in amounts] or [("cost", UNMEASURED)]
+        spent = (f"{self.spent * rate:.3g} {unit}" for unit, rate in unit_rates(self.workers).items())
+        return [*rows, ("spent so far", ", ".join(spent))]
 
     def __str__(self) -> str:
-        lines = (
-            [f"  {unit:<16}  {show(amount)}" for unit, amount in self.rest.amounts().items()]
-            if self.rest
-            else []
-        )
-        spent = ", ".join(f"{self.spent * rate:.3g} {unit}" for unit, rate in units(self.workers).items())
-        return "\n".join([*(lines or [f"  cost              {UNMEASURED}"]), f"  spent so far      {spent}"])
+        return "\n".join(f"  {label:<16}  {value}" for label, value in self.rows())
 
 
-# -- profiles ----------------------------------------------------------------------------------------
+# -- profiles --------------------------------------------------------------------------------------
 
 
 def profiling_items(study: Study) -> list[WorkItem]:
-    """A profile of every task at every rank that the study uses."""
-    return [
-        WorkItem(
-            study.at({RANK: rank}).run_of((name,), 0).stages[0],
-            (study.evaluation(name, "validation"),),
-            study.workers.setup,
-        )
-        for rank in ranks(study)
-        for name in study.names
-    ]
+    """Return a profile of every task at every rank that the study uses."""
+    items = []
+    for rank in profiled_ranks(study):
+        runs = study.at({RANK: rank}).runs
+        for task in study.task_names:
+            stage = runs.run((task,), 0).stages[0]
+            items.append(WorkItem(stage, (runs.evaluation(task, "validation"),), study.workers.setup))
+    return items
 
 
-def ranks(study: Study) -> list[int]:
-    """Those of the search, or both ends of its range, or the adapter's own; and the baselines'."""
-    parameter = study.search.space.get(RANK) if study.search else None
-    found = (parameter.values or (parameter.low, parameter.high)) if parameter else (study.adapter.rank,)
-    baselines = [
-        at[RANK]
-        for r in study.protocol.baselines
-        if not isinstance(r, str)
-        for at in r.values()
-        if RANK in at
-    ]
-    return sorted({int(rank) for rank in (*found, *baselines) if rank is not None})
+def profiled_ranks(study: Study) -> list[int]:
+    """Return the ranks of the search, or both ends of their range, or the adapter's; and the baselines'."""
+    ranks: list[Any] = [study.adapter.rank]
+    if parameter := study.search.space.get(RANK) if study.search else None:
+        ranks = [*(parameter.values or (parameter.low, parameter.high))]
+    for baseline in study.protocol.baselines:
+        if not isinstance(baseline, str):
+            ranks += [setting[RANK] for setting in baseline.values() if RANK in setting]
+    return sorted({int(rank) for rank in ranks if rank is not None})

@@ -1,14 +1,24 @@
-"""Who trains what. Trials ask, fleets take; a stage asked for by ten trials is trained once.
+"""The broker: an actor that assigns work items to worker groups, each item once for all who request it.
 
-    need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued;
-                   from afar whole chains at once (broker_client.py)
-    take(fleet) →  the work that waits longest, once no other driver on the same store has it; a handful
-                   where each takes no time;  whoever needs what the fleet had before is answered
+    client          run_chains(chains, broker)    → requests each chain's items one after another
+    worker group    next_item(group, …)           → the oldest item that no other driver has
+                    heartbeat(group, …)           → "the group is still at this item"
+                    finish(group, result)         → everyone who requested the item gets the answer
 
-`Desk` (work_queue.py) is the book-keeping, `Claims` (lease_keeper.py) what other drivers see of it; `Broker`
-is the Ray actor around them. The store is asked in threads where it may be slow: nobody waits for another's
-answer.
-Restarted, the broker knows nothing: whoever needs a stage asks again, and fleets in the middle of one say so.
+Clients are trials and the driver. `WorkQueue` (work_queue.py) is the bookkeeping. The lease keeper
+(lease_keeper.py) makes other drivers on the same store leave an assigned item alone. The store is read in
+threads: it may be slow, and no answer may wait for another.
+
+A broker that Ray restarted knows nothing. Clients then request again what is still missing, and heartbeats
+tell which group has which item.
+
+A client opens one session for all its chains, because a call for each of thousands of items would take Ray
+longer than the broker. Ray repeats calls after a restart of the actor, so every call may come twice.
+
+    open_session(client, chains)    → the broker requests every chain's items, all chains at once
+    next_answers(client, known)     → the answers after the first `known`, once there are any; None where the
+                                      broker was restarted and does not know the client
+    close_session(client)           → nothing more is requested for the client
 """
 
 from __future__ import annotations
@@ -18,27 +28,32 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import ray
 
 from dgg_ray.core import event_log
-from dgg_ray.core.errors import describe
-from dgg_ray.core.quick import Quick
+from dgg_ray.core.errors import OverBudgetError, error_record
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.cost.budget import Purse
-from dgg_ray.execution.broker_client import Answer, Askers, Told
-from dgg_ray.execution.cluster import ON_HEAD, restarted
-from dgg_ray.execution.prometheus import Watch
-from dgg_ray.execution.work_queue import AILMENTS, Ailments, Desk, Ended
-from dgg_ray.storage.lease_keeper import LOOK_S, Claims
-from dgg_ray.storage.leases import Holder
+from dgg_ray.cost.budget import BudgetTracker
+from dgg_ray.execution.cluster import ON_HEAD, is_restarted_actor
+from dgg_ray.execution.prometheus import MetricsExporter
+from dgg_ray.execution.work_queue import MAX_OUTAGES, ItemResult, OutageCounter, WorkQueue
+from dgg_ray.storage.lease_keeper import POLL_S, LeaseKeeper
+from dgg_ray.storage.leases import LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
 
-GRACE_S = 3.0  # after a restart: time for all fleets to say what they have, before anything is handed out
-NEW_LIFE_S = 20.0  # in which a fleet's workers are usually replaced, where there is a machine for them
-THREADS = 16  # for looks at a store that is slow
+GRACE_S = 3.0  # after a restart: all groups send a heartbeat before anything is assigned
+REPLACEMENT_S = 20.0  # by then a group's dead workers are usually replaced, if there is a machine for them
+STORE_THREADS = 16
+ANSWERS_TOGETHER_S = 0.05  # answers that come within this time are sent in one reply
+
+Answer = dict[str, Any]  # {"ok": bool, "error": {error, message, traceback}}
+Answers = list[tuple[int, Answer | Exception]]  # (number of the chain, answer for its next item)
 
 
 @ray.remote(  # pyright: ignore
@@ -46,302 +61,417 @@ THREADS = 16  # for looks at a store that is slow
     resources=ON_HEAD,
     max_restarts=-1,
     max_task_retries=-1,
-    max_concurrency=10_000,  # every asker and every fleet that waits holds a place
+    max_concurrency=10_000,  # every call that waits, of clients and of groups, occupies a slot
 )
 class Broker:
-    """The desk, as an actor that can be waited for."""
+    """The work queue as an actor whose calls wait for their answers."""
 
     def __init__(
         self,
         store: StageStore,
         max_retries: int,
-        purse: Purse | None = None,
-        holder: Holder | None = None,
-        watch: Watch | None = None,
+        budget: BudgetTracker | None = None,
+        lease_owner: LeaseOwner | None = None,
+        metrics: MetricsExporter | None = None,
     ) -> None:
-        self.store, self.desk, self.watch = store, Desk(store, max_retries, purse, look=False), watch
-        if watch:
-            watch.begin()
-            self.desk.bill = watch.bill
-        self.claims = Claims(store, holder)
-        self.threads = Quick(store.objects.near, THREADS, "store")
-        self.askers = Askers(self.need)
+        self.store, self.metrics = store, metrics
+        self.queue = WorkQueue(store, max_retries, budget, may_read=False)
+        if metrics:
+            metrics.start()
+            self.queue.on_time_spent = metrics.observe
+        self.leases = LeaseKeeper(store, lease_owner)
+        self.threads = ThreadPoolExecutor(STORE_THREADS, "store")
+        self.sessions = ClientSessions(self.request)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
         self.closed = False
-        self.reason = ""  # why it was closed
+        self.reason = ""  # for which it was closed
         self.phase = ""  # of a worker group's start, before its first stage
-        self.lives: Counter[str] = Counter()  # how often a fleet's workers began
-        self.ailments = Ailments()
-        self.causes: dict[str, dict[str, str]] = {}  # with what a fleet ended over it, by key
-        self.claiming: set[str] = set()  # what fleets have and is not claimed yet
+        self.incarnations: Counter[str] = Counter()  # by group: how often its workers started or died
+        self.outages = OutageCounter()
+        self.failure_causes: dict[str, dict[str, str]] = {}  # by item key: the error that ended its group
+        self.leasing: set[str] = set()  # items that groups have and whose lease is not acquired yet
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.sizing = asyncio.Lock()
-        self.ready_at = time.monotonic() + GRACE_S * restarted()
-        self.looking: asyncio.Task[None] | None = None
+        self.refreshing = asyncio.Lock()
+        self.ready_at = time.monotonic() + GRACE_S * is_restarted_actor()
+        self.lease_watch: asyncio.Task[None] | None = None
 
-    async def follow(self, asker: str, chains: Mapping[int, Sequence[WorkItem]]) -> None:
-        self.askers.follow(asker, chains)
+    # -- clients: trials and the driver ------------------------------------------------------------
 
-    async def told(self, asker: str, known: int) -> Told | None:
-        return await self.askers.told(asker, known)
+    async def open_session(self, client: str, chains: Mapping[int, Sequence[WorkItem]]) -> None:
+        self.sessions.open(client, chains)
 
-    async def forget(self, asker: str) -> None:
-        self.askers.forget(asker)
+    async def next_answers(self, client: str, known: int) -> Answers | None:
+        return await self.sessions.next_answers(client, known)
 
-    async def need(self, item: WorkItem) -> Answer:
-        """Wait until the store has it, or until it failed."""
-        key = item.key
-        self.desk.counts["asked"] += 1
+    async def close_session(self, client: str) -> None:
+        self.sessions.close(client)
+
+    async def request(self, item: WorkItem) -> Answer:
+        """Wait until the store has everything that the item asks for, or the item has failed."""
+        self.queue.counts["asked"] += 1
         while True:
-            if not (found := self.desk.known(item)):
-                there = await self._there(item)
-                await self._sized(item)
-                found = self.desk.enter(item, there)
-            if found == "ready":
+            state = self.queue.known_state(item)
+            if state is None:
+                stored = await self._is_stored(item)
+                await self._refresh_disk_use(item)
+                state = self.queue.enqueue(item, stored)
+            if state == "stored":
                 return {"ok": True}
             if self.closed:
-                return {"ok": False, "error": closing(self.reason)}
-            if found == "failed":
-                return {"ok": False, "error": self.desk.failed[key]}
-            if found == "over":
-                return {"ok": False, "error": describe(self.desk.purse.refusal(item))}
-            answer = self.answers.setdefault(key, asyncio.get_running_loop().create_future())
-            await self._tell()
-            # Shielded: one asker that is cancelled must not cancel the others' answer.
+                return {"ok": False, "error": closed_error(self.reason)}
+            if state == "failed":
+                return {"ok": False, "error": self.queue.failed[item.key]}
+            if state == "over budget":
+                return {"ok": False, "error": error_record(self.queue.budget.refusal(item))}
+            answer = self.answers.setdefault(item.key, asyncio.get_running_loop().create_future())
+            await self._notify()
+            # Shielded: a request that is cancelled must not cancel the answer to the others.
             result = await asyncio.shield(answer)
-            if not result["ok"] or await self._there(item):
+            if not result["ok"] or await self._is_stored(item):
                 return result
 
-    async def take(self, group: str, patience_s: float, ended: Sequence[Ended] = ()) -> list[WorkItem]:
-        """Work for the fleet, which says what it ended; nothing when none came so long, or all is over."""
-        deadline, life, mine = time.monotonic() + patience_s, self.lives[group], list[WorkItem]()
-        await self.done(group, *ended)
-        if self.lives[group] == life:
-            self._back(self.desk.of(group))  # who asks has nothing
-        # A worker killed while it waits here must not be handed work that nobody then does.
-        while not self.closed and self.lives[group] == life:
-            if order := self.desk.next:
-                await self._sized(order.item)
-                if self.closed or self.lives[group] != life:
+    # -- worker groups -----------------------------------------------------------------------------
+
+    async def next_item(
+        self, group: str, idle_timeout_s: float, finished: ItemResult | None = None
+    ) -> WorkItem | None:
+        """Assign a work item to the group; None after the timeout, or once the broker is closed.
+
+        finished: the result of the group's previous item.
+        """
+        deadline, incarnation = time.monotonic() + idle_timeout_s, self.incarnations[group]
+        if finished:
+            await self.finish(group, finished)
+        # A worker that was killed while it waits here must not be assigned an item that nobody would train.
+        while self._can_assign(group, incarnation):
+            self._return_items(self.queue.keys_of(group))  # a group that asks for work has none
+            if entry := self.queue.next_entry:
+                await self._refresh_disk_use(entry.item)
+                if not self._can_assign(group, incarnation):
                     break
             now = time.monotonic()
-            item = self.desk.take(group) if now >= self.ready_at else None
-            while self.desk.refused:
-                key, error = self.desk.refused.popitem()
-                event_log.trouble("refused", error, level=logging.WARNING)
-                self._answer(key, {"ok": False, "error": error})
+            item = self.queue.dequeue(group) if now >= self.ready_at else None
+            self._answer_refused()
             if item:
-                try:
-                    mine += [item] if await self._ours(item) else []
-                except BaseException:
-                    self._back([other.key for other in mine if self.lives[group] == life])
-                    raise
-            elif mine:
-                for item in mine:
-                    event_log.event("taken", item, group=group)
-                return mine
+                if await self._acquire_lease(item) and self._can_assign(group, incarnation):
+                    event_log.log_event("assigned", item, group=group)
+                    return item
             elif now >= deadline:
-                return []
+                return None
             else:
-                until = min(deadline, self.ready_at) if now < self.ready_at else deadline
-                async with self.news:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self.news.wait(), until - now)
-        return []
+                await self._wait_for_news(
+                    (min(deadline, self.ready_at) if now < self.ready_at else deadline) - now
+                )
+        return None
 
-    async def done(self, group: str, *ended: Ended) -> None:
-        """What became of what the fleet had."""
-        for key, learned, error, seconds in ended:
-            mine = key in self.desk.of(group)
-            if error and not mine:
-                continue  # of a fleet believed lost: another tries it, or will
-            measured, unread = None, False
-            if error is None:
-                self.ailments.count = 0
-            if mine and not error:
-                item = self.desk.out[key].item
+    async def heartbeat(self, group: str, key: str, steps: tuple[int, int]) -> None:
+        """Record that the group has the item and how far it is: (steps done, steps in total)."""
+        self.phase = ""
+        self.queue.heartbeat(group, key, steps)
+        is_group_s_item = key in self.queue.keys_of(group)
+        if not is_group_s_item or key in self.leases.held or key in self.leasing or self.closed:
+            return
+        self.leasing.add(key)  # as after a restart; the store may not answer at once
+        try:
+            if await self._lease_holder(key) is not None:
+                await asyncio.sleep(POLL_S)
+        except Exception as problem:
+            event_log.log_error("lease not renewed", error_record(problem), level=logging.WARNING, key=key)
+            await asyncio.sleep(POLL_S)
+        finally:
+            self.leasing.discard(key)
+        if key not in self.queue.assigned:  # it ended meanwhile
+            self.leases.release(key)
+
+    async def finish(self, group: str, result: ItemResult) -> None:
+        """Record the end of an item and answer everyone who requested it."""
+        had_item = result.key in self.queue.keys_of(group)
+        if result.error and not had_item:
+            return  # the group was believed lost, and another one tries the item again
+        readings, unreadable = None, False
+        if result.error is None:
+            self.outages.reset()
+            if had_item:
+                item = self.queue.assigned[result.key].item
                 try:
-                    measured = await self.threads(self.desk.purse.measured, item)
-                except Exception as problem:  # it is done all the same
-                    unread = True
-                    event_log.trouble("not read", describe(problem), item, logging.WARNING)
-            if self.desk.done(group, key, learned, error, seconds, measured, unread):
-                self._answer(key, {"ok": error is None, "error": error})
-                if mine:
-                    self.claims.drop(key)
-        if ended:
-            await self._tell()  # there may be more to do, or money for it
+                    readings = await self._in_thread(self.queue.budget.read_item, item)
+                except Exception as problem:  # the item is finished all the same
+                    unreadable = True
+                    event_log.log_error("cost not read", error_record(problem), item, logging.WARNING)
+        if self.queue.finish(group, result, readings, unreadable):
+            self._answer(result.key, {"ok": result.error is None, "error": result.error})
+            if had_item:
+                self.leases.release(result.key)
+        await self._notify()  # other items may be available now, or fit the budget
 
-    async def lost(self, group: str, cause: dict[str, str] | None = None, blamed: bool = True) -> None:
-        """The fleet's workers began anew, or are gone: what they had is to be taken again.
+    async def group_lost(self, group: str, cause: dict[str, str] | None = None, blamed: bool = True) -> None:
+        """Requeue the items of a group whose workers are gone or were replaced.
 
-        blamed: whether that may be the fault of what they had.
+        cause: the error that ended them, if known. blamed: whether the items may be the cause.
         """
-        self.lives[group] += 1
-        had = self.desk.of(group)
-        for key in had:
-            event_log.event("lost", self.desk.out[key].asked, logging.WARNING, group=group)
-        for item in self.desk.lost(group, blamed):
-            error = (
-                cause
-                or self.causes.get(item.key)
-                or {
-                    "error": "WorkerLost",
-                    "message": f"the worker died {self.desk.max_retries + 1} times while learning {item}; "
-                    "see the workers' logs, often memory ran out",
-                    "traceback": "",
-                }
-            )
-            self.desk.fail(item.key, error)
-            task = asyncio.create_task(self._set_aside(item, error))
-            self.tasks.add(task)  # nobody waits for it, and it must not be forgotten
+        self.incarnations[group] += 1
+        keys = self.queue.keys_of(group)
+        for key in keys:
+            requested = self.queue.assigned[key].requested
+            event_log.log_event("worker group lost", requested, logging.WARNING, group=group)
+        for item in self.queue.group_lost(group, blamed):
+            error = cause or self.failure_causes.get(item.key) or self._worker_lost_error(item)
+            self.queue.fail(item.key, error)
+            task = asyncio.create_task(self._store_failure(item, error))
+            self.tasks.add(task)  # the event loop itself keeps only a weak reference
             task.add_done_callback(self.tasks.discard)
-        for key in had:
-            self.claims.drop(key)
-        await self._tell()
+        for key in keys:
+            self.leases.release(key)
+        await self._notify()
 
-    async def blame(self, group: str, key: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
-        """The fleet ends with this soon, over this work; ended: others, of the same handful."""
-        self.causes[key] = cause
-        await self.done(group, *ended)
-        self._back(self.desk.beside(group, key))
-        await self._tell()
+    async def report_failure(
+        self, group: str, key: str, cause: dict[str, str], result: ItemResult | None = None
+    ) -> None:
+        """Note the error that is about to end the group.
 
-    async def orphaned(self, group: str) -> None:
-        """The fleet's workers died. New ones come soon, and may know why; or late, or never."""
-        life = self.lives[group]
-        await asyncio.sleep(NEW_LIFE_S)
-        if self.lives[group] == life:
-            await self.lost(group)
+        result: given where a retry would end in the same way, so that the item has failed.
+        """
+        self.failure_causes[key] = cause
+        if result:
+            await self.finish(group, result)
+
+    async def workers_died(self, group: str) -> None:
+        """Requeue the group's items unless its workers are replaced soon; new workers may know the cause."""
+        incarnation = self.incarnations[group]
+        await asyncio.sleep(REPLACEMENT_S)
+        if self.incarnations[group] == incarnation:
+            await self.group_lost(group)
 
     async def set_phase(self, phase: str) -> None:
-        """Note what a worker group that starts is at, in words."""
+        """Note what a starting worker group is doing, in words for the display."""
         self.phase = phase
 
-    async def unwell(self, group: str, cause: dict[str, str], ended: Sequence[Ended] = ()) -> None:
-        """The fleet ends over something that is not its stage's fault, as a full disk."""
-        await self.done(group, *ended)
-        self.desk.counts["unwell"] += 1
-        await self.lost(group, cause, blamed=False)
-        if self.ailments.last_for_ever():
-            why = f"{cause['error']}: {cause['message']}"
-            await self.close(f"{AILMENTS} stages in a row could not be done and are not at fault; {why}")
+    async def infrastructure_failed(self, group: str, cause: dict[str, str]) -> None:
+        """Record that the group ends over an error that is not its stage's fault, such as a full disk."""
+        self.queue.counts["infrastructure_failures"] += 1
+        await self.group_lost(group, cause, blamed=False)
+        self.outages.record_failure()
+        if self.outages.should_give_up:
+            await self.close(
+                f"{MAX_OUTAGES} infrastructure failures in a row, and no stage was finished between them; "
+                f"the last: {cause['error']}: {cause['message']}"
+            )
 
-    async def tick(self, group: str, key: str, steps: tuple[int, int], ended: Sequence[Ended] = ()) -> None:
-        """The fleet is at this, came so far with it, and ended others of the same handful before."""
-        self.phase = ""
-        await self.done(group, *ended)
-        self.desk.heard(group, key, steps)
-        if self.desk.lingers(group, key) and (rest := self.desk.beside(group, key)):
-            self._back(rest)
-            await self._tell()
-        if key not in self.desk.of(group) or key in self.claims.held or key in self.claiming or self.closed:
-            return
-        self.claiming.add(key)  # as after a restart; the store may not answer at once
-        try:
-            if await self._claimed(key) is not None:
-                await asyncio.sleep(LOOK_S)
-        except Exception as problem:
-            event_log.trouble("claim not kept", describe(problem), level=logging.WARNING, key=key)
-            await asyncio.sleep(LOOK_S)
-        finally:
-            self.claiming.discard(key)
-        if key not in self.desk.out:  # it ended meanwhile
-            self.claims.drop(key)
+    # -- the driver --------------------------------------------------------------------------------
 
     async def close(self, reason: str = "") -> None:
-        """End the fleets; whoever still waits is told why."""
+        """Assign nothing more, and answer every request that waits with the reason."""
         self.closed, self.reason = True, self.reason or reason
-        await self._tell()
+        await self._notify()
         for key in list(self.answers):
-            self._answer(key, {"ok": False, "error": closing(self.reason)})
-        await asyncio.to_thread(self.claims.close)
+            self._answer(key, {"ok": False, "error": closed_error(self.reason)})
+        await asyncio.to_thread(self.leases.close)
 
     async def status(self) -> dict[str, Any]:
-        """Counts, what is in training, and what another driver has."""
-        found = {**self.desk.status(), "closed": self.reason, "phase": self.phase}
-        if self.watch:
-            self.watch.show(found)
-        return found
+        """The queue's status, with `closed`: the reason, or empty, and the `phase` of the start-up."""
+        status = {**self.queue.status(), "closed": self.reason, "phase": self.phase}
+        if self.metrics:
+            self.metrics.export(status)
+        return status
 
-    async def _there(self, item: WorkItem) -> bool:
-        return await self.threads(self.store.has, item)
+    # -- internals ---------------------------------------------------------------------------------
 
-    async def _claimed(self, key: str) -> Holder | None:
-        """Who else has it; None where it is ours now."""
-        return await self.claims.pool(self.claims.take, key)
+    def _can_assign(self, group: str, incarnation: int) -> bool:
+        return not self.closed and self.incarnations[group] == incarnation
 
-    async def _sized(self, item: WorkItem) -> None:
-        """Have the purse know enough of the store to decide about the work."""
-        purse = self.desk.purse
-        if not purse.unsure(item, self.desk.running):
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+    async def _is_stored(self, item: WorkItem) -> bool:
+        return await self._in_thread(self.store.has, item)
+
+    async def _lease_holder(self, key: str) -> LeaseOwner | None:
+        """Acquire the lease; the other driver that has it, or None where it is ours now."""
+        return await asyncio.wrap_future(self.leases.pool.submit(self.leases.acquire, key))
+
+    async def _refresh_disk_use(self, item: WorkItem) -> None:
+        """Measure the store's size where the budget needs it to decide about the item."""
+        budget = self.queue.budget
+        if not budget.outdated_limits(item, self.queue.running):
             return
-        async with self.sizing:  # one look at a time tells all
-            for disk in purse.unsure(item, self.desk.running):
+        async with self.refreshing:  # one measurement serves all who wait here
+            for limit in budget.outdated_limits(item, self.queue.running):
                 try:
-                    disk.saw(*await asyncio.to_thread(disk.size))
-                except Exception as problem:  # what is known must do
-                    event_log.trouble("not read", describe(problem), item, logging.WARNING)
-                    disk.next_look = time.monotonic() + LOOK_S
+                    limit.set_usage(await asyncio.to_thread(limit.measure_usage))
+                except Exception as problem:  # the last known size must do
+                    event_log.log_error("cost not read", error_record(problem), item, logging.WARNING)
+                    limit.next_measurement = time.monotonic() + POLL_S
 
-    async def _set_aside(self, item: WorkItem, error: dict[str, str]) -> None:
-        """Keep why it was given up, and tell."""
+    def _worker_lost_error(self, item: WorkItem) -> dict[str, str]:
+        message = (
+            f"the worker died {self.queue.max_retries + 1} times while it trained {item}; see the workers' "
+            "logs: often memory ran out"
+        )
+        return {"error": "WorkerLost", "message": message, "traceback": ""}
+
+    async def _store_failure(self, item: WorkItem, error: dict[str, str]) -> None:
+        """Keep the error beside the stage and answer the requests."""
         try:
             if not item.profile:
-                await self.threads(self.store.fail, item.stage, error)
+                await self._in_thread(self.store.record_failure, item.stage, error)
         except Exception as problem:  # this run knows it all the same
-            event_log.trouble("not kept", describe(problem), item, logging.WARNING)
+            event_log.log_error("failure not stored", error_record(problem), item, logging.WARNING)
         self._answer(item.key, {"ok": False, "error": error})
 
-    async def _ours(self, item: WorkItem) -> bool:
-        """Whether the work, which was just taken, is this driver's to do."""
+    async def _acquire_lease(self, item: WorkItem) -> bool:
+        """Acquire the lease of an item that was just assigned; False where another driver has it."""
         try:
-            other = await self._claimed(item.key)
+            other = await self._lease_holder(item.key)
         except BaseException:
-            self.desk.put_back(item.key)
+            self.queue.requeue(item.key)
             raise
         if other is not None:
-            self.desk.put_back(item.key, elsewhere=str(other))
-            self.looking = self.looking or asyncio.create_task(self._look())
-        elif item.key not in self.desk.out:  # it was lost meanwhile, before it was claimed
-            self.claims.drop(item.key)
+            self.queue.requeue(item.key, leased_by=str(other))
+            self.lease_watch = self.lease_watch or asyncio.create_task(self._watch_leases())
+        elif item.key not in self.queue.assigned:  # its group was lost before the lease was acquired
+            self.leases.release(item.key)
         return other is None
 
-    async def _look(self) -> None:
-        """Now and then, whether work that other drivers have is done, or theirs no more."""
-        while (elsewhere := self.desk.elsewhere) and not self.closed:
-            await asyncio.sleep(LOOK_S)
-            for item in elsewhere:
+    async def _watch_leases(self) -> None:
+        """See now and then whether items that other drivers have are finished or given back."""
+        while (leased := self.queue.leased_elsewhere) and not self.closed:
+            await asyncio.sleep(POLL_S)
+            for item in leased:
                 try:
-                    there = await self._there(item)
-                    free = not there and await self._claimed(item.key) is None
-                except Exception:  # the store cannot be reached now
+                    stored = await self._is_stored(item)
+                    free = not stored and await self._lease_holder(item.key) is None
+                except Exception:  # the store is out of reach now
                     break
-                if item.key not in {other.key for other in self.desk.elsewhere}:
-                    continue  # one of our own fleets said meanwhile that it has it
-                if there:
-                    self.desk.answered(item.key)
+                if item.key not in {other.key for other in self.queue.leased_elsewhere}:
+                    continue  # a heartbeat said meanwhile that one of our own groups has it
+                if stored:
+                    self.queue.remove_stored(item.key)
                     self._answer(item.key, {"ok": True})
                 elif free:
-                    self.desk.put_back(item.key)
-            await self._tell()
-        self.looking = None
+                    self.queue.requeue(item.key)
+            await self._notify()
+        self.lease_watch = None
 
-    def _back(self, keys: Sequence[str]) -> None:
-        """They were not begun: any fleet may have them, and any driver's."""
+    def _return_items(self, keys: Sequence[str]) -> None:
+        """Return items that were not started to every group and every driver."""
         for key in keys:
-            self.desk.put_back(key)
-            self.claims.drop(key)
+            self.queue.requeue(key)
+            self.leases.release(key)
 
-    async def _tell(self) -> None:
-        async with self.news:
-            self.news.notify_all()
+    def _answer_refused(self) -> None:
+        while self.queue.refused:
+            key, error = self.queue.refused.popitem()
+            event_log.log_error("refused", error, level=logging.WARNING)
+            self._answer(key, {"ok": False, "error": error})
 
     def _answer(self, key: str, answer: Answer) -> None:
         if (future := self.answers.pop(key, None)) and not future.done():
             future.set_result(answer)
 
+    async def _notify(self) -> None:
+        async with self.news:
+            self.news.notify_all()
 
-def closing(reason: str) -> dict[str, str]:
+    async def _wait_for_news(self, seconds: float) -> None:
+        async with self.news:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.news.wait(), seconds)
+
+
+def closed_error(reason: str) -> dict[str, str]:
     return {"error": "Closed", "message": reason, "traceback": ""}
+
+
+# -- sessions --------------------------------------------------------------------------------------
+
+
+@dataclass
+class ClientSession:
+    """answers: those that the client has not confirmed; confirmed: how many it has received before."""
+
+    answers: Answers = field(default_factory=list)
+    confirmed: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class ClientSessions:
+    """The broker's side of `run_chains`. request: waits until an item is stored or has failed."""
+
+    def __init__(self, request: Callable[[WorkItem], Awaitable[Answer]]) -> None:
+        self.request = request
+        self.by_client: dict[str, ClientSession] = {}
+
+    def open(self, client: str, chains: Mapping[int, Sequence[WorkItem]]) -> None:
+        if client in self.by_client:
+            return
+        session = self.by_client[client] = ClientSession()
+        for number, chain in chains.items():
+            session.tasks.append(asyncio.create_task(self._request_chain(session, number, chain)))
+
+    async def next_answers(self, client: str, known: int) -> Answers | None:
+        if (session := self.by_client.get(client)) is None:
+            return None
+        if known > session.confirmed:  # otherwise an earlier call was repeated
+            del session.answers[: known - session.confirmed]
+            session.confirmed = known
+        while not session.answers and self.by_client.get(client) is session:
+            session.news.clear()
+            await session.news.wait()
+            await asyncio.sleep(ANSWERS_TOGETHER_S)
+        return list(session.answers)
+
+    def close(self, client: str) -> None:
+        if session := self.by_client.pop(client, None):
+            session.news.set()  # a repeated call may still wait
+            for task in session.tasks:
+                task.cancel()
+
+    async def _request_chain(self, session: ClientSession, number: int, chain: Sequence[WorkItem]) -> None:
+        for item in chain:
+            try:
+                answer = await self.request(item)
+            except Exception as problem:  # usually the store's; the client raises it
+                answer = problem
+            session.answers.append((number, answer))
+            session.news.set()
+            if isinstance(answer, Exception) or not answer["ok"]:
+                return
+
+
+def run_chains(
+    chains: Sequence[Sequence[WorkItem]],
+    broker: Any,
+    on_finished: Callable[[WorkItem], None] = lambda item: None,
+) -> list[dict[str, str]]:
+    """Have the broker see to every chain's items, one after another, all chains at once.
+
+    Returns the errors of the chains that ended early; the other chains go on.
+    """
+    remaining = {number: list(chain) for number, chain in enumerate(chains) if chain}
+    errors: list[dict[str, str]] = []
+    while remaining:
+        client, known = uuid4().hex, 0
+        ray.get(broker.open_session.remote(client, remaining))
+        try:
+            while remaining and (answers := ray.get(broker.next_answers.remote(client, known))) is not None:
+                known += len(answers)
+                for number, answer in answers:
+                    if isinstance(answer, Exception):
+                        raise answer
+                    item, *rest = remaining.pop(number)
+                    if not answer["ok"]:
+                        errors.append(answer["error"])
+                        continue
+                    if rest:
+                        remaining[number] = rest
+                    on_finished(item)
+        finally:
+            broker.close_session.remote(client)
+    return errors
+
+
+def is_budget_exhausted(errors: Sequence[dict[str, str]]) -> bool:
+    """Whether the budget ended one of the chains."""
+    return any(error["error"] == OverBudgetError.__name__ for error in errors)

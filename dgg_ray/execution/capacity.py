@@ -1,6 +1,7 @@
-"""Whether this machine holds what a study asks for: its workers' GPUs and CPUs, and the store's disk.
+"""What this machine lacks for a study: GPUs and CPUs for its workers, disk for its store.
 
-Said by `dgg-ray plan`, before a run misses it. Nothing here is a fault: the study may be meant for a cluster.
+`dgg-ray plan` prints it, so that nobody finds out during a run. It is no fault: the study may be meant for a
+cluster.
 """
 
 from __future__ import annotations
@@ -13,58 +14,65 @@ from pathlib import Path
 
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.study import Study
-from dgg_ray.cost.model import Outlook
+from dgg_ray.cost.model import CostForecast
 
 DEVICES = Path("/dev")
-ELSEWHERE = "run it on a cluster (`dgg-ray submit`, or --address)"
+USE_A_CLUSTER = "run it on a cluster (`dgg-ray submit`, or --ray-address)"
 
 
-def sentences(study: Study, place: str, outlook: Outlook) -> Iterator[str]:
-    """Sentences about GPUs, CPUs and disk that this machine lacks.
+def missing_resources(study: Study, store_url: str, cost_forecast: CostForecast) -> Iterator[str]:
+    """A sentence on each resource that this machine lacks.
 
-    place: of the store, a folder or a URL; outlook: the forecast of what is left to do.
+    store_url: the store's folder or URL. cost_forecast: of the work that is left.
     """
     if study.workers.engine != "simulated":
-        yield from workers_here(study.workers, gpus(), len(os.sched_getaffinity(0)))
-    if outlook.rest and "://" not in place:
-        yield from disk_here(Path(place), outlook.rest.bytes.high)
+        yield from missing_processors(study.workers, count_gpus(), len(os.sched_getaffinity(0)))
+    if cost_forecast.remaining and "://" not in store_url:
+        yield from missing_disk(Path(store_url), cost_forecast.remaining.bytes.high)
 
 
-def workers_here(w: Workers, gpus: int, cpus: int) -> Iterator[str]:
-    group = w.group_size * w.gpus
-    wanted = f"{w.group_size} worker{'s' * (w.group_size > 1)} with {w.gpus:g} GPU{'s' * (w.gpus != 1)} each"
-    if group > gpus:
+def missing_processors(workers: Workers, gpus: int, cpus: int) -> Iterator[str]:
+    """Sentences on GPUs and CPUs; gpus, cpus: those of this machine."""
+    group_gpus = workers.group_size * workers.gpus
+    group = (
+        f"{workers.group_size} worker{'s' * (workers.group_size > 1)} with {workers.gpus:g} "
+        f"GPU{'s' * (workers.gpus != 1)} each"
+    )
+    if group_gpus > gpus:
         yield (
-            f"a worker group wants {group:g} GPUs ({wanted}), this machine has {gpus}: {ELSEWHERE}, or lower "
-            "workers.gpus (0 trains on CPUs)"
+            f"a worker group needs {group_gpus:g} GPUs ({group}), this machine has {gpus}: {USE_A_CLUSTER}, "
+            "or lower workers.gpus (0 trains on CPUs)"
         )
-    elif group and w.groups * group > gpus:
+    elif group_gpus and workers.groups * group_gpus > gpus:
         yield (
-            f"workers.groups is {w.groups}, with {group:g} GPUs for each: this machine has {gpus}, so that "
-            f"{int(gpus / group)} can train at once"
+            f"workers.groups is {workers.groups}, with {group_gpus:g} GPUs each; this machine has {gpus}, so "
+            f"that {int(gpus / group_gpus)} can train at once"
         )
-    if (all_of_it := w.groups * w.group_size * w.cpus) > cpus:
+    all_cpus = workers.groups * workers.group_size * workers.cpus
+    if all_cpus > cpus:
         yield (
-            f"all workers together want {all_of_it:g} CPUs ({w.groups} × {w.group_size} × {w.cpus:g}), this "
-            f"machine has {cpus}: they would share them; {ELSEWHERE}, or lower workers.groups"
-        )
-
-
-def disk_here(folder: Path, most: float) -> Iterator[str]:
-    """most: bytes that may be added, by the upper end of the forecast's interval."""
-    above = next(place for place in (folder, *folder.parents) if place.exists())
-    if most > (free := shutil.disk_usage(above).free):
-        yield (
-            f"the store may grow by {most / 1e9:.3g} GB, and {above} has {free / 1e9:.3g} GB free: "
-            "free some, set budget.disk_gb, or name another place in output.store"
+            f"all workers together need {all_cpus:g} CPUs ({workers.groups} × {workers.group_size} × "
+            f"{workers.cpus:g}), this machine has {cpus}, which they would share: {USE_A_CLUSTER}, or lower "
+            "workers.groups"
         )
 
 
-def gpus() -> int:
-    """NVIDIA GPUs that a process of this machine may use; no library is loaded to count them."""
+def missing_disk(folder: Path, added: float) -> Iterator[str]:
+    """A sentence where the store may not fit; added: bytes, by the upper end of the forecast's interval."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if added > free:
+        yield (
+            f"the store may grow by {added / 1e9:.3g} GB, and {existing} has {free / 1e9:.3g} GB free: "
+            "delete other files, set budget.disk_gb, or set output.store to another folder"
+        )
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that a process of this machine may use, counted without loading a library."""
     count = sum(bool(re.fullmatch(r"nvidia\d+", entry.name)) for entry in DEVICES.glob("nvidia*"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return count
-    named = visible.replace(" ", "").split(",")
-    return min(count, len([name for name in named if name and name != "-1"]))
+    devices = [name for name in visible.replace(" ", "").split(",") if name and name != "-1"]
+    return min(count, len(devices))

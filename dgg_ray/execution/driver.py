@@ -1,298 +1,178 @@
-"""A study is run: searched with Ray Tune and Optuna, its winner compared with the baselines.
+"""The driver: runs a study, first its search, then the comparison of its winner with the baselines.
 
-    propose → judge on every block (validation) → … → recommend → compare with the baselines (test) → report
+    propose → evaluate on every block (validation) → … → recommend → compare with the baselines (test)
 
-Everything is asked of the store first. Ray is started when the first stage is missing, so a study
-that is finished answers without it, and one that was killed goes on where it was.
+The store is read first. Ray is started when the first stage is missing: a finished study is answered without
+Ray, and a study that was killed continues where it was.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-import numpy as np
-import ray
-import ray.tune
-from ray.tune.search import Searcher
-
-from dgg_ray.config import takeover
-from dgg_ray.config.registry import Ledger
+from dgg_ray.config import study_changes
+from dgg_ray.config.registry import StatePublisher
 from dgg_ray.config.study import Study
-from dgg_ray.core.fence import Fence
-from dgg_ray.core.stage import WorkItem
+from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.terminal import warn
 from dgg_ray.cost import budget, forecast
 from dgg_ray.cost.model import profiling_items
-from dgg_ray.execution import cluster, trackers
-from dgg_ray.execution.broker_client import over, walk
-from dgg_ray.execution.executor import Crew
+from dgg_ray.execution.executor import RayExecutor, StageExecutor, make_executor
 from dgg_ray.execution.progress import Display
+from dgg_ray.execution.trackers import TrackerReporter, tracker_reporter
+from dgg_ray.execution.tune_searcher import search_with_tune
 from dgg_ray.planning import edited_plugins
-from dgg_ray.search import comparison, evidence
-from dgg_ray.search.base import Method, Query
-from dgg_ray.search.pruning import PruningTest
+from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.comparison import Comparison, best_so_far, comparison_items, first_run_items, make_search
+from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.storage.store_view import at_once
+from dgg_ray.storage.store_view import view_if_remote
 
 if TYPE_CHECKING:
     from dgg_ray.planning.plan import Plan
 
-ON_HEAD = ray.tune.PlacementGroupFactory([cluster.ON_HEAD])
 
+def prepare(study: Study, out: Path, local: bool, optional: OptionalOutputs) -> tuple[Study, StageStore]:
+    """The study as it will run into a folder, and its store, which was checked for writing.
 
-def prepared(study: Study, out: Path, local: bool, fence: Fence) -> tuple[Study, StageStore]:
-    """The study as it is to be run into a folder, and its store, which takes what is written into it.
-
-    What an earlier version of the study said differently is told.
+    Warns of settings that differ from an earlier run into the same folder.
     """
-    from dgg_ray.search import warm_start  # here: trials import this file
+    from dgg_ray.search import warm_start  # here: it imports SciPy
 
     study = warm_start.settled(study, out)
-    if changes := takeover.changes(study, out):
+    if changes := study_changes.describe_changes(study, out):
         warn(changes)
     store = study.store(out)
     store.check()
-    with fence("the clearing away of what earlier runs left", "was not done"):
+    with optional.attempt("removing what earlier runs left unfinished", "was not done"):
         store.sweep()
-    return here(study, local), store
+    return with_actual_workers(study, local), store
 
 
 def run(
-    study: Study, store: StageStore, out: Path, fence: Fence, local: bool, address: str | None, quiet: bool
+    study: Study,
+    store: StageStore,
+    out: Path,
+    optional: OptionalOutputs,
+    local: bool,
+    address: str | None,
+    quiet: bool,
 ) -> dict[str, float]:
-    """Run or continue a study into a folder, as `prepared` gives it; see `face.run_study`.
+    """Run or continue a study into a folder; study and store are those that `prepare` returned.
 
-    address: of a Ray cluster; None starts one on this machine if a stage has to be learned.
-    Returns the counts of stages asked for, there, trained and failed, and the seconds that it took.
+    address: of a Ray cluster; None starts Ray on this machine if a stage is missing.
+    Returns the counts of stages asked for, there, trained and failed, and the seconds of the run.
     """
-    from dgg_ray.planning.plan import plan
+    from dgg_ray.planning.plan import plan  # here: it imports SciPy
 
-    purse = budget.purse(study, store, comparison.comparison_items)
-    began = time.perf_counter()
+    tracker = budget.make_tracker(study, store, comparison_items)
+    start = time.perf_counter()
     with (
-        Ledger(study, store, out, shared=address is not None or "://" in store.url) as ledger,
+        StatePublisher(study, store, out, shared=address is not None or "://" in store.url) as publisher,
         Display(
-            study.name, quiet=quiet, look=lambda: plan(study, store), note=ledger.live, fence=fence
+            study.name,
+            quiet=quiet,
+            make_plan=lambda: plan(study, store),
+            write_live=publisher.live,
+            optional=optional,
         ) as display,
-        Crew(study, store, out, display, purse, local, address) as crew,
-        trackers.tracking(study, store, out, crew.start, fence) as tracking,
+        make_executor(study, store, out, display, tracker, local, address) as executor,
+        tracker_reporter(study, store, out, optional) as reporter,
     ):
-        display.told = tracking.look
-        for line in edited_plugins.sentences(study, store):
+        display.on_item_finished = reporter.report_news
+        for line in edited_plugins.describe_unused_work(study, store):
             display.say(line)
         if study.budget:
-            crew.obtain([[item] for item in profiling_items(study)])
-            purse.begin()
-            purse.check(comparison.first_run_items(study))
-        with forecast.kept(out, display.take(plan(study, store)), fence) as entry:
-            search_and_compare(study, store, out, crew, tracking, fence)
-            if crew.over:
+            executor.execute([[item] for item in profiling_items(study)])
+            tracker.reload()
+            tracker.check(first_run_items(study))
+        with forecast.record_forecast(out, display.set_plan(plan(study, store)), optional) as entry:
+            search_and_compare(EvidenceReader(study, store), out, executor, reporter, optional)
+            if executor.budget_exhausted:
                 entry["refused"] = plan(study, store).to_train
-    return crew.tally | {"seconds": time.perf_counter() - began}
+    return executor.tally | {"seconds": time.perf_counter() - start}
 
 
 def search_and_compare(
-    study: Study, store: StageStore, out: Path, crew: Crew, tracking: trackers.Tracking, fence: Fence
+    reader: EvidenceReader,
+    out: Path,
+    executor: StageExecutor,
+    reporter: TrackerReporter,
+    optional: OptionalOutputs,
 ) -> None:
-    """Have all that the study asks for done, as far as it can be: its search, then the comparison."""
-    found, more = None, {}
+    """Run what the study asks for, as far as the budget goes: its search, then the comparison."""
+    study, search = reader.study, None
     if study.search is not None:
-        found = comparison.make_search(study, out / "search.db", fence)
-        tracking.follow(found)
-        pursue(study, store, crew, found)
-        more = {
-            name: pursue(study, store, crew, own) for name, own in comparison.baseline_searches(found).items()
-        }
-    final = comparison.compared_settings(study, found, more)
-    tracking.compare(final)
-    crew.obtain(evidence.final_works(final))
+        search = make_search(study, out / "search.db", optional)
+        reporter.follow(search)
+    comparison = Comparison.after_search(study, search, partial(run_search, reader, executor))
+    reporter.follow_comparison(comparison.settings)
+    executor.execute(comparison.chains)
 
 
 def profile(
     study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
 ) -> tuple[Plan, list[str]]:
-    """Measure what the study's stages will take, a few steps of each kind.
+    """Time a few steps of each kind of stage in the study.
 
-    Returns what is predicted now, and the errors of what could not be measured.
+    Returns the plan with the forecast that this allows, and the errors of profiling runs that failed.
     """
     from dgg_ray.planning.plan import plan
 
     out = out.absolute()
-    takeover.refuse_folder_of_another(study, out)
+    study_changes.refuse_folder_of_another(study, out)
     store = study.store(out)
     store.check()
-    study = here(study, local)
+    study = with_actual_workers(study, local)
     with (
-        Display(f"{study.name}, probes", quiet=quiet) as display,
-        Crew(study, store, out, display, budget.Purse(), local, address) as crew,
+        Display(f"{study.name}, profiling", quiet=quiet) as display,
+        make_executor(study, store, out, display, budget.BudgetTracker(), local, address) as executor,
     ):
-        crew.obtain([[item] for item in profiling_items(study)])
-    return plan(study, store), [f"{e['error']}: {e['message']}" for e in crew.errors]
+        executor.execute([[item] for item in profiling_items(study)])
+    return plan(study, store), [f"{e['error']}: {e['message']}" for e in executor.errors]
 
 
-def here(study: Study, local: bool) -> Study:
-    """The study with the workers that it really has."""
+def with_actual_workers(study: Study, local: bool) -> Study:
+    """The study with the workers that it really has: one where it runs in this process."""
     return replace(study, workers=study.workers.alone()) if local else study
 
 
 # -- the search ------------------------------------------------------------------------------------
 
 
-def pursue(study: Study, store: StageStore, crew: Crew, search: Method) -> Method:
-    """Judge what a search proposes until it is finished; all that the store answers without Ray."""
+def run_search(reader: EvidenceReader, executor: StageExecutor, search: SearchMethod) -> SearchMethod:
+    """Run a search to its end. Ray is started only if the store lacks the evidence for a query."""
+    view = reader.through(view_if_remote(reader.store))
 
-    seen = at_once(store)
+    def on_answer(number: int, query: Query) -> None:
+        count = sum(len(request.items) for request in view.requested(query))
+        executor.expect(count)
+        executor.count_stored(count)
 
-    def answered(number: int, query: Query) -> None:
-        crew.expect(count := sum(len(one.work_items) for one in evidence.asked(study, seen, query)))
-        crew.answered(count)
-
-    blocked = evidence.replay(study, seen, search, answered)
-    if blocked is not None:
-        search.put_back(*blocked)
-        (search_here if crew.local else search_with_tune)(study, store, search, crew)
+    first_unanswered = view.replay(search, on_answer)
+    if first_unanswered is not None:
+        search.put_back(*first_unanswered)
+        if isinstance(executor, RayExecutor):
+            search_with_tune(reader, search, executor)
+        else:
+            search_in_process(reader, search, executor)
     return search
 
 
-def search_here(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
-    while not crew.over and (proposal := search.ask()) is not None:
+def search_in_process(reader: EvidenceReader, search: SearchMethod, executor: StageExecutor) -> None:
+    """Run a search in this process, query after query."""
+    while not executor.budget_exhausted and (proposal := search.ask()) is not None:
         number, query = proposal
-        for part in evidence.parts(study, store, query):
-            crew.obtain(evidence.missing(store, part))
-            if evidence.missing(store, part):
+        for batch in reader.requests(query):
+            executor.execute(reader.missing_items(batch))
+            if reader.missing_items(batch):
                 break
-        found = evidence.evidence(study, at_once(store), query)
-        if crew.over and found is None:
-            return  # not judged, and not told so: with a larger budget it is the next
-        search.tell(number, found)
-        crew.display.judged(lambda: comparison.best_so_far(search))
-
-
-def search_with_tune(study: Study, store: StageStore, search: Method, crew: Crew) -> None:
-    """Ray Tune runs the trials; each asks the broker for its stages and reports after every one."""
-    broker = crew.start()
-    trial = ray.tune.with_parameters(evaluate_query, study=study, store=store, broker=broker)
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trial, ON_HEAD),
-        tune_config=ray.tune.TuneConfig(
-            search_alg=Steady(study, store, search, crew),
-            num_samples=-1,  # the searcher says when it is over,
-            max_concurrent_trials=None,  # and holds back what must wait
-            reuse_actors=True,
-        ),
-        run_config=ray.tune.RunConfig(
-            name="tune",
-            storage_path=str(crew.out / "ray"),
-            failure_config=ray.tune.FailureConfig(max_failures=3),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
-    crew.check()
-
-
-def evaluate_query(config: dict[str, Any], study: Study, store: StageStore, broker: Any) -> None:
-    """A trial: walk the profile's runs, stage by stage, all at once. It trains nothing itself."""
-    pruning_test = config["pruning_test"]
-    query = Query(**{**config, "pruning_test": PruningTest(**pruning_test) if pruning_test else None})
-    learned, errors = 0, list[dict[str, str]]()
-    there, scores = set[str](), dict[str, float]()
-
-    def finished(item: WorkItem) -> None:
-        nonlocal learned
-        learned += 1
-        there.add(item.stage.key)
-        ray.tune.report({"stages": learned, "score": so_far(study, store, query, there, scores)})
-
-    for part in evidence.parts(study, store, query):
-        left = evidence.missing(store, part)
-        there |= {item.stage.key for one in part for item in one.work_items}
-        there -= {item.stage.key for chain in left for item in chain}
-        errors = walk(left, broker, finished)
-        if errors:
-            break
-    found = {"failed": len(errors), "over": over(errors)}
-    ray.tune.report({"stages": learned, "score": so_far(study, store, query, there, scores), **found})
-
-
-def so_far(
-    study: Study, store: StageStore, query: Query, done: Collection[str], scores: dict[str, float]
-) -> float:
-    """Mean score on the tasks learned, after each run's last finished stage, over the runs begun.
-
-    done: keys of finished stages; scores: after those that were looked at before, by key. Each is looked at
-    once: in a store far away every look is a request.
-    """
-    at, last = study.at(query.setting), dict[int, float]()
-    for number, run in enumerate(evidence.runs_of(at, query)):
-        for stage in (s for s in run.stages if s.key in done):
-            if stage.key not in scores:
-                row = evidence.row(at, store, run, stage, study.protocol.selection_split)
-                scores[stage.key] = float(np.nanmean(row))
-            last[number] = scores[stage.key]
-    return float(np.mean(list(last.values()))) if last else 0.0
-
-
-class Steady(Searcher):
-    """Probes as Ray Tune asks for them; those that the store answers never become trials."""
-
-    def __init__(self, study: Study, store: StageStore, search: Method, crew: Crew) -> None:
-        super().__init__(metric="score", mode="max")  # Tune wants one; the method judges
-        self.study, self.store, self.search, self.crew = study, store, search, crew
-        self.open: dict[str, tuple[int, Query]] = {}
-        self.stages: dict[str, int] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        if self.crew.over:
-            return Searcher.FINISHED
-        seen = at_once(self.store)
-        while (proposal := self.search.ask()) is not None:
-            number, query = proposal
-            missing = evidence.needs(self.study, seen, query)
-            if missing:
-                self.open[trial_id] = proposal
-                self.crew.expect(sum(map(len, missing)))
-                pruning_test = query.pruning_test._asdict() if query.pruning_test else None
-                return {**query._asdict(), "setting": dict(query.setting), "pruning_test": pruning_test}
-            self.crew.expect(
-                count := sum(len(one.work_items) for one in evidence.asked(self.study, seen, query))
-            )
-            self.crew.answered(count)
-            self.search.tell(number, evidence.evidence(self.study, seen, query))
-        return Searcher.FINISHED if self.search.out else None
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        for _ in range(result["stages"] - self.stages.get(trial_id, 0)):
-            self.crew.display.finished()
-        self.stages[trial_id] = result["stages"]
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        if trial_id not in self.open:
-            return
-        if result and not error:
-            self.on_trial_result(trial_id, result)
-            if result.get("over"):
-                self.crew.over = True  # not judged, and not told so: with a larger budget it is the next
-                return
-        number, query = self.open.pop(trial_id)
-        self.search.tell(number, evidence.evidence(self.study, at_once(self.store), query))
-        self.crew.display.judged(lambda: comparison.best_so_far(self.search))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store and the seed say where the search is."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its tuner before it begins; what is unpickled from that is never used."""
-        return {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("run the study again: it goes on from the store")
+        evidence = reader.through(view_if_remote(reader.store)).evidence(query)
+        if executor.budget_exhausted and evidence is None:
+            return  # the search is told nothing of this query: with a larger budget it is the next one
+        search.tell(number, evidence)
+        executor.display.setting_evaluated(lambda: best_so_far(search))

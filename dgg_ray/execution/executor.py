@@ -1,10 +1,15 @@
-"""Who does a run's work: the store, this process, or fleets that are started when they are needed."""
+"""Stage executors: they train and evaluate what the store does not hold yet.
+
+LocalExecutor    in this process, one item after another
+RayExecutor      by worker groups; Ray is started when the first item is missing
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,200 +20,252 @@ from typing import Any, Self
 import ray
 
 from dgg_ray.config.study import Study
-from dgg_ray.core import blame, event_log
-from dgg_ray.core.errors import ClusterError, describe
+from dgg_ray.core import error_records, event_log
+from dgg_ray.core.errors import ClusterError, error_record
 from dgg_ray.core.stage import Stage, WorkItem
-from dgg_ray.cost.budget import Purse
+from dgg_ray.cost.budget import BudgetTracker
 from dgg_ray.execution import cluster
-from dgg_ray.execution.broker import Broker
-from dgg_ray.execution.broker_client import over, walk
-from dgg_ray.execution.hardware_check import Sentinel
+from dgg_ray.execution.broker import Broker, is_budget_exhausted, run_chains
+from dgg_ray.execution.hardware_check import HardwareCheck
 from dgg_ray.execution.progress import Display
-from dgg_ray.execution.prometheus import Watch
-from dgg_ray.execution.worker_groups import WorkerGroups, workshop
-from dgg_ray.storage.lease_keeper import LOOK_S, Claims
-from dgg_ray.storage.leases import Holder
+from dgg_ray.execution.prometheus import MetricsExporter
+from dgg_ray.execution.worker_groups import WorkerGroupManager
+from dgg_ray.storage.lease_keeper import POLL_S, LeaseKeeper
+from dgg_ray.storage.leases import LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training.setup import LOADING
+from dgg_ray.training.setup import LOADING, build_stage_runner
 
 
 @dataclass
-class Crew:
-    """Gets work done: from the store, in this process, or by fleets that are started when needed.
+class StageExecutor(ABC):
+    """Runs chains of work items for the driver, and counts them.
 
-    tally: of this run: stages asked for, there (in the store already), trained, failed; `fleet_up`,
-        seconds until the first stage began, where a fleet was started.
-    over: whether the budget kept work from being started.
-    errors: of work that `obtain` asked for: {error, message, traceback}.
+    tally: counts of this run: stages asked for, there (in the store already), trained, failed.
+    budget_exhausted: whether the budget kept an item from being started.
+    errors: of the items given to `execute`: {error, message, traceback} each.
     """
 
     study: Study
     store: StageStore
     out: Path
     display: Display
-    purse: Purse
-    local: bool = False
-    address: str | None = None
+    budget: BudgetTracker
     tally: dict[str, Any] = field(
-        default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0)
+        default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0), init=False
     )
-    broker: Any = None
-    shop: Any = field(default=None, init=False)
-    claims: Claims = field(init=False, repr=False)
-    over: bool = field(default=False, init=False)
+    budget_exhausted: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
-    failed: set[str] = field(default_factory=set, init=False)  # in this run: not tried twice in one
-    counts: dict[str, int] = field(default_factory=lambda: {"trained": 0, "failed": 0}, init=False)
-    last: dict[str, int] = field(default_factory=dict, init=False)  # of the counts, as the broker said them
-    lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
-        self.began = time.perf_counter()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if self.broker and kind is None:
-            self.count()
         self.stack.close()
 
-    def obtain(self, chains: Sequence[Sequence[WorkItem]]) -> None:
-        """Leave the store with every work of every chain; a failed stage ends its chain."""
-        left = []
+    def execute(self, chains: Sequence[Sequence[WorkItem]]) -> None:
+        """Ensure that the store holds every item of every chain; a failed item ends its chain."""
+        missing_chains: list[list[WorkItem]] = []
         for chain in chains:
             self.expect(len(chain))
             missing = [item for item in chain if not self.store.has(item)]
-            self.answered(len(chain) - len(missing))
-            left += [missing] if missing else []
-        if self.local:
-            self.work_here(left)
-        elif left:
-            errors = walk(left, self.start(), lambda item: self.display.finished())
-            self.errors += errors
-            self.over |= over(errors)
-            for line in dict.fromkeys(blame.line(error) for error in errors if error.get("place")):
-                self.display.say(f"failed: {line}")
-            self.check()
+            self.count_stored(len(chain) - len(missing))
+            if missing:
+                missing_chains.append(missing)
+        if missing_chains:
+            self._execute_missing(missing_chains)
 
     def expect(self, count: int) -> None:
+        """Count items that are asked for."""
         self.tally["asked"] += count
         self.display.total += count
 
-    def answered(self, count: int) -> None:
-        """The store had these."""
+    def count_stored(self, count: int) -> None:
+        """Count items that the store has already."""
         self.tally["there"] += count
         for _ in range(count):
-            self.display.finished(was_there=True)
+            self.display.item_finished()
 
-    def work_here(self, chains: Sequence[Sequence[WorkItem]]) -> None:
-        """Chain after chain; one at whose next stage another driver is comes last."""
-        if not chains:
-            return
-        if self.shop is None:
-            self.display.phase(LOADING)
-            self.shop = workshop(self.study, self.store)
-            self.shop.tick = self.tick
-            self.sentinel = Sentinel(self.study, self.shop)
-            self.claims = Claims(self.store)
-            self.stack.callback(self.claims.close)
-        left, waited = deque(deque(chain) for chain in chains), 0
-        while left:
-            chain = left.popleft()
-            if self.follow(chain):
-                waited = 0
+    @abstractmethod
+    def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None: ...
+
+
+def make_executor(
+    study: Study,
+    store: StageStore,
+    out: Path,
+    display: Display,
+    budget: BudgetTracker,
+    local: bool = False,
+    address: str | None = None,
+) -> StageExecutor:
+    """The executor in this process, or the one on the Ray cluster at an address (None: on this machine)."""
+    if local:
+        return LocalExecutor(study, store, out, display, budget)
+    return RayExecutor(study, store, out, display, budget, address)
+
+
+# -- in this process -------------------------------------------------------------------------------
+
+
+@dataclass
+class LocalExecutor(StageExecutor):
+    """Trains in this process. Other drivers may work on the same store at the same time."""
+
+    runner: Any = field(default=None, init=False)
+    leases: LeaseKeeper = field(init=False, repr=False)
+    failed: set[str] = field(default_factory=set, init=False)  # keys; not tried twice in one run
+
+    def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None:
+        """Run one chain after another; a chain whose next item another driver has is tried again later."""
+        self._set_up()
+        waiting, blocked_in_a_row = deque(deque(chain) for chain in chains), 0
+        while waiting:
+            chain = waiting.popleft()
+            if self._run_chain(chain):
+                blocked_in_a_row = 0
                 continue
-            left.append(chain)
-            waited += 1
-            if waited >= len(left):  # another driver has the next of each
-                time.sleep(LOOK_S)
-                waited = 0
+            waiting.append(chain)
+            blocked_in_a_row += 1
+            if blocked_in_a_row >= len(waiting):  # other drivers have the next item of every chain
+                time.sleep(POLL_S)
+                blocked_in_a_row = 0
 
-    def follow(self, chain: deque[WorkItem]) -> bool:
-        """Do a chain's works; False where another driver has the next one."""
+    def _set_up(self) -> None:
+        if self.runner is None:
+            self.display.phase(LOADING)
+            self.runner = build_stage_runner(self.study, self.store)
+            self.runner.on_step = self._show_step
+            self.hardware_check = HardwareCheck(self.study, self.runner)
+            self.leases = LeaseKeeper(self.store)
+            self.stack.callback(self.leases.close)
+
+    def _run_chain(self, chain: deque[WorkItem]) -> bool:
+        """Run a chain's items and remove them from it; False where another driver has the next one."""
         while chain:
             item = chain[0]
             if item.key in self.failed:
                 break
-            if self.purse.verdict(item) == "over":
-                self.over = True
-                event_log.trouble("refused", describe(self.purse.refusal(item)), item, logging.WARNING)
+            if self.budget.decide(item) == "reject":
+                self.budget_exhausted = True
+                refusal = error_record(self.budget.refusal(item))
+                event_log.log_error("refused", refusal, item, logging.WARNING)
                 break
-            if self.claims.take(item.key) is not None:
+            if self.leases.acquire(item.key) is not None:
                 return False
             try:
-                if not self.done_here(item):
+                if not self._run_item(item):
                     break
             finally:
-                self.claims.drop(item.key)
+                self.leases.release(item.key)
             chain.popleft()
         return True
 
-    def done_here(self, item: WorkItem) -> bool:
-        """Whether it ended well."""
-        fresh, began = self.store.record(item.stage) is None, time.monotonic()
-        self.display.begun()
-        self.sentinel.before(item)
+    def _run_item(self, item: WorkItem) -> bool:
+        """Train and evaluate one item; False where it failed."""
+        untrained, start = self.store.record(item.stage) is None, time.monotonic()
+        self.display.first_stage_started()
+        self.hardware_check.run_if_due(item)
         try:
-            with event_log.about(item):
-                self.shop.obtain(item)
+            with event_log.stage_context(item):
+                self.runner.run(item)
         except Exception as problem:
-            self.errors.append(blame.told(problem))
-            event_log.trouble("failed", self.errors[-1], item)
-            self.display.say(f"{item} failed: {blame.line(self.errors[-1])}")
-            if not item.profile:
-                self.store.fail(item.stage, self.errors[-1])
-            self.purse.lose(time.monotonic() - began)
-            self.failed.add(item.key)
-            self.tally["failed"] += 1
+            self._record_failure(item, problem, time.monotonic() - start)
             return False
-        self.purse.finished(item)
-        self.tally["trained"] += fresh and bool(item.stage.trained_tasks) and not item.profile
-        self.display.finished()
+        self.budget.record_finished(item)
+        self.tally["trained"] += untrained and bool(item.stage.trained_tasks) and not item.profile
+        self.display.item_finished()
         return True
 
-    def tick(self, stage: Stage, done: int, steps: int) -> None:
-        """What is in training in this process."""
-        running = [{"stage": str(stage), "fleet": "this process", "steps": (done, steps)}]
+    def _record_failure(self, item: WorkItem, problem: Exception, seconds: float) -> None:
+        error = error_records.located_error_record(problem)
+        self.errors.append(error)
+        event_log.log_error("failed", error, item)
+        self.display.say(f"{item} failed: {error_records.format_error_record(error)}")
+        if not item.profile:
+            self.store.record_failure(item.stage, error)
+        self.budget.record_loss(seconds)
+        self.failed.add(item.key)
+        self.tally["failed"] += 1
+
+    def _show_step(self, stage: Stage, done: int, steps: int) -> None:
+        running = [{"stage": str(stage), "group": "this process", "steps": (done, steps)}]
         counts = {"trained": self.tally["trained"], "failed": self.tally["failed"]}
         self.display.update({**counts, "waiting": 0, "running": running})
 
+
+# -- on a cluster ----------------------------------------------------------------------------------
+
+
+@dataclass
+class RayExecutor(StageExecutor):
+    """Has items trained by worker groups. `tally` also has `seconds_to_first_stage`, once a group started.
+
+    address: of a Ray cluster; None starts one on this machine.
+    """
+
+    address: str | None = None
+    broker: Any = field(default=None, init=False)
+    counts: dict[str, int] = field(default_factory=lambda: {"trained": 0, "failed": 0}, init=False)
+    last_counts: dict[str, int] = field(default_factory=dict, init=False)  # as the broker gave them
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __enter__(self) -> Self:
+        self.start_time = time.perf_counter()
+        return super().__enter__()
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.broker and kind is None:
+            self._add_counts(ray.get(self.broker.status.remote()))
+            self.tally |= self.counts
+        super().__exit__(kind)
+
     def start(self) -> Any:
-        """The broker, with Ray and fleets behind it."""
+        """Start Ray, the broker and the worker groups, unless they run already; return the broker."""
         if self.broker is None:
             self.display.phase("starting Ray")
             self.stack.enter_context(cluster.connected(self.study, self.address))
-            max_retries = self.study.workers.max_retries
-            desk = (self.store, max_retries, self.purse, Holder.here(), Watch.of(self.study, self.out))
-            self.broker = Broker.remote(*desk)  # type: ignore[attr-defined]
-            folder = self.out / "ray"
+            self.broker = Broker.remote(  # type: ignore[attr-defined]
+                self.store,
+                self.study.workers.max_retries,
+                self.budget,
+                LeaseOwner.this_process(),
+                MetricsExporter.of(self.study, self.out),
+            )
             self.groups = self.stack.enter_context(
-                WorkerGroups(self.study, self.store, self.broker, folder, self.heard)
+                WorkerGroupManager(self.study, self.store, self.broker, self.out / "ray", self._on_status)
             )
             self.display.phase("starting workers")
         return self.broker
 
-    def heard(self, status: dict[str, Any]) -> None:
-        """The broker's status, a few times a second."""
-        self.counted(status)
-        self.display.update(status | self.counts)
-        if status["running"]:
-            self.tally.setdefault("fleet_up", time.perf_counter() - self.began)
-
-    def counted(self, status: dict[str, Any]) -> None:
-        """Take up its counts; a broker that was restarted begins again at 0."""
-        with self.lock:
-            for name in self.counts:
-                now, before = status.get(name, 0), self.last.get(name, 0)
-                self.counts[name] += now - before if now >= before else now
-                self.last[name] = now
-
-    def count(self) -> None:
-        self.counted(ray.get(self.broker.status.remote()))
-        self.tally |= self.counts
-
     def check(self) -> None:
-        """ClusterError where no fleet can be had; the broker may know before `Fleets` does."""
+        """Raise ClusterError where no worker group can run; the broker may know before the manager does."""
         if self.broker:
             status: dict[str, Any] = ray.get(self.broker.status.remote())
-            if why := self.groups.failure or status["closed"]:
-                raise ClusterError(why)
+            if reason := self.groups.failure or status["closed"]:
+                raise ClusterError(reason)
+
+    def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None:
+        errors = run_chains(chains, self.start(), lambda item: self.display.item_finished())
+        self.errors += errors
+        self.budget_exhausted |= is_budget_exhausted(errors)
+        for line in dict.fromkeys(
+            error_records.format_error_record(error) for error in errors if error.get("location")
+        ):
+            self.display.say(f"failed: {line}")
+        self.check()
+
+    def _on_status(self, status: dict[str, Any]) -> None:
+        """Show the broker's status; called a few times a second."""
+        self._add_counts(status)
+        self.display.update(status | self.counts)
+        if status["running"]:
+            self.tally.setdefault("seconds_to_first_stage", time.perf_counter() - self.start_time)
+
+    def _add_counts(self, status: dict[str, Any]) -> None:
+        """Add what the broker's counts grew by; those of a restarted broker begin again at 0."""
+        with self.lock:
+            for name in self.counts:
+                now, before = status.get(name, 0), self.last_counts.get(name, 0)
+                self.counts[name] += now - before if now >= before else now
+                self.last_counts[name] = now

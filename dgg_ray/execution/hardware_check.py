@@ -1,14 +1,15 @@
-"""A finished stage is learned again on every further kind of machine, so that kinds can be compared.
+"""Hardware check: a finished stage is trained again on every other machine type, to compare the types.
 
-    before a work:  this kind is noted                       →  nothing
-                    a first stage is finished on this kind   →  its record is the note: it costs nothing
-                    … on another kind                        →  it is learned and examined again, and noted
+    before an item:  this machine type has a result already           → nothing
+                     a reference stage was finished on this type      → its record is the result, at no cost
+                     a reference stage was finished on another type   → it is trained and evaluated here, too
 
-The stage is the first finished one of the study's first stages, by order and seed; where a search gives
-none of these, the one that the work in hand starts from. It is learned into a store of its own that is
-thrown away: nothing is published, no budget is charged. Of workers of one kind that begin together one does
-so, under a lease, and the others go on without. hardware_drift.py reads what was noted, under
-`sentinels/KIND-MODEL` in the store.
+The reference stage is the first finished one among the first stages of the study's runs. Where a search
+leaves none of these, it is the stage from which the present item starts. It is trained into a store of its
+own, which is thrown away: nothing is published, and no budget is charged. Of several workers of one type, one
+runs the check, under a lease, and the others go on without it.
+
+storage/hardware_notes.py keeps the results, and analysis/hardware_drift.py reads them.
 """
 
 from __future__ import annotations
@@ -23,94 +24,108 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dgg_ray.core import event_log
-from dgg_ray.core.environment import Kind, kind
-from dgg_ray.core.errors import describe
+from dgg_ray.core.environment import MachineKind, machine_kind
+from dgg_ray.core.errors import error_record
 from dgg_ray.core.stage import Evaluation, Stage, WorkItem
-from dgg_ray.storage.hardware_notes import lease_of, note, noted
-from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.hardware_notes import check_lease_key, get_check, put_check
+from dgg_ray.storage.leases import LeaseOwner
+from dgg_ray.storage.stage_store import StageStore, open_store
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study
-    from dgg_ray.training.loop import Workshop
-    from dgg_ray.training.simulated import Simulated
+    from dgg_ray.training.loop import StageRunner
+    from dgg_ray.training.simulated_runner import SimulatedRunner
 
-LEASE_S = 3600.0  # not renewed: who dies at it leaves the next try to whoever comes an hour later
+LEASE_S = 3600.0  # not renewed: if its owner dies, another worker may try an hour later
 
 
 @dataclass
-class Sentinel:
-    """Of one worker.
+class HardwareCheck:
+    """The hardware check of one worker.
 
-    caught: errors that end the sentinel and nothing else: with several workers, those that all see.
-    settled: the kind of machine is noted, or cannot be; there is nothing more to find out.
+    caught: errors that end the check and nothing else; in a group of several workers, those that all raise.
+    settled: this machine type has a result, or cannot have one; nothing is left to do.
     """
 
     study: Study
-    shop: Workshop | Simulated
+    runner: StageRunner | SimulatedRunner
     caught: type[Exception] | tuple[type[Exception], ...] = Exception
     settled: bool = field(default=False, init=False)
-    me: Holder = field(default_factory=Holder.here, init=False)
+    lease_owner: LeaseOwner = field(default_factory=LeaseOwner.this_process, init=False)
 
-    def before(self, item: WorkItem) -> None:
-        """Learn the sentinel stage again if this is the moment. All that learn together call it together."""
+    def run_if_due(self, item: WorkItem) -> None:
+        """Run the check before an item if this machine type has no result. All workers of a group call it."""
         if self.settled or item.profile:
             return
         try:
-            stage, self.settled = self.shop.lead(lambda: self.due(item))
+            stage, self.settled = self.runner.on_rank0(self.due_stage, item)
             if stage is not None:
-                self.relearn(stage)
+                self.run(stage)
         except self.caught as problem:
             self.settled = True
-            event_log.trouble("sentinel", describe(problem), item, logging.WARNING)
+            event_log.log_error("hardware check", error_record(problem), item, logging.WARNING)
 
     @property
-    def here(self) -> Kind:
-        return kind(self.shop.where())
+    def machine(self) -> MachineKind:
+        return machine_kind(self.runner.describe_environment())
 
-    def due(self, item: WorkItem) -> tuple[Stage | None, bool]:
-        """(The stage to be learned again, whether all is settled then.)"""
-        store, model = self.shop.store, self.study.fingerprint
-        if noted(store, self.here, model):
+    def due_stage(self, item: WorkItem) -> tuple[Stage | None, bool]:
+        """(The reference stage, if this worker has to train it; whether the check is settled then.)"""
+        store, model = self.runner.store, self.study.data.fingerprint
+        if get_check(store, self.machine, model):
             return None, True
-        for stage in firsts(self.study, item):
+        for stage in reference_stages(self.study, item):
             if record := store.record(stage):
-                there = kind(record["environment"])
-                if not noted(store, there, model):
-                    note(store, there, entry(store, stage, there))
-                mine = (
-                    there != self.here and store.lease(lease_of(self.here, model), self.me, LEASE_S) is None
-                )
-                return (stage, True) if mine else (None, True)
-        return None, False  # nothing is finished yet that could be compared
+                reference = machine_kind(record["environment"])
+                if not get_check(store, reference, model):
+                    put_check(store, reference, check_result(store, stage, reference))
+                return (stage if self._is_ours(reference) else None), True
+        return None, False  # no stage is finished yet that could be compared
 
-    def relearn(self, stage: Stage) -> None:
-        shop = self.shop
-        cells = shop.lead(lambda: list(shop.store.cells(stage).values()))
+    def _is_ours(self, reference: MachineKind) -> bool:
+        """Whether this machine is of another type, and no other worker of its type runs the check."""
+        if reference == self.machine:
+            return False
+        key = check_lease_key(self.machine, self.study.data.fingerprint)
+        return self.runner.store.acquire_lease(key, self.lease_owner, LEASE_S) is None
+
+    def run(self, stage: Stage) -> None:
+        """Train and evaluate the reference stage into a store of its own, and keep the result."""
+        entries = self.runner.on_rank0(self._score_entries, stage)
         evaluations = tuple(
-            Evaluation(c["task"], c["split"], c["evaluation"]) for c in cells if c["task"] in self.study.tasks
+            Evaluation(entry["task"], entry["split"], entry["evaluation"])
+            for entry in entries
+            if entry["task"] in self.study.data.tasks
         )
-        with TemporaryDirectory(prefix="dgg-sentinel-") as folder:
-            scratch = StageStore(Path(folder))
-            with event_log.about(stage):
-                replace(shop, store=scratch).obtain(WorkItem(stage, evaluations))
-            shop.lead(lambda: self.keep(stage, scratch))
+        with TemporaryDirectory(prefix="dgg-hardware-") as folder:
+            scratch = open_store(Path(folder))
+            with event_log.stage_context(stage):
+                replace(self.runner, store=scratch).run(WorkItem(stage, evaluations))
+            self.runner.on_rank0(self._keep_result, stage, scratch)
 
-    def keep(self, stage: Stage, scratch: StageStore) -> None:
-        store = self.shop.store
-        reference = kind((store.record(stage) or {"environment": {}})["environment"])
-        found = entry(scratch, stage, reference) | {"published_weights": weights(store.open(stage))}
-        note(store, self.here, found)
-        store.release(lease_of(self.here, self.study.fingerprint), self.me)
-        event_log.event(
-            "sentinel", stage, kind=self.here.name, reference=reference.name, cells=found["cells"]
+    def _score_entries(self, stage: Stage) -> list[dict[str, Any]]:
+        return list(self.runner.store.score_entries(stage).values())
+
+    def _keep_result(self, stage: Stage, scratch: StageStore) -> None:
+        store = self.runner.store
+        reference = machine_kind((store.record(stage) or {"environment": {}})["environment"])
+        result = check_result(scratch, stage, reference)
+        result["published_weights"] = weights_digest(store.open(stage))
+        put_check(store, self.machine, result)
+        store.release_lease(check_lease_key(self.machine, self.study.data.fingerprint), self.lease_owner)
+        event_log.log_event(
+            "hardware check",
+            stage,
+            machine_kind=self.machine.name,
+            reference=reference.name,
+            scores=result["scores"],
         )
 
 
-def firsts(study: Study, item: WorkItem) -> Iterator[Stage]:
-    """Stages that can be the sentinel, the best first; none has a parent, so that each is learned alone."""
+def reference_stages(study: Study, item: WorkItem) -> Iterator[Stage]:
+    """Candidates for the reference stage, the best first. None has a parent, so each is trained alone."""
     for order, seed in study.blocks:
-        yield study.run_of(order, seed).stages[0]
+        yield study.runs.run(order, seed).stages[0]
     stage = item.stage
     while stage.parent is not None:
         stage = stage.parent
@@ -118,25 +133,26 @@ def firsts(study: Study, item: WorkItem) -> Iterator[Stage]:
         yield stage
 
 
-def entry(store: StageStore, stage: Stage, reference: Kind) -> dict[str, Any]:
-    """What is noted of a sentinel that a store holds; reference: the kind that published the stage."""
+def check_result(store: StageStore, stage: Stage, reference: MachineKind) -> dict[str, Any]:
+    """The result of a check whose stage a store holds; reference: the machine type that published it."""
     record = store.record(stage) or {}
-    cells = [
-        {k: c[k] for k in ("evaluation", "task", "split", "score", "n")} for c in store.cells(stage).values()
+    scores = [
+        {name: entry[name] for name in ("evaluation", "task", "split", "score", "n")}
+        for entry in store.score_entries(stage).values()
     ]
     return {
         "key": stage.key,
         "meaning": stage.meaning,
         "reference": reference.id,
         "environment": record["environment"],
-        "cells": sorted(cells, key=lambda cell: cell["evaluation"]),
-        "weights": weights(store.open(stage)),
+        "scores": sorted(scores, key=lambda entry: entry["evaluation"]),
+        "weights": weights_digest(store.open(stage)),
         "seconds": record["cost"].get("seconds", 0.0),
         "at": time.time(),
     }
 
 
-def weights(folder: Path | None) -> str:
+def weights_digest(folder: Path | None) -> str:
     """SHA-256 of a stage's adapter; empty where there is none."""
     files = sorted(folder.glob("adapter/*.safetensors")) if folder else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else ""

@@ -1,8 +1,9 @@
-"""That a worker lives, and that its stage does.
+"""Signs of life: `Heartbeat` for the broker, `Watchdog` against hangs.
 
-`Pulse` tells the broker from a thread what the worker has in hand, so that a broker that was restarted
-knows it again however long a step takes. `Watchdog` ends the process in which no step and no batch of
-answers was finished for too long; Python's own, in C, which needs no lock that a hung process may hold.
+`Heartbeat` is a thread that tells the broker which work item the worker has. So a restarted broker learns it
+again, however long a step takes. `Watchdog` ends a process in which no step and no batch of answers was
+finished for too long. It uses Python's `faulthandler`, whose timer runs in C and needs no lock that a hung
+process may hold.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import TextIO
 
 from dgg_ray.core.stage import Stage, WorkItem
 
-BEAT_S = 0.5
-ARM_S = 1.0  # between two calls that put off the end
+HEARTBEAT_S = 0.5
+REARM_S = 1.0  # between two resets of the watchdog's timer
 
 
 class Watchdog:
-    """Ends the process `seconds` after the last sign of life, with all its threads' tracebacks in a file.
+    """Ends the process `seconds` after the last sign of life, and writes all threads' tracebacks into a file.
 
-    Without work it sleeps. 0 seconds: always.
+    It watches only between `start` and `stop`; with 0 seconds it never does.
     """
 
     def __init__(self, seconds: float, file: Path) -> None:
@@ -33,19 +34,20 @@ class Watchdog:
         self.opened: TextIO | None = None
         self.armed = 0.0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         if self.seconds:
             self.opened = self.opened or self.file.open("w", encoding="utf-8")
             self.armed = 0.0
-            self.alive()
+            self.reset()
 
-    def alive(self) -> None:
+    def reset(self) -> None:
+        """Take a sign of life: the time runs anew."""
         now = time.monotonic()
-        if self.opened and now - self.armed >= min(ARM_S, self.seconds / 4):
+        if self.opened and now - self.armed >= min(REARM_S, self.seconds / 4):
             self.armed = now
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.opened)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         if self.opened:
             faulthandler.cancel_dump_traceback_later()
             self.opened.close()
@@ -53,59 +55,63 @@ class Watchdog:
             self.file.unlink(missing_ok=True)
 
 
-class Pulse:
-    """What this worker has in hand, and how far it is.
+class Heartbeat:
+    """Reports the worker's item and its steps to the broker, twice a second.
 
-    say: tells the broker (key of the work, steps); None in workers that do not lead their group.
+    send: a call to the broker with (item key, (steps done, total)); None in workers other than rank 0.
     """
 
-    def __init__(self, dog: Watchdog, say: Callable[[str, tuple[int, int]], object] | None) -> None:
-        self.dog, self.say = dog, say
+    def __init__(self, watchdog: Watchdog, send: Callable[[str, tuple[int, int]], object] | None) -> None:
+        self.watchdog, self.send = watchdog, send
         self.item: WorkItem | None = None
         self.steps = (0, 0)
         self.lock = threading.Lock()
-        if say:
-            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+        if send:
+            threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
-    def begin(self, item: WorkItem) -> None:
-        self.dog.begin()
+    def start(self, item: WorkItem) -> None:
+        self.watchdog.start()
         with self.lock:
             self.item, self.steps = item, (0, 0)
 
-    def step(self, stage: Stage, done: int, steps: int) -> None:
-        """A step was finished: Workshop.tick."""
+    def on_step(self, stage: Stage, done: int, steps: int) -> None:
+        """Take a finished step: `StageRunner.on_step`."""
         self.steps = (done, steps)
-        self.dog.alive()
+        self.watchdog.reset()
 
-    def end(self) -> None:
-        with self.lock:  # what is said after this is of the next work
+    def stop(self) -> None:
+        with self.lock:  # no heartbeat of this item is sent after this
             self.item = None
-        self.dog.end()
+        self.watchdog.stop()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while True:
-            time.sleep(BEAT_S)
+            time.sleep(HEARTBEAT_S)
             with self.lock, contextlib.suppress(Exception):  # the broker may be away for a moment
-                if self.item and self.say:
-                    self.say(self.item.key, self.steps)
+                if self.item and self.send:
+                    self.send(self.item.key, self.steps)
 
 
-def trace(life: str, rank: int) -> Path:
-    """Where the watchdog of a fleet's worker writes. life: of the fleet, over all its workers' lives."""
-    return Path(tempfile.gettempdir()) / f"dgg-{life}-{rank}.stuck"
+def hang_file(group_id: str, rank: int) -> Path:
+    """File into which the watchdog of a group's worker writes; group_id: the same for all incarnations."""
+    return Path(tempfile.gettempdir()) / f"dgg-{group_id}-{rank}.stuck"
 
 
-def stuck(life: str, minutes: float) -> dict[str, str] | None:
-    """Why the fleet's last workers were ended here, if their watchdog did it."""
-    told = []
-    for file in sorted(Path(tempfile.gettempdir()).glob(f"dgg-{life}-*.stuck")):
+def take_hang_error(group_id: str, minutes: float) -> dict[str, str] | None:
+    """The error of the group's previous workers on this machine, if their watchdog ended them.
+
+    The files are removed: the error is returned once.
+    """
+    tracebacks: list[str] = []
+    for file in sorted(Path(tempfile.gettempdir()).glob(f"dgg-{group_id}-*.stuck")):
         with contextlib.suppress(OSError):
-            told += [text] if (text := file.read_text(encoding="utf-8")) else []
+            if text := file.read_text(encoding="utf-8"):
+                tracebacks.append(text)
             file.unlink()
-    if not told:
+    if not tracebacks:
         return None
     message = (
-        f"no step and no batch of answers was finished for {minutes:g} minutes; where it hung is in the "
-        "traceback. If that is how long they take, raise workers.hang_timeout_minutes"
+        f"no step and no batch of answers was finished for {minutes:g} minutes; the traceback shows where "
+        "the process hung. If steps take that long, raise workers.hang_timeout_minutes"
     )
-    return {"error": "Stuck", "message": message, "traceback": "\n".join(told)}
+    return {"error": "Stuck", "message": message, "traceback": "\n".join(tracebacks)}

@@ -1,10 +1,10 @@
-"""What a person sees while a study runs: a live line on a terminal, plain lines elsewhere."""
+"""The progress display of a running study: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -15,72 +15,74 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from dgg_ray.config.registry import LIVE, NOTE_HOLDS_S
-from dgg_ray.core.fence import Fence
+from dgg_ray.core.json_files import read_json
+from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.terminal import warn
-from dgg_ray.cost.model import Outlook, units
-from dgg_ray.storage import manifest
+from dgg_ray.cost.model import CostForecast, unit_rates
 
-PLAIN_EVERY_S, SILENT_S = 10.0, 50.0
-LOOK_EVERY_S = 5.0
-LOOKING = 0.05  # most of the time that may go into looking
-NOTE_EVERY_S = 2.0
+LINE_EVERY_S = 10.0  # between two plain lines, at least
+MAX_SILENCE_S = 50.0  # without a plain line, even where nothing was finished
+PLAN_EVERY_S = 5.0  # between two plans, at least
+PLAN_SHARE = 0.05  # of the time, at most, goes into plans
+LIVE_EVERY_S = 2.0  # between two updates of the file that `dgg-ray status` reads
 
 
-class Looked(Protocol):
-    """The counts that the display needs; a Plan has them.
+class ProgressPlan(Protocol):
+    """The counts that the display takes from a `Plan`.
 
-    asked: stages asked for, of all that will be; exact: whether that is certain.
+    requested: stages of the whole study; exact: whether this number is certain.
     """
 
     @property
-    def outlook(self) -> Outlook: ...
+    def cost_forecast(self) -> CostForecast: ...
     @property
-    def asked(self) -> int: ...
+    def requested(self) -> int: ...
     @property
     def exact(self) -> bool: ...
 
 
-Seen = TypeVar("Seen", bound=Looked)
+AnyPlan = TypeVar("AnyPlan", bound=ProgressPlan)
 
 
 @dataclass
 class Display:
-    """Told of every finished piece of work; shows counts, time left, what was spent, the best so far.
+    """Shows counts, the time left, what was spent and the best setting so far.
 
-    total: pieces of work asked for so far; foreseen: in all, as a look says; exact: whether that is certain.
-    look: predicts the rest from the store; asked now and then.
-    told: called after every finished piece.
-    note: told now and then what is running, for others to read while it does.
-    fence: of what looking, telling and noting may do; none of it ends the work.
+    total: items requested so far. planned: items of the whole study, by the last plan; exact: whether that is
+        certain. done: items that ended well, or were stored already.
+    make_plan: makes a plan from the store; called now and then.
+    on_item_finished: called after every item.
+    write_live: called now and then with what is running, for other processes to read.
+    optional: guards these calls, none of which may end the study.
+    phases: of the start-up, each with the time at which it began.
     """
 
     title: str
     total: int = 0
     done: int = 0
-    ready: int = 0
     trained: int = 0
     failed: int = 0
     waiting: int = 0
     best: str = ""
     running: list[dict[str, Any]] = field(default_factory=list)
     quiet: bool = False
-    look: Callable[[], Looked] | None = None
-    note: Callable[[dict[str, Any]], None] | None = None
-    told: Callable[[], None] = lambda: None
-    fence: Fence = field(default_factory=lambda: Fence(warn))
-    outlook: Outlook | None = field(default=None, init=False)
-    looked: float = field(default=0.0, init=False)
-    foreseen: int = field(default=0, init=False)
+    make_plan: Callable[[], ProgressPlan] | None = None
+    write_live: Callable[[dict[str, Any]], None] | None = None
+    on_item_finished: Callable[[], None] = lambda: None
+    optional: OptionalOutputs = field(default_factory=lambda: OptionalOutputs(warn))
+    cost_forecast: CostForecast | None = field(default=None, init=False)
+    planned_at: float = field(default=0.0, init=False)
+    planned: int = field(default=0, init=False)
     exact: bool = field(default=True, init=False)
-    phases: dict[str, float] = field(default_factory=dict, init=False)  # of the start, when each began
+    phases: dict[str, float] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> Self:
         self.console = Console(stderr=True)
-        self.began = self.spoke = time.monotonic()
-        self.next_look = self.next_note = self.began
-        self.live, self.over = None, threading.Event()
+        self.last_line_at = time.monotonic()
+        self.next_plan = self.next_live = self.last_line_at
+        self.live, self.ended = None, threading.Event()
         if not self.console.is_terminal and not self.quiet:
-            threading.Thread(target=self.beat, name="display", daemon=True).start()
+            threading.Thread(target=self._break_silence, name="display", daemon=True).start()
         if self.console.is_terminal and not self.quiet:
             columns = (
                 TextColumn("{task.description}"),
@@ -97,141 +99,159 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self.running = []
-        self.over.set()
-        self.foreseen, self.exact = self.total, True  # more is not to come
+        self.ended.set()
+        self.planned, self.exact = self.total, True  # nothing more is requested
         if self.live:
             self.live.stop()
 
     def say(self, text: str) -> None:
+        """Print a line, unless the display is quiet."""
         if not self.quiet:
-            self.spoke = time.monotonic()
+            self.last_line_at = time.monotonic()
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def beat(self) -> None:
-        """Where there is no terminal: a line whenever nothing was said for SILENT_S."""
-        while not self.over.wait(max(0.05, self.spoke + SILENT_S - time.monotonic())):
-            if time.monotonic() - self.spoke >= SILENT_S:
-                with self.fence("the line of progress"):
+    def _break_silence(self) -> None:
+        """Without a terminal: print a line whenever none was printed for MAX_SILENCE_S."""
+        while not self.ended.wait(max(0.05, self.last_line_at + MAX_SILENCE_S - time.monotonic())):
+            if time.monotonic() - self.last_line_at >= MAX_SILENCE_S:
+                with self.optional.attempt("the progress line"):
                     self.say(self.line())
 
     # -- the start-up ------------------------------------------------------------------------------
 
     def phase(self, name: str) -> None:
-        """The start-up comes to this; `begun` ends it. A phase that comes again is the same one."""
+        """Show that the start-up has come to this phase; a phase that is named again goes on."""
         if name and name not in self.phases:
             self.phases[name] = time.monotonic()
             if self.live is None:
                 self.say(f"{name} …")
 
-    def begun(self) -> None:
-        """The first stage is in training: say what the start-up took."""
+    def first_stage_started(self) -> None:
+        """End the start-up and print what it took; nothing where it has ended before."""
         if self.phases:
-            text, self.phases = self.start_up(), {}
+            text, self.phases = self.start_up_times(), {}
             self.say(text)
 
-    def start_up(self) -> str:
+    def start_up_times(self) -> str:
         """Each phase with its seconds so far."""
-        began = list(self.phases.items())
-        ends = [*(start for _, start in began[1:]), time.monotonic()]
-        took = zip(began, ends, strict=False)  # there may be no phase
-        return ", ".join(f"{name} {end - start:.0f} s" for (name, start), end in took)
+        starts = list(self.phases.values())
+        ends = [*starts[1:], time.monotonic()]
+        return ", ".join(
+            f"{name} {end - start:.0f} s"
+            for (name, start), end in zip(self.phases.items(), ends, strict=False)
+        )
 
     # -- the work ----------------------------------------------------------------------------------
 
-    def finished(self, was_there: bool = False) -> None:
+    def item_finished(self) -> None:
+        """Count an item that ended well or was stored already."""
         self.done += 1
-        self.ready += was_there
-        self.told()
-        self.predict()
-        now = time.monotonic()
-        if self.live is None and now - self.spoke > PLAIN_EVERY_S:
+        self.on_item_finished()
+        self.update_plan()
+        if self.live is None and time.monotonic() - self.last_line_at > LINE_EVERY_S:
             self.say(self.line())
 
-    def judged(self, best: Callable[[], str]) -> None:
-        """A setting was judged. best: says which one is the best now."""
-        self.best = self.fence.tried("the best setting so far", self.best, best)
+    def setting_evaluated(self, best: Callable[[], str]) -> None:
+        """Update the best setting so far; best: describes it."""
+        self.best = self.optional.value_or("the best setting so far", self.best, best)
 
     def update(self, status: dict[str, Any]) -> None:
+        """Show a status of the broker, or the same of a single process."""
         self.trained = status.get("trained", 0)
         self.failed = status.get("failed", 0)
         self.running = status.get("running", [])
         self.waiting = status.get("waiting", 0)
-        self.phase("" if self.running else status.get("phase", ""))
         if self.running:
-            self.begun()
+            self.first_stage_started()
+        else:
+            self.phase(status.get("phase", ""))
         now = time.monotonic()
-        if self.note and now >= self.next_note:
-            self.next_note = now + NOTE_EVERY_S
-            with self.fence("what `dgg-ray status` says of a study that runs"):
-                self.note({"at": time.time(), "running": self.running, "queued": self.waiting})
-        self.predict()
+        if self.write_live and now >= self.next_live:
+            self.next_live = now + LIVE_EVERY_S
+            with self.optional.attempt("the live part of `dgg-ray status`"):
+                self.write_live({"at": time.time(), "running": self.running, "queued": self.waiting})
+        self.update_plan()
 
-    def predict(self) -> None:
-        """Look at the store again, when the last look was long enough ago for its price."""
-        began = time.monotonic()
-        if self.look and began >= self.next_look:
-            self.next_look = float("inf")  # another thread may come by
-            with self.fence("the forecast of the time that is left"):
-                self.take(self.look())
-            self.looked = time.monotonic()
-            self.next_look = self.looked + max(LOOK_EVERY_S, (self.looked - began) / LOOKING)
+    def update_plan(self) -> None:
+        """Plan again, if the last plan is old enough for what it cost."""
+        start = time.monotonic()
+        if self.make_plan and start >= self.next_plan:
+            self.next_plan = float("inf")  # another thread may call meanwhile
+            with self.optional.attempt("the forecast of the time left"):
+                self.set_plan(self.make_plan())
+            self.planned_at = time.monotonic()
+            self.next_plan = self.planned_at + max(PLAN_EVERY_S, (self.planned_at - start) / PLAN_SHARE)
 
-    def take(self, found: Seen) -> Seen:
-        """The counts of the last look."""
-        self.outlook, self.foreseen, self.exact = found.outlook, found.asked, found.exact
-        return found
+    def set_plan(self, plan: AnyPlan) -> AnyPlan:
+        """Take the counts and the forecast of a plan; return the plan."""
+        self.cost_forecast, self.planned, self.exact = plan.cost_forecast, plan.requested, plan.exact
+        return plan
+
+    # -- what is shown -----------------------------------------------------------------------------
 
     @property
     def count(self) -> str:
-        """Pieces of work done, of those in all; "about" while there may be more or fewer of them."""
-        total = max(self.total, self.foreseen)
+        """Items done, of the items in all: "3/9", or "3/about 9" while that number may change."""
+        total = max(self.total, self.planned)
         return f"{self.done}/{'' if self.exact else 'about '}{total}" if total else "0"
 
-    def left(self) -> str:
-        """Predicted time to go, with its 95 % interval; empty before anything was measured."""
-        if not self.outlook or not self.outlook.rest:
+    def time_left(self) -> str:
+        """The predicted time left with its 95 % interval; empty before anything was measured."""
+        if not self.cost_forecast or not self.cost_forecast.remaining:
             return ""
-        since = time.monotonic() - self.looked
-        wall = self.outlook.rest.amounts()["wall hours"].times(3600)
-        if wall.high <= since:
+        passed = time.monotonic() - self.planned_at
+        wall = self.cost_forecast.remaining.amounts()["wall hours"].scaled(3600)
+        if wall.high <= passed:
             return ""
-        unit, size = ("min", 60) if wall.mean - since > 90 else ("s", 1)
-        mean, low, high = (f"{max(0.0, x - since) / size:.0f}" for x in wall)
+        unit, size = ("min", 60) if wall.mean - passed > 90 else ("s", 1)
+        mean, low, high = (f"{max(0.0, seconds - passed) / size:.0f}" for seconds in wall)
         return f"about {mean} {unit} left (95 %: {low} to {high})"
 
     def spent(self) -> str:
-        """By the study, in the unit that it counts in."""
-        if not self.outlook:
+        """What the study has spent, in the unit of its budget."""
+        if not self.cost_forecast:
             return ""
-        unit, rate = list(units(self.outlook.workers).items())[-1]
-        return f"{self.outlook.spent * rate:.3g} {unit} spent"
+        unit, rate = list(unit_rates(self.cost_forecast.workers).items())[-1]
+        return f"{self.cost_forecast.spent * rate:.3g} {unit} spent"
+
+    def best_so_far(self) -> str:
+        return f"best so far: {self.best}" if self.best else ""
 
     def line(self) -> str:
+        """The plain line: "study · 3/9 stages · 1 trained · 1 running · about 30 s left (95 %: 20 to 60)"."""
         parts = [
+            self.title,
             f"{self.count} stages",
             f"{self.trained} trained",
             f"{len(self.running)} running",
         ]
-        parts += [f"{self.waiting} queued"] * bool(self.waiting)
-        parts += [f"{self.failed} failed"] * bool(self.failed)
-        return " · ".join(
-            filter(None, [self.title, *parts, self.start_up(), self.left(), self.spent(), self.best])
-        )
+        if self.waiting:
+            parts.append(f"{self.waiting} queued")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        parts += [self.start_up_times(), self.time_left(), self.spent(), self.best_so_far()]
+        return " · ".join(filter(None, parts))
 
     def __rich__(self) -> Group:
-        total, left = max(self.total, self.foreseen) or None, self.left()
-        self.bar.update(self.task, total=total, completed=self.done, count=self.count, left=left)
-        lines: Iterable[str] = (f"  {r['stage']}  step {r['steps'][0]}/{r['steps'][1]}" for r in self.running)
-        told = [self.start_up()] * bool(self.phases)
-        told += [f"best so far: {self.best}"] * bool(self.best)
-        told += [f"{self.spent()}, {len(self.running)} running, {self.waiting} queued"] * bool(self.outlook)
-        return Group(
-            self.bar, *(Text(f"  {line}") for line in told), *(Text(line, style="dim") for line in lines)
-        )
+        """The live display: a bar, and below it the start-up, the best setting, the costs and the stages."""
+        total = max(self.total, self.planned) or None
+        self.bar.update(self.task, total=total, completed=self.done, count=self.count, left=self.time_left())
+        lines: list[Text] = []
+        if self.phases:
+            lines.append(Text(f"  {self.start_up_times()}"))
+        if self.best:
+            lines.append(Text(f"  {self.best_so_far()}"))
+        if self.cost_forecast:
+            lines.append(Text(f"  {self.spent()}, {len(self.running)} running, {self.waiting} queued"))
+        for stage in self.running:
+            done, steps = stage["steps"]
+            lines.append(Text(f"    {stage['stage']}  step {done}/{steps}", style="dim"))
+        return Group(self.bar, *lines)
 
 
-def live(out: Path) -> dict[str, Any]:
-    """What is running in a folder at this moment: {running, queued}, both empty where nothing is."""
-    found = manifest.noted(out / LIVE)
-    fresh = found and time.time() - found["at"] < NOTE_HOLDS_S
-    return {"running": found["running"], "queued": found["queued"]} if fresh else {"running": [], "queued": 0}
+def read_live(out: Path) -> dict[str, Any]:
+    """What is running into a folder now: {running, queued}; both empty where nothing is."""
+    live = read_json(out / LIVE)
+    if not live or time.time() - live["at"] >= NOTE_HOLDS_S:
+        return {"running": [], "queued": 0}
+    return {"running": live["running"], "queued": live["queued"]}

@@ -1,13 +1,13 @@
-"""A study in Prometheus' terms, on the metrics port of Ray's own agents.
+"""Prometheus metrics of a study, on the metrics port of Ray's own agents.
 
-    ray_dgg_stages{study, state}          stages now `queued` (for a fleet to take) or `running`, and so far
-                                          in this run `trained`, `failed`, or `lost` with their fleet
-    ray_dgg_stage_seconds{study, task}    histogram: what a stage took with its exams, in vain or not
-    ray_dgg_worker_hours_total{study}     of that, counted over workers
-    ray_dgg_gpu_hours_total{study}        … over their GPUs
+    ray_dgg_stages{study, state}          stages that are `queued` or `running` now, and those `trained`,
+                                          `failed` or `lost` (with their worker group) so far in this run
+    ray_dgg_stage_seconds{study, task}    histogram: seconds of a stage with its evaluations, in vain or not
+    ray_dgg_worker_hours_total{study}     the same as hours, summed over workers
+    ray_dgg_gpu_hours_total{study}        the same as hours, summed over the workers' GPUs
 
-Of the histogram Ray exports the counts; its sum is made from the buckets' middles, the hours are exact.
-The broker fills them, which knows all. A broker that was restarted begins again at 0, as counters may.
+Ray exports the histogram's counts, and computes its sum from the middles of the buckets; the hours are exact.
+The broker fills all of them. Those of a restarted broker begin again at 0, as counters may.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ray.util import metrics
 from dgg_ray.config.study import Study
 from dgg_ray.core import event_log
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.cost.model import units
+from dgg_ray.cost.model import unit_rates
 
 STATES = ("queued", "running", "trained", "failed", "lost")
 BOUNDS_S = [1.0, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000]
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What the broker tells the outside of one study.
+class MetricsExporter:
+    """Exports the broker's counts of one study.
 
-    rates: unit → what a second of a fleet is in it; logs: folder of the study's log lines.
+    rates: unit → its amount in one second of a worker group. logs: folder of the study's event log.
     """
 
     study: str
@@ -41,28 +41,28 @@ class Watch:
     logs: Path
 
     @classmethod
-    def of(cls, study: Study, out: Path) -> Watch:
-        return cls(study.name, units(study.workers), out / event_log.FOLDER)
+    def of(cls, study: Study, out: Path) -> MetricsExporter:
+        return cls(study.name, unit_rates(study.workers), out / event_log.LOG_FOLDER)
 
-    def begin(self) -> None:
-        """In the process that tells it."""
-        event_log.started(self.study, "broker", self.logs)
-        event_log.event("begun")
+    def start(self) -> None:
+        """Start the event log of the exporting process."""
+        event_log.start_logging(self.study, "broker", self.logs)
+        event_log.log_event("started")
 
-    def show(self, status: Mapping[str, Any]) -> None:
-        """The broker's status: its counts, `waiting` and `running`."""
+    def export(self, status: Mapping[str, Any]) -> None:
+        """Export the broker's status: its counts, `waiting` and `running`."""
         counts = {**status, "queued": status["waiting"], "running": len(status["running"])}
         for state in STATES:
             self.stages.set(counts.get(state, 0), {"study": self.study, "state": state})
 
-    def bill(self, item: WorkItem, seconds: float) -> None:
-        """A fleet had the work for so long."""
+    def observe(self, item: WorkItem, seconds: float) -> None:
+        """Count the seconds for which a worker group had an item."""
         self.seconds.observe(seconds, {"study": self.study, "task": item.stage.task or "untouched model"})
         for unit, counter in self.hours.items():
             if hours := seconds * self.rates[unit]:
                 counter.inc(hours, {"study": self.study})
 
-    # Metrics are of the process that makes them: made at first use, which is in the broker's.
+    # A metric belongs to the process that creates it: created at first use, in the broker's process.
 
     @cached_property
     def stages(self) -> metrics.Gauge:
@@ -70,7 +70,7 @@ class Watch:
 
     @cached_property
     def seconds(self) -> metrics.Histogram:
-        text = "Seconds that a stage took with its exams."
+        text = "Seconds of a stage with its evaluations."
         return metrics.Histogram("dgg_stage_seconds", text, BOUNDS_S, ("study", "task"))
 
     @cached_property

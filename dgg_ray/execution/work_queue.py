@@ -1,10 +1,11 @@
-"""The desk's book-keeping: who needs what, which fleet has it, what was lost. No Ray, no waiting, no threads.
+"""The work queue: which work items are requested, which worker group has which, and which were lost.
 
-    need(work)  →  in the store: answered at once;  asked for already: joined;  else: queued
-    take(fleet) →  the work that waits longest; more of it, as long as the fleet has next to nothing to do
-    done(fleet) →  whoever needs it is answered
+    request(item)           → "stored": the store has it;  "joined": it is queued already;  "queued";  …
+    dequeue(group)          → the work item that has waited longest, assigned to the group
+    finish(group, result)   → the entry is closed
 
-What the desk knows can be lost: the store is the truth, and whoever needs a stage asks again.
+This is bookkeeping alone: no Ray, no threads, no waiting. The queue can be lost at any time, because the
+store is the truth and everyone who still needs a work item requests it again.
 """
 
 from __future__ import annotations
@@ -13,235 +14,224 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from dgg_ray.core.errors import describe
+from dgg_ray.core.errors import error_record
 from dgg_ray.core.stage import Evaluation, WorkItem
-from dgg_ray.cost.budget import Purse
+from dgg_ray.cost.budget import BudgetTracker
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training.setup import HANDFUL_S
 
-# A work's key, whether its stage was learned, its error, and for how many seconds its fleet was at it.
-Ended = tuple[str, bool, dict[str, str] | None, float]
+MAX_OUTAGES = 5  # in a row, nothing finished between them: they will not pass
+OUTAGE_S = 60.0  # failures closer together than this belong to one outage
+PROGRESS_SHARE = 0.05  # of a stage's steps: a loss after so much new progress is not the stage's fault
 
-HANDFUL = 20  # works that a fleet has at once at most
-MEMORY = 8  # works; one that took long ends handfuls for about as many
-AILMENTS, AILMENT_S = (
-    5,
-    60.0,
-)  # so many, each so long after the one before, nothing finished: it will not pass
-FURTHER = 0.05  # of a stage's steps; a loss after so much more of them than ever before is not counted
+ItemState = Literal["stored", "failed", "queued", "joined", "over budget"]
+
+
+class ItemResult(NamedTuple):
+    """The end of a work item in a worker group.
+
+    key: the item's. trained: whether its stage was trained, not only evaluated or profiled.
+    seconds: spent on it by the group; None counts from the assignment.
+    """
+
+    key: str
+    trained: bool
+    error: dict[str, str] | None = None
+    seconds: float | None = None
 
 
 @dataclass
-class Order:
-    """Work that somebody waits for. exams: all that were asked for.
+class QueueEntry:
+    """A requested work item, from the first request until it is stored or has failed.
 
-    held: it waits for the budget, until what is in training has ended.
-    elsewhere: another driver that has it; empty where none does.
-    losses: fleets lost over it; reached: the step that the furthest of them had come to.
-    alone: a fleet was lost that had others too; whose fault it was shows when it is handed out by itself.
-    beats: how often its fleet said that it is at it.
+    requested: the item of the first request; evaluations: those of all requests.
+    awaits_budget: it may start once running stages have ended and their actual cost is known.
+    leased_by: the other driver that has it; empty for none.
+    losses: worker groups that died while they had it.
+    furthest_step: the latest step that any of these groups reached.
+    steps: (done, total) in the group that has it now.
     """
 
-    asked: WorkItem
+    requested: WorkItem
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    held: bool = False
-    elsewhere: str = ""
+    awaits_budget: bool = False
+    leased_by: str = ""
     group: str | None = None
     losses: int = 0
-    reached: int = 0
-    alone: bool = False
+    furthest_step: int = 0
     started: float = 0.0
     steps: tuple[int, int] = (0, 0)
-    beats: int = 0
 
     @property
     def item(self) -> WorkItem:
-        return replace(self.asked, evaluations=tuple(self.evaluations.values()))
+        return replace(self.requested, evaluations=tuple(self.evaluations.values()))
 
     @property
-    def free(self) -> bool:
-        return self.group is None and not self.elsewhere
+    def available(self) -> bool:
+        return self.group is None and not self.leased_by
 
-    def lose(self, blamed: bool = True) -> None:
-        """Its fleet is gone. A stage that gets further each time is not what ends its fleets."""
-        done, steps = self.steps
-        self.losses += blamed and done <= self.reached + FURTHER * steps
-        self.group, self.reached, self.steps = None, max(self.reached, done), (0, 0)
+    def group_lost(self, blamed: bool = True) -> None:
+        """Record that the group died; a stage that gets further with each group is not the cause."""
+        done, total = self.steps
+        if blamed and done <= self.furthest_step + PROGRESS_SHARE * total:
+            self.losses += 1
+        self.group, self.furthest_step, self.steps = None, max(self.furthest_step, done), (0, 0)
 
 
-class Ailments:
-    """What goes wrong and is no stage's fault, as a full disk."""
+class OutageCounter:
+    """Counts outages in a row, such as a full disk: failures that are no stage's fault."""
 
     def __init__(self) -> None:
-        self.count, self.last = 0, -AILMENT_S
+        self.count, self.last_counted = 0, -OUTAGE_S
 
-    def last_for_ever(self) -> bool:
-        """Count one more, unless it is of the same outage as the one before; whether they will not pass."""
-        if (now := time.monotonic()) - self.last >= AILMENT_S:
-            self.count, self.last = self.count + 1, now
-            return self.count >= AILMENTS
-        return False
+    def record_failure(self) -> None:
+        """Count an outage, unless the failure belongs to the one that was counted last."""
+        now = time.monotonic()
+        if now - self.last_counted >= OUTAGE_S:
+            self.count, self.last_counted = self.count + 1, now
+
+    def reset(self) -> None:
+        """A work item was finished: the next outage is the first again."""
+        self.count = 0
+
+    @property
+    def should_give_up(self) -> bool:
+        return self.count >= MAX_OUTAGES
 
 
-class Desk:
-    """The queue.
+class WorkQueue:
+    """Requested work items in the order of their first requests.
 
-    look: whether the purse may look into the store; else somebody looks for it beforehand.
+    may_read: whether the budget may read the store here; otherwise the caller measures beforehand.
     """
 
     def __init__(
-        self, store: StageStore, max_retries: int = 2, purse: Purse | None = None, look: bool = True
+        self,
+        store: StageStore,
+        max_retries: int = 2,
+        budget: BudgetTracker | None = None,
+        may_read: bool = True,
     ) -> None:
-        self.store = store
-        self.max_retries, self.look = max_retries, look
-        self.purse = purse or Purse()
-        self.purse.begin()
-        self.orders: dict[str, Order] = {}  # by the work's key; dicts keep the order of asking
-        self.out: dict[str, Order] = {}  # those that fleets have
-        self.later: dict[str, dict[str, Evaluation]] = {}  # exams asked for while their stage was out
+        self.store, self.max_retries, self.may_read = store, max_retries, may_read
+        self.budget = budget or BudgetTracker()
+        self.budget.reload()
+        self.entries: dict[str, QueueEntry] = {}  # by item key; dicts keep the order of requests
+        self.assigned: dict[str, QueueEntry] = {}  # the subset that worker groups have
+        self.late_evaluations: dict[
+            str, dict[str, Evaluation]
+        ] = {}  # requested while their stage was assigned
         self.failed: dict[str, dict[str, str]] = {}  # not tried twice in one run
-        self.refused: dict[str, dict[str, str]] = {}  # by `take`, and not told yet
-        self.holding = False  # whether any of them is held
-        self.usual = inf  # seconds that a work takes, of late
+        self.refused: dict[str, dict[str, str]] = {}  # by `dequeue`, until the broker answers them
+        self.any_awaits_budget = False
         self.counts: Counter[str] = Counter()
-        self.bill: Callable[[WorkItem, float], None] = lambda item, seconds: None  # told what each order took
+        self.on_time_spent: Callable[[WorkItem, float], None] = lambda item, seconds: None
 
-    def need(self, item: WorkItem) -> str:
-        """`ready`, `failed`, `joined`, `queued`, or `over`: the budget has nothing for it."""
+    def request(self, item: WorkItem) -> ItemState:
+        """Queue a work item unless it is stored, queued already, failed or over the budget."""
         self.counts["asked"] += 1
-        return self.known(item) or self.enter(item, self.store.has(item))
+        return self.known_state(item) or self.enqueue(item, self.store.has(item))
 
-    def known(self, item: WorkItem) -> str:
-        """`failed`, `joined`, or nothing: the store has to be asked."""
+    def known_state(self, item: WorkItem) -> ItemState | None:
+        """`failed` or `joined`; None where the store has to be asked."""
         if item.key in self.failed:
             return "failed"
-        if (order := self.orders.get(item.key)) is None:
-            return ""
-        wanted = {evaluation.key: evaluation for evaluation in item.evaluations}
-        if order.group is None:
-            order.evaluations |= wanted
-        elif not wanted.keys() <= order.evaluations.keys():
-            self.later.setdefault(item.key, {}).update(wanted)
+        if (entry := self.entries.get(item.key)) is None:
+            return None
+        requested = {evaluation.key: evaluation for evaluation in item.evaluations}
+        if entry.group is None:
+            entry.evaluations |= requested
+        elif not requested.keys() <= entry.evaluations.keys():
+            self.late_evaluations.setdefault(item.key, {}).update(requested)
         return "joined"
 
-    def enter(self, item: WorkItem, there: bool) -> str:
-        """Queue it, unless the store has it. Somebody else may have asked since the store was looked into."""
-        if there:
-            return "ready"
-        if found := self.known(item):
-            return found
-        if self.purse.verdict(item, self.running, self.look) == "over":
-            return "over"
-        self.orders[item.key] = Order(item, {evaluation.key: evaluation for evaluation in item.evaluations})
+    def enqueue(self, item: WorkItem, stored: bool) -> ItemState:
+        """Queue a work item unless the store has it, or another request came while the store was read."""
+        if stored:
+            return "stored"
+        if state := self.known_state(item):
+            return state
+        if self.budget.decide(item, self.running, self.may_read) == "reject":
+            return "over budget"
+        evaluations = {evaluation.key: evaluation for evaluation in item.evaluations}
+        self.entries[item.key] = QueueEntry(item, evaluations)
         return "queued"
 
-    def take(self, group: str) -> WorkItem | None:
-        """The work that waits longest.
+    def dequeue(self, group: str) -> WorkItem | None:
+        """Assign the item that has waited longest; None where none is available or the budget makes it wait.
 
-        None when none waits, the fleet has enough, or the budget makes it wait.
+        Items that no longer fit the budget are moved to `refused`.
         """
-        while (order := self.next) is not None and self._room(group, order):
-            key, verdict = order.asked.key, self.purse.verdict(order.item, self.running, self.look)
-            if verdict == "go":
+        while (entry := self.next_entry) is not None:
+            key, decision = entry.requested.key, self.budget.decide(entry.item, self.running, self.may_read)
+            if decision == "admit":
                 self.assign(key, group)
-                return order.item
-            if verdict == "wait":
-                order.held = self.holding = True
+                return entry.item
+            if decision == "wait":
+                entry.awaits_budget = self.any_awaits_budget = True
                 return None
-            self.refused[key] = describe(self.purse.refusal(order.item))
-            del self.orders[key]
+            self.refused[key] = error_record(self.budget.refusal(entry.item))
+            del self.entries[key]
         return None
 
     @property
-    def next(self) -> Order | None:
-        """What the next fleet gets, if the budget has something for it."""
-        return next((order for order in self.orders.values() if order.free), None)
+    def next_entry(self) -> QueueEntry | None:
+        """The entry that the next group gets if the budget allows it."""
+        return next((entry for entry in self.entries.values() if entry.available), None)
 
     def assign(self, key: str, group: str) -> None:
-        order = self.out[key] = self.orders[key]
-        order.group, order.elsewhere, order.started = group, "", time.time()
-        order.steps, order.beats = (0, 0), 0
+        entry = self.assigned[key] = self.entries[key]
+        entry.group, entry.leased_by, entry.started, entry.steps = group, "", time.time(), (0, 0)
 
-    def heard(self, group: str, key: str, steps: tuple[int, int]) -> bool:
-        """The fleet says that it is at this; whether that is news, as after a restart of the desk."""
-        order = self.orders.get(key)
-        news = order is not None and order.group is None
-        if news:
+    def heartbeat(self, group: str, key: str, steps: tuple[int, int]) -> bool:
+        """Record a group's progress; True where the queue, as after a restart, did not know of its item."""
+        entry = self.entries.get(key)
+        is_news = entry is not None and entry.group is None
+        if is_news:
             self.assign(key, group)
-        if order and order.group == group:
-            order.steps, order.beats = steps, order.beats + 1
-        return news
+        if entry and entry.group == group:
+            entry.steps = steps
+        return is_news
 
-    def of(self, group: str) -> list[str]:
-        """Keys of what the fleet has."""
-        return [key for key, order in self.out.items() if order.group == group]
+    def keys_of(self, group: str) -> list[str]:
+        """Keys of the items that the group has: one, or a second after a delayed heartbeat."""
+        return [key for key, entry in self.assigned.items() if entry.group == group]
 
-    def put_back(self, key: str, elsewhere: str = "") -> None:
-        """It was not begun after all; `elsewhere`: another driver has it."""
-        self.out.pop(key, None)
-        if order := self.orders.get(key):
-            order.group, order.elsewhere = None, elsewhere
+    def requeue(self, key: str, leased_by: str = "") -> None:
+        """Return an item that was not started; leased_by: the other driver that has it."""
+        self.assigned.pop(key, None)
+        if entry := self.entries.get(key):
+            entry.group, entry.leased_by = None, leased_by
 
-    def beside(self, group: str, key: str) -> list[str]:
-        """What else the fleet has; it will not begin that if it `lingers` at this."""
-        return [other for other in self.of(group) if other != key]
+    def remove_stored(self, key: str) -> None:
+        """Close an entry that another driver has finished."""
+        self.late_evaluations.pop(key, None)
+        del self.entries[key]
 
-    def lingers(self, group: str, key: str) -> bool:
-        """Whether the fleet is at this for longer than a handful lasts."""
-        order = self.out.get(key)
-        return order is not None and order.group == group and order.beats > 1
-
-    def answered(self, key: str) -> None:
-        """Another driver left the store with it."""
-        self.later.pop(key, None)
-        del self.orders[key]
-
-    def settle(
-        self, order: Order, seconds: float, in_vain: bool, measured: Sequence[Any] | None = None
-    ) -> None:
-        """What an order took is on the bill, and others may start again."""
-        self.bill(order.asked, seconds)
-        if in_vain:
-            self.purse.lose(seconds)
-        else:
-            self.purse.finished(order.item, measured)
-        if self.holding:
-            for other in self.orders.values():
-                other.held = False
-            self.holding = False
-
-    def done(
+    def finish(
         self,
         group: str,
-        key: str,
-        learned: bool,
-        error: dict[str, str] | None,
-        seconds: float | None = None,
-        measured: Sequence[Any] | None = None,
-        unread: bool = False,
+        result: ItemResult,
+        readings: Sequence[Any] | None = None,
+        unreadable: bool = False,
     ) -> bool:
-        """Close the order; False when exams asked for meanwhile put it back into the queue.
+        """Close the entry; False where evaluations requested meanwhile put the item back into the queue.
 
-        seconds: that the fleet was at it; else since it was handed out.
-        measured: what the purse read of it, if it was; unread: the store could not be read, so that it
-            counts as what is lost does.
+        readings: what the budget read of the item in the store, if it was read beforehand.
+        unreadable: the store could not be read, so that the time counts as lost.
         """
-        order = self.out.get(key)
-        if order is None or order.group != group:
-            return True  # it was taken from a fleet believed lost; the store holds the result all the same
-        del self.orders[key], self.out[key]
-        seconds = time.time() - order.started if seconds is None else seconds
-        self.usual = seconds if self.usual == inf else self.usual + (seconds - self.usual) / MEMORY
-        self.settle(order, seconds, error is not None or unread, measured)
-        self.counts["trained"] += learned
-        later = self.later.pop(key, None)
-        if error:
-            self.fail(key, error)
-        elif later:
-            self.orders[key] = Order(order.asked, later)
+        entry = self.assigned.get(result.key)
+        if entry is None or entry.group != group:
+            return True  # the group was believed lost; the store has the result all the same
+        del self.entries[result.key], self.assigned[result.key]
+        seconds = time.time() - entry.started if result.seconds is None else result.seconds
+        self._charge(entry, seconds, result.error is not None or unreadable, readings)
+        self.counts["trained"] += result.trained
+        late = self.late_evaluations.pop(result.key, None)
+        if result.error:
+            self.fail(result.key, result.error)
+        elif late:
+            self.entries[result.key] = QueueEntry(entry.requested, late)
             return False
         return True
 
@@ -249,53 +239,61 @@ class Desk:
         self.failed[key] = error
         self.counts["failed"] += 1
 
-    def lost(self, group: str, blamed: bool = True) -> list[WorkItem]:
-        """Put the fleet's work back; what was lost too often is given up and returned.
+    def group_lost(self, group: str, blamed: bool = True) -> list[WorkItem]:
+        """Requeue the group's items; return those that are given up because too many groups died with them.
 
-        blamed: whether it may be the work that ends its fleets.
+        blamed: whether the item may be the cause.
         """
-        given_up, had = [], self.of(group)
-        for key in had:
-            order = self.out.pop(key)
-            self.settle(order, (time.time() - order.started) / len(had), in_vain=True)
-            order.alone |= blamed and len(had) > 1
-            order.lose(blamed and len(had) == 1)
+        given_up: list[WorkItem] = []
+        keys = self.keys_of(group)
+        for key in keys:
+            entry = self.assigned.pop(key)
+            self._charge(entry, time.time() - entry.started, in_vain=True)
+            entry.group_lost(blamed and len(keys) == 1)
             self.counts["lost"] += 1
-            if order.losses > self.max_retries:
-                given_up.append(order.item)
-                del self.orders[key]
+            if entry.losses > self.max_retries:
+                given_up.append(entry.item)
+                del self.entries[key]
         return given_up
 
-    def _room(self, group: str, order: Order) -> bool:
-        """Whether the fleet may have this beside what it has."""
-        if not (had := self.of(group)):
-            return True
-        apart = order.alone or self.out[had[0]].alone
-        return not apart and len(had) < min(HANDFUL, HANDFUL_S / max(self.usual, 1e-9))
+    def _charge(
+        self, entry: QueueEntry, seconds: float, in_vain: bool, readings: Sequence[Any] | None = None
+    ) -> None:
+        """Tell the budget how long an item took; items that wait for the budget may then start."""
+        self.on_time_spent(entry.requested, seconds)
+        if in_vain:
+            self.budget.record_loss(seconds)
+        else:
+            self.budget.record_finished(entry.item, readings)
+        if self.any_awaits_budget:
+            for other in self.entries.values():
+                other.awaits_budget = False
+            self.any_awaits_budget = False
 
     @property
     def waiting(self) -> int:
-        """What a fleet could take."""
-        return sum(order.free and not order.held for order in self.orders.values())
+        """Number of items that a group could start now."""
+        return sum(entry.available and not entry.awaits_budget for entry in self.entries.values())
 
     @property
-    def begun(self) -> list[Order]:
-        """What fleets are at: the first of what each has."""
-        return list({order.group: order for order in reversed(self.out.values())}.values())[::-1]
-
-    def status(self) -> dict[str, Any]:
-        """Counts, and what fleets are at; the rest of their handfuls counts among what waits."""
-        shown = [{"stage": str(o.asked), "fleet": o.group, "steps": o.steps} for o in self.begun]
-        waiting = self.waiting + len(self.out) - len(shown)
-        counts = {"waiting": waiting, "elsewhere": len(self.elsewhere)}
-        return {**self.counts, **counts, "running": shown}
-
-    @property
-    def elsewhere(self) -> list[WorkItem]:
-        """What other drivers have."""
-        return [order.item for order in self.orders.values() if order.elsewhere]
+    def leased_elsewhere(self) -> list[WorkItem]:
+        """Items that other drivers have."""
+        return [entry.item for entry in self.entries.values() if entry.leased_by]
 
     @property
     def running(self) -> Iterator[WorkItem]:
-        """What fleets have; looked up by a purse that asks, as most do not."""
-        return (order.item for order in self.out.values())
+        """Items that worker groups have; lazy, because most budgets do not ask."""
+        return (entry.item for entry in self.assigned.values())
+
+    def status(self) -> dict[str, Any]:
+        """Counts, and the stages in training: `{stage, group, steps}` each."""
+        running = [
+            {"stage": str(entry.requested), "group": entry.group, "steps": entry.steps}
+            for entry in self.assigned.values()
+        ]
+        return {
+            **self.counts,
+            "waiting": self.waiting,
+            "elsewhere": len(self.leased_elsewhere),
+            "running": running,
+        }

@@ -1,8 +1,12 @@
-"""Fleets: Ray Train worker groups that take one stage after another, with the base model warm.
+"""Worker groups: Ray Train runs whose workers train one stage after another, with the base model warm.
 
-A fleet is one `TorchTrainer` run. Its start-up (processes, imports, model) is paid once per fleet.
-It ends when no work came for a while, so that the cluster can shrink; `Fleets` starts another when
-work waits. A worker that dies is replaced by Ray Train, and its stage is taken again.
+    WorkerGroupManager    in the driver: starts groups while work items wait, and gives up where none can run
+    run_worker_group      a Ray task on the head: one group, from start to end
+    WorkerLoop            in each worker: next item → train → evaluate → next item
+
+A group is one `TorchTrainer` run. Its start-up (processes, imports, model) is paid once per group. The group
+ends when no item comes for a while, so that the cluster can shrink. Ray Train replaces workers that die, and
+the broker assigns their item again.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import ray
@@ -23,142 +28,237 @@ from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.study import Study
-from dgg_ray.core import blame, event_log
-from dgg_ray.core.environment import kind
-from dgg_ray.core.errors import PluginError, Refused, StageError, StoreError, StudyError, describe
+from dgg_ray.core import error_records, event_log, plugins
+from dgg_ray.core.environment import machine_kind
+from dgg_ray.core.errors import (
+    PermanentStoreError,
+    PluginError,
+    StageError,
+    StoreError,
+    StudyError,
+    error_record,
+)
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution import cluster
-from dgg_ray.execution.hardware_check import Sentinel
-from dgg_ray.execution.heartbeat import Pulse, Watchdog, stuck, trace
+from dgg_ray.execution.hardware_check import HardwareCheck
+from dgg_ray.execution.heartbeat import Heartbeat, Watchdog, hang_file, take_hang_error
+from dgg_ray.execution.work_queue import ItemResult
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training.setup import LOADING, cannot_begin, handful, leading, rank, tried, workshop
-from dgg_ray.training.simulated import Simulated
-
-if TYPE_CHECKING:
-    from dgg_ray.execution.work_queue import Ended
+from dgg_ray.training.process_group import on_rank0, rank
+from dgg_ray.training.setup import LOADING, build_stage_runner, run_item, startup_error
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 POLL_S = 0.2
-LOOK_S = 5.0  # between looks at the cluster
-ERRORS, DEATHS = 3, 20  # of fleets in a row; a machine that is taken away is no reason to give up
-EVERYWHERE = (StudyError, PluginError, Refused)  # what would be so on any machine
-DIED = (ActorDiedError, NodeDiedError, WorkerCrashedError)
-RESTARTS = 5  # of one fleet's workers; after that the fleet ends and another is started
-PATIENCE_S = 60.0  # for the broker, which answers at once unless it is being restarted
-TROUBLE_S = 300.0  # for that long everything may fail, before fleets are given up
-PAUSE_S, LONGEST_S = 5.0, 120.0  # before a fleet that ended ill is replaced; doubles from end to end
+CLUSTER_CHECK_S = 5.0
+MAX_ERRORS, MAX_DEATHS = 3, 20  # of groups in a row; a machine that is taken away is no reason to give up
+MACHINE_INDEPENDENT = (StudyError, PluginError, PermanentStoreError)  # would occur on every machine
+DEATHS = (ActorDiedError, NodeDiedError, WorkerCrashedError)
+MAX_RESTARTS = 5  # of one group's workers; after that the group ends and another is started
+BROKER_TIMEOUT_S = 60.0  # the broker answers at once unless it is being restarted
+MAX_TROUBLE_S = 300.0  # for so long all calls may fail before the groups are given up
+BACK_OFF_S, MAX_BACK_OFF_S = 5.0, 120.0  # before a group that failed is replaced; doubles with each failure
 
 
-def work_loop(config: dict[str, Any]) -> None:
-    """What every worker of a fleet does until no work comes."""
-    import torch  # here and below: only what trains waits for torch and transformers to be imported
-    from ray.train.torch import get_device
-
-    broker, group, life, lead = config["broker"], config["fleet"], config["life"], leading()
-    if why := cluster.other_code(config["code"]):  # before anything of the driver's is unpickled
-        return ray.get(broker.close.remote(why))
-    study, store = ray.get([config["study"], config["store"]])
-    w = study.workers
-    event_log.started(study.name, group, config.get("logs"), rank())
-    if w.gpus:  # Ray shows every worker all GPUs of the group on its machine
-        torch.cuda.set_device(get_device())
-    lead(
-        lambda: ray.get(broker.lost.remote(group, stuck(life, w.hang_timeout_minutes)))
-    )  # by those before it
-    dog = Watchdog(60 * w.hang_timeout_minutes, trace(life, rank()))
-    broker.set_phase.remote(LOADING)
-    try:
-        shop = workshop(study, store, w.zero, dog.alive)
-    except EVERYWHERE as problem:  # what else there may be, another machine may not have
-        why = f"a worker cannot begin: {type(problem).__name__}: {problem}"
-        return ray.get(broker.close.remote(why))
-    except StoreError as problem:  # data that did not come
-        return ray.get(broker.unwell.remote(group, describe(problem)))
-    except Exception as problem:
-        raise cannot_begin(problem) from problem
-    ended: list[Ended] = []
-    pulse = Pulse(dog, None if rank() else lambda key, steps: broker.tick.remote(group, key, steps, ended))
-    shop.lead, shop.tick = lead, pulse.step
-    if not isinstance(shop, Simulated):
-        shop.rhythm.notice = lambda: ray.train.get_preemption_info() is not None
-    sentinel = Sentinel(study, shop, (StageError, StoreError) if w.group_size > 1 else Exception)
-    event_log.event("begun", kind=kind(shop.where()).name)
-    while work_items := lead(lambda e=ended: ray.get(broker.take.remote(group, w.idle_timeout_s, e))):
-        ended = []
-        for item in handful(work_items, lead):
-            began = time.monotonic()
-            pulse.begin(item)
-            sentinel.before(item)
-            fresh = lead(lambda s=item.stage: store.record(s)) is None
-            try:
-                error, at_fault = tried(shop, item)
-            except Exception as problem:
-                pulse.end()
-                error, over = given_up(problem, item, store, began)
-                ray.get(broker.blame.remote(group, item.key, error, [*ended, *over]))
-                raise  # whatever may be broken here, the next process begins without it
-            if error:
-                event_log.trouble("failed", error, item)
-                if at_fault and not item.profile:
-                    lead(lambda s=item.stage, e=error: store.fail(s, e))
-            pulse.end()
-            if error and not at_fault:  # another machine may do better: this fleet ends
-                return lead(lambda e=error, so_far=ended: ray.get(broker.unwell.remote(group, e, so_far)))
-            learned = fresh and error is None and bool(item.stage.trained_tasks) and not item.profile
-            ended.append((item.key, learned, error, time.monotonic() - began))
-    event_log.event("ended")
+# -- in a worker -----------------------------------------------------------------------------------
 
 
-def given_up(
-    problem: Exception, item: WorkItem, store: StageStore, began: float
-) -> tuple[dict[str, str], list[Ended]]:
-    """An error that ends a group and gives up its work: another try would end in the same way."""
-    error = blame.told(problem)
-    event_log.trouble("failed", error, item)
-    if not blame.lasting(problem):
-        return error, []
-    if not item.profile:
-        store.fail(item.stage, error)
-    return error, [(item.key, False, error, time.monotonic() - began)]
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What every worker of a group is started with.
+
+    code: the driver's `cluster.code_version()`. outside_plugins: (kind, name) of each plug-in that the
+        worker's machine must provide. study, store: references to Ray's object store.
+    group_id: names the group's hang files, unique among all groups of a machine.
+    logs: folder of the study's log lines.
+    """
+
+    code: str
+    outside_plugins: tuple[tuple[str, str], ...]
+    study: ray.ObjectRef
+    store: ray.ObjectRef
+    broker: Any
+    group: str
+    group_id: str
+    logs: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, uncopied, as Ray Train wants a configuration."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-class Losses(ray.train.UserCallback):
-    """Tells the broker that a fleet's workers died: there may be no machine for others."""
+def run_worker(config: dict[str, Any]) -> None:
+    """Run one worker of a group until no item comes; config: of a `WorkerConfig`."""
+    # Before anything of the driver's is unpickled, which imports the study's plug-ins.
+    if reason := cluster.code_mismatch(config["code"]) or cluster.unusable_plugins(config["outside_plugins"]):
+        ray.get(config["broker"].close.remote(reason))
+        return
+    WorkerLoop(WorkerConfig(**config)).run()
+
+
+class WorkerLoop:
+    """The loop of one worker. All workers of a group run it in step; only rank 0 talks to the broker."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config, self.broker, self.group = config, config.broker, config.group
+        self.study: Study
+        self.store: StageStore
+        self.study, self.store = ray.get([config.study, config.store])
+        self.workers = self.study.workers
+
+    def run(self) -> None:
+        """Train assigned items until none comes, or until a failure ends the group."""
+        self._start_process()
+        if not self._set_up():
+            return
+        result: ItemResult | None = None
+        while item := on_rank0(self._next_item, result):
+            result = self._run_item(item)
+            if result is None:
+                return
+        event_log.log_event("ended")
+
+    def _start_process(self) -> None:
+        event_log.start_logging(self.study.name, self.group, self.config.logs, rank())
+        if self.workers.gpus:  # Ray shows every worker all GPUs of the group on its machine
+            import torch  # here: the driver imports this module and needs no torch
+            from ray.train.torch import get_device
+
+            torch.cuda.set_device(get_device())
+        on_rank0(self._report_previous_workers)
+
+    def _report_previous_workers(self) -> None:
+        """Tell the broker that workers before these are gone, and why, if their watchdog ended them."""
+        error = take_hang_error(self.config.group_id, self.workers.hang_timeout_minutes)
+        ray.get(self.broker.group_lost.remote(self.group, error))
+
+    def _set_up(self) -> bool:
+        """Build the stage runner; False where the group cannot work, after the broker was told why."""
+        watchdog = Watchdog(60 * self.workers.hang_timeout_minutes, hang_file(self.config.group_id, rank()))
+        self.broker.set_phase.remote(LOADING)
+        try:
+            runner = build_stage_runner(self.study, self.store, self.workers.zero, watchdog.reset)
+        except MACHINE_INDEPENDENT as problem:
+            ray.get(self.broker.close.remote(f"a worker cannot start: {type(problem).__name__}: {problem}"))
+            return False
+        except StoreError as problem:  # data that could not be fetched
+            ray.get(self.broker.infrastructure_failed.remote(self.group, error_record(problem)))
+            return False
+        except Exception as problem:  # another machine may do better
+            raise startup_error(problem) from problem
+        self.heartbeat = Heartbeat(watchdog, None if rank() else self._send_heartbeat)
+        runner.on_rank0, runner.on_step = on_rank0, self.heartbeat.on_step
+        if not isinstance(runner, SimulatedRunner):
+            runner.checkpoint_policy.notice = is_preempted
+        self.runner = runner
+        seen_by_all = (StageError, StoreError) if self.workers.group_size > 1 else Exception
+        self.hardware_check = HardwareCheck(self.study, runner, seen_by_all)
+        event_log.log_event("started", machine_kind=machine_kind(runner.describe_environment()).name)
+        return True
+
+    def _next_item(self, result: ItemResult | None) -> WorkItem | None:
+        return ray.get(self.broker.next_item.remote(self.group, self.workers.idle_timeout_s, result))
+
+    def _send_heartbeat(self, key: str, steps: tuple[int, int]) -> None:
+        self.broker.heartbeat.remote(self.group, key, steps)
+
+    def _run_item(self, item: WorkItem) -> ItemResult | None:
+        """Train and evaluate one item; None where its machine or the store makes the group end."""
+        start = time.monotonic()
+        self.heartbeat.start(item)
+        self.hardware_check.run_if_due(item)
+        untrained = on_rank0(self.store.record, item.stage) is None
+        try:
+            error, at_fault = run_item(self.runner, item)
+        except Exception as problem:
+            self.heartbeat.stop()
+            self._report_failure(item, problem, start)
+            raise  # whatever may be broken in this process, the next one starts without it
+        if error:
+            event_log.log_error("failed", error, item)
+            if at_fault and not item.profile:
+                on_rank0(self.store.record_failure, item.stage, error)
+        self.heartbeat.stop()
+        if error and not at_fault:  # another machine may do better
+            on_rank0(self._report_infrastructure_failure, error)
+            return None
+        trained = untrained and error is None and bool(item.stage.trained_tasks) and not item.profile
+        return ItemResult(item.key, trained, error, time.monotonic() - start)
+
+    def _report_failure(self, item: WorkItem, problem: Exception, start: float) -> None:
+        """Tell the broker the error that ends this process.
+
+        The item fails for good if a retry would end in the same way.
+        """
+        error, result = error_records.located_error_record(problem), None
+        event_log.log_error("failed", error, item)
+        if error_records.is_permanent_error(problem):
+            if not item.profile:
+                self.store.record_failure(item.stage, error)
+            result = ItemResult(item.key, False, error, time.monotonic() - start)
+        ray.get(self.broker.report_failure.remote(self.group, item.key, error, result))
+
+    def _report_infrastructure_failure(self, error: dict[str, str]) -> None:
+        ray.get(self.broker.infrastructure_failed.remote(self.group, error))
+
+
+def is_preempted() -> bool:
+    """Whether the machine is about to be taken away."""
+    return ray.train.get_preemption_info() is not None
+
+
+# -- on the head -----------------------------------------------------------------------------------
+
+
+class DeathCallback(ray.train.UserCallback):
+    """Tells the broker that a group's workers died: there may be no machine for replacements."""
 
     def __init__(self, broker: Any, group: str) -> None:
         self.broker, self.group = broker, group
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.broker.orphaned.remote(self.group)
+        self.broker.workers_died.remote(self.group)
 
 
 @ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
-def run_worker_group(w: Workers, config: dict[str, Any], folder: str) -> None:
-    """One fleet, from start to end. In a task of its own: `fit` wants a main thread."""
+def run_worker_group(workers: Workers, config: WorkerConfig, folder: str) -> None:
+    """Run one group from start to end, in a task of its own: `fit` needs a main thread."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources = {"CPU": w.cpus} | ({"GPU": w.gpus} if w.gpus else {})
+    resources = {"CPU": workers.cpus}
+    if workers.gpus:
+        resources["GPU"] = workers.gpus
     TorchTrainer(
-        work_loop,
-        train_loop_config=config,
+        run_worker,
+        train_loop_config=config.as_dict(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=w.group_size, use_gpu=w.gpus > 0, resources_per_worker=resources
+            num_workers=workers.group_size, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),
-        torch_config=TorchConfig(backend="nccl" if w.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=ray.train.RunConfig(
-            name=config["fleet"],
+            name=config.group,
             storage_path=folder,
-            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-            callbacks=[Losses(config["broker"], config["fleet"])],
+            failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
+            callbacks=[DeathCallback(config.broker, config.group)],
         ),
     ).fit()
 
 
-class WorkerGroups:
-    """Starts fleets while stages wait, from a thread of the driver.
+# -- in the driver ---------------------------------------------------------------------------------
 
-    failure: why no fleet can be had: its workers cannot begin anywhere; or ERRORS fleets ended with an error
-        of their own, or DEATHS by whatever it was, and no stage was finished or given up between; or all that
-        was tried failed for TROUBLE_S.
+
+def outside_plugins(study: Study) -> tuple[tuple[str, str], ...]:
+    """(kind, name) of the study's plug-ins from outside this package."""
+    missing = plugins.plugin_name(None)  # a synthetic study has neither a model nor readers
+    return tuple(p for p in study.plugins_used if plugins.is_outside(*p) and p[1] != missing)
+
+
+class WorkerGroupManager:
+    """Starts worker groups while items wait, from a thread of the driver.
+
+    failure: the reason why no group can run; empty while there is none. Possible reasons: the workers cannot
+        start anywhere; MAX_ERRORS groups ended with an error of their own, or MAX_DEATHS for any reason, and
+        no stage was finished between them; every call failed for MAX_TROUBLE_S.
+    on_status: called with the broker's status a few times a second.
     """
 
     def __init__(
@@ -167,136 +267,152 @@ class WorkerGroups:
         store: StageStore,
         broker: Any,
         folder: Path,
-        heard: Callable[[dict[str, Any]], None],
+        on_status: Callable[[dict[str, Any]], None],
     ) -> None:
         self.study, self.store, self.broker, self.folder = study, store, broker, folder
-        self.heard = heard  # told the broker's status, a few times a second
-        self.running: dict[ray.ObjectRef, str] = {}
+        self.on_status = on_status
+        self.running: dict[ray.ObjectRef, str] = {}  # task → group
         self.started = 0
-        self.next_look, self.refusals = 0.0, 0
-        self.next_start, self.pause, self.unwell = 0.0, PAUSE_S, 0
-        self.sent: dict[str, Any] = {}  # what all fleets get, put into Ray's object store once
-        self.ends, self.done_at_end = Counter[bool](), -1  # of fleets, by whether a process of them died
+        self.next_cluster_check, self.refusals = 0.0, 0
+        self.next_start, self.back_off_s, self.infrastructure_failures = 0.0, BACK_OFF_S, 0
+        self.shared: dict[str, Any] = {}  # fields of every WorkerConfig, put into Ray's object store once
+        self.failed_groups = Counter[bool]()  # in a row, by whether a process of the group died
+        self.done_at_last_failure = -1
         self.failure = ""
-        self.over = threading.Event()
+        self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._supervise, name="worker groups", daemon=True)
 
-    def __enter__(self) -> WorkerGroups:
+    def __enter__(self) -> WorkerGroupManager:
         self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the fleets; a stage in training is left, to be trained again."""
-        self.over.set()
+        """End the groups; a stage in training is abandoned, and trained again by the next run."""
+        self.stopped.set()
         self.thread.join(timeout=10)
-        for ref in self.running:
+        for task in self.running:
             with contextlib.suppress(Exception):
-                ray.cancel(ref)
+                ray.cancel(task)
         with contextlib.suppress(Exception):
             ray.get(self.broker.close.remote("the study was stopped"), timeout=5)
 
     def _supervise(self) -> None:
-        well = time.monotonic()
-        while not self.over.wait(LOOK_S if self.failure else POLL_S):
+        last_success = time.monotonic()
+        while not self.stopped.wait(CLUSTER_CHECK_S if self.failure else POLL_S):
             if self.failure:
-                self._close()  # a broker that was restarted does not know it any more
+                self._close_broker()  # again, because a restarted broker does not know it is closed
                 continue
             try:
-                if reason := self._round():
+                if reason := self._reconcile():
                     self._give_up(reason)
-                well = time.monotonic()
-            except Exception as problem:  # nobody else would notice that no fleets come any more
-                # The broker's end is for good: while it is being restarted, it is only not available.
-                lasting = isinstance(problem, ActorDiedError) or time.monotonic() - well >= TROUBLE_S
-                if lasting and not self.over.is_set():
-                    self._give_up(f"fleets cannot be looked after: {type(problem).__name__}: {problem}")
+                last_success = time.monotonic()
+            except Exception as problem:  # nobody else would notice that no groups are started any more
+                # A broker that Ray restarts is unavailable for a while; only its death is final.
+                final = isinstance(problem, ActorDiedError)
+                if final or time.monotonic() - last_success >= MAX_TROUBLE_S:
+                    self._give_up(f"worker groups cannot be supervised: {type(problem).__name__}: {problem}")
 
-    def _round(self) -> str:
-        """Start what is wanted; why no fleet can be had, if that is so."""
-        status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=PATIENCE_S)
-        self._reap(status)
+    def _reconcile(self) -> str:
+        """Start the groups that are wanted; return the reason if no group can run."""
+        status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=BROKER_TIMEOUT_S)
+        self._collect_finished(status)
         wanted = min(self.study.workers.groups, status["waiting"] + len(status["running"]))
         if time.monotonic() >= self.next_start:
-            # All at once: asking one by one makes an autoscaler grow one by one.
+            # All at once: requested one by one, an autoscaler would grow one by one.
             for _ in range(wanted - len(self.running)):
-                self._start()
+                self._start_group()
         try:
-            self.heard(status)
-        except Exception as problem:  # what is shown is not what is done
-            event_log.trouble("not told", describe(problem), level=logging.WARNING)
-        return status["closed"] or self._look(status)
+            self.on_status(status)
+        except Exception as problem:  # a display that fails does not end the work
+            event_log.log_error("display failed", error_record(problem), level=logging.WARNING)
+        return status["closed"] or self._check_cluster(status)
 
-    def _hold(self) -> None:
-        """A fleet ended ill: another waits, the longer the more of them did so one after another."""
+    def _start_group(self) -> None:
+        self.started += 1
+        group = f"group-{self.started:03d}"
+        if not self.shared:
+            self.shared = {
+                "code": cluster.code_version(),
+                "outside_plugins": outside_plugins(self.study),
+                "study": ray.put(self.study),
+                "store": ray.put(self.store),
+                "broker": self.broker,
+                "logs": self.folder.parent / event_log.LOG_FOLDER,
+            }
+        config = WorkerConfig(**self.shared, group=group, group_id=uuid4().hex[:12])
+        task = run_worker_group.remote(self.study.workers, config, str(self.folder))
+        self.running[task] = group
+
+    def _collect_finished(self, status: dict[str, Any]) -> None:
+        """Take note of the groups that ended since the last round."""
+        failures = status.get("infrastructure_failures", 0)
+        if failures > self.infrastructure_failures:
+            self._back_off()
+        self.infrastructure_failures = failures
+        if not self.running:
+            return
+        ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        for task in ended:
+            group = self.running.pop(task)
+            try:
+                ray.get(task)
+                self.failed_groups.clear()
+            except Exception as problem:
+                self._count_failed_group(group, problem, status)
+            self.broker.group_lost.remote(group)
+
+    def _count_failed_group(self, group: str, problem: Exception, status: dict[str, Any]) -> None:
+        event_log.log_error("worker group failed", error_record(problem), group=group)
+        done = status.get("trained", 0) + status.get("failed", 0)  # a failed stage is progress, too
+        if done != self.done_at_last_failure:
+            self.failed_groups.clear()
+        self.done_at_last_failure = done
+        died = isinstance(problem, DEATHS)
+        self.failed_groups[died] += 1
+        if not died:
+            self._back_off()
+        if self.failed_groups[False] == MAX_ERRORS or self.failed_groups.total() == MAX_DEATHS:
+            self._give_up(
+                f"{self.failed_groups.total()} worker groups in a row ended with an error, and no stage was "
+                f"finished between them; the last error: {problem}"
+            )
+
+    def _back_off(self) -> None:
+        """Delay the next start, twice as long for each failure that follows soon after another."""
         now = time.monotonic()
-        self.pause = PAUSE_S if now - self.next_start > LONGEST_S else min(2 * self.pause, LONGEST_S)
-        self.next_start = now + self.pause
+        quiet = now - self.next_start > MAX_BACK_OFF_S
+        self.back_off_s = BACK_OFF_S if quiet else min(2 * self.back_off_s, MAX_BACK_OFF_S)
+        self.next_start = now + self.back_off_s
 
-    def _look(self, status: dict[str, Any]) -> str:
-        """At the cluster, now and then: what killed fleets hold is given back.
+    def _check_cluster(self, status: dict[str, Any]) -> str:
+        """Free what dead groups reserved; return the reason if no group will ever get machines.
 
-        Returns why no fleet will come, where an autoscaler says so of all of them, twice in a row.
+        That is so when the autoscaler refuses all groups twice in a row.
         """
-        if not self.running or time.monotonic() < self.next_look:
+        if not self.running or time.monotonic() < self.next_cluster_check:
             return ""
-        self.next_look = time.monotonic() + LOOK_S
+        self.next_cluster_check = time.monotonic() + CLUSTER_CHECK_S
         try:
             cluster.free_abandoned()
-            refused = [] if status["running"] else cluster.infeasible()
-        except Exception as problem:  # not known now
-            event_log.trouble("cluster not seen", describe(problem), level=logging.WARNING)
+            refused = [] if status["running"] else cluster.infeasible_requests()
+        except Exception as problem:  # the next check may succeed
+            event_log.log_error("cluster not readable", error_record(problem), level=logging.WARNING)
             return ""
         self.refusals = self.refusals + 1 if len(refused) >= len(self.running) else 0
         if self.refusals < 2:
             return ""
         return (
-            f"the autoscaler has no machines for a fleet, which wants {refused[0]}: lower "
+            f"the autoscaler has no machines for a worker group, which needs {refused[0]}: lower "
             "workers.group_size, workers.cpus or workers.gpus, or add such machines to the cluster"
         )
 
-    def _start(self) -> None:
-        self.started += 1
-        group = f"fleet-{self.started:03d}"
-        if not self.sent:
-            self.sent = {"study": ray.put(self.study), "store": ray.put(self.store), "code": cluster.code()}
-        config = {**self.sent, "broker": self.broker, "fleet": group, "life": uuid4().hex[:12]}
-        config["logs"] = self.folder.parent / event_log.FOLDER
-        ref = run_worker_group.remote(self.study.workers, config, str(self.folder))
-        self.running[ref] = group
-
     def _give_up(self, reason: str) -> None:
-        event_log.event("given up", level=logging.ERROR, reason=reason)
+        if self.stopped.is_set():
+            return
+        event_log.log_event("given up", level=logging.ERROR, reason=reason)
         self.failure = reason
-        self._close()
+        self._close_broker()
 
-    def _close(self) -> None:
+    def _close_broker(self) -> None:
         with contextlib.suppress(Exception):
-            ray.get(self.broker.close.remote(self.failure), timeout=PATIENCE_S)
-
-    def _reap(self, status: dict[str, Any]) -> None:
-        ended, _ = (
-            ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
-            if self.running
-            else ([], [])
-        )
-        if status.get("unwell", 0) > self.unwell:
-            self._hold()
-        self.unwell = status.get("unwell", 0)
-        for ref in ended:
-            group = self.running.pop(ref)
-            try:
-                ray.get(ref)
-                self.ends.clear()
-            except Exception as problem:
-                event_log.trouble("fleet over", describe(problem), group=group)
-                done = status.get("trained", 0) + status.get("failed", 0)  # given up: the rest goes on
-                if done != self.done_at_end:
-                    self.ends.clear()
-                self.done_at_end = done
-                self.ends[died := isinstance(problem, DIED)] += 1
-                if not died:
-                    self._hold()
-                if self.ends[False] == ERRORS or self.ends.total() == DEATHS:
-                    why = f"{self.ends.total()} fleets in a row ended with an error"
-                    self._give_up(f"{why} and nothing was finished between; the last: {problem}")
-            self.broker.lost.remote(group)
+            ray.get(self.broker.close.remote(self.failure), timeout=BROKER_TIMEOUT_S)

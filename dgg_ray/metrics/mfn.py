@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dgg_ray.core.interfaces import ScoreMatrix, Value, mean
+from dgg_ray.core.scores import MetricValue, ScoreMatrix, mean
 
 RANGE = (0.0, 1.0)
 
 
-def mfn(scores: ScoreMatrix) -> Value:
+def mfn(scores: ScoreMatrix) -> MetricValue:
     """Mean final accuracy: `average_accuracy` under the name of MCITlib's tables; in [0, 1].
 
         MFN = 1/T · Σ_i R[T-1, i]
 
-    MCITlib, arXiv:2508.07307. The mean over the tasks of the score after the last stage, unweighted, as the
-    published UCIT tables have it, so that a study can be read beside them. nan where a task was not examined
+    MCITlib, arXiv:2508.07307. The unweighted mean over the tasks of the score after the last stage, as in the
+    published UCIT tables, so that a study can be compared with them. nan where a task was not evaluated
     after the last stage.
 
     >>> import numpy as np

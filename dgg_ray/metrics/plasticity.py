@@ -1,23 +1,23 @@
-"""How well a new task is taken up after others."""
+"""How well a new task is learned after others."""
 
 from __future__ import annotations
 
-from dgg_ray.core.interfaces import ScoreMatrix, Value, mean
+from dgg_ray.core.scores import MetricValue, ScoreMatrix, mean
 
 RANGE = (0.0, 1.0)
 
 
-def plasticity(scores: ScoreMatrix) -> Value:
-    """Mean score on each task right after learning it, but for the first; in [0, 1].
+def plasticity(scores: ScoreMatrix) -> MetricValue:
+    """Mean score on each task right after its training, except for the first task; in [0, 1].
 
         plasticity = 1/(T-1) · Σ_{t ≥ 1} R[t, t]
 
     The learning half of the stability-plasticity dilemma (Mermillod, Bugaiska & Bonin, Frontiers in
     Psychology 4:504, 2013), read as DGG reads it: the new task's score against the old tasks'.
-    The first task is left out because nothing holds it back, whatever the strategy. An absolute
-    score, as `stability` is: in a ratio to R[i, i] this one would be 1 whatever was learned.
+    The first task is left out because no strategy holds it back. An absolute score, as `stability`
+    is: in a ratio to R[i, i] this one would always be 1.
     nan for a single task, for a joint run (no task came after another), and where a task was not
-    examined right after its stage.
+    evaluated right after its stage.
 
     >>> import numpy as np
     >>> R = np.array([[0.7, np.nan, np.nan], [0.8, 0.5, np.nan], [0.6, 0.4, 0.9]])

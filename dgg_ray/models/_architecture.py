@@ -1,4 +1,4 @@
-"""Where the parts of a vision-language model are: its language model's layers, its projector."""
+"""Find the parts of a vision-language model: the language model's linear layers, the projector."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import nn
 
 from dgg_ray.core.errors import StageError
 
-# The names that LLaVA, Qwen-VL and Idefics3, and models like them, give their parts.
-SEEING = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder", "embed_vision")
+# Names of these parts in LLaVA, Qwen-VL, Idefics3 and similar models.
+VISION_TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder", "embed_vision")
 PROJECTORS = ("multi_modal_projector", "mm_projector", "connector", "merger")
 
 
 def checkpoint_activations(model: Any, on: bool) -> None:
-    # transformers 5 calls it by a new name, and warns at the old one.
+    """Switch activation checkpointing on or off."""
+    # transformers 5 has a new name for it, and warns about the old one.
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if on:
         getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
@@ -24,7 +25,7 @@ def checkpoint_activations(model: Any, on: bool) -> None:
 
 
 def projector_of(model: nn.Module) -> str:
-    """Full name of the module between vision tower and language model."""
+    """Return the full name of the module between vision tower and language model."""
     for name, _ in model.named_modules():
         if name.rpartition(".")[2] in PROJECTORS:
             return name
@@ -32,9 +33,9 @@ def projector_of(model: nn.Module) -> str:
 
 
 def language_linears(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the language model's linear layers called by one of `targets`, or of all of them.
+    """Return the full names of the language model's linear layers that `targets` names, or of all.
 
-    Full names, because `q_proj` alone would match the vision tower's layers too.
+    Full names are needed because `q_proj` alone would match the vision tower's layers too.
     """
     legal = linear_names(model)
     if unknown := [] if targets == "all" else sorted(set(targets) - set(legal)):
@@ -46,13 +47,13 @@ def language_linears(model: nn.Module, targets: str | Sequence[str]) -> list[str
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """What `adapter.targets` may name: the last parts of the linear layers' names, sorted."""
+    """List the names that `adapter.targets` may hold: last parts of the linear layers' names, sorted."""
     return sorted({name.rpartition(".")[2] for name in linears(model)})
 
 
 def linears(model: nn.Module) -> list[str]:
-    """Full names of the linear layers that neither see nor project nor are the output head."""
-    others = {*SEEING, *PROJECTORS, "lm_head"}
+    """List the full names of the linear layers outside vision tower, projector and output head."""
+    others = {*VISION_TOWERS, *PROJECTORS, "lm_head"}
     return [
         name
         for name, module in model.named_modules()

@@ -1,9 +1,9 @@
 """A LLaVA small enough for any laptop, with its weights in the package: studies run offline.
 
-CLIP vision tower → projector → Llama, in the same transformers classes as LLaVA 1.5, so that all
-that is done to it is done to the real one by the same code. Pictures of 32 × 32 pixels become 16
-tokens; a byte-level vocabulary reads any text. The weights come from scripts/pretrain_embedded.py;
-what they were trained on, and what they can do, is in embedded/PRETRAINING.md.
+CLIP vision tower → projector → Llama, in the same transformers classes as LLaVA 1.5: the same code
+trains this model and the real one. Images of 32 × 32 pixels become 16 tokens; a byte-level vocabulary
+reads any text. The weights come from scripts/pretrain_embedded.py; embedded/PRETRAINING.md describes
+their training data and abilities.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.core.interfaces import Model
-from dgg_ray.models._pretrained import positions, skeleton
+from dgg_ray.models._pretrained import context_length, skeleton
 
 FOLDER = Path(__file__).with_suffix("")
 
@@ -32,7 +32,7 @@ class Embedded(Model):
         import torch
         from transformers import LlavaForConditionalGeneration
 
-        with quiet():
+        with no_progress_bar():
             model = LlavaForConditionalGeneration.from_pretrained(
                 FOLDER, dtype=torch.float32, local_files_only=True
             )
@@ -41,7 +41,7 @@ class Embedded(Model):
     def processor(self) -> Any:
         from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-        # Part by part: AutoProcessor would look for torchvision first and log that it is not there.
+        # Part by part: AutoProcessor would look for torchvision first and log that it is missing.
         return LlavaProcessor.from_pretrained(
             FOLDER,
             image_processor=CLIPImageProcessorPil.from_pretrained(FOLDER, local_files_only=True),
@@ -49,10 +49,10 @@ class Embedded(Model):
             local_files_only=True,
         )
 
-    def context(self) -> int:
-        return positions(FOLDER)
+    def context_length(self) -> int:
+        return context_length(FOLDER)
 
-    def at_hand(self) -> bool:
+    def has_local_files(self) -> bool:
         return True
 
     def skeleton(self) -> Any:
@@ -68,22 +68,22 @@ class Embedded(Model):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar: four megabytes need none, and a study loads them in every process."""
+def no_progress_bar() -> Iterator[None]:
+    """Hide transformers' progress bar: every process of a study loads these four megabytes."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()
 
 
 @cache
 def folder_hash() -> str:
-    """SHA-256 over the names and contents of the files that bear on an answer, 64 hex digits."""
+    """Return SHA-256 over names and contents of the files that bear on an answer, 64 hex digits."""
     content = hashlib.sha256()
     for file in sorted(FOLDER.iterdir()):
         if file.suffix != ".md":

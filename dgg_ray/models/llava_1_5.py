@@ -12,7 +12,7 @@ from dgg_ray.models._pretrained import Pretrained
 
 @dataclass(frozen=True)
 class Llava15(Pretrained):
-    """A LLaVA 1.5, with pictures prepared by CLIP's processor: resized and cropped in the middle."""
+    """A LLaVA 1.5, with images prepared by CLIP's processor: resized and cropped at the centre."""
 
     architectures = ("LlavaForConditionalGeneration",)
     plain_head = True
@@ -20,11 +20,11 @@ class Llava15(Pretrained):
     def load(self):
         from transformers import LlavaForConditionalGeneration
 
-        return self.weights(LlavaForConditionalGeneration), self.processor()
+        return self.load_weights(LlavaForConditionalGeneration), self.processor()
 
     def processor(self):
         from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-        # Pictures through Pillow, not torchvision: one preprocessing wherever a study runs.
-        images = CLIPImageProcessorPil.from_pretrained(self.source, **self.place)
-        return LlavaProcessor.from_pretrained(self.source, image_processor=images, **self.place)
+        # Images through Pillow, not torchvision: the same preprocessing on every machine.
+        images = CLIPImageProcessorPil.from_pretrained(self.source, **self.source_options)
+        return LlavaProcessor.from_pretrained(self.source, image_processor=images, **self.source_options)

@@ -15,10 +15,10 @@ from dgg_ray.models._pretrained import Pretrained
 
 @dataclass(frozen=True)
 class Qwen25VL(Pretrained):
-    """A Qwen2.5-VL. It sees pictures in their own size; each 28 × 28 pixels cost a token.
+    """A Qwen2.5-VL. It sees images in their own size; each 28 × 28 pixels cost a token.
 
-    max_pixels: number of pixels to which larger pictures are shrunk; 0 leaves the model's own bound, which is
-        millions of pixels, thousands of tokens a picture.
+    max_pixels: number of pixels to which larger images are shrunk; 0 leaves the model's own bound, which is
+        millions of pixels, thousands of tokens an image.
     """
 
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
@@ -29,15 +29,15 @@ class Qwen25VL(Pretrained):
     def load(self):
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        return self.weights(Qwen2_5_VLForConditionalGeneration), self.processor()
+        return self.load_weights(Qwen2_5_VLForConditionalGeneration), self.processor()
 
     def processor(self):
         from transformers import AutoTokenizer, Qwen2_5_VLProcessor
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
         from transformers.processing_utils import ProcessorMixin
 
-        class PicturesOnly(Qwen2_5_VLProcessor):
-            """Without the part for videos, which needs torchvision."""
+        class ImagesOnly(Qwen2_5_VLProcessor):
+            """The processor without its part for videos, which needs torchvision."""
 
             @classmethod
             def get_attributes(cls):
@@ -50,9 +50,11 @@ class Qwen25VL(Pretrained):
                 ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
         bound = {"max_pixels": self.max_pixels} if self.max_pixels else {}
-        return PicturesOnly.from_pretrained(
+        return ImagesOnly.from_pretrained(
             self.source,
-            image_processor=Qwen2VLImageProcessorPil.from_pretrained(self.source, **bound, **self.place),
-            tokenizer=AutoTokenizer.from_pretrained(self.source, **self.place),
-            **self.place,
+            image_processor=Qwen2VLImageProcessorPil.from_pretrained(
+                self.source, **bound, **self.source_options
+            ),
+            tokenizer=AutoTokenizer.from_pretrained(self.source, **self.source_options),
+            **self.source_options,
         )

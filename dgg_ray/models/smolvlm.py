@@ -15,8 +15,8 @@ from dgg_ray.models._pretrained import Pretrained
 class SmolVLM(Pretrained):
     """A SmolVLM or another Idefics3.
 
-    image_splitting: whether to show a large picture in parts beside the whole, as published; each part
-        costs as many tokens as the whole.
+    image_splitting: whether to show a large image in parts and as a whole, as published; each part costs
+        as many tokens as the whole.
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
@@ -27,20 +27,20 @@ class SmolVLM(Pretrained):
     def load(self):
         from transformers import AutoModelForImageTextToText
 
-        return self.weights(AutoModelForImageTextToText), self.processor()
+        return self.load_weights(AutoModelForImageTextToText), self.processor()
 
     def processor(self):
         from transformers import AutoConfig, Idefics3Processor
         from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-        # Pillow, not torchvision; and the processor of Idefics3 for both: SmolVLM's own adds only videos.
-        settings = {"do_image_splitting": self.image_splitting, **self.place}
+        # Pillow, not torchvision. Both models use the processor of Idefics3: SmolVLM's own only adds videos.
+        settings = {"do_image_splitting": self.image_splitting, **self.source_options}
         images = Idefics3ImageProcessorPil.from_pretrained(self.source, **settings)
-        config = AutoConfig.from_pretrained(self.source, **self.place)
+        config = AutoConfig.from_pretrained(self.source, **self.source_options)
         side = config.vision_config.image_size // config.vision_config.patch_size
         return Idefics3Processor.from_pretrained(
             self.source,
             image_processor=images,
             image_seq_len=side**2 // config.scale_factor**2,
-            **self.place,
+            **self.source_options,
         )

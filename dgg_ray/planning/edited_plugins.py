@@ -1,9 +1,9 @@
-"""Stored work that is not used any more because a plug-in was edited."""
+"""Stored stages and evaluations that are no longer used because a plug-in was edited."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dgg_ray.config.study import Study
@@ -11,42 +11,35 @@ from dgg_ray.core import plugins
 from dgg_ray.storage.stage_store import StageStore
 
 
-def sentences(study: Study, store: StageStore) -> list[str]:
-    """One for each plug-in of the study that is not what it was when something in the store was made.
+def describe_unused_work(study: Study, store: StageStore) -> list[str]:
+    """Return a sentence for each plug-in of the study that changed after something in the store was made.
 
-    A study without plug-ins of the user's own does not look into the store."""
-    if all(code == "" or code.startswith("version") for code in study.codes.values()):
+    The store is not read for a study that has no plug-ins of the user's own.
+    """
+    if all(code == "" or code.startswith("version") for code in study.data.source_hashes.values()):
         return []
-    stages, scores = Counter[str](), Counter[str]()
-    for record, sittings in store.finished():
-        stages.update(changed(study, record))
-        for sitting in sittings:
-            for plugin in changed(study, sitting):
-                scores[plugin] += sum(scorer(study, cell) == plugin for cell in sitting["cells"])
-    return [
-        *(
-            f"{plugins.named(p)} changed since {were(n, 'stage')} trained; {used(n)}"
-            for p, n in stages.items()
-        ),
-        *(
-            f"{plugins.named(p)} changed since {were(n, 'evaluation')} scored; {used(n)}"
-            for p, n in scores.items()
-        ),
-    ]
+    stages, evaluations = Counter[str](), Counter[str]()
+    for record, evaluation_records in store.finished():
+        stages.update(changed_plugins(study, record))
+        for evaluation in evaluation_records:
+            for plugin in changed_plugins(study, evaluation):
+                scored = sum(scorer_of(study, entry) == plugin for entry in evaluation["scores"])
+                evaluations[plugin] += scored
+    return [*sentences(stages, "stage", "trained"), *sentences(evaluations, "evaluation", "scored")]
 
 
-def changed(study: Study, record: Mapping[str, Any]) -> list[str]:
-    return [p for p, code in record.get("code", {}).items() if study.codes.get(p, code) != code]
+def changed_plugins(study: Study, record: Mapping[str, Any]) -> list[str]:
+    """Return the plug-ins whose source is not what it was when the record was written."""
+    hashes = study.data.source_hashes
+    return [plugin for plugin, code in record.get("code", {}).items() if hashes.get(plugin, code) != code]
 
 
-def scorer(study: Study, cell: Mapping[str, Any]) -> str:
-    task = study.tasks.get(cell["task"])
+def scorer_of(study: Study, entry: Mapping[str, Any]) -> str:
+    task = study.data.tasks.get(entry["task"])
     return f"scorers/{task.scorer}" if task else ""
 
 
-def were(count: int, what: str) -> str:
-    return f"{count} {what}{'s were' if count > 1 else ' was'}"
-
-
-def used(count: int) -> str:
-    return "they are not used." if count > 1 else "it is not used."
+def sentences(counts: Mapping[str, int], noun: str, verb: str) -> Iterator[str]:
+    for plugin, count in counts.items():
+        made = f"{count} {noun}s were {verb}; they are" if count > 1 else f"{count} {noun} was {verb}; it is"
+        yield f"{plugins.describe_plugin(plugin)} changed since {made} not used."

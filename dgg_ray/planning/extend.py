@@ -1,8 +1,8 @@
-"""A new dataset has come: a study file with one more task, under which every finished stage still counts.
+"""Extend a finished study: write a file with one more task, under which every finished stage still counts.
 
-The new task is learned last in every order. So each run begins with the runs that there are, and only
-what follows them is learned. The file's own text stays as it is, comments and all; what changes is `name`,
-`tasks`, `orders`, `protocol.held_out`, and where the old results lie (`search.warm_start_from`, `output.store`).
+The new task is trained last in every order. So each run begins with a run that exists already, and only the
+new task's stage is trained. The file keeps its text, comments included. These keys change: `name`, `tasks`,
+`orders`, `protocol.held_out`, and the places of the old results (`search.warm_start_from`, `output.store`).
 """
 
 from __future__ import annotations
@@ -13,27 +13,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.config import loader, yaml_edit
-from dgg_ray.config.sections import FROM_SEARCH
+from dgg_ray.config import loader, saved_study, yaml_edit
+from dgg_ray.config.sections import FROM_SEARCH, name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
-from dgg_ray.core.errors import Fault, StudyError, nearest
+from dgg_ray.core.errors import Fault, StudyError, nearest_name
+from dgg_ray.core.interfaces import task_mappings
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 ENDINGS = (".json", ".jsonl")
-OWN = ("name", "train", "validation", "test", "references", "images")  # of one task, not of all
+TASK_KEYS = ("name", "train", "validation", "test", "references", "images")  # of one task, not shared by all
 Edit = tuple[tuple[str | int, ...], Any]  # a path in the file, its new value
 
 
 @dataclass(frozen=True)
-class Extended:
-    """The new file, and what was done to it, in words."""
+class ExtendedStudy:
+    """The new study file, and notes on what was changed."""
 
     file: Path
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
         return "\n".join([*self.notes, f"next: dgg-ray run {self.file}"])
+
+
+@dataclass(frozen=True)
+class OldResults:
+    """The results of the study that is extended.
+
+    folder: where they are. study: as it was run; None where the folder holds no study.
+    has_winner: whether its search evaluated a setting to go on from.
+    """
+
+    folder: Path
+    study: Study | None
+    has_winner: bool
 
 
 def extend(
@@ -44,211 +58,234 @@ def extend(
     results: Path | None = None,
     name: str | None = None,
     new: Path | None = None,
-) -> Extended:
-    """Write a study file with these tasks behind those of `file`; StudyError holds every fault.
+) -> ExtendedStudy:
+    """Write a study file with these tasks after those of `file`; StudyError holds every fault.
 
-    tasks: name → a folder with train and test files, a train file beside its test file, or the name of
-        a reader that needs no files, such as `embedded`.
-    results: folder of the old study's results; None is out/NAME, if there is one.
-    name: of the new study; None is the old one's and the tasks'.
+    tasks: name → a folder with train and test files, a train file beside its test file, or the name of a reader
+        that needs no files, such as `embedded`.
+    results: folder of the old study's results; None is out/NAME, if it exists.
+    name: of the new study; None is the old one's with the tasks'.
     new: the file to write; None is beside the old one, named after the tasks.
     """
     from dgg_ray.search import (
-        warm_start,  # here: Optuna comes with it, which a misspelt command does not wait for
-    )
+        warm_start,
+    )  # late: it imports Optuna, and typing errors are found without
 
-    study = loader.load(file, data, further=warm_start.warmed)
+    study = loader.load_file(file, data, further=warm_start.warmed)
     suffix = "-".join(tasks)
     new = new or file.with_name(f"{file.stem}-{suffix}{file.suffix}")
     name = name or f"{study.name}-{suffix}"
     faults = [Fault("--out-file", "must be a new file", repr(str(new)))] if new.exists() else []
     if name == study.name:
-        faults.append(Fault("--name", "must differ from the old study's, whose results stay", repr(name)))
-    entries = [entry(study, task, place, reader, faults) for task, place in tasks.items()]
-    named, results = results, results or Path("out") / study.name
-    old = loader.kept(results)
-    if named and old is None:
+        rule = "must differ from the old study's name, because the old results stay"
+        faults.append(Fault("--name", rule, repr(name)))
+    entries = [task_entry(study, task, place, reader, faults) for task, place in tasks.items()]
+    folder = results or Path("out") / study.name
+    old_study = saved_study.load_saved_study(folder)
+    if results and old_study is None:
         faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
-    faults += warm_start.changed(study, old, results) if old else []
-    judged = old is not None and warm_start.judged(old, results) is not None
+    if old_study:
+        faults += warm_start.changed(study, old_study, folder)
+    has_winner = old_study is not None and warm_start.judged(old_study, folder) is not None
+    old = OldResults(folder, old_study, has_winner)
     if faults:
         raise StudyError(faults, str(file))
     edits: list[Edit] = [(("name",), name)]
-    notes = [f"{new}: {', '.join(study.names)}, and then {', '.join(tasks)}"]
-    for at, made in enumerate(entries, start=len(study.names)):
-        edits.append((("tasks", at), made))
-        notes.append(f"  tasks: {yaml_edit.written(made)}")
-    alpha = getattr(study.strategy, "alpha", None)
-    if isinstance(alpha, Mapping) and not (study.search and "strategy.alpha" in study.search.space):
-        notes.append(f"  strategy.alpha: leaves out {', '.join(tasks)}, learned with α = 0; name a value")
-    for more, said in (orders(study, list(tasks)), (kept(study, old, results, judged))):
-        edits += more
-        notes += said
-    notes += anew(study, judged) if old else []
-    write(study, file, new, edits, data)
-    return Extended(new, tuple(notes))
+    notes = [f"{new}: {', '.join(study.task_names)}, and then {', '.join(tasks)}"]
+    for index, entry in enumerate(entries, start=len(study.task_names)):
+        edits.append((("tasks", index), entry))
+        notes.append(f"  tasks: {yaml_edit.to_inline(entry)}")
+    for setting in task_mappings(study.strategy):
+        path = f"strategy.{setting}"
+        if not (study.search and path in study.search.space):
+            default = f"{name_of(path)} = {study.strategy.per_task[setting]:g}"
+            notes.append(
+                f"  {path}: has no value for {', '.join(tasks)}; trained with {default} unless you add one"
+            )
+    for more_edits, more_notes in (extend_orders(study, list(tasks)), connect_results(study, old)):
+        edits += more_edits
+        notes += more_notes
+    if old_study:
+        notes += describe_retraining(study, has_winner)
+    write_extended(study, file, new, edits, data)
+    return ExtendedStudy(new, tuple(notes))
 
 
-# -- what changes ----------------------------------------------------------------------------------
+# -- the new tasks ---------------------------------------------------------------------------------
 
 
-def entry(study: Study, name: str, place: str, reader: str, faults: list[Fault]) -> dict[str, Any]:
-    """The task as an entry of the file, with the settings that all tasks of its reader share."""
-    at, legal = f"--task {name}", plugins.names("readers")
-    if name in study.names:
-        faults.append(Fault(at, "the study has a task of this name; a changed one needs another name"))
-    files = place not in legal
-    if reader not in legal:
-        faults.append(
-            Fault("--reader", f"must be one of {', '.join(legal)}", repr(reader), nearest(reader, legal))
-        )
+def task_entry(study: Study, name: str, place: str, reader: str, faults: list[Fault]) -> dict[str, Any]:
+    """Return the task's entry for the file, with the settings that all tasks of its reader share."""
+    at, readers = f"--task {name}", plugins.all_names("readers")
+    if name in study.task_names:
+        rule = "the study has a task of this name; give a changed task another name"
+        faults.append(Fault(at, rule))
+    if reader not in readers:
+        near = nearest_name(reader, readers)
+        faults.append(Fault("--reader", f"must be one of {', '.join(readers)}", repr(reader), near))
         return {}
-    made = {"name": name, "reader": reader if files else place}
-    if files:
-        made |= found_files(study, at, place, faults)
-    alike = [e for e in study.raw["tasks"] if e["reader"] == made["reader"]]
-    shared = {k: v for k, v in (alike[0] if alike else {}).items() if all(e.get(k) == v for e in alike)}
-    if files and "images" not in made and "images" in shared:
-        made["images"] = shared["images"]
-    own = OWN if files else OWN[:1]
-    return made | {k: v for k, v in shared.items() if k not in own}
+    has_files = place not in readers
+    entry = {"name": name, "reader": reader if has_files else place}
+    if has_files:
+        entry |= find_task_files(study, at, place, faults)
+    alike = [other for other in study.file.content["tasks"] if other["reader"] == entry["reader"]]
+    first = alike[0] if alike else {}
+    shared = {key: value for key, value in first.items() if all(e.get(key) == value for e in alike)}
+    if has_files and "images" not in entry and "images" in shared:
+        entry["images"] = shared["images"]
+    own_keys = TASK_KEYS if has_files else ("name",)
+    return entry | {key: value for key, value in shared.items() if key not in own_keys}
 
 
-def found_files(study: Study, at: str, place: str, faults: list[Fault]) -> dict[str, str]:
-    """Split → file, and the folder of images where there is one beside them; as the study writes paths."""
-    root = Path(study.root)
+def find_task_files(study: Study, at: str, place: str, faults: list[Fault]) -> dict[str, str]:
+    """Find the file of each split, and the folder of images beside them; paths as the study writes them.
+
+    place: a folder, or a train file beside the others.
+    """
+    root = Path(study.file.folder)
     path = next((p for p in (root / place, Path(place).absolute()) if p.exists()), None)
     if path is None:
-        near = nearest(place, plugins.names("readers"))
+        near = nearest_name(place, plugins.all_names("readers"))
         faults.append(Fault(at, "no such folder or file", repr(place), near))
         return {}
-    folder, first = (path, "") if path.is_dir() else (path.parent, path.name)
-    found: dict[str, str] = {}
-    for split, names in SPLITS.items():
-        wanted = [name + ending for name in names for ending in ENDINGS]
-        if first:  # charts_train.json has charts_test.json beside it
-            wanted = [first if split == "train" else first.replace("train", name) for name in names]
-        there = next((n for n in wanted if (folder / n).is_file() and (split == "train" or n != first)), None)
-        if there:
-            found[split] = written(folder / there, root)
-        elif split != "validation":
-            near = nearest(wanted[0], [p.name for p in folder.iterdir()])
+    folder, train_file = (path, "") if path.is_dir() else (path.parent, path.name)
+    files: dict[str, str] = {}
+    for split, words in SPLITS.items():
+        wanted = [word + ending for word in words for ending in ENDINGS]
+        if train_file:  # charts_train.json has charts_test.json beside it
+            wanted = [train_file.replace("train", word) for word in words]
+            wanted = [train_file] if split == "train" else [file for file in wanted if file != train_file]
+        if existing := next((file for file in wanted if (folder / file).is_file()), None):
+            files[split] = relative_to(folder / existing, root)
+        elif split != "validation" and wanted:
+            near = nearest_name(wanted[0], [p.name for p in folder.iterdir()])
             faults.append(Fault(at, f"{folder} must hold {' or '.join(wanted)}", near=near))
+        elif split != "validation":
+            rule = f"must have `train` in its name, so that the {split} file beside it can be found"
+            faults.append(Fault(at, rule, repr(train_file)))
     if (folder / "images").is_dir():
-        found["images"] = written(folder / "images", root)
-    return found
+        files["images"] = relative_to(folder / "images", root)
+    return files
 
 
-def written(path: Path, root: Path) -> str:
-    """Relative to the study's data folder where it lies below it."""
+def relative_to(path: Path, root: Path) -> str:
+    """Return the path relative to the study's data folder, if it is below it."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def orders(study: Study, tasks: list[str]) -> tuple[list[Edit], list[str]]:
-    """The old orders, of the search and of the comparison, each with the new tasks at its end."""
-    o, held, many = study.orders, study.protocol.held_out, len(study.all_orders)
-    redrawn = f"another draw for {len(study.names) + len(tasks)} tasks would share no stages"
+# -- orders and results ----------------------------------------------------------------------------
+
+
+def extend_orders(study: Study, tasks: list[str]) -> tuple[list[Edit], list[str]]:
+    """Add the new tasks at the end of each old order, of the search and of the comparison."""
+    orders, held_out, count = study.orders, study.protocol.held_out, len(study.all_orders)
+    reason = f"other orders of {len(study.task_names) + len(tasks)} tasks would share no stages"
     edits: list[Edit] = []
-    if o.design == "given" and not o.given:
+    if orders.design == "given" and not orders.given:
         notes = ["  orders: the file's own, the new task last"]
-    elif o.design == "given":
-        above = ("orders",) if isinstance(study.raw["orders"], list) else ("orders", "given")
-        edits += lengthened(above, o.given, tasks)
-        notes = [f"  orders: the {many} given, the new task last"]
+    elif orders.design == "given":
+        at = ("orders",) if isinstance(study.file.content["orders"], list) else ("orders", "given")
+        edits += append_tasks(at, orders.given, tasks)
+        notes = [f"  orders: the {count} given, the new task last"]
     else:
         edits.append((("orders",), [[*order, *tasks] for order in study.all_orders]))
-        notes = [f"  orders: the {many} of {o.design!r} as a list, the new task last in each: {redrawn}"]
-    if held and isinstance(held, int):
-        fresh = [[*order, *tasks] for order, _ in study.final_blocks]
-        edits.append((("protocol", "held_out"), fresh))
-        notes.append(f"  protocol.held_out: the {held} as a list, the new task last in each: {redrawn}")
-    elif not isinstance(held, int):
-        edits += lengthened(("protocol", "held_out"), held, tasks)
-        notes.append(f"  protocol.held_out: the {len(held)} given, the new task last")
+        notes = [f"  orders: the {count} of {orders.design!r} as a list, the new task last in each: {reason}"]
+    if not isinstance(held_out, int):
+        edits += append_tasks(("protocol", "held_out"), held_out, tasks)
+        notes.append(f"  protocol.held_out: the {len(held_out)} given, the new task last")
+    elif held_out:
+        edits.append((("protocol", "held_out"), [[*order, *tasks] for order, _ in study.final_blocks]))
+        notes.append(f"  protocol.held_out: the {held_out} as a list, the new task last in each: {reason}")
     return edits, notes
 
 
-def lengthened(at: tuple[str, ...], given: Sequence[Sequence[str]], tasks: list[str]) -> list[Edit]:
-    """The tasks at the end of each of the orders that stand in the file."""
-    return [((*at, i, len(g) + k), task) for i, g in enumerate(given) for k, task in enumerate(tasks)]
-
-
-def anew(study: Study, judged: bool) -> list[str]:
-    """What learns the old tasks again although their stages are there, in words."""
-    plain = [
-        baseline
-        for baseline in study.protocol.baselines
-        if isinstance(baseline, str) and baseline not in FROM_SEARCH
+def append_tasks(at: tuple[str, ...], orders: Sequence[Sequence[str]], tasks: list[str]) -> list[Edit]:
+    """Append the tasks to each order of the list in the file."""
+    return [
+        ((*at, i, len(order) + k), task) for i, order in enumerate(orders) for k, task in enumerate(tasks)
     ]
-    own = plugins.name_of(study.strategy)
+
+
+def describe_retraining(study: Study, has_winner: bool) -> list[str]:
+    """Describe what trains the old tasks again although their stages are stored."""
+    baselines = [b for b in study.protocol.baselines if isinstance(b, str) and b not in FROM_SEARCH]
+    strategy = plugins.plugin_name(study.strategy)
     notes = [
-        f"  learned anew: {name}, which learns all tasks at once"
-        for name in dict.fromkeys([own, *plain])
+        f"  trained again: {name}, which trains all tasks at once"
+        for name in dict.fromkeys([strategy, *baselines])
         if plugins.find("strategies", name).simultaneous
     ]
-    if study.search and not judged:
-        notes.append("  learned anew: what the search asks for; it has judged no setting to go on from")
+    if study.search and not has_winner:
+        notes.append(
+            "  trained again: the stages of the search, which has evaluated no setting to go on from yet"
+        )
     elif study.search:
-        rule = "a winner or baseline whose values for the old tasks were not compared before"
-        notes.append(f"  learned anew: on the blocks of the comparison, {rule}")
+        what = "a winner or baseline whose values for the old tasks were not compared before"
+        notes.append(f"  trained again: on the blocks of the comparison, {what}")
     return notes
 
 
-def kept(study: Study, old: Study | None, results: Path, judged: bool) -> tuple[list[Edit], list[str]]:
-    """Where the old results lie; judged: whether they hold a setting to begin with."""
+def connect_results(study: Study, old: OldResults) -> tuple[list[Edit], list[str]]:
+    """Name the places of the old results in the file."""
     edits: list[Edit] = []
-    if old is None:
-        said = f"{results} holds no study: all stages are learned (--from names another folder)"
-        return edits, [f"  results: {said}"]
+    if old.study is None:
+        note = f"{old.folder} holds no study, so all stages are trained (--from names another folder)"
+        return edits, [f"  results: {note}"]
     notes = []
     if study.output.store is None:
-        store = str(old.output.store or results / "stages")
-        value = store if "output" in study.raw else {"store": store}
-        edits.append((("output", "store") if "output" in study.raw else ("output",), value))
-        notes.append(f"  output.store: {store}, where the old stages are")
-    if study.search and study.search.method != "grid" and judged:
-        edits.append((("search", "warm_start_from"), [str(results)]))
-        notes.append(f"  search.warm_start_from: {results}, whose settings are tried with the new task")
+        store = str(old.study.output.store or old.folder / "stages")
+        if "output" in study.file.content:
+            edits.append((("output", "store"), store))
+        else:
+            edits.append((("output",), {"store": store}))
+        notes.append(f"  output.store: {store}, which holds the old stages")
+    if study.search and study.search.method != "grid" and old.has_winner:
+        edits.append((("search", "warm_start_from"), [str(old.folder)]))
+        notes.append(f"  search.warm_start_from: {old.folder}, whose settings are tried with the new task")
     return edits, notes
 
 
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def write(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | None) -> None:
-    """Write the changed text, checked: it says what the old one says and the edits, and is a study."""
+def write_extended(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | None) -> None:
+    """Write the edited text, after checking that it is a study with the old content and the edits alone."""
     from dgg_ray.search import warm_start
 
-    text, wanted = file.read_text(encoding="utf-8"), copy.deepcopy(dict(study.raw))
+    text, wanted = file.read_text(encoding="utf-8"), copy.deepcopy(dict(study.file.content))
     try:
         for path, value in edits:
-            text = yaml_edit.put(text, path, value)
-            above: Any = wanted
-            *steps, last = path
-            for step in steps:
-                above = above[step]
-            if isinstance(above, list):
-                above.append(value)
-            else:
-                above[last] = value
+            text = yaml_edit.set_value(text, path, value)
+            set_content(wanted, path, value)
     except KeyError as error:
-        raise unfit(file, edits) from error
+        raise uneditable(file, edits) from error
     new.write_text(text, encoding="utf-8")
     try:
         try:
-            said = loader.parse(new)[0]
+            content = loader.parse_file(new)[0]
         except StudyError as error:
-            raise unfit(file, edits) from error
-        if said != wanted:
-            raise unfit(file, edits)
-        loader.load(new, data, further=warm_start.warmed)
+            raise uneditable(file, edits) from error
+        if content != wanted:
+            raise uneditable(file, edits)
+        loader.load_file(new, data, further=warm_start.warmed)
     except BaseException:
         new.unlink()
         raise
 
 
-def unfit(file: Path, edits: list[Edit]) -> StudyError:
-    """The file is written in a way that cannot be changed in place."""
-    places = "; ".join(f"{'.'.join(map(str, path))}: {yaml_edit.written(value)}" for path, value in edits)
-    rule = "is written in a way that cannot be changed in place (anchors?); copy it and write there"
-    return StudyError([Fault("study", f"{rule} {places}")], str(file))
+def set_content(content: Any, path: tuple[str | int, ...], value: Any) -> None:
+    """Set a value of nested mappings, or append it to a nested list."""
+    *steps, last = path
+    for step in steps:
+        content = content[step]
+    if isinstance(content, list):
+        content.append(value)
+    else:
+        content[last] = value
+
+
+def uneditable(file: Path, edits: list[Edit]) -> StudyError:
+    """Return the error of a file whose text cannot be edited."""
+    changes = "; ".join(f"{'.'.join(map(str, path))}: {yaml_edit.to_inline(value)}" for path, value in edits)
+    rule = f"cannot be edited as it is written (does it have anchors?); copy it and change {changes}"
+    return StudyError([Fault("study", rule)], str(file))

@@ -1,271 +1,424 @@
-"""What each design of orders would cost a study, what it can tell apart, and how small a difference it sees.
+"""A comparison of order designs: what each would cost, which effects it separates, and what it can detect.
 
 Effects on a task's final score are estimated from the model
 
     score = order + task + position + carry-over (the task right before) + noise
 
-over all cells (order, task). An effect's efficiency is the precision with which the design knows its
-contrasts beside all the others, as a share of what as many cells could give if nothing were confounded
-(the harmonic mean of the information's eigenvalues; John & Williams 1995, ch. 2). 0: it cannot be
-estimated. A Latin square has 1 for position; a Williams square has 1 - 2/(T(T-1)) for carry-over, the
+over all (order, task) pairs. An effect's efficiency says how precisely a design estimates it beside all the
+others, as a share of the precision that as many scores could give if nothing were confounded. It is the
+harmonic mean of the information's eigenvalues (John & Williams 1995, ch. 2), and 0 where the effect cannot
+be estimated. A Latin square has 1 for position; a Williams square has 1 - 2/(T(T-1)) for carry-over, the
 cyclic one (T-2)/(T(T-1)).
+
+The power of a comparison depends on how much the difference of two settings varies from block to block,
+measured on finished runs (`measure_paired_sd`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import isfinite
 
 import numpy as np
 
 from dgg_ray.config import task_similarity
 from dgg_ray.config.sections import Orders
-from dgg_ray.config.study import Study
-from dgg_ray.core.orders import DESIGNS, Order, existing, left, many
-from dgg_ray.core.wording import plural
-from dgg_ray.planning.spread import Spread, measured
+from dgg_ray.config.study import Study, StudyRuns
+from dgg_ray.core import plugins
+from dgg_ray.core.orders import DESIGNS, Order, available_designs, count_unused_orders, format_count
+from dgg_ray.core.phrases import plural
+from dgg_ray.planning.text_table import format_table
+from dgg_ray.search.comparison import Comparison
+from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.stats import power
 from dgg_ray.storage.stage_store import StageStore
 
-LISTED = 1000  # orders; designs with more are left out, nobody learns them all
-ASSUMED = 3.0  # points; it has no source, and is said to be assumed wherever it is used
-UNKNOWN = "no two settings differ yet on two blocks that both have finished"
+MAX_ORDERS = 1000  # designs with more are left out: nobody trains them all
+ASSUMED_SD = 3.0  # points; it has no source, and the table says "assumed" wherever it is used
+UNMEASURED = "no two settings differ yet on two blocks that both have finished"
+
+Scores = Mapping[tuple[Order, int], float]  # (order, seed) → points
+
+
+# -- the table -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Row:
+class DesignRow:
     """A design, for one setting over its orders and the seeds of the final comparison.
 
     own: whether it is the study's.
-    asked, stages: of all its runs; after sharing. first: of these, first ones of a run, which settings
-        share that differ only in what their strategy does later, such as α or the buffer.
-    places: fewest and most times that a task stands in a position; before: right before another one.
-    position, carry_over: efficiency of the effect, in [0, 1]; that of the task is always estimated.
-    effective: independent blocks that its orders × seeds are worth (power.py).
-    sees: smallest difference seen with 80 % power, in points; None where its clusters are too few for an
-        interval.
-    needs: (orders, seeds) that see the difference asked for: any seeds of a single order, else any number of
-        the design's orders with the study's seeds; None where none was asked for, or nothing such sees it.
+    requested, stages: stages of all its runs, before and after sharing.
+    first_stages: of these, first stages of a run. Settings share them that differ only in what their strategy
+        does later, such as α or the buffer.
+    position_counts: fewest and most times that a task stands in a position.
+    successor_counts: fewest and most times that a task stands right before another one.
+    position_efficiency, carry_over_efficiency: in [0, 1]; the effect of the task can always be estimated.
+    effective_blocks: independent blocks that its orders × seeds are worth (power.py).
+    detectable: smallest difference detected with 80 % power, in points; None where its clusters are too few
+        for an interval.
+    needed: (orders, seeds) that detect the wanted difference: any seeds of a single order, else any number of
+        the design's orders with the study's seeds. None where no difference is wanted, or none suffice.
     """
 
     design: str
     own: bool
     orders: int
     seeds: int
-    asked: int
+    requested: int
     stages: int
-    first: int
-    places: tuple[int, int]
-    before: tuple[int, int]
-    position: float
-    carry_over: float
-    effective: float
-    sees: float | None
-    needs: tuple[int, int] | None
+    first_stages: int
+    position_counts: tuple[int, int]
+    successor_counts: tuple[int, int]
+    position_efficiency: float
+    carry_over_efficiency: float
+    effective_blocks: float
+    detectable: float | None
+    needed: tuple[int, int] | None
 
     @property
-    def saves(self) -> float:
-        """Stages asked for per stage learned."""
-        return self.asked / self.stages
+    def sharing(self) -> float:
+        """Stages requested per stage trained."""
+        return self.requested / self.stages
+
+    def cells(self) -> list[str]:
+        return [
+            f"{self.design} *" if self.own else self.design,
+            str(self.orders),
+            str(self.stages),
+            f"{self.sharing:.2f}×",
+            "–".join(map(str, self.position_counts)),
+            "–".join(map(str, self.successor_counts)),
+            format_efficiency(self.position_efficiency),
+            format_efficiency(self.carry_over_efficiency),
+            "–" if self.detectable is None else f"{self.detectable:.1f} points",
+        ]
+
+    def format_needed(self) -> str:
+        if self.needed is not None:
+            orders, seeds = self.needed
+            return f"{plural(orders, 'order')} × {plural(seeds, 'seed')}"
+        seeds = f" with {plural(self.seeds, 'seed')}" if self.orders > 1 else ""
+        return f"not by this design{seeds}"
 
 
 @dataclass(frozen=True)
-class Held:
-    """The held-out blocks of the comparison, an order and a seed each, none or more; sees: as of a row.
+class HeldOutRow:
+    """The held-out blocks of the comparison, an order and a seed each.
 
-    most: as many as can be had; needs: that see the difference asked for, None where none was, or too many.
+    available: as many as there are. detectable: as of a row. needed: how many detect the wanted difference,
+    None where none is wanted, or too many would be needed.
     """
 
     blocks: int
-    most: int
-    sees: float | None
-    needs: int | None
+    available: int
+    detectable: float | None
+    needed: int | None
+
+    def format(self, difference: float | None) -> str:
+        text = f"  held out: {plural(self.blocks, 'block')}, an order and a seed each, of "
+        text += format_count(self.available)
+        if self.blocks:
+            text += (
+                "; detect nothing" if self.detectable is None else f"; detect {self.detectable:.1f} points"
+            )
+        if difference is None:
+            return text
+        if self.needed is None or self.needed > self.available:
+            return f"{text}; to detect {difference:g} points: more than there are"
+        return f"{text}; to detect {difference:g} points: protocol.held_out: {self.needed}"
 
 
 @dataclass(frozen=True)
-class Table:
-    """see: the difference asked for, in points; None where none was.
+class PairedSd:
+    """Standard deviation of the paired difference of two settings on one block, in points of 100.
 
-    held: None where no blocks are held out and no difference was asked for.
+    source: `measured`, `given` or `assumed`. basis: where it comes from, in words. differences: how many it
+    was measured on.
+    order_share: share of the variance that is the order's own, whatever the seed; None where it is unknown.
+    """
+
+    sd: float
+    source: str
+    basis: str = ""
+    differences: int = 0
+    order_share: float | None = None
+
+    def __str__(self) -> str:
+        source = f"{self.source}: {self.basis}" if self.basis else self.source
+        share = "" if self.order_share is None else f", {self.order_share:.0%} of its variance between orders"
+        return f"{self.sd:.1f} points ({source}{share})"
+
+
+@dataclass(frozen=True)
+class DesignTable:
+    """The designs that a study could use.
+
+    difference: to be detected, in points; None where none is wanted.
+    held_out: None where no blocks are held out and no difference is wanted.
     own_seeds: whether each order has seeds of its own.
     """
 
-    rows: tuple[Row, ...]
-    spread: Spread
-    see: float | None = None
-    held: Held | None = None
+    rows: tuple[DesignRow, ...]
+    paired_sd: PairedSd
+    difference: float | None = None
+    held_out: HeldOutRow | None = None
     own_seeds: bool = False
 
     def __str__(self) -> str:
-        asked = "" if self.see is None else f"  to see {self.see:g} points"
-        head = (
-            f"  {'design':<15} orders  stages   saves  places  before  position  carry-over       sees{asked}"
-        )
+        header, cells = list(COLUMNS), [row.cells() for row in self.rows]
+        if self.difference is not None:
+            header.append(f"to detect {self.difference:g} points")
+            for row, texts in zip(self.rows, cells, strict=True):
+                texts.append(row.format_needed())
         seeds = self.rows[0].seeds
         each = " of its own for each order" if self.own_seeds else ""
-        title = f"  designs, {plural(seeds, 'seed')}{each}; spread of a difference: {self.spread}"
-        lines = [title, head]
-        for row in self.rows:
-            sees = "–" if row.sees is None else f"{row.sees:.1f} points"
-            lines.append(
-                f"  {row.design + ' *' * row.own:<15} {row.orders:>6}  {row.stages:>6}  {row.saves:>5.2f}×"
-                f"  {'–'.join(map(str, row.places)):>6}  {'–'.join(map(str, row.before)):>6}"
-                f"  {share(row.position):>8}  {share(row.carry_over):>10}  {sees:>9}"
-                + ("" if self.see is None else f"  {needs(row)}")
-            )
-        if self.held:
-            lines.append(held(self.held, self.see))
-        return "\n".join([*lines, *LEGEND, *[UNTOLD] * (seeds > 1 and self.spread.own is None)])
+        lines = [
+            f"  order designs, {plural(seeds, 'seed')}{each}; sd of a paired difference: {self.paired_sd}",
+            *format_table([header, *cells], left=(0, len(COLUMNS))),
+        ]
+        if self.held_out:
+            lines.append(self.held_out.format(self.difference))
+        lines += LEGEND
+        if seeds > 1 and self.paired_sd.order_share is None:
+            lines.append(UNKNOWN_SHARE)
+        return "\n".join(lines)
 
 
+COLUMNS = (
+    *("design", "orders", "stages", "sharing", "positions", "successors"),
+    *("position", "carry-over", "detects"),
+)
 LEGEND = (
-    "  * this study's. stages: one setting's, learned once each; saves: asked for per stage learned.",
-    "  places, before: times that a task stands in a position, right before another (fewest–most).",
-    "  position, carry-over: how well the effect is told from the others, in % (a task's always is);",
-    "  sees: smallest difference between two settings seen with 80 % power by the report's test, which is",
-    "  over clusters of runs that share an order or a first stage: seeds of several orders add none, and",
-    "  orders that share seeds are no more clusters than tasks; with `seeds: per_order` each order is one.",
+    "  * this study's design. stages: trained for one setting; sharing: stages requested per stage trained.",
+    "  positions, successors: times that a task has a position, and is followed by another (fewest–most).",
+    "  position, carry-over: efficiency at which the effect is estimated (a task's effect always can be).",
+    "  detects: smallest difference between two settings that the report's test detects with 80 % power. The",
+    "  test is over clusters of runs that share an order or a first stage. Seeds of several orders add none,",
+    "  and orders that share seeds are no more clusters than tasks. With `seeds: per_order`, each is one.",
 )
-UNTOLD = (
-    "  how much of the spread is between orders is not known: a seed is taken to tell as much as an order."
+UNKNOWN_SHARE = (
+    "  The share of the variance between orders is unknown: a seed is assumed to tell as much as an order."
 )
 
 
-def share(efficiency: float) -> str:
+def format_efficiency(efficiency: float) -> str:
     return f"{efficiency:.0%}" if efficiency else "no"
 
 
-def needs(row: Row) -> str:
-    if row.needs is None:
-        return "not by this design" + f" with {plural(row.seeds, 'seed')}" * (row.orders > 1)
-    orders, seeds = row.needs
-    return f"{plural(orders, 'order')} × {plural(seeds, 'seed')}"
-
-
-def held(found: Held, see: float | None) -> str:
-    sees = "nothing" if found.sees is None else f"{found.sees:.1f} points"
-    said = f"  held out: {plural(found.blocks, 'block')}, an order and a seed each, of {many(found.most)}"
-    said += f"; sees {sees}" * (found.blocks > 0)
-    if see is None:
-        return said
-    if found.needs is None or found.needs > found.most:
-        return f"{said}; to see {see:g} points: more than there are"
-    return f"{said}; to see {see:g} points: protocol.held_out: {found.needs}"
-
-
-def table(study: Study, store: StageStore, see: float | None = None, sd: float | None = None) -> Table:
-    """The designs that there are for the study's tasks, at their usual numbers of orders; its own at its own.
+def compare_designs(
+    study: Study, store: StageStore, difference: float | None = None, sd: float | None = None
+) -> DesignTable:
+    """Compare the designs for the study's tasks, at their default numbers of orders; the study's at its own.
 
     `random` is taken with as many orders as there are tasks. For `extreme` the examples are read.
-    see, sd: a difference and a spread, in points; without `sd` it is what the store's finished runs have,
-    or else assumed.
+    difference: to be detected, in points. sd: of a paired difference, in points; None takes that of the
+    store's finished runs, or else ASSUMED_SD.
     """
-    spread = Spread(sd, "given") if sd else measured(study, store) or Spread(ASSUMED, "assumed", UNKNOWN)
-    rows, known = [], existing(len(study.names))
-    if "extreme" in known and not study.likeness:
-        profiles = [task_similarity.profile(reader.read(name)) for name, reader in study.readers.items()]
-        study = replace(study, likeness=task_similarity.matrix(profiles))
-    for name, size in known.items():
+    paired_sd = PairedSd(sd, "given") if sd else measure_paired_sd(study, store)
+    paired_sd = paired_sd or PairedSd(ASSUMED_SD, "assumed", UNMEASURED)
+    rows, available = [], available_designs(len(study.task_names))
+    if "extreme" in available and not study.data.similarity:
+        profiles = [task_similarity.profile_of(reader.read(name)) for name, reader in study.readers.items()]
+        similarity = task_similarity.similarity_matrix(profiles)
+        study = replace(study, data=replace(study.data, similarity=similarity))
+    for name, size in available.items():
         own = name == study.orders.design
-        if not own and (name == "given" or (name == "all" and size > LISTED)):
+        if not own and (name == "given" or (name == "all" and size > MAX_ORDERS)):
             continue
-        count = min(size, len(study.names)) if name == "random" else None
+        count = min(size, len(study.task_names)) if name == "random" else None
         orders = study.orders if own else Orders(name, count)  # type: ignore[arg-type]
-        rows.append(row(replace(study, orders=orders), own, spread, see))
-    fresh = study.protocol.held_out or see is not None
-    blocks = held_out(study, spread.sd, see) if fresh else None
-    return Table(tuple(rows), spread, see, blocks, study.own_seeds)
+        rows.append(design_row(replace(study, orders=orders), own, paired_sd, difference))
+    held_out = None
+    if study.protocol.held_out or difference is not None:
+        held_out = held_out_row(study, paired_sd.sd, difference)
+    return DesignTable(tuple(rows), paired_sd, difference, held_out, study.own_seeds)
 
 
-def held_out(study: Study, sd: float, see: float | None) -> Held:
+def held_out_row(study: Study, sd: float, difference: float | None) -> HeldOutRow:
     blocks = len(study.final_blocks) if study.protocol.held_out else 0
-    sees, enough = power.detectable(blocks, sd), None if see is None else power.needed(see, sd)
-    return Held(blocks, left(study.all_orders), sees if isfinite(sees) else None, enough)
+    detectable = power.detectable_difference(blocks, sd)
+    needed = None if difference is None else power.blocks_needed(difference, sd)
+    available = count_unused_orders(study.all_orders)
+    return HeldOutRow(blocks, available, detectable if isfinite(detectable) else None, needed)
 
 
-def needed(study: Study, seeds: int, spread: Spread, see: float, sees: float) -> tuple[int, int] | None:
-    """(Orders, seeds), see `Row.needs`."""
-    orders = study.all_orders
-    if len(orders) == 1:
-        enough = power.needed(see, spread.sd)
-        return (1, enough) if enough else None
-    if "count" not in DESIGNS[study.orders.design].takes or study.strategy.simultaneous:
-        return (len(orders), seeds) if sees <= see else None
-    every = replace(study, orders=replace(study.orders, count=LISTED)).all_orders
-    enough = power.fewest(see, spread.sd, every, seeds, spread.own or 0.0, study.own_seeds)
-    return (enough, seeds) if enough else None
-
-
-def row(study: Study, own: bool, spread: Spread, see: float | None) -> Row:
+def design_row(study: Study, own: bool, paired_sd: PairedSd, difference: float | None) -> DesignRow:
+    """Describe the study's design."""
     orders, seeds = study.all_orders, len(study.protocol.final_seeds or study.seeds)
-    together, apart = study.strategy.simultaneous, study.own_seeds
-    shared = len({order[: t + 1] for order in orders for t in range(len(order))})
-    stages, first = sum(map(len, orders)) if apart else shared, len({order[0] for order in orders})
-    if together:
-        stages = len(orders) if apart else 1
-    *_, (effective, freedom) = power.worths(orders, seeds, spread.own or 0.0, together, apart)
-    sees = power.detectable(effective, spread.sd, freedom)
-    enough = None if see is None else needed(study, seeds, spread, see, sees)
-    places, before = counts(orders)
+    simultaneous, own_seeds = study.strategy.simultaneous, study.own_seeds
+    stages, first_stages = count_stages(orders, simultaneous, own_seeds)
+    share = paired_sd.order_share or 0.0
+    *_, (effective, freedom) = power.effective_samples(orders, seeds, share, simultaneous, own_seeds)
+    detectable = power.detectable_difference(effective, paired_sd.sd, freedom)
+    needed = None
+    if difference is not None:
+        needed = needed_blocks(study, seeds, paired_sd, difference, detectable)
+    position_counts, successor_counts = count_neighbours(orders)
     position, carry_over = efficiencies(orders)
-    return Row(
+    return DesignRow(
         design=study.orders.design,
         own=own,
         orders=len(orders),
         seeds=seeds,
-        asked=seeds * (len(orders) if together else sum(map(len, orders))),
+        requested=seeds * (len(orders) if simultaneous else sum(map(len, orders))),
         stages=seeds * stages,
-        first=seeds * (stages if together else len(orders) if apart else first),
-        places=places,
-        before=before,
-        position=position,
-        carry_over=carry_over,
-        effective=effective,
-        sees=sees if isfinite(sees) else None,
-        needs=enough,
+        first_stages=seeds * first_stages,
+        position_counts=position_counts,
+        successor_counts=successor_counts,
+        position_efficiency=position,
+        carry_over_efficiency=carry_over,
+        effective_blocks=effective,
+        detectable=detectable if isfinite(detectable) else None,
+        needed=needed,
     )
 
 
-# -- what a design can tell ------------------------------------------------------------------------
+def count_stages(orders: Sequence[Order], simultaneous: bool, own_seeds: bool) -> tuple[int, int]:
+    """Count the distinct stages, and the distinct first stages, that one seed trains."""
+    if simultaneous:
+        stages = len(orders) if own_seeds else 1
+        return stages, stages
+    if own_seeds:
+        return sum(map(len, orders)), len(orders)
+    beginnings = {order[: t + 1] for order in orders for t in range(len(order))}
+    return len(beginnings), len({order[0] for order in orders})
 
 
-def counts(orders: Sequence[Order]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(Fewest, most) times that a task stands in a position, and that one stands right before another."""
+def needed_blocks(
+    study: Study, seeds: int, paired_sd: PairedSd, difference: float, detectable: float
+) -> tuple[int, int] | None:
+    """Return the (orders, seeds) that detect the difference, see `DesignRow.needed`."""
+    orders = study.all_orders
+    if len(orders) == 1:
+        blocks = power.blocks_needed(difference, paired_sd.sd)
+        return (1, blocks) if blocks else None
+    if "count" not in DESIGNS[study.orders.design].settings or study.strategy.simultaneous:
+        return (len(orders), seeds) if detectable <= difference else None
+    every = replace(study, orders=replace(study.orders, count=MAX_ORDERS)).all_orders
+    share = paired_sd.order_share or 0.0
+    count = power.orders_needed(difference, paired_sd.sd, every, seeds, share, study.own_seeds)
+    return (count, seeds) if count else None
+
+
+# -- which effects a design separates --------------------------------------------------------------
+
+
+def count_neighbours(orders: Sequence[Order]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Count the (fewest, most) times that a task has a position, and that a task is right before another."""
     tasks = orders[0]
-    places = Counter(cell for order in orders for cell in enumerate(order))
-    before = Counter(pair for order in orders for pair in pairwise(order))
-    placed = [places[t, task] for t in range(len(tasks)) for task in tasks]
-    paired = [before[a, b] for a in tasks for b in tasks if a != b]
-    return (min(placed), max(placed)), (min(paired), max(paired))
+    positions = Counter(cell for order in orders for cell in enumerate(order))
+    successors = Counter(pair for order in orders for pair in pairwise(order))
+    by_position = [positions[t, task] for t in range(len(tasks)) for task in tasks]
+    by_pair = [successors[a, b] for a in tasks for b in tasks if a != b]
+    return (min(by_position), max(by_position)), (min(by_pair), max(by_pair))
 
 
 def efficiencies(orders: Sequence[Order]) -> tuple[float, float]:
-    """(Of position, of carry-over), see the head."""
-    tasks = {task: i for i, task in enumerate(orders[0])}
-    rows = np.array([[tasks[task] for task in order] for order in orders])  # (N, T)
-    count, size = rows.shape
-    one = np.eye(size)
-    task = one[rows]  # (N, T, T): cell, and one column for each task
-    position = np.broadcast_to(one, task.shape)
+    """Return the efficiencies of position and of carry-over, see the module's docstring."""
+    index = {task: i for i, task in enumerate(orders[0])}
+    tasks = np.array([[index[task] for task in order] for order in orders])  # (N, T)
+    count, size = tasks.shape
+    identity = np.eye(size)
+    task = identity[tasks]  # (N, T, T): one row for each score, one column for each task
+    position = np.broadcast_to(identity, task.shape)
     # Contrasts alone: what all carry-overs have in common is part of the first position's effect.
-    before = np.concatenate([np.zeros((count, 1, size)), task[:, :-1] - 1 / size], axis=1)
-    # Less its mean over each order: the orders' own effects are gone.
-    task, position, before = (
-        (x - x.mean(axis=1, keepdims=True)).reshape(-1, size) for x in (task, position, before)
+    carry_over = np.concatenate([np.zeros((count, 1, size)), task[:, :-1] - 1 / size], axis=1)
+    # Subtracting the mean over each order removes the orders' own effects.
+    task, position, carry_over = (
+        (x - x.mean(axis=1, keepdims=True)).reshape(-1, size) for x in (task, position, carry_over)
     )
     return (
-        efficiency(position, np.hstack([task, before]), count),
-        efficiency(before, np.hstack([task, position]), count * (size - 1) / size),
+        efficiency(position, np.hstack([task, carry_over]), count),
+        efficiency(carry_over, np.hstack([task, position]), count * (size - 1) / size),
     )
 
 
-def efficiency(effect: np.ndarray, others: np.ndarray, most: float) -> float:
-    """Of an effect's contrasts beside others; `most`: information on one where nothing is confounded."""
-    rest = effect - others @ np.linalg.lstsq(others, effect, rcond=1e-9)[0]
-    information = np.linalg.eigvalsh(rest.T @ rest)[
-        1:
-    ]  # ascending; the first, of the columns' sum, is no contrast
-    return float(len(information) / (most / information).sum()) if information[0] > 1e-6 * most else 0.0
+def efficiency(effect: np.ndarray, others: np.ndarray, largest: float) -> float:
+    """Return the efficiency of an effect's contrasts beside the other effects.
+
+    largest: the information on a contrast where nothing is confounded.
+    """
+    unexplained = effect - others @ np.linalg.lstsq(others, effect, rcond=1e-9)[0]
+    # Ascending; the first eigenvalue, of the columns' sum, belongs to no contrast.
+    information = np.linalg.eigvalsh(unexplained.T @ unexplained)[1:]
+    if information[0] <= 1e-6 * largest:
+        return 0.0
+    return float(len(information) / (largest / information).sum())
+
+
+# -- how much a difference varies from block to block ----------------------------------------------
+
+
+def measure_paired_sd(study: Study, store: StageStore) -> PairedSd | None:
+    """Measure on the final runs of the compared settings, else on the search's runs on validation.
+
+    Pooled over all pairs of settings, each with a mean difference of its own; None where no two of them have
+    two blocks in common.
+    """
+    if next(iter(store), None) is None:
+        return None
+    reader = EvidenceReader(study, store)
+    comparison = Comparison.after(study, reader.replay_to_read)
+    final = finished_scores(comparison.settings.values(), reader, "test")
+    if on_test := pool_differences(final, "compared settings on test"):
+        return on_test
+    search, split = comparison.search, study.protocol.selection_split
+    evaluated = [study.runs]
+    if search:
+        evaluated = [study.at(search.proposed[number].setting).runs for number in search.judged()]
+    return pool_differences(finished_scores(evaluated, reader, split), f"searched settings on {split}")
+
+
+def finished_scores(settings: Iterable[StudyRuns], reader: EvidenceReader, split: str) -> Iterator[Scores]:
+    """Yield for each setting the metric of its finished runs: that of a single objective, else FAA."""
+    for runs in {r.id: r for r in settings if not r.study.strategy.simultaneous}.values():
+        objective = runs.study.search.objective if runs.study.search else ()
+        metric = plugins.find("metrics", objective[0] if len(objective) == 1 else "faa")
+        scores = {(r.order, r.seed): 100 * metric(reader.score_matrix(runs, r, split)) for r in runs}
+        yield {block: score for block, score in scores.items() if isfinite(score)}
+
+
+def pool_differences(settings: Iterable[Scores], basis: str) -> PairedSd | None:
+    """Pool the paired differences of all pairs of settings; None where there are too few."""
+    squares, freedom, differences, by_pair = 0.0, 0, 0, []
+    for a, b in combinations(settings, 2):
+        by_order: dict[Order, list[float]] = {}
+        for block in a.keys() & b.keys():
+            by_order.setdefault(block[0], []).append(a[block] - b[block])
+        d = np.array([difference for of_order in by_order.values() for difference in of_order])
+        if len(d) > 1 and d.any():  # settings whose runs are equal are one setting
+            squares += float(((d - d.mean()) ** 2).sum())
+            freedom += len(d) - 1
+            differences += len(d)
+            by_pair.append(list(by_order.values()))
+    if not squares:
+        return None
+    return PairedSd((squares / freedom) ** 0.5, "measured", basis, differences, order_share(by_pair))
+
+
+def order_share(pairs: Iterable[Sequence[Sequence[float]]]) -> float | None:
+    """Estimate the share of the variance that is an order's own, by a pooled one-way analysis of variance.
+
+    pairs: for each pair of settings, its differences by order. A pair with fewer than 3 orders is left out:
+    it says too little of how orders differ. None where no order has two seeds.
+    """
+    within, between, seeds, orders, weight = 0.0, 0.0, 0, 0, 0.0
+    for groups in pairs:
+        if len(groups) < 3:
+            continue
+        sizes, means = np.array([len(g) for g in groups]), np.array([np.mean(g) for g in groups])
+        n, mean = sizes.sum(), np.average(means, weights=sizes)
+        within += sum(len(g) * float(np.var(g)) for g in groups)
+        between += float((sizes * (means - mean) ** 2).sum())
+        seeds += int(n) - len(groups)
+        orders += len(groups) - 1
+        weight += float(n - (sizes**2).sum() / n)  # of the orders' variance in `between`
+    if not seeds:
+        return None
+    noise = within / seeds
+    own = max(0.0, (between - orders * noise) / weight)
+    return own / (own + noise) if own else 0.0

@@ -1,49 +1,59 @@
-"""What a study will do, before it does anything."""
+"""The plan of a study: its runs, stages and costs, before anything is started.
+
+A search is carried through without training (`dry_run_search`), so that its stages can be counted.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgg_ray.config.sections import Budget
-from dgg_ray.config.study import Study
-from dgg_ray.core.stage import Data, WorkItem, distinct, merged_items
+from dgg_ray.config.study import Study, StudyRuns
+from dgg_ray.core.stage import Stage, TaskData, WorkItem, distinct_stages, merged_items
 from dgg_ray.cost import disk
-from dgg_ray.cost.disk import Held
-from dgg_ray.cost.makespan import Ask
-from dgg_ray.cost.model import CostModel, Outlook
-from dgg_ray.search import comparison, evidence
-from dgg_ray.search.base import Method, Query, Whole
+from dgg_ray.cost.disk import DiskUsage
+from dgg_ray.cost.makespan import WorkRequest
+from dgg_ray.cost.model import CostForecast, CostModel
+from dgg_ray.planning.text_table import format_table
+from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.comparison import Comparison, final_chains
+from dgg_ray.search.evidence import EvidenceReader, RunRequest
 from dgg_ray.search.objective import Evidence
+from dgg_ray.search.optuna_search import OptunaSearch
+from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.storage.store_view import Glance
-from dgg_ray.training.simulated import MemoryStore, Simulated
+from dgg_ray.storage.store_view import view_of
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 if TYPE_CHECKING:
-    from dgg_ray.planning.order_designs import Table
+    from dgg_ray.planning.order_designs import DesignTable
+
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts of a study, as far as they are known before it has run.
+    """The counts of a study, as far as they are known before it has run.
 
-    settings: to be judged; orders, seeds: the blocks of the search.
-    seeding: which orders share seeds, what that means, what the other way would cost; empty for one order.
-    prune_level: what a race over these blocks can promise; empty without one.
-    runs: setting × order × seed, those of the final comparison among them.
-    asked: stages of all runs; distinct: after sharing; stored: of these, finished already.
-    examples: training examples that the distinct stages which are not stored will see.
-    steps: optimizer steps in which they will see them.
-    answers: to be written in the exams that are not stored.
-    outlook: what is left, as predicted, and what was spent.
-    held: what the store holds, with what others put there.
-    tasks: what was read of each, in the study's order.
-    exact: False while what the sampler proposes later, or who wins, may still change the counts.
+    settings: how many are evaluated. orders, seeds: of the blocks of the search.
+    runs: setting × order × seed, the runs of the final comparison among them.
+    requested: stages of all runs. distinct: after sharing. stored: of these, in the store already.
+    examples: training examples in the distinct stages that are not stored.
+    steps: optimizer steps on these examples.
+    answers: to be generated for the evaluations that are not stored.
+    cost_forecast: what the study has spent, and what the rest of it will cost.
+    disk_usage: of the whole store, other studies' files included.
+    tasks: the data of each task, in the study's order.
+    exact: whether the counts are certain; else later proposals of the sampler or the winner may change them.
+    seeding: which orders share seeds, what that means and what the alternative costs; empty for one order.
+    pruning_test: what the pruning test over these blocks can promise; empty without one.
     budget: the study's; it can be checked once something was measured.
-    designs: the designs of orders beside each other, where they were asked for.
+    designs: a comparison of order designs, where one was requested.
     """
 
     study: str
@@ -51,217 +61,259 @@ class Plan:
     orders: int
     seeds: int
     runs: int
-    asked: int
+    requested: int
     distinct: int
     stored: int
     examples: int
     steps: int
     answers: int
-    outlook: Outlook
-    held: Held
-    tasks: Mapping[str, Data]
+    cost_forecast: CostForecast
+    disk_usage: DiskUsage
+    tasks: Mapping[str, TaskData]
     exact: bool
     seeding: str = ""
     pruning_test: str = ""
     budget: Budget | None = None
-    designs: Table | None = None
+    designs: DesignTable | None = None
 
     @property
     def shared(self) -> int:
-        """Stages that need no training because another run has the same."""
-        return self.asked - self.distinct
+        """Stages that need no training because another run has the same stage."""
+        return self.requested - self.distinct
 
     @property
     def to_train(self) -> int:
         return self.distinct - self.stored
 
     def as_json(self) -> dict[str, Any]:
-        tasks = {name: {**data.sizes, "scorer": data.scorer} for name, data in self.tasks.items()}
-        counts = {"shared": self.shared, "to_train": self.to_train}
-        told = {"tasks": tasks, "outlook": self.outlook.as_json(), "held": self.held._asdict()}
-        return asdict(self) | told | counts
+        return asdict(self) | {
+            "tasks": {name: {**data.sizes, "scorer": data.scorer} for name, data in self.tasks.items()},
+            "cost_forecast": self.cost_forecast.as_json(),
+            "disk_usage": self.disk_usage._asdict(),
+            "shared": self.shared,
+            "to_train": self.to_train,
+        }
 
     def __str__(self) -> str:
-        about = "" if self.exact else "about "
         blocks = f"{self.settings} settings × {self.orders} orders × {self.seeds} seeds"
-        left = f"{about}{self.to_train}"
-        unchecked = "" if self.outlook.rest else ", which cannot be checked before a probe"
-        width = max(16, *map(len, self.tasks))
-        return "\n".join(
-            [
-                f"{self.study}: {blocks}, then the comparison",
-                *[f"  seeds             {self.seeding}"] * bool(self.seeding),
-                *[f"  race              {self.pruning_test}"] * bool(self.pruning_test),
-                f"  runs              {about}{self.runs}",
-                f"  stages asked for  {about}{self.asked}",
-                f"  shared            {about}{self.shared}",
-                f"  in the store      {self.stored}",
-                f"  to be trained     {left}, on {about}{self.examples:,} examples in all",
-                f"  optimizer steps   {about}{self.steps:,}",
-                f"  exam answers      {about}{self.answers:,}",
-                str(self.outlook),
-                *[f"  budget            {self.budget}{unchecked}"] * bool(self.budget),
-                f"  disk used         {self.held}",
-                *["  what the search proposes later may change all of these"] * (not self.exact),
-                f"  {'task':<{width}}  {'train':>9}  validation  {'test':>9}  scorer",
-                *(
-                    f"  {name:<{width}}  {data.sizes['train']:>9,}  {data.sizes['validation']:>10,}  "
-                    f"{data.sizes['test']:>9,}  {data.scorer}"
-                    for name, data in self.tasks.items()
-                ),
-                *([str(self.designs)] if self.designs else []),
-            ]
-        )
+        lines = [f"{self.study}: {blocks}, then the comparison"]
+        lines += [f"  {label:<16}  {value}" for label, value in self.rows()]
+        if not self.exact:
+            lines.append("  the search's later proposals may change all of these counts")
+        lines += format_table([("task", *SPLITS, "scorer"), *self.task_rows()], left=(0, 1 + len(SPLITS)))
+        if self.designs:
+            lines.append(str(self.designs))
+        return "\n".join(lines)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the counts as labels with values."""
+        about = "" if self.exact else "about "
+        rows = []
+        if self.seeding:
+            rows.append(("seeds", self.seeding))
+        if self.pruning_test:
+            rows.append(("pruning", self.pruning_test))
+        rows += [
+            ("runs", f"{about}{self.runs}"),
+            ("stages requested", f"{about}{self.requested}"),
+            ("shared", f"{about}{self.shared}"),
+            ("in the store", f"{self.stored}"),
+            ("to be trained", f"{about}{self.to_train}, on {about}{self.examples:,} examples in all"),
+            ("optimizer steps", f"{about}{self.steps:,}"),
+            ("answers to score", f"{about}{self.answers:,}"),
+            *self.cost_forecast.rows(),
+        ]
+        if self.budget:
+            unchecked = ", which cannot be checked before `dgg-ray profile`"
+            rows.append(("budget", f"{self.budget}{'' if self.cost_forecast.remaining else unchecked}"))
+        rows.append(("disk used", str(self.disk_usage)))
+        return rows
+
+    def task_rows(self) -> Iterator[tuple[str, ...]]:
+        for name, data in self.tasks.items():
+            yield (name, *(f"{data.sizes[split]:,}" for split in SPLITS), data.scorer)
 
 
 def plan(study: Study, store: StageStore) -> Plan:
-    """Counts of the study against what a store holds already. Nothing is started or written.
+    """Count the study's work and what a store holds of it already. Nothing is started or written.
 
-    What a sampler proposes depends on results that are not there yet; its proposals without them
-    stand in, so that the counts of stages are an estimate unless the search is over.
+    A sampler's proposals depend on results that do not exist yet. Its proposals without them stand in, so the
+    counts of stages are an estimate unless the search is finished.
     """
-    store = Glance(store)
-    told, final, settings, over = foresee(study, store)
-    runs = len({(walk.at.id, walk.run.order, walk.run.seed) for one in told for walk in one.walks})
-    runs += sum(len(at.runs()) for at in final.values())
-    asks = [one.ask for one in told]
-    asks.append(Ask([item for chain in evidence.final_works(final) for item in chain], len(asks)))
-    work_items = [item for ask in asks for item in ask.work_items]
-    asked = sum(bool(item.stage.trained_tasks) for item in work_items)
-    work_items = merged_items(work_items)
-    stages = distinct(item.stage for item in work_items if item.stage.trained_tasks)
-    stored = {key for key, stage in stages.items() if store.record(stage) is not None}
-    sizes = {name: data.sizes["train"] for name, data in study.tasks.items()}
-    examples = steps = 0
-    for key, stage in stages.items():
-        if key not in stored:
-            kept = sum(min(stage.buffer, sizes[name]) for name in stage.earlier)
-            once = sum(sizes[name] for name in stage.trained_tasks) + kept
-            examples += stage.training.epochs * once
-            steps += stage.training.epochs * ceil(once / stage.training.batch_size)
+    store = view_of(store)
+    dry_run = dry_run_search(EvidenceReader(study, store))
+    runs = len({(r.runs.id, r.run.order, r.run.seed) for query in dry_run.requests for r in query.runs})
+    runs += sum(len(of_setting) for of_setting in dry_run.settings.values())
+    requests = [query.work_request for query in dry_run.requests]
+    final = [item for chain in final_chains(dry_run.settings) for item in chain]
+    requests.append(WorkRequest(final, after=len(requests)))
+    requested = [item for request in requests for item in request.work_items]
+    work_items = merged_items(requested)
+    stages = distinct_stages(item.stage for item in work_items if item.stage.trained_tasks)
+    missing = [stage for stage in stages.values() if store.record(stage) is None]
+    examples, steps = count_training(study, missing)
     return Plan(
         study=study.name,
-        settings=settings,
+        settings=dry_run.proposed,
         orders=len(study.all_orders),
         seeds=len(study.seeds),
         runs=runs,
-        asked=asked,
+        requested=sum(bool(item.stage.trained_tasks) for item in requested),
         distinct=len(stages),
-        stored=len(stored),
+        stored=len(stages) - len(missing),
         examples=examples,
         steps=steps,
-        answers=answers(study, store, work_items),
-        outlook=CostModel(study, store).outlook(asks),
-        held=disk.held(study, store),
-        tasks=study.tasks,
-        exact=over,
-        seeding=seeding(study),
-        pruning_test=pruning_test(study),
+        answers=count_answers(study, store, work_items),
+        cost_forecast=CostModel(study, store).forecast(requests),
+        disk_usage=disk.disk_usage(study, store),
+        tasks=study.data.tasks,
+        exact=dry_run.exact,
+        seeding=describe_seeding(study),
+        pruning_test=describe_pruning_test(study),
         budget=study.budget,
     )
 
 
-def pruning_test(study: Study) -> str:
-    """On how many independent clusters of blocks a race rests, and what it loses."""
-    if study.search is None or not study.search.prune_level:
-        return ""
-    from dgg_ray.stats.intervals import clusters_of  # SciPy, which a plan without a race does without
-
-    count = len(set(clusters_of(study.named_blocks)))
-    if count < 2:
-        return "gives up nothing: all blocks share an order or a first stage"
-    said = (
-        f"over {count} independent clusters of {len(study.blocks)} blocks loses the best setting in at most "
-    )
-    return (
-        said + f"{study.search.prune_level:.0%} of studies, if all settings scatter alike from order to order"
-    )
+def count_training(study: Study, stages: Iterable[Stage]) -> tuple[int, int]:
+    """Count the training examples and the optimizer steps of stages."""
+    sizes = {name: data.sizes["train"] for name, data in study.data.tasks.items()}
+    examples = steps = 0
+    for stage in stages:
+        replayed = sum(stage.replayed_examples(sizes).values())
+        in_epoch = sum(sizes[name] for name in stage.trained_tasks) + replayed
+        examples += stage.training.epochs * in_epoch
+        steps += stage.training.epochs * ceil(in_epoch / stage.training.batch_size)
+    return examples, steps
 
 
-def seeding(study: Study) -> str:
-    """The trade-off between shared seeds and each order's own, in stages that a setting trains."""
-    seeds = study.seeds if study.search else study.protocol.final_seeds or study.seeds
-    if len(study.all_orders) < 2 or (not study.search and study.protocol.held_out):
-        return ""
-    own, shared = (
-        len({(order[:t], seed) for order, seed in study.crossed(seeds, of) for t in range(1, len(order) + 1)})
-        for of in (True, False)
-    )
-    once = any(at.strategy.simultaneous for at in study.compared_settings().values())
-    joint = "; joint trains one run per seed" * (once and not study.protocol.held_out)
-    if study.own_seeds:
-        saved = f"shared ones would train {shared} stages a setting in place of {own}" if own > shared else ""
-        costs = saved or "that costs a setting no stage"
-        return f"each order has its own, so that orders are independent; {costs}{joint}"
-    wanted = "per_order" if len(seeds) == 1 else f"{{per_order: {len(seeds)}}}"
-    cost = (
-        f"at {own} stages a setting in place of {shared}" if own > shared else "at no further stage a setting"
-    )
-    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"the same {len(seeds)} seeds"
-    speaks = "the choice leans on" if study.search else "results speak of"
-    apart = f"`seeds: {wanted}` makes orders independent, {cost}{joint}"
-    return f"all orders share {which}, and {speaks} it; {apart}"
-
-
-def answers(study: Study, store: StageStore, work_items: Iterable[WorkItem]) -> int:
-    """Answers that are still to be written: an exam of one stage is sat once, whoever asks for it."""
+def count_answers(study: Study, store: StageStore, work_items: Iterable[WorkItem]) -> int:
+    """Count the answers of evaluations that are not stored; equal evaluations are counted once."""
     count = 0
     for item in merged_items(work_items):
-        known = store.cells(item.stage)
-        count += sum(study.tasks[e.task].sizes[e.split] for e in item.evaluations if e.key not in known)
+        known = store.score_entries(item.stage)
+        missing = (evaluation for evaluation in item.evaluations if evaluation.key not in known)
+        count += sum(study.data.tasks[e.task].sizes[e.split] for e in missing)
     return count
 
 
-class Asked(NamedTuple):
-    """What a query asks for. after: how many of the queries before it, first to last, it has to wait for."""
+def describe_pruning_test(study: Study) -> str:
+    """Describe on how many independent clusters of blocks pruning rests, and its risk."""
+    if study.search is None or not study.search.prune_level:
+        return ""
+    from dgg_ray.stats.intervals import block_clusters  # late: a plan without pruning does without SciPy
 
-    walks: list[evidence.Walk]
+    count = len(set(block_clusters(study.named_blocks)))
+    if count < 2:
+        return "prunes nothing: all blocks share an order or a first stage"
+    return (
+        f"over {count} independent clusters of {len(study.blocks)} blocks, the best setting is lost in at "
+        f"most {study.search.prune_level:.0%} of studies, if all settings scatter alike from order to order"
+    )
+
+
+def describe_seeding(study: Study) -> str:
+    """Describe which orders share seeds, and what the alternative costs in stages per setting."""
+    seeds = study.seeds if study.search else study.protocol.final_seeds or study.seeds
+    if len(study.all_orders) < 2 or (not study.search and study.protocol.held_out):
+        return ""
+    own, shared = (count_stages_per_setting(study, seeds, own) for own in (True, False))
+    simultaneous = any(runs.study.strategy.simultaneous for runs in study.compared_settings().values())
+    joint = ""
+    if simultaneous and not study.protocol.held_out:
+        joint = "; joint trains one run per seed"
+    if study.own_seeds:
+        cost = "which costs no additional stage"
+        if own > shared:
+            cost = f"shared seeds would train {shared} stages per setting instead of {own}"
+        return f"each order has its own, so orders are independent; {cost}{joint}"
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"the same {len(seeds)} seeds"
+    what = "the search's choice depends" if study.search else "the results depend"
+    alternative = "per_order" if len(seeds) == 1 else f"{{per_order: {len(seeds)}}}"
+    cost = f"{own} stages per setting instead of {shared}" if own > shared else "no additional stage"
+    return (
+        f"all orders share {which}, and {what} on it; `seeds: {alternative}` would make orders independent, "
+        f"at {cost}{joint}"
+    )
+
+
+def count_stages_per_setting(study: Study, seeds: Sequence[int], own: bool) -> int:
+    """Count the distinct stages of a setting. own: whether each order has seeds of its own."""
+    blocks = study.blocks_of(seeds, own)
+    return len({(order[:t], seed) for order, seed in blocks for t in range(1, len(order) + 1)})
+
+
+# -- the dry run of the search ---------------------------------------------------------------------
+
+
+class QueryRequests(NamedTuple):
+    """What a query requests. after: number of earlier queries, first to last, that it has to wait for."""
+
+    runs: list[RunRequest]
     after: int
 
     @property
-    def ask(self) -> Ask:
-        return Ask([item for walk in self.walks for item in walk.work_items], self.after)
+    def work_request(self) -> WorkRequest:
+        return WorkRequest([item for request in self.runs for item in request.items], self.after)
 
 
-def foresee(study: Study, store: StageStore) -> tuple[list[Asked], dict[str, Study], int, bool]:
-    """(What the search asks for, the final comparison, settings looked at, whether nothing of it is a guess).
+class DryRun(NamedTuple):
+    """A search that was carried through without training.
 
-    What the store does not answer yet, a simulated learner does: its scores are no prediction, but as many
-    branches are kept and dropped.
+    requests: what each query requests, in the order of the queries.
+    settings: label → runs of the final comparison.
+    proposed: number of different settings that were proposed.
+    exact: whether the store had the evidence for all of it, so that nothing is a guess.
     """
+
+    requests: list[QueryRequests]
+    settings: dict[str, StudyRuns]
+    proposed: int
+    exact: bool
+
+
+def dry_run_search(reader: EvidenceReader) -> DryRun:
+    """Carry the search through without training.
+
+    Where the store has no evidence yet, a simulated learner stands in: its scores are no prediction, but as
+    many branches are kept and dropped.
+    """
+    study = reader.study
     if study.search is None:
-        return [], study.compared_settings(), 1, True
-    shadow = Simulated.of(study, MemoryStore())
-    over, found = True, list[Asked]()
+        return DryRun([], study.compared_settings(), 1, True)
+    runner = SimulatedRunner.of(study, MemoryStore())
+    simulated = reader.through(runner.store)
+    exact, requests = True, list[QueryRequests]()
 
-    def answer(search: Method, query: Query) -> tuple[Evidence | None, list[evidence.Walk]]:
-        nonlocal over
-        known = evidence.evidence(study, store, query)
-        over &= known is not None
-        if known is None and not isinstance(search, Whole):  # whose proposals, maybe many, need no answer
-            for part in evidence.parts(study, shadow.store, query):
-                for item in (item for chain in evidence.missing(shadow.store, part) for item in chain):
-                    shadow.obtain(item)
-            return evidence.evidence(study, shadow.store, query), evidence.asked(study, shadow.store, query)
-        return known, evidence.asked(study, store, query)
+    def answer(search: SearchMethod, query: Query) -> tuple[Evidence | None, list[RunRequest]]:
+        nonlocal exact
+        known = reader.evidence(query)
+        exact &= known is not None
+        # Whole settings, of which there may be many, are proposed without an answer.
+        if known is None and not isinstance(search, OptunaSearch):
+            for part in simulated.requests(query):
+                for item in (item for chain in simulated.missing_items(part) for item in chain):
+                    runner.run(item)
+            return simulated.evidence(query), simulated.requested(query)
+        return known, reader.requested(query)
 
-    def pursue(search: Method) -> Method:
-        first, open_, told = len(found), deque[tuple[int, Query, int]](), 0
+    def carry_out(search: SearchMethod) -> SearchMethod:
+        first, waiting, answered = len(requests), deque[tuple[int, Query, int]](), 0
         while True:
-            while (proposal := search.ask()) is not None:  # all that waits for no more than was told
-                open_.append((*proposal, first + told))
-            if not open_:
+            while (proposal := search.ask()) is not None:  # all that waits for no more than was answered
+                waiting.append((*proposal, first + answered))
+            if not waiting:
                 return search
-            number, query, after = open_.popleft()
-            known, walks = answer(search, query)
-            found.append(Asked(walks, after))
+            number, query, after = waiting.popleft()
+            known, runs = answer(search, query)
+            requests.append(QueryRequests(runs, after))
             search.tell(number, known)
-            told += 1
+            answered += 1
 
-    search = pursue(comparison.make_search(study))
-    if search.winner() is None:  # nothing was judged: any setting stands for the one that will be
+    compared = Comparison.after(study, carry_out)
+    search = compared.search
+    assert search is not None
+    if compared.winner is None:  # nothing was evaluated: any setting stands for the one that will win
         stand_in = study.at(search.proposed[0].setting)
-        return found, stand_in.compared_settings(), len(search.proposed), False
-    more = {name: pursue(own) for name, own in comparison.baseline_searches(search).items()}
-    settings = len({tuple(sorted(query.setting.items())) for query in search.proposed})
-    return found, comparison.compared_settings(study, search, more), settings, over
+        return DryRun(requests, stand_in.compared_settings(), len(search.proposed), False)
+    proposed = len({tuple(sorted(query.setting.items())) for query in search.proposed})
+    return DryRun(requests, compared.settings, proposed, exact)

@@ -1,80 +1,86 @@
-"""What a store holds that none of its studies needs any more; and its removal.
+"""Garbage collection: find what none of a store's studies needs any more, and remove it.
 
-    needed      every stage that a study asked for, with all that it starts from: those of settings given
-                up too, since a search is replayed from what it was told
-    litter      other stages; damaged copies, drafts, snapshots and notes of failures without a use
-    adapters    where that is asked for: weights of needed stages that nothing will start from
+    needed      every stage that a study requests, with all that it starts from; pruned settings included,
+                because a search is replayed from its results
+    garbage     all other stages, and quarantined copies, drafts, mid-stage checkpoints and failure records
+                without a use
+    adapters    on request: the weights of needed stages from which nothing will start
 
-Without its adapter a stage keeps its record, scores and predictions, so every table stays whole; where its
-weights are asked for after all it is learned again. Kept are the adapters of first stages, of the recommended
-setting, of what a missing stage or exam starts from, and while a study is unfinished of all but last stages.
+A stage without its adapter keeps its record, scores and answers, so every table stays complete. Where its
+weights are needed after all, it is trained again. These stages keep their adapters: first stages, those of
+the recommended setting, those from which a missing stage or evaluation starts, and, while a study is
+unfinished, all but last stages.
 
-Nothing is touched that changed within the last hour, or that a driver has a lease of: others may be at work.
-What goes is leased meanwhile. A stage's own record goes first, and that an adapter goes is noted before, so
-that an interruption leaves the store valid.
+Nothing is touched that changed within the last hour or that a driver has leased, because others may be at
+work. Garbage is leased while it is removed. A stage's own record goes first, and a removed adapter is
+marked before it goes, so that an interruption leaves the store valid.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgg_ray.config import loader, registry
-from dgg_ray.config.study import Study, store_at
-from dgg_ray.core.errors import InUse, NoTimes, ResultsError
+from dgg_ray.config import registry, saved_study
+from dgg_ray.config.study import Study
+from dgg_ray.core.errors import MissingTimestampsError, ResultsError, StoreInUseError
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.planning.plan import foresee
-from dgg_ray.search import comparison, evidence
+from dgg_ray.planning.plan import dry_run_search
+from dgg_ray.planning.text_table import format_table
+from dgg_ray.search.comparison import Comparison, final_chains
+from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage import leases, manifest
-from dgg_ray.storage.backend import Objects
-from dgg_ray.storage.leases import Holder
-from dgg_ray.storage.manifest import key_of, name_of
-from dgg_ray.storage.stage_store import DRAFT_S, StageStore
-from dgg_ray.storage.store_view import Glance
+from dgg_ray.storage.backend import StorageBackend
+from dgg_ray.storage.leases import LeaseOwner
+from dgg_ray.storage.manifest import manifest_name, stage_key_of
+from dgg_ray.storage.stage_store import DRAFT_S, StageStore, open_store
+from dgg_ray.storage.store_view import view_of
 
-YOUNG_S = 3600.0
-AT_ONCE = 16
-STAGES, ADAPTERS = "stages that no study asks for", "adapters that nothing starts from"
-KINDS = {
-    "damaged": "what was set aside",
+RECENT_S = 3600.0
+THREADS = 16
+STAGES, ADAPTERS = "stages that no study requests", "adapters from which nothing starts"
+KINDS = {  # folder of the store → the kind of garbage in it
+    "quarantined": "quarantined copies",
     "drafts": "drafts of writers that died",
-    "checks": "drafts of writers that died",
-    "writers": "drafts of writers that died",
+    "checks": "objects of store checks",
+    "unfinished": "drafts of writers that died",
     "files": "files of no stage",
-    "inflight": "snapshots without a use",
-    "failed": "notes of failures without a use",
+    "checkpoints": "mid-stage checkpoints without a use",
+    "failed": "failure records without a use",
     "leases": "leases that ended",
 }
 
 
-class Item(NamedTuple):
-    """Of the store's objects, those whose names begin with `place`. key: of its stage, if it has one.
+class GarbageItem(NamedTuple):
+    """The objects of a store whose names begin with `prefix`.
 
-    seconds: that the stage took to be learned."""
+    kind: STAGES, ADAPTERS or one of KINDS. key: of its stage; empty without one.
+    seconds: that the stage took to be trained.
+    """
 
-    what: str
-    place: str
+    kind: str
+    prefix: str
     bytes: int
     key: str = ""
     seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        return self.key if self.what in (STAGES, ADAPTERS) else self.place
+        return self.key if self.kind in (STAGES, ADAPTERS) else self.prefix
 
 
 @dataclass(frozen=True)
-class Litter:
+class Garbage:
     """What can be removed from a store that holds `size` bytes."""
 
     store: StageStore
-    items: Sequence[Item]
+    items: Sequence[GarbageItem]
     size: int
 
     @property
@@ -82,207 +88,265 @@ class Litter:
         return sum(item.bytes for item in self.items)
 
     def delete(self) -> int:
-        """Remove it, but for what has changed or is in use meanwhile; bytes freed."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return sum(pool.map(self.remove, self.items))
+        """Remove it, except what has changed or is in use by now; return the bytes freed."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return sum(pool.map(self._delete_item, self.items))
 
-    def remove(self, item: Item) -> int:
-        store, objects = self.store, self.store.objects
-        if used(objects, item):
+    def _delete_item(self, item: GarbageItem) -> int:
+        store, backend = self.store, self.store.backend
+        if in_use(backend, item):
             return 0
-        if item.what not in (STAGES, ADAPTERS):
-            return cleared(objects, item.place)
-        if store.lease(item.key, Holder.here()) is not None:
+        if item.kind not in (STAGES, ADAPTERS):
+            return remove_prefix(backend, item.prefix)
+        if store.acquire_lease(item.key, LeaseOwner.this_process()) is not None:
             return 0
-        freed = store.discard(item.key, "adapter" if item.what == ADAPTERS else "")
-        leases.remove(objects, item.key)
+        freed = store.remove_adapter(item.key) if item.kind == ADAPTERS else store.discard(item.key)
+        leases.remove(backend, item.key)
         return freed
 
     def as_json(self) -> dict[str, Any]:
-        items = [{"what": i.what, "name": i.name, "bytes": i.bytes} for i in self.items]
+        items = [{"kind": item.kind, "name": item.name, "bytes": item.bytes} for item in self.items]
         return {"store": self.store.url, "size": self.size, "bytes": self.bytes, "items": items}
 
     def __str__(self) -> str:
-        kinds = {item.what: [i for i in self.items if i.what == item.what] for item in self.items}
-        width = max(map(len, (*kinds, "in all")))
-        rows = [(what, len(items), sum(i.bytes for i in items)) for what, items in kinds.items()]
-        rows.append(("in all", len(self.items), self.bytes))
-        lines = [f"  {what:<{width}}  {count:>6,}  {size / 1e9:>9.3g} GB" for what, count, size in rows]
-        again = kinds.get(ADAPTERS, [])
-        hours = sum(item.seconds for item in again) / 3600
-        note = (
-            f"  going on from these would learn up to {len(again)} stages again, {hours:.3g} hours of a fleet"
-        )
-        return "\n".join([f"{self.store.url}: {self.size / 1e9:.3g} GB", *lines, *[note] * bool(again)])
+        by_kind: dict[str, list[GarbageItem]] = defaultdict(list)
+        for item in self.items:
+            by_kind[item.kind].append(item)
+        by_kind["in all"] = list(self.items)
+        rows = [
+            (kind, f"{len(items):,}", f"{sum(item.bytes for item in items) / 1e9:.3g} GB")
+            for kind, items in by_kind.items()
+        ]
+        lines = [f"{self.store.url}: {self.size / 1e9:.3g} GB", *format_table(rows)]
+        if again := by_kind.get(ADAPTERS):
+            hours = sum(item.seconds for item in again) / 3600
+            lines.append(
+                f"  starting from these would train up to {len(again)} stages again, which takes a worker "
+                f"group {hours:.3g} hours"
+            )
+        return "\n".join(lines)
 
 
-def find(
+def find_garbage(
     outs: Sequence[Path],
     place: str | None = None,
-    gone: Collection[str] = (),
+    deleted: Collection[str] = (),
     adapters: bool = False,
-) -> Litter:
-    """The litter in a store, by what all studies that were run with it need.
+) -> Garbage:
+    """Find the garbage in a store, by the needs of all studies that were run with it.
 
-    outs: results folders of studies in it. It knows itself how each study was checked last (registry.py),
-    which
-    may be later than what a folder says, or of another study of that name: what either needs is kept.
-    place: of the store, where no folder is named or the studies had it elsewhere; gone: names of studies that
-    nothing is kept for.
+    outs: results folders of studies in it. The store has its own copy of each study (registry.py), which may
+        be newer than the folder's or of another study of that name: what either needs is kept.
+    place: of the store, where no folder is given or the studies had it elsewhere.
+    deleted: names of studies for which nothing is kept.
+    adapters: whether to include unused adapters of needed stages.
 
-    Raises InUse where the store holds stages of studies whose needs are not known, and NoTimes.
+    Raise StoreInUseError where the needs of some stages' studies are unknown, and MissingTimestampsError
+    where the store does not tell when an object changed.
     """
-    named = [(loader.the_kept(out), out) for out in outs]
-    each = [store_at(place)] if place else [study.store(out) for study, out in named]
-    stores = {store.url: store for store in each}
-    if len(stores) > 1:
-        raise ResultsError(f"these studies have several stores, name those of one: {listed(stores)}")
-    if not stores:
-        raise ResultsError("name a study's results folder, or the store with --store")
-    (store,) = stores.values()
-    held = Held(store)
-    if not held.sizes:
+    named = [(saved_study.require_saved_study(out), out) for out in outs]
+    store = the_store([open_store(place)] if place else [study.store(out) for study, out in named])
+    contents = StoreContents(store)
+    if not contents.sizes:
         raise ResultsError(f"{store.url} holds nothing; name the store with --store")
     studies = [study for study, _ in named]
-    studies += registry.kept(store, gone, known={study.name for study in studies})
-    if others := held.studies - {study.name for study in studies} - set(gone):
-        raise InUse(
-            f"{store.url} holds stages of {listed(others)}, and what these need is not known: name their "
-            "results folders too, or, where those are no more, say `--gone NAME` for each"
+    studies += registry.stored_studies(store, deleted, known={study.name for study in studies})
+    if unknown := contents.studies - {study.name for study in studies} - set(deleted):
+        raise StoreInUseError(
+            f"{store.url} holds stages of {join_sorted(unknown)}, and their needs are unknown: name the "
+            "results folders of these studies too, or give --deleted-study NAME for each that is deleted"
         )
-    needs = [Needs(study, held.store) for study in studies]
-    asked = {key for need in needs for key in need.asked}
-    items = [*held.unasked(asked), *held.leftovers(asked)]
+    needs = [StudyNeeds(study, contents.store) for study in studies]
+    requested = {key for need in needs for key in need.requested}
+    items = [*contents.unrequested_stages(requested), *contents.leftovers(requested)]
     if adapters:
-        items += held.adapters(asked - {key for need in needs for key in need.starts})
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        stay = list(pool.map(lambda item: used(store.objects, item), items))
-    return Litter(store, [item for item, stays in zip(items, stay, strict=True) if not stays], held.size)
+        items += contents.adapters(requested - {key for need in needs for key in need.adapters})
+    with ThreadPoolExecutor(THREADS) as pool:
+        used = list(pool.map(lambda item: in_use(store.backend, item), items))
+    unused = [item for item, is_used in zip(items, used, strict=True) if not is_used]
+    return Garbage(store, unused, contents.size)
 
 
-class Held:
-    """What a store holds, at one look. stages: by key, manifests by name, of the stage and its sittings."""
+def the_store(stores: Sequence[StageStore]) -> StageStore:
+    """Return the one store that several studies have."""
+    by_url = {store.url: store for store in stores}
+    if len(by_url) > 1:
+        raise ResultsError(
+            f"the studies are in several stores, {join_sorted(by_url)}: name studies of one store"
+        )
+    if not by_url:
+        raise ResultsError("name a study's results folder, or the store with --store")
+    return next(iter(by_url.values()))
+
+
+class StoreContents:
+    """The contents of a store, read once.
+
+    sizes: bytes by object name.
+    manifests: by stage key, those of the stage and of its evaluations, by object name.
+    adapter_bytes: by the folder that the adapter is in.
+    """
 
     def __init__(self, store: StageStore) -> None:
-        self.sizes = store.objects.sizes("")
+        self.sizes = store.backend.sizes("")
         self.size = sum(self.sizes.values())
-        self.store = Glance(store)
-        objects = self.store.objects
-        self.stages: dict[str, dict[str, dict[str, Any]]] = {}
-        for name, data in objects.reads(objects.names("stages/")):
-            if found := manifest.manifest(objects, name, data):
-                self.stages.setdefault(key_of(name), {})[name] = found
-        self.weights: dict[str, int] = defaultdict(int)  # of the adapter at a place
+        self.store = view_of(store)
+        backend = self.store.backend
+        self.manifests: dict[str, dict[str, dict[str, Any]]] = {}
+        for name, data in backend.read_many(backend.list_names("stages/")):
+            if content := manifest.parse_manifest(backend, name, data):
+                self.manifests.setdefault(stage_key_of(name), {})[name] = content
+        self.adapter_bytes: dict[str, int] = defaultdict(int)
         for name, size in self.sizes.items():
-            at, adapter, _ = name.partition("/adapter/")
-            self.weights[at] += size * bool(adapter)
+            folder, in_adapter, _ = name.partition("/adapter/")
+            if in_adapter:
+                self.adapter_bytes[folder] += size
+
+    @property
+    def all_manifests(self) -> Iterable[dict[str, Any]]:
+        return chain.from_iterable(of_stage.values() for of_stage in self.manifests.values())
 
     @property
     def studies(self) -> set[str]:
-        every = chain.from_iterable(some.values() for some in self.stages.values())
-        return {found["record"].get("study", "") for found in every}
+        """Names of the studies that trained or evaluated something."""
+        return {content["record"].get("study", "") for content in self.all_manifests}
 
-    def unasked(self, asked: Collection[str]) -> Iterator[Item]:
-        """Stages, and sittings of stages that are no more."""
-        for key, some in self.stages.items():
-            if key not in asked:
-                size = sum(found["record"]["bytes"] for found in some.values())
-                yield Item(STAGES, place_of(key), size, key)
+    def unrequested_stages(self, requested: Collection[str]) -> Iterator[GarbageItem]:
+        """Yield the stages that are not requested, and evaluations whose stage is gone."""
+        for key, of_stage in self.manifests.items():
+            if key not in requested:
+                size = sum(content["record"]["bytes"] for content in of_stage.values())
+                yield GarbageItem(STAGES, manifest_prefix(key), size, key)
 
-    def adapters(self, keys: Collection[str]) -> Iterator[Item]:
-        """Of the finished stages among these."""
-        for key in sorted(self.stages.keys() & keys):
-            if (found := self.stages[key].get(name_of(key))) and (size := self.weights[found["place"]]):
-                cost = found["record"]["cost"]
+    def adapters(self, keys: Collection[str]) -> Iterator[GarbageItem]:
+        """Yield the adapters of the finished stages among these."""
+        for key in sorted(self.manifests.keys() & keys):
+            content = self.manifests[key].get(manifest_name(key))
+            size = self.adapter_bytes.get(content["folder"], 0) if content else 0
+            if content and size:
+                cost = content["record"]["cost"]
                 seconds = cost["seconds"] + cost.get("begin_seconds", 0.0)
-                yield Item(ADAPTERS, place_of(key), size, key, seconds)
+                yield GarbageItem(ADAPTERS, manifest_prefix(key), size, key, seconds)
 
-    def leftovers(self, asked: Collection[str]) -> Iterator[Item]:
-        """What lies beside the stages without a use."""
-        places: dict[str, int] = defaultdict(int)
+    def leftovers(self, requested: Collection[str]) -> Iterator[GarbageItem]:
+        """Yield the objects beside the stages that have no use."""
+        bytes_at: dict[str, int] = defaultdict(int)
         for name, size in self.sizes.items():
-            kind, *parts = name.split("/")
-            if kind in KINDS or len(kind) == 2:  # as older versions kept a stage
-                places["/".join([kind, *parts[: 1 + (kind == "files")]])] += size
-        marks = dict(self.store.notes("writers/"))
-        writing = {name for name, mark in marks.items() if mark.get("at", 0.0) > time.time() - DRAFT_S}
-        live = {found["place"] for some in self.stages.values() for found in some.values()}
-        live |= {marks[name].get("place") for name in writing}
-        for place, size in places.items():
-            kind, name = place.split("/")[:2]
+            folder, *parts = name.split("/")
+            if folder in KINDS:
+                depth = 2 if folder == "files" else 1  # files/KEY/WRITER
+                bytes_at["/".join([folder, *parts[:depth]])] += size
+        marks = dict(self.store.list_documents("unfinished/"))
+        written = {name for name, mark in marks.items() if mark.get("at", 0.0) > time.time() - DRAFT_S}
+        live = {content["folder"] for content in self.all_manifests}
+        live |= {marks[name].get("folder") for name in written}
+        for prefix, size in bytes_at.items():
+            folder, name = prefix.split("/")[:2]
             key = name.removesuffix(".json").removesuffix(".safetensors")
-            useful = {
-                "failed": key in asked,
-                "inflight": key in asked and name_of(key) not in self.stages.get(key, ()),
-                # Of a stage that goes, all goes with it.
-                "files": place in live or (key in self.stages and key not in asked),
-                "writers": f"writers/{key}" in writing,
-            }
-            if not useful.get(kind, len(kind) == 2 and key in self.stages):
-                stage = kind in ("files", "inflight", "leases")
-                yield Item(KINDS.get(kind, KINDS["files"]), place, size, key if stage else "")
+            if not self._is_useful(folder, key, prefix, requested, written, live):
+                stage_key = key if folder in ("files", "checkpoints", "leases") else ""
+                yield GarbageItem(KINDS[folder], prefix, size, stage_key)
+
+    def _is_useful(
+        self,
+        folder: str,
+        key: str,
+        prefix: str,
+        requested: Collection[str],
+        written: Collection[str],
+        live: Collection[str],
+    ) -> bool:
+        """Whether an object beside the stages has a use.
+
+        written: marks of files that are being written. live: folders of files that a manifest or a mark
+        names.
+        """
+        match folder:
+            case "failed":
+                return key in requested
+            case "checkpoints":
+                return key in requested and manifest_name(key) not in self.manifests.get(key, ())
+            case "files":
+                # The files of an unrequested stage are removed with the stage.
+                return prefix in live or (key in self.manifests and key not in requested)
+            case "unfinished":
+                return f"unfinished/{key}" in written
+        return False
 
 
-class Needs:
-    """asked: keys of all stages that a study asks for; starts: of those whose weights it needs."""
+class StudyNeeds:
+    """What a study needs of its store.
+
+    requested: keys of all stages that it requests. adapters: keys of those whose weights it needs.
+    """
 
     def __init__(self, study: Study, store: StageStore) -> None:
-        search, more = comparison.replay_searches(study, store)
-        asked, final, _, over = foresee(study, store)  # what is left, as far as it can be said
-        walks = [walk for one in asked for walk in one.walks]
-        for method in (search, *more.values()) if search else ():  # and what failures led to
-            walks += [walk for query in method.proposed for walk in evidence.asked(study, store, query)]
-        final = comparison.compared_settings(study, search, more) or final
-        chains = [walk.work_items for walk in walks] + evidence.final_works(final)
-        self.asked = {item.stage.key for work_items in chains for item in work_items}
-        whole = over and all(store.has(item) for work_items in chains for item in work_items)
-        best = next(iter(final.values()))
-        runs = (*best.runs(), *replace(best, fixed=None).runs())  # of the comparison, and of the search
-        self.starts = {stage.key for run in runs for stage in run.stages}
-        for work_items in chains:
-            self.starts |= set(weights_of(work_items, store, whole, len(study.names)))
+        reader = EvidenceReader(study, store)
+        dry_run = dry_run_search(reader)  # what is left, as far as it can be predicted
+        requests = [request for query in dry_run.requests for request in query.runs]
+        compared = Comparison.after(study, reader.replay_to_read)
+        for search in compared.searches:  # and what was proposed after failures
+            requests += [request for query in search.proposed for request in reader.requested(query)]
+        settings = compared.settings or dry_run.settings
+        chains = [request.items for request in requests] + final_chains(settings)
+        self.requested = {item.stage.key for items in chains for item in items}
+        complete = dry_run.exact and all(store.has(item) for items in chains for item in items)
+        best = next(iter(settings.values()))
+        runs = (*best, *best.study.runs)  # of the comparison, and of the search
+        self.adapters = {stage.key for run in runs for stage in run.stages}
+        for items in chains:
+            self.adapters |= set(needed_adapters(items, store, complete, len(study.task_names)))
 
 
-def weights_of(work_items: Sequence[WorkItem], store: StageStore, whole: bool, tasks: int) -> Iterator[str]:
-    """Keys of the stages of a run whose weights are needed. whole: nothing of the study is missing."""
-    for i, item in enumerate(work_items):
-        stage = item.stage
-        last = len(stage.earlier) + len(stage.trained_tasks) == tasks
-        if not stage.earlier or not (whole or last) or not store.has(item):
+def needed_adapters(
+    items: Sequence[WorkItem], store: StageStore, complete: bool, tasks: int
+) -> Iterator[str]:
+    """Yield the keys of a run's stages whose weights are needed.
+
+    complete: whether nothing of the study is missing. tasks: how many the study has.
+    """
+    for i, item in enumerate(items):
+        stage, stored = item.stage, store.has(item)
+        is_last = len(stage.earlier) + len(stage.trained_tasks) == tasks
+        if not stage.earlier or not (complete or is_last) or not stored:
             yield stage.key
-        if not store.has(item) and i:
-            yield work_items[i - 1].stage.key
+        if not stored and i:
+            yield items[i - 1].stage.key
 
 
-def used(objects: Objects, item: Item) -> bool:
-    """Whether anything of it changed within the last hour, or a driver has it."""
-    return young(objects, item.place) or bool(item.key and leases.holder_of(objects, item.key))
+def in_use(backend: StorageBackend, item: GarbageItem) -> bool:
+    """Whether anything of the item changed within the last hour, or a driver has leased it."""
+    if changed_recently(backend, item.prefix):
+        return True
+    return bool(item.key and leases.owner_of(backend, item.key))
 
 
-def young(objects: Objects, place: str) -> bool:
-    since = time.time() - YOUNG_S
-    for name in objects.names(place):
-        if (at := objects.modified(name)) is None and name in objects.sizes(name):
-            raise NoTimes(
-                f"{objects.url} does not say when {name} was written, and others may be writing it now; "
-                "remove what is not needed with the provider's own tools while no study runs"
+def changed_recently(backend: StorageBackend, prefix: str) -> bool:
+    since = time.time() - RECENT_S
+    for name in backend.list_names(prefix):
+        modified_at = backend.modified_at(name)
+        if modified_at is None and name in backend.sizes(name):
+            raise MissingTimestampsError(
+                f"{backend.url} does not tell when {name} was written, and another process may be writing it "
+                "now; remove what is not needed with the provider's own tools while no study runs"
             )
-        if at is not None and at > since:
+        if modified_at is not None and modified_at > since:
             return True
     return False
 
 
-def cleared(objects: Objects, place: str) -> int:
-    """Remove an object, or all below a place; bytes freed."""
-    if (size := objects.sizes(place).get(place)) is not None:
-        objects.remove(place)
-    return (size or 0) + objects.clear(place)
+def remove_prefix(backend: StorageBackend, prefix: str) -> int:
+    """Remove an object, or everything below a prefix; return the bytes freed."""
+    size = backend.sizes(prefix).get(prefix)
+    if size is not None:
+        backend.remove(prefix)
+    return (size or 0) + backend.remove_folder(prefix)
 
 
-def place_of(key: str) -> str:
-    """Where the names of the manifests of a stage and its sittings begin."""
-    return name_of(key).removesuffix(".json")
+def manifest_prefix(key: str) -> str:
+    """Return the prefix of the names of the manifests of a stage and its evaluations."""
+    return manifest_name(key).removesuffix(".json")
 
 
-def listed(names: Any) -> str:
-    return ", ".join(sorted(str(name) or "a study without a name" for name in names))
+def join_sorted(names: Iterable[str]) -> str:
+    return ", ".join(sorted(name or "a study without a name" for name in names))

@@ -1,9 +1,9 @@
-"""Captions from files in COCO's form, and which picture each belongs to.
+"""Caption files in COCO's form, and which image each caption belongs to.
 
     {"images": [{"id": 1, "file_name": "0007.jpg"}],
      "annotations": [{"image_id": 1, "caption": "a plum on a plate"}, …]}
 
-Names are what a record is matched by: numbers follow the order of some other file.
+Records are matched by image name, because the ids number the images of some other file.
 """
 
 from __future__ import annotations
@@ -14,86 +14,89 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.core.wording import listing
-from dgg_ray.readers._data_faults import Faults, Place
-from dgg_ray.readers._records import load_json, text_of
+from dgg_ray.core.phrases import join_names
+from dgg_ray.readers._data_files import Faults, Location, load_json, text_of
 
-FORM = "must hold `images` [{id, file_name}] and `annotations` [{image_id, caption}]"
+FORM = "must contain `images` [{id, file_name}] and `annotations` [{image_id, caption}]"
 
 
 @dataclass(frozen=True)
-class Captions:
-    """by_name: a picture's captions by its whole name; by_tail: whole names by their last part."""
+class CaptionFile:
+    """The captions of a file.
 
-    by_name: Mapping[str, tuple[str, ...]]
-    by_tail: Mapping[str, tuple[str, ...]]
+    by_path: each image's captions by its path. paths_by_name: the paths by file name.
+    """
+
+    by_path: Mapping[str, tuple[str, ...]]
+    paths_by_name: Mapping[str, tuple[str, ...]]
 
     @staticmethod
-    def of(by_name: Mapping[str, tuple[str, ...]]) -> Captions:
-        return Captions(by_name, tails(by_name))
+    def of(by_path: Mapping[str, tuple[str, ...]]) -> CaptionFile:
+        return CaptionFile(by_path, group_by_file_name(by_path))
 
-    def find(self, name: str, pictures: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
-        """(captions, "") of a picture; or (), and why they are not known where its last part is not enough.
+    def find(self, path: str, task_images: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
+        """Return (captions, "") of an image, or (), and why its file name is ambiguous (else "").
 
-        pictures: the whole names of all of the task's pictures, by their last part.
+        task_images: the paths of all of the task's images, by file name.
         """
-        if captions := self.by_name.get(name):
+        if captions := self.by_path.get(path):
             return captions, ""
-        tail = Path(name).name
-        here, there = pictures.get(tail, ()), self.by_tail.get(tail, ())
-        if not there:
+        name = Path(path).name
+        in_task, in_file = task_images.get(name, ()), self.paths_by_name.get(name, ())
+        if not in_file:
             return (), ""
-        if len(there) == 1 and there[0] in here:  # the whole name of another picture: it belongs there
+        if len(in_file) == 1 and in_file[0] in in_task:  # the caption belongs to another image of the task
             return (), ""
-        if len(here) == 1 and len(there) == 1:
-            return self.by_name[there[0]], ""
-        return (), f"{tail!r} for {listing([*map(repr, here)], 2)}" if len(
-            here
-        ) > 1 else f"{listing([*map(repr, there)], 2)} for {name!r}"
+        if len(in_task) == 1 and len(in_file) == 1:
+            return self.by_path[in_file[0]], ""
+        if len(in_task) > 1:
+            return (), f"{name!r} for {join_names([*map(repr, in_task)], 2)}"
+        return (), f"{join_names([*map(repr, in_file)], 2)} for {path!r}"
 
 
-def tails(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Whole names by their last part."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(Path(name).name, []).append(name)
-    return {tail: tuple(whole) for tail, whole in found.items()}
+def group_by_file_name(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(Path(path).name, []).append(path)
+    return {name: tuple(group) for name, group in groups.items()}
 
 
-def load_captions(file: Path, faults: Faults) -> Captions:
-    """All captions of the file; none after a fault."""
-    place = Place("references", str(file))
-    before = len(faults.kept)
+def load_captions(file: Path, faults: Faults) -> CaptionFile:
+    """Return all captions of the file; none after a fault."""
+    location = Location("references", str(file))
+    before = len(faults.shown)
     data = load_json(file, "references", faults)
-    if len(faults.kept) > before:
-        return Captions({}, {})
+    if len(faults.shown) > before:
+        return CaptionFile({}, {})
     captions: dict[str, list[str]] = {}
     try:
-        names = names_by_id(data["images"], place, faults)
-        for i, note in enumerate(data["annotations"]):
-            spot = place.at(f"annotations[{i}]")
-            if (name := names.get(note["image_id"])) is None:
-                faults.add(spot.at("image_id"), "must be the id of one of `images`", repr(note["image_id"]))
+        paths = paths_by_id(data["images"], location, faults)
+        for i, annotation in enumerate(data["annotations"]):
+            entry = location.key(f"annotations[{i}]")
+            if (path := paths.get(annotation["image_id"])) is None:
+                rule = "must be the id of one of `images`"
+                faults.add(entry.key("image_id"), rule, repr(annotation["image_id"]))
                 continue
-            captions.setdefault(name, []).append(text_of(note["caption"], spot.at("caption"), faults))
+            caption = text_of(annotation["caption"], entry.key("caption"), faults)
+            captions.setdefault(path, []).append(caption)
     except (KeyError, TypeError) as error:
-        faults.add(place, FORM, f"{type(error).__name__}: {error}")
-        return Captions({}, {})
-    if not captions and len(faults.kept) == before:
-        faults.add(place, "must hold at least one caption")
-    return Captions.of({name: tuple(texts) for name, texts in captions.items()})
+        faults.add(location, FORM, f"{type(error).__name__}: {error}")
+        return CaptionFile({}, {})
+    if not captions and len(faults.shown) == before:
+        faults.add(location, "must contain at least one caption")
+    return CaptionFile.of({path: tuple(texts) for path, texts in captions.items()})
 
 
-def names_by_id(images: Any, place: Place, faults: Faults) -> dict[Any, str]:
-    """Whole names by id: one for each id, and one id for each."""
-    names: dict[Any, str] = {}
+def paths_by_id(images: Any, location: Location, faults: Faults) -> dict[Any, str]:
+    """Map ids to paths; an id of two paths, or a path of two ids, is a fault."""
+    paths: dict[Any, str] = {}
     ids: dict[str, Any] = {}
     for i, image in enumerate(images):
-        id_, name = image["id"], normpath(Path(image["file_name"]))
-        if (other := names.setdefault(id_, name)) != name:
-            rule = "must be the id of one picture"
-            faults.add(place.at(f"images[{i}].id"), rule, f"{id_!r} for {other!r} and {name!r}")
-        elif (first := ids.setdefault(name, id_)) != id_:
-            rule = "must be the name of one picture"
-            faults.add(place.at(f"images[{i}].file_name"), rule, f"{name!r} for {first!r} and {id_!r}")
-    return names
+        id_, path = image["id"], normpath(Path(image["file_name"]))
+        entry = location.key(f"images[{i}]")
+        if (other := paths.setdefault(id_, path)) != path:
+            faults.add(entry.key("id"), "must be the id of one image", f"{id_!r} for {other!r} and {path!r}")
+        elif (first := ids.setdefault(path, id_)) != id_:
+            rule = "must be the name of one image"
+            faults.add(entry.key("file_name"), rule, f"{path!r} for {first!r} and {id_!r}")
+    return paths

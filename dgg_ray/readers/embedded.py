@@ -1,43 +1,43 @@
-"""Six small tasks that come with the package: a study runs with no download and no data folder.
+"""Six small tasks that come with the package: a study needs no download and no data folder.
 
-    name        picture                                    answer
-    digits      a handwritten digit, recoloured [1]        a figure, 0 … 9
-    shapes      three coloured shapes on light ground      a colour
-    counting    one to five of a shape, others among them  one … five
-    relations   a square and a shape beside it             left, right, above, below
-    words       a sign with one of 16 words                the word
-    charts      three or four coloured bars                a colour
+    name        image                                              answer
+    digits      a handwritten digit, recoloured [1]                a digit, 0 … 9
+    shapes      three coloured shapes on a light background        a colour
+    counting    one to five of a shape, some of another            one … five
+    relations   a square in the middle and a shape at its side     left, right, above, below
+    words       a sign with one of 16 words                        the word
+    charts      three or four coloured bars                        a colour
 
-They differ in looks and in language, so that what is learned last hurts what was learned before;
-shapes and charts answer in the same colours to different questions. Pictures are 32 × 32 pixels.
-All but the digits are drawn from counters (draws.generator), one example at a time: a task with
-more examples holds every smaller one, and no split moves when the size of another does.
+The tasks differ in looks and language, so that training on one makes a model forget the others; shapes and
+charts answer different questions with the same colours. Images are 32 × 32 pixels. All except the digits are
+drawn from counter-based random numbers (core/rng.py), one example at a time. A task with more examples
+therefore contains every smaller one, and the size of one split changes no other split.
 
 [1] Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, doi:10.24432/C50P49;
-    the 1,797 pictures of 8 × 8 that scikit-learn bundles.
+    the 1,797 images of 8 × 8 pixels that scikit-learn bundles.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Le
 from PIL import Image, ImageDraw, ImageFont
 
-from dgg_ray.core import draws
-from dgg_ray.core.errors import Fault, StudyError, nearest
+from dgg_ray.core.errors import Fault, StudyError, nearest_name
 from dgg_ray.core.interfaces import SPLITS, Example, Reader, Split, Task
+from dgg_ray.core.rng import make_rng
 
-SIDE, CELL, CELLS = 32, 8, 4  # pixels; things keep to cells, so that patches of 8 pixels suffice to see them
-MOST = {"train": 400, "validation": 300, "test": 300}  # together under the 1,797 digits
+SIDE, CELL, CELLS = 32, 8, 4  # pixels; shapes stay in cells, so that patches of 8 pixels show them whole
+MAX_EXAMPLES = {"train": 400, "validation": 300, "test": 300}  # together fewer than the 1,797 digits
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -47,7 +47,7 @@ COLOURS = {
     "purple": (145, 50, 175),
     "orange": (245, 135, 25),
 }
-FIGURES = tuple("0123456789")
+DIGITS = tuple("0123456789")
 NUMBERS = ("one", "two", "three", "four", "five")
 SIDES = ("left", "right", "above", "below")
 WORDS = (
@@ -55,51 +55,55 @@ WORDS = (
     *("milk", "open", "park", "shop", "stop", "taxi", "yard", "zoo"),
 )
 
-Drawn = tuple[np.ndarray, str, str]  # pixels, question, answer
+DrawnExample = tuple[np.ndarray, str, str]  # pixels, question, answer
 
 
 @dataclass(frozen=True)
 class Embedded(Reader):
-    """The embedded task that the task's name chooses.
+    """The embedded task that has the task's name.
 
     train: number of training examples, the first n of one fixed sequence.
     validation: number of validation examples, the first n of one fixed sequence.
     test: number of test examples, the first n of one fixed sequence.
-    seed: the seed by which pictures are drawn; another one draws others of the same kind.
+    seed: the seed of the images; another one draws other images of the same kind.
     """
 
-    train: Annotated[int, Ge(10), Le(MOST["train"])] = 300
-    validation: Annotated[int, Ge(10), Le(MOST["validation"])] = 100
-    test: Annotated[int, Ge(10), Le(MOST["test"])] = 100
+    train: Annotated[int, Ge(10), Le(MAX_EXAMPLES["train"])] = 300
+    validation: Annotated[int, Ge(10), Le(MAX_EXAMPLES["validation"])] = 100
+    test: Annotated[int, Ge(10), Le(MAX_EXAMPLES["test"])] = 100
     seed: Annotated[int, Ge(0)] = 0
 
     def read(self, name: str) -> Task:
         if name not in TASKS:
-            rule = f"the embedded tasks are {', '.join(TASKS)}"
-            raise StudyError([Fault("name", rule, repr(name), nearest(name, TASKS))])
+            rule = f"must be one of the embedded tasks {', '.join(TASKS)}"
+            raise StudyError([Fault("name", rule, repr(name), nearest_name(name, TASKS))])
         seen: set[bytes] = set()
-        examples = {split: self.draw(name, split, seen) for split in SPLITS}
+        examples = {split: self._draw_split(name, split, seen) for split in SPLITS}
         return Task(name, examples, {split: content_digest(examples[split]) for split in SPLITS})
 
-    def draw(self, name: str, split: Split, seen: set[bytes]) -> list[Example]:
-        """The split's examples; none with a picture and question that are in `seen`, which grows."""
-        drawn = []
+    def _draw_split(self, name: str, split: Split, seen: set[bytes]) -> list[Example]:
+        """Draw the split's examples.
+
+        seen: images with their questions that are in the task already. They are not drawn again; new ones are
+            added.
+        """
+        examples = []
         for i in range(getattr(self, split)):
-            rng = draws.generator(self.seed, f"embedded/{name}", split, i)
+            rng = make_rng(self.seed, f"embedded/{name}", split, i)
             while True:
                 if name == "digits":
-                    pixels, question, answer = digits(rng, source(self.seed, split, i))
+                    pixels, question, answer = digits(rng, digit_index(self.seed, split, i))
                 else:
                     pixels, question, answer = TASKS[name](rng)
-                if (mark := pixels.tobytes() + question.encode()) not in seen:
+                if (content := pixels.tobytes() + question.encode()) not in seen:
                     break
-            seen.add(mark)
-            drawn.append(Example(f"{name}-{split}-{i}", question, answer, pixels))
-        return drawn
+            seen.add(content)
+            examples.append(Example(f"{name}-{split}-{i}", question, answer, pixels))
+        return examples
 
 
 def content_digest(examples: list[Example]) -> str:
-    """SHA-256 over ids, questions, answers and pixels, 64 hex digits."""
+    """Return the SHA-256 over ids, questions, answers and pixels, as 64 hex digits."""
     content = hashlib.sha256()
     for example in examples:
         content.update(f"{example.id}\0{example.question}\0{example.answer}\0".encode())
@@ -108,13 +112,13 @@ def content_digest(examples: list[Example]) -> str:
 
 
 # -- drawing ---------------------------------------------------------------------------------------
-# Only +, -, ·, /, √, min and max, which IEEE 754 rounds alike everywhere: the same pixels, and with
-# them the same stage keys, on every machine.
+# Only +, -, ·, /, √, min and max are used. IEEE 754 rounds these alike on every machine, so that pixels and
+# stage keys are the same everywhere.
 
 Y, X = np.mgrid[0:SIDE, 0:SIDE] + 0.5  # pixel centres, (32, 32) each
 
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
-    # (x, y, r) -> signed distance to the edge in pixels, roughly; negative inside
+    # (x, y, r) -> approximate signed distance to the edge in pixels; negative inside
     "circle": lambda x, y, r: np.sqrt(x * x + y * y) - r,
     "square": lambda x, y, r: np.maximum(abs(x), abs(y)) - 0.85 * r,
     "triangle": lambda x, y, r: np.maximum(y - 0.75 * r, 0.9 * abs(x) - 0.45 * y - 0.45 * r),
@@ -123,57 +127,57 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 }
 
 
-def ground(rng: np.random.Generator, low: int, high: int, noise: float = 6) -> np.ndarray:
-    """A canvas (32, 32, 3) of one greyish colour between `low` and `high`, in float, with grain."""
+def background(rng: np.random.Generator, low: int, high: int, noise: float = 6) -> np.ndarray:
+    """Return a float canvas (32, 32, 3) of one greyish colour between `low` and `high`, with grain."""
     canvas = np.zeros((SIDE, SIDE, 3)) + rng.integers(low, high + 1, 3)
     return canvas + noise * (rng.random((SIDE, SIDE, 1)) - 0.5)
 
 
-def ink(rng: np.random.Generator, colour: str) -> np.ndarray:
-    """The colour as someone would mix it today, (3,)."""
+def mix_colour(rng: np.random.Generator, colour: str) -> np.ndarray:
+    """Return the named colour with a random deviation, (3,)."""
     return np.array(COLOURS[colour]) + rng.integers(-14, 15, 3)
 
 
 def paint(canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> None:
-    """Lay the colour over the canvas where `cover` (32, 32), clipped to [0, 1], says so."""
+    """Blend the colour into the canvas with the opacity `cover` (32, 32), clipped to [0, 1]."""
     cover = np.clip(cover, 0, 1)[..., None]
     canvas += cover * (colour - canvas)
 
 
-def place(canvas: np.ndarray, shape: str, colour: np.ndarray, x: float, y: float, r: float) -> None:
-    """A shape of radius r with its centre at (x, y), in pixels, edges smoothed."""
+def draw_shape(canvas: np.ndarray, shape: str, colour: np.ndarray, x: float, y: float, r: float) -> None:
+    """Draw a shape of radius r around (x, y), in pixels, with smoothed edges."""
     paint(canvas, 0.5 - SHAPES[shape](X - x, Y - y, r), colour)
 
 
-def pixels(canvas: np.ndarray) -> np.ndarray:
+def to_pixels(canvas: np.ndarray) -> np.ndarray:
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def choose(rng: np.random.Generator, options, count: int) -> list:
-    """`count` different ones in a random order."""
+def sample_options(rng: np.random.Generator, options: Iterable[Any], count: int) -> list[Any]:
+    """Return `count` different options in a random order."""
     options = list(options)
     return [options[i] for i in rng.permutation(len(options))[:count]]
 
 
-def middle(cell: float) -> float:
-    """The middle of a row or column of cells, in pixels."""
+def cell_centre(cell: float) -> float:
+    """Return the middle of a row or column of cells, in pixels."""
     return (cell + 0.5) * CELL
 
 
-def spots(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
-    """Middles of different cells, each moved by up to half a pixel."""
-    taken = rng.permutation(CELLS * CELLS)[:count]
-    moved = rng.random((count, 2)) - 0.5
+def random_centres(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
+    """Return the middles of different cells, each moved by up to half a pixel."""
+    cells = rng.permutation(CELLS * CELLS)[:count]
+    offsets = rng.random((count, 2)) - 0.5
     return [
-        (middle(cell % CELLS) + dx, middle(cell // CELLS) + dy)
-        for cell, (dx, dy) in zip(taken, moved, strict=True)
+        (cell_centre(cell % CELLS) + dx, cell_centre(cell // CELLS) + dy)
+        for cell, (dx, dy) in zip(cells, offsets, strict=True)
     ]
 
 
-def ask(rng: np.random.Generator, task: str, **words: str) -> str:
-    """One of the task's phrasings."""
-    forms = PHRASINGS[task]
-    return forms[rng.integers(len(forms))].format(**words)
+def phrase_question(rng: np.random.Generator, task: str, **words: str) -> str:
+    """Return the question in one of the task's phrasings."""
+    phrasings = PHRASINGS[task]
+    return phrasings[rng.integers(len(phrasings))].format(**words)
 
 
 # -- the tasks -------------------------------------------------------------------------------------
@@ -197,12 +201,19 @@ PHRASINGS = {
 
 
 @cache
-def handwriting() -> tuple[np.ndarray, np.ndarray]:
-    """(1797, 8, 8) in 0 … 16, and the digit of each."""
-    # The file itself: sklearn.datasets.load_digits would give the same after a second of imports.
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return the images (1797, 8, 8) in 0 … 16, and the digit of each."""
+    # The file is read directly: importing sklearn.datasets takes a second.
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise StudyError([Fault("name", "needs scikit-learn, which bundles the handwritten digits")])
+        raise StudyError(
+            [
+                Fault(
+                    "name",
+                    "`digits` needs scikit-learn, which bundles the handwritten digits: pip install scikit-learn",
+                )
+            ]
+        )
     with gzip.open(
         Path(package.origin).parent / "datasets/data/digits.csv.gz", "rt", encoding="ascii"
     ) as file:
@@ -211,99 +222,108 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def shuffled(seed: int) -> np.ndarray:
-    return draws.generator(seed, "embedded/digits", "sources").permutation(len(handwriting()[1]))
+def shuffled_digits(seed: int) -> np.ndarray:
+    return make_rng(seed, "embedded/digits", "sources").permutation(len(load_digits()[1]))
 
 
-def source(seed: int, split: Split, i: int) -> int:
-    """The handwritten digit behind example i: no two examples of any split share one."""
-    start = sum(MOST[earlier] for earlier in SPLITS[: SPLITS.index(split)])
-    return int(shuffled(seed)[start + i])
+def digit_index(seed: int, split: Split, i: int) -> int:
+    """Return the handwritten digit of example i; no two examples of any split share one."""
+    start = sum(MAX_EXAMPLES[earlier] for earlier in SPLITS[: SPLITS.index(split)])
+    return int(shuffled_digits(seed)[start + i])
 
 
-def digits(rng: np.random.Generator, which: int) -> Drawn:
-    images, targets = handwriting()
-    small = Image.fromarray((images[which] * 255 / 16).astype(np.uint8))
+def digits(rng: np.random.Generator, index: int) -> DrawnExample:
+    images, targets = load_digits()
+    small = Image.fromarray((images[index] * 255 / 16).astype(np.uint8))
     cover = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BILINEAR)) / 255
-    canvas = ground(rng, 0, 50)
+    canvas = background(rng, 0, 50)
     paint(canvas, cover, rng.integers(150, 256, 3))
-    return pixels(canvas), ask(rng, "digits"), FIGURES[targets[which]]
+    return to_pixels(canvas), phrase_question(rng, "digits"), DIGITS[targets[index]]
 
 
-def shapes(rng: np.random.Generator) -> Drawn:
-    canvas, names, colours = ground(rng, 190, 245), choose(rng, SHAPES, 3), choose(rng, COLOURS, 3)
-    for name, colour, (x, y) in zip(names, colours, spots(rng, 3), strict=True):
-        place(canvas, name, ink(rng, colour), x, y, 3.3 + 0.8 * rng.random())
-    return pixels(canvas), ask(rng, "shapes", shape=names[0]), colours[0]
+def shapes(rng: np.random.Generator) -> DrawnExample:
+    canvas, names, colours = (
+        background(rng, 190, 245),
+        sample_options(rng, SHAPES, 3),
+        sample_options(rng, COLOURS, 3),
+    )
+    for name, colour, (x, y) in zip(names, colours, random_centres(rng, 3), strict=True):
+        draw_shape(canvas, name, mix_colour(rng, colour), x, y, 3.3 + 0.8 * rng.random())
+    return to_pixels(canvas), phrase_question(rng, "shapes", shape=names[0]), colours[0]
 
 
-def counting(rng: np.random.Generator) -> Drawn:
+def counting(rng: np.random.Generator) -> DrawnExample:
     count, others = int(rng.integers(1, 6)), int(rng.integers(0, 3))
-    wanted, other = choose(rng, ("circle", "square", "triangle"), 2)
-    canvas, colour = ground(rng, 20, 70), rng.integers(170, 256, 3)
-    for i, (x, y) in enumerate(spots(rng, count + others)):
-        place(canvas, wanted if i < count else other, colour, x, y, 3.3 + 0.8 * rng.random())
-    return pixels(canvas), ask(rng, "counting", shape=wanted), NUMBERS[count - 1]
+    wanted, other = sample_options(rng, ("circle", "square", "triangle"), 2)
+    canvas, colour = background(rng, 20, 70), rng.integers(170, 256, 3)
+    for i, (x, y) in enumerate(random_centres(rng, count + others)):
+        draw_shape(canvas, wanted if i < count else other, colour, x, y, 3.3 + 0.8 * rng.random())
+    return to_pixels(canvas), phrase_question(rng, "counting", shape=wanted), NUMBERS[count - 1]
 
 
-def relations(rng: np.random.Generator) -> Drawn:
-    """A square in the middle, and one thing at the edge on one of its sides."""
-    one, other = choose(rng, [shape for shape in SHAPES if shape != "square"], 1)[0], "square"
-    colours, side = choose(rng, COLOURS, 2), SIDES[rng.integers(4)]
+def relations(rng: np.random.Generator) -> DrawnExample:
+    """Draw a square in the middle, and a shape at the edge on one of its sides."""
+    shape, reference = sample_options(rng, [name for name in SHAPES if name != "square"], 1)[0], "square"
+    colours, side = sample_options(rng, COLOURS, 2), SIDES[rng.integers(4)]
     edge = 0 if side in ("left", "above") else CELLS - 1
-    inner, level = rng.integers(1, CELLS - 1, 2)
-    canvas = ground(rng, 100, 150)
-    for name, colour, at in zip((one, other), colours, (edge, inner), strict=True):
-        x, y = (at, level) if side in ("left", "right") else (level, at)
-        place(canvas, name, ink(rng, colour), middle(x), middle(y), 3.3 + 0.8 * rng.random())
-    return pixels(canvas), ask(rng, "relations", one=one, other=other), side
+    inner, across = rng.integers(1, CELLS - 1, 2)
+    canvas = background(rng, 100, 150)
+    for name, colour, along in zip((shape, reference), colours, (edge, inner), strict=True):
+        x, y = (along, across) if side in ("left", "right") else (across, along)
+        draw_shape(
+            canvas, name, mix_colour(rng, colour), cell_centre(x), cell_centre(y), 3.3 + 0.8 * rng.random()
+        )
+    return to_pixels(canvas), phrase_question(rng, "relations", one=shape, other=reference), side
 
 
 @cache
-def letter(character: str) -> np.ndarray:
-    """A character in Pillow's own bitmap font, which no FreeType version changes: (16, 8) of 0 and 1."""
-    picture = Image.new("L", (CELL, 2 * CELL))
+def render_letter(character: str) -> np.ndarray:
+    """Return a character (16, 8) of 0 and 1, in Pillow's bitmap font, which no FreeType version changes."""
+    image = Image.new("L", (CELL, 2 * CELL))
     font = ImageFont.load_default_imagefont()
-    ImageDraw.Draw(picture).text((1, 2), character, fill=1, font=font)
-    return np.asarray(picture)
+    ImageDraw.Draw(image).text((1, 2), character, fill=1, font=font)
+    return np.asarray(image)
 
 
-def sign(rng: np.random.Generator, text: str, column: int, row: int) -> np.ndarray:
-    """A canvas with light letters on a dark board, each a cell wide and two high, from that cell on."""
-    letters = np.concatenate([letter(character) for character in text], axis=1)
+def draw_sign(rng: np.random.Generator, text: str, column: int, row: int) -> np.ndarray:
+    """Return a canvas with light letters on a dark board.
+
+    Each letter is one cell wide and two cells high. The text starts at the given cell.
+    """
+    letters = np.concatenate([render_letter(character) for character in text], axis=1)
     x, y = column * CELL, row * CELL
     cover = np.zeros((SIDE, SIDE))
     cover[y : y + 2 * CELL, x : x + letters.shape[1]] = letters
-    canvas = ground(rng, 20, 110)
+    canvas = background(rng, 20, 110)
     paint(canvas, CELL + 0.5 - abs(Y - y - CELL), rng.integers(0, 90, 3))  # the board
     paint(canvas, cover, rng.integers(190, 256, 3))
     return canvas
 
 
-def berth(rng: np.random.Generator, text: str) -> tuple[int, int]:
-    """A column and a row from which the text fits."""
+def random_position(rng: np.random.Generator, text: str) -> tuple[int, int]:
+    """Return a column and a row at which the text fits."""
     return int(rng.integers(0, CELLS - len(text) + 1)), int(rng.integers(0, CELLS - 1))
 
 
-def words(rng: np.random.Generator) -> Drawn:
+def words(rng: np.random.Generator) -> DrawnExample:
     word = WORDS[rng.integers(len(WORDS))]
-    return pixels(sign(rng, word, *berth(rng, word))), ask(rng, "words"), word
+    return to_pixels(draw_sign(rng, word, *random_position(rng, word))), phrase_question(rng, "words"), word
 
 
-def charts(rng: np.random.Generator) -> Drawn:
+def charts(rng: np.random.Generator) -> DrawnExample:
     count, most = int(rng.integers(3, 5)), ("high", "low")[rng.integers(2)]
-    colours = choose(rng, COLOURS, count)
+    colours = sample_options(rng, COLOURS, count)
     heights = rng.permutation(CELLS)[:count] * 7 + 5 + rng.integers(0, 3)  # pixels
-    canvas = ground(rng, 235, 255, noise=3)
+    canvas = background(rng, 235, 255, noise=3)
     for i, (colour, height) in enumerate(zip(colours, heights, strict=True)):
-        cover = np.minimum(3.5 - abs(X - middle(i)), 0.5 + Y - (SIDE - height))
-        paint(canvas, cover, ink(rng, colour))
+        cover = np.minimum(3.5 - abs(X - cell_centre(i)), 0.5 + Y - (SIDE - height))
+        paint(canvas, cover, mix_colour(rng, colour))
     canvas[SIDE - 1 :] = 60  # the axis
     best = int(np.argmax(heights) if most == "high" else np.argmin(heights))
-    return pixels(canvas), ask(rng, "charts", most=most), colours[best]
+    return to_pixels(canvas), phrase_question(rng, "charts", most=most), colours[best]
 
 
-TASKS: dict[str, Callable[..., Drawn]] = {
+TASKS: dict[str, Callable[..., DrawnExample]] = {
     "digits": digits,
     "shapes": shapes,
     "counting": counting,
@@ -312,7 +332,7 @@ TASKS: dict[str, Callable[..., Drawn]] = {
     "charts": charts,
 }
 ANSWERS = {
-    "digits": FIGURES,
+    "digits": DIGITS,
     "shapes": tuple(COLOURS),
     "counting": NUMBERS,
     "relations": SIDES,

@@ -1,26 +1,26 @@
 """Instruction data in the files that LLaVA, CoIN and MCITlib use.
 
-Two kinds of record, either of them in any split, in a JSON list or as JSON lines, UTF-8, also gzipped:
+Any split may hold two kinds of record, in a JSON list or as JSON lines, UTF-8, also gzipped:
 
     training    {"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                                                   {"from": "gpt", "value": "a plum"}]}
     question    {"question_id", "image", "text": "What is this?", "answer": "a plum"}
 
-    id, question_id     optional; without it the record's place, `#12`. Once each in validation and test;
+    id, question_id     optional; by default the record's position, `#12`. Unique in validation and test;
                         training records may share one, as UCIT's do
-    image               relative to the image folder, or inside it; links there lead anywhere. Absent, null
-                        or [] for text only
-    conversations       _turns.py has its other forms, such as `messages`
+    image               relative to the image folder, or an absolute path inside it; links there may lead
+                        anywhere. Absent, null or [] for a record of text only
+    conversations       _conversations.py has its other forms, such as `messages`
     references          optional list of all accepted answers
     choices             optional list of the options offered; lettered options in a prompt stay in it
 
-The token `<image>` goes out of the question with its line break, wherever it stands: the model's
-own template puts it back. A conversation of several turns gives one example per pair of human and
-gpt, `id`, `id#1`, `id#2`, …, each with the picture and its own question only: what was said before
-is not shown, so a follow-up like "and its colour?" should be spelt out in the file.
+The token `<image>` is removed from the question with its line break, wherever it stands: the model's own
+template inserts it again. A conversation of several turns gives one example for each pair of human and gpt
+turns, `id`, `id#1`, `id#2`, …, each with the image and its own question only. The model is not shown the
+earlier turns, so a follow-up like "and its colour?" should be spelt out in the file.
 
-Nothing is dropped without a word: a picture under another key, a token without its picture, and a key
-written twice are faults, keys that are not read are told (_unread_keys.py).
+Nothing is dropped silently: an image under another key, a token without its image, and a key that is written
+twice are faults; other keys that are not read are noted (_unread_keys.py).
 
 Formats: https://github.com/haotian-liu/LLaVA (docs/Finetune_Custom_Data.md), arXiv:2403.08350 (CoIN).
 """
@@ -36,43 +36,56 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Gt, Lt
 
-from dgg_ray.core import draws
-from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task, digest
-from dgg_ray.core.wording import plural
-from dgg_ray.readers import _turns, _unread_keys
-from dgg_ray.readers._caption_files import Captions, load_captions, tails
-from dgg_ray.readers._data_faults import Faults, Place, near_file
-from dgg_ray.readers._data_files import fetch_to_this_machine, gone
-from dgg_ray.readers._pictures import Picture, inspect
-from dgg_ray.readers._records import Record, load_records, text_of, texts_of
+from dgg_ray.core import rng
+from dgg_ray.core.hashing import digest
+from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task
+from dgg_ray.core.phrases import plural
+from dgg_ray.readers import _conversations
+from dgg_ray.readers._caption_files import CaptionFile, group_by_file_name, load_captions
+from dgg_ray.readers._data_files import (
+    Faults,
+    Location,
+    Record,
+    describe_missing,
+    fetch_to_this_machine,
+    load_records,
+    nearest_file,
+    text_of,
+    texts_of,
+)
+from dgg_ray.readers._images import ImageInfo, inspect_images
+from dgg_ray.readers._unread_keys import check_unread_keys, is_empty
 from dgg_ray.storage import fetching
 
 
-class Item(NamedTuple):
-    """An example, where it came from, and its picture as the record names it (else the record's place)."""
+class LocatedExample(NamedTuple):
+    """An example, and the record that it came from.
+
+    image_name: the image's path in the image folder; for a record of text only the record's path.
+    """
 
     example: Example
-    place: Place
-    group: str
+    location: Location
+    image_name: str
 
 
 @dataclass(frozen=True)
 class Llava(Reader):
     """A task from files in LLaVA's format. Relative paths start at the study's data folder.
 
-    All paths may be URLs (s3://BUCKET/train.json): each node fetches the files, and the whole folder of
-    images where an example has one, once.
+    All paths may be URLs (s3://BUCKET/train.json): each node fetches the files once, and the whole folder of
+    images once if an example has one.
 
     train: file of the training examples, a JSON list or JSON lines.
     test: file of the test examples.
-    validation: file of the validation examples; without it a share of `train` is set apart, by picture: all
-        examples that name one picture are on one side.
-    validation_share: that share of the pictures of `train` (text-only records count as one each).
-    split_seed: the seed of that division and of the samples that the limits take.
+    validation: file of the validation examples; without it a share of `train` is reserved, by image: all
+        examples of one image are on the same side.
+    validation_share: that share of the images of `train` (records of text only count as one each).
+    split_seed: seed of that division, and of the samples that the limits take.
     images: folder that `image` is relative to; None is the folder of `train`.
     references: file with captions in COCO's form, matched by file name; they become the references of every
-        test example of that picture, and of validation examples where there are any.
-    limit: largest number of training examples, a sample; the pictures of others are not looked at.
+        test example of that image, and of validation examples if the file has captions for them.
+    limit: largest number of training examples, a sample; the images of the others are not read.
     limit_test: largest number of validation examples, and of test examples, each a sample.
     scorer: how answers are scored, the name of a file in scorers/.
     """
@@ -89,202 +102,240 @@ class Llava(Reader):
     scorer: str = "exact_match"
 
     def read(self, name: str) -> Task:
-        """The task, its pictures read; those whose content was seen before are not decoded again."""
+        """Return the task after reading all its images; images of known content are not decoded again."""
         faults = Faults()
+        examples, root = self._read_examples(name, faults)
+        limits = {"train": self.limit, "validation": self.limit_test, "test": self.limit_test}
+        examples = {split: self._sample(examples[split], limits[split], name, split) for split in SPLITS}
+        if fetching.url_of(root):
+            examples, root = with_local_images(examples, root, faults)
+        images = check_images(examples, root, faults)
+        faults.raise_any(f"task {name}")
+
+        contents = {
+            split: [content_of(located.example, images) for located in examples[split]] for split in SPLITS
+        }
+        notes = (
+            *faults.notes(),
+            *missing_image_notes(contents),
+            *frame_notes(images),
+            *repetition_notes(contents),
+        )
+        return Task(
+            name,
+            {split: tuple(located.example for located in examples[split]) for split in SPLITS},
+            {split: digest(contents[split]) for split in SPLITS},
+            self.scorer,
+            notes,
+        )
+
+    def _read_examples(self, name: str, faults: Faults) -> tuple[dict[str, list[LocatedExample]], Path]:
+        """Return the examples of all splits with their captions, and the image folder."""
         files = {"train": self.train, "validation": self.validation, "test": self.test}
-        root = fetching.path(self.images or Path(self.train).parent)
-        root = root if fetching.address(root) else root.absolute()
-        items = {
-            split: parse(fetch_to_this_machine(path, split, faults), split, root, faults)
+        root = fetching.as_path(self.images or Path(self.train).parent)
+        root = root if fetching.url_of(root) else root.absolute()
+        examples = {
+            split: parse_examples(fetch_to_this_machine(path, split, faults), split, root, faults)
             for split, path in files.items()
             if path is not None
         }
         if self.validation is None:
-            items |= self.divided(items["train"], name, faults)
+            examples |= self._divide(examples["train"], name, faults)
         if self.references is not None:
             file = fetch_to_this_machine(self.references, "references", faults)
-            captions = load_captions(file, faults) if file else Captions({}, {})
-            pictures = tails(dict.fromkeys(item.group for split in SPLITS for item in items[split]))
+            captions = load_captions(file, faults) if file else CaptionFile({}, {})
+            images = group_by_file_name(
+                dict.fromkeys(located.image_name for split in SPLITS for located in examples[split])
+            )
             for split in ("validation", "test"):
-                items[split] = with_captions(items[split], captions, pictures, split == "test", faults)
-        limits = {"train": self.limit, "validation": self.limit_test, "test": self.limit_test}
-        items = {split: self.sample(items[split], limits[split], name, split) for split in SPLITS}
-        if fetching.address(root):
-            items, root = with_pictures(items, root, faults)
-        pictures = seen(items, root, faults)
-        faults.raise_any(f"task {name}")
+                examples[split] = with_captions(examples[split], captions, images, split == "test", faults)
+        return examples, root
 
-        contents = {split: [content(item.example, pictures) for item in items[split]] for split in SPLITS}
-        return Task(
-            name,
-            {split: tuple(item.example for item in items[split]) for split in SPLITS},
-            {split: digest(contents[split]) for split in SPLITS},
-            self.scorer,
-            (*faults.notes(), *without_picture(contents), *several_frames(pictures), *shared(contents)),
-        )
-
-    def divided(self, items: Sequence[Item], name: str, faults: Faults) -> dict[str, list[Item]]:
-        """train and validation from one list; at least one picture on either side."""
-        groups = list(dict.fromkeys(item.group for item in items))
-        if items and len(groups) < 2:
-            rule = "must hold two pictures at least, one of them for validation; or name a `validation` file"
-            faults.add(Place("train", items[0].place.file), rule, "one picture")
-        count = min(max(round(self.validation_share * len(groups)), 1), max(len(groups) - 1, 0))
-        order = draws.permutation(len(groups), self.split_seed, name, "validation")
-        apart = {groups[i] for i in order[:count]}
+    def _divide(
+        self, examples: Sequence[LocatedExample], name: str, faults: Faults
+    ) -> dict[str, list[LocatedExample]]:
+        """Divide one list into train and validation, by image; each gets at least one."""
+        images = list(dict.fromkeys(located.image_name for located in examples))
+        if examples and len(images) < 2:
+            rule = "must contain at least two images, one of them for validation; or name a `validation` file"
+            faults.add(Location("train", examples[0].location.file), rule, "one image")
+        count = min(max(round(self.validation_share * len(images)), 1), max(len(images) - 1, 0))
+        order = rng.permutation(len(images), self.split_seed, name, "validation")
+        reserved = {images[i] for i in order[:count]}
         return {
-            "train": [item for item in items if item.group not in apart],
-            "validation": [item for item in items if item.group in apart],
+            "train": [located for located in examples if located.image_name not in reserved],
+            "validation": [located for located in examples if located.image_name in reserved],
         }
 
-    def sample(self, items: Sequence[Item], limit: int | None, name: str, split: str) -> list[Item]:
-        """`limit` of the items in their order, uniform without replacement; limits are nested."""
-        if limit is None or limit >= len(items):
-            return list(items)
-        order = draws.permutation(len(items), self.split_seed, name, f"limit {split}")
-        return [items[i] for i in sorted(order[:limit])]
+    def _sample(
+        self, examples: Sequence[LocatedExample], limit: int | None, name: str, split: str
+    ) -> list[LocatedExample]:
+        """Sample `limit` examples uniformly without replacement, in their order; the samples are nested."""
+        if limit is None or limit >= len(examples):
+            return list(examples)
+        order = rng.permutation(len(examples), self.split_seed, name, f"limit {split}")
+        return [examples[i] for i in sorted(order[:limit])]
 
 
 # -- records to examples ---------------------------------------------------------------------------
 
 
-def parse(file: Path | None, split: str, root: Path, faults: Faults) -> list[Item]:
-    """The examples of one file, their pictures not yet looked at."""
-    items = [
-        item
-        for index, record in enumerate(load_records(file, split, _turns.KEYS, faults) if file else ())
-        for item in examples_of(record, f"#{index}", root, faults)
+def parse_examples(file: Path | None, split: str, root: Path, faults: Faults) -> list[LocatedExample]:
+    """Return the examples of one file; their images are not read yet."""
+    records = load_records(file, split, _conversations.RECORD_KEYS, faults) if file else ()
+    examples = [
+        located
+        for index, record in enumerate(records)
+        for located in examples_of(record, f"#{index}", root, faults)
     ]
-    first: dict[str, Place] = {}
-    for n, item in enumerate(items):
-        id_, place = item.example.id, item.place
-        earlier = first.setdefault(id_, place)
-        if earlier is place:
+    first: dict[str, Location] = {}
+    for n, located in enumerate(examples):
+        id_, location = located.example.id, located.location
+        earlier = first.setdefault(id_, location)
+        if earlier is location:
             continue
-        if split == "train":  # where benchmarks number pictures, not records; nothing is looked up by it
-            items[n] = item._replace(example=replace(item.example, id=f"{id_} ({place.path})"))
+        if split == "train":  # some benchmarks number images, not records; nothing is looked up by this id
+            example = replace(located.example, id=f"{id_} ({location.path})")
+            examples[n] = located._replace(example=example)
         else:
-            faults.add(place.at("id"), "must be used once in a split", f"{id_!r}, as in {earlier.path}")
-    return items
+            faults.add(location.key("id"), "must be unique in its split", f"{id_!r}, as in {earlier.path}")
+    return examples
 
 
-def examples_of(record: Record, spare_id: str, root: Path, faults: Faults) -> list[Item]:
-    """One example per pair of turns; [] after a fault that leaves none."""
-    place, fields = record.place, record.content
+def examples_of(record: Record, default_id: str, root: Path, faults: Faults) -> list[LocatedExample]:
+    """Return one example for each pair of turns; [] after a fault that leaves none."""
+    location, fields = record.location, record.content
     if not isinstance(fields, dict):
-        faults.add(place, "must be a record, {…}", repr(fields))
+        faults.add(location, "must be a record, {…}", repr(fields))
         return []
-    named = fields.get("image")
-    meant = _unread_keys.check(fields, _turns.KEYS, named, place, faults)
-    key = next((key for key in ("id", "question_id") if fields.get(key) is not None), "")
-    id_ = text_of(fields[key], place.at(key), faults) if key else ""
-    id_ = id_ or spare_id
-    references, choices = (gold(fields, key, place, faults) for key in ("references", "choices"))
-    image = image_name(named, place.at("image"), faults)
-    name = inside(image, str(root), place.at("image"), faults) if image else ""
+    image_field = fields.get("image")
+    faulty_keys = check_unread_keys(fields, _conversations.RECORD_KEYS, image_field, location, faults)
+    id_ = record_id(fields, location, faults) or default_id
+    references, choices = (answer_list(fields, key, location, faults) for key in ("references", "choices"))
+    image = named_image(image_field, location.key("image"), faults)
+    name = path_in_folder(image, str(root), location.key("image"), faults) if image else ""
     path = root / name if name else None
-    said = _turns.pairs(fields, references, meant, place, faults)
-    tokens = sum(question.count(_turns.TOKEN) for question, _ in said)
-    if tokens and _unread_keys.empty(named) and "image" not in meant:
-        found = json.dumps(named) if "image" in fields else ""
-        faults.add(place.at("image"), f"is needed where the question holds {_turns.TOKEN}", found)
+    pairs = _conversations.question_answer_pairs(fields, references, faulty_keys, location, faults)
+    tokens = sum(question.count(_conversations.IMAGE_TOKEN) for question, _ in pairs)
+    if tokens and is_empty(image_field) and "image" not in faulty_keys:
+        found = json.dumps(image_field) if "image" in fields else ""
+        rule = f"is required, as the question contains {_conversations.IMAGE_TOKEN}"
+        faults.add(location.key("image"), rule, found)
     if tokens > 1:
-        faults.add(place, f"must hold {_turns.TOKEN} once at most", f"{tokens} times")
-    group = name or place.path
-    return [
-        Item(
-            Example(
-                id_ if k == 0 else f"{id_}#{k}", _turns.without_token(ask), answer, path, references, choices
-            ),
-            place,
-            group,
-        )
-        for k, (ask, answer) in enumerate(said)
-    ]
+        rule = f"must contain {_conversations.IMAGE_TOKEN} at most once"
+        faults.add(location, rule, f"{tokens} times")
+    examples = []
+    for k, (question, answer) in enumerate(pairs):
+        example_id = id_ if k == 0 else f"{id_}#{k}"
+        text = _conversations.without_token(question)
+        example = Example(example_id, text, answer, path, references, choices)
+        examples.append(LocatedExample(example, location, name or location.path))
+    return examples
 
 
-def gold(fields: Mapping[str, Any], key: str, place: Place, faults: Faults) -> tuple[str, ...]:
-    """The texts of `references` or `choices`."""
+def record_id(fields: Mapping[str, Any], location: Location, faults: Faults) -> str:
+    """Return the record's own id; empty if it has none."""
+    key = next((key for key in ("id", "question_id") if fields.get(key) is not None), "")
+    return text_of(fields[key], location.key(key), faults) if key else ""
+
+
+def answer_list(fields: Mapping[str, Any], key: str, location: Location, faults: Faults) -> tuple[str, ...]:
+    """Return the texts of `references` or `choices`."""
     if fields.get(key) is None:
         return ()
-    texts = texts_of(fields[key], place.at(key), faults)
+    texts = texts_of(fields[key], location.key(key), faults)
     for text in texts:
-        _turns.no_token(text, place.at(key), faults)
+        _conversations.refuse_media_tokens(text, location.key(key), faults)
     return texts
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
-def image_name(value: Any, place: Place, faults: Faults) -> str:
-    """The one picture that a record names, "" for none; some files hold it in a list."""
+def named_image(value: Any, location: Location, faults: Faults) -> str:
+    """Return the one image that a record names, which some files write as a list; "" if there is none."""
     if isinstance(value, list):
         if len(value) > 1:
-            faults.add(place, "must be one picture", f"{len(value)} pictures")
+            faults.add(location, "must be one image", f"{len(value)} images")
             return ""
         value = value[0] if value else None
-    return "" if value is None else text_of(value, place, faults)
+    return "" if value is None else text_of(value, location, faults)
 
 
-def inside(image: str, root: str, place: Place, faults: Faults) -> str:
-    """The picture's name from the image folder on; "" after a fault. Links in the folder lead anywhere."""
-    name = os.path.normpath(image)  # `..` goes back by name, whatever a link on the way leads to
-    if os.path.isabs(name) and name.startswith(top := os.path.join(os.path.normpath(root), "")):
-        name = name[len(top) :]
-    if os.path.isabs(name) or name.partition(os.sep)[0] == ".." or "\0" in name:
-        faults.add(place, "must be a path inside the image folder", repr(image))
+def path_in_folder(image: str, root: str, location: Location, faults: Faults) -> str:
+    """Return the image's path relative to the image folder; "" after a fault.
+
+    `..` removes the part before it, whatever a link there leads to.
+    """
+    path = os.path.normpath(image)
+    if os.path.isabs(path) and path.startswith(top := os.path.join(os.path.normpath(root), "")):
+        path = path[len(top) :]
+    if os.path.isabs(path) or path.partition(os.sep)[0] == ".." or "\0" in path:
+        faults.add(location, "must be a path inside the image folder", repr(image))
         return ""
-    return name
+    return path
 
 
-def with_pictures(
-    items: Mapping[str, list[Item]], root: Path, faults: Faults
-) -> tuple[dict[str, list[Item]], Path]:
-    """The items with their pictures on this machine, and the folder of them; none is fetched for text."""
-    using = any(item.example.image is not None for split in SPLITS for item in items[split])
-    there = fetch_to_this_machine(root, "images", faults) if using else root
-    if there is None or not using:  # a fault was noted: nothing more is said of the pictures
-        return {split: [] for split in items} if using else dict(items), root
+def with_local_images(
+    examples: Mapping[str, list[LocatedExample]], root: Path, faults: Faults
+) -> tuple[dict[str, list[LocatedExample]], Path]:
+    """Fetch the image folder; return the examples with images on this machine, and the local folder.
 
-    def moved(item: Item) -> Item:
-        if not isinstance(image := item.example.image, Path):
-            return item
-        return item._replace(example=replace(item.example, image=there / image.relative_to(root)))
+    Nothing is fetched if all examples are text. After a fault no examples are returned, so that nothing more
+    is said about their images.
+    """
+    if all(located.example.image is None for split in SPLITS for located in examples[split]):
+        return dict(examples), root
+    local_root = fetch_to_this_machine(root, "images", faults)
+    if local_root is None:
+        return {split: [] for split in examples}, root
 
-    return {split: [moved(item) for item in some] for split, some in items.items()}, there
+    def with_local_image(located: LocatedExample) -> LocatedExample:
+        if not isinstance(image := located.example.image, Path):
+            return located
+        local_image = local_root / image.relative_to(root)
+        return located._replace(example=replace(located.example, image=local_image))
+
+    local = {split: [with_local_image(located) for located in some] for split, some in examples.items()}
+    return local, local_root
 
 
-def seen(items: Mapping[str, Sequence[Item]], root: Path, faults: Faults) -> dict[Path, Picture]:
-    """The hash of every picture's file; a fault for every example whose picture is missing or broken."""
-    using = [
-        (item, image)
+def check_images(
+    examples: Mapping[str, Sequence[LocatedExample]], root: Path, faults: Faults
+) -> dict[Path, ImageInfo]:
+    """Inspect every image file; add a fault for every example whose image is missing or broken."""
+    used = [
+        (located, image)
         for split in SPLITS
-        for item in items[split]
-        if isinstance(image := item.example.image, Path)
+        for located in examples[split]
+        if isinstance(image := located.example.image, Path)
     ]
-    if using and not root.is_dir():
-        faults.add(Place("images"), "must be a folder that exists", gone(root), lambda: near_file(root))
+    if used and not root.is_dir():
+        rule = "must be a folder that exists"
+        faults.add(Location("images"), rule, describe_missing(root), lambda: nearest_file(root))
         return {}
-    there = {path: os.path.exists(path) for path in dict.fromkeys(path for _, path in using)}
-    pictures = inspect(path for path, exists in there.items() if exists)
-    for item, path in using:
-        if not there[path]:
-            found = broken_link(path, root) or repr(item.group)
+    exists = {path: os.path.exists(path) for path in dict.fromkeys(path for _, path in used)}
+    images = inspect_images(path for path, there in exists.items() if there)
+    for located, path in used:
+        location = located.location.key("image")
+        if not exists[path]:
+            found = describe_broken_link(path, root) or repr(located.image_name)
             rule = "must be a file in the image folder"
-            faults.add(item.place.at("image"), rule, found, lambda path=path: near_file(path))
-        elif problem := pictures[path].problem:
-            faults.add(item.place.at("image"), "must be a picture that decodes", f"{item.group!r}: {problem}")
-    return pictures
+            faults.add(location, rule, found, lambda path=path: nearest_file(path))
+        elif problem := images[path].problem:
+            rule = "must be an image that can be decoded"
+            faults.add(location, rule, f"{located.image_name!r}: {problem}")
+    return images
 
 
-def broken_link(path: Path, root: Path) -> str:
-    """The link on the way to a picture that leads nowhere, or in a circle; empty where none does."""
+def describe_broken_link(path: Path, root: Path) -> str:
+    """Describe the link on the way to an image that leads nowhere or in a circle; empty if there is none."""
     name = path.relative_to(root)
     for step in (*reversed(name.parents), name):
         try:
             if (root / step).is_symlink() and not os.path.exists(root / step):
-                lead = f"the link {str(step)!r} leads to {os.readlink(root / step)}"
-                return f"{str(name)!r}, where {lead}: nothing is there"
+                link = f"the link {str(step)!r} leads to {os.readlink(root / step)}"
+                return f"{str(name)!r}, where {link}, which does not exist"
         except OSError:
             return ""
     return ""
@@ -294,85 +345,88 @@ def broken_link(path: Path, root: Path) -> str:
 
 
 def with_captions(
-    items: Iterable[Item],
-    captions: Captions,
-    pictures: Mapping[str, tuple[str, ...]],
-    needed: bool,
+    examples: Iterable[LocatedExample],
+    captions: CaptionFile,
+    task_images: Mapping[str, tuple[str, ...]],
+    required: bool,
     faults: Faults,
-) -> list[Item]:
-    """The items with their picture's captions as references; `needed`: none is a fault.
+) -> list[LocatedExample]:
+    """Return the examples with their image's captions as references.
 
-    pictures: the names of all of the task's pictures by their last part.
+    task_images: the paths of all of the task's images, by file name.
+    required: an image without a caption is a fault.
     """
     result = []
-    for item in items:
-        found, doubt = captions.find(item.group, pictures)
-        if doubt:
-            rule = "must be named whole in the `references` file, where several pictures have this last part"
-            faults.add(item.place.at("image"), rule, doubt)
-        elif needed and not found and captions.by_name:
-            faults.add(item.place.at("image"), "must have a caption in the `references` file", item.group)
-        elif found and item.example.references not in ((), found):
-            faults.add(
-                item.place.at("references"), "must be left out where the `references` file has captions"
-            )
-        example = replace(item.example, references=found) if found else item.example
-        result.append(item._replace(example=example))
+    for located in examples:
+        texts, ambiguity = captions.find(located.image_name, task_images)
+        location = located.location.key("image")
+        if ambiguity:
+            rule = "must be listed by its full path in the `references` file, as its file name is not unique"
+            faults.add(location, rule, ambiguity)
+        elif required and not texts and captions.by_path:
+            faults.add(location, "must have a caption in the `references` file", located.image_name)
+        elif texts and located.example.references not in ((), texts):
+            rule = "must be left out, as the `references` file has captions of the image"
+            faults.add(located.location.key("references"), rule)
+        example = replace(located.example, references=texts) if texts else located.example
+        result.append(located._replace(example=example))
     return result
 
 
-def content(example: Example, pictures: Mapping[Path, Picture]) -> list[Any]:
-    """What enters the digest: everything about the example but where its picture lies."""
-    picture = pictures[example.image].digest if isinstance(example.image, Path) else ""
+def content_of(example: Example, images: Mapping[Path, ImageInfo]) -> list[Any]:
+    """Return what enters the digest: everything about the example except its image's path."""
+    image = images[example.image].digest if isinstance(example.image, Path) else ""
     words = [example.id, example.question, example.answer, example.references, example.choices]
-    return [*words, picture]
+    return [*words, image]
 
 
-# -- what should be known --------------------------------------------------------------------------
+# -- notes -----------------------------------------------------------------------------------------
 
 Contents = Mapping[str, Sequence[Sequence[Any]]]  # by split, what enters the digest
 
 
-def without_picture(contents: Contents) -> tuple[str, ...]:
-    """A sentence for each split in which pictures are missing though the task has some."""
-    having = {split: sum(bool(picture) for *_, picture in contents[split]) for split in SPLITS}
-    most = max(SPLITS, key=lambda split: having[split] / max(len(contents[split]), 1))
+def missing_image_notes(contents: Contents) -> tuple[str, ...]:
+    """Return a sentence for each split that lacks images, if the task has some."""
+    counts = {split: sum(bool(image) for *_, image in contents[split]) for split in SPLITS}
+    fullest = max(SPLITS, key=lambda split: counts[split] / max(len(contents[split]), 1))
     notes = []
     for split in SPLITS:
-        whole = len(contents[split])
-        if having[most] and having[split] < whole:
-            other = f", while {having[most]} of {len(contents[most])} in {most} have one" * (split != most)
-            notes.append(f"{whole - having[split]} of {whole} examples in {split} have no picture{other}")
+        total = len(contents[split])
+        if counts[fullest] and counts[split] < total:
+            note = f"{total - counts[split]} of {total} examples in {split} have no image"
+            if split != fullest:
+                note += f", while {counts[fullest]} of {len(contents[fullest])} in {fullest} have one"
+            notes.append(note)
     return tuple(notes)
 
 
-def several_frames(pictures: Mapping[Path, Picture]) -> tuple[str, ...]:
-    count = sum(picture.frames > 1 for picture in pictures.values())
+def frame_notes(images: Mapping[Path, ImageInfo]) -> tuple[str, ...]:
+    count = sum(info.frames > 1 for info in images.values())
     if not count:
         return ()
-    return (f"{plural(count, 'picture')} of several frames or pages: only the first of each is shown",)
+    return (f"{plural(count, 'image')} with several frames or pages: only the first of each is shown",)
 
 
-def shared(contents: Contents) -> tuple[str, ...]:
-    """A sentence for each split that asks the same of a picture twice, or what another split asks."""
+def repetition_notes(contents: Contents) -> tuple[str, ...]:
+    """Return a sentence for each split that repeats questions, of its own or of another split."""
     notes = []
     answers: dict[str, dict[tuple[str, str], set[str]]] = {split: {} for split in SPLITS}
     for split in SPLITS:
-        said, whole = answers[split], len(contents[split])
-        for _, question, answer, *_, picture in contents[split]:
-            said.setdefault((question, picture), set()).add(answer)
-        if again := whole - len(said):
-            odds = sum(len(texts) > 1 for texts in said.values())
-            more = f"; answers differ for {plural(odds, 'question')}" if odds else ""
-            notes.append(
-                f"{again} of {whole} examples in {split} ask what others there ask "
-                f"(same question, same picture){more}"
-            )
-    for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        known = answers[one]
-        both = [c[2] in known[c[1], c[-1]] for c in contents[other] if (c[1], c[-1]) in known]
-        if both:
-            more = f", {both.count(False)} of them with another answer" if not all(both) else ""
-            text = f"{len(both)} of {len(contents[other])} examples in {other} are in {one} too"
-            notes.append(f"{text} (same question, same picture){more}")
+        known, total = answers[split], len(contents[split])
+        for _, question, answer, *_, image in contents[split]:
+            known.setdefault((question, image), set()).add(answer)
+        if repeated := total - len(known):
+            note = f"{repeated} of {total} examples in {split} repeat another one (same question, same image)"
+            if contradicted := sum(len(texts) > 1 for texts in known.values()):
+                note += f"; answers differ for {plural(contradicted, 'question')}"
+            notes.append(note)
+    for split, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        known = answers[split]
+        agrees = [c[2] in known[c[1], c[-1]] for c in contents[other] if (c[1], c[-1]) in known]
+        if agrees:
+            note = f"{len(agrees)} of {len(contents[other])} examples in {other} are also in {split} "
+            note += "(same question, same image)"
+            if not all(agrees):
+                note += f", {agrees.count(False)} of them with another answer"
+            notes.append(note)
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""The end of the report, for who wants every number: all of it folded."""
+"""The appendix of the page: every number of the study, in collapsible blocks."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -12,212 +12,226 @@ from typing import Any
 import pandas as pd
 
 from dgg_ray.analysis import hardware_drift
-from dgg_ray.analysis.agreement import unsearched
+from dgg_ray.analysis.alpha_curves import unsearched_parameters
 from dgg_ray.analysis.results import Results, Spending
-from dgg_ray.analysis.run_table import chosen, metrics, text_of
-from dgg_ray.analysis.standings import judged
-from dgg_ray.analysis.verdict import SHOWN
+from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics, settings_table
+from dgg_ray.analysis.verdict import METRIC_LABELS
 from dgg_ray.config.sections import name_of
-from dgg_ray.core.fence import Fence
-from dgg_ray.cost.rates import Estimate, show
-from dgg_ray.report.parts import Fold, Part, Row, Table, Text, fold, text
-from dgg_ray.report.questions import Figures, with_interval
+from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.cost.rates import Estimate, format_estimate
+from dgg_ray.report.page_elements import (
+    Collapsible,
+    PageElement,
+    Paragraphs,
+    Table,
+    TableRow,
+    collapsible,
+    paragraphs,
+)
+from dgg_ray.report.page_sections import Figures, format_metric
 
-MANY = 60  # rows of the settings table on the page; settings.csv has all
+MAX_SETTINGS = 60  # rows of the settings table on the page; settings.csv has all
 
 
-def folds(results: Results, further: Figures, fence: Fence) -> list[Part]:
-    """Everything that the appendix has. further: figures that no question asked for."""
-    found: list[Part] = []
-    for title, make in FOLDS.items():
-        found += fence.tried(f"the appendix “{title}”", [], make, results, title)
-    return [*found, *fold("Further figures", *further.values())]
+def appendix_elements(results: Results, further: Figures, optional: OptionalOutputs) -> list[PageElement]:
+    """List the blocks of the appendix that have content. further: figures that no section shows."""
+    elements: list[PageElement] = []
+    for title, build in APPENDIX.items():
+        elements += optional.value_or(f"the appendix “{title}”", [], build, results, title)
+    return [*elements, *collapsible("Further figures", *further.values())]
 
 
-def failures(results: Results, title: str) -> list[Part]:
-    """Every stage that ended early, with its traceback."""
-    found: list[Part] = []
+def failed_stages(results: Results, title: str) -> list[PageElement]:
+    """Show every stage that failed, with its traceback."""
+    if not results.failures:
+        return []
+    elements: list[PageElement] = [
+        Paragraphs(
+            ["These stages failed. All others are valid; runs that needed these stages are not counted."]
+        )
+    ]
     for failure in results.failures:
-        lines = [
+        line = (
             f"{failure['error']} while training {failure['trained_task']} (stage {failure['stage']}): "
             f"{failure['message']}"
-        ]
-        trace = [failure["traceback"]] if failure["traceback"] else []
-        found += [Text(lines), *fold("traceback", text(trace, code=True))]
-    if not found:
-        return []
-    note = "These stages ended early. All others are valid; runs that needed these are not counted."
-    return [Fold(f"{title} ({len(results.failures)})", [Text([note]), *found], "failures")]
-
-
-def all_settings(results: Results, title: str) -> list[Part]:
-    """The settings judged, the first ones and whatever is compared."""
-    best = judged(results)
-    if best.empty:
-        return []
-    total = results.search.blocks if results.search else 1
-    shown = best[(best.index < MANY) | (best["role"] != "")]
-    rows = []
-    for row in shown.to_dict("records"):
-        own = row["setting"] == chosen(results)
-        role = f" ({row['role']})" if row["role"] and row["role"] != row["strategy"] else ""
-        rows.append(
-            Row(
-                [
-                    row["setting"],
-                    f"{row['strategy']}{' ★' if own else role}",
-                    *(text_of(row[parameter]) for parameter in results.parameters),
-                    str(row["blocks"]) if row["whole"] else f"after {row['blocks']} of {total}",
-                    *(with_interval(row, name) for name in SHOWN),
-                ],
-                "best" if own else "",
-            )
         )
-    idle = unsearched(results)
-    head = [
-        *("setting", "method"),
-        *(
-            name_of(parameter) + (" (not searched)" if parameter in idle else "")
-            for parameter in results.parameters
-        ),
-        *("blocks", *SHOWN.values()),
+        elements.append(Paragraphs([line]))
+        if failure["traceback"]:
+            elements += collapsible("traceback", Paragraphs([failure["traceback"]], preformatted=True))
+    return [Collapsible(f"{title} ({len(results.failures)})", elements, "failures")]
+
+
+def evaluated_settings(results: Results, title: str) -> list[PageElement]:
+    """Show the evaluated settings: those with the highest scores, and all that are compared."""
+    table = settings_table(results)
+    if table.empty:
+        return []
+    shown = table[(table.index < MAX_SETTINGS) | (table["role"] != "")]
+    rows = [settings_row(results, row) for row in shown.to_dict("records")]
+    unsearched = unsearched_parameters(results)
+    parameters = [
+        name_of(parameter) + (" (not searched)" if parameter in unsearched else "")
+        for parameter in results.parameters
     ]
-    more = f" {len(rows)} of {len(best)} are here, settings.csv has all." if len(rows) < len(best) else ""
-    elsewhere = (
-        " Settings of the search stand here by its blocks, baselines that it did not try by held-out ones: "
-        "between the two, blocks differ as well as methods."
-    ) * results.terms.held_out
     caption = (
-        f"{results.terms.selection_split.capitalize()} split, in percent with 95 % intervals, highest first; what "
-        f"was pruned or is not finished stands after the others.{elsewhere}{more}"
+        f"{results.setup.selection_split.capitalize()} split, in percent with 95 % intervals, highest first. "
+        "Settings that were pruned or are not finished follow the others."
     )
-    return fold(title, Table(caption, head, rows, "settings.csv", frozenset({0, 1})))
+    if results.setup.held_out:
+        caption += (
+            " Settings of the search are scored on its blocks, and baselines that it did not try on the "
+            "held-out blocks: a difference between the two is one of blocks as well as of methods."
+        )
+    if len(rows) < len(table):
+        caption += f" {len(rows)} of {len(table)} settings are shown; settings.csv has all."
+    header = ["setting", "method", *parameters, "blocks", *METRIC_LABELS.values()]
+    return collapsible(title, Table(caption, header, rows, "settings.csv", frozenset({0, 1})))
 
 
-def all_metrics(results: Results, title: str) -> list[Part]:
-    """The definition of each metric, read off its file."""
+def settings_row(results: Results, row: Mapping[str, Any]) -> TableRow:
+    """Format a row of `settings_table`; a star marks the chosen setting."""
+    is_chosen = row["setting"] == chosen_setting(results)
+    method = row["strategy"]
+    if is_chosen:
+        method += " ★"
+    elif row["role"] and row["role"] != row["strategy"]:
+        method += f" ({row['role']})"
+    blocks = str(row["blocks"])
+    if not row["whole"]:
+        blocks = f"after {blocks} of {results.search.blocks if results.search else 1}"
+    values = [format_value(row[parameter]) for parameter in results.parameters]
+    scores = [format_metric(row, metric) for metric in METRIC_LABELS]
+    return TableRow([row["setting"], method, *values, blocks, *scores], "best" if is_chosen else "")
+
+
+def metric_definitions(results: Results, title: str) -> list[PageElement]:
+    """Show the definition of each metric, the first line of its docstring."""
     rows = [
-        Row([name, (function.__doc__ or "").strip().splitlines()[0]]) for name, function in metrics().items()
+        TableRow([name, (function.__doc__ or "").strip().splitlines()[0]])
+        for name, function in metrics().items()
     ]
-    caption = "comparison.csv has each of these for each method, with intervals and paired differences."
-    return fold(title, Table(caption, ["metric", "what it is"], rows, "comparison.csv", frozenset({0, 1})))
+    caption = "comparison.csv has every metric of every method, with intervals and paired differences."
+    return collapsible(
+        title, Table(caption, ["metric", "definition"], rows, "comparison.csv", frozenset({0, 1}))
+    )
 
 
-def costs(results: Results, title: str) -> list[Part]:
-    """Seconds of the stages and their evaluations, beside the forecast."""
-    rows = cost_rows(results.costs)
-    table = spent = None
-    if rows:
+def costs(results: Results, title: str) -> list[PageElement]:
+    """Show the seconds of the stages and their evaluations, and what was spent next to the forecast."""
+    stages = spending = None
+    if rows := cost_rows(results.costs):
         caption = "Stages by the task trained. A stage is trained once, however many runs ask for it."
-        head = ["task", "asked for", "trained", "shared", "training, s", "evaluation, s", "peak memory, MB"]
-        last = len(rows) - 1
-        table = Table(
-            caption,
-            head,
-            [Row(row, "sum" if place == last else "") for place, row in enumerate(rows)],
-            "costs.csv",
-        )
-    if found := spending_rows(results.spending):
+        header = ["task", "asked for", "trained", "shared", "training, s", "evaluation, s", "peak memory, MB"]
+        *tasks, total = rows
+        stages = Table(caption, header, [*map(TableRow, tasks), TableRow(total, "sum")], "costs.csv")
+    if rows := spending_rows(results.spending):
         caption = (
-            "What this study spent on stages and profiling of its own, and what was predicted at the start "
-            "of each run for all that was left then. A run that was stopped spent less; the search may have "
-            "gone another way than foreseen."
+            "What this study spent on its own stages and profiling, and the forecast made at the start of "
+            "each run for all remaining work. A run that was stopped spent less than its forecast, and the "
+            "search may have taken another course than the forecast assumed."
         )
-        spent = Table(
-            caption, ["run", "unit", "predicted", "spent"], list(map(Row, found)), "", frozenset({0, 1})
-        )
-    return fold(title, table, spent)
+        header = ["run", "unit", "predicted", "spent"]
+        spending = Table(caption, header, list(map(TableRow, rows)), "", frozenset({0, 1}))
+    return collapsible(title, stages, spending)
 
 
 def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
-    """Per task and in all: stages asked for, trained, shared; seconds of training and evaluation; memory."""
+    """List stages asked for, trained and shared, seconds and peak memory: a row per task, then the total."""
     if costs.empty:
         return []
     groups = [*costs.groupby("trained_task", sort=True), ("all", costs)]
-    return [
-        [
-            str(task) or "(untouched model)",
-            str(int(group["runs"].sum())),
-            str(len(group)),
-            str(int(group["runs"].sum()) - len(group)),
-            f"{group['train_seconds'].sum():,.1f}",
-            f"{group['evaluation_seconds'].sum():,.1f}",
-            "–" if group["peak_memory_mb"].isna().all() else f"{group['peak_memory_mb'].max():,.0f}",
-        ]
-        for task, group in groups
-    ]
-
-
-def spending_rows(spending: Spending) -> list[list[str]]:
-    """Per run and unit: what was predicted at its start, and what it spent."""
-    return [
-        [run, unit, show(Estimate(**predicted)) if predicted else "nothing was measured yet", f"{spent:.3g}"]
-        for run, unit, predicted, spent in spending.runs
-    ] + [
-        ["all", unit, f"budget {spending.budget}" if spending.budget else "", f"{spent:.3g}"]
-        for unit, spent in spending.spent.items()
-    ]
-
-
-def machines(results: Results, title: str) -> list[Part]:
-    """The kinds of machine, and whether they agree."""
-    rows = hardware_drift.rows(results.machines)
-    if not rows:
-        return []
-    caption = (
-        "One small stage is trained again once on each further kind of machine. Drift: the largest "
-        "difference of its scores from the published ones, in points."
-    )
-    head = ["kind", "stages", "drift", "evaluation", "weights"]
-    return fold(
-        title, Table(caption, head, [Row(list(map(str, row))) for row in rows], "", frozenset({0, 3, 4}))
-    )
-
-
-def data(results: Results, title: str) -> list[Part]:
-    """Questions in each task, by split."""
-    sizes: Mapping[str, Mapping[str, int]] = results.facts.get("tasks", {})
-    splits = list(dict.fromkeys(split for of in sizes.values() for split in of))
-    rows = [Row([name, *(str(of.get(split, "–")) for split in splits)]) for name, of in sizes.items()]
-    return fold(title, Table("Examples in each task and split.", ["task", *splits], rows) if rows else None)
-
-
-def environment(results: Results, title: str) -> list[Part]:
-    """Versions, the model, orders, seeds and what else the study's facts hold."""
-    skipped = ("tasks", "study file", "stages asked for", "distinct stages", "finished stages")
-    facts = {name: value for name, value in results.facts.items() if name not in skipped}
-    rows = [Row([name, value]) for name, value in flat(facts)]
-    caption = "What was used."
-    return fold(title, Table(caption, ["fact", "value"], rows, "", frozenset({0, 1})) if rows else None)
-
-
-def study_file(results: Results, title: str) -> list[Part]:
-    """The study, as it was run."""
-    return (
-        fold(title, text([results.facts["study file"]], code=True)) if "study file" in results.facts else []
-    )
-
-
-def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Facts as (dotted name, text), in their order; a mapping of plain values is one line."""
-    rows: list[tuple[str, str]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
-            rows += flat(value, f"{prefix}{name}.")
-        elif isinstance(value, Mapping):
-            rows.append((f"{prefix}{name}", ", ".join(f"{k} {v}" for k, v in value.items())))
-        else:
-            text = "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            rows.append((f"{prefix}{name}", text))
+    rows = []
+    for task, group in groups:
+        requested, trained, memory = int(group["runs"].sum()), len(group), group["peak_memory_mb"]
+        rows.append(
+            [
+                str(task) or "(untrained model)",
+                str(requested),
+                str(trained),
+                str(requested - trained),
+                f"{group['train_seconds'].sum():,.1f}",
+                f"{group['evaluation_seconds'].sum():,.1f}",
+                "–" if memory.isna().all() else f"{memory.max():,.0f}",
+            ]
+        )
     return rows
 
 
-FOLDS: dict[str, Callable[[Results, str], list[Part]]] = {
-    "Stages that failed": failures,
-    "All settings judged": all_settings,
-    "All metrics": all_metrics,
-    "What it cost": costs,
-    "Kinds of machine": machines,
+def spending_rows(spending: Spending) -> list[list[str]]:
+    """List the forecast at the start of each run and what the run spent, a row per unit; then the totals."""
+    rows = []
+    for run, unit, predicted, spent in spending.runs:
+        forecast = format_estimate(Estimate(**predicted)) if predicted else "no measurements yet"
+        rows.append([run, unit, forecast, f"{spent:.3g}"])
+    budget = f"budget {spending.budget}" if spending.budget else ""
+    return rows + [["all", unit, budget, f"{spent:.3g}"] for unit, spent in spending.spent.items()]
+
+
+def machine_types(results: Results, title: str) -> list[PageElement]:
+    """Show the machine types, and whether their scores agree."""
+    rows = [TableRow(list(map(str, row))) for row in hardware_drift.machine_rows(results.hardware)]
+    if not rows:
+        return []
+    caption = (
+        "One small stage is trained again on each further machine type. Drift: the largest difference of its "
+        "scores from those of the reference, in points."
+    )
+    header = ["machine type", "stages", "drift", "evaluation", "weights"]
+    return collapsible(title, Table(caption, header, rows, "", frozenset({0, 3, 4})))
+
+
+def data(results: Results, title: str) -> list[PageElement]:
+    """Show the number of examples in each task, by split."""
+    sizes: Mapping[str, Mapping[str, int]] = results.facts.get("tasks", {})
+    splits = list(dict.fromkeys(split for by_split in sizes.values() for split in by_split))
+    rows = [
+        TableRow([task, *(str(by_split.get(split, "–")) for split in splits)])
+        for task, by_split in sizes.items()
+    ]
+    if not rows:
+        return []
+    return collapsible(title, Table("Examples in each task and split.", ["task", *splits], rows))
+
+
+def environment(results: Results, title: str) -> list[PageElement]:
+    """Show versions, the model, orders, seeds and the other facts of the study."""
+    skipped = ("tasks", "study file", "requested stages", "distinct stages", "finished stages")
+    facts = {name: value for name, value in results.facts.items() if name not in skipped}
+    rows = [TableRow([name, value]) for name, value in flatten_facts(facts)]
+    if not rows:
+        return []
+    caption = "Versions, model, orders and seeds of this study."
+    return collapsible(title, Table(caption, ["fact", "value"], rows, "", frozenset({0, 1})))
+
+
+def study_file(results: Results, title: str) -> list[PageElement]:
+    """Show the study file as it was run."""
+    if "study file" not in results.facts:
+        return []
+    return collapsible(title, paragraphs([results.facts["study file"]], preformatted=True))
+
+
+def flatten_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """List facts as (dotted name, text) in their order; a mapping of plain values becomes one line."""
+    rows: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            rows += flatten_facts(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            rows.append((f"{prefix}{name}", ", ".join(f"{key} {inner}" for key, inner in value.items())))
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{name}", "; ".join(map(str, value))))
+        else:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows
+
+
+APPENDIX: dict[str, Callable[[Results, str], list[PageElement]]] = {
+    "Stages that failed": failed_stages,
+    "All evaluated settings": evaluated_settings,
+    "All metrics": metric_definitions,
+    "Costs": costs,
+    "Machine types": machine_types,
     "Data": data,
     "Environment": environment,
     "The study file": study_file,

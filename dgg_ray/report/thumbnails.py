@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dgg_ray.core.pixels import shown
+from dgg_ray.core.image_conversion import to_rgb
 
 SIDE = 160  # pixels of the longer side, at most
 SMALL = 64  # pictures below this are shown larger than they are, with their pixels to be seen
@@ -25,7 +25,7 @@ def thumbnail(picture: Path | np.ndarray) -> tuple[str, int]:
     else:
         with Image.open(picture) as opened:
             opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEG: no more is decoded than is needed
-            image = shown(opened)
+            image = to_rgb(opened)
     small = max(image.size) <= SMALL
     image.thumbnail((SIDE, SIDE))
     data, kind = io.BytesIO(), "PNG" if small else "JPEG"

@@ -1,12 +1,12 @@
 """The mean of BLEU-1..4, ROUGE-L and CIDEr: caption scores without Java.
 
-    value = mean(BLEU-1, BLEU-2, BLEU-3, BLEU-4, ROUGE-L, CIDEr)    cut to [0, 1]
+    value = mean(BLEU-1, BLEU-2, BLEU-3, BLEU-4, ROUGE-L, CIDEr)    clipped to [0, 1]
 
-The measures are those of pycocoevalcap 1.2, the tokens come from a regular expression: lower case,
-words and numbers, no punctuation. Not comparable with published means, which hold METEOR as well;
-`caption` is for those. CIDEr lies in [0, 10] and enters uncut, so near-perfect captions could exceed
-1 and are cut. `each` holds the same mean per caption, cut as well; its mean is not `value`, because
-BLEU is taken over the whole set.
+The metrics are those of pycocoevalcap 1.2. The tokens come from a regular expression: lower case,
+words and numbers, no punctuation. The mean cannot be compared with published ones, which contain METEOR
+as well; use `caption` for that. CIDEr lies in [0, 10] and enters unclipped, so near-perfect captions could
+exceed 1 and are clipped. `each` holds the same mean per caption, clipped as well. Its mean is not `value`,
+because BLEU is taken over the whole set.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ VERSION = 2  # 2: one form of Unicode
 
 
 def score(predictions: Sequence[str | None], examples: Sequence[Example]) -> Score:
-    """Against the references, or the answer where there are none; an absent caption scores 0.
+    """Compare with the references, or the answer where there are none; an absent caption scores 0.
 
     StageError where pycocoevalcap is missing; ValueError for unequal lengths.
     """
-    return _captions.judge(predictions, examples, java=False)
+    return _captions.caption_score(predictions, examples, java=False)
 
 
 def ready() -> str:
-    """What is missing here, as a sentence; empty when this scorer can be used."""
+    """Say in a sentence what this machine lacks for this scorer; empty where it lacks nothing."""
     return _captions.missing(java=False)

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.config.sections import ALPHA, name_of
-from dgg_ray.stats.monotone_fit import Fit, comparable, fit, half_width, isotonic
+from dgg_ray.stats.monotone_fit import MonotoneFit, band_half_width, comparable_stages, fit_effects, isotonic
 
 EXACT = 8  # more values of α between 0 and 1 than this are averaged in as many neighbouring groups
 SERIES = {"new": False, "old": True}  # whether it rises with α
@@ -63,7 +63,7 @@ class Tradeoff:
     alpha: np.ndarray
     new: np.ndarray
     old: np.ndarray
-    fit: Fit
+    fit: MonotoneFit
     stages: pd.DataFrame
 
     @property
@@ -93,8 +93,8 @@ class Tradeoff:
 
     def difference(self, i: int, j: int) -> dict[str, tuple[float, float, float]]:
         """new and old at the j-th α minus the i-th: (difference, low, high), a 95 % band within blocks."""
-        draws = self.fit.draws[:, j] - self.fit.draws[:, i]
-        half = half_width(draws, self.fit.blocks[[i, j]].min())
+        draws = self.fit.resamples[:, j] - self.fit.resamples[:, i]
+        half = band_half_width(draws, self.fit.blocks[[i, j]].min())
         gaps = [y[j] - y[i] for y in (self.new, self.old)]
         return {
             n: (float(g), *band(float(g), h)) for n, g, h in zip(SERIES, gaps, half.tolist(), strict=True)
@@ -113,10 +113,10 @@ class Tradeoff:
         count = self.counts(weight)
         value = np.column_stack([self.new, self.old]) @ count
         best = int(np.argmax(value.round(12)))  # of equals the lowest α: it learns the new task better
-        draws, blocks = self.fit.draws @ count, self.fit.blocks
-        half = half_width(draws - draws[:, [best]], np.minimum(blocks, blocks[best]))
+        draws, blocks = self.fit.resamples @ count, self.fit.blocks
+        half = band_half_width(draws - draws[:, [best]], np.minimum(blocks, blocks[best]))
         rows = pd.DataFrame({"task": self.task, "alpha": self.alpha})
-        width = half_width(self.fit.draws, blocks[:, None])
+        width = band_half_width(self.fit.resamples, blocks[:, None])
         for i, name in enumerate(SERIES):
             y = getattr(self, name)
             rows[name] = y
@@ -165,18 +165,20 @@ def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
     groups = [near for near in groups if len(near)]
     group = {value: i for i, near in enumerate(groups) for value in near}
     stages = stages.assign(place=stages["alpha"].map(group), number=numbers(stages["block"]))
-    stages = stages.loc[comparable(stages["place"], stages["number"])]
+    stages = stages.loc[comparable_stages(stages["place"], stages["number"])]
     kept, place = np.unique(stages["place"], return_inverse=True)
     if len(kept) < 2:
         return None
     block = numbers(stages["block"])
     peers = stages[["alike", "peers"]].apply(numbers)
     parts = [name.rpartition(", seed ") for name in stages["block"].unique()]
-    fitted = fit(place, block, peers, stages[list(SERIES)], named=[(o, int(seed)) for o, _, seed in parts])
-    new, old = (
-        isotonic(fitted.free[:, i], fitted.stages, rising) for i, rising in enumerate(SERIES.values())
+    fitted = fit_effects(
+        place, block, peers, stages[list(SERIES)], block_names=[(o, int(seed)) for o, _, seed in parts]
     )
-    level = pd.DataFrame(fitted.effects[block], stages.index, [f"{name}_level" for name in SERIES])
+    new, old = (
+        isotonic(fitted.levels[:, i], fitted.stages, rising) for i, rising in enumerate(SERIES.values())
+    )
+    level = pd.DataFrame(fitted.block_effects[block], stages.index, [f"{name}_level" for name in SERIES])
     stages = stages.drop(columns=["place", "number"]).join(level)
     alpha = np.array([groups[i].mean() for i in kept])
     return Tradeoff(task, alpha, new, old, fitted, stages)
@@ -215,7 +217,9 @@ class Guided(NamedTuple):
     others: list[tuple[str, str]]
 
 
-def stages_of(groups: Iterable[Runs], parameters: Sequence[str], tasks: Collection[str]) -> pd.DataFrame:
+def stages_of(
+    groups: Iterable[Runs], parameters: Sequence[str], tasks: Collection[str], path: str = ALPHA
+) -> pd.DataFrame:
     """One row per distinct stage that learned a task with a searched α after another one.
 
     task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
@@ -226,7 +230,7 @@ def stages_of(groups: Iterable[Runs], parameters: Sequence[str], tasks: Collecti
     """
     found: dict[str, list[Any]] = {column: [] for column in COLUMNS}
     for runs in groups:
-        for part in of_runs(runs, guided(runs.order, parameters, tasks)):
+        for part in of_runs(runs, guided(runs.order, parameters, tasks, path)):
             for column, new in zip(COLUMNS, part, strict=True):
                 found[column].extend(new)
     table = pd.DataFrame(found).astype({"alpha": float, "new": float, "old": float})
@@ -255,16 +259,22 @@ def of_runs(runs: Runs, stages: Iterable[Guided]) -> Iterator[tuple[Sequence[Any
         yield task, runs.values[own][kept], R[kept, t, t], old, earlier, tasks, block, alike, peers
 
 
-def alpha_paths(parameters: Sequence[str], tasks: Collection[str]) -> dict[str, str]:
-    """Task → the path that holds its α, for every task whose α was searched."""
-    own = {path.removeprefix(f"{ALPHA}."): path for path in parameters if path.startswith(f"{ALPHA}.")}
-    shared = dict.fromkeys(sorted(tasks), ALPHA) if ALPHA in parameters else {}
+def alpha_paths(parameters: Sequence[str], tasks: Collection[str], path: str = ALPHA) -> dict[str, str]:
+    """Return task → the path that holds its α, for every task whose α was searched.
+
+    path: the setting whose curves are fitted. It is DGG's α, or another setting that a strategy declares
+        in `per_task`; these modules call its values α.
+    """
+    own = {p.removeprefix(f"{path}."): p for p in parameters if p.startswith(f"{path}.")}
+    shared = dict.fromkeys(sorted(tasks), path) if path in parameters else {}
     return {**shared, **own}
 
 
-def guided(order: Sequence[str], parameters: Sequence[str], tasks: Collection[str]) -> list[Guided]:
+def guided(
+    order: Sequence[str], parameters: Sequence[str], tasks: Collection[str], path: str
+) -> list[Guided]:
     """The stages of an order that learn a task with a searched α after another one."""
-    paths, found = alpha_paths(parameters, tasks), []
+    paths, found = alpha_paths(parameters, tasks, path), []
     for t, task in enumerate(order):
         if t and task in paths:
             seen, before = tuple(order[: t + 1]), order[1:t]  # the first task of an order has no guidance

@@ -1,133 +1,196 @@
-"""Which search a study asks for, and the small searches of the baselines that come from it.
+"""The comparison at the end of a study: its baselines, the searches that some of them need, its work.
 
-    make_search(study)       the search of `search.method`
-    baselines(search)      `constant`: the best value that is the same for all tasks;
-                        `two_task`: the value that is best after two tasks, then kept, as one would
-                        who cannot search (with DGG the second task is the first that has an α)
-    given(…)            these, `runner_up`, and `curve_optimum`, each task's α where its curve is best
-                        (curve_baseline.py)
-    contenders(…)       the winner and all that it is compared with
+    make_search       the search that `search.method` names
+    ConstantSearch    the small search of `constant`, the best value that is the same for all tasks, and of
+                      `two_task`, the value that is best after two tasks and then kept (with DGG the second
+                      task is the first that has an α)
+    Comparison        a study's search, the searches of its baselines, and the settings compared in the end
 
-All but the runner-up keep the winner's settings that are not per task, and come from the search's blocks.
+Baselines from the search are these two, `runner_up`, and `curve_optimum`, each task's α where its curve is
+best (curve_baseline.py). All but the runner-up keep the winner's settings that are not per task, and are
+chosen on the search's blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dgg_ray.config.sections import FROM_SEARCH, Value
-from dgg_ray.config.study import Setting, Study
-from dgg_ray.core.fence import Fence
-from dgg_ray.core.interfaces import ScoreMatrix
-from dgg_ray.search import evidence
-from dgg_ray.search.base import Batches, Method, Query, Whole
+from dgg_ray.config.study import Chain, Setting, Study, StudyRuns
+from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.core.scores import ScoreMatrix
+from dgg_ray.core.stage import WorkItem
+from dgg_ray.search.base import BatchedSearch, Query, SearchMethod
 from dgg_ray.search.objective import Evidence, Values, by_block, preferred, range_of, values
+from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.space import listed
 from dgg_ray.search.stagewise import Stagewise
-from dgg_ray.storage.stage_store import StageStore
 
 POINTS = 5  # values of a range that are tried
+SPLITS = ("validation", "test")  # evaluated in the comparison
 
 
-def make_search(study: Study, database: Path | None = None, fence: Fence | None = None) -> Method:
-    """The search of a study that has one.
+def make_search(
+    study: Study, database: Path | None = None, optional: OptionalOutputs | None = None
+) -> SearchMethod:
+    """Make the search of a study that has one.
 
-    database: file of its copy for optuna-dashboard, whose trouble goes to the fence."""
+    database: file of the copy for optuna-dashboard; the `optional` collects what goes wrong with it.
+    """
     assert study.search is not None
     if study.search.method == "stagewise":
         return Stagewise(study)
-    return Whole(study, database, fence)
+    return OptunaSearch(study, database, optional)
 
 
-def baseline_searches(search: Method) -> dict[str, Method]:
-    """Name → its search, for those of the study's baselines that need one; none before there is a winner."""
+def baseline_searches(search: SearchMethod) -> dict[str, SearchMethod]:
+    """Baseline → its search, for those that need one; none before the search has a winner."""
     winner, study = search.winner(), search.study
-    depths = {"constant": len(study.names), "two_task": 2}
-    wanted = [
-        baseline for baseline in study.protocol.baselines if isinstance(baseline, str) and baseline in depths
-    ]
-    return (
-        {name: ConstantSearch(study, winner, depths[name]) for name in wanted} if winner is not None else {}
-    )
+    if winner is None:
+        return {}
+    depths = {"constant": len(study.task_names), "two_task": 2}
+    wanted = [name for name in study.protocol.baselines if isinstance(name, str) and name in depths]
+    return {name: ConstantSearch(study, winner, depths[name]) for name in wanted}
 
 
-def replay_searches(study: Study, store: StageStore) -> tuple[Method | None, dict[str, Method]]:
-    """(The search, the searches of its baselines), as far as the store holds them; for a reader."""
-    if study.search is None:
-        return None, {}
-    search = evidence.searched(study, store, make_search(study))
-    return search, {
-        name: evidence.searched(study, store, own) for name, own in baseline_searches(search).items()
-    }
+@dataclass
+class Comparison:
+    """A study's search, the searches of its baselines, and the settings that are compared in the end.
+
+    search: None for a study without one.
+    baseline_searches: by the baseline's name; none before the search has a winner.
+    """
+
+    study: Study
+    search: SearchMethod | None = None
+    baseline_searches: Mapping[str, SearchMethod] = field(default_factory=dict)
+
+    @classmethod
+    def after(cls, study: Study, carry_out: Callable[[SearchMethod], SearchMethod]) -> Comparison:
+        """Have the study's search carried out, then the searches of its baselines."""
+        return cls.after_search(study, make_search(study) if study.search else None, carry_out)
+
+    @classmethod
+    def after_search(
+        cls, study: Study, search: SearchMethod | None, carry_out: Callable[[SearchMethod], SearchMethod]
+    ) -> Comparison:
+        """`after`, with a search that was made before."""
+        if search is None:
+            return cls(study)
+        search = carry_out(search)
+        return cls(study, search, {name: carry_out(own) for name, own in baseline_searches(search).items()})
+
+    @property
+    def searches(self) -> list[SearchMethod]:
+        """All of them, the study's own first."""
+        return [self.search, *self.baseline_searches.values()] if self.search else []
+
+    @cached_property
+    def from_search(self) -> dict[str, Setting]:
+        """Baseline that the search gives → its setting, of those that are known so far."""
+        if self.search is None:
+            return {}
+        found: dict[str, Setting] = {}
+        if setting := runner_up(self.search):
+            found["runner_up"] = setting
+        if "curve_optimum" in self.study.protocol.baselines:
+            from dgg_ray.search.curve_baseline import read_off  # late: trials do without pandas and SciPy
+
+            if setting := read_off(self.search):
+                found["curve_optimum"] = setting
+        searched = {name: own.winner() for name, own in self.baseline_searches.items()}
+        return found | {name: setting for name, setting in searched.items() if setting is not None}
+
+    @cached_property
+    def settings(self) -> dict[str, StudyRuns]:
+        """Label → runs on the final blocks, the recommended setting first; none before there is one."""
+        if self.search is None:
+            return self.study.compared_settings()
+        winner = self.search.winner()
+        return {} if winner is None else self.study.at(winner).compared_settings(self.from_search)
+
+    @property
+    def winner(self) -> StudyRuns | None:
+        return next(iter(self.settings.values()), None)
+
+    @property
+    def chains(self) -> list[Chain]:
+        """Chains of all that the comparison needs."""
+        return final_chains(self.settings)
 
 
-def compared_settings(study: Study, search: Method | None, more: Mapping[str, Method]) -> dict[str, Study]:
-    """Label → study on the final blocks, the recommended setting first; none before there is one."""
-    if search is None:
-        return study.compared_settings()
-    winner = search.winner()
-    return {} if winner is None else study.at(winner).compared_settings(searched_baselines(search, more))
+def final_chains(settings: Mapping[str, StudyRuns]) -> list[Chain]:
+    """Chains of all that comparing these settings needs, the untouched model's evaluations among them."""
+    winner = next(iter(settings.values()), None)
+    if winner is None:
+        return []
+    scope = winner.study.protocol.evaluate
+    chains = [runs.work_items(run, SPLITS, scope) for runs in settings.values() for run in runs]
+    item = untouched_item(winner)
+    return [*chains, [item]] if item else chains
 
 
-def searched_baselines(search: Method, more: Mapping[str, Method]) -> dict[str, Setting]:
-    """Rival that the search gives → its setting, of those that are known so far."""
-    found = {"runner_up": setting} if (setting := runner_up(search)) else {}
-    if "curve_optimum" in search.study.protocol.baselines:
-        from dgg_ray.search.curve_baseline import (
-            read_off,  # late: pandas and SciPy, which trials and brokers do without
-        )
-
-        found |= {"curve_optimum": setting} if (setting := read_off(search)) else {}
-    return found | {name: setting for name, own in more.items() if (setting := own.winner()) is not None}
+def untouched_item(winner: StudyRuns) -> WorkItem | None:
+    """The untouched model's evaluations, the reference of forward transfer; None where it is not measured."""
+    if winner.study.protocol.evaluate == "seen":
+        return None
+    tasks = sorted(winner.study.task_names)
+    evaluations = tuple(winner.evaluation(task, split) for split in SPLITS for task in tasks)
+    return WorkItem(winner.untouched_stage, evaluations)
 
 
-def runner_up(search: Method) -> Setting | None:
-    """The best setting that learned something else: the α of a task that is always first changes nothing."""
+def runner_up(search: SearchMethod) -> Setting | None:
+    """The best setting that trains other stages: the α of a task that is always first changes nothing."""
 
-    def learned(setting: Setting) -> list[str]:
-        return [run.stages[-1].key for run in search.study.at(setting).runs()]
+    def last_stages(setting: Setting) -> list[str]:
+        return [run.stages[-1].key for run in search.study.at(setting).runs]
 
     settings = [search.proposed[number].setting for number in search.ranking()]
-    return next((other for other in settings[1:] if learned(other) != learned(settings[0])), None)
+    return next((s for s in settings[1:] if last_stages(s) != last_stages(settings[0])), None)
 
 
-def comparison_items(study: Study) -> list[evidence.Chain]:
-    """Chains of all that comparing this setting may ask for, the baselines from the search among it."""
-    return evidence.final_works(study.compared_settings({name: {} for name in FROM_SEARCH}))
+def comparison_items(study: Study) -> list[Chain]:
+    """Chains of all that comparing this setting may need, the baselines from the search among it."""
+    return final_chains(study.compared_settings({name: {} for name in FROM_SEARCH}))
 
 
-def first_run_items(study: Study) -> evidence.Chain:
-    """All that the first run of the study asks for, of the search or without one of the comparison."""
+def first_run_items(study: Study) -> Chain:
+    """Everything that the study's first run needs, be it the search's or, without one, the comparison's."""
     if study.search is None:
         return comparison_items(study)[0]
     _, query = make_search(study).ask() or (0, Query({}, 0))  # there is always a first
-    at = study.at(query.setting)
-    return evidence.work_items(at, at.runs()[0])
+    runs = study.at(query.setting).runs
+    return runs.work_items(runs[0])
 
 
-def best_so_far(search: Method) -> str:
+def best_so_far(search: SearchMethod) -> str:
     """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
     # Late: pandas and SciPy, which trials do without.
-    from dgg_ray.stats.formats import interval_text
-    from dgg_ray.stats.intervals import mean_interval, ways_of
+    from dgg_ray.stats.formats import EstimateStyle, format_estimate
+    from dgg_ray.stats.intervals import mean_interval, two_way_clusters
 
     number = search.best()
     if number is None or (evidence := search.told[number]) is None:
         return ""
     found = []
     names = search.search.objective
-    shared = ways_of(search.study.named_blocks)
+    shared = two_way_clusters(search.study.named_blocks)
     for name, column in zip(names, by_block(evidence, names).T, strict=True):
         band = mean_interval(column, clusters=shared, within=range_of(name))
-        found.append(f"{name} {interval_text(*band, form='{:.3f}'.format)}")
+        found.append(f"{name} {format_estimate(band, EstimateStyle('{:.3f}'.format))}")
     setting = search.proposed[number].setting
-    idle = {f"strategy.alpha.{order[0]}" for order in search.study.all_orders}  # where it is one task alone
-    return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items() if {k} != idle)
+    first = {order[0] for order in search.study.all_orders}
+    idle: set[str] = set()  # per-task settings of the task that opens every order, where they do nothing
+    if len(first) == 1:
+        idle = {f"strategy.{name}.{task}" for name in search.study.strategy.per_task for task in first}
+    return f"{', '.join(found)} with " + ", ".join(f"{k}={v}" for k, v in setting.items() if k not in idle)
 
 
-class ConstantSearch(Batches):
+class ConstantSearch(BatchedSearch):
     """One value for all tasks, for each setting that is searched per task; judged after `depth` tasks.
 
     Where several settings are per task, one after another, each with the best of those before it.
@@ -154,7 +217,7 @@ class ConstantSearch(Batches):
         return self.spread(self.chosen) if self.finished and any(self.told.values()) else None
 
     def spread(self, values: Mapping[str, Value]) -> Setting:
-        per_task = {f"{path}.{name}": v for path, v in values.items() for name in self.study.names}
+        per_task = {f"{path}.{name}": v for path, v in values.items() for name in self.study.task_names}
         return {**self.kept, **per_task}
 
     def early(self, evidence: Evidence) -> Values:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from dgg_ray.config.sections import ALPHA, Value
+from dgg_ray.config.sections import Value
 from dgg_ray.config.study import Setting, value_at
 from dgg_ray.search.alpha_curve import Runs, Tradeoff, fitted, stages_of
-from dgg_ray.search.base import Method
+from dgg_ray.search.base import SearchMethod
 from dgg_ray.search.space import space
 
 
-def read_off(search: Method) -> Setting | None:
+def read_off(search: SearchMethod) -> Setting | None:
     """The winner, with the α at the best of its curve for each task that has one; None until the search ends.
 
     Of the search's own stages alone: what the comparison learns later does not change what is compared.
@@ -22,7 +22,9 @@ def read_off(search: Method) -> Setting | None:
     if winner is None or not search.finished:
         return None
     best = {
-        f"{ALPHA}.{found.task}": float(found.alpha[found.points()["best"]][0]) for found in curves_of(search)
+        f"{path}.{curve.task}": float(curve.alpha[curve.points()["best"]][0])
+        for path in (f"strategy.{name}" for name in search.study.strategy.per_task)
+        for curve in curves_of(search, path)
     }
     as_tried: dict[tuple[str, Value], Value] = {
         item: item[1] for query in search.proposed for item in query.setting.items()
@@ -30,12 +32,16 @@ def read_off(search: Method) -> Setting | None:
     return {**winner, **{k: as_tried.get((k, a), a) for k, a in best.items() if k in winner}}
 
 
-def curves_of(search: Method) -> list[Tradeoff]:
-    """The curves of what the search was told, task by task."""
-    return fitted(stages_of(seen(search), (*space(search.study, search.search),), search.study.names))
+def curves_of(search: SearchMethod, path: str) -> list[Tradeoff]:
+    """Fit the curves of a per-task setting to the search's reported results, task by task.
+
+    path: the setting's dotted path, such as `strategy.alpha`.
+    """
+    parameters = tuple(space(search.study, search.search))
+    return fitted(stages_of(seen(search), parameters, search.study.task_names, path))
 
 
-def seen(search: Method) -> Iterator[Runs]:
+def seen(search: SearchMethod) -> Iterator[Runs]:
     """The runs that the search was told of, whole or not, one by one."""
     study, paths, found, values = search.study, (*space(search.study, search.search),), [], []
     for number, evidence in search.told.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import RDBStorage
 
-from dgg_ray.core.fence import Fence
+from dgg_ray.core.optional_outputs import OptionalOutputs
 
 NAME = "search.db, the copy of the search for optuna-dashboard,"
 WAIT_S = 15.0  # for another program that writes to the file
@@ -22,13 +22,15 @@ BESIDE = ("", "-journal", "-wal", "-shm")  # SQLite's files of one database
 
 
 class Copy:
-    """The trials of a study as a database; all of its trouble is the fence's."""
+    """The trials of a study as a database; all of its trouble is the `optional`'s."""
 
-    def __init__(self, of: optuna.Study, objectives: Sequence[str], file: Path, fence: Fence) -> None:
-        self.of, self.file, self.fence = of, file, fence
+    def __init__(
+        self, of: optuna.Study, objectives: Sequence[str], file: Path, optional: OptionalOutputs
+    ) -> None:
+        self.of, self.file, self.optional = of, file, optional
         self.copied: set[int] = set()
         self.study: optuna.Study | None = None
-        with fence(NAME, "is not kept"):
+        with optional.attempt(NAME, "is not kept"):
             self.study = self.begin(objectives)
 
     def begin(self, objectives: Sequence[str]) -> optuna.Study:
@@ -52,7 +54,7 @@ class Copy:
         """Copy the trials that were finished since."""
         if self.study is None:
             return
-        with self.fence(NAME, "is not kept any further; the next run makes it anew"):
+        with self.optional.attempt(NAME, "is not kept any further; the next run makes it anew"):
             for trial in self.of.get_trials(deepcopy=False):
                 if trial.state.is_finished() and trial.number not in self.copied:
                     self.study.add_trial(trial)

@@ -1,191 +1,183 @@
-"""What the store says of a run, of a query, of a search; and what is still to be asked for."""
+"""Evidence for settings: what a query requests, what of it is missing, and what the store holds of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dgg_ray.config.sections import Constraint
-from dgg_ray.config.study import Block, Study
-from dgg_ray.core.interfaces import ScoreMatrix
-from dgg_ray.core.stage import Run, Stage, WorkItem
-from dgg_ray.search.base import Method, Query
+from dgg_ray.config.study import Block, Chain, Study, StudyRuns
+from dgg_ray.core.scores import ScoreMatrix
+from dgg_ray.core.stage import Run, Stage
+from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.objective import Evidence
 from dgg_ray.search.pruning import should_prune
 from dgg_ray.storage.stage_store import StageStore
 
-FINAL = ("validation", "test")
-Chain = list[WorkItem]
 
+class RunRequest(NamedTuple):
+    """A run at some setting, and those of its work items that are requested."""
 
-def work_items(study: Study, run: Run, splits: Sequence[str] = (), scope: str = "seen") -> Chain:
-    """A run's stages with their exams, in the order in which they can be done; the search's by default."""
-    splits = splits or (study.protocol.selection_split,)
-    return [study.work_item(run, stage, splits, scope) for stage in run.stages]
-
-
-def matrix(study: Study, store: StageStore, run: Run, split: str, depth: int | None = None) -> ScoreMatrix:
-    """R with what the store holds of the run's first `depth` tasks; a simultaneous run fills its last row."""
-    count = len(run.order)
-    R = np.full((count, count), np.nan)
-    for t, stage in enumerate(run.stages, start=count - len(run.stages)):
-        if depth is None or t < depth or (depth and len(run.stages) == 1):
-            R[t] = row(study, store, run, stage, split)
-    sizes = np.array([study.tasks[name].sizes[split] for name in run.order])
-    return ScoreMatrix(R, sizes, row(study, store, run, study.untouched(), split))
-
-
-def row(study: Study, store: StageStore, run: Run, stage: Stage, split: str) -> np.ndarray:
-    """Scores after one stage on the run's tasks, in the run's order; nan where not examined."""
-    cells = store.cells(stage)
-    keys = [study.evaluation(name, split).key for name in run.order]
-    return np.array([cells[key]["score"] if key in cells else np.nan for key in keys])
-
-
-# -- queries ----------------------------------------------------------------------------------------
-
-
-class Walk(NamedTuple):
-    """A run of a study at some setting, and those of its works that are asked for."""
-
-    at: Study
+    runs: StudyRuns
     run: Run
-    work_items: Chain
+    items: Chain
 
 
-def parts(study: Study, store: StageStore, query: Query) -> Iterator[list[Walk]]:
-    """What a query asks for: all at once, or in a race part by part until it is given up.
+class EvidenceReader:
+    """Answer, for a study and a store, what is requested, what is missing and what the evidence is.
 
-    The next part is asked for once the store holds the one before; who takes it sees to that.
+    Built once for both; everything else in the package that decides what work there is asks this object.
     """
-    at = study.at(query.setting)
-    mine = [Walk(at, run, work_items(at, run)[: query.depth]) for run in runs_of(at, query)]
-    others = [at.beside(name) for name in baselines_of(study)]
-    beside = [Walk(o, run, work_items(o, run)[: query.depth]) for o in others for run in runs_of(o, query)]
-    if query.pruning_test is None:
-        yield mine + beside
-        return
-    if beside:
-        yield beside
-    assert study.search is not None
-    on = study.protocol.selection_split
-    theirs = [
-        [matrix(study, store, run, on) for run in study.at(other).runs()]
-        for other in query.pruning_test.incumbents
-    ]
-    done: list[ScoreMatrix] = []
-    for walk in mine:
-        for t in range(len(walk.work_items)):
-            yield [walk._replace(work_items=walk.work_items[: t + 1])]
-            scores = [*done, matrix(at, store, walk.run, on, t + 1)]
-            if should_prune(query.pruning_test, study.search.objective, study.blocks, scores, theirs):
-                return
-        done = scores
 
+    def __init__(self, study: Study, store: StageStore) -> None:
+        self.study, self.store = study, store
+        texts = study.search.constraints if study.search else ()
+        constraints = [c for text in texts if (c := Constraint.parse(text))]
+        self.constraint_baselines = sorted({c.baseline for c in constraints if c.baseline})
 
-def runs_of(at: Study, query: Query) -> Sequence[Run]:
-    """The runs that the query asks for, of a study at its setting or beside it."""
-    return at.runs() if query.block is None else at.runs()[query.block : query.block + 1]
+    def through(self, store: StageStore) -> EvidenceReader:
+        """Return a reader of the same study through another view of its store."""
+        return EvidenceReader(self.study, store)
 
+    # -- what is requested, and what of it is missing ----------------------------------------------
 
-def baselines_of(study: Study) -> list[str]:
-    """Names of the strategies that the search's constraints speak of."""
-    texts = study.search.constraints if study.search else ()
-    return sorted({c.baseline for text in texts if (c := Constraint.parse(text)) and c.baseline})
+    def requests(self, query: Query) -> Iterator[list[RunRequest]]:
+        """What a query requests: all at once, or with a pruning test part by part until it is pruned.
 
+        The next part is requested once the store holds the one before; the caller sees to that.
+        """
+        runs = self.study.at(query.setting).runs
+        own = self._requests_of(runs, query)
+        constrained = [
+            r
+            for name in self.constraint_baselines
+            for r in self._requests_of(self._baseline(runs, name), query)
+        ]
+        if query.pruning_test is None:
+            yield own + constrained
+            return
+        if constrained:
+            yield constrained
+        assert self.study.search is not None
+        split = self.study.protocol.selection_split
+        incumbents = [
+            [self.score_matrix(other, run, split) for run in other]
+            for other in (self.study.at(setting).runs for setting in query.pruning_test.incumbents)
+        ]
+        finished: list[ScoreMatrix] = []
+        for request in own:
+            for t in range(len(request.items)):
+                yield [request._replace(items=request.items[: t + 1])]
+                scores = [*finished, self.score_matrix(runs, request.run, split, t + 1)]
+                if should_prune(
+                    query.pruning_test, self.study.search.objective, self.study.blocks, scores, incumbents
+                ):
+                    return
+            finished = scores
 
-def missing(store: StageStore, part: Sequence[Walk]) -> list[Chain]:
-    """Chains of what the store does not hold yet."""
-    return [left for walk in part if (left := [item for item in walk.work_items if not store.has(item)])]
+    def requested(self, query: Query) -> list[RunRequest]:
+        """All that the query has requested so far; one request for each run, the longest."""
+        longest: dict[tuple[str, Block], RunRequest] = {}
+        for part in self.requests(query):
+            longest |= {(r.runs.id, (r.run.order, r.run.seed)): r for r in part}
+            if self.missing_items(part):
+                break
+        return list(longest.values())
 
+    def missing(self, query: Query) -> list[Chain]:
+        """Chains that the query still waits for, as far as is known; none when it is over."""
+        return next((chains for part in self.requests(query) if (chains := self.missing_items(part))), [])
 
-def needs(study: Study, store: StageStore, query: Query) -> list[Chain]:
-    """Chains of the query that are missing, as far as that can be said; none: it is over."""
-    return next((chains for part in parts(study, store, query) if (chains := missing(store, part))), [])
+    def missing_items(self, part: Sequence[RunRequest]) -> list[Chain]:
+        """Chains of the requested items that the store does not hold yet."""
+        chains = ([item for item in request.items if not self.store.has(item)] for request in part)
+        return [chain for chain in chains if chain]
 
+    def has_failed(self, query: Query) -> bool:
+        """Whether a stage that the query needs ended with an error, so that there is no evidence."""
+        return any(self.store.failure(chain[0].stage) for chain in self.missing(query))
 
-def asked(study: Study, store: StageStore, query: Query) -> list[Walk]:
-    """All that the query asked for, as far as it got; one walk a run, the longest."""
-    found: dict[tuple[str, Block], Walk] = {}
-    for part in parts(study, store, query):
-        found |= {(walk.at.id, (walk.run.order, walk.run.seed)): walk for walk in part}
-        if not all(store.has(item) for walk in part for item in walk.work_items):
-            break
-    return list(found.values())
+    # -- what the store holds ----------------------------------------------------------------------
 
+    def evidence(self, query: Query) -> Evidence | None:
+        """The score matrices of a query that is over; None where a stage of it failed or is missing.
 
-def evidence(study: Study, store: StageStore, query: Query) -> Evidence | None:
-    """What the store says of a query that is over; None where a stage of it failed or is missing.
+        Of a pruned setting they hold what it requested, even where the store has more of it from others.
+        """
+        if self.missing(query):
+            return None
+        runs, split = self.study.at(query.setting).runs, self.study.protocol.selection_split
+        depth = {(r.runs.id, r.run.order, r.run.seed): len(r.items) for r in self.requested(query)}
 
-    Of a race only what it asked for: that another setting had the next stage too is not known to it.
-    """
-    if needs(study, store, query):
+        def matrices(runs: StudyRuns) -> list[ScoreMatrix]:
+            return [
+                self.score_matrix(runs, run, split, depth.get((runs.id, run.order, run.seed), 0))
+                for run in queried_runs(runs, query)
+            ]
+
+        baselines = {name: matrices(self._baseline(runs, name)) for name in self.constraint_baselines}
+        return Evidence(matrices(runs), baselines)
+
+    def score_matrix(self, runs: StudyRuns, run: Run, split: str, depth: int | None = None) -> ScoreMatrix:
+        """R with what the store holds of the run's first `depth` tasks; nan elsewhere.
+
+        A run of a simultaneous strategy fills its last row alone.
+        """
+        count = len(run.order)
+        R = np.full((count, count), np.nan)
+        for t, stage in enumerate(run.stages, start=count - len(run.stages)):
+            if depth is None or t < depth or (depth and len(run.stages) == 1):
+                R[t] = self.scores_after(stage, runs, run, split)
+        sizes = np.array([self.study.data.tasks[name].sizes[split] for name in run.order])
+        return ScoreMatrix(R, sizes, self.scores_after(runs.untouched_stage, runs, run, split))
+
+    def scores_after(self, stage: Stage, runs: StudyRuns, run: Run, split: str) -> np.ndarray:
+        """(T,): scores after one stage on the run's tasks, in the run's order; nan where not evaluated."""
+        cells = self.store.score_entries(stage)
+        keys = [runs.evaluation(name, split).key for name in run.order]
+        return np.array([cells[key]["score"] if key in cells else np.nan for key in keys])
+
+    # -- searches ----------------------------------------------------------------------------------
+
+    def replay(
+        self, search: SearchMethod, on_answer: Callable[[int, Query], None] = lambda number, query: None
+    ) -> tuple[int, Query] | None:
+        """Search as far as the store has the evidence; return the first query without it, None at the end.
+
+        A query with a failed stage has none: it is tried again.
+        """
+        while (proposal := search.ask()) is not None:
+            number, query = proposal
+            evidence = self.evidence(query)
+            if evidence is None:
+                return proposal
+            search.tell(number, evidence)
+            on_answer(number, query)
         return None
-    at, on = study.at(query.setting), study.protocol.selection_split
-    got = {(w.at.id, w.run.order, w.run.seed): len(w.work_items) for w in asked(study, store, query)}
 
-    def scores(of: Study) -> list[ScoreMatrix]:
-        runs = runs_of(of, query)
-        return [matrix(of, store, run, on, got.get((of.id, run.order, run.seed), 0)) for run in runs]
+    def replay_to_read(self, search: SearchMethod) -> SearchMethod:
+        """Search as far as the store has the evidence, and take failed queries for answered; trains nothing."""
+        while (proposal := search.ask()) is not None:
+            number, query = proposal
+            evidence = self.evidence(query)
+            if evidence is not None:
+                search.tell(number, evidence)
+            elif self.has_failed(query):
+                search.tell(number, None)
+        return search
 
-    return Evidence(scores(at), {name: scores(at.beside(name)) for name in baselines_of(study)})
+    def _requests_of(self, runs: StudyRuns, query: Query) -> list[RunRequest]:
+        return [
+            RunRequest(runs, run, runs.work_items(run)[: query.depth]) for run in queried_runs(runs, query)
+        ]
 
-
-def failed(study: Study, store: StageStore, query: Query) -> bool:
-    """Whether a stage that the query needs ended early, so that it cannot be judged."""
-    return any(store.failure(chain[0].stage) for chain in needs(study, store, query))
-
-
-# -- searches --------------------------------------------------------------------------------------
-
-
-def replay(
-    study: Study,
-    store: StageStore,
-    search: Method,
-    answered: Callable[[int, Query], None] = lambda number, query: None,
-) -> tuple[int, Query] | None:
-    """Search as far as the store answers; the first query that it does not, None at the end.
-
-    A query with a failed stage counts as not answered: it is tried again.
-    """
-    while (proposal := search.ask()) is not None:
-        number, query = proposal
-        found = evidence(study, store, query)
-        if found is None:
-            return proposal
-        search.tell(number, found)
-        answered(number, query)
-    return None
+    def _baseline(self, runs: StudyRuns, name: str) -> StudyRuns:
+        """Runs of a strategy that a constraint names, with the setting's other values."""
+        return runs.study.with_strategy(name).runs
 
 
-def searched(study: Study, store: StageStore, search: Method) -> Method:
-    """The search as the store holds it, for a reader: failed queries count as judged, unfinished end it."""
-    while (proposal := search.ask()) is not None:
-        number, query = proposal
-        found = evidence(study, store, query)
-        if found is not None:
-            search.tell(number, found)
-        elif failed(study, store, query):
-            search.tell(number, None)
-    return search
-
-
-def final_works(final: Mapping[str, Study]) -> list[Chain]:
-    """Chains of all that the final comparison needs."""
-    if not final:
-        return []
-    winner = next(iter(final.values()))
-    scope = winner.protocol.evaluate
-    chains = [work_items(s, run, FINAL, scope) for s in final.values() for run in s.runs()]
-    return [*chains, [item]] if (item := base_work(winner)) else chains
-
-
-def base_work(winner: Study) -> WorkItem | None:
-    """The untouched model's exams, against which forward transfer is measured; None where it is not."""
-    if winner.protocol.evaluate == "seen":
-        return None
-    evaluations = tuple(winner.evaluation(task, split) for split in FINAL for task in sorted(winner.names))
-    return WorkItem(winner.untouched(), evaluations)
+def queried_runs(runs: StudyRuns, query: Query) -> Sequence[Run]:
+    """Those of a setting's runs that the query asks for: all of them, or that on one block."""
+    return runs if query.block is None else runs[query.block : query.block + 1]

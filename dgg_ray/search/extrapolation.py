@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dgg_ray.config.study import Setting
-from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.search.objective import (
     Constraint,
     Evidence,

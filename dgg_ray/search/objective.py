@@ -16,7 +16,7 @@ import numpy as np
 
 from dgg_ray.config.sections import Constraint
 from dgg_ray.core import plugins
-from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.core.scores import ScoreMatrix
 
 
 class Evidence(NamedTuple):
@@ -39,7 +39,7 @@ class Values(NamedTuple):
 
 def range_of(metric: str) -> tuple[float, float]:
     """The range of a metric's values; unbounded where its file does not say."""
-    return getattr(plugins.module("metrics", metric), "RANGE", (-np.inf, np.inf))
+    return getattr(plugins.plugin_module("metrics", metric), "RANGE", (-np.inf, np.inf))
 
 
 def gap_range(*metrics: str) -> tuple[float, float]:
@@ -96,22 +96,30 @@ def preferred(found: Sequence[Values], settings: Sequence[Mapping[str, Any]] = (
 def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
     """A total order of settings by their searched values (dotted path → value): lower is simpler.
 
-    Fewer distinct α; α nearer 0; a smaller buffer, a smaller rank; then less of whatever else is searched, by
-    its name. A setting without a value, None or nan, has nothing of it: less than any value.
+    The strategy's numbers come first, by name: fewer distinct values over the tasks, then a smaller sum. For
+    DGG these are α and the buffer. A smaller rank follows, then less of every other setting, by name. A
+    setting without a value, None or nan, counts as less than any value.
     """
 
-    def of(start: str) -> list[float]:
-        values = [v for k, v in setting.items() if k == start or k.startswith(f"{start}.")]
-        return [float(v) for v in values if isinstance(v, int | float | np.number) and v == v]
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and value == value
 
     def rank(value: object) -> tuple[int, float, str]:
         if value is None or value != value:
             return -1, 0.0, ""
         return (0, float(value), "") if isinstance(value, int | float | np.number) else (1, 0.0, str(value))
 
-    alphas = of("strategy.alpha")
+    strategy: dict[str, list[float]] = {}
+    for path, value in setting.items():
+        section, _, name = path.partition(".")
+        if section == "strategy" and (value is None or value != value or is_number(value)):
+            values = strategy.setdefault(name.partition(".")[0], [])
+            if is_number(value):
+                values.append(float(value))
+    numbers = tuple((name, len(set(values)), sum(values)) for name, values in sorted(strategy.items()))
+    size = setting.get("adapter.rank")
     rest = tuple((name, *rank(v)) for name, v in sorted(setting.items()))
-    return len(set(alphas)), sum(alphas), sum(of("strategy.buffer")), sum(of("adapter.rank")), rest
+    return numbers, float(size) if is_number(size) else 0.0, rest
 
 
 def fronts(left: Sequence[int], objectives: Sequence[Sequence[float]]) -> Iterator[list[int]]:

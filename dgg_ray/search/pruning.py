@@ -41,12 +41,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dgg_ray.config.sections import Constraint
 from dgg_ray.core import plugins
-from dgg_ray.core.interfaces import ScoreMatrix
-from dgg_ray.search.objective import completed
+from dgg_ray.core.scores import ScoreMatrix
+from dgg_ray.search.objective import Evidence, Values, by_block, completed, own_scores, preferred
 
 if TYPE_CHECKING:
-    from dgg_ray.config.study import Block, Setting
+    from dgg_ray.config.study import Block, Setting, Study
 
 
 class PruningTest(NamedTuple):
@@ -154,3 +155,64 @@ def paired_spread(table: np.ndarray, clusters: Sequence[int]) -> tuple[float, in
         within = within - within.mean(0)
         variance += (within**2).sum() / inner * (1 - (1 / sizes).mean())
     return float(np.sqrt(2 * variance)), freedom
+
+
+def make_test(
+    study: Study, settings: Sequence[Setting], values: Sequence[Values], evidence: Sequence[Evidence]
+) -> PruningTest | None:
+    """Make the test of the next setting against the best of those evaluated so far.
+
+    settings, values, evidence: of the settings evaluated on every block, in the order proposed. None where
+    they cannot say how far a paired difference scatters, or where the best of them breaks a constraint.
+    """
+    search = study.search
+    assert search is not None
+    assert search.prune_level is not None
+    if len(settings) < 2 or len(study.blocks) < 2:
+        return None
+    ranking = preferred(values, settings)
+    if any(values[ranking[0]].excess):
+        return None
+    from dgg_ray.stats.intervals import block_clusters  # late: SciPy, which trials do without
+
+    clusters = block_clusters(study.named_blocks)
+    spread = []
+    for name in search.objective:
+        score = plugins.find("metrics", name)
+        table = np.array([[score(matrix) for matrix in of.scores] for of in evidence])
+        spread.append(paired_spread(table, clusters))
+    if any(not freedom for _, freedom in spread):
+        return None
+    orders = [order for order, _ in study.blocks]
+    runs = [pair for of in evidence for pair in zip(orders, of.scores, strict=True)]
+    best_scores = {task: max(scores) for task, scores in own_scores(runs).items()}
+    count = 1 if len(search.objective) == 1 else 3
+    incumbents = tuple(settings[i] for i in ranking[:count] if not any(values[i].excess))
+    return PruningTest(
+        incumbents, search.prune_level / len(settings), best_scores, tuple(spread), tuple(clusters)
+    )
+
+
+def extrapolate(
+    evidence: Evidence,
+    incumbent: Evidence,
+    evaluated: Sequence[Values],
+    objective: Sequence[str],
+    constraints: Sequence[Constraint],
+) -> Values:
+    """The values of a pruned setting: the incumbent's, plus the mean difference on the blocks finished.
+
+    evaluated: values of the settings evaluated to the end; a setting that was pruned inside its first block
+    is taken to be no better than the worst of them.
+    """
+    own = by_block(evidence, objective, constraints)  # nan on blocks that it did not finish
+    theirs = by_block(incumbent, objective, constraints)
+    count = len(objective)
+    finished = ~np.isnan(own[:, :count]).any(axis=1)
+    if not finished.any():
+        worst = tuple(min(values.objective[j] for values in evaluated) for j in range(count))
+        return Values(worst, tuple(1.0 for _ in constraints))
+    difference = (own - theirs)[finished, :count].mean(axis=0)
+    met = own[finished, count:].mean(axis=0)  # by how much each constraint is kept
+    reached = theirs[:, :count].mean(axis=0) + difference
+    return Values(tuple(reached.tolist()), tuple(np.maximum(-met, 0.0).tolist()))

@@ -31,7 +31,7 @@ state, and what was kept is the luckiest of all settings on these blocks.
 Settings that are not per task (rank, buffer) are outer combinations, each with a beam of its own; their
 number is halved at even distances along the tasks.
 
-Where the study goes on from an older one with fewer tasks (`Known.depth`), that one's best settings are the
+Where the study goes on from an older one with fewer tasks (`WarmStart.depth`), that one's best settings are the
 beam with which it begins: only the places after them are searched and revised, and only these cost stages.
 """
 
@@ -47,11 +47,12 @@ import numpy as np
 
 from dgg_ray.config.sections import SearchParameter, Value
 from dgg_ray.config.study import Setting, Study
-from dgg_ray.core import draws
-from dgg_ray.search.base import Batches, Query, limits
+from dgg_ray.core import rng
+from dgg_ray.search.base import BatchedSearch, Query, limits
 from dgg_ray.search.extrapolation import Hopes, State
 from dgg_ray.search.objective import Values, preferred, smoothed
-from dgg_ray.search.space import CategoricalDistribution, Space, distribution, listed, propose
+from dgg_ray.search.optuna_search import propose
+from dgg_ray.search.space import CategoricalDistribution, Space, distribution, listed
 
 MOST = 4096  # combinations that are looked at
 
@@ -80,13 +81,15 @@ class Branch:
     beam: list[State] = field(default_factory=list)
 
 
-class Stagewise(Batches):
+class Stagewise(BatchedSearch):
     """See the head of this file. audited: dropped states with the query that finished each."""
 
     def __init__(self, study: Study) -> None:
         assert study.search is not None
-        self.begun = max((known.depth for known in study.warm), default=0)  # places that are decided
-        self.warm = [known.setting for known in study.warm if known.depth == self.begun]
+        self.begun = max(
+            (known.depth for known in study.data.warm_starts), default=0
+        )  # places that are decided
+        self.warm = [known.setting for known in study.data.warm_starts if known.depth == self.begun]
         self.parameters = study.search.space
         self.hopes = Hopes([order for order, _ in study.blocks], study.search.objective, limits(study.search))
         self.dropped: list[State] = []
@@ -97,13 +100,13 @@ class Stagewise(Batches):
     # -- the search --------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[list[Query]]:
-        orders, count = self.study.all_orders, len(self.study.names)
+        orders, count = self.study.all_orders, len(self.study.task_names)
         branches = (yield from self.resume()) if self.begun else [Branch(outer) for outer in self.outer()]
         rungs = halvings(len(branches), count)
         decided = set(orders[0][: self.begun])
         for depth in range(max(2, self.begun + 1), count + 1):
             placed = {order[depth - 1] for order in orders}
-            fresh = [name for name in self.study.names if name in placed - decided]
+            fresh = [name for name in self.study.task_names if name in placed - decided]
             decided |= placed
             yield from self.level(branches, depth, fresh)
             branches = [branch for branch in branches if branch.beam]
@@ -148,7 +151,7 @@ class Stagewise(Batches):
             batch: list[tuple[tuple[int, int], Setting]] = []
             for b, p in parents:
                 base = branches[b].beam[p].setting if branches[b].beam else branches[b].outer
-                seed = draws.integer(self.search.seed, f"{depth} {p}", "stagewise") % 2**32
+                seed = rng.integer(self.search.seed, f"{depth} {p}", "stagewise") % 2**32
                 for new in ideas(parameters, found[b, p], seed):
                     batch.append(((b, p), {**base, **new}))
             answers: Any = (yield [Query(setting, depth) for _, setting in batch]) if batch else []
@@ -263,7 +266,7 @@ class Stagewise(Batches):
             of = [self.hopes.values_of(row) for row in read]
             best[name] = full[preferred(of, [{name: value} for value in full])[0]]
         if best != base:
-            yield [Query(best, len(self.study.names))]
+            yield [Query(best, len(self.study.task_names))]
 
     def worth_trying(self, parameter: SearchParameter, path: str, base: Setting) -> list[Value]:
         """Values for the revision: all listed ones; those of its level where the task has one place."""
@@ -281,7 +284,7 @@ class Stagewise(Batches):
 
     def audit(self) -> Iterator[list[Query]]:
         """Finish dropped states, drawn from all places alike, until the share of the stages is spent."""
-        winner, count = self.best(), len(self.study.names)
+        winner, count = self.best(), len(self.study.task_names)
         open_ = [s for s in self.dropped if s.depth < count]
         if winner is None or not open_ or not self.search.audit_fraction:
             return
@@ -292,7 +295,7 @@ class Stagewise(Batches):
         )
 
         def one_of(things: list[Any], purpose: str) -> Any:
-            return things[draws.below(len(things), self.search.seed, "", purpose, len(open_))]
+            return things[rng.below(len(things), self.search.seed, "", purpose, len(open_))]
 
         chosen: list[State] = []
         while open_:

@@ -1,91 +1,150 @@
-"""Numbers with how sure they are, as the console, the tables, the figures and LaTeX print them."""
+"""Text for numbers, intervals and differences: one family for console, tables, figures and LaTeX.
+
+    format_percent(0.6557)           "65.6"                             a score in percent
+    format_signed(-0.021)            "−2.1"                             a difference of scores in points
+    format_interval(0.556, 0.757)    "95 % CI 55.6 to 75.7"             bounds alone
+    format_interval_suffix(0.5, 0.7) " (95 % CI 50.0 to 70.0)"          bounds that follow a number
+    format_estimate(interval)        "65.6 (95 % CI 55.6 to 75.7)"      a mean with its bounds
+    format_difference(interval)      "2.8 points (95 % CI 0.4 to 5.2)"  a difference with its bounds
+
+The functions that take a `row` read a row of the comparison table (`run_table.compare`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dgg_ray.stats.intervals import FEWEST, Difference, Interval
+from dgg_ray.stats.intervals import MIN_CLUSTERS, Difference, Interval
 
 CI = "95 % CI "
-SAME = 1e-9  # of scores: values that differ by less differ by rounding
-Form = Callable[[float], str]
+EQUAL_SCORES = 1e-9  # scores that differ by less differ by rounding alone
+NumberFormat = Callable[[float], str]
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A score in [0, 1] as a number of percent; a dash for nan, and no minus before zero."""
+def format_percent(value: float, digits: int = 1) -> str:
+    """Format a score in [0, 1] in percent, without a unit; a dash for nan, and never a minus before zero."""
     return "–" if np.isnan(value) else f"{round(100 * value, digits) + 0:.{digits}f}".replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """A difference of scores in points, with its sign."""
-    return ("+" if round(100 * value, 1) > 0 else "") + percent(value)
+def format_signed(value: float) -> str:
+    """Format a difference of scores in points, with its sign."""
+    return ("+" if round(100 * value, 1) > 0 else "") + format_percent(value)
 
 
-def interval_text(
-    mean: float,
-    low: float,
-    high: float,
-    n: float,
-    values: Sequence[float] = (),
-    form: Form = percent,
-    what: str = "block",
-    unit: str = "",
-    ci: str = CI,
-    extra: str = "",
-) -> str:
-    """A mean with its interval, or with the values themselves where no interval can be given.
+@dataclass(frozen=True)
+class EstimateStyle:
+    """How `format_estimate` prints a mean and its interval.
+
+    number: formats the mean, the bounds and the single values.
+    unit: follows the mean.
+    replicate: noun for the n values behind the mean.
+    interval_name: precedes the bounds.
+    note: follows the bounds.
+    """
+
+    number: NumberFormat = format_percent
+    unit: str = ""
+    replicate: str = "block"
+    interval_name: str = CI
+    note: str = ""
+
+
+DEFAULT_STYLE = EstimateStyle()
+UNLABELLED = EstimateStyle(interval_name="")  # `65.6 (55.6 to 75.7)`: the table's caption names the interval
+UNLABELLED_SIGNED = EstimateStyle(format_signed, interval_name="")
+
+
+def format_interval(low: float, high: float, style: EstimateStyle = DEFAULT_STYLE) -> str:
+    """Format the bounds of an interval; empty where there are none."""
+    if np.isnan(low) or np.isnan(high):
+        return ""
+    return f"{style.interval_name}{style.number(low)} to {style.number(high)}{style.note}"
+
+
+def format_interval_suffix(low: float, high: float, style: EstimateStyle = DEFAULT_STYLE) -> str:
+    """Format bounds that follow a number: ` (95 % CI 55.6 to 75.7)`; empty where there are none."""
+    bounds = format_interval(low, high, style)
+    return f" ({bounds})" if bounds else ""
+
+
+def format_estimate(estimate: Interval | Difference, style: EstimateStyle = DEFAULT_STYLE) -> str:
+    """Format a mean with its interval, or with the single values where no interval can be given.
 
     `65.6 (95 % CI 55.6 to 75.7)`, `67.1 (2 blocks: 62.0, 72.0)`, `67.1 (1 block)`,
-    `67.1 (the same in all 4 blocks)`, `–`. form: of a number; what: of which there are n; unit: of the mean;
-    extra: said after the bounds.
+    `67.1 (the same in all 4 blocks)`, and `–` for nan.
     """
-    if np.isnan(mean):
-        return form(mean)
-    text = form(mean) + unit
-    if not (np.isnan(low) or np.isnan(high)):
-        return f"{text} ({ci}{form(low)} to {form(high)}{extra})"
-    n = int(n)
-    if n >= FEWEST and len(values) == n and np.ptp(values) < SAME:
-        return f"{text} (the same in all {n} {what}s)"
-    shown = ": " + ", ".join(map(form, values)) if 1 < len(values) == n else ""
-    return f"{text} ({n} {what}{'s' * (n != 1)}{shown})"
+    if np.isnan(estimate.mean):
+        return style.number(estimate.mean)
+    text = style.number(estimate.mean) + style.unit
+    bounds = format_interval(estimate.low, estimate.high, style)
+    return f"{text} ({bounds or _format_replicates(estimate, style)})"
 
 
-def points_text(gap: Interval | Difference, sign: float = 1, ci: str = CI) -> str:
-    """`2.8 points (95 % CI 0.4 to 5.2)`; sign -1 turns the gap round."""
+def _format_replicates(estimate: Interval | Difference, style: EstimateStyle) -> str:
+    """Format the values behind a mean: `2 blocks: 62.0, 72.0`."""
+    n, values = int(estimate.n), estimate.values
+    if n >= MIN_CLUSTERS and len(values) == n and np.ptp(values) < EQUAL_SCORES:
+        return f"the same in all {n} {style.replicate}s"
+    count = f"{n} {style.replicate}{'' if n == 1 else 's'}"
+    if n <= 1 or len(values) != n:
+        return count
+    return f"{count}: {', '.join(map(style.number, values))}"
+
+
+def format_difference(gap: Interval | Difference, sign: float = 1, interval_name: str = CI) -> str:
+    """Format a difference in points: `2.8 points (95 % CI 0.4 to 5.2)`; sign -1 swaps the two sides."""
     low, high = sorted((sign * gap.low, sign * gap.high))
-    values = [sign * value for value in gap.values]
-    return interval_text(sign * gap.mean, low, high, gap.n, values, unit=" points", ci=ci)
+    values = tuple(sign * value for value in gap.values)
+    style = EstimateStyle(unit=" points", interval_name=interval_name)
+    return format_estimate(Interval(sign * gap.mean, low, high, gap.n, values), style)
 
 
-def score_text(row: Mapping[str, Any]) -> str:
-    """Of a row of `outcomes.compare`: the mean over other orders and seeds."""
-    return interval_text(row["score"], row["low"], row["high"], row["n"], row["values"])
+def score_interval(row: Mapping[str, Any]) -> Interval:
+    """Return the mean of a row over other orders and seeds, with its interval."""
+    return Interval(row["score"], row["low"], row["high"], row["n"], row["values"])
 
 
-def at_once(row: Mapping[str, Any]) -> Interval:
-    """The paired difference of a row of `outcomes.compare`, its bounds for all baselines at once."""
-    bounds = row["at_once_low"], row["at_once_high"], row["pairs"]
+def simultaneous_difference(row: Mapping[str, Any]) -> Interval:
+    """Return the paired difference of a row; its bounds hold for all baselines at once."""
+    bounds = row["simultaneous_low"], row["simultaneous_high"], row["pairs"]
     return Interval(row["difference"], *bounds, row["difference_values"])
 
 
-def ci_of(row: Mapping[str, Any]) -> str:
-    """The name of these bounds: those of a single baseline, or of joint, are of its own comparison."""
-    return CI if row["at_once_low"] == row["difference_low"] else f"simultaneous {CI}"
+def difference_interval_name(row: Mapping[str, Any]) -> str:
+    """Return the name of the bounds of `simultaneous_difference`.
+
+    The bounds of a single baseline, and of joint training, are those of that comparison alone.
+    """
+    return CI if row["simultaneous_low"] == row["difference_low"] else f"simultaneous {CI}"
 
 
-def difference_text(row: Mapping[str, Any]) -> str:
-    """The paired difference, over other orders and seeds, as the verdict has it; empty for none."""
-    text = interval_text(*at_once(row), form=signed, ci=ci_of(row))
-    return "" if np.isnan(row["difference"]) else text
+def format_score(row: Mapping[str, Any]) -> str:
+    """Format the mean of a row over other orders and seeds."""
+    return format_estimate(score_interval(row))
 
 
-def these_text(row: Mapping[str, Any], difference: bool = False) -> str:
-    """The mean, or the paired difference, on these orders, over seeds."""
-    name = "difference_" if difference else ""
-    bounds = (row[f"{name}these_low"], row[f"{name}these_high"], row[f"{name}these_n"])
-    values, form = row[f"{name}these_values"], signed if difference else percent
-    return interval_text(row["difference" if difference else "score"], *bounds, values, form, "seed")
+def format_paired_difference(row: Mapping[str, Any], unit: str = "") -> str:
+    """Format the paired difference of a row, over other orders and seeds; empty where there is none.
+
+    unit: follows the mean.
+    """
+    if np.isnan(row["difference"]):
+        return ""
+    style = EstimateStyle(format_signed, unit, interval_name=difference_interval_name(row))
+    return format_estimate(simultaneous_difference(row), style)
+
+
+def format_on_fixed_orders(row: Mapping[str, Any], difference: bool = False, unit: str = "") -> str:
+    """Format the mean of a row on the orders that were run, over seeds; or its paired difference.
+
+    unit: follows the mean.
+    """
+    prefix = "difference_fixed_orders_" if difference else "fixed_orders_"
+    mean = row["difference" if difference else "score"]
+    estimate = Interval(mean, *(row[f"{prefix}{part}"] for part in ("low", "high", "n", "values")))
+    number = format_signed if difference else format_percent
+    return format_estimate(estimate, EstimateStyle(number, unit, replicate="seed"))

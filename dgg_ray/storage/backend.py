@@ -1,13 +1,13 @@
-"""Small objects by name, and folders of files beside them: all that a store asks of what it lies on.
+"""Storage backends: small objects by name, and folders of files, on one kind of storage.
 
-    read write create names remove        small objects; a name has parts with / between them
-    sizes modified                        bytes and times of all that is there
-    draft put opened clear                folders of files: filled here, put there, looked at here
-    upload download                       one large file, replaced whole (a snapshot)
+    read write create list_names remove                small objects; a name has parts with / between them
+    sizes modified_at                                  bytes and times of everything that is stored
+    make_draft put_folder open_folder remove_folder    folders of files: filled locally, then stored whole
+    upload download release                            one large file, replaced whole (a checkpoint)
 
-`Folder` is the one on a file system; `remote.Url` is the one on an object store. What is created stays
-as it is; what is written is replaced whole. Looks are strongly right: what was created or removed before
-a look began is seen, or missed, by it.
+`LocalBackend` stores on a file system, `fsspec_backend.FsspecBackend` at a URL, `memory.MemoryBackend` in
+this process. A created object never changes; a written object is replaced whole. Reads and listings are
+strongly consistent: they show every creation and removal that ended before they began.
 """
 
 from __future__ import annotations
@@ -17,98 +17,119 @@ import hashlib
 import os
 import shutil
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-GONE = (FileNotFoundError, NotADirectoryError)
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+from dgg_ray.core.json_files import replace_file
+
+MISSING_ERRORS = (FileNotFoundError, NotADirectoryError)
+NO_LINK_ERRNOS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-class Damaged(ValueError):
-    """A file is not what was written."""
+class DamagedError(ValueError):
+    """A stored file or record differs from what was written."""
 
 
-class Objects:
-    """The verbs; `url` is how another machine names the place."""
+class StorageBackend(ABC):
+    """What a stage store needs of the storage below it.
+
+    url: the address by which other machines reach the storage.
+    is_local: whether one access takes microseconds, rather than a request over a network.
+    """
 
     url: str
-    near = True  # whether one look costs next to nothing
+    is_local = True
 
+    # -- small objects -----------------------------------------------------------------------------
+
+    @abstractmethod
     def read(self, name: str, fresh: bool = False) -> bytes | None:
-        """None where there is none.
+        """Return the object's content; None if it does not exist.
 
-        fresh: of a stage's manifest, too, which may otherwise be remembered, as it never changes."""
-        raise NotImplementedError
+        fresh: ask the storage even for a manifest that this process remembers, as manifests never change.
+        """
 
+    @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """In place of an earlier one."""
-        raise NotImplementedError
+        """Write the object, replacing an earlier one."""
 
-    def create(self, name: str, data: bytes, lasting: bool = True) -> bool:
-        """Whether it was not there, and is now.
+    @abstractmethod
+    def create(self, name: str, data: bytes, durable: bool = True) -> bool:
+        """Create the object; return False if it exists already.
 
-        lasting: it is still there after a power cut, once this returns."""
-        raise NotImplementedError
+        durable: the object survives a power cut once this returns.
+        """
 
-    def names(self, prefix: str) -> list[str]:
-        """All names that begin with it, in order."""
-        raise NotImplementedError
+    @abstractmethod
+    def list_names(self, prefix: str) -> list[str]:
+        """List all names that begin with the prefix, sorted."""
 
-    def reads(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Objects that were created and that `names` gave, at once where that is quicker."""
+    def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield (name, content) of created, listed objects, read in parallel where that is faster."""
         for name in names:
             if (data := self.read(name)) is not None:
                 yield name, data
 
+    @abstractmethod
     def remove(self, name: str) -> None:
-        """Nothing happens where there is none."""
-        raise NotImplementedError
+        """Remove the object, if it exists."""
 
+    @abstractmethod
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes by name, of all that begins with it, large files and those of folders too."""
+        """Map every name with the prefix to its bytes, including large files and those of folders."""
+
+    @abstractmethod
+    def modified_at(self, name: str) -> float | None:
+        """Return the object's time in seconds since 1970, by the storage's clock; None if it has no time."""
+
+    def remembered_manifests(self, key: str) -> Mapping[str, bytes]:
+        """Return those manifests of a stage that this process has read, by name, without any access."""
+        return {}
+
+    def with_timeout(self, seconds: float) -> StorageBackend:
+        """Return the same storage, whose requests fail after so many seconds."""
+        return self
+
+    # -- folders of files, and large files ---------------------------------------------------------
+
+    def make_draft(self) -> Path:
+        """Create a local folder to fill; the caller removes what is left of it."""
         raise NotImplementedError
 
-    def modified(self, name: str) -> float | None:
-        """Seconds since 1970 by the clock of what keeps it; None where it tells none."""
+    def list_drafts(self) -> Iterator[Path]:
+        """Yield the drafts that exist on this machine."""
         raise NotImplementedError
 
-    def draft(self) -> Path:
-        """A new local folder to fill; its maker removes what is left of it."""
+    def put_folder(self, draft: Path, folder: str) -> None:
+        """Store a filled draft as the folder; each folder has one writer."""
         raise NotImplementedError
 
-    def drafts(self) -> Iterator[Path]:
-        """Those that are there."""
+    def open_folder(self, folder: str, checksums: Mapping[str, str]) -> Path:
+        """Return a local folder with the stored files; raise DamagedError if a SHA-256 differs."""
         raise NotImplementedError
 
-    def put(self, draft: Path, place: str) -> None:
-        """Make a filled draft a place's files; nobody else writes to that place."""
-        raise NotImplementedError
-
-    def opened(self, place: str, files: Mapping[str, str]) -> Path:
-        """A local folder with a place's files, each with this SHA-256; Damaged where one is not so."""
-        raise NotImplementedError
-
-    def clear(self, place: str) -> int:
-        """Remove all below a place; bytes freed."""
+    def remove_folder(self, folder: str) -> int:
+        """Remove everything below the folder; return the bytes freed."""
         raise NotImplementedError
 
     def upload(self, file: Path, name: str) -> None:
-        """Move a local file there, in place of an earlier one."""
+        """Move a local file into the storage, replacing an earlier one."""
         raise NotImplementedError
 
     def download(self, name: str) -> Path | None:
-        """A local file with it; None where there is none. `release` it after use."""
+        """Return a local copy of the file, to be passed to `release`; None if the file does not exist."""
         raise NotImplementedError
 
-    def release(self, file: Path) -> None:
-        """A downloaded file is not needed any more."""
+    def release(self, file: Path) -> None:  # noqa: B027 - a backend without copies has nothing to do
+        """Give up a downloaded file after its use."""
 
 
 @dataclass(frozen=True)
-class Folder(Objects):
-    """On a file system that several processes, or machines, may share."""
+class LocalBackend(StorageBackend):
+    """Storage on a file system, which several processes or machines may share."""
 
     root: Path
 
@@ -119,27 +140,20 @@ class Folder(Objects):
     def read(self, name: str, fresh: bool = False) -> bytes | None:
         try:
             return (self.root / name).read_bytes()
-        except GONE:
+        except MISSING_ERRORS:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        file = self.root / name
-        draft = file.with_name(f".{uuid.uuid4().hex}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_bytes(data)
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        replace_file(self.root / name, data)
 
-    def create(self, name: str, data: bytes, lasting: bool = True) -> bool:
-        """By a hard link, so that it is whole when it is seen.
+    def create(self, name: str, data: bytes, durable: bool = True) -> bool:
+        """Create the object by a hard link, so that readers see it whole.
 
-        Where there are no links it may be seen half written. A power cut may leave one that is cut off
-        and of which nobody was told that it is there: its reader checks.
+        A file system without links may show it half written. A power cut may leave an object that is cut off
+        and whose creation nobody was told of: its reader checks.
         """
         file = self.root / name
-        made(file.parent, lasting)
+        make_folder(file.parent, durable)
         draft = f"{file.parent}/.{uuid.uuid4().hex}"
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -147,24 +161,23 @@ class Folder(Objects):
                 write_all(handle, data)
                 os.link(draft, file)
             except FileExistsError:
-                if (
-                    os.fstat(handle).st_nlink != 2
-                ):  # else it is ours: the answer to a first try was lost (NFS)
+                # Two links mean that our first try succeeded and its answer was lost (NFS).
+                if os.fstat(handle).st_nlink != 2:
                     return False
             except OSError as error:
-                if error.errno not in NO_LINKS:
+                if error.errno not in NO_LINK_ERRNOS:
                     raise
-                return self._exclusively(file, data)
+                return self._create_exclusively(file, data)
             finally:
                 os.unlink(draft)
-            if lasting:  # after the names: one commit of the journal holds all of it
+            if durable:  # after the names: one commit of the journal holds all of it
                 fsync(handle)
                 fsync(file.parent)
             return True
         finally:
             os.close(handle)
 
-    def _exclusively(self, file: Path, data: bytes) -> bool:
+    def _create_exclusively(self, file: Path, data: bytes) -> bool:
         try:
             with file.open("xb") as opened:
                 opened.write(data)
@@ -175,52 +188,52 @@ class Folder(Objects):
         fsync(file.parent)
         return True
 
-    def names(self, prefix: str) -> list[str]:
-        top, _, start = prefix.rpartition("/")
-        return sorted(below(self.root / top, f"{top}/" if top else "", start))
+    def list_names(self, prefix: str) -> list[str]:
+        folder, _, start = prefix.rpartition("/")
+        return sorted(walk_names(self.root / folder, f"{folder}/" if folder else "", start))
 
     def remove(self, name: str) -> None:
-        with suppress(*GONE):
+        with suppress(*MISSING_ERRORS):
             os.unlink(self.root / name)
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for name in Folder.names(self, prefix):
-            with suppress(*GONE):  # removed meanwhile
-                found[name] = (self.root / name).stat().st_size
-        return found
+        sizes: dict[str, int] = {}
+        for name in LocalBackend.list_names(self, prefix):
+            with suppress(*MISSING_ERRORS):  # removed since the listing
+                sizes[name] = (self.root / name).stat().st_size
+        return sizes
 
-    def modified(self, name: str) -> float | None:
-        with suppress(*GONE):
+    def modified_at(self, name: str) -> float | None:
+        with suppress(*MISSING_ERRORS):
             return (self.root / name).stat().st_mtime
         return None
 
-    def draft(self) -> Path:
+    def make_draft(self) -> Path:
         draft = self.root / "drafts" / uuid.uuid4().hex
         draft.mkdir(parents=True)
         return draft
 
-    def drafts(self) -> Iterator[Path]:
+    def list_drafts(self) -> Iterator[Path]:
         yield from self.root.glob("drafts/*")
 
-    def put(self, draft: Path, place: str) -> None:
+    def put_folder(self, draft: Path, folder: str) -> None:
         files = [file for file in draft.rglob("*") if file.is_file()]
         for file in (*files, *{file.parent for file in files}):
             fsync(file)
-        made((self.root / place).parent)
-        draft.rename(self.root / place)
-        fsync((self.root / place).parent)
+        make_folder((self.root / folder).parent)
+        draft.rename(self.root / folder)
+        fsync((self.root / folder).parent)
 
-    def opened(self, place: str, files: Mapping[str, str]) -> Path:
-        folder = self.root / place
-        verify(folder, files)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def open_folder(self, folder: str, checksums: Mapping[str, str]) -> Path:
+        path = self.root / folder
+        verify_files(path, checksums)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
-    def clear(self, place: str) -> int:
-        folder = self.root / place
-        freed = weight(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+    def remove_folder(self, folder: str) -> int:
+        path = self.root / folder
+        freed = folder_size(path)
+        shutil.rmtree(path, ignore_errors=True)
         return freed
 
     def upload(self, file: Path, name: str) -> None:
@@ -237,24 +250,24 @@ class Folder(Objects):
 
 
 @contextmanager
-def drafted(objects: Objects) -> Iterator[Path]:
-    """A draft for as long as it is needed."""
-    draft = objects.draft()
+def temporary_draft(backend: StorageBackend) -> Iterator[Path]:
+    """Create a draft and remove what is left of it at the end."""
+    draft = backend.make_draft()
     try:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def verify(folder: Path, files: Mapping[str, str]) -> None:
-    """Raises Damaged where a file is missing, or has another SHA-256."""
-    for name, wanted in files.items():
+def verify_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Raise DamagedError if a file is missing or has another SHA-256."""
+    for name, expected in checksums.items():
         try:
-            found = sha256(folder / name)
-        except GONE:
-            raise Damaged(f"{name} is missing") from None
-        if found != wanted:
-            raise Damaged(f"{name} is not what was written")
+            actual = sha256(folder / name)
+        except MISSING_ERRORS:
+            raise DamagedError(f"{name} is missing") from None
+        if actual != expected:
+            raise DamagedError(f"{name} differs from what was written")
 
 
 def sha256(file: Path) -> str:
@@ -262,8 +275,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def weight(folder: Path) -> int:
-    """Bytes of all files below a folder; what vanishes meanwhile counts nothing."""
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files below a folder; files that vanish meanwhile count nothing."""
     total = 0
     for above, _, names in os.walk(folder):
         for name in names:
@@ -272,26 +285,26 @@ def weight(folder: Path) -> int:
     return total
 
 
-def below(folder: Path | str, lead: str, start: str = "") -> Iterator[str]:
-    """Names of the files below a folder, drafts left out."""
+def walk_names(folder: Path | str, prefix: str, start: str = "") -> Iterator[str]:
+    """Yield the names of the files below a folder, each with the prefix; hidden drafts are left out."""
     try:
         entries = list(os.scandir(folder))
-    except GONE:
+    except MISSING_ERRORS:
         return
     for entry in entries:
         if entry.name.startswith(start) and not entry.name.startswith("."):
             if entry.is_dir():
-                yield from below(entry.path, f"{lead}{entry.name}/")
+                yield from walk_names(entry.path, f"{prefix}{entry.name}/")
             else:
-                yield lead + entry.name
+                yield prefix + entry.name
 
 
-def made(folder: Path, lasting: bool = True) -> None:
-    """Make a folder and those above it; `lasting`: so that they are there after a power cut."""
+def make_folder(folder: Path, durable: bool = True) -> None:
+    """Create a folder and its parents; `durable`: they survive a power cut."""
     if not folder.is_dir():
-        made(folder.parent, lasting)
+        make_folder(folder.parent, durable)
         folder.mkdir(exist_ok=True)
-        if lasting:
+        if durable:
             fsync(folder.parent)
 
 
@@ -301,11 +314,11 @@ def write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def fsync(place: Path | int) -> None:
-    """Of a file or folder, or of one that is open."""
-    handle = place if isinstance(place, int) else os.open(place, os.O_RDONLY)
+def fsync(target: Path | int) -> None:
+    """Flush a file or folder, given by path or by open handle, to the disk."""
+    handle = target if isinstance(target, int) else os.open(target, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
-        if handle is not place:
+        if handle is not target:
             os.close(handle)

@@ -1,14 +1,14 @@
-"""Data and models that a study names by URL, fetched once for each node into its capped cache.
+"""Data and models that a study names by URL, fetched once for each node into its size-limited cache.
 
-    staged("s3://bucket/llava")         a folder, or a single file, of this machine with what lies there
-    staged("/shared/llava")             a path of this machine is given as it is
+    local_path("s3://bucket/llava")     a folder or file of this machine with the content of the URL
+    local_path("/shared/llava")         a path of this machine, as it is
 
-What is fetched is named by its URL and by a listing (names, sizes, versions): where the place changed it is
-fetched anew, where it did not the node has it. A process asks once, and keeps what it was given until it
-ends, so that all its reads are of one version.
+A cache entry is named by the URL and by a listing of it (names, sizes, versions). A URL whose content changed
+is fetched again; else the node has it already. A process lists a URL once and keeps the result until it ends,
+so that all its reads are of one version.
 
-A `Path` turns `s3://bucket` into `s3:/bucket`; `address` turns it back, so that settings may be paths all the
-same. `file://` is a path of this machine.
+A `Path` turns `s3://bucket` into `s3:/bucket`; `url_of` turns it back, so that settings may be paths.
+`file://` names a path of this machine.
 """
 
 from __future__ import annotations
@@ -18,137 +18,150 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgg_ray.core import event_log
-from dgg_ray.core.errors import Refused, StoreError
+from dgg_ray.core.errors import PermanentStoreError, StoreError
 from dgg_ray.core.hashing import digest
-from dgg_ray.storage.backend import GONE, Damaged
-from dgg_ray.storage.node_cache import Cache, pin
+from dgg_ray.storage.backend import MISSING_ERRORS, DamagedError
+from dgg_ray.storage.node_cache import NodeCache, pin
+
+if TYPE_CHECKING:
+    from dgg_ray.storage.fsspec_backend import FsspecBackend
 
 URL = re.compile(r"([a-zA-Z][\w+.-]+):/+(.*)", re.DOTALL)
-TRIES = 3  # of a place that changes while it is fetched
+TRIES = 3  # for content that changes while it is fetched
 
-_node = Cache()
+_cache = NodeCache()
 _fetched: set[str] = set()  # URLs
 
 
-def within(gigabytes: float) -> None:
-    """The size that this process's fetching keeps the node's cache to (workers.cache_gb)."""
-    global _node
-    _node = Cache(gigabytes=gigabytes)
+def set_cache_limit(gigabytes: float) -> None:
+    """Set the size of the node's cache for what this process fetches (workers.cache_gb)."""
+    global _cache
+    _cache = NodeCache(gigabytes=gigabytes)
 
 
-# -- names of places -------------------------------------------------------------------------------
+# -- paths and URLs --------------------------------------------------------------------------------
 
 
-def address(place: str | Path) -> str:
-    """The URL; empty for a path of this machine."""
-    found = URL.fullmatch(str(place))
-    if not found or found[1] == "file":
+def url_of(place: str | Path) -> str:
+    """Return the URL that a setting names; empty if it is a path of this machine."""
+    match = URL.fullmatch(str(place))
+    if not match or match[1] == "file":
         return ""
-    return f"{found[1]}://{'/' if found[1] == 'local' else ''}{found[2].rstrip('/')}"
+    return f"{match[1]}://{'/' if match[1] == 'local' else ''}{match[2].rstrip('/')}"
 
 
-def path(place: str | Path) -> Path:
-    """As a setting holds it: a URL as a path, `file://` and `~` as what they stand for."""
-    found = URL.fullmatch(str(place))
-    # Path.expanduser raises where there is no such user; a path that stays as it is will not be found.
-    return Path(os.path.expanduser(f"/{found[2]}" if found and found[1] == "file" else place))
+def as_path(place: str | Path) -> Path:
+    """Return the path as settings hold it: a URL as a path, `file://` and `~` expanded."""
+    match = URL.fullmatch(str(place))
+    # Path.expanduser raises for an unknown user; a path that stays as it is will not be found.
+    return Path(os.path.expanduser(f"/{match[2]}" if match and match[1] == "file" else place))
 
 
-def full(place: str | Path) -> str:
-    """With nothing left that depends on where a process stands."""
-    return address(place) or str(path(place).absolute())
+def absolute(place: str | Path) -> str:
+    """Return a URL, or an absolute path."""
+    return url_of(place) or str(as_path(place).absolute())
 
 
-def rooted(plugin: Any, root: str) -> Any:
-    """Relative paths among the settings, made to start from the study's root, a folder or a URL."""
-    paths = {f.name: getattr(plugin, f.name) for f in fields(plugin)}
-    found = {name: path(p) for name, p in paths.items() if isinstance(p, Path)}
-    return replace(plugin, **{name: p if address(p) else path(root) / p for name, p in found.items()})
+def resolve_paths(plugin: Any, root: str) -> Any:
+    """Return the plug-in with its relative paths resolved against the study's root, a folder or a URL."""
+    settings = {f.name: getattr(plugin, f.name) for f in fields(plugin)}
+    paths = {name: as_path(value) for name, value in settings.items() if isinstance(value, Path)}
+    return replace(
+        plugin, **{name: path if url_of(path) else as_path(root) / path for name, path in paths.items()}
+    )
 
 
 # -- fetching --------------------------------------------------------------------------------------
 
 
-def staged(place: str | Path) -> Path:
-    """Where it lies on this machine: fetched there, for a URL.
+def local_path(place: str | Path) -> Path:
+    """Return the place's path on this machine, fetching a URL.
 
-    Refused where nothing is there, or it cannot be had from here; StoreError where no answer comes.
+    Raise PermanentStoreError if nothing is there or this machine cannot read it; StoreError if no answer
+    comes.
     """
-    url = address(place)
-    return fetched(url) if url else path(place)
+    url = url_of(place)
+    return fetch(url) if url else as_path(place)
 
 
-def at_hand(place: str | Path) -> bool:
-    """Whether `staged` has it without fetching: a path of this machine, or what this process has fetched."""
-    url = address(place)
+def needs_no_fetch(place: str | Path) -> bool:
+    """Tell whether it is a path of this machine, or a URL that this process has fetched."""
+    url = url_of(place)
     return not url or url in _fetched
 
 
 @cache
-def fetched(url: str) -> Path:
-    from dgg_ray.storage.remote_store import Url  # fsspec, which places of this machine do not wait for
+def fetch(url: str) -> Path:
+    """Return the cache's copy of the URL, fetching it if it is missing or out of date; it stays pinned."""
+    from dgg_ray.storage.fsspec_backend import FsspecBackend  # paths of this machine do not wait for fsspec
 
-    source = Url(url)
+    source = FsspecBackend(url)
     problem = ""
     for _ in range(TRIES):
-        there = source.versions()
-        files = wanted(url, there)
+        versions = source.list_versions()
+        sizes = expected_sizes(url, versions)
         try:
-            folder = _node.get(
-                f"{digest(there)[:16]} {url}",
-                lambda draft, there=there: fill(source, there, draft),
-                lambda folder, files=files: check(folder, files),
-                room=sum(files.values()),
+            folder = _cache.get(
+                f"{digest(versions)[:16]} {url}",
+                partial(download, source, versions),
+                partial(verify_sizes, sizes),
+                room=sum(sizes.values()),
             )
-        except (Damaged, FileNotFoundError) as error:
+        except (DamagedError, FileNotFoundError) as error:
             problem = str(error)
             continue
         if pin(folder):
             _fetched.add(url)
-            return folder / tail(url) if "" in there else folder
-    raise StoreError(f"{url} changes while it is fetched ({problem}); let it rest, then run the study again")
-
-
-def wanted(url: str, there: Mapping[str, Any]) -> dict[str, int]:
-    """File → bytes of what will lie in the cache; Refused where it may not."""
-    if not there:
-        raise Refused(f"nothing is at {url}")
-    if any(".." in name.split("/") for name in there):
-        raise Refused(f"{url} holds names that lead out of it")
-    files = {name or tail(url): size for name, (size, _) in there.items()}
-    if (total := sum(files.values())) > _node.cap:
-        rule = (
-            f"takes {total / 1e9:.3g} GB, and a node keeps {_node.cap / 1e9:.3g} GB: raise workers.cache_gb"
-        )
-        raise Refused(f"{url} {rule}")
-    return files
-
-
-def fill(source: Any, there: Mapping[str, Any], draft: Path) -> None:
-    began = time.monotonic()
-    event_log.event(
-        "fetching", url=source.url, files=len(there), bytes=sum(size for size, _ in there.values())
+            return folder / last_part(url) if "" in versions else folder
+    raise StoreError(
+        f"{url} keeps changing while it is fetched ({problem}); stop what writes there, then run the study "
+        f"again"
     )
-    source.fetch({name: draft / (name or tail(source.url)) for name in there})
-    if source.versions() != there:
-        raise Damaged("it is not what it was before")
-    event_log.event("fetched", url=source.url, seconds=round(time.monotonic() - began, 3))
 
 
-def check(folder: Path, files: Mapping[str, int]) -> None:
-    for name, size in files.items():
+def expected_sizes(url: str, versions: Mapping[str, tuple[int, str]]) -> dict[str, int]:
+    """Map the cache entry's files to their bytes; raise PermanentStoreError if they may not be fetched."""
+    if not versions:
+        raise PermanentStoreError(f"nothing is at {url}; check the URL, or upload the files")
+    if any(".." in name.split("/") for name in versions):
+        raise PermanentStoreError(
+            f"{url} holds file names with `..`, which lead out of it; rename these files"
+        )
+    sizes = {name or last_part(url): size for name, (size, _) in versions.items()}
+    if (total := sum(sizes.values())) > _cache.limit_bytes:
+        raise PermanentStoreError(
+            f"{url} takes {total / 1e9:.3g} GB, but a node's cache is limited to "
+            f"{_cache.limit_bytes / 1e9:.3g} GB: raise workers.cache_gb"
+        )
+    return sizes
+
+
+def download(source: FsspecBackend, versions: Mapping[str, tuple[int, str]], draft: Path) -> None:
+    """Download all files into a draft; raise DamagedError if the source changed meanwhile."""
+    began = time.monotonic()
+    size = sum(size for size, _ in versions.values())
+    event_log.log_event("fetching", url=source.url, files=len(versions), bytes=size)
+    source.download_files({name: draft / (name or last_part(source.url)) for name in versions})
+    if source.list_versions() != versions:
+        raise DamagedError("its files changed during the download")
+    event_log.log_event("fetched", url=source.url, seconds=round(time.monotonic() - began, 3))
+
+
+def verify_sizes(sizes: Mapping[str, int], folder: Path) -> None:
+    """Raise DamagedError if a file of the cache entry is missing or has another size."""
+    for name, size in sizes.items():
         try:
             same = (folder / name).stat().st_size == size
-        except GONE:
+        except MISSING_ERRORS:
             same = False
         if not same:
-            raise Damaged(f"{name} is missing or has another size")
+            raise DamagedError(f"{name} is missing or has another size")
 
 
-def tail(url: str) -> str:
+def last_part(url: str) -> str:
     return url.rpartition("/")[2]

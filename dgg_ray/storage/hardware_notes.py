@@ -1,35 +1,41 @@
-"""Notes on hardware checks (hardware_check.py) in a store: one for each kind of machine and base model.
+"""Results of hardware checks in a store: one document for each machine type and base model.
 
-sentinels/KIND-MODEL    the stage's key and meaning, where it was learned again, and what it scored there
+    hardware_checks/MACHINE-MODEL    the reference stage's key and meaning; environment and scores of its
+                                     training there
+
+execution/hardware_check.py writes them; analysis reads them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from dgg_ray.core.environment import Kind
+from dgg_ray.core.environment import MachineKind
 from dgg_ray.storage.stage_store import StageStore
 
-SENTINELS = "sentinels"
+PREFIX = "hardware_checks"
 
 
-def name_of(of: Kind, model: str) -> str:
-    return f"{SENTINELS}/{of.id}-{model[:8]}"
+def document_name(machine: MachineKind, model: str) -> str:
+    return f"{PREFIX}/{machine.id}-{model[:8]}"
 
 
-def lease_of(of: Kind, model: str) -> str:
-    return f"sentinel-{of.id}-{model[:8]}"
+def check_lease_key(machine: MachineKind, model: str) -> str:
+    """Return the key of the lease that one worker holds while it runs the check."""
+    return f"hardware-check-{machine.id}-{model[:8]}"
 
 
-def note(store: StageStore, of: Kind, content: dict[str, Any]) -> None:
-    store.note(name_of(of, content["meaning"]["model"]), content)
+def put_check(store: StageStore, machine: MachineKind, result: dict[str, Any]) -> None:
+    store.put_document(document_name(machine, result["meaning"]["model"]), result)
 
 
-def noted(store: StageStore, of: Kind, model: str) -> dict[str, Any] | None:
-    return store.noted(name_of(of, model))
+def get_check(store: StageStore, machine: MachineKind, model: str) -> dict[str, Any] | None:
+    return store.get_document(document_name(machine, model))
 
 
-def notes(store: StageStore, model: str) -> dict[str, dict[str, Any]]:
-    """Kind's id → what was noted of that base model's sentinel there."""
-    found = {name.removeprefix(f"{SENTINELS}/"): content for name, content in store.notes(f"{SENTINELS}/")}
-    return {name.partition("-")[0]: c for name, c in found.items() if name.endswith(f"-{model[:8]}")}
+def list_checks(store: StageStore, model: str) -> dict[str, dict[str, Any]]:
+    """Map each machine type's id to the result of the base model's check there."""
+    results = {name.removeprefix(f"{PREFIX}/"): result for name, result in store.list_documents(f"{PREFIX}/")}
+    return {
+        name.partition("-")[0]: result for name, result in results.items() if name.endswith(f"-{model[:8]}")
+    }

@@ -1,11 +1,11 @@
-"""What this driver has claimed of a store that other drivers work on too.
+"""The leases that this driver holds in a store on which other drivers work too.
 
-    take(key)   → None: it is ours, and stays so;  else: who has it
-    drop(key)   → others may have it, soon
+    acquire(key)   → None: this driver has the lease, and keeps it;  else the other owner
+    release(key)   → others may have it, soon
 
-Claims are the store's leases, renewed from threads: neither an event loop nor a stage that is being
-learned is waited for, and one that its driver can renew no longer runs out by itself. Of one key, taking,
-renewing and giving back come one after another; a key that was taken again is not given back any more.
+Threads renew the leases, so that neither a busy event loop nor a stage that is being trained delays them.
+When the driver's process ends they expire. Acquiring, renewing and releasing the same key happen one after
+another; a key that was acquired again is not released any more.
 """
 
 from __future__ import annotations
@@ -18,90 +18,92 @@ from contextlib import contextmanager
 from typing import Any
 
 from dgg_ray.core import event_log
-from dgg_ray.core.errors import describe
-from dgg_ray.core.quick import Quick
-from dgg_ray.storage.leases import LEASE_S, Holder
+from dgg_ray.core.errors import error_record
+from dgg_ray.core.executors import AdaptiveExecutor
+from dgg_ray.storage.leases import LEASE_S, LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
 
-LOOK_S = 3.0  # between looks at work that another driver has
-THREADS = 8  # of its own: thousands of other looks at the store may wait for theirs
-CLOSE_S = 4.0  # for giving all back at the end; what is not, runs out
+POLL_S = 3.0  # between looks at work items that another driver has
+THREADS = 8  # of its own: thousands of other store accesses may wait for their threads
+CLOSE_S = 4.0  # for releasing all leases at the end; those that are left expire
 
 
-class Claims:
-    """Safe with many threads; `take` waits for the store, `drop` only where it is quick.
+class LeaseKeeper:
+    """Holds and renews leases. Thread-safe; `acquire` waits for the store, `release` only for a fast one.
 
-    held: to be renewed; leaving: to be given back, unless taken again before.
+    held: keys whose leases are renewed.
+    releasing: keys to be released, unless they are acquired again before.
     """
 
-    def __init__(self, store: StageStore, holder: Holder | None = None) -> None:
-        self.store, self.holder = store, holder or Holder.here()
+    def __init__(self, store: StageStore, owner: LeaseOwner | None = None) -> None:
+        self.store, self.owner = store, owner or LeaseOwner.this_process()
         self.held: set[str] = set()
-        self.leaving: set[str] = set()
+        self.releasing: set[str] = set()
         self.locks: dict[str, threading.Lock] = {}
-        self.pool = Quick(self.store.objects.near, THREADS, "claims")
-        self.over = threading.Event()
+        self.pool = AdaptiveExecutor(self.store.backend.is_local, THREADS, "leases")
+        self.closed = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def take(self, key: str) -> Holder | None:
+    def acquire(self, key: str) -> LeaseOwner | None:
+        """Acquire the lease and renew it from now on; return None, or the other owner who has it."""
         with self._lock(key):
-            self.leaving.discard(key)
-            other = self.store.lease(key, self.holder)
+            self.releasing.discard(key)
+            other = self.store.acquire_lease(key, self.owner)
             if other is None:
                 self.held.add(key)
-                self._begin()
+                self._start_thread()
             return other
 
-    def drop(self, key: str) -> Future[None]:
-        """What cannot be given back runs out."""
-        self.leaving.add(key)
+    def release(self, key: str) -> Future[None]:
+        """Release the lease. It expires if the store cannot be reached."""
+        self.releasing.add(key)
         return self.pool.submit(self._release, key)
 
     def close(self) -> None:
-        """Give all back."""
-        self.over.set()
-        wait([self.drop(key) for key in list(self.held)], CLOSE_S)
+        """Release all leases."""
+        self.closed.set()
+        wait([self.release(key) for key in list(self.held)], CLOSE_S)
 
-    def _begin(self) -> None:
+    def _start_thread(self) -> None:
         if self.thread is None:
-            self.thread = threading.Thread(target=self._renew, name="leases", daemon=True)
+            self.thread = threading.Thread(target=self._renew_all, name="leases", daemon=True)
             self.thread.start()
 
-    def _renew(self) -> None:
-        while not self.over.wait(LEASE_S / 4):
+    def _renew_all(self) -> None:
+        while not self.closed.wait(LEASE_S / 4):
             try:
-                wait([self.pool.submit(self._again, key) for key in list(self.held)])
-            except RuntimeError:  # the process ends: its threads take no more
+                wait([self.pool.submit(self._renew, key) for key in list(self.held)])
+            except RuntimeError:  # the process is ending: its pools take no more calls
                 return
 
-    def _again(self, key: str) -> None:
-        with self._lock(key), kept(key):
-            if key not in self.held or key in self.leaving:
+    def _renew(self, key: str) -> None:
+        with self._lock(key), log_and_ignore_errors(key):
+            if key not in self.held or key in self.releasing:
                 return
-            if (other := self.store.lease(key, self.holder)) is not None:
-                self.held.discard(key)  # it ran out while the store was out of reach
-                event_log.event("claim lost", level=logging.WARNING, key=key, to=str(other))
+            if (other := self.store.acquire_lease(key, self.owner)) is not None:
+                self.held.discard(key)  # it expired while the store could not be reached
+                event_log.log_event("lease lost", level=logging.WARNING, key=key, to=str(other))
 
     def _release(self, key: str) -> None:
-        with self._lock(key), kept(key):
-            if key not in self.leaving:
-                return  # taken again
-            self.leaving.discard(key)
+        with self._lock(key), log_and_ignore_errors(key):
+            if key not in self.releasing:
+                return  # it was acquired again
+            self.releasing.discard(key)
             if key in self.held:
                 self.held.discard(key)
-                self.store.release(key, self.holder)
+                self.store.release_lease(key, self.owner)
 
     def _lock(self, key: str) -> threading.Lock:
         return self.locks.setdefault(key, threading.Lock())
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("claims belong to one process")
+        raise TypeError("a lease keeper belongs to one process and cannot be pickled")
 
 
 @contextmanager
-def kept(key: str) -> Iterator[None]:
-    """The store may be out of reach now: the next time may be better."""
+def log_and_ignore_errors(key: str) -> Iterator[None]:
+    """Log an error of the block and go on: the store may be reachable again at the next try."""
     try:
         yield
     except Exception as problem:
-        event_log.trouble("claim not kept", describe(problem), level=logging.WARNING, key=key)
+        event_log.log_error("lease access failed", error_record(problem), level=logging.WARNING, key=key)

@@ -1,14 +1,15 @@
-"""Who is at work on what: leases that end by themselves, kept as small objects.
+"""Leases: who works on which key. They are small objects in the store, and each one expires.
 
     leases/KEY/000007.json       {id, host, pid, until, seconds, at}: the highest number counts
 
-Taking, renewing and giving back all create the next number, so that of two that try at once one succeeds;
-where creating is atomic (backend.py), nobody can be given what somebody holds. A lower number is removed only
-once several higher ones are there, the highest not before its lease has been over for a day, or its stage is
-removed: who stopped between a look and a creation finds a higher one when it looks again, and has lost.
+Acquiring, renewing and releasing all create the next number, so of two processes that try at once one
+succeeds. Where creation is atomic (backend.py), no process can acquire what another one holds. A lower number
+is removed only once several higher ones exist. The highest is removed a day after its lease ended, or with
+its stage. A process that paused between reading and creating therefore finds a higher number when it reads
+again, and has lost.
 
-A lease ends by its holder's clock; others take it `seconds` × SLACK later, which is how far clocks may be
-apart (Notes.check). Where the holder's processes can be seen it ends at once when its process is dead.
+A lease ends by its owner's clock. Others may take it `seconds` × SLACK later, which is how far clocks may
+differ (StageStore.check). A lease ends at once if its owner is a dead process of this machine.
 """
 
 from __future__ import annotations
@@ -25,151 +26,173 @@ from functools import cache
 from itertools import groupby
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
-from dgg_ray.storage.backend import Objects
+from dgg_ray.storage.backend import StorageBackend
 
 LEASE_S = 180.0  # four renewals, each of which may wait for a slow store
 SLACK = 1 / 12  # of a lease's seconds, before others take it: 15 s
 NAME = re.compile(r"leases/(.+)/(\d+)\.json")
-KEPT = 3  # numbers kept, so that a listing made while one is added and one removed sees one of them
+KEPT_NUMBERS = 3  # so that a listing made while one is added and one removed sees one of them
 
 
 @dataclass(frozen=True)
-class Holder:
-    """A driver, as others see it. host: processes that see each other by number; pid: its own."""
+class LeaseOwner:
+    """A process that holds leases.
+
+    host: identifies a set of processes that see each other by number (see `host_id`).
+    """
 
     id: str
     host: str
     pid: int
 
     @staticmethod
-    def here() -> Holder:
-        """This process."""
-        return of_process(os.getpid())
+    def this_process() -> LeaseOwner:
+        return owner_of_pid(os.getpid())
 
     @property
-    def dead(self) -> bool:
-        """Whether it is known to have ended: only of a process that this one could see it is."""
-        if self.host != host() or self.pid == os.getpid():
+    def is_dead(self) -> bool:
+        """Whether the process is known to have ended, which only processes of its host can know."""
+        if self.host != host_id() or self.pid == os.getpid():
             return False
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         except OSError:
-            pass  # there, but another user's
+            pass  # it runs, as another user
         return False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host.partition('/')[0]}"
 
 
-@cache
-def of_process(pid: int) -> Holder:
-    return Holder(uuid.uuid4().hex[:16], host(), pid)
+class Lease(NamedTuple):
+    """A lease as it is stored.
+
+    until: when others may take it, on their clocks. written_at: on its owner's clock.
+    """
+
+    owner: LeaseOwner
+    until: float
+    written_at: float
 
 
 @cache
-def host() -> str:
-    """The host's name; which start of which machine, as names are not always unique; and which numbering of
-    its processes, as each container may have its own."""
+def owner_of_pid(pid: int) -> LeaseOwner:
+    return LeaseOwner(uuid.uuid4().hex[:16], host_id(), pid)
+
+
+@cache
+def host_id() -> str:
+    """Return the host's name, its boot and its process namespace.
+
+    The boot tells machines of one name apart; the namespace, containers that number their processes
+    themselves.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()[:8]
     except OSError:
         boot = f"{uuid.getnode():x}"
     try:
-        numbering = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
     except OSError:
-        numbering = ""
-    return f"{socket.gethostname()}/{boot}/{numbering}"
+        namespace = ""
+    return f"{socket.gethostname()}/{boot}/{namespace}"
 
 
-def take(
-    objects: Objects,
+def acquire(
+    backend: StorageBackend,
     key: str,
-    holder: Holder,
+    owner: LeaseOwner,
     seconds: float = LEASE_S,
     clock: Callable[[], float] = time.time,
-) -> Holder | None:
-    """Take or renew the lease of a key; None where it is `holder`'s now, else who has it."""
+) -> LeaseOwner | None:
+    """Acquire or renew the lease of a key; return None, or the other owner who has it."""
     while True:
-        top, numbers = look(objects, key)
-        if (other := alive(top, clock())) and other.id != holder.id:
+        lease, numbers = latest_lease(backend, key)
+        if (other := live_owner(lease, clock())) and other.id != owner.id:
             return other
-        if add(objects, key, numbers, holder, clock() + seconds, seconds):
+        if append(backend, key, numbers, owner, clock() + seconds, seconds):
             return None
 
 
-def holder_of(objects: Objects, key: str) -> Holder | None:
-    """Who has it now, if anybody."""
-    return alive(look(objects, key)[0], time.time())
+def owner_of(backend: StorageBackend, key: str) -> LeaseOwner | None:
+    """Return the owner of a live lease of the key; None if there is no live lease."""
+    return live_owner(latest_lease(backend, key)[0], time.time())
 
 
-def alive(top: tuple[Holder, float] | None, now: float) -> Holder | None:
-    return top[0] if top and now < top[1] and not top[0].dead else None
+def live_owner(lease: Lease | None, now: float) -> LeaseOwner | None:
+    """Return the lease's owner; None if it expired or its owner is dead."""
+    return lease.owner if lease and now < lease.until and not lease.owner.is_dead else None
 
 
-def release(objects: Objects, key: str, holder: Holder) -> None:
-    """Give a lease back; nothing happens where it is not `holder`'s."""
-    top, numbers = look(objects, key)
-    if top and top[0].id == holder.id:
-        add(objects, key, numbers, holder, 0.0, 0.0)
+def release(backend: StorageBackend, key: str, owner: LeaseOwner) -> None:
+    """Give up a lease; nothing happens if another owner has it."""
+    lease, numbers = latest_lease(backend, key)
+    if lease and lease.owner.id == owner.id:
+        append(backend, key, numbers, owner, 0.0, 0.0)
 
 
-def look(objects: Objects, key: str) -> tuple[tuple[Holder, float] | None, list[int]]:
-    """((who has it, until when others leave it to them), the numbers that are there)."""
-    numbers = numbered(objects, key)
+def latest_lease(backend: StorageBackend, key: str) -> tuple[Lease | None, list[int]]:
+    """Return the lease with the highest number, and all numbers that exist."""
+    numbers = list_numbers(backend, key)
     if not numbers:
         return None, []
-    top = parsed(objects.read(place(key, numbers[-1])) or b"{}")
-    return top and top[:2], numbers
+    return parse_lease(backend.read(lease_name(key, numbers[-1])) or b"{}"), numbers
 
 
-def numbered(objects: Objects, key: str) -> list[int]:
-    named = (NAME.fullmatch(name) for name in objects.names(f"leases/{key}/"))
-    return sorted(int(name[2]) for name in named if name and name[1] == key)
+def list_numbers(backend: StorageBackend, key: str) -> list[int]:
+    matches = (NAME.fullmatch(name) for name in backend.list_names(f"leases/{key}/"))
+    return sorted(int(match[2]) for match in matches if match and match[1] == key)
 
 
-def parsed(data: bytes) -> tuple[Holder, float, float] | None:
-    """(Who has it, until when others leave it to them, when that was written); None where it was cut off, so
-    that nobody was told that it is theirs."""
+def parse_lease(data: bytes) -> Lease | None:
+    """Return the stored lease; None if it was cut off, so that its creation was never confirmed."""
     try:
-        found = json.loads(data)
-        until, at = found.pop("until") + SLACK * found.pop("seconds"), found.pop("at", inf)
-        return Holder(**found), until, at
+        content = json.loads(data)
+        until = content.pop("until") + SLACK * content.pop("seconds")
+        written_at = content.pop("at", inf)
+        return Lease(LeaseOwner(**content), until, written_at)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def add(objects: Objects, key: str, numbers: list[int], holder: Holder, until: float, seconds: float) -> bool:
-    """Whether the next number is this holder's, and the highest."""
-    mine = numbers[-1] + 1 if numbers else 1
-    content = asdict(holder) | {"until": until, "seconds": seconds, "at": time.time()}
-    if not objects.create(place(key, mine), json.dumps(content).encode(), lasting=False):
+def append(
+    backend: StorageBackend, key: str, numbers: list[int], owner: LeaseOwner, until: float, seconds: float
+) -> bool:
+    """Create the number after `numbers`; return whether that succeeded and it is the highest."""
+    number = numbers[-1] + 1 if numbers else 1
+    content = asdict(owner) | {"until": until, "seconds": seconds, "at": time.time()}
+    if not backend.create(lease_name(key, number), json.dumps(content).encode(), durable=False):
         return False
-    if numbered(objects, key)[-1:] != [mine]:
-        objects.remove(place(key, mine))
+    if list_numbers(backend, key)[-1:] != [number]:
+        backend.remove(lease_name(key, number))
         return False
-    for old in numbers[: 1 - KEPT]:
-        objects.remove(place(key, old))
+    for old in numbers[: 1 - KEPT_NUMBERS]:
+        backend.remove(lease_name(key, old))
     return True
 
 
-def remove(objects: Objects, key: str) -> None:
-    """Forget who had the key, as nothing is to be done about it; another driver's live lease stays."""
-    holder = holder_of(objects, key)
-    if holder is None or holder.id == Holder.here().id:
-        objects.clear(f"leases/{key}")
+def remove(backend: StorageBackend, key: str) -> None:
+    """Remove all leases of a key, as its stage is gone; another process's live lease stays."""
+    owner = owner_of(backend, key)
+    if owner is None or owner.id == LeaseOwner.this_process().id:
+        backend.remove_folder(f"leases/{key}")
 
 
-def sweep(objects: Objects, before: float) -> None:
+def sweep(backend: StorageBackend, before: float) -> None:
     """Remove the leases that ended before that time."""
-    named = [found for name in objects.names("leases/") if (found := NAME.fullmatch(name))]
-    tops = {max(some, key=lambda name: int(name[2]))[0] for _, some in groupby(named, lambda name: name[1])}
-    for name, data in objects.reads(sorted(tops)):
-        if (top := parsed(data)) and max(top[1:]) < before:
-            objects.clear(name.rpartition("/")[0])
+    matches = [match for name in backend.list_names("leases/") if (match := NAME.fullmatch(name))]
+    latest = {
+        max(group, key=lambda match: int(match[2]))[0]
+        for _, group in groupby(matches, lambda match: match[1])
+    }
+    for name, data in backend.read_many(sorted(latest)):
+        if (lease := parse_lease(data)) and max(lease.until, lease.written_at) < before:
+            backend.remove_folder(name.rpartition("/")[0])
 
 
-def place(key: str, number: int) -> str:
+def lease_name(key: str, number: int) -> str:
     return f"leases/{key}/{number:06}.json"

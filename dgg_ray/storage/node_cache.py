@@ -1,13 +1,14 @@
-"""What a node has fetched, kept on its disk for all of its processes, up to a size.
+"""The node's cache: fetched files on its disk, shared by all its processes, up to a size.
 
     $DGG_RAY_CACHE, or ~/.cache/dgg_ray
-        entries/HASH-name/     a folder that was filled whole and is never changed; its time is its last use
-        locks/HASH             held while one process fills the entry, so that the others wait for it
-        drafts/                being filled; they count, and what is a day old was left by a process that died
+        entries/HASH-name/     a folder that was filled whole and never changes; its time is its last use
+        locks/HASH             locked while one process fills the entry, so that the others wait for it
+        drafts/                folders that are being filled; they count, and one that is a day old was left
+                               by a process that died
 
-Least recently used entries go out first. An entry that a process has among its last two, or has pinned, is
-locked by it, and stays; locks end with their process. A damaged one goes whoever has it: what they have open
-they can read on.
+Least recently used entries are evicted first. An entry stays while a process has it among its last two, or
+has pinned it: the process then holds a lock on it, which ends with the process. A damaged entry is evicted in
+any case; open files of it stay readable.
 """
 
 from __future__ import annotations
@@ -28,68 +29,72 @@ from pathlib import Path
 from threading import RLock
 
 from dgg_ray.core.errors import StoreError
-from dgg_ray.storage.backend import weight
+from dgg_ray.storage.backend import folder_size
 
 CACHE_GB = 50.0
-HELD = 2  # entries that a process has at hand: a stage's parent, and the stage
+IN_USE = 2  # entries that a process keeps locked: a stage's parent, and the stage
 DRAFT_S = 86_400.0
-_held: OrderedDict[str, int] = OrderedDict()
+_in_use: OrderedDict[str, int] = OrderedDict()  # entry → open handle that locks it
 _pinned: dict[str, int] = {}
 _guard = RLock()
 
 
 @dataclass(frozen=True)
-class Cache:
-    """root: None is the environment's. gigabytes: the most that its entries take."""
+class NodeCache:
+    """The cache in one folder.
+
+    root: the folder; None takes the environment's.
+    gigabytes: limit for entries and drafts.
+    """
 
     root: Path | None = None
     gigabytes: float = CACHE_GB
 
     @property
     def folder(self) -> Path:
-        return (
-            self.root or Path(os.environ.get("DGG_RAY_CACHE") or "~/.cache/dgg_ray").expanduser().absolute()
-        )
+        if self.root:
+            return self.root
+        return Path(os.environ.get("DGG_RAY_CACHE") or "~/.cache/dgg_ray").expanduser().absolute()
 
     @property
-    def cap(self) -> float:
-        """Bytes."""
+    def limit_bytes(self) -> float:
         return self.gigabytes * 1e9
 
-    def draft(self) -> Path:
+    def make_draft(self) -> Path:
         draft = self.folder / "drafts" / uuid.uuid4().hex
         draft.mkdir(parents=True)
         return draft
 
-    def place(self, name: str) -> Path:
-        tail = re.sub(r"[^\w.-]", "_", name.rstrip("/").rpartition("/")[2])[-40:]
-        return self.folder / "entries" / f"{hash_of(name)}-{tail}"
+    def entry_path(self, name: str) -> Path:
+        readable = re.sub(r"[^\w.-]", "_", name.rstrip("/").rpartition("/")[2])[-40:]
+        return self.folder / "entries" / f"{hash_name(name)}-{readable}"
 
     def get(
         self, name: str, fill: Callable[[Path], None], check: Callable[[Path], None], room: int = 0
     ) -> Path:
-        """The folder of that name; where there is none that `check` lets pass, `fill` fills it.
+        """Return the entry's folder; if there is none, or `check` rejects it, `fill` fills a new one.
 
-        Both raise what the caller gets; `check` is called again after `fill`.
-        room: bytes that are made free of other entries before it is filled.
+        Errors of both are raised as they are. `check` is called again after `fill`.
+
+        room: bytes to free of other entries before the new one is filled.
         """
-        place = self.place(name)
+        entry = self.entry_path(name)
         try:
-            with self.filling(name):
-                if hold(place):
+            with self._fill_lock(name):
+                if use(entry):
                     try:
-                        check(place)
-                        return place
+                        check(entry)
+                        return entry
                     except ValueError:
-                        drop(place)
-                        self.evict(place, damaged=True)
+                        stop_using(entry)
+                        self.evict(entry, damaged=True)
                 self.trim(room)
-                draft = self.draft()
+                draft = self.make_draft()
                 try:
                     fill(draft)
                     check(draft)
-                    if not self.keep(draft, name):
-                        check(place)
+                    if not self.add(draft, name):
+                        check(entry)
                 finally:
                     shutil.rmtree(draft, ignore_errors=True)
         except FileNotFoundError:
@@ -100,111 +105,115 @@ class Cache:
                 f"name another folder as DGG_RAY_CACHE"
             ) from error
         self.trim()
-        return place
+        return entry
 
-    def keep(self, draft: Path, name: str) -> bool:
-        """Make a filled draft an entry; whether it is one now. An older one of that name stays."""
-        place = self.place(name)
-        place.parent.mkdir(parents=True, exist_ok=True)
+    def add(self, draft: Path, name: str) -> bool:
+        """Make a filled draft an entry, unless one of that name exists; return whether it can be used now."""
+        entry = self.entry_path(name)
+        entry.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.rename(place)
+            draft.rename(entry)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            hold(place)
+            use(entry)
             return False
-        return hold(place)
+        return use(entry)
 
-    def forget(self, name: str) -> None:
-        drop(self.place(name))
-        self.evict(self.place(name))
+    def remove(self, name: str) -> None:
+        """Remove the entry, unless another process uses it."""
+        stop_using(self.entry_path(name))
+        self.evict(self.entry_path(name))
 
     @contextmanager
-    def filling(self, name: str) -> Iterator[None]:
-        file = self.folder / "locks" / hash_of(name)
+    def _fill_lock(self, name: str) -> Iterator[None]:
+        file = self.folder / "locks" / hash_name(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)
             yield
 
     def trim(self, room: int = 0) -> None:
-        """Evict until entries and drafts fit, and `room` bytes with them; with a tenth to spare so that it is
-        not done for each."""
+        """Evict entries until the rest, all drafts and `room` bytes fit.
+
+        Once the limit is exceeded a tenth of it is freed in addition, so that this is not done for every
+        entry.
+        """
         total = room
         for draft in (self.folder / "drafts").glob("*"):
             with suppress(OSError):
                 if draft.stat().st_mtime < time.time() - DRAFT_S:
                     shutil.rmtree(draft, ignore_errors=True)
-                total += weight(draft)
-        found: list[tuple[float, int, Path]] = []
-        for place in (self.folder / "entries").glob("*"):
+                total += folder_size(draft)
+        entries: list[tuple[float, int, Path]] = []
+        for entry in (self.folder / "entries").glob("*"):
             with suppress(OSError):  # another process was first
-                found.append((place.stat().st_mtime, weight(place), place))
-        total += sum(size for _, size, _ in found)
-        if total <= self.cap:
+                entries.append((entry.stat().st_mtime, folder_size(entry), entry))
+        total += sum(size for _, size, _ in entries)
+        if total <= self.limit_bytes:
             return
-        for _, size, place in sorted(found):
-            if total <= 0.9 * self.cap:
+        for _, size, entry in sorted(entries):
+            if total <= 0.9 * self.limit_bytes:
                 return
-            if self.evict(place):
+            if self.evict(entry):
                 total -= size
 
-    def evict(self, place: Path, damaged: bool = False) -> bool:
-        """Whether it is gone; one that is in use stays, unless it is damaged."""
+    def evict(self, entry: Path, damaged: bool = False) -> bool:
+        """Remove an entry; return False if it is in use and not damaged, so that it stays."""
         try:
-            handle = os.open(place, os.O_RDONLY)
+            handle = os.open(entry, os.O_RDONLY)
         except OSError:
             return False
-        gone = self.folder / "drafts" / uuid.uuid4().hex
+        evicted = self.folder / "drafts" / uuid.uuid4().hex
         try:
             if not damaged:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone.parent.mkdir(parents=True, exist_ok=True)
-            place.rename(gone)
+            evicted.parent.mkdir(parents=True, exist_ok=True)
+            entry.rename(evicted)
         except OSError:
             return False
         finally:
             os.close(handle)
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(evicted, ignore_errors=True)
         return True
 
 
-def hold(place: Path) -> bool:
-    """Whether the entry is there, and is this process's to look at."""
+def use(entry: Path) -> bool:
+    """Lock an entry for this process, as its latest; return whether the entry exists."""
     with _guard:
         try:
-            handle = os.open(place, os.O_RDONLY)
+            handle = os.open(entry, os.O_RDONLY)
         except OSError:
             return False
         fcntl.flock(handle, fcntl.LOCK_SH)
         try:
-            same = os.path.samestat(os.fstat(handle), os.stat(place))
+            same = os.path.samestat(os.fstat(handle), os.stat(entry))
         except OSError:
             same = False
         if not same:  # evicted before it was locked
             os.close(handle)
             return False
-        os.utime(place)
-        drop(place)
-        _held[str(place)] = handle
-        while len(_held) > HELD:
-            os.close(_held.popitem(last=False)[1])
+        os.utime(entry)
+        stop_using(entry)
+        _in_use[str(entry)] = handle
+        while len(_in_use) > IN_USE:
+            os.close(_in_use.popitem(last=False)[1])
         return True
 
 
-def pin(place: Path) -> bool:
-    """As `hold`, until the process ends."""
+def pin(entry: Path) -> bool:
+    """Lock an entry until this process ends; return whether the entry exists."""
     with _guard:
-        if str(place) not in _pinned and hold(place):
-            _pinned[str(place)] = _held.pop(str(place))
-        return str(place) in _pinned
+        if str(entry) not in _pinned and use(entry):
+            _pinned[str(entry)] = _in_use.pop(str(entry))
+        return str(entry) in _pinned
 
 
-def drop(place: Path) -> None:
+def stop_using(entry: Path) -> None:
     with _guard:
-        if (handle := _held.pop(str(place), None)) is not None:
+        if (handle := _in_use.pop(str(entry), None)) is not None:
             os.close(handle)
 
 
-def hash_of(name: str) -> str:
+def hash_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:24]

@@ -1,132 +1,167 @@
-"""Requests over a network: what passes is tried again, what does not is told at once.
+"""The retry policy for requests over a network: retry transient errors, report permanent ones at once.
 
-What passes: timeouts, refused connections, 5xx, 429, 409 (S3: two wrote at once). What does not: credentials,
-no such bucket, not allowed; and faults of this machine, such as a full disk.
-Providers have errors of their own; they are told apart by their codes and names, so that none is imported.
+Transient: timeouts, refused connections, HTTP 5xx, 429, and 409 (S3: two writers at once). Permanent: missing
+credentials, a missing bucket, no permission; and faults of this machine, such as a full disk.
+Every provider has its own error classes. They are recognised by code and name, so none is imported.
 """
 
 from __future__ import annotations
 
 import errno
-import random
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
-from dgg_ray.core.errors import Refused, StoreError
+from tenacity import RetryError, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-PATIENCE_S = 120.0
-PAUSE_S, LONGEST_S = 0.2, 15.0  # the first pause, and the longest
-FINAL = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
-FINAL = (*FINAL, "DefaultCredentialsError", "ClientAuthenticationError", "ParamValidationError")
-CONDITION = ("PreconditionFailed", "412")  # S3: it is there already
-LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-PASSING = (408, 409, 425, 429)
-NETWORK = {"OSError", "TimeoutError", "HTTPClientError", "ClientError", "BotoCoreError"}
+from dgg_ray.core.errors import PermanentStoreError, StoreError
+
+RETRY_S = 120.0  # until a request that keeps failing is reported
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0  # bounds of the random pause before the second and a late try
+CREDENTIAL_ERRORS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "CredentialRetrievalError",
+    "DefaultCredentialsError",
+    "ClientAuthenticationError",
+    "ParamValidationError",
+}
+EXISTS_CODES = ("PreconditionFailed", "412")  # S3: the object exists already
+LOCAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+TRANSIENT_STATUS = (408, 409, 425, 429)
+NETWORK_ERRORS = {"OSError", "TimeoutError", "HTTPClientError", "ClientError", "BotoCoreError"}
 
 T = TypeVar("T")
 
 
-def ask(request: Callable[[], T], url: str, seconds: float | None = None) -> T:
-    """What it gives, tried again while that can help; FileNotFoundError and FileExistsError pass."""
-    seconds = PATIENCE_S if seconds is None else seconds
-    until, pause = time.monotonic() + seconds, PAUSE_S
-    while True:
-        try:
-            return request()
-        except StoreError:
-            raise
-        except Exception as error:
-            if taken(error):
-                raise FileExistsError(str(error)) from error
-            if why := final(error, url):
-                raise Refused(why) from error
-            if isinstance(error, FileNotFoundError) or not passes(error):
-                raise
-            if time.monotonic() + pause > until:
-                raise StoreError(
-                    f"{url} did not answer as it should for {seconds:.0f} s: {said(error)}. See whether it "
-                    f"can be reached from this machine, then run the study again: it goes on"
-                ) from error
-        time.sleep(pause * random.uniform(0.5, 1))
-        pause = min(2 * pause, LONGEST_S)
+def with_retries(request: Callable[[], T], url: str, seconds: float | None = None) -> T:
+    """Return the request's result, retrying transient errors for up to `seconds`.
+
+    FileNotFoundError and FileExistsError are raised as they are. Other permanent errors that a user can mend
+    become a StoreError that says how.
+    """
+    limit = RETRY_S if seconds is None else seconds
+    retrying = Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_before_delay(limit),
+        wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
+    )
+    try:
+        return retrying(classify_errors, request, url)
+    except RetryError as failed:
+        last = failed.last_attempt.exception()
+        raise StoreError(
+            f"{url} failed for {limit:.0f} s: {describe_error(last)}. Check that this machine can reach it, "
+            f"then run the study again: it resumes"
+        ) from last
+
+
+def classify_errors(request: Callable[[], T], url: str) -> T:
+    """Make the request; turn a permanent error into FileExistsError or a StoreError with the remedy."""
+    try:
+        return request()
+    except StoreError:
+        raise
+    except Exception as error:
+        if exists_already(error):
+            raise FileExistsError(str(error)) from error
+        if reason := permanent_reason(error, url):
+            raise PermanentStoreError(reason) from error
+        raise
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it came from."""
+    """Yield the error and the chain of errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
-def code(error: BaseException) -> str:
-    """The provider's code of an error, such as NoSuchBucket; empty where it gives none."""
-    for one in causes(error):
-        if isinstance(response := getattr(one, "response", None), dict):
+def provider_code(error: BaseException) -> str:
+    """Return the provider's code for an error, such as NoSuchBucket; empty if it gives none."""
+    for cause in causes(error):
+        if isinstance(response := getattr(cause, "response", None), dict):
             return str(response.get("Error", {}).get("Code", ""))
     return ""
 
 
-def status(error: BaseException) -> int:
-    """The HTTP status of an error; 0 where it has none."""
-    for one in causes(error):
-        response = getattr(one, "response", None)
+def http_status(error: BaseException) -> int:
+    """Return the HTTP status of an error; 0 if it has none."""
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        for name in ("status_code", "status", "code"):
-            if isinstance(found := getattr(one, name, None), int):
-                return found
+        for attribute in ("status_code", "status", "code"):
+            if isinstance(status := getattr(cause, attribute, None), int):
+                return status
     return 0
 
 
-def taken(error: BaseException) -> bool:
-    """Whether it says that something is there already."""
-    return isinstance(error, FileExistsError) or code(error) in CONDITION or status(error) == 412
+def class_names(error: BaseException) -> set[str]:
+    """Return the names of all classes of the error and its causes."""
+    return {kind.__name__ for cause in causes(error) for kind in type(cause).__mro__}
 
 
-def final(error: BaseException, url: str) -> str:
-    """What to do about an error that another try cannot cure; empty where one may."""
-    if code(error) == "NoSuchBucket" or "bucket does not exist" in str(error):
-        return f"{url}: there is no such bucket; make it, or name another one"
-    if code(error) == "RequestTimeTooSkewed":
-        return f"{url}: the clocks of this machine and of the store are apart; set this machine's clock (NTP)"
-    if local(error):
+def exists_already(error: BaseException) -> bool:
+    """Tell whether the error means that the object to create exists already."""
+    return (
+        isinstance(error, FileExistsError)
+        or provider_code(error) in EXISTS_CODES
+        or http_status(error) == 412
+    )
+
+
+def permanent_reason(error: BaseException, url: str) -> str:
+    """Say how to mend an error that no retry can cure; empty if a retry may cure it."""
+    if provider_code(error) == "NoSuchBucket" or "bucket does not exist" in str(error):
+        return f"{url}: the bucket does not exist; create it, or name another one"
+    if provider_code(error) == "RequestTimeTooSkewed":
+        return f"{url}: the clocks of this machine and of the store differ; set this machine's clock (NTP)"
+    if is_local_fault(error):
         return (
-            f"this machine failed, not {url}: {said(error)}. Free some space there or name another folder as "
-            f"DGG_RAY_CACHE, or see to its disk or its limit of open files"
+            f"this machine failed, not {url}: {describe_error(error)}. Free some space there, name another "
+            f"folder as DGG_RAY_CACHE, or check its disk and its limit of open files"
         )
-    named = {kind.__name__ for one in causes(error) for kind in type(one).__mro__}
-    if isinstance(error, PermissionError) or status(error) in (401, 403) or named & set(FINAL):
+    if (
+        isinstance(error, PermissionError)
+        or http_status(error) in (401, 403)
+        or class_names(error) & CREDENTIAL_ERRORS
+    ):
         return (
-            f"{url}: not allowed ({said(error)}); give this machine credentials that may list and read there "
-            f"(and for a store write and remove), in the environment as the provider's own tools take them"
+            f"{url}: access denied ({describe_error(error)}); give this machine credentials that may "
+            f"list and read there (and for a store write and remove), in the environment, as the "
+            f"provider's own tools take them"
         )
     return ""
 
 
-def local(error: BaseException) -> bool:
-    """Whether this machine's disk or limits are at fault: of a request that was answered neither is."""
-    return isinstance(error, OSError) and error.errno in LOCAL and error.__cause__ is None
+def is_local_fault(error: BaseException) -> bool:
+    """Tell whether this machine's disk or limits are at fault: no answer of a server caused the error."""
+    return isinstance(error, OSError) and error.errno in LOCAL_ERRNOS and error.__cause__ is None
 
 
-def passes(error: BaseException) -> bool:
-    """Whether the error may be gone at another try."""
-    if found := status(error):
-        return found >= 500 or found in PASSING
-    ours = isinstance(error, OSError) and error.filename is not None  # a local file's
-    named = {kind.__name__ for one in causes(error) for kind in type(one).__mro__}
-    return not ours and bool(named & NETWORK)
+def is_transient(error: BaseException) -> bool:
+    """Tell whether another try may succeed."""
+    if isinstance(error, StoreError | FileNotFoundError | FileExistsError):
+        return False
+    if status := http_status(error):
+        return status >= 500 or status in TRANSIENT_STATUS
+    of_local_file = isinstance(error, OSError) and error.filename is not None
+    return not of_local_file and bool(class_names(error) & NETWORK_ERRORS)
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def within(request: Callable[[], T], seconds: float) -> T:
-    """What it gives; TimeoutError where that takes longer. A client's own timeouts do not cover all of a
-    request: aiohttp's do not cover the wait for leave to send."""
+def with_timeout(request: Callable[[], T], seconds: float) -> T:
+    """Return the request's result; raise TimeoutError after so many seconds.
+
+    A client's own timeouts do not cover all of a request: aiohttp's do not cover the wait for permission to
+    send. The request goes on in a daemon thread, as nothing can stop it.
+    """
     answer: Future[T] = Future()
 
     def run() -> None:

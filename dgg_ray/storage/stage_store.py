@@ -2,15 +2,19 @@
 
 A store holds these objects, by name:
 
-    stages/ab/abcdef….json         one stage: what was learned, cost, environment; checksums (manifest.py)
-    stages/ab/abcdef….0123….json   one sitting after it, some exams sat together: a score per (task, split)
-    files/abcdef…/WRITER/          the stage's files: adapter/, a PEFT checkpoint; strategy.safetensors, what
-                                   the strategy hands to the next stage, if anything
-    files/abcdef…/0123…-WRITER/    the sitting's: predictions.parquet, every answer
-    profiles/abcdef…-SETUP.json      what a few steps and answers of the stage took there
-    failed/ inflight/ leases/      why it ended early; snapshots (checkpoints.py); who is at it (leases.py)
-    damaged/ drafts/ writers/      manifests set aside; what is being written
-    shed/abcdef….json              its adapter was removed on purpose
+    store.json                       the format of the store (store_format.py)
+    stages/ab/abcdef….json           a stage's record: what was trained, cost, environment (manifest.py)
+    stages/ab/abcdef….0123….json     an evaluation record: scores of evaluations made together after the stage
+    files/abcdef…/WRITER/            the stage's files: adapter/, a PEFT checkpoint; strategy.safetensors,
+                                     what the strategy passes to the next stage, if anything
+    files/abcdef…/0123…-WRITER/      an evaluation record's: predictions.parquet, every answer
+    profiles/abcdef…-SETUP.json      the measured seconds of a few steps and answers of the stage
+    failed/abcdef….json              the error that ended the stage
+    checkpoints/ leases/             mid-stage checkpoints (checkpoints.py); who works on a key (leases.py)
+    drafts/ unfinished/              files that are being written, and by whom
+    quarantined/                     damaged manifests
+    removed_adapters/abcdef….json    the stage's adapter was removed on purpose
+    studies/ hardware_checks/        documents: the study registry; results on other machines
 """
 
 from __future__ import annotations
@@ -20,8 +24,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,230 +34,299 @@ from dgg_ray.core.errors import StoreError
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.stage import Evaluation, Stage, WorkItem
 from dgg_ray.storage import leases, manifest
-from dgg_ray.storage.backend import Folder, Objects
-from dgg_ray.storage.leases import LEASE_S, SLACK, Holder
-from dgg_ray.storage.manifest import key_of, name_of
+from dgg_ray.storage.backend import LocalBackend, StorageBackend
+from dgg_ray.storage.leases import LEASE_S, SLACK, LeaseOwner
+from dgg_ray.storage.manifest import manifest_name, stage_key_of
+from dgg_ray.storage.node_cache import CACHE_GB, NodeCache
+from dgg_ray.storage.store_format import FormatCheck
 
 DRAFT_S = 86_400.0
-SNAPSHOT_S = 30 * 86_400.0
-Fill = Callable[[Path], None] | None
+CHECKPOINT_S = 30 * 86_400.0
+CHECK_S = 8.0  # limit for the requests of a check, which must answer within seconds
+FillFolder = Callable[[Path], None] | None
 
 
 @dataclass(frozen=True)
 class StageStore:
-    """Finished stages by key, in a folder; remote.RemoteStore is one on an object store.
+    """Finished stages by key, on a storage backend.
 
-    Every method is safe with many processes at work."""
+    All methods are safe while other threads and processes use the store.
+    """
 
-    folder: Path
+    backend: StorageBackend
+    format: FormatCheck = field(default_factory=FormatCheck, init=False, repr=False, compare=False)
 
-    @cached_property
-    def objects(self) -> Objects:
-        return Folder(self.folder)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Where it is, and no connection: a store is sent to many processes."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    # -- stages and evaluations --------------------------------------------------------------------
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
-        """The stage's record; None where it is not finished."""
-        return manifest.read(self.objects, name_of(stage.key))
+        """Return the stage's record; None if the stage is not finished."""
+        return manifest.read_record(self.backend, manifest_name(stage.key))
 
-    def cells(self, stage: Stage) -> dict[str, dict[str, Any]]:
-        """What was examined after the stage: exam key → {task, split, score, n, …}."""
-        return {cell["evaluation"]: cell for sitting in self.sittings(stage.key) for cell in sitting["cells"]}
+    def score_entries(self, stage: Stage) -> dict[str, dict[str, Any]]:
+        """Map the key of every evaluation made after the stage to its entry {task, split, score, n, …}."""
+        return entries_by_evaluation(self.evaluation_records(stage.key))
 
-    def sittings(self, key: str) -> Iterator[dict[str, Any]]:
-        """Records of the sittings after the stage with that key: {cells, study, workers, …}."""
-        stage = name_of(key)
-        for name, data in self.objects.reads(n for n in self.objects.names(stage[:-4]) if n != stage):
-            if found := manifest.manifest(self.objects, name, data):
-                yield found["record"]
+    def evaluation_records(self, key: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of the evaluations after the stage with that key: {scores, study, workers, …}."""
+        for _, found in self._evaluation_manifests(key):
+            yield found["record"]
 
-    def answered(
+    def _evaluation_manifests(self, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        stage_manifest = manifest_name(key)
+        names = self.backend.list_names(stage_manifest.removesuffix("json"))
+        for name, data in self.backend.read_many(name for name in names if name != stage_manifest):
+            if found := manifest.parse_manifest(self.backend, name, data):
+                yield name, found
+
+    def stored_answers(
         self, stage: Stage, evaluations: Collection[str]
     ) -> Iterator[tuple[list[dict[str, Any]], Path]]:
-        """Give (cells, local folder with predictions.parquet, verified) of records with these evaluations.
+        """Yield (score entries, folder with predictions.parquet) until every evaluation was in one of them.
 
-        Each evaluation is in one of them; a record without answers, as simulated ones are, is left out.
+        The folder is local and its files are verified. Records without answers, as simulations write them,
+        are left out.
 
-        exams: keys of evaluations."""
-        own, left = name_of(stage.key), set(evaluations)
-        for name, data in self.objects.reads(n for n in self.objects.names(own[:-4]) if n != own):
-            found = manifest.manifest(self.objects, name, data)
-            cells = found["record"]["cells"] if found else []
-            if not found or not found["files"] or left.isdisjoint(cell["evaluation"] for cell in cells):
+        evaluations: their keys.
+        """
+        remaining = set(evaluations)
+        for name, found in self._evaluation_manifests(stage.key):
+            entries = found["record"]["scores"]
+            keys = {entry["evaluation"] for entry in entries}
+            if not found["files"] or remaining.isdisjoint(keys):
                 continue
-            if folder := manifest.opened(self.objects, name, f"shed/{stage.key}.json"):
-                left -= {cell["evaluation"] for cell in cells}
-                yield cells, folder
+            if folder := manifest.open_files(self.backend, name, _removed_mark(stage.key)):
+                remaining -= keys
+                yield entries, folder
 
     def missing(self, item: WorkItem) -> tuple[Evaluation, ...] | None:
-        """The exams still to be sat; None where the stage itself is still to be learned."""
+        """Return the item's evaluations that are not stored; None if the stage itself is not finished."""
+        remembered = self.backend.remembered_manifests(item.stage.key)
+        if (stage_manifest := manifest_name(item.stage.key)) in remembered:
+            records = [
+                manifest.unseal(data)["record"] for name, data in remembered.items() if name != stage_manifest
+            ]
+            if not _without(item.evaluations, entries_by_evaluation(records)):
+                return ()
         if self.record(item.stage) is None:
             return None
-        if not item.evaluations:
-            return ()
-        sat = self.cells(item.stage)
-        return tuple(evaluation for evaluation in item.evaluations if evaluation.key not in sat)
+        return _without(item.evaluations, self.score_entries(item.stage)) if item.evaluations else ()
 
     def has(self, item: WorkItem) -> bool:
-        """Whether nothing is left to do."""
-        return self.noted(f"profiles/{item.key}") is not None if item.profile else self.missing(item) == ()
+        """Tell whether everything that the work item asks for is stored."""
+        if item.profile:
+            return self.get_document(f"profiles/{item.key}") is not None
+        return self.missing(item) == ()
 
     def open(self, stage: Stage) -> Path | None:
-        """A local folder with the stage's files, each verified; None where it is not there (any more)."""
-        return manifest.opened(self.objects, name_of(stage.key), f"shed/{stage.key}.json")
+        """Return a local folder with the stage's files, verified; None if they are missing or removed."""
+        return manifest.open_files(self.backend, manifest_name(stage.key), _removed_mark(stage.key))
 
-    def adapter(self, stage: Stage) -> str:
-        """Find the PEFT folder of a finished stage; empty where there is none (any more)."""
-        found = manifest.manifest(self.objects, name := name_of(stage.key), self.objects.read(name))
-        place = f"{found['place']}/adapter" if found else ""
-        return f"{self.url}/{place}" if place and self.objects.sizes(f"{place}/") else ""
+    def adapter_url(self, stage: Stage) -> str:
+        """Return the place of a finished stage's PEFT folder; empty if it is missing or removed."""
+        name = manifest_name(stage.key)
+        found = manifest.parse_manifest(self.backend, name, self.backend.read(name))
+        folder = f"{found['folder']}/adapter" if found else ""
+        return f"{self.url}/{folder}" if folder and self.backend.sizes(f"{folder}/") else ""
 
-    def publish(self, stage: Stage, record: dict[str, Any], fill: Fill) -> None:
-        """Write a finished stage; `fill` writes its files into the folder it is given; None: it has none."""
+    def publish(self, stage: Stage, record: dict[str, Any], fill: FillFolder) -> None:
+        """Store a finished stage. `fill` writes its files into a folder; None if it has no files."""
+        self.format.mark(self.backend)
         content = {"key": stage.key, "meaning": stage.meaning} | record
-        manifest.write(self.objects, name_of(stage.key), f"files/{stage.key}/", content, fill)
-        self.forget(f"failed/{stage.key}")
+        name = manifest_name(stage.key)
+        manifest.publish(self.backend, name, f"files/{stage.key}/", content, fill)
+        self.remove_document(f"failed/{stage.key}")
 
-    def sit(
-        self, stage: Stage, cells: list[dict[str, Any]], fill: Fill, by: Mapping[str, Any] | None = None
+    def publish_evaluations(
+        self,
+        stage: Stage,
+        entries: list[dict[str, Any]],
+        fill: FillFolder,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a sitting of a finished stage; each cell needs exam, task, split, score, n.
+        """Store evaluations that were made together after a finished stage.
 
-        by: who sat it, as the stage's own record says it: {study, workers}."""
-        sitting = digest(sorted(cell["evaluation"] for cell in cells))[:16]
-        name, kept = name_of(stage.key, sitting), f"files/{stage.key}/{sitting}-"
-        manifest.write(self.objects, name, kept, {"cells": cells, **(by or {})}, fill)
-        self.forget(f"failed/{stage.key}")
+        entries: for each evaluation {evaluation, task, split, score, n, …}; `evaluation` is its key.
+        origin: who made them, as in the stage's own record: {study, workers}.
+        """
+        self.format.mark(self.backend)
+        evaluation_id = digest(sorted(entry["evaluation"] for entry in entries))[:16]
+        name = manifest_name(stage.key, evaluation_id)
+        content = {"scores": entries, **(origin or {})}
+        manifest.publish(self.backend, name, f"files/{stage.key}/{evaluation_id}-", content, fill)
+        self.remove_document(f"failed/{stage.key}")
 
-    def fail(self, stage: Stage, error: dict[str, str]) -> None:
-        """Keep why a stage or its exams ended early, until it is published. Never raises.
+    def record_failure(self, stage: Stage, error: dict[str, str]) -> None:
+        """Store the error that ended a stage or its evaluations, until these are published. Never raises.
 
-        error: {error, message, traceback}."""
+        error: {error, message, traceback}.
+        """
         with contextlib.suppress(OSError, StoreError):
-            self.note(f"failed/{stage.key}", {"meaning": stage.meaning} | error)
+            self.put_document(f"failed/{stage.key}", {"meaning": stage.meaning} | error)
 
     def failure(self, stage: Stage) -> dict[str, str] | None:
-        """What `fail` kept; None where the stage did not fail, or was done since."""
-        return self.noted(f"failed/{stage.key}")
+        """Return the stored error; None if the stage did not fail, or was finished since."""
+        return self.get_document(f"failed/{stage.key}")
 
-    def measure(self, item: WorkItem, record: dict[str, Any]) -> None:
-        """Keep what a profile took."""
-        self.note(f"profiles/{item.key}", record)
+    def record_profile(self, item: WorkItem, record: dict[str, Any]) -> None:
+        """Store what a profiling run measured."""
+        self.put_document(f"profiles/{item.key}", record)
 
     def profiles(self) -> Iterator[dict[str, Any]]:
-        """What all profiles took."""
-        return (record for _, record in self.notes("profiles/"))
-
-    def discard(self, key: str, part: str = "") -> int:
-        """Remove a finished stage with its sittings and files, as if it had never been; bytes freed.
-
-        part: no more than this folder of its files; where they are wanted it is learned again."""
-        if part:
-            return manifest.shed(self.objects, name_of(key), part, f"shed/{key}.json")
-        for note in (f"inflight/{key}.safetensors", f"failed/{key}.json", f"shed/{key}.json"):
-            self.objects.remove(note)
-        freed = manifest.remove(self.objects, name_of(key), f"files/{key}")
-        leases.remove(self.objects, key)
-        return freed
-
-    def sweep(self) -> None:
-        """Remove what was left: drafts and leases that ended a day ago; snapshots that are not needed (any
-        more), or to which nobody came back for thirty days."""
-        now = time.time()
-        for snapshot in self.objects.names("inflight/"):
-            done = self.objects.read(name_of(key_of(snapshot))) is not None
-            if done or (self.objects.modified(snapshot) or now) < now - SNAPSHOT_S:
-                self.objects.remove(snapshot)
-        manifest.sweep(self.objects, now - DRAFT_S)
-        leases.sweep(self.objects, now - DRAFT_S)
+        """Yield the records of all profiling runs."""
+        return (record for _, record in self.list_documents("profiles/"))
 
     def finished(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """(Record, records of the sittings) of all finished stages, by key; by one listing."""
-        every = self.objects.reads(self.objects.names("stages/"))
-        for key, some in groupby(every, key=lambda named: key_of(named[0])):
-            read = ((name, manifest.manifest(self.objects, name, data)) for name, data in some)
-            found = {name: whole["record"] for name, whole in read if whole}
-            if record := found.pop(name_of(key), None):
-                yield record, [*found.values()]
+        """Yield (record, evaluation records) of every finished stage, by key; with a single listing."""
+        manifests = self.backend.read_many(self.backend.list_names("stages/"))
+        for key, group in groupby(manifests, key=lambda named: stage_key_of(named[0])):
+            parsed = ((name, manifest.parse_manifest(self.backend, name, data)) for name, data in group)
+            records = {name: found["record"] for name, found in parsed if found}
+            if record := records.pop(manifest_name(key), None):
+                yield record, [*records.values()]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Records of all finished stages, by key."""
+        """Yield the records of all finished stages, by key."""
         return (record for record, _ in self.finished())
 
-    # -- documents, leases and the place itself ----------------------------------------------------
+    # -- removal -----------------------------------------------------------------------------------
+
+    def discard(self, key: str) -> int:
+        """Remove a finished stage with its evaluation records and files; return the bytes freed."""
+        for name in (f"checkpoints/{key}.safetensors", f"failed/{key}.json", _removed_mark(key)):
+            self.backend.remove(name)
+        freed = manifest.remove_manifests(self.backend, manifest_name(key), f"files/{key}")
+        leases.remove(self.backend, key)
+        return freed
+
+    def remove_adapter(self, key: str) -> int:
+        """Remove the adapter of a finished stage; return the bytes freed.
+
+        Record, scores and answers stay. When its weights are needed the stage is trained again.
+        """
+        return manifest.remove_part(self.backend, manifest_name(key), "adapter", _removed_mark(key))
+
+    def stages_without_adapter(self) -> set[str]:
+        """Return the keys of the stages whose adapters were removed on purpose."""
+        return {name.rpartition("/")[2] for name, _ in self.list_documents("removed_adapters/")}
+
+    def sweep(self) -> None:
+        """Remove leftovers: day-old drafts and ended leases, and checkpoints without a use or 30 days old."""
+        now = time.time()
+        for checkpoint in self.backend.list_names("checkpoints/"):
+            finished = self.backend.read(manifest_name(stage_key_of(checkpoint))) is not None
+            if finished or (self.backend.modified_at(checkpoint) or now) < now - CHECKPOINT_S:
+                self.backend.remove(checkpoint)
+        manifest.sweep(self.backend, now - DRAFT_S)
+        leases.sweep(self.backend, now - DRAFT_S)
+
+    # -- documents, leases, and the place itself ---------------------------------------------------
 
     @property
     def url(self) -> str:
-        """How another machine names the place."""
-        return self.objects.url
+        """The address by which other machines reach the store."""
+        return self.backend.url
 
     def size(self) -> int:
-        """Bytes of all that is there."""
-        return sum(self.objects.sizes("").values())
+        """Return the bytes of everything in the store."""
+        return sum(self.backend.sizes("").values())
 
-    def note(self, name: str, content: dict[str, Any]) -> None:
-        """Keep a small document, in place of an earlier one of that name."""
-        self.objects.write(of_note(name), json.dumps(content, indent=1, sort_keys=True).encode())
+    def put_document(self, name: str, content: dict[str, Any]) -> None:
+        """Store a small JSON document, replacing an earlier one of that name."""
+        self.format.mark(self.backend)
+        self.backend.write(_document_name(name), json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def noted(self, name: str) -> dict[str, Any] | None:
-        """None where there is nothing that can be read."""
-        return content_of(self.objects.read(of_note(name)))
+    def get_document(self, name: str) -> dict[str, Any] | None:
+        """Return the document's content; None if it is missing or cannot be parsed."""
+        return _parse_document(self.backend.read(_document_name(name)))
 
-    def notes(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(name, content) of all notes whose names begin so, in order."""
-        for name in self.objects.names(quote(prefix)):
-            if (content := content_of(self.objects.read(name))) is not None:
+    def list_documents(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (name, content) of all documents whose names begin with the prefix, in order."""
+        for name in self.backend.list_names(quote(prefix)):
+            if (content := _parse_document(self.backend.read(name))) is not None:
                 yield unquote(name.removesuffix(".json")), content
 
-    def forget(self, name: str) -> None:
-        self.objects.remove(of_note(name))
+    def remove_document(self, name: str) -> None:
+        """Remove the document, if it exists."""
+        self.backend.remove(_document_name(name))
 
-    def lease(self, key: str, holder: Holder, seconds: float = LEASE_S) -> Holder | None:
-        """Take or renew the right to work on a key; None where it is `holder`'s now, else who has it."""
-        return leases.take(self.objects, key, holder, seconds)
+    def acquire_lease(self, key: str, owner: LeaseOwner, seconds: float = LEASE_S) -> LeaseOwner | None:
+        """Acquire or renew the right to work on a key; return None, or the other owner who has it."""
+        return leases.acquire(self.backend, key, owner, seconds)
 
-    def release(self, key: str, holder: Holder) -> None:
-        """Give it back; nothing happens where another has it."""
-        leases.release(self.objects, key, holder)
+    def release_lease(self, key: str, owner: LeaseOwner) -> None:
+        """Give up a lease; nothing happens if another owner has it."""
+        leases.release(self.backend, key, owner)
+
+    def verify_format(self) -> None:
+        """Raise StoreError if the place holds a store of another format. An empty place passes."""
+        self.format.verify(self.backend)
 
     def check(self) -> None:
-        """Raises StoreError, in seconds, where the place cannot hold a store: it cannot be written or read
-        back, it creates what is there already, or its clock is not ours."""
-        objects, name, mine = self.objects, f"checks/{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
+        """Raise StoreError, within seconds, if the place cannot hold a store.
+
+        It cannot if it holds a store of another format, cannot be written or read back, overwrites an object
+        that exists, or if its clock differs from this machine's.
+        """
+        backend = self.backend.with_timeout(CHECK_S)
+        name, content = f"checks/{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
         try:
-            before = time.time()
-            created, again = objects.create(name, mine), objects.create(name, b"again")
-            at, after = objects.modified(name), time.time()
-            found = objects.read(name)
-            listed = objects.names(name) == [name]
-            objects.remove(name)
+            self.format.verify(backend)
+            began = time.time()
+            created = backend.create(name, content)
+            created_again = backend.create(name, b"again")
+            modified_at, ended = backend.modified_at(name), time.time()
+            read_back = backend.read(name) == content
+            listed = backend.list_names(name) == [name]
+            backend.remove(name)
         except OSError as error:
             raise StoreError(
-                f"{self.url} cannot be written: {error}. Name a place that can be, as output.store"
+                f"{self.url} cannot be written: {error}. Name another place as output.store"
             ) from error
-        if not created or again or not listed or found != mine:
+        if not created or created_again or not listed or not read_back:
             raise StoreError(
-                f"{self.url} does not keep things as a store needs it (created {created}, created again "
-                f"{again}, listed {listed}, read back {found == mine}); use another place as output.store"
+                f"{self.url} cannot hold a store, as it does not keep objects reliably (created {created}, "
+                f"created again {created_again}, listed {listed}, read back {read_back}); name another place "
+                f"as output.store"
             )
-        apart = (
-            0.0 if at is None else max(before - at - 1, at - after, 0.0)
-        )  # some cut their clock to seconds
+        # Some storages cut their clock to whole seconds.
+        apart = 0.0 if modified_at is None else max(began - modified_at - 1, modified_at - ended, 0.0)
         if apart > LEASE_S * SLACK:
             raise StoreError(
-                f"the clocks of this machine and of {self.url} are {apart:.0f} s apart, more than "
-                f"{LEASE_S * SLACK:.0f}: set this machine's clock (NTP), as leases end by it"
+                f"the clocks of this machine and of {self.url} are {apart:.0f} s apart, more than the "
+                f"{LEASE_S * SLACK:.0f} s that leases allow: set this machine's clock (NTP)"
             )
 
 
-def of_note(name: str) -> str:
+def open_store(place: str | Path, cache_gb: float = CACHE_GB) -> StageStore:
+    """Return the store in a folder or at a URL.
+
+    cache_gb: gigabytes of this node's disk for files that are fetched from a URL.
+    """
+    if "://" not in str(place):
+        return StageStore(LocalBackend(Path(place).expanduser().absolute()))
+    from dgg_ray.storage.fsspec_backend import FsspecBackend  # stores in folders do not wait for fsspec
+
+    return StageStore(FsspecBackend(str(place).rstrip("/"), NodeCache(gigabytes=cache_gb)))
+
+
+def entries_by_evaluation(records: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> dict[str, Any]:
+    """Map evaluation keys to the score entries in evaluation records."""
+    return {entry["evaluation"]: entry for record in records for entry in record["scores"]}
+
+
+def _without(evaluations: Collection[Evaluation], known: Collection[str]) -> tuple[Evaluation, ...]:
+    return tuple(evaluation for evaluation in evaluations if evaluation.key not in known)
+
+
+def _removed_mark(key: str) -> str:
+    return f"removed_adapters/{key}.json"
+
+
+def _document_name(name: str) -> str:
     return f"{quote(name)}.json"
 
 
-def content_of(data: bytes | None) -> Any:
+def _parse_document(data: bytes | None) -> Any:
     try:
         return None if data is None else json.loads(data)
     except ValueError:

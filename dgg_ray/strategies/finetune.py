@@ -1,6 +1,6 @@
 """Sequential fine-tuning: nothing is done against forgetting.
 
-The lower reference. Every other strategy at strength 0 without a buffer must equal it bit for bit.
+It is the lower reference. Every other strategy at strength 0 without a buffer must equal it bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dgg_ray.core.interfaces import Strategy
 
 @dataclass(frozen=True)
 class Finetune(Strategy):
-    """Learn each task from where the last one ended."""
+    """Train each task from the end of the one before."""
 
     def effect(self, task, earlier):
         return {}

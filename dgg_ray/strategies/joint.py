@@ -1,7 +1,7 @@
-"""Joint training: all tasks at once, from the untouched model, for the same number of epochs.
+"""Joint training: all tasks at once, from the base model, for the same number of epochs.
 
-An upper reference, not a ceiling: single tasks are known to end above it. It depends on the seed
-and on no order, so it is one stage however many orders a study has.
+It is an upper reference, not a ceiling: single tasks are known to end above it. It depends on the seed
+but not on the order, so it is one stage however many orders a study has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dgg_ray.core.interfaces import Strategy
 
 @dataclass(frozen=True)
 class Joint(Strategy):
-    """Learn the union of all tasks."""
+    """Train on the union of all tasks."""
 
     simultaneous = True
 

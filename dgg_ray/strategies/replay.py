@@ -3,8 +3,8 @@
     L(θ) = L(θ; T_t ∪ M),   M = ∪_{i<t} M_i,   |M_i| = buffer
 
 Each M_i is a uniform sample without replacement of task i's training examples, drawn once from
-the seed and nested in its size (`contracts.replay_sample`). The union is shuffled as a whole, so
-the share of old examples in a batch falls as the new task grows; this is the loss that DGG states [1].
+the seed and nested in its size (`interfaces.replay_sample`). The union is shuffled as a whole, so
+the share of old examples in a batch falls as the new task grows. This is the loss of DGG [1].
 
 DGG with α = 0 and the same buffer is this strategy: the control that any claim for α needs.
 
@@ -19,14 +19,14 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from dgg_ray.core.interfaces import Rehearsal
+from dgg_ray.core.interfaces import ReplayStrategy
 
 
 @dataclass(frozen=True)
-class Replay(Rehearsal):
+class Replay(ReplayStrategy):
     """Mix `buffer` examples of each finished task into the new one."""
 
     buffer: Annotated[int, Ge(0)] = 100
 
     def effect(self, task, earlier):
-        return self.replayed(earlier)
+        return self.replay_effect(earlier)

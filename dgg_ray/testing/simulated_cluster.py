@@ -1,139 +1,161 @@
-"""A whole study in seconds, on a simulated cluster: what it finds, and how its hours would pass.
+"""A whole study in seconds, on a simulated cluster: its results, and how its hours would pass.
 
-    found = rehearse(study, fleets=8)
-    found.search.winner(), found.hours, found.busy
+    result = simulate_study(study, groups=8)
+    result.search.winner(), result.hours, result.utilization
 
-The search, the stage tree and the broker's desk are the real ones; stages follow the study's law
-(simulation.py), and time is a number. Nothing is written.
+The search, the stage tree and the work queue are the real ones. Stages follow the study's response model
+(config/simulation.py), and time is a number. Nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from dgg_ray.config.study import Study
+from dgg_ray.config.study import Study, StudyRuns
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.execution.work_queue import Desk
-from dgg_ray.search import comparison, evidence
-from dgg_ray.search.base import Method, Query
-from dgg_ray.training.simulated import MemoryStore, Simulated
+from dgg_ray.execution.work_queue import ItemResult, WorkQueue
+from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.comparison import Comparison, make_search
+from dgg_ray.search.evidence import EvidenceReader, RunRequest
+from dgg_ray.storage.memory import MemoryStore
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """search, baselines: as they ended; None and none without a search.
+class SimulationResult:
+    """The end of a simulated study.
 
-    final: label → study of the comparison. stages: learned in all; hours: from start to end;
-    busy: share of the fleets' time that was spent on stages and exams.
+    search, baselines: the finished searches; None and empty where the study has no search.
+    final: label → runs of the final comparison. hours: from start to end.
+    utilization: share of the groups' time spent on training and evaluation.
     """
 
     study: Study
     store: MemoryStore
-    search: Method | None
-    baselines: dict[str, Method]
-    final: dict[str, Study]
+    search: SearchMethod | None
+    baselines: Mapping[str, SearchMethod]
+    final: Mapping[str, StudyRuns]
     hours: float
-    busy: float
+    utilization: float
 
     @property
     def stages(self) -> int:
+        """Number of stages trained."""
         return sum(bool(record["earlier"] or record["trained_task"]) for record in self.store)
 
 
-def rehearse(study: Study, groups: int | None = None, compare: bool = True) -> Rehearsal:
-    """Run the study on `fleets` simulated fleets, by default its own; `compare`: its final comparison too."""
+def simulate_study(study: Study, groups: int | None = None, compare: bool = True) -> SimulationResult:
+    """Run the study on simulated worker groups, by default as many as it asks for.
+
+    compare: whether to run the final comparison, too.
+    """
     study = study.simulated()
-    cluster = Cluster(study, groups or study.workers.groups)
-    search, searches = None, {}
-    if study.search is not None:
-        search = cluster.pursue(comparison.make_search(study))
-        more = comparison.baseline_searches(search) if compare else {}
-        searches = {name: cluster.pursue(own) for name, own in more.items()}
-    final = comparison.compared_settings(study, search, searches) if compare else {}
-    cluster.obtain(evidence.final_works(final))
-    busy = cluster.worked / (cluster.clock * cluster.groups) if cluster.clock else 0.0
-    return Rehearsal(study, cluster.store, search, searches, final, cluster.clock / 3600, busy)
+    cluster = SimulatedCluster(study, groups or study.workers.groups)
+    if compare:
+        compared = Comparison.after(study, cluster.run_search)
+        cluster.execute(compared.chains)
+    else:
+        compared = Comparison(study, cluster.run_search(make_search(study)) if study.search else None)
+    final = compared.settings if compare else {}
+    utilization = cluster.busy_s / (cluster.clock_s * cluster.groups) if cluster.clock_s else 0.0
+    return SimulationResult(
+        study,
+        cluster.store,
+        compared.search,
+        compared.baseline_searches,
+        final,
+        cluster.clock_s / 3600,
+        utilization,
+    )
 
 
 @dataclass
-class Cluster:
-    """Fleets that take work from a desk; clock, worked: simulated seconds, of the wall and of all fleets."""
+class SimulatedCluster:
+    """Simulated worker groups that take items from a real work queue.
+
+    clock_s: simulated wall time in seconds; busy_s: seconds of work, summed over the groups.
+    """
 
     study: Study
     groups: int
     store: MemoryStore = field(default_factory=MemoryStore)
-    clock: float = 0.0
-    worked: float = 0.0
+    clock_s: float = 0.0
+    busy_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.shop = Simulated.of(self.study, self.store)
-        self.desk = Desk(self.store)
-        self.idle = [f"fleet {i}" for i in range(self.groups)]
-        self.running: list[tuple[float, str, str, WorkItem]] = []  # a heap, by when it ends
-        self.waiting: dict[str, list[Callable[[], None]]] = {}  # by stage
+        self.runner = SimulatedRunner.of(self.study, self.store)
+        self.reader = EvidenceReader(self.study, self.store)
+        self.queue = WorkQueue(self.store)
+        self.idle = [f"group {i}" for i in range(self.groups)]
+        self.running: list[tuple[float, str, str, WorkItem]] = []  # a heap, by the time of the end
+        self.waiting: dict[str, list[Callable[[], None]]] = {}  # by item key: what to continue at its end
 
-    def pursue(self, search: Method) -> Method:
-        """Judge what a search proposes until it is finished."""
+    def run_search(self, search: SearchMethod) -> SearchMethod:
+        """Evaluate the search's queries until it is finished."""
 
-        def start() -> None:
+        def start_proposed() -> None:
             while (proposal := search.ask()) is not None:
-                go_on(*proposal, evidence.parts(self.study, self.store, proposal[1]))
+                number, query = proposal
+                request_next(number, query, self.reader.requests(query))
 
-        def go_on(number: int, query: Query, parts: Iterator[list[evidence.Walk]]) -> None:
-            for part in parts:
-                if chains := evidence.missing(self.store, part):
-                    self.walk(chains, lambda: go_on(number, query, parts))
+        def request_next(number: int, query: Query, batches: Iterator[list[RunRequest]]) -> None:
+            for batch in batches:
+                if chains := self.reader.missing_items(batch):
+                    self.request_chains(chains, lambda: request_next(number, query, batches))
                     return
-            search.tell(number, evidence.evidence(self.study, self.store, query))
+            search.tell(number, self.reader.evidence(query))
 
-        start()
+        start_proposed()
         while self.step():
-            start()
+            start_proposed()
         return search
 
-    def obtain(self, chains: Sequence[Sequence[WorkItem]]) -> None:
-        self.walk(chains, lambda: None)
+    def execute(self, chains: Sequence[Sequence[WorkItem]]) -> None:
+        """Run every chain's items to the end."""
+        self.request_chains(chains, lambda: None)
         while self.step():
             pass
 
-    def walk(self, chains: Sequence[Sequence[WorkItem]], done: Callable[[], None]) -> None:
-        """Ask for every chain's works one after another, all chains at once; `done` after the last of all."""
-        left = len(chains)
+    def request_chains(self, chains: Sequence[Sequence[WorkItem]], on_done: Callable[[], None]) -> None:
+        """Request each chain's items one after another, all chains at once; `on_done` follows the last."""
+        open_chains = len(chains)
 
-        def follow(work_items: Iterator[WorkItem]) -> None:
-            nonlocal left
-            for item in work_items:
-                if self.desk.need(item) != "ready":
-                    self.waiting.setdefault(item.key, []).append(lambda: follow(work_items))
+        def continue_chain(items: Iterator[WorkItem]) -> None:
+            nonlocal open_chains
+            for item in items:
+                if self.queue.request(item) != "stored":
+                    self.waiting.setdefault(item.key, []).append(lambda: continue_chain(items))
                     return
-            left -= 1
-            if not left:
-                done()
+            open_chains -= 1
+            if not open_chains:
+                on_done()
 
         for chain in chains:
-            follow(iter(chain))
+            continue_chain(iter(chain))
 
     def step(self) -> bool:
-        """Hand out what waits, then go to the next end of a stage; False when nothing runs."""
-        while self.idle and (item := self.desk.take(self.idle[-1])) is not None:
-            seconds = self.takes(item)
-            self.worked += seconds
-            heappush(self.running, (self.clock + seconds, item.key, self.idle.pop(), item))
+        """Assign waiting items, then advance to the next end of an item; False when nothing runs."""
+        while self.idle and (item := self.queue.dequeue(self.idle[-1])) is not None:
+            seconds = self.duration(item)
+            self.busy_s += seconds
+            heappush(self.running, (self.clock_s + seconds, item.key, self.idle.pop(), item))
         if not self.running:
             return False
-        self.clock, key, group, item = heappop(self.running)
-        self.shop.obtain(item)
+        self.clock_s, key, group, item = heappop(self.running)
+        self.runner.run(item)
         self.idle.append(group)
-        if self.desk.done(group, key, True, None):
-            for follow in self.waiting.pop(key, ()):
-                follow()
+        if self.queue.finish(group, ItemResult(key, trained=True)):
+            for continue_waiting in self.waiting.pop(key, ()):
+                continue_waiting()
         return True
 
-    def takes(self, item: WorkItem) -> float:
+    def duration(self, item: WorkItem) -> float:
+        """Simulated seconds for the part of an item that the store does not hold."""
         missing = self.store.missing(item)
         evaluations = item.evaluations if missing is None else missing
-        answers = sum(self.shop.pace(e.task) / 3 * self.shop.sizes[e.task][e.split] for e in evaluations)
-        learning = item.stage.trained_tasks and missing is None
-        return answers + (self.shop.begin + self.shop.cost(item.stage)[1] if learning else 0.0)
+        seconds = sum(map(self.runner.evaluation_seconds, evaluations))
+        if item.stage.trained_tasks and missing is None:
+            seconds += self.runner.setup_seconds + self.runner.training_cost(item.stage)[1]
+        return seconds

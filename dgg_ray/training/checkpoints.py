@@ -1,10 +1,12 @@
-"""Stages in their middle: kept now and then, so that a machine that is taken away costs minutes.
+"""Mid-stage checkpoints: a machine that is taken away costs minutes, not the stage.
 
-A snapshot is one file in the store, `inflight/<key>.safetensors`: weights, optimizer and the
-strategy's memory, whole, so that any number of workers on any engine goes on from it; in its
-header, as JSON, the losses so far (their count is the position in the data and the schedule: all
-draws are counters) and the memory's plain values. It is replaced whole, and removed when the
-stage is published. Nothing else refers to it: without it the stage is learned from its start.
+A checkpoint is one object in the store, `checkpoints/<stage key>.safetensors`. Its tensors are the weights,
+the optimizer state and the tensors of the strategy's memory, all unsharded, so that any number of workers on
+any engine can resume from it. Its header holds, as JSON, the losses so far and the plain values of the
+memory. The number of losses is the position in the data and in the schedule, as all draws are counter-based.
+
+Each checkpoint replaces the one before it, and publishing the stage removes it. Nothing else refers to a
+checkpoint: without one, the stage is trained from its start.
 """
 
 from __future__ import annotations
@@ -14,25 +16,31 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dgg_ray.core.errors import OtherVersion, StoreError
+from dgg_ray.core.errors import IncompatibleCheckpointError, StoreError
 from dgg_ray.core.stage import FORMAT, Stage
-from dgg_ray.storage.backend import drafted
+from dgg_ray.storage.backend import temporary_draft
 from dgg_ray.storage.stage_store import StageStore
 
-VERSION = f"{FORMAT}.1"  # the second number rises when the file's layout changes
-NOTICE_S = 10.0  # between snapshots once the machine was called back
-ASK_S = 2.0  # between looks for such a notice
+VERSION = f"{FORMAT}.1"  # raise the second number when the file's layout changes
+AFTER_NOTICE_S = 10.0  # between checkpoints once a preemption notice came
+ASK_EVERY_S = 2.0  # between questions for a preemption notice
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """losses: of the steps done; seconds: spent on them; memory: a strategy's plain values."""
+class StageCheckpoint:
+    """A partly trained stage.
+
+    losses: one per finished step.
+    seconds: training time spent on these steps.
+    memory: the strategy's memory without its tensors.
+    tensors: weights, optimizer state and the memory's tensors, by name (`Learner.checkpoint_tensors`).
+    """
 
     losses: list[float]
     seconds: float
@@ -40,91 +48,116 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
 
 
-def name_of(stage: Stage) -> str:
-    return f"inflight/{stage.key}.safetensors"
+def object_name(stage: Stage) -> str:
+    """The checkpoint's name in the store."""
+    return f"checkpoints/{stage.key}.safetensors"
 
 
-def write(store: StageStore, stage: Stage, snapshot: Snapshot) -> None:
-    about = {"version": VERSION, "stage": str(stage), "losses": snapshot.losses}
-    about |= {"seconds": snapshot.seconds, "memory": snapshot.memory}
+def write(store: StageStore, stage: Stage, checkpoint: StageCheckpoint) -> None:
+    """Write the stage's checkpoint in place of an earlier one; StoreError where the store cannot take it."""
+    header = {
+        "version": VERSION,
+        "stage": str(stage),
+        "losses": checkpoint.losses,
+        "seconds": checkpoint.seconds,
+        "memory": checkpoint.memory,
+    }
     try:
-        with drafted(store.objects) as folder:  # swept up when its writer dies
-            draft = folder / "snapshot"
-            save_file(dict(snapshot.tensors), draft, {"about": json.dumps(about)})
-            store.objects.upload(draft, name_of(stage))
+        with temporary_draft(store.backend) as folder:  # removed by the store's sweep if this process dies
+            draft = folder / "checkpoint"
+            save_file(dict(checkpoint.tensors), draft, {"about": json.dumps(header)})
+            store.backend.upload(draft, object_name(stage))
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"cannot write {name_of(stage)} in {store.url}: {error}. Free some space or name another folder"
+            f"cannot write {object_name(stage)} to {store.url}: {error}. Free some space there, or set "
+            f"output.store to another folder"
         ) from error
 
 
-def read(store: StageStore, stage: Stage) -> Snapshot | None:
-    """The stage's snapshot, if there is one that can be read.
+def read(store: StageStore, stage: Stage) -> StageCheckpoint | None:
+    """The stage's checkpoint; None if there is none or it is cut off.
 
-    Raises OtherVersion for one that was written by a version with another layout.
+    Raises IncompatibleCheckpointError if a version with another layout wrote it.
     """
-    if (file := store.objects.download(name_of(stage))) is None:
+    if (file := store.backend.download(object_name(stage))) is None:
         return None
     try:
         with safe_open(file, "pt") as opened:
-            about = json.loads(opened.metadata()["about"])
-            if about["version"] != VERSION:
-                raise OtherVersion(
-                    f"{name_of(stage)} in {store.url} was written by another version of dgg_ray (layout "
-                    f"{about['version']}, this is {VERSION}): remove it to learn the stage from its start, "
-                    f"or go on with that version"
+            header = json.loads(opened.metadata()["about"])
+            if header["version"] != VERSION:
+                raise IncompatibleCheckpointError(
+                    f"{object_name(stage)} in {store.url} was written by another version of dgg_ray "
+                    f"(layout {header['version']}, this version has {VERSION}). Remove it to train the stage "
+                    f"from its start, or resume with that version"
                 )
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError):
-        return None  # none, or cut off: as if it had not been taken
+        return None
     finally:
-        store.objects.release(file)
-    return Snapshot(about["losses"], about["seconds"], about["memory"], tensors)
+        store.backend.release(file)
+    return StageCheckpoint(header["losses"], header["seconds"], header["memory"], tensors)
 
 
 def remove(store: StageStore, stage: Stage) -> None:
+    """Remove the stage's checkpoint; errors are ignored, as the store's sweep removes what is left."""
     with suppress(OSError, StoreError):
-        store.objects.remove(name_of(stage))
+        store.backend.remove(object_name(stage))
 
 
-def plain(memory: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a strategy's memory that is neither a tensor nor a list of tensors."""
-    return {k: v for k, v in memory.items() if not isinstance(v, Tensor) and not is_tensors(v)}
+def plain_values(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a strategy's memory that are neither tensors nor lists of tensors."""
+    return {
+        name: value
+        for name, value in memory.items()
+        if not isinstance(value, Tensor) and not is_tensor_list(value)
+    }
 
 
-def is_tensors(value: Any) -> bool:
-    """Whether it is a list of tensors, which run along the weights."""
+def is_tensor_list(value: Any) -> bool:
+    """Whether the value is a non-empty list of tensors; such a list has one tensor per trainable weight."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, Tensor) for item in value)
 
 
 @dataclass
-class Rhythm:
-    """When a snapshot is due.
+class CheckpointPolicy:
+    """When to write a mid-stage checkpoint.
 
-    steps, minutes: since the last one or the stage's start; 0 is never.
-    notice: whether the machine is about to be taken away. All that learn together ask it together.
+    steps, minutes: the most that may pass since the last checkpoint or the stage's start; 0 is no limit.
+    notice: whether the machine is about to be preempted. All ranks of a group ask together.
     """
 
     steps: int = 0
     minutes: float = 0.0
     notice: Callable[[], bool] | None = None
     clock: Callable[[], float] = time.monotonic
-    _last: tuple[int, float] = (0, 0.0)  # step and time of the last snapshot, or of the stage's start
-    _quiet: float = field(default=0.0, repr=False)  # until when no notice is asked for
+    _last: tuple[int, float] = (0, 0.0)  # step and time of the last checkpoint, or of the stage's start
+    _next_question: float = field(default=0.0, repr=False)  # earliest time to ask for a notice
+
+    @property
+    def enabled(self) -> bool:
+        """Whether a checkpoint can ever be due."""
+        return bool(self.steps or self.minutes or self.notice)
 
     def begin(self, done: int) -> None:
+        """A stage starts, or is resumed, with `done` finished steps."""
         self._last = (done, self.clock())
 
-    def kept(self, done: int) -> None:
+    def written(self, done: int) -> None:
+        """A checkpoint was written after `done` steps."""
         self.begin(done)
-        self._quiet = self.clock() + NOTICE_S
+        self._next_question = self.clock() + AFTER_NOTICE_S
 
-    def verdict(self, done: int) -> str:
-        """`due`, `ask` for whether a notice came, or nothing. One process decides for all."""
-        now, (step, since) = self.clock(), self._last
-        if (self.steps and done - step >= self.steps) or (self.minutes and now - since >= 60 * self.minutes):
-            return "due"
-        if self.notice and now >= self._quiet:
-            self._quiet = now + ASK_S
+    def decide(self, done: int) -> Literal["write", "ask", "skip"]:
+        """After `done` steps: write a checkpoint, ask for a notice first, or skip.
+
+        Rank 0 decides for all ranks.
+        """
+        now, (last_step, last_time) = self.clock(), self._last
+        enough_steps = self.steps and done - last_step >= self.steps
+        enough_time = self.minutes and now - last_time >= 60 * self.minutes
+        if enough_steps or enough_time:
+            return "write"
+        if self.notice and now >= self._next_question:
+            self._next_question = now + ASK_EVERY_S
             return "ask"
-        return ""
+        return "skip"

@@ -1,15 +1,16 @@
-"""How several processes learn as one: whole tensors in each, or a piece of each tensor.
+"""How several processes train as one: every process holds all tensors, or a shard of each.
 
-    engine            who holds the weights, moments and gradient     what reduces the gradient
-    plain             one process, all of it                          -
-    ddp               every process, all of it                        torch DDP
-    zero1 zero2 zero3 every process, a piece (Rajbhandari et al. 2020, arXiv:1910.02054; zero3 shards
-                      the frozen base model too)                      DeepSpeed
+    engine             who holds weights, optimizer state and gradient     what reduces the gradient
+    plain              the only process, all of it                         -
+    ddp                every process, all of it                            torch DDP
+    zero1 zero2 zero3  every process, a shard (Rajbhandari et al. 2020,    DeepSpeed
+                       arXiv:1910.02054); zero3 also shards the frozen
+                       base model
 
-All compute the same step: gradients are summed over the *global* batch, then a hook right before the
-optimizer's update (the door) lets the strategy edit them, then they are clipped where that was
-asked for, then AdamW moves the weights. The door sees fp32 values after accumulation, reduction and
-unscaling, whatever the engine. DeepSpeed's own clipping is off: it would come before the edit.
+All engines compute the same step. Gradients are summed over the *global* batch. Then a hook right before
+the optimizer's update, the gradient hook, lets the strategy edit them and clips them if clipping is
+configured. Then AdamW moves the weights. On every engine the hook sees fp32 values after accumulation,
+reduction and unscaling. DeepSpeed's own clipping is off, because it would come before the edit.
 """
 
 from __future__ import annotations
@@ -17,252 +18,276 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgg_ray.core.errors import NotFinite
-from dgg_ray.core.interfaces import Pieces
+from dgg_ray.core.errors import NonFiniteError
+from dgg_ray.core.interfaces import ShardedTensors
 
-Door = Callable[[Pieces, Pieces], None]  # (weights, gradients): may change the gradients in place
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+StepHook = Callable[[ShardedTensors, ShardedTensors], None]  # (weights, gradients): may edit the gradients
+ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # names of AdamW's running averages in torch
 
 
-def shut(weights: Pieces, gradients: Pieces) -> None:
-    """The door where nothing is edited."""
+def no_hook(weights: ShardedTensors, gradients: ShardedTensors) -> None:
+    """The gradient hook that edits nothing."""
 
 
 class Engine(ABC):
-    """Gradients, the optimizer's step, and its memory, for tensors that are whole or in pieces.
+    """Gradients, optimizer step and optimizer state, for whole or sharded tensors.
 
     loss: module that maps a batch's inputs to a summed loss.
-    parameters: the trainable ones, in an order that is the same in every process.
-    weights: what the optimizer updates: each parameter, or this process's piece of it.
+    parameters: the trainable ones, in the same order in every process.
+    weights: what the optimizer updates: each parameter, or this process's shard of it.
     """
 
-    weights: Pieces
+    weights: ShardedTensors
 
     def __init__(
         self, loss: nn.Module, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         self.loss, self.parameters, self.optimizer = loss, list(parameters), optimizer
-        self.door: Door = shut
+        self.gradient_hook: StepHook = no_hook
 
     @abstractmethod
     def backward(self, inputs: Mapping[str, Tensor], scale: float, last: bool) -> Tensor:
-        """Add one micro-batch's gradient; `last` reduces it over the processes. Returns the loss · scale."""
+        """Add one micro-batch's gradient; after the `last`, reduce over processes. Return loss · scale."""
 
-    def step(self, door: Door) -> None:
-        """One update with the gradients as `door` leaves them."""
-        self.door = door
-        self._step()
-
-    @abstractmethod
-    def gradients(self) -> Pieces:
-        """Beside `weights`; there is something to see from the reduction to the update only."""
+    def step(self, gradient_hook: StepHook) -> None:
+        """Update the weights once, with the gradients as the hook leaves them."""
+        self.gradient_hook = gradient_hook
+        self._update()
 
     @abstractmethod
-    def whole(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """What lies in pieces like `weights`, whole, in every process, on the CPU. All must call it."""
+    def gradients(self) -> ShardedTensors:
+        """The gradients, sharded like `weights`; valid only between the reduction and the update."""
 
     @abstractmethod
-    def cut(self, whole: Sequence[Tensor]) -> list[Tensor]:
-        """This process's pieces of whole tensors, as copies: the inverse of `whole`."""
+    def gather(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        """Whole tensors on the CPU, from shards like `weights`. Every process must call it."""
 
     @abstractmethod
-    def moments(self) -> dict[str, list[Tensor]]:
-        """The optimizer's memory by name, in pieces like `weights`; empty before the first step."""
+    def shard(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of this process's shards of whole tensors: the inverse of `gather`."""
 
     @abstractmethod
-    def resume(self, moments: Mapping[str, Sequence[Tensor]], steps: int) -> None:
-        """Take up whole `moments` after that many steps."""
+    def optimizer_state(self) -> dict[str, list[Tensor]]:
+        """AdamW's running averages by name, sharded like `weights`; empty before the first step."""
+
+    @abstractmethod
+    def load_optimizer_state(self, state: Mapping[str, Sequence[Tensor]], steps: int) -> None:
+        """Set the optimizer to the whole tensors of an `optimizer_state` after that many steps."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the parameters whole and plain, for whatever comes next."""
+        """Leave the parameters as plain, whole tensors for the next engine."""
 
     @abstractmethod
-    def _step(self) -> None: ...
+    def _update(self) -> None: ...
 
-    def _open(self, *_: Any) -> None:
+    def _run_hook(self, *_: Any) -> None:
+        """The optimizer's step pre-hook."""
         with torch.no_grad():
-            self.door(self.weights, self.gradients())
+            self.gradient_hook(self.weights, self.gradients())
 
 
-class Whole(Engine):
+class ReplicatedEngine(Engine):
     """One process, or several that each hold everything (DDP)."""
 
-    def __init__(self, loss, parameters, optimizer, world: int = 1) -> None:
+    def __init__(self, loss, parameters, optimizer, world_size: int = 1) -> None:
         super().__init__(loss, parameters, optimizer)
-        self.world = world
-        self.weights = Pieces(self.parameters)
-        # A batch without pictures passes a trained projector by.
-        skipped = len(optimizer.param_groups) > 1
-        self.module = DistributedDataParallel(loss, find_unused_parameters=skipped) if world > 1 else loss
-        optimizer.register_step_pre_hook(self._open)
+        self.world_size = world_size
+        self.weights = ShardedTensors(self.parameters)
+        # With a trained projector there are two groups, and a batch without images does not use it.
+        may_skip = len(optimizer.param_groups) > 1
+        self.module = loss
+        if world_size > 1:
+            self.module = DistributedDataParallel(loss, find_unused_parameters=may_skip)
+        optimizer.register_step_pre_hook(self._run_hook)
 
     def backward(self, inputs, scale, last):
-        wait = isinstance(self.module, DistributedDataParallel) and not last
-        with self.module.no_sync() if wait else nullcontext():  # type: ignore[operator]
+        postpone_reduction = isinstance(self.module, DistributedDataParallel) and not last
+        with self.module.no_sync() if postpone_reduction else nullcontext():  # type: ignore[operator]
             nats = self.module(**inputs) * scale
             # DDP averages over processes; the global batch's gradient is their sum.
-            (nats * self.world).backward()
+            (nats * self.world_size).backward()
         return nats.detach()
 
     def gradients(self):
         for p in self.parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return Pieces(p.grad for p in self.parameters)  # type: ignore[misc]
+        return ShardedTensors(p.grad for p in self.parameters)  # type: ignore[misc]
 
-    def _step(self):
+    def _update(self):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def whole(self, pieces):
-        return [piece.detach().cpu().clone() for piece in pieces]
+    def gather(self, shards):
+        return [tensor.detach().cpu().clone() for tensor in shards]
 
-    def cut(self, whole):
-        return [t.to(p.device, copy=True) for t, p in zip(whole, self.parameters, strict=True)]
+    def shard(self, tensors):
+        return [t.to(p.device, copy=True) for t, p in zip(tensors, self.parameters, strict=True)]
 
-    def moments(self):
+    def optimizer_state(self):
         states = [self.optimizer.state[p] for p in self.parameters if p in self.optimizer.state]
-        return {name: [state[name] for state in states] for name in MOMENTS} if states else {}
+        return {name: [state[name] for state in states] for name in ADAMW_STATE} if states else {}
 
-    def resume(self, moments, steps):
-        for p, *values in zip(self.parameters, *(self.cut(moments[name]) for name in MOMENTS), strict=True):
+    def load_optimizer_state(self, state, steps):
+        averages = [self.shard(state[name]) for name in ADAMW_STATE]
+        for p, *values in zip(self.parameters, *averages, strict=True):
             step = torch.tensor(float(steps))
-            self.optimizer.state[p] = {"step": step, **dict(zip(MOMENTS, values, strict=True))}
+            self.optimizer.state[p] = {"step": step, **dict(zip(ADAMW_STATE, values, strict=True))}
 
     def close(self):
-        for p in self.parameters:  # of a step that was broken off
+        for p in self.parameters:  # gradients of an interrupted step
             p.grad = None
 
 
-class Zero(Engine):
-    """DeepSpeed's ZeRO: every process keeps and updates a piece of the flattened weights.
+class Shard(NamedTuple):
+    """This process's part of one parameter, in elements of the flattened tensors; length 0 if it has none.
 
-    offload: keep the optimizer's memory, and update, on the CPU.
+    flat_start: where the part begins in the process's flat tensor.
+    parameter_start: where it begins in the parameter.
+    """
+
+    flat_start: int
+    parameter_start: int
+    length: int
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed's ZeRO: every process keeps and updates a shard of the flattened weights.
+
+    stage: of ZeRO, 1 to 3.
+    offload: keep and update the optimizer state on the CPU.
     """
 
     def __init__(
         self, loss, parameters, optimizer, stage: int, offload: bool = False, device: str = "cpu"
     ) -> None:
         super().__init__(loss, parameters, optimizer)
-        self.stage, self.rank, self.world = stage, dist.get_rank(), dist.get_world_size()
+        self.stage, self.rank, self.world_size = stage, dist.get_rank(), dist.get_world_size()
         self.device = torch.device(device)
         self.shapes = [p.shape for p in self.parameters]
-        self.engine = initialized(loss, self.parameters, optimizer, stage, offload)
-        self.flat, self.places = self._pieces()
-        held = torch.tensor(sum(n for *_, n in self.places), device=self.device)
-        dist.all_reduce(held)
-        assert int(held) == sum(shape.numel() for shape in self.shapes), "each weight is one process's"
-        self.weights = Pieces(self._along(self.flat), total=self._total)
-        optimizer.state.clear()  # some stages try the optimizer out, with no gradient
-        # After that trial: a hook that was there before would have been called with it.
-        optimizer.register_step_pre_hook(self._open)
+        self.engine = init_deepspeed(loss, self.parameters, optimizer, stage, offload)
+        self.flat, self.shards = self._find_shards()
+        elements = torch.tensor(sum(shard.length for shard in self.shards), device=self.device)
+        dist.all_reduce(elements)
+        assert int(elements) == sum(shape.numel() for shape in self.shapes), (
+            "each weight belongs to exactly one process"
+        )
+        self.weights = ShardedTensors(self._views(self.flat), total=self._total)
+        optimizer.state.clear()  # some ZeRO stages try the optimizer out with no gradient
+        # Registered after that trial step, which would have called the hook.
+        optimizer.register_step_pre_hook(self._run_hook)
 
-    def _pieces(self) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """The flat tensor that the optimizer updates here, and for each parameter (place in it, place in
-        the parameter, length), in elements."""
+    def _find_shards(self) -> tuple[Tensor, list[Shard]]:
+        """The flat tensor that the optimizer updates here, and each parameter's shard in it."""
         zero = self.engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        assert len(flats) == 1, "one parameter group and one sub-group, so that norms see all of it"
-        places = []
+        assert len(flats) == 1, "one parameter group and one sub-group, so that norms cover all of it"
+        shards = []
         for p in self.parameters:
-            p: Any  # DeepSpeed hangs its book-keeping on the parameters
+            p: Any  # DeepSpeed stores its bookkeeping on the parameters
             if self.stage == 3:
-                _, here, padded = zero.grad_position[zero.get_param_id(p)]
-                there = min(self.rank * padded, p.ds_numel)
-                places.append((here, there, min(padded, p.ds_numel - there)))
-            elif p._hp_mapping is None:  # another process's alone
-                places.append((0, 0, 0))
+                _, flat_start, padded = zero.grad_position[zero.get_param_id(p)]
+                start = min(self.rank * padded, p.ds_numel)
+                shards.append(Shard(flat_start, start, min(padded, p.ds_numel - start)))
+            elif p._hp_mapping is None:  # it belongs to other processes
+                shards.append(Shard(0, 0, 0))
             else:
-                here, there = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
-                places.append((here.start, there.start, here.numel))
-        return flats[0], places
+                flat, whole = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
+                shards.append(Shard(flat.start, whole.start, flat.numel))
+        return flats[0], shards
 
-    def _along(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat tensor, one for each parameter; empty where none of it is here."""
-        return [flat.detach().narrow(0, here, length) for here, _, length in self.places]
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """One view of a flat tensor per parameter; empty where this process has no part of it."""
+        return [flat.detach().narrow(0, shard.flat_start, shard.length) for shard in self.shards]
 
     def _total(self, values: Tensor) -> Tensor:
-        whole = values.to(self.device, copy=True)
-        dist.all_reduce(whole)
-        return whole.to(values.device)
+        """The sum of `values` over all processes."""
+        total = values.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(values.device)
 
     def backward(self, inputs, scale, last):
         self.engine.set_gradient_accumulation_boundary(last)
         nats = self.engine(**inputs) * scale
-        self.engine.backward(nats * self.world, scale_wrt_gas=False)  # averaged over processes, as DDP does
+        # DeepSpeed averages over processes, as DDP does.
+        self.engine.backward(nats * self.world_size, scale_wrt_gas=False)
         return nats.detach()
 
     def gradients(self):
         assert self.flat.grad is not None
-        return Pieces(self._along(self.flat.grad), total=self._total)
+        return ShardedTensors(self._views(self.flat.grad), total=self._total)
 
-    def _step(self):
+    def _update(self):
         self.engine.step()
-        if getattr(self.engine.optimizer, "overflow", False):  # it leaves the step out, without a word
-            raise NotFinite("the gradient is not finite; lower training.learning_rate or raise warmup")
+        if getattr(self.engine.optimizer, "overflow", False):  # DeepSpeed skipped the step silently
+            raise NonFiniteError(
+                "the gradient is not finite; lower training.learning_rate or raise training.warmup"
+            )
 
-    def whole(self, pieces):
+    def gather(self, shards):
         sizes = [shape.numel() for shape in self.shapes]
         vector = torch.zeros(sum(sizes), device=self.device)
-        for piece, part, (_, there, n) in zip(pieces, vector.split(sizes), self.places, strict=True):
-            part.narrow(0, there, n).copy_(piece)
-        dist.all_reduce(vector)  # each element is one process's, 0 in the others
+        for values, part, shard in zip(shards, vector.split(sizes), self.shards, strict=True):
+            part.narrow(0, shard.parameter_start, shard.length).copy_(values)
+        dist.all_reduce(vector)  # each element comes from one process and is 0 in the others
         parts = vector.cpu().split(sizes)
         return [part.view(shape).clone() for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def cut(self, whole):
-        pairs = zip(whole, self.places, strict=True)
-        return [t.flatten().narrow(0, there, n).to(self.flat.device, copy=True) for t, (_, there, n) in pairs]
+    def shard(self, tensors):
+        return [
+            tensor.flatten().narrow(0, shard.parameter_start, shard.length).to(self.flat.device, copy=True)
+            for tensor, shard in zip(tensors, self.shards, strict=True)
+        ]
 
-    def moments(self):
+    def optimizer_state(self):
         state = self.optimizer.state.get(self.flat, {})
-        return {name: self._along(state[name]) for name in MOMENTS if name in state}
+        return {name: self._views(state[name]) for name in ADAMW_STATE if name in state}
 
-    def resume(self, moments, steps):
-        state: dict[str, Any] = {"step": torch.tensor(float(steps))}
-        for name in MOMENTS:
-            state[name] = torch.zeros_like(self.flat.detach())
-            for place, piece in zip(self._along(state[name]), self.cut(moments[name]), strict=True):
-                place.copy_(piece)
-        self.optimizer.state[self.flat] = state
+    def load_optimizer_state(self, state, steps):
+        loaded: dict[str, Any] = {"step": torch.tensor(float(steps))}
+        for name in ADAMW_STATE:
+            loaded[name] = torch.zeros_like(self.flat.detach())
+            for view, values in zip(self._views(loaded[name]), self.shard(state[name]), strict=True):
+                view.copy_(values)
+        self.optimizer.state[self.flat] = loaded
 
     def close(self):
-        values = self.whole(self.weights) if self.stage < 3 else []
+        # Stage 3 keeps the base model sharded, and the next stage makes new LoRA layers.
+        whole = self.gather(self.weights) if self.stage < 3 else []
         self.engine.destroy()
-        # DeepSpeed does that again when the garbage collector comes by, and would take from the parameters
-        # what the next engine hung on them: its process would see nothing of its own piece.
+        # DeepSpeed destroys its optimizer again when the garbage collector finds it. That would remove from
+        # the parameters what the next engine stored on them, and the next engine would lose its shards.
         self.engine.optimizer = None
-        # Stage 3 keeps the base model in pieces, and whoever comes next makes new LoRA layers.
-        for p, value in zip(self.parameters, values, strict=False):
+        for p, value in zip(self.parameters, whole, strict=False):
             p.data, p.grad = value.to(self.device), None
 
 
-def initialized(loss: nn.Module, parameters, optimizer, stage: int, offload: bool) -> Any:
-    """A DeepSpeed engine that reduces and shards, and leaves precision, schedule and clipping to us."""
-    import deepspeed  # takes a second, and most studies do not need it
+def init_deepspeed(loss: nn.Module, parameters, optimizer, stage: int, offload: bool) -> Any:
+    """A DeepSpeed engine that only reduces and shards; precision, schedule and clipping stay ours."""
+    import deepspeed  # the import takes a second, and most studies do not need it
     import deepspeed.ops
 
-    if not torch.cuda.is_available():  # it would compile an extension that gloo does not need
+    if not torch.cuda.is_available():  # prevents the compilation of an extension that gloo does not need
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     parameters = list(parameters)
     zero: dict[str, Any] = {"stage": stage, "sub_group_size": 10**12}
-    # Each bucket is allocated whole: one of DeepSpeed's default size is gigabytes around a small adapter.
+    # Each bucket is allocated in full: DeepSpeed's default size is gigabytes, for a small adapter.
     zero["reduce_bucket_size"] = min(5 * 10**8, max(p.numel() for p in parameters) + 2**20)
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # we say ourselves which micro-batch is the last
-        "gradient_clipping": 0.0,  # by default it clips to 1
+        "gradient_accumulation_steps": 1,  # `backward` says which micro-batch is the last
+        "gradient_clipping": 0.0,  # the default would clip to 1
         "zero_optimization": zero,
-        "zero_allow_untrusted_optimizer": True,  # torch's AdamW, on every engine the same
+        "zero_allow_untrusted_optimizer": True,  # torch's AdamW, the same on every engine
         "zero_force_ds_cpu_optimizer": False,
     }
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

@@ -1,11 +1,11 @@
 """A model, its LoRA adapter and its optimizer.
 
-Whatever the engine (engines.py), a step is the same: the gradient of the mean loss over all answer
-tokens of the *global* batch, however it is cut into micro-batches and workers,
+A step is the same on every engine (engines.py). First comes the gradient of the mean loss over all answer
+tokens of the *global* batch, however the batch is split into micro-batches and workers:
 
     L = Σ_n Σ_j -log p(y_nj | x_n, y_n<j)  /  Σ_n |y_n|        in nats per answer token
 
-then the strategy's edit, then clipping where it was asked for, then AdamW.
+Then the strategy edits the gradient, then it is clipped if `clip_norm` is set, then AdamW takes its step.
 """
 
 from __future__ import annotations
@@ -28,129 +28,123 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from dgg_ray.core import draws
-from dgg_ray.core.interfaces import Adapter, Example, GradientEdit, Model, Pieces, Training
+from dgg_ray.core import rng
+from dgg_ray.core.interfaces import (
+    Adapter,
+    Example,
+    GradientHook,
+    Model,
+    ShardedTensors,
+    StageSetup,
+    Training,
+)
 from dgg_ray.models._architecture import checkpoint_activations, language_linears, projector_of
-from dgg_ray.training.checkpoints import is_tensors
+from dgg_ray.training.checkpoints import is_tensor_list
 from dgg_ray.training.encoding import IGNORE, Encoded, Encoder
-from dgg_ray.training.engines import MOMENTS, Engine, Whole, Zero
+from dgg_ray.training.engines import ADAMW_STATE, Engine, ReplicatedEngine, ZeroEngine
 
-ANSWERS_PER_BATCH = 128  # examples behind one call of generate
+ANSWERS_PER_BATCH = 128  # examples per call of generate
 
 
 class PeftLearner:
     """The `Learner` of real models; the base model stays loaded from stage to stage.
 
-    zero: stage of DeepSpeed's ZeRO, 1 to 3; 0 is none.
-    offload: with ZeRO, keep the optimizer's memory on the CPU.
+    zero: stage of DeepSpeed's ZeRO, 1 to 3; 0 trains without it.
+    offload: with ZeRO, keep the optimizer state on the CPU.
+    on_answers: called after each batch of answers.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", zero: int = 0, offload: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        zero: int = 0,
+        offload: bool = False,
+        on_answers: Callable[[], None] = lambda: None,
+    ) -> None:
         self.device = torch.device(device)
         base, self.processor = model.load()
-        placed = getattr(base, "is_loaded_in_4bit", False)  # it cannot be moved
-        self.base = (base if placed else base.to(self.device)).requires_grad_(False).eval()
+        quantized = getattr(base, "is_loaded_in_4bit", False)  # placed by its loader, cannot be moved
+        self.base = (base if quantized else base.to(self.device)).requires_grad_(False).eval()
         self.plain_head = model.plain_head
         self.name = str(getattr(model, "path", type(model).__module__))
         self.tokenizer = self.processor.tokenizer
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.zero, self.offload = zero, offload
+        self.zero, self.offload, self.on_answers = zero, offload, on_answers
         self.engine: Engine | None = None
         self.peft: Any = None
-        self.mounted: tuple[Adapter, bool] | None = None
-        self.checkpointing = False
+        self.mounted: tuple[Adapter, bool] | None = None  # (adapter, whether the projector is trained)
+        self.checkpointing_activations = False
         self.encode = Encoder(self.processor, self.device)
-        self.alive: Callable[[], None] = lambda: None  # called after each batch of answers
 
-    # -- Learner -----------------------------------------------------------------------------------
+    # -- the Learner protocol ----------------------------------------------------------------------
 
-    def begin(
-        self,
-        adapter: Adapter,
-        training: Training,
-        steps: int,
-        seed: int,
-        task: str,
-        parent: Path | None,
-        done: int = 0,
-        snapshot: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Any]:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        if self.engine:
-            self.engine.close()
-        self.training, self.seed, self.task = training, seed, task
-        self.mount(adapter, training)
-        if parent is None:
-            self.draw_weights(seed)
-        else:
-            set_peft_model_state_dict(self.peft, load_file(parent / "adapter" / "adapter_model.safetensors"))
-        parameters, optimizer = self.optimizer()
-        if snapshot:
-            for parameter, value in zip(parameters, along(snapshot, "weights"), strict=True):
-                parameter.data.copy_(value)
-        loss = AnswerLoss(self.peft, self.plain_head, self.autocast)
-        if self.zero:
-            self.engine = Zero(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
-        else:
-            self.engine = Whole(loss, parameters, optimizer, self.world if steps else 1)
-        warmup = ceil(training.warmup * steps)  # as transformers, and with it LLaVA, counts
-        name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
-        self.schedule = get_scheduler(name, optimizer, warmup, steps)
-        if not snapshot:
-            return {}
-        self.engine.resume({moment: along(snapshot, moment) for moment in MOMENTS}, done)
+    def start(self, setup: StageSetup) -> None:
+        parameters, optimizer = self.mount_stage(setup)
+        self.start_engine(setup, parameters, optimizer)
+
+    def resume(self, setup: StageSetup, done: int, checkpoint: Mapping[str, Tensor]) -> dict[str, Any]:
+        parameters, optimizer = self.mount_stage(setup)
+        for parameter, value in zip(parameters, tensor_list(checkpoint, "weights"), strict=True):
+            parameter.data.copy_(value)
+        engine = self.start_engine(setup, parameters, optimizer)
+        engine.load_optimizer_state({name: tensor_list(checkpoint, name) for name in ADAMW_STATE}, done)
         self.schedule.last_epoch = done - 1
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no step was taken before: it was, by another process
+            warnings.simplefilter("ignore")  # "no optimizer step before": another process took the steps
             self.schedule.step()
-        return self.recalled(snapshot)
+        return self.memory_tensors(checkpoint)
 
-    def weights(self) -> Pieces:
+    def weights(self) -> ShardedTensors:
         assert self.engine
         return self.engine.weights
 
-    def step(self, batch: Sequence[Example], step: int, edit: GradientEdit) -> float:
+    def step(self, batch: Sequence[Example], step: int, edit: GradientHook) -> float:
         assert self.engine
         self.peft.train()
-        torch.manual_seed(draws.integer(self.seed, self.task, f"dropout {self.rank}", step))
+        torch.manual_seed(rng.integer(self.seed, self.task, f"dropout {self.rank}", step))
         encoded = [self.encode(example) for example in batch]
         tokens = sum(len(e.answer) for e in encoded)
-        total = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches(encoded)
-        for number, (micro, weight) in enumerate(micro_batches, start=1):
-            inputs = self.encode.collate(micro)
-            total += self.engine.backward(inputs, weight / tokens, last=number == len(micro_batches))
+        for number, (micro_batch, weight) in enumerate(micro_batches, start=1):
+            inputs = self.encode.collate(micro_batch)
+            loss += self.engine.backward(inputs, weight / tokens, last=number == len(micro_batches))
 
-        def door(weights: Pieces, gradients: Pieces) -> None:
+        def gradient_hook(weights: ShardedTensors, gradients: ShardedTensors) -> None:
             edit(weights, gradients, step)
             if self.training.clip_norm:
                 clip(gradients, self.training.clip_norm)
 
-        self.engine.step(door)
+        self.engine.step(gradient_hook)
         self.schedule.step()
-        if self.world > 1:
-            dist.all_reduce(total)
-        return float(total)
+        if self.world_size > 1:
+            dist.all_reduce(loss)
+        return float(loss)
 
     def micro_batches(self, batch: list[Encoded]) -> list[tuple[list[Encoded], float]]:
-        """This process's share of a batch, in parts with their weights: 1, or 0 for one that only keeps
-        step with processes that have more. All have equally many: each pass may wait for the others."""
-        own, most = batch[self.rank :: self.world], -(-len(batch) // self.world)
-        size = self.training.micro_batch_size or most
-        parts = [(own[i : i + size], 1.0) for i in range(0, len(own), size)]
-        return parts + [(batch[:1], 0.0)] * (-(-most // size) - len(parts))
+        """This process's share of a batch as (micro-batch, weight), equally many in every process.
+
+        A process with a smaller share repeats an example with weight 0, because each forward pass may wait
+        for the other processes. All other weights are 1.
+        """
+        share = batch[self.rank :: self.world_size]
+        largest_share = ceil(len(batch) / self.world_size)
+        size = self.training.micro_batch_size or largest_share
+        micro_batches = [(share[i : i + size], 1.0) for i in range(0, len(share), size)]
+        missing = ceil(largest_share / size) - len(micro_batches)
+        return micro_batches + [(batch[:1], 0.0)] * missing
 
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         self.peft.eval()
-        own = [self.encode(example) for example in examples[self.rank :: self.world]]
-        sharded = self.zero == 3  # a pass gathers the base model from all processes
-        most = -(-len(examples) // self.world) if sharded else len(own)
+        share = [self.encode(example) for example in examples[self.rank :: self.world_size]]
+        sharded = self.zero == 3  # each forward pass gathers the base model from all processes
+        answers_per_rank = ceil(len(examples) / self.world_size) if sharded else len(share)
         answers: list[str] = []
-        for first in range(0, most, ANSWERS_PER_BATCH):
-            batch = own[first : first + ANSWERS_PER_BATCH]
-            inputs = self.encode.collate(batch or [self.encode(examples[0])], ask=True)
+        for first in range(0, answers_per_rank, ANSWERS_PER_BATCH):
+            batch = share[first : first + ANSWERS_PER_BATCH]
+            inputs = self.encode.collate(batch or [self.encode(examples[0])], prompts_only=True)
             with torch.inference_mode(not sharded), torch.no_grad(), self.autocast():
                 ids = self.peft.generate(
                     **inputs,
@@ -160,41 +154,74 @@ class PeftLearner:
                     eos_token_id=self.tokenizer.eos_token_id,
                     synced_gpus=sharded,
                 )
-            new = ids[: len(batch), inputs["input_ids"].shape[1] :]
-            answers += [a.strip() for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
-            self.alive()
-        if self.world == 1:
+            new_ids = ids[: len(batch), inputs["input_ids"].shape[1] :]
+            texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+            answers += [text.strip() for text in texts]
+            self.on_answers()
+        if self.world_size == 1:
             return answers
-        shares: list[Any] = [None] * self.world
-        dist.all_gather_object(shares, answers)
-        whole = [""] * len(examples)
-        for rank, share in enumerate(shares):
-            whole[rank :: self.world] = share
-        return whole
+        answers_of_ranks: list[Any] = [None] * self.world_size
+        dist.all_gather_object(answers_of_ranks, answers)
+        in_order = [""] * len(examples)
+        for rank, answers_of_rank in enumerate(answers_of_ranks):
+            in_order[rank :: self.world_size] = answers_of_rank
+        return in_order
 
     def gather(self) -> None:
         assert self.engine
-        values = self.engine.whole(self.engine.weights)
+        values = self.engine.gather(self.engine.weights)
         names = {id(p): n for n, p in self.peft.named_parameters()}
         self.gathered = {names[id(p)]: v for p, v in zip(self.engine.parameters, values, strict=True)}
 
-    def snapshot(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
+    def checkpoint_tensors(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
         assert self.engine
-        along = {"weights": self.engine.weights, **self.engine.moments()}
-        along |= {f"memory.{name}": value for name, value in memory.items() if is_tensors(value)}
-        taken = {f"memory.{name}": v.cpu() for name, v in memory.items() if isinstance(v, Tensor)}
-        for name, pieces in along.items():
-            taken |= {f"{name}.{i}": t for i, t in enumerate(self.engine.whole(pieces))}
-        return taken
+        tensors = {f"memory.{name}": v.cpu() for name, v in memory.items() if isinstance(v, Tensor)}
+        lists = {"weights": self.engine.weights, **self.engine.optimizer_state()}
+        lists |= {f"memory.{name}": value for name, value in memory.items() if is_tensor_list(value)}
+        for name, shards in lists.items():
+            tensors |= {f"{name}.{i}": tensor for i, tensor in enumerate(self.engine.gather(shards))}
+        return tensors
 
     def save(self, folder: Path) -> None:
-        # No look-up of the base model on a hub, which PEFT does to see whether its vocabulary changed.
+        # To save embedding layers, PEFT would look the base model up on the hub and compare vocabularies.
         self.peft.save_pretrained(folder, state_dict=self.gathered, save_embedding_layers=False)
 
-    # -- its parts ---------------------------------------------------------------------------------
+    # -- parts of a stage's setup ------------------------------------------------------------------
 
-    def optimizer(self) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
-        """The trainable parameters, LoRA's and then the projector's where it is trained, and AdamW."""
+    def mount_stage(self, setup: StageSetup) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
+        """Put the stage's adapter on the base model, and make its parameter list and optimizer."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if self.engine:
+            self.engine.close()
+        self.training, self.seed, self.task = setup.training, setup.seed, setup.task
+        self.mount(setup.adapter, setup.training)
+        if setup.parent is None:
+            self.draw_weights(setup.seed)
+        else:
+            file = setup.parent / "adapter" / "adapter_model.safetensors"
+            set_peft_model_state_dict(self.peft, load_file(file))
+        return self.make_optimizer()
+
+    def start_engine(
+        self, setup: StageSetup, parameters: list[nn.Parameter], optimizer: torch.optim.AdamW
+    ) -> Engine:
+        """Wrap the loss, parameters and optimizer in an engine, and make the learning-rate schedule."""
+        loss = AnswerLoss(self.peft, self.plain_head, self.autocast)
+        if self.zero:
+            engine = ZeroEngine(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
+        else:
+            # Without steps, the workers only answer, and DDP is not needed.
+            engine = ReplicatedEngine(loss, parameters, optimizer, self.world_size if setup.steps else 1)
+        self.engine = engine
+        training = setup.training
+        warmup = ceil(training.warmup * setup.steps)  # rounded up, as in transformers and LLaVA
+        name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
+        self.schedule = get_scheduler(name, optimizer, warmup, setup.steps)
+        return engine
+
+    def make_optimizer(self) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
+        """The trainable parameters, LoRA's first and then a trained projector's, and AdamW for them."""
         training = self.training
         named = sorted((n, p) for n, p in self.peft.named_parameters() if p.requires_grad)
         lora, projector = ([p for n, p in named if ("lora_" in n) == wanted] for wanted in (True, False))
@@ -208,23 +235,26 @@ class PeftLearner:
             foreach=True,
         )
 
-    def recalled(self, snapshot: Mapping[str, Tensor]) -> dict[str, Any]:
-        """A strategy's memory out of a snapshot, in this process's pieces."""
+    def memory_tensors(self, checkpoint: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The tensors of a strategy's memory from a checkpoint; lists are sharded for this process."""
         assert self.engine
         memory: dict[str, Any] = {}
-        for name in snapshot:
-            kind, _, rest = name.partition(".")
-            key, _, place = rest.partition(".")
-            if kind == "memory" and key not in memory:
-                value = self.engine.cut(along(snapshot, f"memory.{key}")) if place else snapshot[name]
-                memory[key] = value if place else value.to(self.device)  # type: ignore[union-attr]
+        for full_name, tensor in checkpoint.items():
+            kind, _, rest = full_name.partition(".")
+            name, _, index = rest.partition(".")
+            if kind != "memory" or name in memory:
+                continue
+            if index:
+                memory[name] = self.engine.shard(tensor_list(checkpoint, f"memory.{name}"))
+            else:
+                memory[name] = tensor.to(self.device)
         return memory
 
     def mount(self, adapter: Adapter, training: Training) -> None:
-        """Put LoRA layers of this shape on the base model; kept while the shape stays."""
-        projector = training.projector_learning_rate is not None
-        # ZeRO-3 leaves the layers of the last stage in pieces: they are made anew.
-        if self.mounted != (adapter, projector) or self.zero == 3:
+        """Put LoRA layers of this shape on the base model; layers of the same shape are reused."""
+        train_projector = training.projector_learning_rate is not None
+        # ZeRO-3 leaves the last stage's layers sharded, so new ones are made.
+        if self.mounted != (adapter, train_projector) or self.zero == 3:
             if self.peft is not None:
                 self.base = self.peft.unload()
             config = LoraConfig(
@@ -232,36 +262,36 @@ class PeftLearner:
                 lora_alpha=adapter.alpha or 2 * adapter.rank,  # type: ignore[arg-type]
                 lora_dropout=adapter.dropout,
                 target_modules=language_linears(self.base, adapter.targets),
-                modules_to_save=[projector_of(self.base)] if projector else None,
+                modules_to_save=[projector_of(self.base)] if train_projector else None,
                 bias="none",
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the tied output head, which is no target
                 self.peft = get_peft_model(self.base, config)
             for layer in self.peft.modules():
-                if isinstance(layer, ModulesToSaveWrapper):  # what is trained is fp32, whatever the base is
+                if isinstance(layer, ModulesToSaveWrapper):  # trained weights are fp32 on any base model
                     layer.modules_to_save["default"].float()
             self.peft.peft_config["default"].base_model_name_or_path = self.name
-            self.mounted = (adapter, projector)
-        if training.gradient_checkpointing != self.checkpointing:
-            self.checkpointing = training.gradient_checkpointing
-            checkpoint_activations(self.peft.get_base_model(), self.checkpointing)
+            self.mounted = (adapter, train_projector)
+        if training.gradient_checkpointing != self.checkpointing_activations:
+            self.checkpointing_activations = training.gradient_checkpointing
+            checkpoint_activations(self.peft.get_base_model(), training.gradient_checkpointing)
 
     def draw_weights(self, seed: int) -> None:
-        """A Kaiming-uniform, B zero, as PEFT draws them, from the seed alone: equal for all tasks.
+        """Draw A Kaiming-uniform and set B to zero, as PEFT does; they depend on the seed and on no task.
 
-        A projector that is trained starts as the base model has it.
+        A trained projector starts with the base model's weights.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draws.integer(seed, "", "adapter"))
+            torch.manual_seed(rng.integer(seed, "", "adapter"))
             for layer in self.peft.modules():
                 if isinstance(layer, LoraLayer):
                     layer.reset_lora_parameters("default", init_lora_weights=True)
                 elif isinstance(layer, ModulesToSaveWrapper):
-                    trained, given = layer.modules_to_save["default"], layer.original_module
-                    trained.load_state_dict(given.state_dict())
+                    layer.modules_to_save["default"].load_state_dict(layer.original_module.state_dict())
 
     def autocast(self) -> Any:
+        """The context that computes with the stage's precision."""
         if self.training.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -270,8 +300,8 @@ class PeftLearner:
 class AnswerLoss(nn.Module):
     """Summed negative log-likelihood of the answer tokens, in nats.
 
-    plain_head: run the output head on the answers' positions only: they are a few of hundreds.
-    autocast: entered in here and not around: DeepSpeed switches off what it finds around a module.
+    plain_head: run the output head only on the answers' positions, a few among hundreds.
+    autocast: entered inside the module, because DeepSpeed disables an autocast around it.
     """
 
     def __init__(self, peft: nn.Module, plain_head: bool, autocast: Callable[[], Any]) -> None:
@@ -280,31 +310,32 @@ class AnswerLoss(nn.Module):
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         model = self.peft.get_base_model()  # type: ignore[operator]
-        wanted = labels[:, 1:] != IGNORE  # position s predicts token s + 1
+        is_answer = labels[:, 1:] != IGNORE  # position s predicts token s + 1
         with self.autocast():
             if self.plain_head:
                 hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
-                logits = model.lm_head(hidden[:, :-1][wanted])  # (answer tokens, V)
+                logits = model.lm_head(hidden[:, :-1][is_answer])  # (answer tokens, V)
             else:
-                logits = model(**inputs, use_cache=False).logits[:, :-1][wanted]
-        return nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum")
+                logits = model(**inputs, use_cache=False).logits[:, :-1][is_answer]
+        return nn.functional.cross_entropy(logits.float(), labels[:, 1:][is_answer], reduction="sum")
 
 
-def along(snapshot: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    """A list of tensors out of a snapshot, where they are called name.0, name.1, …"""
-    return [snapshot[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in snapshot))]
+def tensor_list(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The list of tensors that is stored under the keys name.0, name.1, …"""
+    length = sum(key.startswith(f"{name}.") for key in tensors)
+    return [tensors[f"{name}.{i}"] for i in range(length)]
 
 
-def clip(gradients: Pieces, most: float) -> None:
-    """Scale the gradients down, in place, so that their norm over all tensors is `most` or less."""
+def clip(gradients: ShardedTensors, max_norm: float) -> None:
+    """Scale the gradients down, in place, so that their norm over all tensors is at most `max_norm`."""
     squares = torch.stack(torch._foreach_norm(list(gradients))).square()
     norm = gradients.total(squares).sum().sqrt()
-    torch._foreach_mul_(list(gradients), (most / norm).clamp(max=1.0))
+    torch._foreach_mul_(list(gradients), (max_norm / norm).clamp(max=1.0))
 
 
-def quieten() -> None:
-    """One process of many: no progress bars, no advice about defaults."""
-    if not torch.cuda.is_available():  # PEFT imports DeepSpeed, which would say that it looks for one
+def silence_libraries() -> None:
+    """Switch off progress bars and advice about defaults: every worker of a group would print them."""
+    if not torch.cuda.is_available():  # PEFT imports DeepSpeed, which would report its search for a GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in ("transformers", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,14 +1,21 @@
-"""Learn a stage, sit the exams: the algorithm on one page.
+"""Train a stage and evaluate it: the algorithm on one page.
 
-    obtain(work)     the store has it, or: obtain the parent → learn → publish → examine → publish
+    run(item)       the stage is stored   → load it
+                    it is not             → train it and publish it
+                    then answer and score the evaluations that the store lacks, and publish the scores
 
-It knows a learner, tasks and a store, and neither Ray nor a cluster: a worker of a fleet calls it,
-and so does a single process.
+    train(stage)    load the parent's adapter, or draw a fresh one; strategy.begin_task
+                    for each batch: gradient → strategy.edit_gradient → optimizer step
+                    publish the adapter, the strategy's state and a record
+
+This module knows a learner, tasks and a store. It knows neither Ray nor a cluster: the workers of a
+group call it, and so does a single process.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import resource
 import time
 import warnings
@@ -24,299 +31,354 @@ import pyarrow.parquet
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.core import draws, event_log, plugins
-from dgg_ray.core.environment import environment
-from dgg_ray.core.errors import NoParent, NotFinite, StoreError
-from dgg_ray.core.interfaces import Example, Learner, Score, Strategy, Task, plain_first
-from dgg_ray.core.stage import ANSWERS, ROUNDS, STEPS, Evaluation, Stage, WorkItem
-from dgg_ray.storage.backend import weight
+from dgg_ray.core import event_log, plugins, rng
+from dgg_ray.core.environment import process_environment
+from dgg_ray.core.errors import MissingParentError, NonFiniteError, StoreError
+from dgg_ray.core.interfaces import Example, Learner, Score, StageSetup, Strategy, Task, plain_first
+from dgg_ray.core.stage import PROFILE_ANSWERS, PROFILE_ROUNDS, PROFILE_STEPS, Evaluation, Stage, WorkItem
+from dgg_ray.storage.backend import folder_size
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training import checkpoints, memory_check
-from dgg_ray.training.checkpoints import Rhythm, Snapshot
+from dgg_ray.training import checkpoints
+from dgg_ray.training.checkpoints import CheckpointPolicy, StageCheckpoint
+from dgg_ray.training.memory_check import MemoryCheck, fresh_copy
 
-Tick = Callable[[Stage, int, int], None]  # (stage, steps done, steps in all): progress, once a step
-POINTS = 200  # of a stage's loss curve; its record stays small, and a search reads thousands of these
+StepCallback = Callable[[Stage, int, int], None]  # (stage, steps done, steps in total)
+CURVE_POINTS = 200  # of a stored loss curve: a search reads thousands of stage records
 
 
 @dataclass
-class Workshop:
-    """All that work needs: who learns, from what, and where it is kept.
+class StageRunner:
+    """Runs work items with a learner and a store, alone or as one of a group's workers.
 
-    lead: computes something in the process that leads and gives the result, or the error, to all
-        that learn together; where one process learns it just calls.
-    tick: called after every step.
-    rhythm: when a stage in its middle is kept.
-    by: who does it: {study, workers}, kept with all that is published and measured.
-    where: on what, kept with every stage.
-    codes: of the study's plug-ins, by `kind/name`; what of them ran is kept with stages and sittings, so that
-        it can be said when one was changed.
+    on_rank0: `on_rank0(function, *arguments)` calls the function on rank 0 and returns its result, or
+        raises its error, on every rank of the group. A process that trains alone calls it directly.
+    on_step: called after every optimizer step.
+    checkpoint_policy: when to write a mid-stage checkpoint.
+    origin: {study, workers}, stored with every record.
+    describe_environment: hardware and versions, stored with every stage.
+    source_digests: of the study's plug-ins, by `kind/name`. A record stores the digests of the plug-ins
+        that made it, so that an edited plug-in can be noticed.
     """
 
     learner: Learner
     tasks: Mapping[str, Task]
     store: StageStore
     max_new_tokens: int
-    lead: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
-    tick: Tick = lambda stage, done, steps: None
-    rhythm: Rhythm = field(default_factory=Rhythm)
-    by: Mapping[str, Any] = field(default_factory=dict)
-    where: Callable[[], dict[str, str]] = environment
-    codes: Mapping[str, str] = field(default_factory=dict)
+    on_rank0: Callable[..., Any] = operator.call
+    on_step: StepCallback = lambda stage, done, steps: None
+    checkpoint_policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    describe_environment: Callable[[], dict[str, str]] = process_environment
+    source_digests: Mapping[str, str] = field(default_factory=dict)
 
-    def obtain(self, item: WorkItem) -> None:
-        """Leave the store with the stage and all the exams in it."""
+    def run(self, item: WorkItem) -> None:
+        """Ensure that the store holds the trained stage and every requested evaluation."""
         if item.profile:
             return self.profile(item)
-        missing = self.lead(lambda: self.store.missing(item))
+        missing = self.on_rank0(self.store.missing, item)
         if missing is None:
-            self.learn(item.stage)
+            self.train(item.stage)
             missing = item.evaluations
         elif missing:
-            self.take_up(item.stage)
+            self.load_finished(item.stage)
         if missing:
-            self.examine(item.stage, missing)
+            self.evaluate(item.stage, missing)
 
-    def learn(self, stage: Stage) -> None:
-        """Train the stage from its parent's end and publish it."""
-        if not stage.trained_tasks:
-            self.take_up(stage)
+    # -- training ----------------------------------------------------------------------------------
+
+    def train(self, stage: Stage) -> None:
+        """Train the stage from its parent's end state and publish it."""
+        if not stage.trained_tasks:  # the base model as it is
+            self.load_finished(stage)
             return self.publish(stage, stage.strategy, {}, {"steps": 0, "examples": 0})
-        parent = self.parent(stage)
-        asked = Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
-        strategy = memory_check.fresh(asked)
+        parent = self.parent_folder(stage)
+        configured = Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
+        strategy = fresh_copy(configured)
         if parent and (state := parent / "strategy.safetensors").exists():
             strategy.load_state(load_file(state))
 
-        fresh = [example for name in stage.trained_tasks for example in self.tasks[name].examples["train"]]
+        new = [example for name in stage.trained_tasks for example in self.tasks[name].examples["train"]]
         earlier = [self.tasks[name] for name in stage.earlier]
-        examples = strategy.examples(fresh, earlier, stage.seed)
-        batches = list(shuffled(examples, stage))
+        examples = strategy.examples(new, earlier, stage.seed)
+        batches = list(shuffled_batches(examples, stage))
 
-        beside = memory_check.copied(strategy)
-        learner, taken, came = self.learner, self.taken(stage), time.perf_counter()
-        begun = (stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
-        if taken:
-            losses, before = list(taken.losses), taken.seconds
-            strategy.memory.update(taken.memory | learner.begin(*begun, len(losses), taken.tensors))
-            event_log.event("gone on", stage, step=len(losses))
+        memory_check = MemoryCheck(strategy, configured)
+        checkpoint = self.read_checkpoint(stage)
+        setup_start = time.perf_counter()
+        setup = StageSetup(stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
+        if checkpoint is None:
+            losses, earlier_seconds = [], 0.0
+            self.learner.start(setup)
+            strategy.begin_task(self.learner.weights(), stage.task, stage.earlier, stage.seed)
+            memory_check.check("in begin_task")
         else:
-            losses, before = [], 0.0
-            learner.begin(*begun)
-            strategy.begin_task(learner.weights(), stage.task, stage.earlier, stage.seed)
-            memory_check.check_memory(strategy, asked, beside, "in begin_task")
+            losses, earlier_seconds = list(checkpoint.losses), checkpoint.seconds
+            tensors = self.learner.resume(setup, len(losses), checkpoint.tensors)
+            strategy.memory.update(checkpoint.memory | tensors)
+            event_log.log_event("resumed", stage, step=len(losses))
         start = time.perf_counter()
-        self.rhythm.begin(len(losses))
+        self.checkpoint_policy.begin(len(losses))
         for step in range(len(losses), len(batches)):
-            losses.append(learner.step(batches[step], step, strategy.edit_gradient))
+            losses.append(self.learner.step(batches[step], step, strategy.edit_gradient))
             if not math.isfinite(losses[-1]):
-                raise self.broke(
+                raise self.diverged(
                     stage,
-                    f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while learning "
+                    f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while training "
                     f"{stage.task}; lower training.learning_rate or raise training.warmup",
                 )
-            self.keep(stage, strategy, losses, before + time.perf_counter() - start)
-            self.tick(stage, step + 1, len(batches))
-        memory_check.check_memory(strategy, asked, beside, "as it learned")
-        weights = learner.weights()
-        if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
-            raise self.broke(
-                stage, f"weights became infinite in the last step of {stage.task}; lower the rate"
+            self.write_checkpoint_if_due(
+                stage, strategy, losses, earlier_seconds + time.perf_counter() - start
             )
-        seconds = before + time.perf_counter() - start
-        loss: dict[str, Any] = {"first": losses[0], "last": sum(losses[-10:]) / len(losses[-10:])}
-        loss["curve"] = thinned(losses)
-        cost = {"steps": len(batches), "examples": len(examples), "seconds": seconds}
-        cost["begin_seconds"] = start - came
-        event_log.event("trained", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
+            self.on_step(stage, step + 1, len(batches))
+        memory_check.check("during training")
+        self.check_weights(stage)
+        seconds = earlier_seconds + time.perf_counter() - start
+        loss = {
+            "first": losses[0],
+            "last": sum(losses[-10:]) / len(losses[-10:]),
+            "curve": loss_curve(losses),
+        }
+        cost = {
+            "steps": len(batches),
+            "examples": len(examples),
+            "seconds": seconds,
+            "begin_seconds": start - setup_start,
+        }
+        event_log.log_event("trained", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
         self.publish(stage, strategy, loss, cost)
 
-    def broke(self, stage: Stage, why: str) -> NotFinite:
-        """The error; a snapshot on the way to it would lead there again."""
-        self.lead(lambda: checkpoints.remove(self.store, stage))
-        return NotFinite(why)
+    def check_weights(self, stage: Stage) -> None:
+        """Raise NonFiniteError if the last step, whose loss nobody computes, broke the weights."""
+        weights = self.learner.weights()
+        if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
+            raise self.diverged(
+                stage,
+                f"weights became NaN or infinite in the last step of {stage.task}; "
+                f"lower training.learning_rate",
+            )
 
-    def taken(self, stage: Stage) -> Snapshot | None:
-        """The stage's snapshot; the same for all that learn together."""
-        mine = checkpoints.read(self.store, stage)
-        losses = mine.losses if mine else []
-        if (leads := self.lead(lambda: losses)) != losses:
-            # No StageError: the group ends, is started anew and looks again.
-            raise RuntimeError(f"{stage}: a snapshot of {len(losses)} steps here, {len(leads)} at the lead")
-        return mine
+    def diverged(self, stage: Stage, message: str) -> NonFiniteError:
+        """Remove the stage's checkpoint, which would lead to the same error, and make that error."""
+        self.on_rank0(checkpoints.remove, self.store, stage)
+        return NonFiniteError(message)
 
-    def keep(self, stage: Stage, strategy: Strategy, losses: list[float], seconds: float) -> None:
-        """A snapshot of the stage in its middle, when one is due."""
-        rhythm, done = self.rhythm, len(losses)
-        if not (rhythm.steps or rhythm.minutes or rhythm.notice):
-            return
-        verdict = self.lead(lambda: rhythm.verdict(done))
-        if verdict == "due" or (verdict == "ask" and rhythm.notice and rhythm.notice()):
-            tensors = self.learner.snapshot(strategy.memory)
-            taken = Snapshot(losses, seconds, checkpoints.plain(strategy.memory), tensors)
-            self.lead(lambda: self.written(stage, taken))
-            rhythm.kept(done)
-            event_log.event("snapshot", stage, step=done)
+    def load_finished(self, stage: Stage) -> None:
+        """Load a finished stage into the learner; train it again if its files are gone or damaged."""
+        folder = self.open_stage(stage) if stage.trained_tasks else None
+        if stage.trained_tasks and folder is None:
+            return self.train(stage)
+        self.learner.start(StageSetup(stage.adapter, stage.training, 0, stage.seed, stage.task, folder))
 
-    def written(self, stage: Stage, taken: Snapshot) -> None:
-        try:
-            checkpoints.write(self.store, stage, taken)
-        except StoreError as problem:  # the stage can end well without it
-            warnings.warn(f"{stage} goes on without a snapshot: {problem}", stacklevel=2)
-
-    def examine(self, stage: Stage, evaluations: Sequence[Evaluation]) -> None:
-        """Answer and score the exams' examples with the learner as it is; publish one sitting."""
-        cells, rows = [], []
-        for evaluation in evaluations:
-            start = time.perf_counter()
-            task = self.tasks[evaluation.task]
-            examples = task.examples[evaluation.split]
-            answers = self.learner.answer(examples, self.max_new_tokens)
-            found = plugins.find("scorers", task.scorer)(answers, examples)
-            score = Score(*found).checked(task.scorer, len(examples))
-            cells.append({"evaluation": evaluation.key, "task": evaluation.task, "split": evaluation.split})
-            cells[-1] |= {"score": score.value, "n": len(examples)}
-            cells[-1]["seconds"] = time.perf_counter() - start
-            rows += [
-                {
-                    "task": evaluation.task,
-                    "split": evaluation.split,
-                    "id": e.id,
-                    "answer": e.answer,
-                    "prediction": p,
-                    "score": s,
-                }
-                for e, p, s in zip(examples, answers, score.each, strict=True)
-            ]
-        table = pyarrow.Table.from_pylist(rows)
-        write = lambda folder: pyarrow.parquet.write_table(table, folder / "predictions.parquet")  # noqa: E731
-        code = self.ran({f"scorers/{self.tasks[evaluation.task].scorer}" for evaluation in evaluations})
-        self.lead(lambda: self.store.sit(stage, cells, write, {**self.by, **code}))
-        event_log.event("evaluated", stage, scores={f"{c['task']} {c['split']}": c["score"] for c in cells})
-
-    def ran(self, named: set[str]) -> dict[str, Any]:
-        """The source digests of the plug-ins that made a record, kept with it."""
-        codes = {name: self.codes[name] for name in sorted(named & self.codes.keys())}
-        return {"code": codes} if codes else {}
-
-    def profile(self, item: WorkItem) -> None:
-        """Time a few steps and answers of the stage from a fresh adapter, and weigh that; keep no more."""
-        stage, learner, came = item.stage, self.learner, time.perf_counter()
-        size = stage.training.batch_size
-        examples = cycle(e for name in stage.trained_tasks for e in self.tasks[name].examples["train"])
-        asked = [
-            e
-            for evaluation in item.evaluations
-            for e in self.tasks[evaluation.task].examples[evaluation.split]
-        ][:ANSWERS]
-
-        def begin() -> None:
-            learner.begin(stage.adapter, stage.training, STEPS, stage.seed, stage.task, None)
-
-        def steps() -> None:
-            for step in range(STEPS):
-                learner.step(list(islice(examples, size)), step, Strategy().edit_gradient)
-                self.tick(stage, step + 1, STEPS)
-
-        def answers() -> None:
-            learner.answer(asked, self.max_new_tokens)
-
-        # The first round is not kept: kernels are chosen in it, memory is got.
-        rounds = [[timed(part) for part in (begin, steps, answers)] for _ in range(1 + ROUNDS)][1:]
-        learner.gather()
-        record = {
-            "meaning": stage.meaning,
-            "begin": [{"n": 1, "seconds": begun} for begun, _, _ in rounds],
-            "learn": [{"n": STEPS * size, "seconds": learned} for _, learned, _ in rounds],
-            "answer": [{"n": len(asked), "seconds": answered} for _, _, answered in rounds],
-            "bytes": self.lead(self.saved),
-            "cost": {"seconds": time.perf_counter() - came},
-            **self.by,
-        }
-        self.lead(lambda: self.store.measure(item, record))
-
-    def saved(self) -> int:
-        """Bytes of the adapter, as a stage keeps it."""
-        with TemporaryDirectory() as folder:
-            self.learner.save(Path(folder) / "adapter")
-            return weight(Path(folder))
-
-    def parent(self, stage: Stage) -> Path | None:
-        """The verified folder of the stage's parent, learned first where it is not there."""
+    def parent_folder(self, stage: Stage) -> Path | None:
+        """The verified folder of the parent stage, trained first if it is missing; None without a parent."""
         if stage.parent is None:
             return None
         parent = stage.parent
-        folder = self.opened(parent)
-        if folder is None:  # never learned, or damaged and set aside
-            self.learn(parent)
-            folder = self.opened(parent)
+        folder = self.open_stage(parent)
+        if folder is None:  # never trained, or damaged and quarantined
+            self.train(parent)
+            folder = self.open_stage(parent)
         if folder is None:
-            raise NoParent(f"{stage} starts from {parent}, which was learned and is not in the store")
+            raise MissingParentError(
+                f"{stage} starts from {parent}, which was just trained, and the store does not return it; "
+                f"check that {self.store.url} keeps what is written to it"
+            )
         return folder
 
-    def opened(self, stage: Stage) -> Path | None:
-        """The verified folder of a finished stage, for each on its own machine; None for all, or for none."""
-        leads: list[Path | None] = []
+    def open_stage(self, stage: Stage) -> Path | None:
+        """A finished stage's verified folder on each worker's own machine; None on all workers or on none."""
+        opened: list[Path | None] = []
 
-        def look() -> bool:
-            leads.append(self.store.open(stage))
-            return leads[0] is not None
+        def open_on_rank0() -> bool:
+            opened.append(self.store.open(stage))
+            return opened[0] is not None
 
-        if not self.lead(look):
+        if not self.on_rank0(open_on_rank0):
             return None
-        folder = leads[0] if leads else self.store.open(stage)
-        if folder is None:  # no StageError: the group ends, is started anew and looks again
-            raise RuntimeError(f"{stage}: its files are at hand for the lead, and not here")
+        folder = opened[0] if opened else self.store.open(stage)
+        if folder is None:
+            # No StageError: the group must end, so that a new one looks at the store again.
+            raise RuntimeError(f"{stage}: rank 0 can read the stage's files, this worker cannot")
         return folder
 
-    def take_up(self, stage: Stage) -> None:
-        """Put the learner where a finished stage left it."""
-        folder = self.opened(stage) if stage.trained_tasks else None
-        if stage.trained_tasks and folder is None:
-            return self.learn(stage)
-        self.learner.begin(stage.adapter, stage.training, 0, stage.seed, stage.task, folder)
+    def publish(self, stage: Stage, strategy: Strategy, loss: dict[str, Any], cost: dict[str, Any]) -> None:
+        """Write the trained stage to the store: adapter, strategy state, record."""
 
-    def publish(self, stage: Stage, strategy: Any, loss: dict[str, Any], cost: dict[str, Any]) -> None:
-        def fill(folder: Path) -> None:
+        def write_files(folder: Path) -> None:
             if stage.trained_tasks:
                 self.learner.save(folder / "adapter")
             if state := strategy.state():
                 save_file(state, folder / "strategy.safetensors")
 
+        train_sizes = {name: len(task.examples["train"]) for name, task in self.tasks.items()}
         record = {
             "trained_task": stage.task,
             "earlier": list(stage.earlier),
+            "replayed": stage.replayed_examples(train_sizes),
             "loss": loss,
             "cost": cost | {"peak_memory_mb": peak_memory_mb()},
-            "environment": self.where(),
-            **self.by,
+            "environment": self.describe_environment(),
+            **self.origin,
         }
         if stage.trained_tasks:
-            record |= self.ran(
-                {f"strategies/{plugins.name_of(stage.strategy)}", *of_kind(self.codes, "models")}
-            )
+            models = {name for name in self.source_digests if name.startswith("models/")}
+            record |= self.digests_of({f"strategies/{plugins.plugin_name(stage.strategy)}", *models})
             self.learner.gather()
-        self.lead(lambda: self.store.publish(stage, record, fill))
-        event_log.event("published", stage)
-        self.lead(lambda: checkpoints.remove(self.store, stage))
+        self.on_rank0(self.store.publish, stage, record, write_files)
+        event_log.log_event("published", stage)
+        self.on_rank0(checkpoints.remove, self.store, stage)
+
+    def digests_of(self, names: set[str]) -> dict[str, Any]:
+        """The entry of a record that names the plug-ins which made it, with their source digests."""
+        digests = {name: self.source_digests[name] for name in sorted(names & self.source_digests.keys())}
+        return {"code": digests} if digests else {}
+
+    # -- mid-stage checkpoints ---------------------------------------------------------------------
+
+    def read_checkpoint(self, stage: Stage) -> StageCheckpoint | None:
+        """The stage's mid-stage checkpoint, the same on all ranks; None if there is none."""
+        checkpoint = checkpoints.read(self.store, stage)
+        losses = checkpoint.losses if checkpoint else []
+        losses_on_rank0 = self.on_rank0(list, losses)
+        if losses_on_rank0 != losses:
+            # No StageError: the group must end, so that a new one looks at the store again.
+            raise RuntimeError(
+                f"{stage}: this worker sees a checkpoint of {len(losses)} steps, "
+                f"rank 0 one of {len(losses_on_rank0)}"
+            )
+        return checkpoint
+
+    def write_checkpoint_if_due(
+        self, stage: Stage, strategy: Strategy, losses: list[float], seconds: float
+    ) -> None:
+        """Write a mid-stage checkpoint if the policy asks for one now."""
+        policy, done = self.checkpoint_policy, len(losses)
+        if not policy.enabled:
+            return
+        decision = self.on_rank0(policy.decide, done)
+        if decision == "write" or (decision == "ask" and policy.notice and policy.notice()):
+            tensors = self.learner.checkpoint_tensors(strategy.memory)
+            memory = checkpoints.plain_values(strategy.memory)
+            self.on_rank0(self.try_to_write, stage, StageCheckpoint(losses, seconds, memory, tensors))
+            policy.written(done)
+            event_log.log_event("checkpoint", stage, step=done)
+
+    def try_to_write(self, stage: Stage, checkpoint: StageCheckpoint) -> None:
+        """Write the checkpoint, or warn: the stage can end well without it."""
+        try:
+            checkpoints.write(self.store, stage, checkpoint)
+        except StoreError as error:
+            warnings.warn(f"{stage} continues without a checkpoint: {error}", stacklevel=2)
+
+    # -- evaluation --------------------------------------------------------------------------------
+
+    def evaluate(self, stage: Stage, evaluations: Sequence[Evaluation]) -> None:
+        """Answer and score the evaluations' examples with the loaded learner; publish the scores together."""
+        scores: list[dict[str, Any]] = []
+        predictions: list[dict[str, Any]] = []
+        for evaluation in evaluations:
+            start = time.perf_counter()
+            task = self.tasks[evaluation.task]
+            examples = task.examples[evaluation.split]
+            answers = self.learner.answer(examples, self.max_new_tokens)
+            scored = plugins.find("scorers", task.scorer)(answers, examples)
+            score = Score(*scored).checked(task.scorer, len(examples))
+            scores.append(
+                {
+                    "evaluation": evaluation.key,
+                    "task": evaluation.task,
+                    "split": evaluation.split,
+                    "score": score.value,
+                    "n": len(examples),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            predictions += [
+                {
+                    "task": evaluation.task,
+                    "split": evaluation.split,
+                    "id": example.id,
+                    "answer": example.answer,
+                    "prediction": answer,
+                    "score": value,
+                }
+                for example, answer, value in zip(examples, answers, score.each, strict=True)
+            ]
+
+        def write_predictions(folder: Path) -> None:
+            table = pyarrow.Table.from_pylist(predictions)
+            pyarrow.parquet.write_table(table, folder / "predictions.parquet")
+
+        scorers = {f"scorers/{self.tasks[evaluation.task].scorer}" for evaluation in evaluations}
+        origin = {**self.origin, **self.digests_of(scorers)}
+        self.on_rank0(self.store.publish_evaluations, stage, scores, write_predictions, origin)
+        event_log.log_event(
+            "evaluated", stage, scores={f"{s['task']} {s['split']}": s["score"] for s in scores}
+        )
+
+    # -- profiling ---------------------------------------------------------------------------------
+
+    def profile(self, item: WorkItem) -> None:
+        """Measure set-up, a few steps, a few answers and the adapter's size; publish no stage."""
+        stage, start = item.stage, time.perf_counter()
+        train = cycle(e for name in stage.trained_tasks for e in self.tasks[name].examples["train"])
+        questions = [
+            example
+            for evaluation in item.evaluations
+            for example in self.tasks[evaluation.task].examples[evaluation.split]
+        ][:PROFILE_ANSWERS]
+        self.profile_round(stage, train, questions)  # discarded: kernels are chosen, memory is allocated
+        rounds = [self.profile_round(stage, train, questions) for _ in range(PROFILE_ROUNDS)]
+        self.learner.gather()
+        steps = PROFILE_STEPS * stage.training.batch_size
+        record = {
+            "meaning": stage.meaning,
+            "begin": [{"n": 1, "seconds": setup} for setup, _, _ in rounds],
+            "learn": [{"n": steps, "seconds": training} for _, training, _ in rounds],
+            "answer": [{"n": len(questions), "seconds": answering} for _, _, answering in rounds],
+            "bytes": self.on_rank0(self.adapter_bytes),
+            "cost": {"seconds": time.perf_counter() - start},
+            **self.origin,
+        }
+        self.on_rank0(self.store.record_profile, item, record)
+
+    def profile_round(
+        self, stage: Stage, train: Iterator[Example], questions: Sequence[Example]
+    ) -> tuple[float, float, float]:
+        """Seconds for (set-up, PROFILE_STEPS steps of plain fine-tuning, all answers)."""
+        times = [time.perf_counter()]
+        self.learner.start(StageSetup(stage.adapter, stage.training, PROFILE_STEPS, stage.seed, stage.task))
+        times.append(time.perf_counter())
+        for step in range(PROFILE_STEPS):
+            batch = list(islice(train, stage.training.batch_size))
+            self.learner.step(batch, step, Strategy().edit_gradient)
+            self.on_step(stage, step + 1, PROFILE_STEPS)
+        times.append(time.perf_counter())
+        self.learner.answer(questions, self.max_new_tokens)
+        times.append(time.perf_counter())
+        setup, training, answering = (end - start for start, end in pairwise(times))
+        return setup, training, answering
+
+    def adapter_bytes(self) -> int:
+        """Size of the adapter as a stage stores it."""
+        with TemporaryDirectory() as folder:
+            self.learner.save(Path(folder) / "adapter")
+            return folder_size(Path(folder))
 
 
-def of_kind(codes: Mapping[str, str], kind: str) -> set[str]:
-    return {name for name in codes if name.startswith(f"{kind}/")}
-
-
-def shuffled(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example]]:
-    """The stage's batches, one per optimizer step; each epoch a permutation of its own."""
+def shuffled_batches(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example]]:
+    """The stage's batches, one per optimizer step; each epoch is a permutation of its own."""
     size = stage.training.batch_size
     for epoch in range(stage.training.epochs):
-        order = draws.permutation(len(examples), stage.seed, stage.task, "shuffle", epoch)
+        order = rng.permutation(len(examples), stage.seed, stage.task, "shuffle", epoch)
         for first in range(0, len(examples), size):
             yield [examples[i] for i in order[first : first + size]]
 
 
-def thinned(losses: Sequence[float], points: int = POINTS) -> list[float]:
-    """The loss along a stage: means over at most `points` equal spans of its steps, to four digits.
+def loss_curve(losses: Sequence[float], points: int = CURVE_POINTS) -> list[float]:
+    """Mean losses over at most `points` equal spans of a stage's steps, to four digits.
 
-    >>> thinned([4.0, 2.0, 1.0, 1.0], points=2)
+    >>> loss_curve([4.0, 2.0, 1.0, 1.0], points=2)
     [3.0, 1.0]
     """
     count = min(points, len(losses))
@@ -325,15 +387,8 @@ def thinned(losses: Sequence[float], points: int = POINTS) -> list[float]:
     return [float(f"{sum(span) / len(span):.4g}") for span in spans]
 
 
-def timed(do: Callable[[], None]) -> float:
-    """Seconds that it takes."""
-    start = time.perf_counter()
-    do()
-    return time.perf_counter() - start
-
-
 def peak_memory_mb() -> float:
-    """Of the accelerator where there is one, else of this process since it began."""
+    """Peak memory of the accelerator since the stage's start, or of this process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,17 +1,18 @@
-"""Checks that a strategy remembers in `memory` alone, which a snapshot keeps.
+"""Checks that a strategy remembers only in `memory`, which mid-stage checkpoints contain.
 
-Else a stage that is stopped in its middle, or trained by another process, would end otherwise without a word.
+A strategy that remembers elsewhere would give another result, silently, whenever its stage is interrupted
+and resumed. The rules:
 
-    settings             stay what they are: they are in the stage's key
-    memory               JSON values, tensors, lists of tensors
-    cached properties    are what they would be if they were asked for anew
-    other attributes     are set before `begin_task`, which a stage that goes on does not call, and stay so
+    settings             never change: the stage key is computed from them
+    memory               holds JSON values, tensors and lists of tensors
+    cached properties    have the value that a new computation would give
+    other attributes     are set before `begin_task`, which a resumed stage does not call, and never change
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cached_property
@@ -25,129 +26,153 @@ from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import Strategy
 from dgg_ray.training import checkpoints
 
-WHERE = "what is remembered within a stage goes into self.memory, what the next stage needs into state()"
+ADVICE = "put what is remembered within a stage into self.memory, and what the next stage needs into state()"
 
 
-def fresh(strategy: Strategy) -> Strategy:
-    """An own instance, so that what it remembers ends with the stage; containers among its settings too."""
+class MemoryCheck:
+    """Compares a strategy in use with its configuration and with its attributes before `begin_task`.
+
+    strategy: the instance that trains the stage. configured: the strategy as the study configures it.
+    """
+
+    def __init__(self, strategy: Strategy, configured: Strategy) -> None:
+        self.strategy, self.configured = strategy, configured
+        self.name = type(strategy).__name__
+        self.before = {name: copy_if_possible(value) for name, value in attributes(strategy).items()}
+
+    def check(self, when: str) -> None:
+        """Raise StageError if the strategy breaks a rule; `when` says for the message when it did."""
+        if changed := self.changed_settings():
+            raise StageError(
+                f"strategy {self.name} changed its settings ({', '.join(changed)}) {when}; {ADVICE}"
+            )
+        if changed := sorted(self.changed_attributes()):
+            raise StageError(f"strategy {self.name} set {', '.join(changed)} {when}; {ADVICE}")
+        for name, value in checkpoints.plain_values(self.strategy.memory).items():
+            if not survives_json(value):
+                raise StageError(
+                    f"strategy {self.name}: memory[{name!r}] must be a JSON value, a tensor or a list of "
+                    f"tensors, because a checkpoint stores nothing else; found {type(value).__name__}"
+                )
+
+    def changed_settings(self) -> list[str]:
+        """Names of the settings whose content differs from the configured one."""
+        return [
+            setting.name
+            for setting in fields(self.strategy)
+            if not same_content(getattr(self.strategy, setting.name), getattr(self.configured, setting.name))
+        ]
+
+    def changed_attributes(self) -> Iterator[str]:
+        """Names of the attributes that a resumed stage would lack or have with another value."""
+        now = attributes(self.strategy)
+        resumed = self.as_resumed()
+        for name in self.before.keys() | now.keys():
+            if name in self.before and name in now and equal(self.before[name], now[name]):
+                continue
+            if is_cached_property(self.strategy, name) and (
+                name not in now or recomputes_to(resumed, name, now[name])
+            ):
+                continue
+            yield name
+
+    def as_resumed(self) -> Strategy:
+        """The strategy as a resumed stage would have it: no cached values, the same memory."""
+        resumed = fresh_copy(self.configured)
+        for name, value in {**self.before, "memory": self.strategy.memory}.items():
+            if name == "memory" or not is_cached_property(self.strategy, name):
+                object.__setattr__(resumed, name, value)  # strategies are frozen dataclasses
+        return resumed
+
+
+def fresh_copy(strategy: Strategy) -> Strategy:
+    """A new instance with the same settings and an empty memory; containers among the settings are copied."""
     return deepcopy(replace(strategy))
 
 
 def attributes(strategy: Strategy) -> dict[str, Any]:
-    """What it holds beside its settings and its memory, by name."""
-    apart = {"memory", *(f.name for f in fields(strategy))}
-    return {name: value for name, value in vars(strategy).items() if name not in apart}
+    """The instance's attributes by name, without its settings and its memory."""
+    other = {"memory", *(setting.name for setting in fields(strategy))}
+    return {name: value for name, value in vars(strategy).items() if name not in other}
 
 
-def copied(strategy: Strategy) -> dict[str, Any]:
-    """Its attributes as they are now; what cannot be copied is the thing itself."""
-
-    def copy(value: Any) -> Any:
-        try:
-            return deepcopy(value)
-        except Exception:  # whatever a class says that is not made for it: a lock, a tensor on its graph
-            return value
-
-    return {name: copy(value) for name, value in attributes(strategy).items()}
+def copy_if_possible(value: Any) -> Any:
+    """A deep copy, or the value itself where it cannot be copied."""
+    try:
+        return deepcopy(value)
+    except Exception:  # a lock or a tensor on its graph; a class may raise anything here
+        return value
 
 
-def check_memory(strategy: Strategy, asked: Strategy, before: Mapping[str, Any], when: str) -> None:
-    """StageError where something was remembered elsewhere.
-
-    asked: the strategy as it was asked for. before: its attributes (`copied`) before `begin_task`.
-    when: what it did since then, for the message.
-    """
-    who = type(strategy).__name__
-    if changed := [f.name for f in fields(strategy) if not same(strategy, asked, f.name)]:
-        raise StageError(f"strategy {who} changed its settings ({', '.join(changed)}) as it learned; {WHERE}")
-    if found := sorted(elsewhere(strategy, asked, before)):
-        raise StageError(f"strategy {who} set {', '.join(found)} {when}; {WHERE}")
-    for name, value in checkpoints.plain(strategy.memory).items():
-        if not survives(value):
-            rule = "must be a JSON value, a tensor or a list of tensors, to be the same after a snapshot"
-            raise StageError(f"strategy {who}: memory[{name!r}] {rule}; found {type(value).__name__}")
-
-
-def elsewhere(strategy: Strategy, asked: Strategy, before: Mapping[str, Any]) -> Iterator[str]:
-    """Names of attributes that a stage which goes on from a snapshot would not have, or have otherwise."""
-    now = attributes(strategy)
-    anew = fresh(asked)
-    vars(anew).update({name: value for name, value in before.items() if not is_computed(strategy, name)})
-    vars(anew)["memory"] = strategy.memory
-    for name in before.keys() | now.keys():
-        if name in before and name in now and alike(before[name], now[name]):
-            continue
-        if not is_computed(strategy, name):
-            yield name
-        elif name in now:
-            try:
-                asked_anew = getattr(anew, name)
-            except Exception:  # whatever the property says
-                yield name
-            else:
-                if not alike(asked_anew, now[name]):
-                    yield name
-
-
-def is_computed(strategy: Strategy, name: str) -> bool:
+def is_cached_property(strategy: Strategy, name: str) -> bool:
+    """Whether the strategy's class computes this attribute on first use."""
     return isinstance(getattr(type(strategy), name, None), cached_property)
 
 
-def alike(one: Any, other: Any, met: frozenset[tuple[int, int]] = frozenset()) -> bool:
-    """Whether two values hold the same: tensors on any device, containers, objects by what pickles them.
-
-    met: pairs of which these are parts; a value may hold itself."""
-    if one is other or (id(one), id(other)) in met:
-        return True
-    if type(one) is not type(other):
-        return False
-    met |= {(id(one), id(other))}
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and same_numbers(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(alike(value, other[key], met) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(alike(*pair, met) for pair in zip(one, other, strict=True))
-    if isinstance(one, str | bytes | int | float | complex | set | frozenset):
-        return one == other or repr(one) == repr(other)  # NaN is not equal to itself
-    if isinstance(one, FunctionType):
-        return one.__code__ == other.__code__ and alike(enclosed(one), enclosed(other), met)
+def recomputes_to(strategy: Strategy, name: str, value: Any) -> bool:
+    """Whether the cached property, computed anew, has this value."""
     try:
-        return alike(list(one.__reduce_ex__(4)), list(other.__reduce_ex__(4)), met)
-    except TypeError:  # it cannot be taken apart
-        return bool(one == other)
+        return equal(getattr(strategy, name), value)
+    except Exception:  # the property of a user's class may raise anything
+        return False
 
 
-def enclosed(function: FunctionType) -> list[Any]:
-    """What a function brings along from where it was made."""
+def equal(a: Any, b: Any, parents: frozenset[tuple[int, int]] = frozenset()) -> bool:
+    """Whether two values have the same content: tensors on any device, containers, picklable objects.
+
+    parents: the pairs that contain these two; a value may contain itself.
+    """
+    if a is b or (id(a), id(b)) in parents:
+        return True
+    if type(a) is not type(b):
+        return False
+    parents |= {(id(a), id(b))}
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and same_numbers(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(value, b[key], parents) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y, parents) for x, y in zip(a, b, strict=True))
+    if isinstance(a, str | bytes | int | float | complex | set | frozenset):
+        return a == b or repr(a) == repr(b)  # NaN does not equal itself
+    if isinstance(a, FunctionType):
+        return a.__code__ == b.__code__ and equal(enclosed_values(a), enclosed_values(b), parents)
+    try:
+        return equal(list(a.__reduce_ex__(4)), list(b.__reduce_ex__(4)), parents)
+    except TypeError:  # not picklable
+        return bool(a == b)
+
+
+def enclosed_values(function: FunctionType) -> list[Any]:
+    """A function's defaults and the values of its closure."""
     return [function.__defaults__, *(cell.cell_contents for cell in function.__closure__ or ())]
 
 
-def same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of a kind hold the same numbers; NaN is NaN here."""
-    one, other = one.detach().cpu(), other.detach().cpu()
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one type hold the same numbers; NaN equals NaN here."""
+    a, b = a.detach().cpu(), b.detach().cpu()
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def same(strategy: Strategy, asked: Strategy, name: str) -> bool:
-    """Whether a setting says what it said; by its content, as its class need not know what is equal."""
-    now, then = getattr(strategy, name), getattr(asked, name)
+def same_content(a: Any, b: Any) -> bool:
+    """Whether two values of a setting have the same content, even if their class defines no equality."""
     try:
-        return digest(now) == digest(then)
+        return digest(a) == digest(b)
     except (TypeError, ValueError):
-        return repr(now) == repr(then)
+        return repr(a) == repr(b)
 
 
-def survives(value: Any) -> bool:
+def survives_json(value: Any) -> bool:
+    """Whether the value is the same after it was written as JSON and read back; tuples become lists."""
     try:
-        again, meant = json.loads(json.dumps(value)), listed(value)
-        return again == meant or repr(again) == repr(meant)  # NaN is not equal to itself
+        read_back, expected = json.loads(json.dumps(value)), tuples_as_lists(value)
+        return read_back == expected or repr(read_back) == repr(expected)  # NaN does not equal itself
     except (TypeError, ValueError):
         return False
 
 
-def listed(value: Any) -> Any:
-    """With lists in place of tuples, which JSON does not know."""
+def tuples_as_lists(value: Any) -> Any:
+    """The value as JSON represents it."""
     if isinstance(value, dict):
-        return {key: listed(inner) for key, inner in value.items()}
-    return [listed(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: tuples_as_lists(inner) for key, inner in value.items()}
+    return [tuples_as_lists(inner) for inner in value] if isinstance(value, list | tuple) else value

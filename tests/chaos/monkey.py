@@ -1,11 +1,11 @@
-"""Kills processes of a running study at random moments, until enough have died, and lets it finish.
+"""Kill processes of a running study at random moments until enough have died, then let it finish.
 
-    storm = Monkey(study, folder, seed=1, kills=10).run()
-    storm.killed            how many of each kind
-    trace(folder)           what was learned, when and by whom
+    monkey = Monkey(study, folder, seed=1, kills=10).run()
+    monkey.killed           number of killed processes of each kind
+    Trace.of(folder)        when each stage was started and published
 
-A driver that dies takes its Ray with it; it is started again, as a user or a cluster's job would. Only
-descendants of processes that were started here are ever ended.
+A killed driver takes its Ray cluster with it; it is started again, as a user or a cluster's job would do.
+Only descendants of processes that were started here are killed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from pathlib import Path
 
 import psutil
 
-VICTIMS = {  # kind → how Ray titles its processes
+PROCESS_TITLES = {  # kind → the titles that Ray gives its processes
     "broker": ("ray::Broker",),
-    "controller": ("ray::run_fleet", "ray::TrainController"),
+    "controller": ("ray::run_worker_group", "ray::TrainController"),
     "worker": ("ray::RayTrainWorker",),
 }
 TRACE = Path(__file__).parent / "trace"
-PATIENCE_S = 120.0  # without a stage or an end
+STALL_S = 120.0  # a study that starts no stage for so long has failed
 
 
 @dataclass
 class Monkey:
-    """pause: seconds between two kills, drawn from this range; weights: of the kinds of processes."""
+    """Runs one study and kills its processes.
+
+    pause: range of the seconds between two kills; weights: how often each kind of process is chosen.
+    """
 
     study: Path
     folder: Path
@@ -43,7 +46,7 @@ class Monkey:
         default_factory=lambda: {"driver": 1, "broker": 2, "controller": 3, "worker": 5}
     )
     killed: Counter[str] = field(default_factory=Counter)
-    run_of: subprocess.Popen | None = None
+    driver: subprocess.Popen | None = None
 
     @property
     def out(self) -> Path:
@@ -54,11 +57,11 @@ class Monkey:
         return (self.folder / "log").read_text()
 
     def run(self) -> Monkey:
-        chance = random.Random(self.seed)
+        rng = random.Random(self.seed)
         try:
             while True:
                 self.start()
-                if self.harass(chance):
+                if self.kill_some(rng):
                     return self
         finally:
             self.end()
@@ -68,71 +71,71 @@ class Monkey:
         path = os.pathsep.join([str(TRACE), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = os.environ | {"PYTHONPATH": path, "DGG_TRACE": str(self.folder / "trace")}
         with (self.folder / "log").open("a") as log:
-            self.run_of = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
 
-    def harass(self, chance: random.Random) -> bool:
-        """Kill one process after another; whether the study ended well, and not by its driver's death."""
-        assert self.run_of is not None
+    def kill_some(self, rng: random.Random) -> bool:
+        """Kill one process after another; return False if the driver was killed, True if the study finished."""
+        assert self.driver is not None
         while sum(self.killed.values()) < self.kills:
-            kind = chance.choices(list(self.weights), list(self.weights.values()))[0]
-            pause = chance.uniform(*self.pause)
+            kind = rng.choices(list(self.weights), list(self.weights.values()))[0]
+            pause = rng.uniform(*self.pause)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                assert self.run_of.wait(timeout=pause) == 0, self.log[-3000:]
+                assert self.driver.wait(timeout=pause) == 0, self.log[-3000:]
                 return True
-            if kind == "driver" and not self.working():
-                continue  # killed before it learned anything, a study would not get on
+            if kind == "driver" and not self.has_workers():
+                continue  # a driver that dies before the first stage makes no progress
             if kind == "driver":
                 self.end()
                 self.killed[kind] += 1
                 return False
             if victims := self.victims(kind):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    chance.choice(victims).kill()
+                    rng.choice(victims).kill()
                     self.killed[kind] += 1
         self.let_finish()
         return True
 
     def let_finish(self) -> None:
-        """Wait for the end, as long as something is learned now and then."""
-        assert self.run_of is not None
-        before, now = -1, self.traced()
+        """Wait for the end while the study still starts or finishes stages."""
+        assert self.driver is not None
+        before, now = -1, self.trace_size()
         while now > before:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                assert self.run_of.wait(timeout=PATIENCE_S) == 0, self.log[-3000:]
+                assert self.driver.wait(timeout=STALL_S) == 0, self.log[-3000:]
                 return
-            before, now = now, self.traced()
-        raise AssertionError(f"nothing was learned for {PATIENCE_S:.0f} s: {self.log[-3000:]}")
+            before, now = now, self.trace_size()
+        raise AssertionError(f"no stage was started for {STALL_S:.0f} s: {self.log[-3000:]}")
 
-    def traced(self) -> int:
+    def trace_size(self) -> int:
         trace = self.folder / "trace"
-        return trace.stat().st_size if trace.exists() else 0  # nothing was learned yet
+        return trace.stat().st_size if trace.exists() else 0  # no stage was started yet
 
-    def working(self) -> bool:
+    def has_workers(self) -> bool:
         return bool(self.victims("worker"))
 
     def victims(self, kind: str) -> list[psutil.Process]:
-        return [p for p in self.family() if titled(p, VICTIMS[kind])]
+        return [p for p in self.descendants() if has_title(p, PROCESS_TITLES[kind])]
 
-    def family(self) -> list[psutil.Process]:
+    def descendants(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if self.run_of is not None:
-                return psutil.Process(self.run_of.pid).children(recursive=True)
+            if self.driver is not None:
+                return psutil.Process(self.driver.pid).children(recursive=True)
         return []
 
     def end(self) -> None:
-        """Kill the driver and all that it started, and wait until they are gone."""
-        if self.run_of is None or self.run_of.poll() is not None:
+        """Kill the driver and all its descendants, and wait for their end."""
+        if self.driver is None or self.driver.poll() is not None:
             return
-        family = self.family()
-        self.run_of.kill()
-        for member in family:
+        descendants = self.descendants()
+        self.driver.kill()
+        for member in descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        self.run_of.wait()
-        psutil.wait_procs(family, timeout=30)
+        self.driver.wait()
+        psutil.wait_procs(descendants, timeout=30)
 
 
-def titled(process: psutil.Process, titles: tuple[str, ...]) -> bool:
+def has_title(process: psutil.Process, titles: tuple[str, ...]) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         return " ".join(process.cmdline()).startswith(titles)
     return False
@@ -140,26 +143,26 @@ def titled(process: psutil.Process, titles: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Trace:
-    """Per stage, in seconds since the epoch: when a process began to learn it, when one had published it."""
+    """Times of each stage, in seconds since the epoch: training starts, and publications."""
 
-    begun: dict[str, list[float]]
-    ended: dict[str, list[float]]
+    started: dict[str, list[float]]
+    published: dict[str, list[float]]
 
     @classmethod
     def of(cls, folder: Path) -> Trace:
         times: dict[str, dict[str, list[float]]] = {"begin": defaultdict(list), "end": defaultdict(list)}
         for line in (folder / "trace").read_text().splitlines():
-            what, key, _, at = line.split()
-            times[what][key].append(float(at))
+            event, key, _, time = line.split()
+            times[event][key].append(float(time))
         return cls(dict(times["begin"]), dict(times["end"]))
 
     @property
     def repeated(self) -> int:
-        """How often a stage was begun beyond once."""
-        return sum(len(times) - 1 for times in self.begun.values())
+        """Number of training starts beyond the first of each stage."""
+        return sum(len(times) - 1 for times in self.started.values())
 
     @property
-    def again(self) -> dict[str, float]:
-        """Stages begun again after they were finished, and how many seconds after."""
-        late = {key: max(self.begun[key]) - min(ends) for key, ends in self.ended.items()}
-        return {key: by for key, by in late.items() if by > 0}
+    def started_after_publication(self) -> dict[str, float]:
+        """Stages that were started again after their publication, with the delay in seconds."""
+        delays = {key: max(self.started[key]) - min(times) for key, times in self.published.items()}
+        return {key: delay for key, delay in delays.items() if delay > 0}

@@ -36,7 +36,7 @@ SMALL = {
 
 def asked(study: Study) -> dict:
     """All that was asked for, without where it stood."""
-    return {f.name: getattr(study, f.name) for f in fields(study) if f.name not in ("raw", "root", "home")}
+    return {f.name: getattr(study, f.name) for f in fields(study) if f.name != "file"}
 
 
 def test_a_mapping_is_the_study_of_the_file_that_says_the_same(tmp_path):

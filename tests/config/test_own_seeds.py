@@ -9,15 +9,16 @@ from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.core.orders import design
 from dgg_ray.planning.plan import plan
 from dgg_ray.stats import power
+from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.training.simulated import MemoryStore, imagined
+from dgg_ray.testing.synthetic_study import synthetic_study
 
 SHARED, OWN = "seeds: [0, 3]", "seeds: per_order"
 
 
 def study(count=3, seeds=(0,), own=True, design="random", **parts):
     orders = Orders(design, count)
-    return imagined(4, DGG(alpha=0.3, buffer=20), orders=orders, seeds=seeds, own_seeds=own, **parts)
+    return synthetic_study(4, DGG(alpha=0.3, buffer=20), orders=orders, seeds=seeds, own_seeds=own, **parts)
 
 
 def test_a_study_says_how_many_seeds_each_order_has_of_its_own(load):
@@ -80,29 +81,29 @@ def test_plan_says_what_either_way_costs_a_setting():
     # Two orders on each of four beginnings of two tasks: 4 · (2 + 2 · 2) = 24 stages, and 8 · 4 = 32 apart.
     shared = study(None, own=False, design="shared_prefix")
     said = str(plan(shared, MemoryStore()))
-    assert "all orders share seed 0, and results speak of it; `seeds: per_order` makes orders" in said
-    assert "independent, at 32 stages a setting in place of 24" in said
+    assert "all orders share seed 0, and the results depend on it; `seeds: per_order` would make orders" in said
+    assert "independent, at 32 stages per setting instead of 24" in said
     own = str(plan(replace(shared, own_seeds=True), MemoryStore()))
-    assert "each order has its own, so that orders are independent; shared ones would train 24 stages" in own
+    assert "each order has its own, so orders are independent; shared seeds would train 24 stages" in own
     cyclic = str(plan(study(2, (0, 1), own=False, design="cyclic"), MemoryStore()))
     assert "share the same 2 seeds" in cyclic
-    assert "`seeds: {per_order: 2}` makes orders independent, at no further stage a setting" in cyclic
+    assert "`seeds: {per_order: 2}` would make orders independent, at no additional stage" in cyclic
     assert "joint trains one run per seed" in cyclic  # two runs, and eight with own seeds
     alone = study(2, (0, 1), own=True, design="cyclic", protocol=Protocol(baselines=("replay",)))
-    assert "independent; that costs a setting no stage" in str(plan(alone, MemoryStore()))
+    assert "independent; which costs no additional stage" in str(plan(alone, MemoryStore()))
     for elsewhere in (alone, replace(shared, protocol=Protocol(held_out=2))):
         assert "joint" not in plan(elsewhere, MemoryStore()).seeding
     assert "seeds  " not in str(plan(study(1), MemoryStore()))
     search = Search({"strategy.alpha": SearchParameter(values=(0.0, 0.3))}, method="grid")
-    assert "the choice leans on it" in str(plan(study(2, own=False, search=search), MemoryStore()))
+    assert "the search's choice depends on it" in str(plan(study(2, own=False, search=search), MemoryStore()))
 
 
 def test_orders_with_seeds_of_their_own_are_as_many_clusters():
     # 24 orders that share a seed are 4 clusters, worth 24 / 2.5 blocks; with own seeds 24 of each.
     orders = design("all", "abcd")
-    *_, shared = power.worths(orders, 1)
-    *_, own = power.worths(orders, 1, apart=True)
+    *_, shared = power.effective_samples(orders, 1)
+    *_, own = power.effective_samples(orders, 1, own_seeds=True)
     assert shared == pytest.approx((9.6, 3))
     assert own == pytest.approx((24, 23))
-    assert power.fewest(3.0, 3.0, orders, 1, apart=True) == power.needed(3.0, 3.0)
-    assert power.fewest(3.0, 3.0, orders, 1) is None
+    assert power.orders_needed(3.0, 3.0, orders, 1, own_seeds=True) == power.blocks_needed(3.0, 3.0)
+    assert power.orders_needed(3.0, 3.0, orders, 1) is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dgg_ray import load_study
 from dgg_ray.config import yaml_reader
-from dgg_ray.config.loader import KEYS, build
+from dgg_ray.config.loader import KEYS, build_study
 from dgg_ray.core.errors import Fault, StudyError
 
 MANY = int(os.environ.get("DGG_RAY_EXAMPLES", "100"))
@@ -150,7 +150,7 @@ def known(path, content):
 
 
 def check(content, root):
-    study, faults = build(content, root)
+    study, faults = build_study(content, root)
     assert study is not None or faults
     for fault in faults:
         assert fault.rule
@@ -165,7 +165,7 @@ def test_a_damaged_study_is_built_or_refused_by_path(content):
     study, faults = check(content, "/nowhere")
     if not faults:
         assert study.name == content["name"]
-        assert study.names == tuple(task["name"] for task in content["tasks"])
+        assert study.task_names == tuple(task["name"] for task in content["tasks"])
         assert study.all_orders
         written = content.get("training") or {}
         for name, value in written.items():
@@ -179,7 +179,7 @@ def test_a_study_is_refused_whole_or_means_what_it_says_where_it_is_kept(content
     """What `study.json` will hold is read back as the same study."""
     study, faults = check(content, "/nowhere")
     if not faults:
-        again, none = build(json.loads(json.dumps(content)), "/nowhere", files=False)
+        again, none = build_study(json.loads(json.dumps(content)), "/nowhere", files=False)
         assert none == []
         assert again.training == study.training
         assert again.strategy == study.strategy
@@ -239,8 +239,8 @@ def test_what_is_written_as_yaml_is_what_is_read(content):
     except (yaml.YAMLError, UnicodeError, ValueError):
         return
     try:
-        read, _, faults = yaml_reader.read(text)
-    except yaml_reader.Unreadable:
+        read, _, faults = yaml_reader.read_yaml(text)
+    except yaml_reader.UnreadableYamlError:
         return
     if not faults:
         assert same(read, content)

@@ -19,7 +19,7 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
         (
             STAGEWISE + "  prune_level: 0.05\n",
             "search.prune_level",
-            "`stagewise` drops settings between tasks by itself",
+            "`stagewise` drops settings between tasks anyway",
         ),
         (STAGEWISE.replace("{per_task: [0, 0.5]}", "[0, 0.5]"), "search.space", "searched per task"),
         (GOOD + "  prune_level: 0.7\n", "search.prune_level", "must be less than 0.5"),
@@ -55,7 +55,7 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
         (
             GOOD + "protocol: {held_out: 2, final_seeds: [4]}\n",
             "protocol.final_seeds",
-            "bring their own seeds",
+            "have their own seeds",
         ),
         (
             GOOD.replace("{design: random, count: 2}", "{design: all}") + "protocol: {held_out: 2}\n",
@@ -81,7 +81,7 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
             GOOD.replace("{design: random, count: 2}", "[[words, digits, charts]]")
             + "protocol: {held_out: [[digits, words, charts], [words, digits, charts]]}\n",
             "protocol.held_out[1]",
-            "must be an order that took no part in the choice, and `orders` has it",
+            "must be an order that took no part in the choice, but `orders` has it",
         ),
         (
             GOOD + "protocol: {held_out: [[digits, words, charts], [digits, words, charts]]}\n",

@@ -11,22 +11,22 @@ import yaml
 from study_samples import GOOD, faults
 
 from dgg_ray import load_study
-from dgg_ray.config import loader, yaml_reader
+from dgg_ray.config import loader, saved_study, yaml_reader
 from dgg_ray.config.json_schema import schema
 from dgg_ray.core.errors import StudyError
 from dgg_ray.models import embedded
-from dgg_ray.search.base import Whole
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.search.optuna_search import OptunaSearch
+from dgg_ray.storage.stage_store import open_store
 from dgg_ray.strategies.dgg import DGG
 
 
 def test_a_good_study_is_frozen_with_all_that_its_keys_need(load):
     study = load(GOOD)
     assert study.strategy == DGG(alpha=0.2, buffer=5)
-    assert study.tasks["words"].sizes == {"train": 12, "validation": 10, "test": 10}
-    assert len(study.fingerprint) == 64
+    assert study.data.tasks["words"].sizes == {"train": 12, "validation": 10, "test": 10}
+    assert len(study.data.fingerprint) == 64
     assert study.search.space["training.learning_rate"].low == 1e-4  # YAML 1.1 alone reads 1e-4 as text
-    assert len(study.runs()) == 2 * 2
+    assert len(study.runs) == 2 * 2
     with pytest.raises(AttributeError):
         study.name = "other"  # type: ignore[misc]
 
@@ -35,7 +35,7 @@ def test_the_studies_in_the_repository_follow_the_schema():
     form = schema()
     for file in Path("studies").glob("*.yaml"):
         text = file.read_text()
-        jsonschema.validate(yaml_reader.read(text)[0], form)
+        jsonschema.validate(yaml_reader.read_yaml(text)[0], form)
         assert [word for word in ("Question", "Cost", "Found") if f"# {word}" not in text] == []
 
 
@@ -64,7 +64,8 @@ sarch: {}
     assert faults(load, text) == {
         "sarch": "line 12  sarch: no such setting. Did you mean 'search'?",
         "model.name": "line 2  model.name: must be one of auto, embedded, llava_1_5, qwen2_5_vl, smolvlm, "
-        "or of your own: package.module:Class, "
+        "or of your own: package.module:Class "
+        "or the entry point of a package that is installed on this machine, "
         "got 'embeded'. Did you mean 'embedded'?",
         "tasks[0].trian": "line 4  tasks[0].trian: no such setting. Did you mean 'train'?",
         "tasks[1].name": "line 5  tasks[1].name: the embedded tasks are digits, shapes, counting, "
@@ -101,7 +102,7 @@ TWICE = "[words, charts, digits]"
             "design: random, ",
             "",
             "orders.count",
-            "bears on `random`, `cyclic`, `latin`, `williams`, `shared_",
+            "is used by `random`, `cyclic`, `latin`, `williams`, `shared_",
         ),
         (
             "count: 2",
@@ -119,26 +120,26 @@ TWICE = "[words, charts, digits]"
             "design: random, count: 2",
             "design: all, seed: 3",
             "orders.seed",
-            "bears on `random`, `latin`, `williams` and `shared_prefix` alone, not on 'all', got 3",
+            "is used by `random`, `latin`, `williams` and `shared_prefix` alone, not by 'all', got 3",
         ),
         (
             "count: 2",
             "prefix_length: 1",
             "orders.prefix_length",
-            "bears on `shared_prefix` alone, not on 'random', got 1",
+            "is used by `shared_prefix` alone, not by 'random', got 1",
         ),
-        ("count: 2", "given: [[words, charts, digits]]", "orders.given", "bears on `given` alone"),
+        ("count: 2", "given: [[words, charts, digits]]", "orders.given", "is used by `given` alone"),
         (
             "design: random, count: 2",
             "design: shared_prefix, prefix_length: 3",
             "orders.prefix_length",
-            "must be at most 1: with 3 tasks no two endings are left after more, got 3",
+            "must be at most 1: a longer prefix of 3 tasks leaves no two suffixes, got 3",
         ),
         (
             "design: random, count: 2",
             "design: shared_prefix, suffixes: 3",
             "orders.suffixes",
-            "must be at most 2: so many there are of 3 tasks after 1, got 3",
+            "must be at most 2, the orders of the tasks after a prefix of 1, got 3",
         ),
         (
             "strategy.alpha: {p",
@@ -168,7 +169,7 @@ TWICE = "[words, charts, digits]"
         ),
         ("trials: 4", "objective: fa", "search.objective", "Did you mean 'faa'?"),
         ("trials: 4", "objective: forgetting", "search.objective", "falls as final scores rise"),
-        ("trials: 4", "objective: forward_transfer", "search.objective", "cannot be had from exams"),
+        ("trials: 4", "objective: forward_transfer", "search.objective", "has no value on evaluations of the tasks"),
         ("trials: 4", "seed: -1", "search.seed", "must be at least 0, got -1"),
         (
             "design: random, count: 2",
@@ -240,7 +241,7 @@ TWICE = "[words, charts, digits]"
             "seeds: [0, 3]",
             "workers: {engine: zero2}\ntraining: {projector_learning_rate: 2e-5}",
             "training.projector_learning_rate",
-            "a second rate cannot be had with zero2",
+            "a second rate is not possible with zero2",
         ),
     ],
 )
@@ -269,12 +270,12 @@ def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch
         (
             ", dtype: float32",
             "workers: {engine: zero2}\nprotocol: {baselines: [{p: {training.projector_learning_rate: 1e-5}}]}",
-            "a second rate cannot be had with zero2",
+            "a second rate is not possible with zero2",
         ),
         (
             ", four_bit: true",
             "training: {projector_learning_rate: 1e-5, precision: bf16}\nworkers: {gpus: 1}",
-            "weights of 4 bits are not trained",
+            "weights of 4 bits cannot be trained",
         ),
     ],
 )
@@ -315,9 +316,9 @@ def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
     study = load(GOOD + f"protocol: {{baselines: {baselines}, final_seeds: [7]}}\n")
     found = study.compared_settings()
     assert list(found) == ["dgg", "finetune", "replay", "ungated", "unscaled"]
-    assert found["ungated"].strategy == replace(study.strategy, gate="always")
-    assert found["unscaled"].strategy == replace(study.strategy, scale=False)
-    assert found["replay"].strategy.buffer == 5
+    assert found["ungated"].study.strategy == replace(study.strategy, gate="always")
+    assert found["unscaled"].study.strategy == replace(study.strategy, scale=False)
+    assert found["replay"].study.strategy.buffer == 5
     assert {seed for s in found.values() for _, seed in s.blocks} == {7}
     assert len({s.id for s in found.values()}) == 5
 
@@ -325,9 +326,9 @@ def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
 def test_a_relative_store_is_kept_from_where_the_study_was_run(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load(GOOD + "output: {store: shared}\n")
-    loader.keep(study, tmp_path / "out")
+    saved_study.save_study(study, tmp_path / "out")
     monkeypatch.chdir("/")
-    assert loader.the_kept(tmp_path / "out").store(tmp_path / "out") == StageStore(tmp_path / "shared")
+    assert saved_study.require_saved_study(tmp_path / "out").store(tmp_path / "out") == open_store(tmp_path / "shared")
 
 
 @pytest.mark.parametrize("design", ["shared_prefix", "extreme"])
@@ -339,16 +340,16 @@ def test_a_design_that_two_tasks_have_not_names_those_that_they_have(load, desig
 
 
 def test_a_design_by_likeness_is_kept_with_the_study(load, tmp_path, monkeypatch):
-    assert load(GOOD).likeness == ()
+    assert load(GOOD).data.similarity == ()
     study = load(GOOD.replace("design: random, count: 2", "design: extreme"))
-    assert len(study.likeness) == 3
+    assert len(study.data.similarity) == 3
     first, back, *_ = study.all_orders
     assert first == back[::-1]
     assert len(set(study.all_orders)) == 4
-    loader.keep(study, tmp_path / "out")
+    saved_study.save_study(study, tmp_path / "out")
     monkeypatch.setattr(type(study.readers["words"]), "read", lambda *_: pytest.fail("the data were read"))
-    again = loader.the_kept(tmp_path / "out")
-    assert (again.likeness, again.all_orders) == (study.likeness, study.all_orders)
+    again = saved_study.require_saved_study(tmp_path / "out")
+    assert (again.data.similarity, again.all_orders) == (study.data.similarity, study.all_orders)
 
 
 def test_one_task_is_too_few(load):
@@ -399,8 +400,8 @@ def test_relative_paths_start_from_the_data_folder(tmp_path, monkeypatch):
         "  - {name: a, reader: llava, train: a.json, test: t.json}\n"
         "  - {name: b, reader: llava, train: /abs/b.json, test: t.json}\n"
     )
-    raw = loader.parse(tmp_path / "study.yaml")[0]
-    study, _ = loader.build(raw, "/data")
+    raw = loader.parse_file(tmp_path / "study.yaml")[0]
+    study, _ = loader.build_study(raw, "/data")
     assert study.readers["a"].train == Path("/data/a.json")
     assert study.readers["b"].train == Path("/abs/b.json")
     monkeypatch.setenv("DGG_RAY_DATA", str(tmp_path / "elsewhere"))
@@ -410,27 +411,27 @@ def test_relative_paths_start_from_the_data_folder(tmp_path, monkeypatch):
 
 def test_a_study_can_be_read_back_without_its_data(load, tmp_path, monkeypatch):
     study = load(GOOD)
-    loader.keep(study, tmp_path / "out")
+    saved_study.save_study(study, tmp_path / "out")
     monkeypatch.setattr(type(study.readers["words"]), "read", lambda *_: pytest.fail("the data were read"))
-    again = loader.kept(tmp_path / "out")
-    assert [stage.key for run in again.runs() for stage in run.stages] == [
-        stage.key for run in study.runs() for stage in run.stages
+    again = saved_study.load_saved_study(tmp_path / "out")
+    assert [stage.key for run in again.runs for stage in run.stages] == [
+        stage.key for run in study.runs for stage in run.stages
     ]
-    assert loader.kept(tmp_path / "nothing") is None
+    assert saved_study.load_saved_study(tmp_path / "nothing") is None
 
 
 def test_a_range_between_whole_numbers_is_searched_in_whole_numbers(load):
     study = load(
         GOOD.replace("strategy.alpha: {per_task: [0, 0.5]}", "adapter.rank: {low: 2, high: 32, log: true}")
     )
-    ranks = {Whole(study).ask()[1].setting["adapter.rank"] for _ in range(3)}
+    ranks = {OptunaSearch(study).ask()[1].setting["adapter.rank"] for _ in range(3)}
     assert all(type(rank) is int and 2 <= rank <= 32 for rank in ranks)
 
 
 def test_a_task_counts_under_its_name_wherever_it_stands(load):
     study = load(GOOD)
     at = study.at({"strategy.alpha.words": 0.5})
-    alphas = {stage.task: stage.strategy.alpha_for(stage.task) for run in at.runs() for stage in run.stages}
+    alphas = {stage.task: stage.strategy.alpha_for(stage.task) for run in at.runs for stage in run.stages}
     assert alphas == {"digits": 0.2, "charts": 0.2, "words": 0.5}
 
 

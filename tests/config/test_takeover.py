@@ -1,13 +1,13 @@
 """A results folder is its study's: another's is refused, an edited one is told what changes."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from study_samples import with_data
 
 from dgg_ray import Study, load_study
-from dgg_ray.config import loader, takeover
+from dgg_ray.config import saved_study, study_changes
 from dgg_ray.core.errors import StudyError
 from dgg_ray.core.interfaces import Adapter
 from dgg_ray.search import warm_start
@@ -37,7 +37,7 @@ def case(tmp_path_factory) -> Study:
 
 
 def test_another_studys_folder_is_refused_with_its_name(case, tmp_path):
-    loader.keep(case, tmp_path / "out")
+    saved_study.save_study(case, tmp_path / "out")
     other = study_of(tmp_path, STUDY.replace("name: case", "name: other"))
     with pytest.raises(StudyError) as found:
         warm_start.settled(other, tmp_path / "out")
@@ -48,21 +48,21 @@ def test_another_studys_folder_is_refused_with_its_name(case, tmp_path):
 
 
 def test_the_same_study_again_changes_nothing(case, tmp_path):
-    assert takeover.changes(case, tmp_path) == ""
-    loader.keep(case, tmp_path)
-    loader.keep(case, tmp_path)
-    assert takeover.changes(case, tmp_path) == ""
-    assert not (tmp_path / loader.PREVIOUS).exists()
+    assert study_changes.describe_changes(case, tmp_path) == ""
+    saved_study.save_study(case, tmp_path)
+    saved_study.save_study(case, tmp_path)
+    assert study_changes.describe_changes(case, tmp_path) == ""
+    assert not (tmp_path / saved_study.PREVIOUS_STUDY).exists()
 
 
 def test_an_edited_study_is_told_each_change_old_and_new(case, tmp_path):
     out = tmp_path / "out"
-    loader.keep(case, out)
+    saved_study.save_study(case, out)
     text = STUDY.replace("alpha: 0.3", "alpha: {digits: 0.3, words: 1.0}").replace("[0, 1]", "[0]")
     edited = study_of(tmp_path, text.replace("train: 12, validation: 10, test: 10}\nst", "train: 14}\nst"))
-    told = takeover.changes(edited, out)
-    assert "  strategy.alpha: 0.3 → not there" in told
-    assert "  strategy.alpha.words: not there → 1.0" in told
+    told = study_changes.describe_changes(edited, out)
+    assert "  strategy.alpha: 0.3 → absent" in told
+    assert "  strategy.alpha.words: absent → 1.0" in told
     assert "  seeds: (0, 1) → (0,)" in told
     assert "  tasks.words.train: 12 → 14" in told
     assert "buffer" not in told
@@ -70,8 +70,8 @@ def test_an_edited_study_is_told_each_change_old_and_new(case, tmp_path):
 
 
 def told(tmp_path: Path, before: str, after: str) -> str:
-    loader.keep(study_of(tmp_path, before), tmp_path / "out")
-    return takeover.changes(study_of(tmp_path, after), tmp_path / "out")
+    saved_study.save_study(study_of(tmp_path, before), tmp_path / "out")
+    return study_changes.describe_changes(study_of(tmp_path, after), tmp_path / "out")
 
 
 def test_seeds_of_each_orders_own_are_told(tmp_path):
@@ -92,10 +92,10 @@ def test_tasks_in_another_order_are_told_with_the_orders_that_they_make(tmp_path
 
 def test_other_weights_under_the_same_path_are_told(tmp_path):
     real = study_of(tmp_path, STUDY.replace("workers: {engine: simulated}\n", ""))
-    loader.keep(real, tmp_path / "out")
-    assert takeover.changes(real, tmp_path / "out") == ""
-    other = replace(real, fingerprint="f" * 64)
-    assert f"  model.weights: {real.fingerprint[:12]} → ffffffffffff" in takeover.changes(
+    saved_study.save_study(real, tmp_path / "out")
+    assert study_changes.describe_changes(real, tmp_path / "out") == ""
+    other = with_data(real, fingerprint="f" * 64)
+    assert f"  model.weights: {real.data.fingerprint[:12]} → ffffffffffff" in study_changes.describe_changes(
         other, tmp_path / "out"
     )
 
@@ -120,28 +120,28 @@ def test_long_values_are_told_by_where_they_differ(tmp_path):
 
 
 def test_a_value_that_is_written_out_and_was_the_default_is_no_change(case, tmp_path):
-    loader.keep(case, tmp_path / "out")
+    saved_study.save_study(case, tmp_path / "out")
     written = study_of(tmp_path, STUDY + f"adapter: {{rank: {Adapter().rank}}}\n")
-    assert written.raw != case.raw
-    assert list(takeover.differences(case, written)) == []
+    assert written.file.content != case.file.content
+    assert list(study_changes.differences(case, written)) == []
 
 
 def test_the_version_before_is_kept_and_can_be_put_back(case, tmp_path):
     out = tmp_path / "out"
-    loader.keep(case, out)
-    loader.keep(study_of(tmp_path, STUDY.replace("alpha: 0.3", "alpha: 0.7")), out)
-    assert loader.the_kept(out).strategy.alpha == 0.7  # pyright: ignore
-    (out / loader.PREVIOUS).replace(out / loader.KEPT)
-    assert loader.the_kept(out).strategy.alpha == 0.3  # pyright: ignore
+    saved_study.save_study(case, out)
+    saved_study.save_study(study_of(tmp_path, STUDY.replace("alpha: 0.3", "alpha: 0.7")), out)
+    assert saved_study.require_saved_study(out).strategy.alpha == 0.7  # pyright: ignore
+    (out / saved_study.PREVIOUS_STUDY).replace(out / saved_study.SAVED_STUDY)
+    assert saved_study.require_saved_study(out).strategy.alpha == 0.3  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"raw": []}', '{"raw": {"name": 3}, "root": 1}', "null"]
 )
 def test_a_damaged_study_file_is_said_and_replaced(case, tmp_path, content):
-    (tmp_path / loader.KEPT).write_text(content, encoding="utf-8")
-    assert "cannot be read" in takeover.changes(case, tmp_path)
+    (tmp_path / saved_study.SAVED_STUDY).write_text(content, encoding="utf-8")
+    assert "cannot be read" in study_changes.describe_changes(case, tmp_path)
     assert warm_start.settled(case, tmp_path) == case
-    loader.keep(case, tmp_path)
-    assert (tmp_path / loader.PREVIOUS).read_text(encoding="utf-8") == content
-    assert json.loads((tmp_path / loader.KEPT).read_text(encoding="utf-8"))["raw"]["name"] == "case"
+    saved_study.save_study(case, tmp_path)
+    assert (tmp_path / saved_study.PREVIOUS_STUDY).read_text(encoding="utf-8") == content
+    assert json.loads((tmp_path / saved_study.SAVED_STUDY).read_text(encoding="utf-8"))["raw"]["name"] == "case"

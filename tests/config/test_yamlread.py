@@ -11,15 +11,15 @@ from dgg_ray.core.errors import Fault
 
 
 def value(text):
-    content, _, faults = yaml_reader.read(f"a: {text}\n")
+    content, _, faults = yaml_reader.read_yaml(f"a: {text}\n")
     assert faults == []
     return content["a"]
 
 
 def fault(text):
     """The only fault, as a sentence."""
-    _, lines, faults = yaml_reader.read(text)
-    (only,) = yaml_reader.with_lines(faults, lines)
+    _, lines, faults = yaml_reader.read_yaml(text)
+    (only,) = yaml_reader.add_lines(faults, lines)
     return str(only)
 
 
@@ -74,11 +74,11 @@ def test_a_comma_inside_braces_is_one_fault_at_the_number():
     assert fault("training: {learning_rate: 0,01, epochs: 2}\n") == (
         "line 1  training.learning_rate: a number is written with a point, not with a comma, got 0,01"
     )
-    assert yaml_reader.read("a: [0,5, 1,0]\n")[0] == {"a": [0, 5, 1, 0]}  # a list without spaces
+    assert yaml_reader.read_yaml("a: [0,5, 1,0]\n")[0] == {"a": [0, 5, 1, 0]}  # a list without spaces
 
 
 def test_keys_are_text_as_they_are_written():
-    assert yaml_reader.read("no: 1\n5: 2\n010: 3\n1e3: 4\n")[0] == {"no": 1, "5": 2, "010": 3, "1e3": 4}
+    assert yaml_reader.read_yaml("no: 1\n5: 2\n010: 3\n1e3: 4\n")[0] == {"no": 1, "5": 2, "010": 3, "1e3": 4}
     assert "stands twice" in fault("'5': 1\n5: 2\n")
     assert "must stand before the colon" in fault("a: {'': 1}\n")
     assert "must be text" in fault("? [a]\n: 1\n")
@@ -86,7 +86,7 @@ def test_keys_are_text_as_they_are_written():
 
 def test_anchors_and_merge_keys_are_followed_and_own_values_come_first():
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{x: 5}, *a]}\nd: *a\n"
-    content = yaml_reader.read(text)[0]
+    content = yaml_reader.read_yaml(text)[0]
     assert (content["b"], content["c"], content["d"]) == (
         {"x": 1, "y": 3},
         {"x": 5, "y": 2},
@@ -115,17 +115,17 @@ def laughs(levels):
     ],
 )
 def test_a_text_that_cannot_be_read_says_why(text, said, line):
-    with pytest.raises(yaml_reader.Unreadable) as caught:
-        yaml_reader.read(text)
+    with pytest.raises(yaml_reader.UnreadableYamlError) as caught:
+        yaml_reader.read_yaml(text)
     assert said in caught.value.fault.rule
     assert caught.value.fault.line == line
 
 
 def test_a_fault_of_meaning_says_how_yaml_read_it():
-    _, lines, _ = yaml_reader.read("name: no\nepochs: 1e3\nrate: 0,01\n")
+    _, lines, _ = yaml_reader.read_yaml("name: no\nepochs: 1e3\nrate: 0,01\n")
     found = [Fault("name", "must be text", "False"), Fault("epochs", "must be a whole number", "1000.0")]
     found += [Fault("rate", "must be a number", "'0,01'"), Fault("rate.deeper", "is required")]
-    assert [str(fault) for fault in yaml_reader.with_lines(found, lines)] == [
+    assert [str(fault) for fault in yaml_reader.add_lines(found, lines)] == [
         "line 1  name: must be text: put it in quotes, got no, which is read as false",
         "line 2  epochs: must be a whole number, got 1e3, which is read as 1000.0",
         "line 3  rate: must be a number, written with a point, got '0,01'",
@@ -136,8 +136,8 @@ def test_a_fault_of_meaning_says_how_yaml_read_it():
 def test_of_a_path_with_a_fault_of_notation_nothing_else_is_said():
     assert fault("a: 010\n") == next(
         str(f)
-        for f in yaml_reader.with_lines(
-            [*yaml_reader.read("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1}
+        for f in yaml_reader.add_lines(
+            [*yaml_reader.read_yaml("a: 010\n")[2], Fault("a", "must be odd")], {"a": 1}
         )
     )
 
@@ -178,8 +178,8 @@ WORD = st.text("abcxyz019.:-+_,eEfnosyNO~=<", min_size=1, max_size=8)
 @given(WORD)
 def test_a_plain_word_is_text_as_written_or_what_its_number_says_or_a_fault(word):
     try:
-        content, _, faults = yaml_reader.read(f"- {word}\n")
-    except yaml_reader.Unreadable:
+        content, _, faults = yaml_reader.read_yaml(f"- {word}\n")
+    except yaml_reader.UnreadableYamlError:
         return
     if faults or not isinstance(content, list) or len(content) != 1:
         return

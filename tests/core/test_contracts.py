@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from stage_samples import Far, Near, Pulled
 from toy_world import OneWeight, World, task_of
 
-from dgg_ray.core import draws, plugins
+from dgg_ray.core import plugins, rng
 from dgg_ray.core.errors import StageError
-from dgg_ray.core.interfaces import Pieces, Rehearsal, Strategy
+from dgg_ray.core.interfaces import ReplayStrategy, ShardedTensors, Strategy
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.finetune import Finetune
@@ -82,9 +82,9 @@ def test_a_strategy_is_frozen_and_remembers_nothing_of_another_stage(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_edits_are_in_place_and_finite_at_the_anchor(strategy):
     strategy = replace(strategy)
-    at = Pieces([torch.tensor([1.0, -2.0]), torch.zeros(3)])
+    at = ShardedTensors([torch.tensor([1.0, -2.0]), torch.zeros(3)])
     strategy.begin_task(at, "nines", EARLIER, 0)
-    gradients = Pieces([torch.zeros(2), torch.zeros(3)])
+    gradients = ShardedTensors([torch.zeros(2), torch.zeros(3)])
     ids = [id(g) for g in gradients]
     for step in range(10):
         strategy.edit_gradient(at, gradients, step)
@@ -98,19 +98,18 @@ def test_edits_are_in_place_and_finite_at_the_anchor(strategy):
 class TwoWeights(OneWeight):
     """As OneWeight, with a second tensor that has another optimum: norms of one and of all differ."""
 
-    def begin(self, *begun, **more):
-        memory = super().begin(*begun, **more)
+    def start(self, setup):
+        super().start(setup)
         self.theta = self.theta if self.theta.numel() == 3 else torch.zeros(3)
-        return memory
 
     def weights(self):
-        return Pieces([self.theta[:1], self.theta[1:]])
+        return ShardedTensors([self.theta[:1], self.theta[1:]])
 
     def step(self, batch, step, edit):
         self.taught += [example.id for example in batch]
         a = sum(float(example.answer) for example in batch) / len(batch)
         gradient = self.theta - torch.tensor([a, -a / 2, 2.0])
-        edit(self.weights(), Pieces([gradient[:1], gradient[1:]]), step)
+        edit(self.weights(), ShardedTensors([gradient[:1], gradient[1:]]), step)
         self.theta -= self.rate * gradient
         return float(gradient.square().sum())
 
@@ -155,12 +154,14 @@ def learned(strategy: Strategy, folder) -> tuple[list[Any], list[list[float]]]:
     """(Effects, weights) of the stages of two tasks."""
     world = World(folder)
     world.tasks = {t.name: t for t in (task_of("ones", 1, 2, 3), task_of("fours", 4, 8, 6, 2))}
-    world.shop.learner, world.shop.tasks = TwoWeights(), world.tasks
+    world.runner.learner, world.runner.tasks = TwoWeights(), world.tasks
     effects, ends = [], []
-    for stage in world.path("ones", "fours", strategy=strategy, batch_size=1, epochs=6, learning_rate=0.25):
-        world.shop.obtain(WorkItem(stage))
+    for stage in world.stages_of(
+        "ones", "fours", strategy=strategy, batch_size=1, epochs=6, learning_rate=0.25
+    ):
+        world.runner.run(WorkItem(stage))
         effects.append(stage.effect)
-        ends.append(world.shop.learner.theta.tolist())
+        ends.append(world.runner.learner.theta.tolist())
     return effects, ends
 
 
@@ -221,13 +222,13 @@ class Attribute(DGG):
 
 
 @dataclass(frozen=True)
-class Own(Rehearsal):
+class Own(ReplayStrategy):
     """Says all that it needs itself."""
 
     strength: float = 0.0
 
     def effect(self, task, earlier):
-        return self.replayed(earlier) | {"strength": self.strength}
+        return self.replay_effect(earlier) | {"strength": self.strength}
 
 
 @dataclass(frozen=True)
@@ -240,11 +241,11 @@ class Liar(Replay):
     strength: float = 0.0
 
     def effect(self, task, earlier):  # as in a copy of replay.py
-        return self.replayed(earlier)
+        return self.replay_effect(earlier)
 
 
 def key(world, strategy, *order):
-    return world.path(*(order or ("ones", "fours")), strategy=strategy)[-1].key
+    return world.stages_of(*(order or ("ones", "fours")), strategy=strategy)[-1].key
 
 
 @pytest.mark.parametrize("cls", [Weak, Own, Heir])
@@ -305,11 +306,11 @@ class Remembers(Strategy):
 
 
 def test_a_strategy_with_state_has_it_from_the_first_task_on(world):
-    for stage in world.path("ones", strategy=Finetune()):  # the store has the plain first stage already
-        world.shop.obtain(WorkItem(stage))
-    stages = world.path("ones", "fours", "nines", strategy=Remembers())
+    for stage in world.stages_of("ones", strategy=Finetune()):  # the store has the plain first stage already
+        world.runner.run(WorkItem(stage))
+    stages = world.stages_of("ones", "fours", "nines", strategy=Remembers())
     for stage in stages:
-        world.shop.obtain(WorkItem(stage))
+        world.runner.run(WorkItem(stage))
     kept = [load_file(world.store.open(stage) / "strategy.safetensors") for stage in stages]
     assert [state["count"].item() for state in kept] == [1.0, 2.0, 3.0]
 
@@ -332,8 +333,8 @@ class StartsToo(Starts):
 def test_a_first_stage_that_is_said_to_be_plain_is_plain(world):
     assert key(world, Starts(), "ones") == key(world, Finetune(), "ones")
     assert key(world, Starts()) != key(world, Finetune())
-    (stage,) = world.path("ones", strategy=Starts(), learning_rate=0.25)
-    world.shop.obtain(WorkItem(stage))
+    (stage,) = world.stages_of("ones", strategy=Starts(), learning_rate=0.25)
+    world.runner.run(WorkItem(stage))
     assert world.learner.theta.item() == 0.25  # one step from 0 towards 1
 
 
@@ -345,23 +346,23 @@ def test_the_first_stage_of_a_subclass_is_not_plain_because_its_base_said_so(wor
 
 
 def test_draws_are_a_function_of_seed_task_purpose_and_step():
-    base = draws.uniform(0, "words", "gate", 3)
-    assert base == draws.uniform(0, "words", "gate", 3)
+    base = rng.uniform(0, "words", "gate", 3)
+    assert base == rng.uniform(0, "words", "gate", 3)
     others = [
         (1, "words", "gate", 3),
         (0, "digits", "gate", 3),
         (0, "words", "replay", 3),
         (0, "words", "gate", 4),
     ]
-    assert len({base, *(draws.uniform(*other) for other in others)}) == 5
+    assert len({base, *(rng.uniform(*other) for other in others)}) == 5
 
 
 def test_draws_do_not_change_between_versions_and_machines():
-    assert [round(draws.uniform(0, "words", "gate", step), 12) for step in range(3)] == DRAWS
+    assert [round(rng.uniform(0, "words", "gate", step), 12) for step in range(3)] == DRAWS
 
 
 def test_draws_are_uniform():
-    values = [draws.uniform(5, "t", "p", step) for step in range(4000)]
+    values = [rng.uniform(5, "t", "p", step) for step in range(4000)]
     tenths = torch.histc(torch.tensor(values), bins=10, min=0, max=1)
     # chi-squared with 9 degrees of freedom: 27.9 is exceeded once in a thousand
     assert ((tenths - 400) ** 2 / 400).sum() < 27.9
@@ -440,25 +441,28 @@ class Keeps(Strategy):
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("setting", "strategy Keeps changed its settings \\(seen\\) as it learned"),
-        ("setting at the end", "strategy Keeps changed its settings \\(seen\\) as it learned"),
-        ("attribute", "strategy Keeps set anchor in begin_task; what is remembered within a stage goes into"),
-        ("attribute made before", "strategy Keeps set kept in begin_task; what is remembered"),
-        ("tensor made before", "strategy Keeps set kept in begin_task; what is remembered"),
-        ("numbers drawn", "strategy Keeps set numbers in begin_task; what is remembered"),
-        ("computed and filled", "strategy Keeps set filled in begin_task; what is remembered"),
-        ("computed too early", "strategy Keeps set of_memory in begin_task; what is remembered"),
-        ("attribute at the end", "strategy Keeps set velocity as it learned; what is remembered"),
-        ("computed and filled at the end", "strategy Keeps set filled as it learned; what is remembered"),
+        ("setting", "strategy Keeps changed its settings \\(seen\\) in begin_task"),
+        ("setting at the end", "strategy Keeps changed its settings \\(seen\\) during training"),
+        ("attribute", "strategy Keeps set anchor in begin_task; put what is remembered within a stage into"),
+        ("attribute made before", "strategy Keeps set kept in begin_task; put what is remembered"),
+        ("tensor made before", "strategy Keeps set kept in begin_task; put what is remembered"),
+        ("numbers drawn", "strategy Keeps set numbers in begin_task; put what is remembered"),
+        ("computed and filled", "strategy Keeps set filled in begin_task; put what is remembered"),
+        ("computed too early", "strategy Keeps set of_memory in begin_task; put what is remembered"),
+        ("attribute at the end", "strategy Keeps set velocity during training; put what is remembered"),
+        (
+            "computed and filled at the end",
+            "strategy Keeps set filled during training; put what is remembered",
+        ),
         ("object", "memory\\['tasks'\\] must be a JSON value, .* found set"),
         ("number as a key", "memory\\['steps'\\] must be a JSON value, .* found dict"),
     ],
 )
 def test_what_is_remembered_where_a_snapshot_does_not_keep_it_ends_the_stage(world, where, said):
     strategy = Keeps(where)
-    (stage,) = world.path("ones", strategy=strategy)
+    (stage,) = world.stages_of("ones", strategy=strategy)
     with pytest.raises(StageError, match=said):
-        world.shop.obtain(WorkItem(stage))
+        world.runner.run(WorkItem(stage))
     assert strategy.seen == {}
     assert world.store.record(stage) is None
 
@@ -481,15 +485,15 @@ class TakesUp(Strategy):
 
 
 def test_what_load_state_set_may_stay_an_attribute_and_may_not_change(world):
-    _, second = world.path("ones", "fours", strategy=TakesUp())
-    world.shop.obtain(WorkItem(second))
+    _, second = world.stages_of("ones", "fours", strategy=TakesUp())
+    world.runner.run(WorkItem(second))
     assert load_file(world.store.open(second) / "strategy.safetensors")["count"].item() == 2
-    changing = world.path("ones", "fours", strategy=TakesUp(late=True))
+    changing = world.stages_of("ones", "fours", strategy=TakesUp(late=True))
     with pytest.raises(StageError, match="TakesUp set before in begin_task"):
-        world.shop.obtain(WorkItem(changing[1]))
+        world.runner.run(WorkItem(changing[1]))
 
 
 def test_what_a_snapshot_keeps_may_be_remembered(world):
-    (stage,) = world.path("ones", strategy=Keeps("memory"))
-    world.shop.obtain(WorkItem(stage))
+    (stage,) = world.stages_of("ones", strategy=Keeps("memory"))
+    world.runner.run(WorkItem(stage))
     assert world.store.record(stage)

@@ -10,13 +10,15 @@ from itertools import count
 
 import pytest
 
+from study_samples import with_data
+
 from dgg_ray import cli, load_study
-from dgg_ray.config import search_validation
-from dgg_ray.core import blame, file_hashes, hooks, plugins, sources
-from dgg_ray.core.errors import NotFinite, StageError, StudyError
+from dgg_ray.config import validation
+from dgg_ray.core import error_records, file_hashes, plugins, sources, strategy_checks
+from dgg_ray.core.errors import NonFiniteError, StageError, StudyError
 from dgg_ray.core.interfaces import Score
 from dgg_ray.planning import edited_plugins
-from dgg_ray.readers._reading import read
+from dgg_ray.readers._task_reading import read_task
 
 NUMBER = count()
 STRATEGY = """
@@ -61,8 +63,8 @@ def test_the_one_class_of_a_module_needs_no_name(mine):
 
 def test_of_several_classes_one_that_inherits_from_the_others_is_meant(mine):
     name = mine(STRATEGY + "\nclass Base(Mine):\n    pass\n\n\nclass Last(Base):\n    pass\n")
-    file = plugins.imported(name, f"{name}:Last")
-    assert plugins.the_class(file, plugins.KINDS["strategies"], name).__name__ == "Last"
+    module = importlib.import_module(name)
+    assert plugins.only_class(module, plugins.KINDS["strategies"], name).__name__ == "Last"
 
 
 @pytest.mark.parametrize(
@@ -141,12 +143,12 @@ def test_helpers_and_hooks_are_no_faults(mine, text):
     [
         ("    starts_plain: bool = True\n", "starts_plain is the class's own and no setting"),
         ("    simultaneous: bool = True\n", "simultaneous is the class's own and no setting"),
-        ("    more: InitVar[float] = 1.0\n", "more must be a field: a setting that is none"),
+        ("    more: InitVar[float] = 1.0\n", "more must be a field: no other setting is part of a stage key"),
         ("    memory = {}\n", "memory must not be redefined"),
         ("    simultaneous = starts_plain = True\n", "must not be both simultaneous and starts_plain"),
         (
             "    starts_plain = True\n\n    def state(self):\n        return {}\n",
-            "starts_plain must be left out: the first task's stage is shared, and hands nothing over to",
+            "starts_plain must be left out: the first task's stage is shared, and passes nothing on to",
         ),
     ],
 )
@@ -168,7 +170,10 @@ def test_a_hook_with_other_parameters_than_it_is_called_with_is_a_fault(mine):
 
 
 def test_the_hooks_are_what_the_loop_calls():
-    assert set(hooks.HOOKS) == {"effect", "examples", "begin_task", "edit_gradient", "state", "load_state"}
+    assert set(strategy_checks.HOOKS) == {
+        *("effect", "examples", "begin_task", "edit_gradient", "state", "load_state"),
+        *("replayed_examples", "protection"),
+    }
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -199,20 +204,25 @@ def raised(mine, line: str) -> Exception:
 )
 def test_a_mistake_in_a_program_would_come_again_and_trouble_of_a_machine_need_not(mine, line, lasting):
     problem = raised(mine, line)
-    assert blame.lasting(problem) == lasting
-    assert blame.place(problem).endswith(", line 5, in hook")
+    assert error_records.is_permanent_error(problem) == lasting
+    assert error_records.plugin_location(problem).endswith(", line 5, in hook")
 
 
 def test_an_error_that_is_the_stages_own_is_no_mistake_in_a_program():
-    assert not blame.lasting(NotFinite("the loss is nan"))
-    assert not blame.lasting(RuntimeError("something of torch"))  # in no plug-in's line
-    assert blame.lasting(ValueError("anywhere"))
+    assert not error_records.is_permanent_error(NonFiniteError("the loss is nan"))
+    assert not error_records.is_permanent_error(RuntimeError("something of torch"))  # in no plug-in's line
+    assert error_records.is_permanent_error(ValueError("anywhere"))
 
 
 def test_an_error_is_told_with_its_place_type_and_message(mine):
-    told = blame.told(raised(mine, "raise TypeError('strength must be a number')"))
-    assert blame.line(told).endswith(", line 5, in hook: TypeError: strength must be a number")
-    assert blame.line({"error": "NotFinite", "message": "the loss is nan"}) == "NotFinite: the loss is nan"
+    told = error_records.located_error_record(raised(mine, "raise TypeError('strength must be a number')"))
+    assert error_records.format_error_record(told).endswith(
+        ", line 5, in hook: TypeError: strength must be a number"
+    )
+    assert (
+        error_records.format_error_record({"error": "NonFiniteError", "message": "the loss is nan"})
+        == "NonFiniteError: the loss is nan"
+    )
 
 
 # -- whole studies ---------------------------------------------------------------------------------
@@ -239,10 +249,13 @@ def plan(folder, name):
 
 def test_a_study_takes_a_strategy_from_beside_its_file(tmp_path, mine):
     study = plan(tmp_path, mine(STRATEGY))
-    assert study.codes[f"strategies/{plugins.name_of(study.strategy)}"]
-    assert study.codes["models/embedded"] == ""
-    keys = [stage.effect["class"] for stage in study.runs()[0].stages]
-    assert keys == [[plugins.name_of(study.strategy), next(filter(None, study.codes.values()))]] * 2
+    assert study.data.source_hashes[f"strategies/{plugins.plugin_name(study.strategy)}"]
+    assert study.data.source_hashes["models/embedded"] == ""
+    keys = [stage.effect["class"] for stage in study.runs[0].stages]
+    assert (
+        keys
+        == [[plugins.plugin_name(study.strategy), next(filter(None, study.data.source_hashes.values()))]] * 2
+    )
 
 
 def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
@@ -253,9 +266,9 @@ def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
     keys = set()
     for value in ("0.0", "0.5"):
         name = f"{mine(text.format(value))}:mark"
-        tasks = {n: type(d)(d.name, d.digests, d.sizes, name) for n, d in study.tasks.items()}
-        keys |= {replace(study, tasks=tasks).evaluation("words", "test").key}
-    assert len({*keys, study.evaluation("words", "test").key}) == 3
+        tasks = {n: type(d)(d.name, d.digests, d.sizes, name) for n, d in study.data.tasks.items()}
+        keys |= {with_data(study, tasks=tasks).runs.evaluation("words", "test").key}
+    assert len({*keys, study.runs.evaluation("words", "test").key}) == 3
 
 
 def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tmp_path, mine):
@@ -264,10 +277,10 @@ def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tm
         "def half(said, examples, by):\n    return full(said, examples)\n\n\nmark = partial(half, by={})\n"
     )
     name = mine(text.format(2))
-    before = plugins.code("scorers", f"{name}:mark")
-    assert list(sources.files_of(plugins.find("scorers", f"{name}:mark"), name)) == [name]
+    before = plugins.plugin_hash("scorers", f"{name}:mark")
+    assert list(sources.own_files(plugins.find("scorers", f"{name}:mark"), name)) == [name]
     (tmp_path / f"{name}.py").write_text(text.format(3))
-    assert sources.code_of(partial(max), name) not in ("", before)
+    assert sources.source_digest(partial(max), name) not in ("", before)
 
 
 def test_settings_of_a_model_of_ones_own_are_in_its_keys(tmp_path, mine):
@@ -280,10 +293,10 @@ def test_settings_of_a_model_of_ones_own_are_in_its_keys(tmp_path, mine):
 
 
 def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
-    monkeypatch.setattr(plugins, "OUTSIDE", {})
+    monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     name = mine("def worth(matrix):\n    return matrix.scores[0]\n")
     assert "raised AttributeError: 'ScoreMatrix'" in (
-        said := search_validation.unfit(f"{name}:worth", 2, False)
+        said := validation.why_unfit(f"{name}:worth", 2, False)
     )
     assert f"{name}.py, line 2, in worth" in said
 
@@ -297,9 +310,9 @@ def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
     ],
 )
 def test_a_metric_must_give_of_stacked_runs_what_it_gives_of_each(mine, monkeypatch, line, fits):
-    monkeypatch.setattr(plugins, "OUTSIDE", {})
+    monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     name = mine(f"import numpy as np\n\n\ndef worth(matrix):\n    return {line}\n")
-    assert ("count its axes from the last" in search_validation.unfit(f"{name}:worth", 2, False)) != fits
+    assert ("count its axes from the last" in validation.why_unfit(f"{name}:worth", 2, False)) != fits
 
 
 def test_a_file_that_is_edited_after_it_was_read_is_a_fault(tmp_path, mine):
@@ -352,7 +365,7 @@ class Mine(Reader):
         return Task(name, examples, dict.fromkeys(SPLITS, "always the same"))
 """
     cls = plugins.find("readers", mine(text) + ":Mine")
-    a, b = read(cls("a"), "words"), read(cls("b"), "words")
+    a, b = read_task(cls("a"), "words"), read_task(cls("b"), "words")
     assert a.digests["train"] != b.digests["train"]
     assert a.digests["test"] == b.digests["test"]
 
@@ -370,7 +383,7 @@ def test_a_reader_that_gives_no_task_is_a_fault(mine, line, said):
     text = "from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task\n\n\nclass Mine(Reader):\n"
     reader = plugins.find("readers", mine(f"{text}    def read(self, name):\n        {line}\n") + ":Mine")()
     with pytest.raises(StudyError, match=said.replace("(", "\\(")):
-        read(reader, "words")
+        read_task(reader, "words")
 
 
 def test_a_setting_that_is_no_json_value_is_a_fault(tmp_path, mine):
@@ -434,15 +447,15 @@ def test_a_score_that_is_none_ends_the_evaluation(value, each, said):
 
 def test_what_changed_is_said(tmp_path, mine):
     study = plan(tmp_path, mine(STRATEGY))
-    name = plugins.name_of(study.strategy)
+    name = plugins.plugin_name(study.strategy)
     store = study.store(tmp_path / "out")
-    assert edited_plugins.sentences(study, store) == []
-    (run,) = study.runs()
+    assert edited_plugins.describe_unused_work(study, store) == []
+    (run,) = study.runs
     for stage in run.stages:
         store.publish(stage, {"code": {f"strategies/{name}": "older"}}, None)
     cell = {"evaluation": "e", "task": "words", "split": "test", "score": 0.5, "n": 10}
-    store.sit(run.stages[0], [cell], None, {"code": {"scorers/exact_match": "older"}})
-    assert edited_plugins.sentences(study, store) == [
+    store.publish_evaluations(run.stages[0], [cell], None, {"code": {"scorers/exact_match": "older"}})
+    assert edited_plugins.describe_unused_work(study, store) == [
         f"strategy `{name}` changed since 2 stages were trained; they are not used.",
         "scorer `exact_match` changed since 1 evaluation was scored; it is not used.",
     ]
@@ -505,7 +518,7 @@ def test_on_ray_a_strategy_beside_its_study_is_found_and_what_it_raises_is_tried
     assert done.returncode == 1, said
     place = f"line {len(text.splitlines())}, in begin_task: KeyError: ('digits',)"
     assert place in said
-    files = (tmp_path / "out" / "logs").glob("fleet-*.jsonl")
+    files = (tmp_path / "out" / "logs").glob("group-*.jsonl")
     events = [json.loads(line)["event"] for file in files for line in file.read_text().splitlines()]
     # The untouched model and the first task are published by the one process that began.
-    assert [events.count(name) for name in ("begun", "published", "failed")] == [1, 2, 1]
+    assert [events.count(name) for name in ("started", "published", "failed")] == [1, 2, 1]

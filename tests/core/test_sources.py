@@ -42,7 +42,7 @@ class Project:
         self.files = {"ewc": EWC, "helper": HELPER, "deeper": "FACTOR = 2\n", "other": "FACTOR = 3\n"}
 
     def code(self, **changed: str) -> str:
-        return sources.code_of(self.loaded("ewc", **changed).EWC)
+        return sources.source_digest(self.loaded("ewc", **changed).EWC)
 
     def loaded(self, name: str, **changed: str):
         for module in self.files:
@@ -136,14 +136,14 @@ def test_modules_of_a_package_count_with_the_files_around_them(tmp_path, monkeyp
     cls = plugins.find("strategies", f"{name}.methods.ewc:EWC")
     found = [f"{name}", f"{name}.methods", f"{name}.methods.ewc", f"{name}.methods.late"]
     found.append(f"{name}.methods.parts")
-    assert list(sources.files_of(cls)) == found
+    assert list(sources.own_files(cls)) == found
     assert plugins.find("strategies", f"{name}.methods.ewc") is cls
-    assert plugins.name_of(cls()) == f"{name}.methods.ewc:EWC"
+    assert plugins.plugin_name(cls()) == f"{name}.methods.ewc:EWC"
 
 
 def test_what_is_installed_or_shipped_is_not_looked_into(project):
     project.code()
-    assert set(sources.files_of(sys.modules["ewc"].EWC)) == {"ewc", "helper", "deeper"}
+    assert set(sources.own_files(sys.modules["ewc"].EWC)) == {"ewc", "helper", "deeper"}
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_what_is_installed_or_shipped_is_not_looked_into(project):
             "scorers/exact_match.py",
         ),
         (
-            "from dgg_ray.core.texts import plain\n\n\ndef mark(p, e):\n    return plain(p)\n",
+            "from dgg_ray.core.text_normalization import normalize_text\n\n\ndef mark(p, e):\n    return normalize_text(p)\n",
             "mark",
-            "core/texts.py",
+            "core/text_normalization.py",
         ),
     ],
     ids=["a strategy", "a scorer", "what judges"],
@@ -175,28 +175,28 @@ def test_what_is_built_on_a_shipped_plugin_is_another_one_when_that_is_shipped_o
     module = f"mine_{next(NUMBER)}"
     (tmp_path / f"{module}.py").write_text(text)
     plugin = getattr(importlib.import_module(module), name)
-    code_of, digest_of = sources.code_of.__wrapped__, sources.digest_of
-    before = code_of(plugin)
-    assert code_of(plugin) == before
-    assert list(sources.files_of(plugin)) == [module]
+    source_digest, digest_of = sources.source_digest.__wrapped__, sources.file_digest
+    before = source_digest(plugin)
+    assert source_digest(plugin) == before
+    assert list(sources.own_files(plugin)) == [module]
     other = lambda path: "0" * 16 if path == sources.ROOT / file else digest_of(path)  # noqa: E731
-    monkeypatch.setattr(sources, "digest_of", other)
-    assert code_of(plugin) != before
+    monkeypatch.setattr(sources, "file_digest", other)
+    assert source_digest(plugin) != before
 
 
 def test_a_class_without_a_file_is_refused():
     space = {"__name__": "nowhere"}
     exec("from dgg_ray.core.interfaces import Strategy\nclass Lost(Strategy): pass", space)
     with pytest.raises(StudyError, match="must stand in a file"):
-        sources.code_of(space["Lost"])
+        sources.source_digest(space["Lost"])
 
 
 # -- files in this package's own folders -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in sources.PLUGGED[1:] for n in plugins.names(k)])
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in sources.PLUGIN_FOLDERS for n in plugins.names(k)])
 def test_what_is_shipped_is_as_it_was_shipped(kind, name):
-    assert sources.code_of(plugins.find(kind, name)) == ""
+    assert sources.source_digest(plugins.find(kind, name)) == ""
 
 
 def copied(tmp_path, monkeypatch, name: str, text: str):
@@ -210,26 +210,26 @@ def copied(tmp_path, monkeypatch, name: str, text: str):
 
 def test_a_built_in_strategy_that_is_edited_is_another_one(tmp_path, monkeypatch):
     text = (sources.ROOT / "strategies" / "replay.py").read_text()
-    wanted = sources.shipped()["strategies/replay.py"]
+    wanted = sources.shipped_digests()["strategies/replay.py"]
     file = copied(tmp_path, monkeypatch, "replay", text + "\n# a note\n")
-    assert sources.digest_of(file) == wanted
-    assert sources.as_shipped(file)
+    assert sources.file_digest(file) == wanted
+    assert sources.is_as_shipped(file)
     edited = copied(tmp_path / "b", monkeypatch, "replay", text.replace("= 100", "= 200"))
-    assert not sources.as_shipped(edited)
+    assert not sources.is_as_shipped(edited)
 
 
 def test_a_copy_of_a_built_in_strategy_under_another_name_is_the_users(tmp_path, monkeypatch):
     text = (sources.ROOT / "strategies" / "replay.py").read_text()
-    assert not sources.as_shipped(copied(tmp_path, monkeypatch, "ewc", text))
+    assert not sources.is_as_shipped(copied(tmp_path, monkeypatch, "ewc", text))
 
 
 def test_a_line_of_a_traceback_is_a_plugins_or_not(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("")
     dgg = str(sources.ROOT / "strategies" / "dgg.py")
-    assert sources.is_plugged(str(mine))
-    assert sources.is_plugged(str(mine), own=True)
-    assert sources.is_plugged(dgg)
-    assert not sources.is_plugged(dgg, own=True)
+    assert sources.is_plugin_line(str(mine))
+    assert sources.is_plugin_line(str(mine), own=True)
+    assert sources.is_plugin_line(dgg)
+    assert not sources.is_plugin_line(dgg, own=True)
     for other in (sources.__file__, importlib.__file__, textwrap.__file__, pytest.__file__, "<string>"):
-        assert not sources.is_plugged(other)
+        assert not sources.is_plugin_line(other)

@@ -1,4 +1,4 @@
-"""A budget is a hard cap: for a desk, for a process alone, and for a file that cannot keep it."""
+"""A budget is a hard limit: for the work queue, for a single process, and in a study file."""
 
 import asyncio
 import re
@@ -9,23 +9,26 @@ from types import SimpleNamespace
 import pytest
 
 from dgg_ray import cli, load_study
-from dgg_ray.analysis.load import table
+from dgg_ray.analysis.load import load_table
 from dgg_ray.config.sections import Protocol
 from dgg_ray.config.study import Budget, Workers
-from dgg_ray.core.errors import OverBudget, StudyError
+from dgg_ray.core.errors import OverBudgetError, StudyError
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost import budget, forecast
-from dgg_ray.cost.budget import Disk, Hours, Purse
-from dgg_ray.cost.model import CostModel, profiling_items, seconds
-from dgg_ray.execution.broker import Broker, Desk
+from dgg_ray.cost.budget import BudgetTracker, DiskLimit, HoursLimit
+from dgg_ray.cost.model import CostModel, profiling_items, seconds_of
+from dgg_ray.execution.broker import Broker
+from dgg_ray.execution.work_queue import ItemResult, WorkQueue
 from dgg_ray.planning.plan import plan
-from dgg_ray.search import comparison
-from dgg_ray.storage.backend import Folder
-from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.search.comparison import comparison_items, first_run_items
+from dgg_ray.storage.backend import LocalBackend
+from dgg_ray.storage.memory import MemoryStore
+from dgg_ray.storage.stage_store import StageStore, open_store
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.testing.synthetic_study import synthetic_study
 from dgg_ray.training import loop
 from dgg_ray.training.learner import PeftLearner
-from dgg_ray.training.simulated import MemoryStore, Simulated, imagined
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 WORKERS = Workers(gpus=1, price_per_hour=2)
 HOUR = 3600.0
@@ -37,7 +40,7 @@ def measured(world):
     by = {"study": "another", "workers": WORKERS.setup}
     for name, task in world.tasks.items():
         for seed in range(4):
-            (stage,), n = world.path(name, seed=1000 + seed), len(task.examples["train"])
+            (stage,), n = world.stages_of(name, seed=1000 + seed), len(task.examples["train"])
             cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.01}
             world.store.publish(stage, {"earlier": [], "cost": cost, **by}, lambda folder: None)
             cell = {
@@ -47,110 +50,121 @@ def measured(world):
                 "score": 0.0,
                 "n": n,
             }
-            world.store.sit(stage, [cell | {"seconds": 30.0 * n}], lambda folder: None, by)
+            world.store.publish_evaluations(stage, [cell | {"seconds": 30.0 * n}], lambda folder: None, by)
     return world
 
 
-def study_of(world, cap):
+def study_of(world, limits):
     tasks = {name: world.data(name) for name in world.tasks}
-    study = {"name": "toy", "workers": WORKERS, "fingerprint": "model", "tasks": tasks}
-    return SimpleNamespace(**study, budget=cap, protocol=SimpleNamespace(max_new_tokens=2))
+    data = SimpleNamespace(fingerprint="model", tasks=tasks)
+    protocol = SimpleNamespace(max_new_tokens=2)
+    return SimpleNamespace(name="toy", workers=WORKERS, data=data, budget=limits, protocol=protocol)
 
 
-def purse(world, final=(), cap=None):
-    return Hours(study_of(world, cap or Budget(worker_hours=6)), world.store, final)
+def hours_limit(world, comparison=(), limits=None):
+    return HoursLimit(study_of(world, limits or Budget(worker_hours=6)), world.store, comparison)
 
 
-def desk_of(world, **how):
-    return Desk(world.store, max_retries=1, purse=purse(world, **how))
+def tracker(world, **changes):
+    return BudgetTracker([hours_limit(world, **changes)])
 
 
-def learned(world, desk, group, item):
-    published(world, item)
-    desk.done(group, item.key, learned=True, error=None)
+def queue_of(world, **changes):
+    return WorkQueue(world.store, max_retries=1, budget=tracker(world, **changes))
 
 
-def published(world, item):
-    """What `ones`, `fours`, `nines` promise: two, three hours, one."""
+def spent(queue):
+    (limit,) = queue.budget.limits
+    return limit.spent
+
+
+def finish(world, queue, group, item):
+    publish(world, item)
+    queue.finish(group, ItemResult(item.key, trained=True))
+
+
+def publish(world, item):
+    """Publish a stage with the cost that is predicted: `ones` two hours, `fours` three, `nines` one."""
     n = len(world.tasks[item.stage.task].examples["train"])
     cost = {"seconds": HOUR * n, "examples": n, "begin_seconds": 0.0}
     record = {"earlier": [], "cost": cost, "study": "toy", "workers": WORKERS.setup}
     world.store.publish(item.stage, record, lambda folder: None)
 
 
-def work_items(world, *names):
-    return [WorkItem(world.path(name)[0]) for name in names]
+def items_of(world, *names):
+    return [WorkItem(world.stages_of(name)[0]) for name in names]
 
 
-def test_what_cannot_end_within_the_budget_is_refused(measured):
-    desk = desk_of(measured)  # of 6 hours
-    four, one, nine = work_items(measured, "fours", "ones", "nines")
-    assert desk.need(four) == "queued"
-    assert desk.take("a") == four
-    learned(measured, desk, "a", four)
-    assert desk.need(one) == "queued"
-    assert desk.take("a") == one
-    learned(measured, desk, "a", one)
-    assert desk.purse.spent == 5 * HOUR
-    assert desk.need(nine) == "over"  # an hour is left, and it may take a little more than one
-    assert desk.need(four) == "ready"
+def test_an_item_that_cannot_end_within_the_budget_is_rejected(measured):
+    queue = queue_of(measured)  # of 6 hours
+    fours, ones, nines = items_of(measured, "fours", "ones", "nines")
+    assert queue.request(fours) == "queued"
+    assert queue.dequeue("a") == fours
+    finish(measured, queue, "a", fours)
+    assert queue.request(ones) == "queued"
+    assert queue.dequeue("a") == ones
+    finish(measured, queue, "a", ones)
+    assert spent(queue) == 5 * HOUR
+    assert queue.request(nines) == "over budget"  # an hour is left, and it may take a little more than one
+    assert queue.request(fours) == "stored"
 
 
-def test_what_fits_only_if_others_end_early_waits_for_them(measured):
-    desk = desk_of(measured, cap=Budget(worker_hours=3.1))
-    one, nine = work_items(measured, "ones", "nines")
-    desk.need(one)
-    desk.need(nine)
-    assert desk.take("a") == one
-    assert desk.take("b") is None  # up to 2.1 and up to 1.05 hours are more than 3.1
-    assert desk.waiting == 0  # no fleet is started for it
-    learned(measured, desk, "a", one)
-    assert desk.waiting == 1
-    assert desk.take("b") == nine
+def test_an_item_that_fits_only_if_others_end_early_waits_for_them(measured):
+    queue = queue_of(measured, limits=Budget(worker_hours=3.1))
+    ones, nines = items_of(measured, "ones", "nines")
+    queue.request(ones)
+    queue.request(nines)
+    assert queue.dequeue("a") == ones
+    assert queue.dequeue("b") is None  # up to 2.1 and up to 1.05 hours are more than 3.1
+    assert queue.waiting == 0  # no worker group is started for it
+    finish(measured, queue, "a", ones)
+    assert queue.waiting == 1
+    assert queue.dequeue("b") == nines
 
 
-def test_what_waited_and_no_longer_fits_is_refused_when_it_is_taken(measured):
-    desk = desk_of(measured, cap=Budget(worker_hours=3.1))
-    one, nine = work_items(measured, "ones", "nines")
-    for item in (one, nine):
-        desk.need(item)
-    desk.take("a")
-    desk.purse.lose(HOUR)
-    learned(measured, desk, "a", one)
-    assert desk.take("b") is None
-    assert desk.refused[nine.key]["error"] == "OverBudget"
-    assert desk.waiting == 0
+def test_an_item_that_waited_and_no_longer_fits_is_rejected_when_it_is_dequeued(measured):
+    queue = queue_of(measured, limits=Budget(worker_hours=3.1))
+    ones, nines = items_of(measured, "ones", "nines")
+    for item in (ones, nines):
+        queue.request(item)
+    queue.dequeue("a")
+    queue.budget.record_loss(HOUR)
+    finish(measured, queue, "a", ones)
+    assert queue.dequeue("b") is None
+    assert queue.refused[nines.key]["error"] == OverBudgetError.__name__
+    assert queue.waiting == 0
 
 
-def test_what_was_lost_is_on_the_bill(measured, monkeypatch):
+def test_lost_work_counts_as_spent(measured, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.time", lambda: now[0])
-    desk = desk_of(measured)
-    one, nine = work_items(measured, "ones", "nines")
-    for item in (one, nine):
-        desk.need(item)
-    assert desk.take("a") == one
+    queue = queue_of(measured)
+    ones, nines = items_of(measured, "ones", "nines")
+    for item in (ones, nines):
+        queue.request(item)
+    assert queue.dequeue("a") == ones
     now[0] = 2 * HOUR
-    desk.lost("a")
-    assert desk.purse.spent == 2 * HOUR
-    desk.take("b")
+    queue.group_lost("a")
+    assert spent(queue) == 2 * HOUR
+    queue.dequeue("b")
     now[0] = 3 * HOUR
-    desk.done("b", one.key, learned=False, error={"error": "NotFinite"})
-    assert desk.purse.spent == 3 * HOUR
+    queue.finish("b", ItemResult(ones.key, trained=False, error={"error": "NonFiniteError"}))
+    assert spent(queue) == 3 * HOUR
 
 
-def test_the_comparison_is_set_aside_while_the_search_goes_on(measured):
-    (final,) = (WorkItem(w.stage, (measured.evaluation("fours"),)) for w in work_items(measured, "fours"))
-    tight = purse(measured, final=[final], cap=Budget(worker_hours=4))
-    (one,) = work_items(measured, "ones")
-    assert tight.verdict(one) == "over"  # two hours, and three are set aside
-    assert "set aside for the comparison" in str(tight.refusal(one))
-    assert tight.verdict(final) == "go"
-    assert purse(measured, cap=Budget(worker_hours=4)).verdict(one) == "go"
+def test_the_cost_of_the_comparison_is_reserved_while_the_search_goes_on(measured):
+    evaluations = (measured.evaluation("fours"),)
+    (final,) = (WorkItem(item.stage, evaluations) for item in items_of(measured, "fours"))
+    tight = hours_limit(measured, comparison=[final], limits=Budget(worker_hours=4))
+    (ones,) = items_of(measured, "ones")
+    assert tight.decide(ones) == "reject"  # two hours, and three are reserved
+    assert "reserved for the comparison" in str(tight.refusal(ones))
+    assert tight.decide(final) == "admit"
+    assert hours_limit(measured, limits=Budget(worker_hours=4)).decide(ones) == "admit"
 
 
 @pytest.mark.parametrize(
-    ("cap", "name"),
+    ("limits", "name"),
     [
         (Budget(gpu_hours=6), "gpu_hours"),
         (Budget(money=3), "money"),
@@ -158,29 +172,29 @@ def test_the_comparison_is_set_aside_while_the_search_goes_on(measured):
         (Budget(gpu_hours=1, money=3), "gpu_hours"),
     ],
 )
-def test_the_cap_that_binds_first_is_the_cap(measured, cap, name):
-    assert purse(measured, cap=cap).name == name  # a worker-hour is a GPU-hour, and 2 of money
+def test_the_limit_that_binds_first_is_enforced(measured, limits, name):
+    assert hours_limit(measured, limits=limits).name == name  # a worker-hour is a GPU-hour, and 2 of money
 
 
 def test_the_first_stage_of_all_runs_alone(world):
-    empty = purse(world)
-    one, four = work_items(world, "ones", "fours")
-    assert empty.verdict(one) == "go"
-    assert empty.verdict(four, [one]) == "wait"
+    empty = hours_limit(world)
+    ones, fours = items_of(world, "ones", "fours")
+    assert empty.decide(ones) == "admit"
+    assert empty.decide(fours, [ones]) == "wait"
 
 
-def test_who_asked_is_told_and_nothing_is_kept_as_a_failure(measured):
+def test_a_client_gets_the_refusal_and_the_store_records_no_failure(measured):
     actor = Broker.__ray_metadata__.modified_class
-    (four,) = work_items(measured, "fours")
+    (fours,) = items_of(measured, "fours")
 
     async def scene():
-        broker = actor(measured.store, 1, purse(measured, cap=Budget(worker_hours=1)))
-        return await broker.need(four)
+        broker = actor(measured.store, 1, tracker(measured, limits=Budget(worker_hours=1)))
+        return await broker.request(fours)
 
     answer = asyncio.run(scene())
-    assert answer["error"]["error"] == OverBudget.__name__
-    assert "raise budget.worker_hours" in answer["error"]["message"]
-    assert measured.store.failure(four.stage) is None
+    assert answer["error"]["error"] == OverBudgetError.__name__
+    assert "Raise budget.worker_hours" in answer["error"]["message"]
+    assert measured.store.failure(fours.stage) is None
 
 
 def watched(method, readers):
@@ -192,120 +206,125 @@ def watched(method, readers):
 
 
 def test_a_broker_with_a_budget_never_reads_the_store_in_its_event_loop(measured, monkeypatch):
-    """Else a slow store would keep all who ask it anything waiting; this one may be, as far as it says."""
-    monkeypatch.setattr(Folder, "near", False)
+    """A slow store would keep every client waiting; this store claims to be one that may be slow."""
+    monkeypatch.setattr(LocalBackend, "is_local", False)
     readers = set()
-    for name in ("record", "cells", "sittings", "finished", "profiles", "has", "size", "lease", "release"):
+    reads = ("record", "score_entries", "evaluation_records", "finished", "profiles", "has", "size")
+    for name in (*reads, "acquire_lease", "release_lease"):
         monkeypatch.setattr(StageStore, name, watched(getattr(StageStore, name), readers))
-    hours = purse(measured)
-    disk = Disk(study_of(measured, Budget(worker_hours=6, disk_gb=1)), measured.store, ())
-    broker = Broker.__ray_metadata__.modified_class(measured.store, 1, Purse([hours, disk]))
-    (one,) = work_items(measured, "ones")
+    hours = hours_limit(measured)
+    disk = DiskLimit(study_of(measured, Budget(worker_hours=6, disk_gb=1)), measured.store, ())
+    broker = Broker.__ray_metadata__.modified_class(measured.store, 1, BudgetTracker([hours, disk]))
+    (ones,) = items_of(measured, "ones")
     readers.clear()
-    disk.next_look = 0.0  # it is time for one
+    disk.next_measurement = 0.0  # a measurement is due
 
     async def scene():
-        asker = asyncio.create_task(broker.need(one))
-        assert await broker.take("a", patience_s=60) == [one]
-        await asyncio.to_thread(published, measured, one)
-        await broker.done("a", (one.key, True, None, 1.0))
-        await asker
+        client = asyncio.create_task(broker.request(ones))
+        assert await broker.next_item("a", idle_timeout_s=60) == ones
+        await asyncio.to_thread(publish, measured, ones)
+        await broker.finish("a", ItemResult(ones.key, True, None, 1.0))
+        await client
         await broker.close()
 
     asyncio.run(scene())
-    assert {("size", False), ("record", False), ("release", False)} <= readers
+    assert {("size", False), ("record", False), ("release_lease", False)} <= readers
     assert {name for name, in_loop in readers if in_loop} == set()
-    assert hours.spent == 2 * HOUR  # and it knows
+    assert hours.spent == 2 * HOUR  # the measurement arrived
 
 
 def test_a_budget_below_one_run_says_what_it_needs(measured):
-    tight = purse(measured, cap=Budget(gpu_hours=1))
+    tight = tracker(measured, limits=Budget(gpu_hours=1))
     with pytest.raises(StudyError, match=r"budget.gpu_hours: must be at least 2.* for one run.*, got 1"):
-        tight.check(work_items(measured, "ones"))
-    purse(measured, cap=Budget(gpu_hours=3)).check(work_items(measured, "ones"))
-    tight.lose(1.0)  # it has begun: what is left is not judged so
-    tight.check(work_items(measured, "ones"))
+        tight.check(items_of(measured, "ones"))
+    tracker(measured, limits=Budget(gpu_hours=3)).check(items_of(measured, "ones"))
+    tight.record_loss(1.0)  # work has begun: the check is for its start alone
+    tight.check(items_of(measured, "ones"))
 
 
 # -- profiles ----------------------------------------------------------------------------------------
 
 
-def tight(cap):
-    """A simulated study of three tasks with a budget of so many seconds, its purse, and who does its work."""
-    of = imagined(3, DGG(), protocol=Protocol(baselines=()), budget=Budget(worker_hours=cap / HOUR))
+def simulated(seconds):
+    """Return a simulated study of three tasks with so many seconds, its budget tracker and its runner."""
+    limits = Budget(worker_hours=seconds / HOUR)
+    study = synthetic_study(3, DGG(), protocol=Protocol(baselines=()), budget=limits)
     store = MemoryStore()
-    return of, budget.purse(of, store, comparison.comparison_items), Simulated.of(of, store)
+    return study, budget.make_tracker(study, store, comparison_items), SimulatedRunner.of(study, store)
 
 
-def done(kept, shop, item):
-    shop.obtain(item)
-    kept.finished(item)
+def do(budget_tracker, runner, item):
+    runner.run(item)
+    budget_tracker.record_finished(item)
 
 
-def test_the_first_probe_alone_may_exceed_the_cap_and_none_starts_after_it():
-    of, kept, shop = tight(cap=0.001)
-    first, second, third = profiling_items(of)
-    assert kept.verdict(first) == "go"
-    assert kept.verdict(second, [first]) == "wait"  # alone
-    done(kept, shop, first)
+def test_the_first_profile_alone_may_exceed_the_limit_and_nothing_starts_after_it():
+    study, limits, runner = simulated(seconds=0.001)
+    first, second, third = profiling_items(study)
+    assert limits.decide(first) == "admit"
+    assert limits.decide(second, [first]) == "wait"  # alone
+    do(limits, runner, first)
     for item in (second, third):
-        assert kept.verdict(item) == "over"
-        assert "more than the cap: nothing was known of what the first" in str(kept.refusal(item))
+        assert limits.decide(item) == "reject"
+        reason = "more than the limit: the cost of the first measurement was unknown"
+        assert reason in str(limits.refusal(item))
     with pytest.raises(StudyError, match=r"at least .* up to .* for one run.*\(task1 and task2 not timed"):
-        kept.check(comparison.first_run_items(of))
+        limits.check(first_run_items(study))
 
 
-def test_no_probe_starts_that_may_not_end_within_the_cap():
-    *_, shop = tight(cap=1.0)
-    (first, *_) = profiling_items(tight(cap=1.0)[0])
-    shop.obtain(first)
-    (one,) = (record["cost"]["seconds"] for record in shop.store.profiles())
-    for cap, verdict in ((1.5 * one, "over"), (2 * one, "over"), (1000 * one, "go")):
-        of, kept, shop = tight(cap)
-        first, second, _ = profiling_items(of)
-        done(kept, shop, first)
-        assert kept.verdict(second) == verdict
+def test_no_profile_starts_that_may_not_end_within_the_limit():
+    study, _, runner = simulated(seconds=1.0)
+    (first, *_) = profiling_items(study)
+    runner.run(first)
+    (profile,) = (record["cost"]["seconds"] for record in runner.store.profiles())
+    for seconds, decision in ((1.5 * profile, "reject"), (2 * profile, "reject"), (1000 * profile, "admit")):
+        study, limits, runner = simulated(seconds)
+        first, second, _ = profiling_items(study)
+        do(limits, runner, first)
+        assert limits.decide(second) == decision
 
 
-def test_after_its_probes_a_simulated_study_is_told_what_it_needs_and_that_is_enough():
-    of, kept, shop = tight(cap=1e6)
-    for item in profiling_items(of):
-        done(kept, shop, item)
-    needs = kept.caps[0].upper(comparison.first_run_items(of))
-    of, short, _ = tight(cap=needs / 2)
-    of, enough, _ = tight(cap=2 * needs)
+def test_after_its_profiles_a_simulated_study_says_what_it_needs_and_that_is_enough():
+    study, limits, runner = simulated(seconds=1e6)
+    for item in profiling_items(study):
+        do(limits, runner, item)
+    needed = limits.limits[0].concurrent_bound(first_run_items(study))
+    study, short, _ = simulated(seconds=needed / 2)
+    study, enough, _ = simulated(seconds=2 * needed)
     run = 0.0
-    for purse_ in (short, enough):
-        for record in shop.store.profiles():
-            purse_.caps[0].model.store.note(f"profiles/{record['meaning']['learns'][0][0]}", record)
-        purse_.begin()
-    with pytest.raises(StudyError, match=r"for one run, .* spent on probes, got"):
-        short.check(comparison.first_run_items(of))
-    enough.check(comparison.first_run_items(of))
-    for item in comparison.first_run_items(of):
-        assert enough.verdict(item) == "go"
-        shop.obtain(item)
-        run += sum(seconds(r) for r in (shop.store.record(item.stage), *shop.store.sittings(item.key)))
-    assert 0.5 * needs < run <= needs
+    for limits in (short, enough):
+        for record in runner.store.profiles():
+            limits.limits[0].model.store.put_document(f"profiles/{record['meaning']['learns'][0][0]}", record)
+        limits.reload()
+    with pytest.raises(StudyError, match=r"for one run, .* spent on profiles, got"):
+        short.check(first_run_items(study))
+    enough.check(first_run_items(study))
+    for item in first_run_items(study):
+        assert enough.decide(item) == "admit"
+        runner.run(item)
+        records = (runner.store.record(item.stage), *runner.store.evaluation_records(item.key))
+        run += sum(map(seconds_of, records))
+    assert 0.5 * needed < run <= needed
 
 
-def test_what_is_not_known_is_not_told_as_nothing():
-    of, kept, shop = tight(cap=0.001)
-    for item in profiling_items(of):
-        shop.profile(item)
-        shop.store.note(f"profiles/{item.key}", shop.store.noted(f"profiles/{item.key}") | {"begin": []})
-    kept.begin()
-    with pytest.raises(StudyError, match=r"must be more than .*what one run takes is not known, .* spent on"):
-        kept.check(comparison.first_run_items(of))
+def test_an_unknown_amount_is_not_counted_as_nothing():
+    study, limits, runner = simulated(seconds=0.001)
+    for item in profiling_items(study):
+        runner.profile(item)
+        name = f"profiles/{item.key}"
+        runner.store.put_document(name, runner.store.get_document(name) | {"begin": []})
+    limits.reload()
+    with pytest.raises(StudyError, match=r"must be more than .*an unknown amount for one run, .* spent on"):
+        limits.check(first_run_items(study))
 
 
-def test_a_plan_says_that_a_budget_cannot_be_checked_before_a_probe():
-    of, _, shop = tight(cap=3.6)
-    said = "budget            0.001 worker-hours"
-    assert f"{said}, which cannot be checked before a probe\n" in str(plan(of, shop.store))
-    for item in profiling_items(of):
-        shop.obtain(item)
-    assert f"{said}\n" in str(plan(of, shop.store))
+def test_a_plan_says_that_a_budget_cannot_be_checked_before_a_profile():
+    study, _, runner = simulated(seconds=3.6)
+    row = "budget            0.001 worker-hours"
+    assert f"{row}, which cannot be checked before `dgg-ray profile`\n" in str(plan(study, runner.store))
+    for item in profiling_items(study):
+        runner.run(item)
+    assert f"{row}\n" in str(plan(study, runner.store))
 
 
 # -- a study's file --------------------------------------------------------------------------------
@@ -339,27 +358,27 @@ def test_a_budget_that_could_not_bind_is_a_fault(tmp_path, more, fault):
         load_study(tmp_path / "study.yaml")
 
 
-def test_the_dearest_corner_has_every_knobs_largest_value(tmp_path):
+def test_the_most_expensive_corner_has_every_parameters_largest_value(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
-    corner = load_study(tmp_path / "study.yaml").dearest
+    corner = load_study(tmp_path / "study.yaml").most_expensive
     assert corner.adapter.rank == 4
     assert corner.strategy.alpha == {"words": 1, "charts": 1}
 
 
-# -- a study that runs out of it -------------------------------------------------------------------
+# -- a study that runs out of its budget ------------------------------------------------------------
 
 
 @pytest.fixture()
 def clock(monkeypatch):
-    """Time passes by the example: what stages take is the same on every machine."""
+    """Make time pass by the example, so that stages cost the same on every machine."""
     now = [0.0]
 
     def takes(name, seconds):
         real = getattr(PeftLearner, name)
 
-        def slow(self, *given):
-            now[0] += seconds(*given)
-            return real(self, *given)
+        def slow(self, *arguments):
+            now[0] += seconds(*arguments)
+            return real(self, *arguments)
 
         monkeypatch.setattr(PeftLearner, name, slow)
 
@@ -371,7 +390,7 @@ def clock(monkeypatch):
 
 def spent_by(study, out):
     alone = replace(study, workers=study.workers.alone())
-    return sum(CostModel(alone, StageStore(out / "stages")).spent.values()) / HOUR
+    return sum(CostModel(alone, open_store(out / "stages")).spent.values()) / HOUR
 
 
 @pytest.mark.whole
@@ -386,33 +405,32 @@ def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, 
 
     file.write_text(STUDY)
     cli.main(["profile", str(file), "--out", str(out), "--local", "--quiet"])
-    probed = spent_by(load_study(file), out)
+    profiled = spent_by(load_study(file), out)
 
-    cap = probed + 9.5 / HOUR
-    code, said = run(f"budget: {{worker_hours: {cap}}}\n")
+    limit = profiled + 9.5 / HOUR
+    code, output = run(f"budget: {{worker_hours: {limit}}}\n")
     assert code == 0
-    assert "would be exceeded" in said
-    assert probed < spent_by(load_study(file), out) <= cap
-    judged = table(out)
-    assert set(judged[judged["split"] == "test"]["strategy"]) == {"dgg", "finetune"}  # it was set aside
+    assert "would be exceeded" in output
+    assert profiled < spent_by(load_study(file), out) <= limit
+    rows = load_table(out)
+    assert set(rows[rows["split"] == "test"]["strategy"]) == {"dgg", "finetune"}  # its cost was reserved
     assert not list((out / "stages" / "failed").glob("*"))
     assert re.search(r"\d stages? w\w+ not started", (out / "report.html").read_text())
-    few = judged["setting"].nunique()
+    few = rows["setting"].nunique()
 
-    code, said = run("budget: {worker_hours: 1}\n")
+    code, output = run("budget: {worker_hours: 1}\n")
     assert code == 0
-    assert "would be exceeded" not in said
-    assert table(out)["setting"].nunique() > few
-    assert [entry["refused"] > 0 for entry in forecast.read(out)] == [True, False]
-    _, last = (
-        (said, spent) for _, unit, said, spent in forecast.compared(forecast.read(out), {"worker-hours": 1})
-    )
-    assert last[0]["low"] <= spent_by(load_study(file), out) - probed
+    assert "would be exceeded" not in output
+    assert load_table(out)["setting"].nunique() > few
+    entries = forecast.read_forecasts(out)
+    assert [entry["refused"] > 0 for entry in entries] == [True, False]
+    _, last = forecast.compare_forecasts(entries, {"worker-hours": 1})
+    assert last.predicted["low"] <= spent_by(load_study(file), out) - profiled
 
 
 @pytest.mark.whole
 @pytest.mark.usefixtures("clock")
-def test_a_budget_smaller_than_one_run_starts_nothing_but_the_probes(tmp_path, capsys):
+def test_a_budget_smaller_than_one_run_starts_nothing_but_the_profiles(tmp_path, capsys):
     file, out = tmp_path / "study.yaml", tmp_path / "out"
     file.write_text(STUDY + "budget: {worker_hours: 1e-3}\n")
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 2
@@ -421,7 +439,7 @@ def test_a_budget_smaller_than_one_run_starts_nothing_but_the_probes(tmp_path, c
     assert cli.main(["plan", str(file), "--out", str(out)]) == 2
 
 
-def test_without_a_budget_everything_may_start(world):
+def test_without_a_budget_everything_is_admitted(world):
     study = SimpleNamespace(budget=None)
-    free = budget.purse(study, world.store, lambda winner: pytest.fail("nothing is set aside"))
-    assert free.verdict(WorkItem(world.path("ones")[0])) == "go"
+    unlimited = budget.make_tracker(study, world.store, lambda winner: pytest.fail("nothing is reserved"))
+    assert unlimited.decide(WorkItem(world.stages_of("ones")[0])) == "admit"

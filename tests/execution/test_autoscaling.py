@@ -1,4 +1,4 @@
-"""A cluster that Ray's own autoscaler grows from nothing for a study, and shrinks to nothing after it."""
+"""Ray's own autoscaler grows a cluster from nothing for a study, and shrinks it to nothing after it."""
 
 import json
 import os
@@ -23,7 +23,7 @@ protocol: {baselines: []}
 simulation: {wait: 1.0, seconds: 20}
 workers: {engine: simulated, groups: 3, idle_timeout_s: 2, cpus: CPUS}
 """
-LATEST_S = 240  # alone on two cores it takes a fifth of that
+DEADLINE_S = 240  # alone on two cores it takes a fifth of that
 
 
 def start(folder, address, cpus=1):
@@ -32,49 +32,53 @@ def start(folder, address, cpus=1):
     with (folder / "log").open("w") as log:
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         return subprocess.Popen(
-            [*command, "--address", address], stdout=log, stderr=log, env=environment, start_new_session=True
+            [*command, "--ray-address", address],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
         )
 
 
-def look(address, folder):
-    """(nodes beside the head, groups of workers asked for and not given, queued, running)."""
+def read_state(address, folder):
+    """(nodes without the head, worker groups requested and not granted, queued, running)."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     status = get_cluster_status(address)
     nodes = len(status.active_nodes) + len(status.idle_nodes) - 1
     groups = status.resource_demands.placement_group_demand
-    asked = sum(bundle.count for group in groups for bundle in group.bundles_by_count)
+    requested = sum(bundle.count for group in groups for bundle in group.bundles_by_count)
     try:
-        note = json.loads((folder / "out" / "progress.json").read_text())
+        live = json.loads((folder / "out" / "progress.json").read_text())
     except (OSError, ValueError):
-        note = {"queued": 0, "running": []}
-    return nodes, asked, note["queued"], len(note["running"])
+        live = {"queued": 0, "running": []}
+    return nodes, requested, live["queued"], len(live["running"])
 
 
 @pytest.mark.parametrize("v2", [False, True])
-def test_a_study_grows_the_cluster_to_its_cap_and_gives_it_back(v2, tmp_path, monkeypatch):
+def test_a_study_grows_the_cluster_to_its_limit_and_gives_it_back(v2, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    seen = []
+    states = []
     with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3, v2=v2) as machines:
         run, began = start(tmp_path, machines.address), time.monotonic()
         try:
-            while run.poll() is None or seen[-1][1]:
-                assert time.monotonic() - began < LATEST_S, (tmp_path / "log").read_text()[-3000:]
-                if (now := look(machines.address, tmp_path)) != (seen[-1][1:] if seen else None):
-                    seen.append((round(time.monotonic() - began, 1), *now))
+            while run.poll() is None or states[-1][1]:
+                assert time.monotonic() - began < DEADLINE_S, (tmp_path / "log").read_text()[-3000:]
+                if (now := read_state(machines.address, tmp_path)) != (states[-1][1:] if states else None):
+                    states.append((round(time.monotonic() - began, 1), *now))
                 time.sleep(0.2)
         finally:
             run.kill()
-    print("\n  time  nodes  asked for  queued  running")
-    for when, nodes, asked, queued, running in seen:
-        print(f"{when:6.1f} {nodes:6} {asked:10} {queued:7} {running:8}")
+    print("\n  time  nodes  requested  queued  running")
+    for when, nodes, requested, queued, running in states:
+        print(f"{when:6.1f} {nodes:6} {requested:10} {queued:7} {running:8}")
     assert run.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-    _, nodes, _, _, running = zip(*seen, strict=True)
+    _, nodes, _, _, running = zip(*states, strict=True)
     assert (nodes[0], max(nodes), nodes[-1]) == (0, 3, 0)
     assert max(running) == 3
 
 
-def test_a_fleet_that_no_machine_of_the_autoscaler_can_hold_is_said_within_seconds(tmp_path, monkeypatch):
+def test_a_group_that_no_machine_of_the_autoscaler_can_hold_is_reported_within_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3) as machines:
         run = start(tmp_path, machines.address, cpus=16)
@@ -82,4 +86,4 @@ def test_a_fleet_that_no_machine_of_the_autoscaler_can_hold_is_said_within_secon
             assert run.wait(timeout=120) == 1
         finally:
             run.kill()
-    assert "the autoscaler has no machines for a fleet" in (tmp_path / "log").read_text()
+    assert "the autoscaler has no machines for a worker group" in (tmp_path / "log").read_text()

@@ -1,4 +1,4 @@
-"""`dgg-ray plan` says what this machine lacks before a run misses it."""
+"""`dgg-ray plan` names what this machine lacks before a run does."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from dgg_ray import cli
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.study import Study
-from dgg_ray.cost.model import Cost, Outlook
+from dgg_ray.cost.model import Cost, CostForecast
 from dgg_ray.cost.rates import Estimate
 from dgg_ray.execution import capacity
 
@@ -24,47 +24,47 @@ protocol: {max_new_tokens: 2}
 """
 
 
-def said(workers: Workers, gpus: int, cpus: int) -> list[str]:
-    return list(capacity.workers_here(workers, gpus, cpus))
+def sentences_on(workers: Workers, gpus: int, cpus: int) -> list[str]:
+    return list(capacity.missing_processors(workers, gpus, cpus))
 
 
-def test_a_machine_that_holds_all_workers_is_not_spoken_of():
-    assert said(Workers(groups=2, group_size=2, gpus=1, cpus=2), gpus=4, cpus=8) == []
-    assert said(Workers(), gpus=0, cpus=1) == []
+def test_nothing_is_said_of_a_machine_that_holds_all_workers():
+    assert sentences_on(Workers(groups=2, group_size=2, gpus=1, cpus=2), gpus=4, cpus=8) == []
+    assert sentences_on(Workers(), gpus=0, cpus=1) == []
 
 
-def test_gpus_that_are_not_there_are_missed_by_the_number():
-    (line,) = said(Workers(group_size=4, gpus=1), gpus=2, cpus=8)
+def test_missing_gpus_are_counted():
+    (line,) = sentences_on(Workers(group_size=4, gpus=1), gpus=2, cpus=8)
     assert line.startswith(
-        "a worker group wants 4 GPUs (4 workers with 1 GPU each), this machine has 2: run it"
+        "a worker group needs 4 GPUs (4 workers with 1 GPU each), this machine has 2: run it"
     )
 
 
 def test_fewer_groups_than_asked_for_can_train_at_once():
-    (line,) = said(Workers(groups=3, group_size=2, gpus=1), gpus=5, cpus=8)
+    (line,) = sentences_on(Workers(groups=3, group_size=2, gpus=1), gpus=5, cpus=8)
     assert line.endswith("this machine has 5, so that 2 can train at once")
 
 
-def test_cpus_that_are_shared_are_told():
-    (line,) = said(Workers(groups=3, group_size=2, cpus=1.5), gpus=0, cpus=8)
-    assert line.startswith("all workers together want 9 CPUs (3 × 2 × 1.5), this machine has 8")
+def test_cpus_that_workers_would_share_are_named():
+    (line,) = sentences_on(Workers(groups=3, group_size=2, cpus=1.5), gpus=0, cpus=8)
+    assert line.startswith("all workers together need 9 CPUs (3 × 2 × 1.5), this machine has 8")
 
 
-def test_a_store_that_may_not_fit_is_told(tmp_path, monkeypatch):
+def test_a_store_that_may_not_fit_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=3e9))
-    assert list(capacity.disk_here(tmp_path / "not" / "there", 2.9e9)) == []
-    (line,) = capacity.disk_here(tmp_path / "not" / "there", 3.1e9)
+    assert list(capacity.missing_disk(tmp_path / "not" / "there", 2.9e9)) == []
+    (line,) = capacity.missing_disk(tmp_path / "not" / "there", 3.1e9)
     assert line.startswith(f"the store may grow by 3.1 GB, and {tmp_path} has 3 GB free")
 
 
-def test_a_store_elsewhere_and_a_simulated_study_ask_nothing_of_this_machine(monkeypatch):
+def test_a_remote_store_and_simulated_workers_need_nothing_of_this_machine(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0.0))
     w = Workers(gpus=8, engine="simulated")
     one = Estimate(1e9, 1e9, 1e9)
-    outlook = Outlook(Cost(w, one, one, one), 0.0, w)
+    cost_forecast = CostForecast(Cost(w, one, one, one), 0.0, w)
     study = Study("x", None, {}, None, workers=w)  # type: ignore[arg-type]
-    assert list(capacity.sentences(study, "s3://bucket/stages", outlook)) == []
-    assert len(list(capacity.sentences(study, "/stages", outlook))) == 1
+    assert list(capacity.missing_resources(study, "s3://bucket/stages", cost_forecast)) == []
+    assert len(list(capacity.missing_resources(study, "/stages", cost_forecast))) == 1
 
 
 @pytest.mark.parametrize(("visible", "count"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1,2", 2)])
@@ -75,11 +75,11 @@ def test_gpus_are_counted_as_a_process_may_see_them(tmp_path, monkeypatch, visib
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert capacity.gpus() == count
+    assert capacity.count_gpus() == count
 
 
-def test_plan_says_it_and_ends_well(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(capacity, "gpus", lambda: 0)
+def test_plan_prints_it_and_exits_with_0(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(capacity, "count_gpus", lambda: 0)
     (tmp_path / "small.yaml").write_text(STUDY + "workers: {gpus: 2}\n", encoding="utf-8")
     assert cli.main(["plan", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]) == 0
-    assert re.search("worker group wants 2 GPUs .* this machine has 0", capsys.readouterr().err)
+    assert re.search("worker group needs 2 GPUs .* this machine has 0", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs."""
+"""The progress display of a running study."""
 
 import io
 import json
@@ -10,99 +10,99 @@ from rich.console import Console
 
 from dgg_ray.config.registry import LIVE
 from dgg_ray.config.study import Workers
-from dgg_ray.core.fence import Fence
-from dgg_ray.cost.model import Cost, Outlook
+from dgg_ray.core.json_files import write_json
+from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.cost.model import Cost, CostForecast
 from dgg_ray.cost.rates import Estimate
-from dgg_ray.execution.progress import Display, live
-from dgg_ray.storage import manifest
+from dgg_ray.execution.progress import Display, read_live
 
 
-def test_a_line_tells_what_is_done_running_and_failed():
+def test_a_line_counts_what_is_done_running_and_failed():
     with Display("toy", quiet=True) as display:
         display.total = 9
-        for was_there in (True, True, False):
-            display.finished(was_there)
+        for _ in range(3):
+            display.item_finished()
         display.update({"trained": 1, "failed": 2, "running": [{"stage": "s", "steps": (1, 4)}]})
         assert display.line() == "toy · 3/9 stages · 1 trained · 1 running · 2 failed"
 
 
-def looked(mean, low, high, **workers):
-    """What a look at the store gave: seconds of the wall that are left, and an hour spent."""
+def plan_of(mean, low, high, **workers):
+    """A plan with so many seconds of wall time left, and an hour spent."""
     workers = Workers(**workers)
     cost = Cost(workers, Estimate(1.0, 1.0, 1.0), Estimate(mean, low, high), Estimate(0.0, 0.0, 0.0))
-    return SimpleNamespace(outlook=Outlook(cost, 3600.0, workers), asked=0, exact=True)
+    return SimpleNamespace(cost_forecast=CostForecast(cost, 3600.0, workers), requested=0, exact=True)
 
 
-def test_the_time_left_is_what_was_predicted_less_what_went_by_since(monkeypatch):
+def test_the_time_left_is_the_predicted_time_less_the_time_since(monkeypatch):
     now = time.monotonic()
-    with Display("toy", quiet=True, look=lambda: looked(60, 50, 90, groups=2)) as display:
-        display.finished()
-        display.looked = now
+    with Display("toy", quiet=True, make_plan=lambda: plan_of(60, 50, 90, groups=2)) as display:
+        display.item_finished()
+        display.planned_at = now
         monkeypatch.setattr(time, "monotonic", lambda: now + 30)
-        assert display.left() == "about 30 s left (95 %: 20 to 60)"
+        assert display.time_left() == "about 30 s left (95 %: 20 to 60)"
         monkeypatch.setattr(time, "monotonic", lambda: now + 55)
-        assert display.left() == "about 5 s left (95 %: 0 to 35)"
+        assert display.time_left() == "about 5 s left (95 %: 0 to 35)"
         monkeypatch.setattr(time, "monotonic", lambda: now + 91)
-        assert display.left() == ""
+        assert display.time_left() == ""
 
 
-def test_long_times_are_told_in_minutes():
-    with Display("toy", quiet=True, look=lambda: looked(6000, 5400, 6600)) as display:
-        display.finished()
-        assert display.left() == "about 100 min left (95 %: 90 to 110)"
+def test_long_times_are_in_minutes():
+    with Display("toy", quiet=True, make_plan=lambda: plan_of(6000, 5400, 6600)) as display:
+        display.item_finished()
+        assert display.time_left() == "about 100 min left (95 %: 90 to 110)"
 
 
-def test_what_was_spent_is_told_in_money_where_it_has_a_price():
-    for workers, said in (
+def test_spending_is_in_money_where_workers_have_a_price():
+    for workers, text in (
         ({}, "1 worker-hours spent"),
         ({"gpus": 2}, "2 GPU-hours spent"),
         ({"gpus": 2, "price_per_hour": 5}, "5 money spent"),
     ):
-        look = partial(looked, 1, 1, 1, **workers)
-        with Display("toy", quiet=True, look=look) as display:
-            display.finished()
-            assert display.spent() == said
-            assert said in display.line()
+        make_plan = partial(plan_of, 1, 1, 1, **workers)
+        with Display("toy", quiet=True, make_plan=make_plan) as display:
+            display.item_finished()
+            assert display.spent() == text
+            assert text in display.line()
 
 
 def test_before_anything_was_measured_there_is_no_estimate():
-    outlook = SimpleNamespace(outlook=Outlook(None, 0.0, Workers()), asked=0, exact=True)
-    with Display("toy", quiet=True, look=lambda: outlook) as display:
-        display.finished()
-        assert display.left() == ""
+    cost_forecast = SimpleNamespace(cost_forecast=CostForecast(None, 0.0, Workers()), requested=0, exact=True)
+    with Display("toy", quiet=True, make_plan=lambda: cost_forecast) as display:
+        display.item_finished()
+        assert display.time_left() == ""
 
 
-def test_looks_are_rare(monkeypatch):
-    looks = []
+def test_plans_are_made_rarely(monkeypatch):
+    plans = []
 
-    def look():
-        looks.append(1)
-        return looked(1, 1, 1)
+    def make_plan():
+        plans.append(1)
+        return plan_of(1, 1, 1)
 
-    with Display("toy", quiet=True, look=look) as display:
+    with Display("toy", quiet=True, make_plan=make_plan) as display:
         for _ in range(100):
-            display.finished()
-    assert len(looks) == 1
+            display.item_finished()
+    assert len(plans) == 1
 
 
-def test_what_is_running_can_be_read_by_others(tmp_path):
-    running, told = [{"stage": "s", "fleet": "fleet-001", "steps": [1, 4]}], []
-    with Display("toy", quiet=True, note=told.append) as display:
+def test_other_processes_can_read_what_is_running(tmp_path):
+    running, written = [{"stage": "s", "group": "group-001", "steps": [1, 4]}], []
+    with Display("toy", quiet=True, write_live=written.append) as display:
         display.update({"running": running, "waiting": 3})
         display.update({"running": running, "waiting": 2})  # too soon after the last one
         assert "2 queued" in display.line()
-    assert [(t["running"], t["queued"]) for t in told] == [(running, 3)]
-    manifest.note(tmp_path / LIVE, told[0])
-    assert live(tmp_path) == {"running": running, "queued": 3}
+    assert [(t["running"], t["queued"]) for t in written] == [(running, 3)]
+    write_json(tmp_path / LIVE, written[0])
+    assert read_live(tmp_path) == {"running": running, "queued": 3}
 
 
-def test_what_a_killed_run_left_is_not_believed(tmp_path):
+def test_the_live_file_of_a_killed_run_counts_as_nothing(tmp_path):
     old = {"at": time.time() - 3600, "running": [{"stage": "s"}], "queued": 3}
     (tmp_path / LIVE).write_text(json.dumps(old))
-    assert live(tmp_path) == {"running": [], "queued": 0}
+    assert read_live(tmp_path) == {"running": [], "queued": 0}
 
 
-def test_before_anything_is_known_to_be_done_no_total_is_shown(monkeypatch):
+def test_no_total_is_shown_before_anything_is_requested(monkeypatch):
     shown = Console(width=80, force_terminal=True, file=io.StringIO())
     monkeypatch.setattr("dgg_ray.execution.progress.Console", lambda **_: shown)
     with Display("toy") as display:
@@ -115,53 +115,53 @@ def test_before_anything_is_known_to_be_done_no_total_is_shown(monkeypatch):
     assert "None" not in text
 
 
-def test_a_look_a_note_and_a_best_setting_that_fail_are_named_once_and_end_nothing():
-    def broken(*_):
+def test_a_plan_a_live_file_and_a_best_setting_that_fail_are_named_once_and_end_nothing():
+    def fail(*_):
         raise ZeroDivisionError("division by zero")
 
-    with Display("study", quiet=True, look=broken, note=broken, fence=Fence()) as display:
+    with Display("study", quiet=True, make_plan=fail, write_live=fail, optional=OptionalOutputs()) as display:
         for _ in range(3):
-            display.next_note = display.next_look = 0.0
+            display.next_live = display.next_plan = 0.0
             display.update({"running": [], "waiting": 0})
-            display.finished()
-            display.judged(broken)
+            display.item_finished()
+            display.setting_evaluated(fail)
     assert display.done == 3
-    assert len(display.fence.lines) == 3
-    assert all("ZeroDivisionError: division by zero" in line for line in display.fence.lines)
+    assert len(display.optional.messages) == 3
+    assert all("ZeroDivisionError: division by zero" in line for line in display.optional.messages)
 
 
-def foreseen(asked, exact=False):
-    return SimpleNamespace(outlook=Outlook(None, 0.0, Workers()), asked=asked, exact=exact)
+def plan_of_stages(asked, exact=False):
+    return SimpleNamespace(cost_forecast=CostForecast(None, 0.0, Workers()), requested=asked, exact=exact)
 
 
-def test_the_denominator_is_there_from_the_start_and_says_when_it_may_change():
+def test_the_total_is_there_from_the_start_and_says_when_it_may_change():
     with Display("toy", quiet=True) as display:
-        display.take(foreseen(40))
+        display.set_plan(plan_of_stages(40))
         assert display.count == "0/about 40"
-        display.total = 12  # asked for so far
-        display.finished()
+        display.total = 12  # requested so far
+        display.item_finished()
         assert display.count == "1/about 40"
-        display.total = 44  # more than was foreseen
+        display.total = 44  # more than was planned
         assert display.count == "1/about 44"
-        display.take(foreseen(44, exact=True))
+        display.set_plan(plan_of_stages(44, exact=True))
         assert display.count == "1/44"
-        display.take(foreseen(60))
-    assert display.count == "1/44"  # it is over: what was foreseen beyond is not to come
+        display.set_plan(plan_of_stages(60))
+    assert display.count == "1/44"  # the study has ended: nothing more is requested
 
 
-def plain(monkeypatch):
-    """A display's console that is no terminal, and what it shows."""
-    shown = Console(width=80, file=io.StringIO())
-    monkeypatch.setattr("dgg_ray.execution.progress.Console", lambda **_: shown)
-    return shown.file
+def plain_console(monkeypatch):
+    """Give displays a console that is no terminal; return the file that it writes."""
+    console = Console(width=80, file=io.StringIO())
+    monkeypatch.setattr("dgg_ray.execution.progress.Console", lambda **_: console)
+    return console.file
 
 
-def test_the_start_up_is_told_phase_by_phase_with_seconds(monkeypatch):
-    shown, now = plain(monkeypatch), [100.0]
+def test_the_start_up_is_shown_phase_by_phase_with_seconds(monkeypatch):
+    shown, now = plain_console(monkeypatch), [100.0]
     monkeypatch.setattr(
         "dgg_ray.execution.progress.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time)
     )
-    monkeypatch.setattr("dgg_ray.execution.progress.SILENT_S", 1e9)
+    monkeypatch.setattr("dgg_ray.execution.progress.MAX_SILENCE_S", 1e9)
     with Display("toy") as display:
         display.phase("starting Ray")
         now[0] += 8
@@ -179,12 +179,12 @@ def test_the_start_up_is_told_phase_by_phase_with_seconds(monkeypatch):
 
 
 def test_no_long_pause_passes_without_a_line(monkeypatch):
-    shown = plain(monkeypatch)
-    monkeypatch.setattr("dgg_ray.execution.progress.SILENT_S", 0.1)
+    shown = plain_console(monkeypatch)
+    monkeypatch.setattr("dgg_ray.execution.progress.MAX_SILENCE_S", 0.1)
     with Display("toy") as display:
         display.phase("loading the model")
-        until = time.monotonic() + 5
-        while shown.getvalue().count("toy · ") < 2 and time.monotonic() < until:
+        deadline = time.monotonic() + 5
+        while shown.getvalue().count("toy · ") < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert shown.getvalue().count("loading the model 0 s") >= 2
     lines = len(shown.getvalue().splitlines())
@@ -193,10 +193,10 @@ def test_no_long_pause_passes_without_a_line(monkeypatch):
 
 
 def test_a_quiet_display_says_nothing(monkeypatch):
-    shown = plain(monkeypatch)
-    monkeypatch.setattr("dgg_ray.execution.progress.SILENT_S", 0.05)
+    shown = plain_console(monkeypatch)
+    monkeypatch.setattr("dgg_ray.execution.progress.MAX_SILENCE_S", 0.05)
     with Display("toy", quiet=True) as display:
         display.phase("loading the model")
-        display.begun()
+        display.first_stage_started()
         time.sleep(0.15)
     assert shown.getvalue() == ""

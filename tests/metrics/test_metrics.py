@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from dgg_ray.analysis.matrices import of_each, stacks
-from dgg_ray.analysis.run_table import metrics
-from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.analysis.run_table import metric_values, metrics, stacked_by_length
+from dgg_ray.core.scores import ScoreMatrix
 
 NAN = np.nan
 
@@ -92,7 +91,7 @@ def test_a_metric_gives_each_run_of_a_stack_what_it_gives_it_alone(name):
     unfinished = ScoreMatrix(np.where(np.arange(3)[:, None] < 2, RUN.R, NAN), RUN.sizes, RUN.base)
     other = ScoreMatrix(RUN.R[::-1] / 2, RUN.sizes[::-1], RUN.base * 2)
     found = [RUN, JOINT, unfinished, other]
-    ((places, stack),) = stacks(found)
+    ((places, stack),) = stacked_by_length(found)
     assert places.tolist() == [0, 1, 2, 3]
     assert stack.R.shape == (4, 3, 3)
     np.testing.assert_array_equal(metrics()[name](stack), [metrics()[name](m) for m in found])
@@ -100,18 +99,18 @@ def test_a_metric_gives_each_run_of_a_stack_what_it_gives_it_alone(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_stack_of_single_tasks_is_no_special_case(name):
-    ((_, stack),) = stacks([SINGLE, SINGLE])
+    ((_, stack),) = stacked_by_length([SINGLE, SINGLE])
     np.testing.assert_allclose(metrics()[name](stack), [metrics()[name](SINGLE)] * 2)
 
 
 def test_a_metric_written_for_one_run_is_asked_run_by_run():
-    ((_, stack),) = stacks([RUN, JOINT])
-    assert of_each(
+    ((_, stack),) = stacked_by_length([RUN, JOINT])
+    assert metric_values(
         lambda scores: float(scores.R[-1].max() + scores.sizes[0]), stack
     ).tolist() == pytest.approx([10.9, 10.9])
-    assert of_each(lambda scores: float(scores.base[0]), stack).tolist() == [0.05, 0.05]
+    assert metric_values(lambda scores: float(scores.base[0]), stack).tolist() == [0.05, 0.05]
 
 
 def test_runs_of_different_length_are_stacked_apart():
-    found = {tuple(places): stack.R.shape for places, stack in stacks([SINGLE, RUN, SINGLE])}
+    found = {tuple(places): stack.R.shape for places, stack in stacked_by_length([SINGLE, RUN, SINGLE])}
     assert found == {(0, 2): (2, 1, 1), (1,): (1, 3, 3)}

@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from dgg_ray.core.file_hashes import commit_of, content
+from dgg_ray.core.file_hashes import hash_folder, hub_commit
 from dgg_ray.models.llava_1_5 import Llava15
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,8 +23,8 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_branch_is_the_commit_that_was_fetched(hub):
-    assert commit_of("of/mine", "main") == COMMIT
-    assert Llava15("of/mine", revision="main").place == {"revision": COMMIT}
+    assert hub_commit("of/mine", "main") == COMMIT
+    assert Llava15("of/mine", revision="main").source_options == {"revision": COMMIT}
     assert Llava15("of/mine", revision="main").faults() == []
 
 
@@ -37,14 +37,14 @@ def test_a_branch_that_moved_is_another_model(hub):
 
 @pytest.mark.parametrize("revision", ["dev", "v1.0", COMMIT[:8], "../refs"])
 def test_what_stands_for_no_known_commit_is_refused_with_what_to_do(hub, revision):
-    assert commit_of("of/mine", revision) == ""
+    assert hub_commit("of/mine", revision) == ""
     ((setting, rule, found),) = Llava15("of/mine", revision=revision).faults()
     assert (setting, found) == ("revision", repr(revision))
     assert f"hf download of/mine --revision {revision}" in rule
 
 
 def test_a_commit_is_itself_however_it_is_written(hub):
-    assert commit_of("of/other", COMMIT.upper()) == COMMIT
+    assert hub_commit("of/other", COMMIT.upper()) == COMMIT
 
 
 @pytest.fixture()
@@ -68,26 +68,26 @@ def folder(tmp_path):
     ],
 )
 def test_every_file_that_bears_on_an_answer_is_hashed(folder, name):
-    before = content(folder)
+    before = hash_folder(folder)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("other")
-    assert content(folder) != before  # in one process, too
+    assert hash_folder(folder) != before  # in one process, too
 
 
 @pytest.mark.parametrize(
     "name", ["README.md", ".gitattributes", "pytorch_model.bin", ".cache/lock.json", "x/y.onnx"]
 )
 def test_notes_hidden_files_and_pickles_are_not(folder, name):
-    before = content(folder)
+    before = hash_folder(folder)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("other")
-    assert content(folder) == before
+    assert hash_folder(folder) == before
 
 
 def test_a_file_that_is_called_otherwise_is_another(folder):
-    before = content(folder)
+    before = hash_folder(folder)
     (folder / "additional_chat_templates" / "short.jinja").rename(folder / "short.jinja")
-    assert content(folder) != before
+    assert hash_folder(folder) != before
 
 
 def test_links_are_followed_and_may_go_in_circles(folder, tmp_path):
@@ -95,9 +95,9 @@ def test_links_are_followed_and_may_go_in_circles(folder, tmp_path):
     (tmp_path / "elsewhere" / "long.jinja").write_text("a")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "loop").symlink_to(folder)
-    before = content(folder)
+    before = hash_folder(folder)
     (tmp_path / "elsewhere" / "long.jinja").write_text("b")
-    assert content(folder) != before
+    assert hash_folder(folder) != before
 
 
 def test_a_folder_that_names_another_model_is_refused(folder):

@@ -11,7 +11,7 @@ import torch
 
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import StageError
-from dgg_ray.core.interfaces import Adapter, Example, Training
+from dgg_ray.core.interfaces import Adapter, Example, StageSetup, Training
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.learner import PeftLearner
 
@@ -51,7 +51,7 @@ def examples(count=8):
 
 
 def begin(learner, parent=None, done=0, **training):
-    learner.begin(ADAPTER, replace(TRAINING, **training), 12, 0, "words", parent)
+    learner.start(StageSetup(ADAPTER, replace(TRAINING, **training), 12, 0, "words", parent))
 
 
 def test_a_stage_is_learned_asked_and_taken_up_again(case, tmp_path):
@@ -93,7 +93,7 @@ def test_the_answer_follows_the_prompt_as_the_template_writes_it(case):
     _, learner = case
     end = learner.tokenizer.eos_token
     answer = learner.tokenizer.decode(learner.encode(examples()[0]).answer)
-    assert answer == learner.encode.lead + "one" + end
+    assert answer == learner.encode.answer_prefix + "one" + end
     whole = learner.encode._prompt("What is it?", True, "one").rstrip().removesuffix(end)
     assert whole == learner.encode._prompt("What is it?", True) + answer.removesuffix(end)
 

@@ -1,4 +1,4 @@
-"""A finished study gets one more task and pays for that only; and what an older study says to a new one."""
+"""A finished study gets one more task and pays for that task alone; warm starts from an older study."""
 
 import json
 from collections import Counter
@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from dgg_ray import Study, cli, load_study
-from dgg_ray.config import loader, yaml_edit
+from dgg_ray.config import saved_study, yaml_edit
 from dgg_ray.core.errors import StudyError
 from dgg_ray.planning.extend import extend
-from dgg_ray.search import comparison, evidence, warm_start
-from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training.simulated import Simulated
+from dgg_ray.search import comparison, warm_start
+from dgg_ray.search.evidence import EvidenceReader
+from dgg_ray.storage.stage_store import open_store
+from dgg_ray.training.simulated_runner import SimulatedRunner
 
 STUDY = """\
 # Question: does a comment stay?
@@ -40,37 +41,38 @@ workers: {engine: simulated}
 
 @pytest.fixture()
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with the study; commands are given there."""
+    """Return a folder with the study; it is the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dgg_ray.storage.backend.fsync", lambda place: None)  # no power cut is tested here
     (tmp_path / "small.yaml").write_text(STUDY)
     return tmp_path
 
 
-def pursued(file: Path, out: Path) -> set[str]:
-    """Search a simulated study into a folder, with the final comparison; names of the new stages' tasks."""
+def run_simulated(file: Path, out: Path) -> set[str]:
+    """Run a simulated study into a folder; return the tasks of each stage that was trained."""
     study = warm_start.settled(load_study(file), out)
-    loader.keep(study, out)
+    saved_study.save_study(study, out)
     store = study.store(out)
-    shop, before = Simulated.of(study, store), {record["key"] for record in store}
+    runner, before = SimulatedRunner.of(study, store), {record["key"] for record in store}
 
     def done(chains) -> bool:
         for item in (item for chain in chains for item in chain):
-            shop.obtain(item)
+            runner.run(item)
         return bool(chains)
 
     search = comparison.make_search(study) if study.search else None
+    reader = EvidenceReader(study, store)
     while search and (proposal := search.ask()) is not None:
-        while done(evidence.needs(study, store, proposal[1])):
+        while done(reader.missing(proposal[1])):
             pass
-        search.tell(proposal[0], evidence.evidence(study, store, proposal[1]))
-    done(evidence.final_works(comparison.compared_settings(study, search, {})))
+        search.tell(proposal[0], reader.evidence(proposal[1]))
+    done(comparison.Comparison(study, search).chains)
     new = [r for r in store if r["key"] not in before and r["trained_task"]]
     return {" > ".join([*r["earlier"], r["trained_task"]]) for r in new}
 
 
 def faults(load) -> dict[str, str]:
-    """path → the whole sentence"""
+    """Return the faults' sentences by path."""
     with pytest.raises(StudyError) as caught:
         load()
     return {fault.path: str(fault) for fault in caught.value.faults}
@@ -98,18 +100,18 @@ def faults(load) -> dict[str, str]:
         ("a: 'it''s'  # α\n", ("a",), "no: 1", "a: 'no: 1'  # α\n"),
     ],
 )
-def test_a_place_of_a_text_changes_and_nothing_else(text, path, value, after):
-    assert yaml_edit.put(text, path, value) == after
-    found = yaml.safe_load(after)
+def test_one_value_of_a_text_changes_and_nothing_else(text, path, value, after):
+    assert yaml_edit.set_value(text, path, value) == after
+    content = yaml.safe_load(after)
     for step in path:
-        found = found[step]
-    assert found == value
+        content = content[step]
+    assert content == value
 
 
-def test_a_path_that_leads_nowhere_is_an_error():
+def test_a_path_that_leads_nowhere_is_a_key_error():
     for path in (("b", "c"), ("a", "b")):
         with pytest.raises(KeyError):
-            yaml_edit.put("a: 1\n", path, 1)
+            yaml_edit.set_value("a: 1\n", path, 1)
 
 
 def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
@@ -123,7 +125,7 @@ def test_the_new_file_is_the_old_one_with_the_task_and_nothing_else(folder):
         "orders: {design: cyclic} # both",
     ]
     assert [line for line in after if line not in before] == ["name: small-charts", entry, *orders]
-    assert load_study(made.file).names == ("digits", "words", "charts")
+    assert load_study(made.file).task_names == ("digits", "words", "charts")
 
 
 @pytest.mark.parametrize(
@@ -147,17 +149,17 @@ def test_every_old_order_is_the_beginning_of_a_new_one(folder, orders, new):
     assert (new is None) == ("orders:" not in made.file.read_text())
 
 
-def test_a_file_that_cannot_be_changed_in_place_says_what_to_write(folder):
+def test_a_file_that_cannot_be_edited_says_what_to_write(folder):
     text = STUDY.replace("name: small\n", "name: &n small\nquestion: *n\n")
     (folder / "small.yaml").write_text(text)
-    said = faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["study"]
-    assert "anchors" in said
-    assert "tasks.2: {name: charts, reader: embedded" in said
+    message = faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["study"]
+    assert "anchors" in message
+    assert "tasks.2: {name: charts, reader: embedded" in message
     assert not (folder / "small-charts.yaml").exists()
 
 
 @pytest.mark.parametrize(
-    ("tasks", "options", "path", "said"),
+    ("tasks", "options", "path", "message"),
     [
         ({"words": "embedded"}, {}, "--task words", "the study has a task of this name"),
         (
@@ -169,30 +171,30 @@ def test_a_file_that_cannot_be_changed_in_place_says_what_to_write(folder):
         ({"charts": "."}, {}, "--task charts", "must hold test.json or test.jsonl"),
         ({"charts": "."}, {"reader": "lava"}, "--reader", "Did you mean 'llava'?"),
         ({"chart": "embedded"}, {}, "tasks[2].name", "Did you mean 'charts'?"),
-        ({"charts": "embedded"}, {"name": "small"}, "--name", "must differ from the old study's"),
+        ({"charts": "embedded"}, {"name": "small"}, "--name", "must differ from the old study's name"),
         ({"charts": "embedded"}, {"results": Path("out")}, "--from", "must be the results folder of a study"),
         ({"charts": "embedded"}, {"new": Path("small.yaml")}, "--out-file", "must be a new file"),
     ],
 )
-def test_what_cannot_be_added_is_a_fault_and_writes_nothing(folder, tasks, options, path, said):
-    assert said in faults(lambda: extend(Path("small.yaml"), tasks, **options))[path]
+def test_a_task_that_cannot_be_added_is_a_fault_and_nothing_is_written(folder, tasks, options, path, message):
+    assert message in faults(lambda: extend(Path("small.yaml"), tasks, **options))[path]
     assert [p.name for p in folder.iterdir()] == ["small.yaml"]
 
 
-def test_a_folder_in_llavas_format_is_found_with_its_images(folder, capsys):
+def test_files_in_llavas_format_are_found_with_their_images(folder, capsys):
     for name in ("train", "test"):
         (folder / "menus").mkdir(exist_ok=True)
         records = [{"question_id": i, "text": f"{name} {i}?", "answer": "a plum"} for i in range(20)]
         (folder / "menus" / f"menus_{name}.json").write_text(json.dumps(records))
     assert cli.main(["extend", "small.yaml", "--task", "menus=menus/menus_train.json"]) == 0
-    said = "{name: menus, reader: llava, train: menus/menus_train.json, test: menus/menus_test.json}"
-    assert said in capsys.readouterr().out
+    message = "{name: menus, reader: llava, train: menus/menus_train.json, test: menus/menus_test.json}"
+    assert message in capsys.readouterr().out
     for name in ("train", "test"):
         (folder / "menus" / f"menus_{name}.json").rename(folder / "menus" / f"{name}.json")
     (folder / "menus" / "images").mkdir()
     made = extend(Path("small.yaml"), {"menus": "menus"}, new=Path("other.yaml"))
     assert "train: menus/train.json, test: menus/test.json, images: menus/images}" in made.file.read_text()
-    assert load_study(made.file).tasks["menus"].sizes["test"] == 20
+    assert load_study(made.file).data.tasks["menus"].sizes["test"] == 20
 
 
 # -- the stages ------------------------------------------------------------------------------------
@@ -201,14 +203,14 @@ METHODS = ["tpe", "random", "nsga2", "grid", "stagewise"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_extended_study_learns_the_new_task_and_nothing_else(folder, method):
+def test_an_extended_study_trains_the_new_task_and_nothing_else(folder, method):
     text = STUDY.replace("trials: 4", f"trials: 4\n  method: {method}\n  global_candidates: 2")
     (folder / "small.yaml").write_text(text)
-    pursued(folder / "small.yaml", folder / "out/small")
+    run_simulated(folder / "small.yaml", folder / "out/small")
     file = extend(Path("small.yaml"), {"charts": "embedded"}).file
-    learned = pursued(file, folder / "out/small-charts")
-    assert learned
-    assert [path for path in learned if "charts" not in path] == []
+    trained = run_simulated(file, folder / "out/small-charts")
+    assert trained
+    assert [path for path in trained if "charts" not in path] == []
 
 
 HELD = STUDY.replace(
@@ -227,58 +229,60 @@ HELD = STUDY.replace(
         ),
     ],
 )
-def test_the_comparison_is_carried_on_with_on_its_own_blocks(folder, before, after):
+def test_the_comparison_goes_on_on_its_own_blocks(folder, before, after):
     text = HELD[: HELD.index("search:")] + f"protocol: {before}\nworkers: {{engine: simulated}}\n"
     (folder / "small.yaml").write_text(text)
-    pursued(folder / "small.yaml", folder / "out/small")
+    run_simulated(folder / "small.yaml", folder / "out/small")
     made = extend(Path("small.yaml"), {"charts": "embedded", "counting": "embedded"})
     old, new = load_study("small.yaml"), load_study(made.file)
     assert after in made.file.read_text()
     assert new.final_blocks == tuple(((*o, "charts", "counting"), seed) for o, seed in old.final_blocks)
     assert not {order for order, _ in new.final_blocks} & set(new.all_orders)
     before = [record["trained_task"] for record in new.store(folder)]
-    pursued(made.file, folder / "out/small-charts-counting")
-    learned = Counter(record["trained_task"] for record in new.store(folder)) - Counter(before)
+    run_simulated(made.file, folder / "out/small-charts-counting")
+    trained = Counter(record["trained_task"] for record in new.store(folder)) - Counter(before)
     # DGG and fine-tuning on two blocks; joint training once for each block's seed.
-    assert learned == {"charts": 4, "counting": 4, " + ".join(sorted(new.names)): 2}
+    assert trained == {"charts": 4, "counting": 4, " + ".join(sorted(new.task_names)): 2}
 
 
-def test_a_search_carried_on_with_learns_the_new_task_alone_on_held_out_blocks(folder):
-    # With this seed the winner keeps its values for the old tasks; any other is learned on these blocks.
+def test_an_extended_search_trains_the_new_task_alone_on_held_out_blocks(folder):
+    # With this seed the winner keeps its values for the old tasks; any other is trained on these blocks.
     (folder / "small.yaml").write_text(HELD.replace("trials: 4", "method: stagewise\n  seed: 2"))
-    pursued(folder / "small.yaml", folder / "out/small")
+    run_simulated(folder / "small.yaml", folder / "out/small")
     made = extend(Path("small.yaml"), {"charts": "embedded"})
-    learned = pursued(made.file, folder / "out/small-charts")
-    assert any(path.endswith("shapes > charts") for path in learned)
-    assert [path for path in learned if "charts" not in path] == []
-    assert "learned anew: joint, which learns all tasks at once" in str(made)
+    trained = run_simulated(made.file, folder / "out/small-charts")
+    assert any(path.endswith("shapes > charts") for path in trained)
+    assert [path for path in trained if "charts" not in path] == []
+    assert "trained again: joint, which trains all tasks at once" in str(made)
     assert "whose values for the old tasks were not compared before" in str(made)
 
 
-def test_a_search_that_judged_nothing_is_said_to_begin_anew(folder):
-    loader.keep(load_study("small.yaml"), folder / "out/small")
-    assert "learned anew: what the search asks for" in str(extend(Path("small.yaml"), {"charts": "embedded"}))
+def test_a_search_that_evaluated_nothing_starts_again_and_the_notes_say_so(folder):
+    saved_study.save_study(load_study("small.yaml"), folder / "out/small")
+    assert "trained again: the stages of the search" in str(
+        extend(Path("small.yaml"), {"charts": "embedded"})
+    )
 
 
-def test_the_best_settings_of_a_finished_study_are_the_beam_that_is_gone_on_with(folder):
+def test_the_best_settings_of_a_finished_study_are_the_first_beam_of_its_extension(folder):
     text = STUDY.replace("trials: 4", "method: stagewise")
     (folder / "small.yaml").write_text(text)
-    pursued(folder / "small.yaml", folder / "out/small")
-    best = load_study(extend(Path("small.yaml"), {"charts": "embedded"}).file).warm
+    run_simulated(folder / "small.yaml", folder / "out/small")
+    best = load_study(extend(Path("small.yaml"), {"charts": "embedded"}).file).data.warm_starts
     assert all(known.depth == 2 and known.objectives == () for known in best)
     search = comparison.make_search(load_study("small-charts.yaml"))
     assert search.ask()[1] == (best[0].setting, 2, None, None)
 
 
 def test_a_task_with_other_examples_is_refused(folder):
-    pursued(folder / "small.yaml", folder / "out/small")
+    run_simulated(folder / "small.yaml", folder / "out/small")
     (folder / "small.yaml").write_text(
         STUDY.replace("train: 12, validation: 10, test: 11", "train: 13, test: 11")
     )
-    said = "words: train and validation have other content than when"
-    assert said in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[1]"]
+    message = "words: train and validation have other content than when"
+    assert message in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[1]"]
     study = load_study("small.yaml")
-    assert said in faults(lambda: warm_start.settled(study, folder / "out/small"))["tasks[1]"]
+    assert message in faults(lambda: warm_start.settled(study, folder / "out/small"))["tasks[1]"]
     assert warm_start.settled(study, folder / "out/other") == study
     assert cli.main(["plan", "small.yaml"]) == 2
 
@@ -297,7 +301,7 @@ def lay(folder: Path, entry: str = MENUS, train: int = 20, test: int = 20, answe
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "message"),
     [
         ({"test": 21}, "test has …(test of 21 examples, 20 then: menus/test.json, menus);"),
         (
@@ -318,13 +322,13 @@ def lay(folder: Path, entry: str = MENUS, train: int = 20, test: int = 20, answe
         ),
     ],
 )
-def test_the_files_of_a_task_that_has_changed_are_named(folder, now, said):
+def test_the_changed_files_of_a_task_are_named(folder, now, message):
     lay(folder)
-    loader.keep(load_study("small.yaml"), folder / "out/small")
+    saved_study.save_study(load_study("small.yaml"), folder / "out/small")
     lay(folder, **now)
-    said = said.replace("…", "other content than when out/small was run ")
+    message = message.replace("…", "other content than when out/small was run ")
     assert (
-        f"tasks[2]: menus: {said}"
+        f"tasks[2]: menus: {message}"
         in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[2]"]
     )
 
@@ -332,8 +336,8 @@ def test_the_files_of_a_task_that_has_changed_are_named(folder, now, said):
 # -- warm starts -----------------------------------------------------------------------------------
 
 
-def begun(folder: Path, *changes: tuple[str, str]) -> Study:
-    """Another study that starts from the results of the first one."""
+def warm_study(folder: Path, *changes: tuple[str, str]) -> Study:
+    """Load another study that starts from the results of the first one."""
     text = STUDY.replace("name: small", "name: warm").replace(
         "trials: 4", "trials: 4\n  warm_start_from: out/small"
     )
@@ -346,28 +350,30 @@ def begun(folder: Path, *changes: tuple[str, str]) -> Study:
 
 @pytest.fixture()
 def finished(folder) -> Path:
-    pursued(folder / "small.yaml", folder / "out/small")
+    run_simulated(folder / "small.yaml", folder / "out/small")
     return folder
 
 
-def test_what_was_judged_is_known_best_first(finished):
-    old = loader.the_kept(finished / "out/small")
-    search = comparison.replay_searches(old, StageStore(finished / "out/small/stages"))[0]
-    study = begun(finished)
-    values = [known.objectives[0] for known in study.warm]
+def test_evaluated_settings_are_warm_starts_the_best_first(finished):
+    old = saved_study.require_saved_study(finished / "out/small")
+    search = EvidenceReader(old, open_store(finished / "out/small/stages")).replay_to_read(
+        comparison.make_search(old)
+    )
+    study = warm_study(finished)
+    values = [known.objectives[0] for known in study.data.warm_starts]
     assert values == sorted((v.objective[0] for v in search.judged().values()), reverse=True)
-    assert study.warm[0].setting == search.winner()
-    assert {known.depth for known in study.warm} == {0}  # it has no task more
+    assert study.data.warm_starts[0].setting == search.winner()
+    assert {known.depth for known in study.data.warm_starts} == {0}  # it has no task more
     assert comparison.make_search(study).ask()[1].setting == search.winner()
 
 
-def test_values_are_not_passed_on_to_other_tasks(finished):
-    more = begun(finished, ("  # the last", "  - {name: charts, reader: embedded}"))
-    assert {known.objectives for known in more.warm} == {()}
+def test_objective_values_are_not_passed_on_to_other_tasks(finished):
+    more = warm_study(finished, ("  # the last", "  - {name: charts, reader: embedded}"))
+    assert {known.objectives for known in more.data.warm_starts} == {()}
 
 
 @pytest.mark.parametrize(
-    ("changes", "path", "said"),
+    ("changes", "path", "message"),
     [
         ([("out/small", "out/smal")], "search.warm_start_from[0]", "holds no study"),
         (
@@ -375,7 +381,7 @@ def test_values_are_not_passed_on_to_other_tasks(finished):
             "search.warm_start_from[0]",
             "searched for stability, as",
         ),
-        ([("trials: 4", "trials: 4\n  method: grid")], "search.warm_start_from", "has no bearing on `grid`"),
+        ([("trials: 4", "trials: 4\n  method: grid")], "search.warm_start_from", "is not used by `grid`"),
         (
             [("strategy.alpha: {per_task: [0, 0.5, 1]}", "adapter.rank: [2, 4]"), ("[5, 10]", "[7, 8]")],
             "search.warm_start_from[0]",
@@ -383,53 +389,56 @@ def test_values_are_not_passed_on_to_other_tasks(finished):
         ),
     ],
 )
-def test_a_start_that_cannot_be_warm_is_a_fault(finished, changes, path, said):
-    assert said in faults(lambda: begun(finished, *changes))[path]
+def test_an_unusable_warm_start_is_a_fault(finished, changes, path, message):
+    assert message in faults(lambda: warm_study(finished, *changes))[path]
 
 
-def test_a_start_from_a_study_that_judged_nothing_is_a_fault(folder):
-    loader.keep(load_study("small.yaml"), folder / "out/small")
-    assert "has judged a setting" in faults(lambda: begun(folder))["search.warm_start_from[0]"]
+def test_a_warm_start_from_a_study_that_evaluated_nothing_is_a_fault(folder):
+    saved_study.save_study(load_study("small.yaml"), folder / "out/small")
+    assert "has judged a setting" in faults(lambda: warm_study(folder))["search.warm_start_from[0]"]
 
 
-def test_what_is_usable_in_part_is_said(finished):
-    study = begun(finished, ("strategy.buffer: [5, 10]", "adapter.rank: [2, 4]"))
+def test_a_partly_usable_warm_start_is_a_warning(finished):
+    study = warm_study(finished, ("strategy.buffer: [5, 10]", "adapter.rank: [2, 4]"))
     note = "searched strategy.alpha for digits, words and strategy.buffer; usable here: strategy.alpha for"
-    assert any(note in warning for warning in study.warnings)
+    assert any(note in warning for warning in study.data.warnings)
     assert all(
-        set(known.setting) == {"strategy.alpha.digits", "strategy.alpha.words"} for known in study.warm
+        set(known.setting) == {"strategy.alpha.digits", "strategy.alpha.words"}
+        for known in study.data.warm_starts
     )
 
 
-def test_a_study_cannot_start_from_itself(finished):
-    study = begun(finished)
+def test_a_study_cannot_warm_start_from_itself(finished):
+    study = warm_study(finished)
     assert (
         "give it another --out"
         in faults(lambda: warm_start.settled(study, finished / "out/small"))["search.warm_start_from"]
     )
 
 
-def test_what_was_known_at_the_beginning_stays_what_is_known(finished):
-    study = begun(finished)
-    pursued(finished / "warm.yaml", finished / "out/warm")
+def test_the_warm_starts_of_the_first_run_are_kept(finished):
+    study = warm_study(finished)
+    run_simulated(finished / "warm.yaml", finished / "out/warm")
     (finished / "small.yaml").write_text(STUDY.replace("trials: 4", "trials: 9"))
-    pursued(finished / "small.yaml", finished / "out/small")
+    run_simulated(finished / "small.yaml", finished / "out/small")
     later = load_study("warm.yaml")
-    assert len(later.warm) > len(study.warm)
-    assert warm_start.settled(later, finished / "out/warm").warm == study.warm
-    assert loader.the_kept(finished / "out/warm").warm == study.warm
-    assert pursued(finished / "warm.yaml", finished / "out/warm") == set()  # the same proposals, all there
+    assert len(later.data.warm_starts) > len(study.data.warm_starts)
+    assert warm_start.settled(later, finished / "out/warm").data.warm_starts == study.data.warm_starts
+    assert saved_study.require_saved_study(finished / "out/warm").data.warm_starts == study.data.warm_starts
+    assert (
+        run_simulated(finished / "warm.yaml", finished / "out/warm") == set()
+    )  # the same proposals, all there
     narrower = replace(later.search, space={"strategy.buffer": later.search.space["strategy.buffer"]})
     asks_more = replace(later, search=narrower)
     assert warm_start.settled(asks_more, finished / "out/warm") == asks_more
 
 
-# -- in earnest ------------------------------------------------------------------------------------
+# -- with real training ------------------------------------------------------------------------------------
 
 
 @pytest.mark.whole
-def test_two_extensions_in_earnest_pay_for_one_task_each(folder, capsys, monkeypatch):
-    monkeypatch.setattr("dgg_ray.report.report.write", lambda *_: None)
+def test_two_extensions_with_real_training_pay_for_one_task_each(folder, capsys, monkeypatch):
+    monkeypatch.setattr("dgg_ray.report.page.write_report", lambda *_: None)
     sizes = "train: 12, validation: 10, test: 10}"
     lines = "\n".join(
         f"  - {{name: {name}, reader: embedded, {sizes}" for name in ("digits", "words", "charts")

@@ -1,4 +1,4 @@
-"""`dgg-ray init` writes a study for the tasks that it finds, which `dgg-ray plan` accepts at once."""
+"""`dgg-ray init` writes a study for the tasks that it discovers, and `dgg-ray plan` accepts it."""
 
 import json
 from itertools import pairwise
@@ -9,14 +9,14 @@ from PIL import Image
 
 from dgg_ray import cli, load_study
 from dgg_ray.core.errors import StudyError
-from dgg_ray.planning import discover
+from dgg_ray.planning.discover import discover_tasks
 from dgg_ray.planning.init import init
 
 OPTIONS = "Which one?\nA. red\nB. green"
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
+def no_data_folder(monkeypatch):
     monkeypatch.delenv("DGG_RAY_DATA", raising=False)
 
 
@@ -40,7 +40,7 @@ def write(file: Path, content: list[dict], pictures: Path | None = None) -> None
 
 
 def names_of(root: Path) -> dict[str, set[str]]:
-    return {task.name: set(task.files) for task in discover.tasks(root)[0]}
+    return {task.name: set(task.files) for task in discover_tasks(root)[0]}
 
 
 @pytest.mark.parametrize(
@@ -57,40 +57,40 @@ def names_of(root: Path) -> dict[str, set[str]]:
 def test_files_belong_together_by_their_names(tmp_path, train, test):
     write(tmp_path / train, records(12), tmp_path / "images")
     write(tmp_path / test, records(4), tmp_path / "images")
-    (found,), left = discover.tasks(tmp_path)
-    assert left == []
-    assert found.name.lower() == "charts"
-    assert (found.files["train"], found.files["test"]) == (tmp_path / train, tmp_path / test)
-    assert found.images == tmp_path / "images"
-    assert found.examples == {"train": 12, "test": 4}
+    (task,), left_out = discover_tasks(tmp_path)
+    assert left_out == []
+    assert task.name.lower() == "charts"
+    assert (task.files["train"], task.files["test"]) == (tmp_path / train, tmp_path / test)
+    assert task.images == tmp_path / "images"
+    assert task.examples == {"train": 12, "test": 4}
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "dev"])
-def test_validation_has_many_names(tmp_path, word):
+def test_validation_files_have_many_names(tmp_path, word):
     for split in ("train", "test", word):
         write(tmp_path / f"menus_{split}.json", records(8))
     assert names_of(tmp_path) == {"menus": {"train", "test", "validation"}}
 
 
-def test_equal_names_in_several_folders_are_told_apart(tmp_path):
+def test_equal_names_in_several_folders_become_unique(tmp_path):
     for folder in ("a/vqa", "b/vqa", "c/other", "07"):
         for split in ("train", "test"):
             write(tmp_path / folder / f"{split}.json", records(8))
     assert set(names_of(tmp_path)) == {"a_vqa", "b_vqa", "other", "task_07"}
 
 
-def test_what_cannot_be_used_is_left_out_with_the_reason(tmp_path):
+def test_files_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
     write(tmp_path / "alone" / "train.json", records(8))
     write(tmp_path / "odd" / "train.json", [{"text": 3}])
     write(tmp_path / "odd" / "test.json", records(8))
     write(tmp_path / "lost" / "train.json", records(8))
     write(tmp_path / "lost" / "test.json", [{**r, "image": "gone/0.png"} for r in records(8)])
     (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
-    found, left = discover.tasks(tmp_path)
-    assert found == []
-    alone, lost, odd = sorted(left)
+    tasks, left_out = discover_tasks(tmp_path)
+    assert tasks == []
+    alone, lost, odd = sorted(left_out)
     assert alone == "alone/train.json: no test file of the same name beside it"
-    assert lost.startswith("lost: its pictures, such as 'gone/0.png', are in no folder")
+    assert lost.startswith("lost: its images, such as 'gone/0.png', are in no folder")
     assert odd.startswith("odd: ")
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_used_is_left_out_with_the_reason(tmp_path):
 def test_the_scorer_suits_the_answers(tmp_path, more, scorer):
     for split in ("train", "test"):
         write(tmp_path / f"x_{split}.json", records(8, **more))
-    assert [task.scorer for task in discover.tasks(tmp_path)[0]] == [scorer]
+    assert [task.scorer for task in discover_tasks(tmp_path)[0]] == [scorer]
 
 
 def test_a_link_that_leads_back_ends(tmp_path):
@@ -123,15 +123,15 @@ def two_tasks(root: Path) -> None:
         write(root / name / "test.json", records(10, "green"), root / "images")
 
 
-def test_the_file_is_a_study_with_every_setting_told(tmp_path, capsys):
+def test_the_file_is_a_study_with_a_comment_on_every_setting(tmp_path, capsys):
     two_tasks(tmp_path / "data")
     file = tmp_path / "study.yaml"
     assert cli.main(["init", "--data", str(tmp_path / "data"), "--out-file", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert "menus: 20 train, validation a tenth of train, 10 test" in said
-    assert f"dgg-ray plan {file}" in said
+    output = capsys.readouterr().out
+    assert "menus: 20 train, validation a tenth of train, 10 test" in output
+    assert f"dgg-ray plan {file}" in output
     study = load_study(file)
-    assert study.names == ("menus", "signs")
+    assert study.task_names == ("menus", "signs")
     assert study.name == "data"
     assert study.protocol.max_new_tokens == 10  # of the embedded tokenizer, the end among them
     text = file.read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def test_the_file_is_a_study_with_every_setting_told(tmp_path, capsys):
     assert cli.main(["plan", str(file), "--out", str(tmp_path / "out")]) == 0
 
 
-def test_data_elsewhere_are_named_whole(tmp_path):
+def test_data_outside_the_folder_have_absolute_paths(tmp_path):
     two_tasks(tmp_path / "data")
     init(tmp_path / "data", file=tmp_path / "studies" / "x.yaml", name="x")
     assert str(tmp_path / "data" / "menus" / "train.json") in (tmp_path / "studies" / "x.yaml").read_text(
@@ -151,7 +151,7 @@ def test_data_elsewhere_are_named_whole(tmp_path):
     )
 
 
-def test_a_folder_above_gives_its_name(tmp_path, monkeypatch):
+def test_the_study_is_named_after_the_data_folder(tmp_path, monkeypatch):
     two_tasks(tmp_path / "mine")
     (tmp_path / "mine" / "studies").mkdir()
     monkeypatch.chdir(tmp_path / "mine" / "studies")
@@ -166,7 +166,7 @@ def test_the_next_command_can_be_pasted(tmp_path, monkeypatch):
 
 def test_the_embedded_tasks_need_no_data(tmp_path):
     init(embedded=True, file=tmp_path / "x.yaml")
-    assert load_study(tmp_path / "x.yaml").names == ("digits", "words", "shapes", "charts")
+    assert load_study(tmp_path / "x.yaml").task_names == ("digits", "words", "shapes", "charts")
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_nothing_is_overwritten(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         ({}, "--data: is required"),
         ({"data": Path("no/such")}, "--data: must be a folder that exists"),
@@ -194,10 +194,10 @@ def test_nothing_is_overwritten(tmp_path, capsys):
         ({"embedded": True, "name": "a/b"}, "--name: must be letters.*got 'a/b'"),
     ],
 )
-def test_what_is_missing_is_named_and_nothing_written(tmp_path, monkeypatch, given, said):
+def test_a_wrong_argument_is_named_and_nothing_is_written(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StudyError, match=said):
-        init(**given)
+    with pytest.raises(StudyError, match=message):
+        init(**arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,9 +213,9 @@ def test_a_person_is_asked_for_what_was_not_given(tmp_path, monkeypatch):
     answers = {"Folder": "data", "Model": "", "Name": "mine", "File": ""}
     asked = []
 
-    def ask(question: str, usual: str) -> str:
+    def ask(question: str, default: str) -> str:
         asked.append(question.split()[0].rstrip(":"))
-        return answers[asked[-1]] or usual
+        return answers[asked[-1]] or default
 
     written = init(ask=ask)
     assert asked == ["Folder", "Model", "Name", "File"]

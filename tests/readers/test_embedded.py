@@ -1,4 +1,4 @@
-"""The tasks and the model that come with the package."""
+"""The embedded tasks and the embedded model."""
 
 from __future__ import annotations
 
@@ -39,64 +39,66 @@ def test_a_task_is_the_same_everywhere(name, tasks):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_has_as_many_examples_as_it_was_asked_for(name, tasks):
+def test_a_task_has_the_requested_number_of_examples(name, tasks):
     assert [len(tasks[name].examples[split]) for split in SPLITS] == [300, 100, 100]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_picture_with_its_question_is_in_a_task_twice(name, tasks):
+def test_no_image_with_its_question_occurs_twice_in_a_task(name, tasks):
     every = [example for split in SPLITS for example in tasks[name].examples[split]]
     assert len({(example.image.tobytes(), example.question) for example in every}) == 500
     assert len({example.id for example in every}) == 500
 
 
 def test_no_two_splits_share_a_handwritten_digit():
-    used = [task_file.source(0, split, i) for split in SPLITS for i in range(task_file.MOST[split])]
-    assert len(set(used)) == len(used) == 1000
+    indices = [
+        task_file.digit_index(0, split, i) for split in SPLITS for i in range(task_file.MAX_EXAMPLES[split])
+    ]
+    assert len(set(indices)) == len(indices) == 1000
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_answers_are_from_a_closed_set_and_each_is_given(name, tasks):
+def test_answers_are_from_a_closed_set_and_all_of_them_occur(name, tasks):
     assert {example.answer for example in tasks[name].examples["train"]} == set(ANSWERS[name])
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_answer_is_given_so_often_that_guessing_pays(name, tasks):
+def test_no_answer_is_so_frequent_that_guessing_it_scores_well(name, tasks):
     answers = [example.answer for example in tasks[name].examples["test"]]
     assert max(answers.count(answer) for answer in set(answers)) <= 35
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_asks_in_three_ways_and_uses_them_all(name, tasks):
-    starts = {form.split("{")[0] for form in PHRASINGS[name]}
-    asked = [example.question for example in tasks[name].examples["test"]]
+def test_every_task_has_three_phrasings_and_uses_all_of_them(name, tasks):
+    starts = {phrasing.split("{")[0] for phrasing in PHRASINGS[name]}
+    questions = [example.question for example in tasks[name].examples["test"]]
     assert len(starts) >= 3
-    assert all(any(question.startswith(start) for question in asked) for start in starts)
+    assert all(any(question.startswith(start) for question in questions) for start in starts)
 
 
-def test_a_larger_task_holds_the_smaller_one_and_leaves_the_exam_alone():
+def test_a_larger_task_contains_the_smaller_one_and_has_the_same_test_split():
     small, large = (Embedded(train=train).read("shapes") for train in (50, 60))
-    ours, theirs = small.examples["train"], large.examples["train"][:50]
-    assert [example.answer for example in ours] == [example.answer for example in theirs]
-    assert all((a.image == b.image).all() for a, b in zip(ours, theirs, strict=True))
+    some, more = small.examples["train"], large.examples["train"][:50]
+    assert [example.answer for example in some] == [example.answer for example in more]
+    assert all((a.image == b.image).all() for a, b in zip(some, more, strict=True))
     assert small.digests["test"] == large.digests["test"]
 
 
-def test_another_seed_draws_other_pictures():
+def test_another_seed_draws_other_images():
     assert Embedded(seed=1, train=10).read("words").digests != Embedded(train=10).read("words").digests
 
 
 def test_the_tallest_bar_has_the_colour_of_the_answer(tasks):
     for example in tasks["charts"].examples["test"]:
         if "highest" in example.question:
-            strong = np.ptp(example.image.astype(int), axis=2) > 60  # the ground is paler than any bar
+            strong = np.ptp(example.image.astype(int), axis=2) > 60  # the background is paler than any bar
             row = int(strong.any(1).argmax()) + 1  # below the smoothed edge
-            seen = example.image[row][strong[row]].mean(0)
-            near = min(task_file.COLOURS, key=lambda c: abs(seen - task_file.COLOURS[c]).sum())
-            assert near == example.answer, example.id
+            colour = example.image[row][strong[row]].mean(0)
+            nearest = min(task_file.COLOURS, key=lambda c: abs(colour - task_file.COLOURS[c]).sum())
+            assert nearest == example.answer, example.id
 
 
-def test_an_unknown_task_is_named_with_its_nearest():
+def test_an_unknown_task_is_a_fault_that_suggests_the_nearest():
     with pytest.raises(StudyError, match=r"'digit'.*Did you mean 'digits'"):
         Embedded().read("digit")
 
@@ -108,7 +110,7 @@ def test_the_weights_are_small_enough_to_ship():
 
 
 def test_the_auto_classes_load_the_same_model(loaded):
-    # what a notebook or another project would do
+    # as a notebook or another project loads it
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     model = AutoModelForImageTextToText.from_pretrained(model_file.FOLDER, local_files_only=True)
@@ -118,7 +120,7 @@ def test_the_auto_classes_load_the_same_model(loaded):
     assert tokenizer("Ünusual 漢字")["input_ids"] == loaded[1].tokenizer("Ünusual 漢字")["input_ids"]
 
 
-def test_any_text_can_be_written_and_read_back(loaded):
+def test_any_text_can_be_encoded_and_decoded(loaded):
     tokenizer = loaded[1].tokenizer
     for text in ("Ünusual 漢字 🙂", "Answer the question using a single word or phrase."):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -131,7 +133,7 @@ def test_every_answer_is_one_token_and_a_sequence_is_short(name, tasks, loaded):
     assert max(len(row) for row in prompts(processor, tasks[name].examples["test"])) <= 32
 
 
-def test_the_untouched_model_reads_as_many_digits_as_recorded(tasks, loaded):
+def test_the_untouched_model_has_the_recorded_score_on_digits(tasks, loaded):
     examples = tasks["digits"].examples["test"]
     right = [a == e.answer for a, e in zip(answers(*loaded, examples), examples, strict=True)]
     assert sum(right) / 100 == pytest.approx(UNTOUCHED, abs=0.02)

@@ -1,4 +1,4 @@
-"""The forms that records are written in: each is read as it was meant, or refused with the reason."""
+"""The forms of records: each is read with its intended meaning, or refused with the reason."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def examples_of(folder, *records):
-    """The test examples, as (id, question, answer, picture's name)."""
+    """The test examples, as (id, question, answer, image's name)."""
     write(folder / "test.json", list(records))
     return [(e.id, e.question, e.answer, e.image and e.image.name) for e in read(folder).examples["test"]]
 
@@ -34,7 +34,7 @@ def warned(folder, *records):
     return read(folder).warnings
 
 
-# -- keys that are not read ------------------------------------------------------------------------
+# -- unread keys ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def warned(folder, *records):
     ],
 )
 @pytest.mark.parametrize("inside", [lambda name: name, lambda name: [name], lambda name: {"path": name}])
-def test_a_picture_under_another_key_is_a_fault_that_names_the_right_one(folder, key, inside):
+def test_an_image_under_another_key_is_a_fault_that_suggests_the_right_key(folder, key, inside):
     record = question("q", None, "x")
     del record["image"]
     fault = refused(folder, record | {key: inside("7.png")})
@@ -53,7 +53,7 @@ def test_a_picture_under_another_key_is_a_fault_that_names_the_right_one(folder,
 
 
 @pytest.mark.parametrize("key", ["video", "videos", "audio", "audio_path", "point_cloud", "depth", "speech"])
-def test_another_medium_is_a_fault_beside_a_picture_and_without_one(folder, key):
+def test_another_medium_is_a_fault_with_and_without_an_image(folder, key):
     for record in (question("q", "7.png", "x"), question("q", None, "x")):
         fault = refused(folder, record | {key: "clip.mp4"})
         assert fault.path == f"test[0].{key}"
@@ -62,7 +62,7 @@ def test_another_medium_is_a_fault_beside_a_picture_and_without_one(folder, key)
 
 @pytest.mark.parametrize("nothing", [None, "", [], [None], {}])
 @pytest.mark.parametrize("key", ["video", "images", "system", "hint"])
-def test_an_empty_key_says_nothing(folder, key, nothing):
+def test_an_empty_value_is_accepted_under_any_key(folder, key, nothing):
     assert warned(folder, question("q", "7.png", "x") | {key: nothing}) == ()
 
 
@@ -75,7 +75,7 @@ def test_an_empty_key_says_nothing(folder, key, nothing):
         {"file_name": "7.png"},
     ],
 )
-def test_the_picture_named_once_more_is_no_fault(folder, same):
+def test_the_same_image_under_a_second_key_is_accepted(folder, same):
     assert warned(folder, question("q", "7.png", "x") | same) == ()
 
 
@@ -93,7 +93,7 @@ def test_the_picture_named_once_more_is_no_fault(folder, same):
     ],
     ids=str,
 )
-def test_another_picture_of_the_same_name_is_a_fault(folder, second):
+def test_another_image_with_the_same_file_name_is_a_fault(folder, second):
     for place in ("A", "B"):
         picture(folder / place / "0001.png")
     fault = refused(folder, question("q", "A/0001.png", "x") | second)
@@ -101,19 +101,19 @@ def test_another_picture_of_the_same_name_is_a_fault(folder, second):
 
 
 @pytest.mark.parametrize("key", ["image_id", "source", "hint", "mask", "flickr_url"])
-def test_another_file_under_a_key_that_is_not_read_is_told(folder, key):
+def test_another_file_under_an_ignored_key_is_noted(folder, key):
     other = "https://example.org/8.png" if key == "flickr_url" else "8.png"
     assert warned(folder, question("q", "7.png", "x") | {key: other}) == (
-        f"test: keys that are not read: `{key}` (1 record)",
+        f"test: ignored keys: `{key}` (1 record)",
     )
 
 
-def test_a_second_picture_is_a_fault(folder):
+def test_a_second_image_is_a_fault(folder):
     fault = refused(folder, question("q", "7.png", "x") | {"images": ["7.png", "8.png"]})
     assert (fault.path, fault.near) == ("test[0].images", "image")
 
 
-def test_metadata_passes(folder):
+def test_metadata_are_accepted(folder):
     metadata = {
         "question_type": "colour",
         "source": "coco",
@@ -130,40 +130,40 @@ def test_metadata_passes(folder):
     assert warned(folder, question("q", "7.png", "x") | metadata) == ()
 
 
-def test_keys_that_are_not_read_are_told_with_the_number_of_records(folder):
+def test_ignored_keys_are_noted_with_the_number_of_records(folder):
     records = [question(str(i), "7.png", "x", f"{i}?") | {"hint": "look"} for i in range(3)]
     records[0]["options"] = ["x", "y"]
     assert warned(folder, *records) == (
-        "test: keys that are not read: `hint` (3 records), `options`; did you mean `choices`? (1 record)",
+        "test: ignored keys: `hint` (3 records), `options`; did you mean `choices`? (1 record)",
     )
 
 
 @pytest.mark.parametrize(("key", "near"), [("choises", "choices"), ("refrences", "references")])
-def test_a_misspelt_key_is_a_fault_though_the_record_is_whole_without_it(folder, key, near):
+def test_a_misspelt_key_is_a_fault_although_the_record_is_complete_without_it(folder, key, near):
     fault = refused(folder, question("q", "7.png", "x") | {key: ["x", "y"]})
     assert (fault.path, fault.rule, fault.near) == (f"test[0].{key}", "no such key", near)
 
 
 @pytest.mark.parametrize("key", ["video\ud800", "system\x1b[31m", "choises\n"])
-def test_a_key_that_cannot_be_printed_is_told_all_the_same(folder, key):
+def test_a_key_that_cannot_be_printed_is_escaped_in_the_fault(folder, key):
     fault = refused(folder, question("q", "7.png", "x") | {key: "clip.mp4"})
     assert str(fault).isprintable()
     str(fault).encode()
 
 
 @pytest.mark.parametrize("key", ["system", "system_prompt", "tools"])
-def test_what_a_model_would_not_be_told_is_a_fault(folder, key):
+def test_instructions_that_a_model_is_not_shown_are_a_fault(folder, key):
     assert "is not shown to a model" in refused(folder, question("q", "7.png", "x") | {key: "Be brief."}).rule
 
 
 @pytest.mark.parametrize(("key", "near"), [("response", "answer"), ("label", "answer"), ("anser", "answer")])
-def test_an_answer_under_another_key_is_a_fault_that_names_the_right_one(folder, key, near):
+def test_an_answer_under_another_key_is_a_fault_that_suggests_the_right_key(folder, key, near):
     record = question("q", "7.png", "x")
     record[key] = record.pop("answer")
     assert refused(folder, record).near == near
 
 
-def test_a_question_under_another_key_is_a_fault_that_names_the_right_one(folder):
+def test_a_question_under_another_key_is_a_fault_that_suggests_the_right_key(folder):
     record = question("q", "7.png", "x")
     record["question"] = record.pop("text")
     assert refused(folder, record).near == "text"
@@ -173,14 +173,14 @@ def test_a_question_under_another_key_is_a_fault_that_names_the_right_one(folder
 
 
 @pytest.mark.parametrize(("nothing", "shown"), [(None, "null"), ([], "[]"), ([None], "[null]")])
-def test_a_token_without_its_picture_is_a_fault_however_nothing_is_written(folder, nothing, shown):
+def test_an_image_token_without_an_image_is_a_fault(folder, nothing, shown):
     fault = refused(folder, turn("q", nothing, "x"))
     assert (fault.path, fault.found) == ("test[0].image", shown)
-    assert fault.rule == "is needed where the question holds <image>"
+    assert fault.rule == "is required, as the question contains <image>"
 
 
 @pytest.mark.parametrize("nothing", [None, []])
-def test_without_a_token_no_picture_is_text_only(folder, nothing):
+def test_a_record_without_token_and_image_is_text_only(folder, nothing):
     assert examples_of(folder, question("q", nothing, "x")) == [("q", "What is this?", "x", None)]
 
 
@@ -206,11 +206,11 @@ def test_a_token_in_an_answer_a_reference_or_a_choice_is_a_fault(folder, token):
     assert refused(folder, question("q", "7.png", "x") | {"choices": ["x", token]}).path == "test[0].choices"
 
 
-def test_two_tokens_for_one_picture_are_a_fault_over_all_turns(folder):
+def test_two_image_tokens_in_a_conversation_are_a_fault(folder):
     record = turn("q", "7.png", "x")
     record["conversations"] += turn("q", "7.png", "y")["conversations"]
     fault = refused(folder, record)
-    assert (fault.rule, fault.found) == ("must hold <image> once at most", "2 times")
+    assert (fault.rule, fault.found) == ("must contain <image> at most once", "2 times")
 
 
 # -- turns -----------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_two_tokens_for_one_picture_are_a_fault_over_all_turns(folder):
 @pytest.mark.parametrize(
     "asks", [("from", "human", "value"), ("role", "user", "content"), ("from", "USER", "value")]
 )
-def test_turns_are_read_by_all_their_usual_names(folder, key, asks):
+def test_turns_are_read_with_all_usual_keys_and_roles(folder, key, asks):
     who, name, what = asks
     answers = {"human": "gpt", "user": "assistant", "USER": "ASSISTANT"}[name]
     turns = [{who: name, what: "<image>\nWhat is this?"}, {who: answers, what: "a plum"}]
@@ -229,7 +229,7 @@ def test_turns_are_read_by_all_their_usual_names(folder, key, asks):
     ]
 
 
-def test_a_content_in_parts_is_its_texts_and_its_picture(folder):
+def test_a_content_in_parts_gives_its_texts_and_its_image(folder):
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "What is this?"}]
     turns = [
         {"role": "user", "content": parts},
@@ -245,12 +245,12 @@ def test_a_content_in_parts_is_its_texts_and_its_picture(folder):
     "part",
     [{"type": "image", "image": "7.png"}, {"type": "image_url", "image_url": {"url": "7.png"}}, "text"],
 )
-def test_a_picture_inside_a_turn_is_refused(folder, part):
+def test_an_image_inside_a_turn_is_refused(folder, part):
     turns = [
         {"role": "user", "content": [part, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "x"},
     ]
-    assert "the picture under `image`" in refused(folder, {"messages": turns}).rule
+    assert "the image under `image`" in refused(folder, {"messages": turns}).rule
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,10 @@ def test_a_picture_inside_a_turn_is_refused(folder, part):
         ("None", "gpt"),
     ],
 )
-def test_turns_that_do_not_alternate_or_are_nobody_known_are_refused(folder, who):
+def test_turns_that_do_not_alternate_or_have_unknown_roles_are_refused(folder, who):
     turns = [{"from": name, "value": f"{name}?"} for name in who]
     fault = refused(folder, {"id": "q", "conversations": turns})
-    assert (fault.rule, fault.found) == ("must be pairs of human and gpt", ", ".join(who).lower())
+    assert (fault.rule, fault.found) == ("must be pairs of human and gpt turns", ", ".join(who).lower())
 
 
 def test_a_system_turn_is_refused_unless_it_is_empty(folder):
@@ -280,7 +280,7 @@ def test_a_system_turn_is_refused_unless_it_is_empty(folder):
     assert examples_of(folder, record) == [("q", "What is this?", "x", "7.png")]
 
 
-def test_what_stands_beside_turns_must_agree_with_them(folder):
+def test_text_and_answer_must_agree_with_the_turns(folder):
     record = turn("q", "7.png", "x")
     assert examples_of(folder, record | {"answer": "x", "text": "What is this?"})[0][2] == "x"
     assert refused(folder, record | {"answer": "y"}).path == "test[0].answer"
@@ -288,13 +288,13 @@ def test_what_stands_beside_turns_must_agree_with_them(folder):
     assert "not both" in refused(folder, record | {"messages": record["conversations"]}).rule
 
 
-def test_several_turns_are_told_and_so_are_weights(folder):
+def test_conversations_of_several_turns_and_loss_weights_are_noted(folder):
     record = turn("q", "7.png", "x")
     record["conversations"] += turn("q", None, "y", "And this?")["conversations"]
     record["conversations"][3]["weight"] = 0
     assert warned(folder, record) == (
-        "test: keys that are not read: `weight` (1 record)",
-        "test: several turns, of which each is asked alone, without those before it: 1 record",
+        "test: ignored keys: `weight` (1 record)",
+        "test: conversations of several turns, whose questions are asked without the earlier turns: 1 record",
     )
 
 
@@ -310,33 +310,33 @@ def test_whole_numbers_are_read_digit_by_digit(folder):
     assert (second.id, second.answer) == ("9223372036854775808", "1" + "0" * 400)
 
 
-def test_a_number_that_python_does_not_take_is_read_as_its_text(folder):
+def test_a_number_too_long_for_python_is_read_as_text(folder):
     text = json.dumps([question("q", "7.png", "ANSWER")]).replace('"ANSWER"', "7" * 5000)
     (folder / "test.json").write_text(text)
     assert read(folder).examples["test"][0].answer == "7" * 5000
 
 
 @pytest.mark.parametrize("value", [2.5, 5.0, True, False, {}, ["x"], float("nan"), float("inf")])
-def test_an_answer_that_could_be_written_in_several_ways_is_refused(folder, value):
+def test_an_answer_without_a_unique_text_form_is_refused(folder, value):
     assert refused(folder, question("q", "7.png", value)).rule == "must be text"
 
 
 @pytest.mark.parametrize(
     "value", ["\u200b", " \ufeff \u200d ", "\u00a0", "\u00ad", *"\u202a\ufe0f\u2061\u180e"]
 )
-def test_an_answer_without_ink_is_empty(folder, value):
+def test_an_answer_of_invisible_characters_is_empty(folder, value):
     assert refused(folder, question("q", "7.png", value)).rule == "must not be empty"
 
 
-def test_a_null_id_is_no_id_and_a_null_answer_no_answer(folder):
+def test_a_null_id_or_answer_counts_as_absent(folder):
     record = question(None, "7.png", None) | {"references": ["a plum", "a prune"]}
     assert examples_of(folder, record) == [("#0", "What is this?", "a plum", "7.png")]
-    assert refused(folder, question("q", "7.png", None)).rule.startswith("must hold `conversations`")
+    assert refused(folder, question("q", "7.png", None)).rule.startswith("must contain `conversations`")
 
 
-def test_numbers_and_texts_of_one_id_are_one_id(folder):
+def test_a_number_and_its_text_are_the_same_id(folder):
     fault = refused(folder, question(7, "7.png", "x"), question("7", "8.png", "y"))
-    assert (fault.path, fault.rule) == ("test[1].id", "must be used once in a split")
+    assert (fault.path, fault.rule) == ("test[1].id", "must be unique in its split")
 
 
 # -- JSON ------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ ONE, TWO = question("a", "7.png", "x"), question("b", "8.png", "y")
 )
 @pytest.mark.parametrize("name", ["test.json", "test.jsonl"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_lists_and_lines_are_told_by_what_is_in_the_file(folder, text, name, pack):
+def test_lists_and_lines_are_recognised_by_the_files_content(folder, text, name, pack):
     (folder / name).write_bytes(pack(text.encode()))
     assert [(e.id, e.answer) for e in read(folder, test=folder / name).examples["test"]] == [
         ("a", "x"),
@@ -382,15 +382,15 @@ def test_a_key_written_twice_in_a_turn_is_a_fault(folder):
     assert only_fault(folder).found == "'value' twice"
 
 
-def test_commas_after_json_lines_are_told_once_and_by_their_number(folder):
+def test_commas_after_json_lines_are_one_fault_with_their_number(folder):
     text = "".join(json.dumps(question(i, "7.png", "x", f"{i}?")) + ",\n" for i in range(50))
     (folder / "test.json").write_text("\n" + text)
     fault = only_fault(folder)
     assert "no comma after a record" in fault.rule
-    assert (fault.line, fault.found) == (2, "50 of them, the first here")
+    assert (fault.line, fault.found) == (2, "50 of them, the first on this line")
 
 
-def test_a_comma_before_the_closing_bracket_is_told(folder):
+def test_a_comma_before_the_closing_bracket_is_a_fault(folder):
     (folder / "test.json").write_text(f"[{json.dumps(ONE)},\n]")
     fault = only_fault(folder)
     assert (fault.line, fault.found) == (
@@ -401,20 +401,20 @@ def test_a_comma_before_the_closing_bracket_is_told(folder):
 
 @pytest.mark.parametrize("wrapper", [{"data": [ONE, TWO]}, {"info": {}, "questions": [ONE]}])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_list_inside_an_object_is_named(folder, wrapper, indent):
+def test_a_list_of_records_inside_an_object_is_recognised(folder, wrapper, indent):
     (folder / "test.json").write_text(json.dumps(wrapper, indent=indent))
     fault = only_fault(folder)
     assert fault.rule == "must be a JSON list or JSON lines"
     assert f"under {list(wrapper)[-1]!r}, write that list alone" in fault.found
 
 
-def test_records_by_their_ids_are_named(folder):
+def test_an_object_of_records_by_id_is_recognised(folder):
     (folder / "test.json").write_text(json.dumps({"a": ONE, "b": TWO}))
     assert only_fault(folder).found == "one object with the keys a, b"
 
 
 @pytest.mark.parametrize("rest", ['"text"', "7", "null", "[]", '["a"]'])
-def test_a_value_that_is_no_record_beside_a_broken_line_is_refused(folder, rest):
+def test_a_value_that_is_no_record_is_refused_after_a_broken_line(folder, rest):
     (folder / "test.json").write_text('{"oops\n' + rest)
     assert [fault.line for fault in faults(folder)] == [1, 2]
 
@@ -431,7 +431,7 @@ def test_a_value_that_is_no_record_beside_a_broken_line_is_refused(folder, rest)
         (b"PAR1 and more", "a Parquet file"),
     ],
 )
-def test_other_encodings_and_formats_are_named(folder, content, name):
+def test_other_encodings_and_formats_are_recognised(folder, content, name):
     (folder / "test.json").write_bytes(content)
     fault = only_fault(folder)
     assert (fault.rule, fault.found.partition(";")[0]) == ("must be UTF-8 text", name)
@@ -445,7 +445,7 @@ def test_a_gzip_file_that_is_cut_off_is_refused(folder):
 # -- links -----------------------------------------------------------------------------------------
 
 
-def test_files_of_records_may_be_links_and_a_broken_one_says_where_it_leads(folder):
+def test_data_files_may_be_links_and_the_fault_of_a_broken_one_shows_its_target(folder):
     (folder / "test.json").rename(folder / "there.json")
     (folder / "test.json").symlink_to(folder / "there.json")
     assert len(read(folder).examples["test"]) == 3
@@ -463,14 +463,14 @@ def test_an_image_folder_may_be_a_link(folder, tmp_path_factory):
 
 
 def captioned(folder, names, captions=None):
-    """A file of captions, `caption of NAME` for each; and the test's references by picture."""
+    """Write a caption file with `caption of NAME` for each name."""
     images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
     notes = [{"image_id": i, "caption": f"caption of {name}"} for i, name in enumerate(names)]
     write(folder / "captions.json", {"images": images, "annotations": notes} | (captions or {}))
 
 
 def in_folders(folder):
-    """Pictures of train and of test that have equal last parts."""
+    """Write images of train and test with equal file names."""
     for split, shades in (("train", (10, 20, 30)), ("test", (40, 50, 60))):
         for i, shade in enumerate(shades):
             picture(folder / split / f"{i}.png", shade=shade)
@@ -478,7 +478,7 @@ def in_folders(folder):
         write(folder / f"{split}.json", records)
 
 
-def test_captions_of_whole_names_belong_to_these_pictures_alone(folder):
+def test_captions_of_full_paths_belong_to_these_images_only(folder):
     in_folders(folder)
     captioned(folder, [f"test/{i}.png" for i in range(3)])
     task = read(folder, references=folder / "captions.json")
@@ -486,43 +486,43 @@ def test_captions_of_whole_names_belong_to_these_pictures_alone(folder):
     assert {e.references for e in task.examples["validation"]} == {()}
 
 
-def test_captions_of_last_parts_that_two_pictures_have_are_refused(folder):
+def test_captions_of_file_names_that_two_images_share_are_refused(folder):
     in_folders(folder)
     captioned(folder, [f"{i}.png" for i in range(3)])
     found = faults(folder, references=folder / "captions.json")
     assert {fault.rule.partition(",")[0] for fault in found} == {
-        "must be named whole in the `references` file"
+        "must be listed by its full path in the `references` file"
     }
     assert [fault.path for fault in found if fault.path.startswith("test")] == [
         f"test[{i}].image" for i in range(3)
     ]
 
 
-def test_a_caption_is_not_lent_to_another_picture_of_equal_last_part(folder):
+def test_a_caption_is_not_used_for_another_image_with_the_same_file_name(folder):
     in_folders(folder)
     captioned(folder, ["train/0.png", "test/1.png", "test/2.png"])
     fault = only_fault(folder, references=folder / "captions.json")
     assert (fault.path, fault.found) == ("test[0].image", "test/0.png")
 
 
-def test_captions_in_another_folder_are_matched_by_last_parts_that_are_unique(folder):
+def test_captions_of_another_folder_are_matched_by_unique_file_names(folder):
     captioned(folder, [f"val2014/{i}.png" for i in (7, 8, 9)])
     examples = read(folder, references=folder / "captions.json").examples["test"]
     assert [e.references for e in examples] == [(f"caption of val2014/{i}.png",) for i in (7, 8, 9)]
 
 
-def test_captions_of_two_pictures_of_equal_last_part_are_not_mixed(folder):
+def test_captions_of_two_images_with_the_same_file_name_are_not_mixed(folder):
     captioned(folder, ["a/7.png", "b/7.png", "8.png", "9.png"])
     fault = only_fault(folder, references=folder / "captions.json")
     assert (fault.path, fault.found) == ("test[0].image", "'a/7.png' and 'b/7.png' for '7.png'")
 
 
-def test_an_id_of_two_pictures_and_a_caption_of_none_are_faults(folder):
+def test_an_id_of_two_images_and_a_caption_without_an_image_are_faults(folder):
     images = [{"id": 1, "file_name": f"{i}.png"} for i in (7, 8)]
     captioned(folder, ["7.png", "8.png", "9.png"], {"images": images})
     found = faults(folder, references=folder / "captions.json")
     assert {(fault.path, fault.rule) for fault in found} == {
-        ("references.images[1].id", "must be the id of one picture"),
+        ("references.images[1].id", "must be the id of one image"),
         ("references.annotations[0].image_id", "must be the id of one of `images`"),
         ("references.annotations[2].image_id", "must be the id of one of `images`"),
     } | {("test[1].image", "must have a caption in the `references` file")} | {
@@ -530,43 +530,43 @@ def test_an_id_of_two_pictures_and_a_caption_of_none_are_faults(folder):
     }
 
 
-def test_captions_and_references_of_ones_own_are_not_mixed(folder):
+def test_captions_and_the_records_own_references_are_not_mixed(folder):
     captioned(folder, ["7.png", "8.png", "9.png"])
     edit(folder / "test.json", lambda test: test[0].update(references=["my own"]))
     assert only_fault(folder, references=folder / "captions.json").path == "test[0].references"
 
 
-# -- what should be known --------------------------------------------------------------------------
+# -- notes ----------------------------------------------------------------------------------------
 
 
-def test_pictures_that_are_missing_from_a_split_are_counted(folder):
+def test_examples_without_an_image_are_counted_by_split(folder):
     edit(folder / "test.json", lambda test: [record.pop("image") for record in test])
     assert read(folder).warnings == (
-        "3 of 3 examples in test have no picture, while 6 of 6 in train have one",
-        "2 of 3 examples in test ask what others there ask (same question, same picture); "
+        "3 of 3 examples in test have no image, while 6 of 6 in train have one",
+        "2 of 3 examples in test repeat another one (same question, same image); "
         "answers differ for 1 question",
     )
 
 
-def test_a_task_of_text_alone_lacks_no_picture(folder):
+def test_a_task_of_text_only_has_no_note_on_images(folder):
     write(folder / "train.json", [{"text": f"{i}?", "answer": "x"} for i in range(5)])
     write(folder / "test.json", [{"text": "one?", "answer": "x"}])
     assert read(folder).warnings == ()
 
 
-def test_another_answer_to_what_was_trained_is_counted(folder):
+def test_other_answers_to_questions_of_train_are_counted(folder):
     edit(folder / "test.json", lambda test: test.append(question("q", "3.png", "other")))
     edit(folder / "test.json", lambda test: test.append(question("r", "4.png", "answer 4")))
     write(folder / "validation.json", [question("v", "9.png", "x", "Else?")])
     assert read(folder, validation=folder / "validation.json").warnings == (
-        "2 of 5 examples in test are in train too (same question, same picture), "
+        "2 of 5 examples in test are also in train (same question, same image), "
         "1 of them with another answer",
     )
 
 
-def test_pictures_of_several_frames_are_counted(folder):
+def test_images_with_several_frames_are_counted(folder):
     frames = [Image.new("RGB", (4, 4), (level, 0, 0)) for level in (1, 120)]
     frames[0].save(folder / "7.gif", save_all=True, append_images=frames[1:])
     edit(folder / "test.json", lambda test: test[0].update(image="7.gif"))
     (warning,) = read(folder).warnings
-    assert warning == "1 picture of several frames or pages: only the first of each is shown"
+    assert warning == "1 image with several frames or pages: only the first of each is shown"

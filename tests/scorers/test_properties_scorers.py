@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgg_ray.core.interfaces import Example
-from dgg_ray.core.texts import plain
+from dgg_ray.core.text_normalization import normalize_text
 from dgg_ray.scorers import contains_choice, exact_match
 
 many = settings(max_examples=int(os.environ.get("DGG_RAY_EXAMPLES", "200")), deadline=None)
@@ -130,7 +130,7 @@ def test_an_answer_scores_what_it_means(made, data):
     else:
         prediction, wanted = data.draw(st.sampled_from(NAMES_NONE)), False
     example = Example("0", question, gold, choices=choices)
-    assert contains_choice.options(example).texts == tuple(map(plain, texts))
+    assert contains_choice.options_of_example(example).texts == tuple(map(normalize_text, texts))
     assert contains_choice.score([prediction], [example]).value == wanted, (prediction, gold)
 
 
@@ -143,9 +143,11 @@ def test_any_text_is_scored_and_the_gold_answer_itself_is_right(question, gold, 
     example = Example("0", question, gold, choices=tuple(choices))
     for scorer in (contains_choice, exact_match):
         assert scorer.score([prediction], [example]).value in (0.0, 1.0)
-        assert scorer.score([gold], [example]).value == (plain(gold) != "") or scorer is contains_choice
+        assert (
+            scorer.score([gold], [example]).value == (normalize_text(gold) != "") or scorer is contains_choice
+        )
         assert [count for count, _ in scorer.remarks([example])]
-    if plain(gold):
+    if normalize_text(gold):
         assert contains_choice.score([gold], [example]).value == 1
 
 
@@ -174,20 +176,22 @@ VARIANTS = {
 def test_variants_that_nobody_tells_apart_are_one_text(text, names):
     variant = text
     for name in sorted(names, key=lambda n: n.startswith("stopped")):
-        if not (name.startswith("stopped") and plain(variant) != plain(text)):
+        if not (name.startswith("stopped") and normalize_text(variant) != normalize_text(text)):
             variant = VARIANTS[name](variant)
     if sum(name.startswith("stopped") for name in names) < 2:
-        assert plain(variant) == plain(text), names
+        assert normalize_text(variant) == normalize_text(text), names
 
 
 @many
 @given(st.text("abcXYZ019 -'²½,", max_size=8), st.text("abcXYZ019 -'²½,", max_size=8))
 def test_texts_that_differ_in_more_than_case_and_space_are_two(one, other):
     same = " ".join(one.lower().split()) == " ".join(other.lower().split())
-    assert (plain(one) == plain(other)) == same
+    assert (normalize_text(one) == normalize_text(other)) == same
 
 
 @many
 @given(st.text(max_size=20))
 def test_a_plain_text_is_plain(text):
-    assert plain(plain(text)) == plain(text) or plain(text).endswith((".", "。", "।", "۔", "።"))
+    assert normalize_text(normalize_text(text)) == normalize_text(text) or normalize_text(text).endswith(
+        (".", "。", "।", "۔", "።")
+    )

@@ -148,7 +148,7 @@ def test_no_option_another_or_two_are_wrong(said):
 @pytest.mark.parametrize("form", ["A. {}\nB. {}", "(A) {}\n(B) {}", "A) {}\nB) {}", "  A: {}\n  B: {}"])
 def test_options_are_read_off_the_question(form):
     question = "Where?\n" + form.format("in Rome", "in Oslo") + "\nS. Holm took it."
-    assert contains_choice.options(asked("B", question=question)[0]).texts == ("in rome", "in oslo")
+    assert contains_choice.options_of_example(asked("B", question=question)[0]).texts == ("in rome", "in oslo")
 
 
 def test_choices_of_the_record_come_before_the_question():
@@ -207,7 +207,7 @@ FORMS = [
 
 @pytest.mark.parametrize("question", FORMS)
 def test_options_are_read_in_the_forms_that_data_sets_use(question):
-    offer = contains_choice.options(asked("B", question=question)[0])
+    offer = contains_choice.options_of_example(asked("B", question=question)[0])
     assert (offer.labels, offer.texts) == (("a", "b", "c"), ("red", "green", "blue"))
 
 
@@ -232,7 +232,7 @@ def test_options_may_have_numbers_of_two_digits(form, joint, first):
         return
     names = ["red", "green", "blue", "pink", "teal", "gold", "grey", "lime", "navy", "plum", "rose", "tan"]
     lines = joint.join(form.format(i) + name for i, name in enumerate(names, first))
-    offer = contains_choice.options(asked("12", question=f"Which?\n{lines}")[0])
+    offer = contains_choice.options_of_example(asked("12", question=f"Which?\n{lines}")[0])
     assert offer.texts == tuple(names)
     assert offer.labels == tuple(map(str, range(first, first + 12)))
     last = str(first + 11)
@@ -263,7 +263,7 @@ def test_options_may_have_numbers_of_two_digits(form, joint, first):
     ],
 )
 def test_a_question_that_only_has_letters_shows_no_options(question):
-    assert contains_choice.options(asked("B", question=question)[0]).texts == ()
+    assert contains_choice.options_of_example(asked("B", question=question)[0]).texts == ()
 
 
 RIGHT = """b | **B** | (B) green | B) green | B: green | B, green | B because it is | B is right

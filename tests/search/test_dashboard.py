@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from dgg_ray.core.fence import Fence
+from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.search import dashboard
 from dgg_ray.search.dashboard import Copy
 
@@ -24,16 +24,16 @@ def search(copy: Callable[[optuna.Study], Copy], between: Callable[[int], None] 
     return [trial.params["x"] for trial in study.trials]
 
 
-def at(file: Path, fence: Fence) -> Callable[[optuna.Study], Copy]:
-    return lambda study: Copy(study, ["faa"], file, fence)
+def at(file: Path, optional: OptionalOutputs) -> Callable[[optuna.Study], Copy]:
+    return lambda study: Copy(study, ["faa"], file, optional)
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "a%20b", "a?b#c", "{SCHEMA_VERSION} {0}", "α–Ж"])
 def test_the_copy_holds_every_trial_whatever_its_folder_is_called(folder, tmp_path, monkeypatch):
-    fence = Fence()
+    optional = OptionalOutputs()
     (tmp_path / folder).mkdir()
-    found = search(at(tmp_path / folder / "search.db", fence))
-    assert fence.lines == []
+    found = search(at(tmp_path / folder / "search.db", optional))
+    assert optional.messages == []
     assert [file.name for file in (tmp_path / folder).iterdir()] == ["search.db"]
     monkeypatch.chdir(tmp_path / folder)
     opened = optuna.load_study(study_name="toy", storage="sqlite:///search.db")
@@ -42,7 +42,7 @@ def test_the_copy_holds_every_trial_whatever_its_folder_is_called(folder, tmp_pa
 
 def test_a_writer_that_holds_it_costs_the_copy_and_not_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(dashboard, "WAIT_S", 0.1)
-    file, fence = tmp_path / "search.db", Fence()
+    file, optional = tmp_path / "search.db", OptionalOutputs()
     held = sqlite3.connect(file, isolation_level=None)
 
     def hold(number: int) -> None:
@@ -52,14 +52,14 @@ def test_a_writer_that_holds_it_costs_the_copy_and_not_the_search(tmp_path, monk
             other[0].execute("BEGIN EXCLUSIVE")
 
     other: list[sqlite3.Connection] = []
-    found = search(at(file, fence), hold)
+    found = search(at(file, optional), hold)
     other[0].close()
-    assert found == search(at(tmp_path / "undisturbed.db", Fence()))
-    (line,) = fence.lines
+    assert found == search(at(tmp_path / "undisturbed.db", OptionalOutputs()))
+    (line,) = optional.messages
     assert line.startswith("search.db, the copy of the search for optuna-dashboard, is not kept any further")
-    again = Fence()
+    again = OptionalOutputs()
     search(at(file, again))  # the next run makes it anew
-    assert again.lines == []
+    assert again.messages == []
     assert len(optuna.load_study(study_name="toy", storage=f"sqlite:///{file}").trials) == 5
 
 
@@ -82,13 +82,13 @@ def nowhere(file: Path) -> None:
 @pytest.mark.parametrize(("before", "lost"), [(folder, 1), (rubbish, 0), (journal, 0), (nowhere, 1)])
 def test_whatever_is_in_its_place_the_search_is_the_same(before, lost, tmp_path):
     (tmp_path / "out").mkdir()
-    file, fence = tmp_path / "out" / "search.db", Fence()
+    file, optional = tmp_path / "out" / "search.db", OptionalOutputs()
     before(file)
-    assert search(at(file, fence)) == search(at(tmp_path / "undisturbed.db", Fence()))
-    assert len(fence.lines) == lost
+    assert search(at(file, optional)) == search(at(tmp_path / "undisturbed.db", OptionalOutputs()))
+    assert len(optional.messages) == lost
 
 
 def test_a_path_too_long_is_no_reason_to_stop(tmp_path):
-    fence = Fence()
-    search(at(tmp_path / ("x" * 300) / "search.db", fence))
-    assert len(fence.lines) == 1
+    optional = OptionalOutputs()
+    search(at(tmp_path / ("x" * 300) / "search.db", optional))
+    assert len(optional.messages) == 1

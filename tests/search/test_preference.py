@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
-from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.search.objective import (
     Constraint,
     Evidence,

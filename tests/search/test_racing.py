@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
-from dgg_ray.config.simulation import Law
-from dgg_ray.core import draws
-from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.config.simulation import ResponseModel
+from dgg_ray.core.rng import make_rng
+from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.planning.plan import plan
-from dgg_ray.search import comparison
+from dgg_ray.search.comparison import make_search
+from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.search.pruning import PruningTest, critical, paired_spread, should_prune, trails
+from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.testing.simulated_cluster import rehearse
-from dgg_ray.training.simulated import MemoryStore, imagined
+from dgg_ray.testing.simulated_cluster import simulate_study
+from dgg_ray.testing.synthetic_study import synthetic_study
 
 BLOCKS = tuple(((("a", "b")), seed) for seed in range(4))
 ALONE = (0, 1, 2, 3)  # each block is a cluster
@@ -100,10 +102,10 @@ def test_seeds_of_an_order_are_one_cluster_of_the_spread_and_of_the_differences(
 
 
 def simulated(seed, level, low=0.0, high=1.0):
-    return imagined(
+    return synthetic_study(
         3,
         DGG(alpha=0.1, buffer=20),
-        simulation=Law(seed=seed, noise=0.01),
+        simulation=ResponseModel(seed=seed, noise=0.01),
         orders=Orders("random", 4),
         own_seeds=True,
         search=Search(
@@ -121,7 +123,7 @@ def truth(of, setting):
     for order in of.all_orders:
         skills: dict[str, float] = {}
         for task in order:
-            skills = of.simulation.learned(skills, task, at.strategy.alpha_for(task), 20, 8)
+            skills = of.simulation.trained(skills, task, at.strategy.alpha_for(task), 20, 8)
         total += sum(skills.values())
     return total
 
@@ -129,7 +131,7 @@ def truth(of, setting):
 def given_up(seed, level, **space):
     """(Whether the best setting was given up, how many were, stages learned)."""
     of = simulated(seed, level, **space)
-    found = rehearse(of, 4, compare=False)
+    found = simulate_study(of, 4, compare=False)
     search = found.search
     best = max(range(8), key=lambda n: truth(of, search.proposed[n].setting))
     judged = search.judged()
@@ -145,7 +147,7 @@ def raced(level, gap, spreads, objectives, studies=1000, orders=3, seeds=1, own=
     in `spreads` is best, by `gap` in every objective; settings come in a random order, each judged against
     all before it.
     """
-    rng = draws.generator(seed, "", "races")
+    rng = make_rng(seed, "", "races")
     lost = many = 0
     for _ in range(studies):
         shape = (len(spreads), orders * seeds, 2, objectives)
@@ -218,14 +220,14 @@ def test_a_race_saves_stages_and_keeps_the_best_where_settings_differ():
 
 def test_plan_says_on_how_many_independent_clusters_a_race_rests():
     said = plan(simulated(0, 0.05), MemoryStore()).pruning_test
-    assert said.startswith("over 4 independent clusters of 4 blocks loses the best setting in at most 5% of")
+    assert said.startswith("over 4 independent clusters of 4 blocks, the best setting is lost in at most 5% of")
     one = replace(simulated(0, 0.05), orders=Orders("shared_prefix", 2), own_seeds=False)
-    assert plan(one, MemoryStore()).pruning_test.startswith("gives up nothing")
+    assert plan(one, MemoryStore()).pruning_test.startswith("prunes nothing")
     assert not plan(simulated(0, None), MemoryStore()).pruning_test
 
 
 def test_a_race_is_the_same_on_any_number_of_fleets():
-    a, b = (rehearse(simulated(3, 0.2), groups, compare=False) for groups in (1, 5))
+    a, b = (simulate_study(simulated(3, 0.2), groups, compare=False) for groups in (1, 5))
     assert a.search.proposed == b.search.proposed
     assert a.search.judged() == b.search.judged()
     assert a.store.records.keys() == b.store.records.keys()
@@ -233,7 +235,7 @@ def test_a_race_is_the_same_on_any_number_of_fleets():
 
 def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
     of = simulated(1, 0.2)
-    search = rehearse(of, compare=False).search
+    search = simulate_study(of, compare=False).search
     given = [n for n in range(8) if n not in search.judged() and search.told[n] is not None]
     assert given
     for n in given:
@@ -249,10 +251,10 @@ def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
 def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
     # Values of a list repeat, and an order's first α has no effect: settings share stages, so that the store
     # holds more of a setting that was given up than it asked for itself.
-    of = imagined(
+    of = synthetic_study(
         3,
         DGG(alpha=0.1, buffer=20),
-        simulation=Law(seed=seed, noise=0.02),
+        simulation=ResponseModel(seed=seed, noise=0.02),
         orders=Orders("random", 2),
         seeds=(0, 1),
         search=Search(
@@ -265,9 +267,9 @@ def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
         ),
         protocol=Protocol(baselines=("constant", "replay")),
     )
-    found = rehearse(of, 3)
+    found = simulate_study(of, 3)
     assert len(found.search.judged()) < 20
-    again, _ = comparison.replay_searches(of, found.store)
+    again = EvidenceReader(of, found.store).replay_to_read(make_search(of))
     assert again.proposed == found.search.proposed
     assert again.judged() == found.search.judged()
     assert again.finished

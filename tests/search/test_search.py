@@ -8,16 +8,16 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import IntDistribution
+from study_samples import with_data
 
 from dgg_ray.config.sections import Search, SearchParameter
-from dgg_ray.config.study import Known, Study
-from dgg_ray.core.interfaces import ScoreMatrix
+from dgg_ray.config.study import Study, WarmStart
+from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.readers.embedded import Embedded
-from dgg_ray.search.base import Whole
 from dgg_ray.search.objective import Evidence, dominates, simplicity
+from dgg_ray.search.optuna_search import OptunaSearch, propose
 from dgg_ray.search.pruning import PruningTest
-from dgg_ray.search.space import propose
 from dgg_ray.strategies.dgg import DGG
 
 
@@ -63,7 +63,7 @@ def finish(proposals, seed):
 @pytest.mark.parametrize("objective", [("faa",), ("stability", "plasticity")])
 def test_proposals_do_not_depend_on_the_order_of_results(method, objective):
     sequences = [
-        finish(Whole(study(method=method, objective=objective, parallel=4)), seed) for seed in range(6)
+        finish(OptunaSearch(study(method=method, objective=objective, parallel=4)), seed) for seed in range(6)
     ]
     assert all(sequence == sequences[0] for sequence in sequences)
     assert len(sequences[0]) == 18
@@ -71,8 +71,8 @@ def test_proposals_do_not_depend_on_the_order_of_results(method, objective):
 
 def test_proposals_are_the_same_with_a_database_that_optuna_opens(tmp_path: Path):
     database = tmp_path / "search.db"
-    with_database = Whole(study(), database)
-    assert finish(with_database, 1) == finish(Whole(study()), 2)
+    with_database = OptunaSearch(study(), database)
+    assert finish(with_database, 1) == finish(OptunaSearch(study()), 2)
 
     opened = optuna.load_study(study_name="toy", storage=f"sqlite:///{database}")
     states = [trial.state.name for trial in opened.trials]
@@ -81,7 +81,7 @@ def test_proposals_are_the_same_with_a_database_that_optuna_opens(tmp_path: Path
 
 
 def test_more_parallel_settings_wait_for_older_results():
-    proposals = Whole(study(parallel=3))
+    proposals = OptunaSearch(study(parallel=3))
     asked = [proposals.ask() for _ in range(5)]
     assert [a and a[0] for a in asked] == [0, 1, 2, None, None]
     proposals.tell(1, scored(0.0))
@@ -92,12 +92,12 @@ def test_more_parallel_settings_wait_for_older_results():
 
 
 def known(alpha, depth=0, **more):
-    return Known({"strategy.alpha.digits": alpha, **more}, (), depth)
+    return WarmStart({"strategy.alpha.digits": alpha, **more}, (), depth)
 
 
 def proposed(warm, **search):
     """Values of α for the digits, as they are proposed without any result known."""
-    proposals = Whole(replace(study(parallel=18, **search), warm=tuple(warm)))
+    proposals = OptunaSearch(with_data(study(parallel=18, **search), warm_starts=tuple(warm)))
     return [proposals.ask()[1].setting for _ in range(18)]
 
 
@@ -115,8 +115,8 @@ def test_a_warm_start_tries_three_settings_of_another_study_and_all_of_one_it_go
 
 def test_whole_settings_with_their_values_are_results_to_the_sampler():
     whole = {"strategy.alpha.words": 0.0, "adapter.rank": 2, "strategy.buffer": 4}
-    told = Whole(
-        replace(study(), warm=(known(0.5, **whole)._replace(objectives=(0.7,)), known(0.1, **whole)))
+    told = OptunaSearch(
+        with_data(study(), warm_starts=(known(0.5, **whole)._replace(objectives=(0.7,)), known(0.1, **whole)))
     )
     assert [t.value for t in told.optuna.get_trials(states=[optuna.trial.TrialState.COMPLETE])] == [0.7]
 
@@ -126,25 +126,25 @@ def test_the_grid_proposes_every_combination_once():
         "adapter.rank": SearchParameter(values=(2, 4, 8)),
         "strategy.alpha": SearchParameter(values=(0.0, 0.5), per_task=True),
     }
-    proposals = Whole(study(method="grid", space=space))
+    proposals = OptunaSearch(study(method="grid", space=space))
     settings = {tuple(sorted(s.items())) for s in finish(proposals, 0)}
     assert proposals.count == len(settings) == 3 * 2 * 2
 
 
 def test_a_log_range_between_whole_numbers_gives_whole_numbers():
-    buffers = {s["strategy.buffer"] for s in finish(Whole(study(method="random")), 0)}
+    buffers = {s["strategy.buffer"] for s in finish(OptunaSearch(study(method="random")), 0)}
     assert all(isinstance(b, int) and 4 <= b <= 64 for b in buffers)
 
 
 def test_of_a_pareto_front_the_highest_mean_is_recommended():
-    proposals = Whole(study(objective=("stability", "plasticity"), trials=4, parallel=4))
+    proposals = OptunaSearch(study(objective=("stability", "plasticity"), trials=4, parallel=4))
     for values in ([0.2, 0.9], [0.6, 0.6], [0.5, 0.6], [0.8, 0.3]):
         proposals.tell(proposals.ask()[0], scored(*values))
     assert proposals.best() == 1  # 2 is dominated; 1.2 beats 1.1 and 1.1
 
 
 def test_of_equal_settings_the_simplest_is_recommended():
-    proposals = Whole(study(trials=3, parallel=3))
+    proposals = OptunaSearch(study(trials=3, parallel=3))
     for values in ([0.4], [0.7], [0.7]):
         proposals.tell(proposals.ask()[0], scored(*values))
     assert proposals.best() == min((1, 2), key=lambda n: simplicity(proposals.proposed[n].setting))
@@ -166,9 +166,9 @@ def test_a_setting_reaches_the_field_that_its_path_names():
 
 def test_a_rival_takes_over_the_settings_that_it_shares():
     dgg = replace(study(), strategy=DGG(alpha=0.3, buffer=17))
-    assert dgg.beside("replay").strategy.buffer == 17
-    assert dgg.beside("l2sp").strategy.buffer == 17
-    assert dgg.beside("finetune").strategy.effect("words", ("digits",)) == {}
+    assert dgg.with_strategy("replay").strategy.buffer == 17
+    assert dgg.with_strategy("l2sp").strategy.buffer == 17
+    assert dgg.with_strategy("finetune").strategy.effect("words", ("digits",)) == {}
 
 
 def test_equal_settings_to_begin_with_are_one():
@@ -181,7 +181,7 @@ def test_equal_settings_to_begin_with_are_one():
 
 def test_a_setting_given_up_in_its_first_block_is_told_as_the_worst_that_is_known():
     # Backward transfer is negative: 0 would be the best of all.
-    raced = Whole(study(objective=("backward_transfer",), trials=6, parallel=1))
+    raced = OptunaSearch(study(objective=("backward_transfer",), trials=6, parallel=1))
     for final in (0.4, 0.3):  # 0.5 at first: −0.1 and −0.2
         raced.tell(raced.ask()[0], scored(final))
     number, query = raced.ask()

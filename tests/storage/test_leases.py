@@ -1,4 +1,4 @@
-"""Leases: of two who want a key one has it, until it gives it back or is silent for too long."""
+"""Leases: one of several processes has a key, until it releases it or is silent for too long."""
 
 import os
 import random
@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 
 from dgg_ray.storage import leases
-from dgg_ray.storage.backend import Folder
-from dgg_ray.storage.lease_keeper import Claims
-from dgg_ray.storage.leases import KEPT, SLACK, Holder
-from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training.simulated import Memory
+from dgg_ray.storage.backend import LocalBackend
+from dgg_ray.storage.lease_keeper import LeaseKeeper
+from dgg_ray.storage.leases import KEPT_NUMBERS, SLACK, LeaseOwner
+from dgg_ray.storage.memory import MemoryBackend
+from dgg_ray.storage.stage_store import open_store
 
-A, B, C = (Holder(name, "elsewhere", 1) for name in "abc")
+A, B, C = (LeaseOwner(name, "elsewhere", 1) for name in "abc")
 
 
 class Clock:
@@ -33,88 +33,88 @@ def clock():
 
 
 def test_a_lease_that_is_not_renewed_ends_and_others_wait_for_a_twelfth_more(clock):
-    objects = Memory()
-    assert leases.take(objects, "k", A, 60, clock) is None
+    backend = MemoryBackend()
+    assert leases.acquire(backend, "k", A, 60, clock) is None
     clock.now += 60 * (1 + SLACK) - 0.1
-    assert leases.take(objects, "k", B, 60, clock) == A
+    assert leases.acquire(backend, "k", B, 60, clock) == A
     clock.now += 0.2
-    assert leases.take(objects, "k", B, 60, clock) is None
-    assert leases.take(objects, "k", A, 60, clock) == B
+    assert leases.acquire(backend, "k", B, 60, clock) is None
+    assert leases.acquire(backend, "k", A, 60, clock) == B
 
 
-def test_renewing_keeps_it_and_what_is_stored_stays_small(clock):
-    objects = Memory()
+def test_renewing_keeps_a_lease_and_few_objects_are_stored(clock):
+    backend = MemoryBackend()
     for _ in range(50):
-        assert leases.take(objects, "k", A, 60, clock) is None
+        assert leases.acquire(backend, "k", A, 60, clock) is None
         clock.now += 20
-        assert leases.take(objects, "k", B, 60, clock) == A
-    assert len(objects.names("leases/k/")) == KEPT
+        assert leases.acquire(backend, "k", B, 60, clock) == A
+    assert len(backend.list_names("leases/k/")) == KEPT_NUMBERS
 
 
 def test_the_lease_of_a_dead_process_of_this_machine_ends_at_once(clock):
-    objects, me = Memory(), Holder.here()
+    backend, me = MemoryBackend(), LeaseOwner.this_process()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     dead = replace(me, id="dead", pid=ended.pid)
-    assert leases.take(objects, "k", dead, 60, clock) is None
-    assert leases.take(objects, "k", me, 60, clock) is None
-    assert leases.take(objects, "elsewhere", replace(dead, host="elsewhere"), 60, clock) is None
-    assert leases.take(objects, "elsewhere", me, 60, clock) is not None  # nobody can know
+    assert leases.acquire(backend, "k", dead, 60, clock) is None
+    assert leases.acquire(backend, "k", me, 60, clock) is None
+    assert leases.acquire(backend, "elsewhere", replace(dead, host="elsewhere"), 60, clock) is None
+    assert leases.acquire(backend, "elsewhere", me, 60, clock) is not None  # no process here can know
 
 
-def test_a_process_that_another_container_numbers_is_not_taken_for_dead(clock):
-    objects, me = Memory(), Holder.here()
+def test_a_process_numbered_by_another_container_is_not_considered_dead(clock):
+    backend, me = MemoryBackend(), LeaseOwner.this_process()
     name, boot, numbering = me.host.split("/")
     assert numbering == str(os.stat("/proc/self/ns/pid").st_ino)
-    other = Holder("other", f"{name}/{boot}/1", 2**22 + 1)  # no process here has such a number
-    assert leases.take(objects, "k", other, 60, clock) is None
-    assert leases.take(objects, "k", me, 60, clock) == other
+    other = LeaseOwner("other", f"{name}/{boot}/1", 2**22 + 1)  # no process here has such a number
+    assert leases.acquire(backend, "k", other, 60, clock) is None
+    assert leases.acquire(backend, "k", me, 60, clock) == other
 
 
-def test_what_others_put_among_leases_counts_for_nothing(clock):
-    objects = Memory()
+def test_other_objects_among_the_leases_are_ignored(clock):
+    backend = MemoryBackend()
     for name in ("notes.txt", "x.json", "000009.json.bak", "sub/000099.json"):
-        objects.write(f"leases/k/{name}", b"{}")
-    objects.write("leases/k/000009.json", b"[]")
-    assert leases.take(objects, "k", A, 60, clock) is None
-    assert leases.take(objects, "k", B, 60, clock) == A
+        backend.write(f"leases/k/{name}", b"{}")
+    backend.write("leases/k/000009.json", b"[]")
+    assert leases.acquire(backend, "k", A, 60, clock) is None
+    assert leases.acquire(backend, "k", B, 60, clock) == A
 
 
-def test_the_lease_of_a_living_process_of_this_machine_holds(clock):
-    objects, me = Memory(), Holder.here()
+def test_the_lease_of_a_living_process_of_this_machine_is_respected(clock):
+    backend, me = MemoryBackend(), LeaseOwner.this_process()
     parent = replace(me, id="parent", pid=os.getppid())
-    assert leases.take(objects, "k", parent, 60, clock) is None
-    assert leases.take(objects, "k", me, 60, clock) == parent
+    assert leases.acquire(backend, "k", parent, 60, clock) is None
+    assert leases.acquire(backend, "k", me, 60, clock) == parent
 
 
-def test_who_stopped_between_look_and_creation_has_lost_though_the_number_is_free_again(clock):
-    objects = Memory()
-    assert leases.take(objects, "k", A, 60, clock) is None
-    clock.now += 100  # A's has ended: C looks, and stops
-    _, numbers = leases.look(objects, "k")
-    for _ in range(KEPT + 2):  # B takes it and renews, until what C saw is long removed
-        assert leases.take(objects, "k", B, 60, clock) is None
-    assert leases.place("k", numbers[-1] + 1) not in objects.names("leases/")
-    assert not leases.add(objects, "k", numbers, C, clock.now + 60, 60)
-    assert leases.take(objects, "k", C, 60, clock) == B
-    assert leases.take(objects, "k", B, 60, clock) is None
+def test_a_process_that_paused_before_its_creation_has_lost_although_its_number_is_free_again(clock):
+    backend = MemoryBackend()
+    assert leases.acquire(backend, "k", A, 60, clock) is None
+    clock.now += 100  # A's lease has ended: C reads, and pauses
+    _, numbers = leases.latest_lease(backend, "k")
+    for _ in range(KEPT_NUMBERS + 2):  # B acquires and renews it, until the numbers that C read are removed
+        assert leases.acquire(backend, "k", B, 60, clock) is None
+    assert leases.lease_name("k", numbers[-1] + 1) not in backend.list_names("leases/")
+    assert not leases.append(backend, "k", numbers, C, clock.now + 60, 60)
+    assert leases.acquire(backend, "k", C, 60, clock) == B
+    assert leases.acquire(backend, "k", B, 60, clock) is None
 
 
-def test_a_lease_that_was_cut_off_is_nobodys(clock):
-    objects = Memory()
-    objects.create(leases.place("k", 1), b'{"id": "a", "ho')
-    assert leases.take(objects, "k", B, 60, clock) is None
+def test_a_lease_that_was_cut_off_has_no_owner(clock):
+    backend = MemoryBackend()
+    backend.create(leases.lease_name("k", 1), b'{"id": "a", "ho')
+    assert leases.acquire(backend, "k", B, 60, clock) is None
 
 
-class Stepwise(Memory):
-    """Every access waits until it is its thread's turn."""
+class Stepwise(MemoryBackend):
+    """A backend on which every access waits for its thread's turn."""
 
     def __init__(self, turns):
         super().__init__()
         self.turns = turns
 
     def __getattribute__(self, name):
-        if name in ("read", "create", "names", "remove"):
+        if name in ("read", "create", "list_names", "remove"):
             object.__getattribute__(self, "turns").wait()
         return object.__getattribute__(self, name)
 
@@ -127,10 +127,10 @@ class Turns:
         self.free = False
 
     def wait(self):
-        mine = self.go.get(threading.get_ident())
-        if mine is not None:
+        turn = self.go.get(threading.get_ident())
+        if turn is not None:
             self.idle.release()
-            mine.acquire()
+            turn.acquire()
 
     def run(self, bodies):
         threads, done = [], set()
@@ -154,99 +154,99 @@ class Turns:
 
 
 @pytest.mark.parametrize("block", range(8))
-def test_two_never_hold_a_live_lease_however_their_accesses_fall(block):
+def test_two_processes_never_have_a_live_lease_whatever_the_order_of_their_accesses(block):
     for seed in range(25 * block, 25 * (block + 1)):
         clock, turns = Clock(), Turns(seed)
-        objects, rng = Stepwise(turns), random.Random(-seed - 1)
-        until = dict.fromkeys("abc", 0.0)  # by each holder's own belief
+        backend, rng = Stepwise(turns), random.Random(-seed - 1)
+        until = dict.fromkeys("abc", 0.0)  # as each owner believes
 
-        def live(holder, seed=seed, clock=clock, objects=objects, rng=rng, until=until):
+        def live(owner, seed=seed, clock=clock, backend=backend, rng=rng, until=until):
             for _ in range(6):
                 clock.now += rng.choice([0, 0, 1, 5, 11, 14])
                 before = clock.now
-                if leases.take(objects, "k", holder, 10, clock) is None:
+                if leases.acquire(backend, "k", owner, 10, clock) is None:
                     if clock.now >= before + 10:
-                        continue  # it took longer than the lease, and is told nothing
-                    until[holder.id] = before + 10
-                    others = [name for name, end in until.items() if name != holder.id and end > clock.now]
-                    assert not others, (seed, holder.id, others)
+                        continue  # acquiring took longer than the lease
+                    until[owner.id] = before + 10
+                    others = [name for name, end in until.items() if name != owner.id and end > clock.now]
+                    assert not others, (seed, owner.id, others)
                     if rng.random() < 0.3:
-                        until[holder.id] = 0.0
-                        leases.release(objects, "k", holder)
-                elif until[holder.id] > clock.now:
-                    raise AssertionError(f"seed {seed}: {holder.id} lost what it held")
+                        until[owner.id] = 0.0
+                        leases.release(backend, "k", owner)
+                elif until[owner.id] > clock.now:
+                    raise AssertionError(f"seed {seed}: {owner.id} lost its live lease")
 
         failed = []
 
-        def kept(holder, live=live, failed=failed):
+        def record_errors(owner, live=live, failed=failed):
             try:
-                live(holder)
+                live(owner)
             except BaseException as error:
                 failed.append(error)
 
-        turns.run([lambda holder=holder: kept(holder) for holder in (A, B, C)])
+        turns.run([lambda owner=owner: record_errors(owner) for owner in (A, B, C)])
         assert failed == []
 
 
 @pytest.mark.whole
-def test_of_many_that_take_at_once_in_a_folder_one_has_it(tmp_path):
-    objects, found = Folder(tmp_path), []
+def test_one_of_many_threads_that_acquire_a_lease_in_a_folder_has_it(tmp_path):
+    backend, winners = LocalBackend(tmp_path), []
     for round_ in range(20):
-        start, taken = threading.Barrier(6), []
+        start, owners = threading.Barrier(6), []
 
-        def take(n, round_=round_, start=start, taken=taken):
+        def acquire(n, round_=round_, start=start, owners=owners):
             start.wait()
-            if leases.take(objects, f"k{round_}", Holder(str(n), "elsewhere", 1), 60) is None:
-                taken.append(n)
+            if leases.acquire(backend, f"k{round_}", LeaseOwner(str(n), "elsewhere", 1), 60) is None:
+                owners.append(n)
 
-        threads = [threading.Thread(target=take, args=(n,)) for n in range(6)]
+        threads = [threading.Thread(target=acquire, args=(n,)) for n in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        found.append(len(taken))
-    assert found == [1] * 20
+        winners.append(len(owners))
+    assert winners == [1] * 20
 
 
-# -- what a driver claims --------------------------------------------------------------------------
+# -- the lease keeper -------------------------------------------------------------------------------
 
 
 def two_drivers(store):
-    return Claims(store, Holder("one", "a", 1)), Claims(store, Holder("two", "b", 2))
+    return LeaseKeeper(store, LeaseOwner("one", "a", 1)), LeaseKeeper(store, LeaseOwner("two", "b", 2))
 
 
-def test_a_claim_taken_again_before_it_was_given_back_is_kept(tmp_path):
-    one, two = two_drivers(StageStore(tmp_path))
-    assert one.take("key") is None
-    with one._lock("key"):  # as when the store is slow
-        one.drop("key")
-        one.leaving.discard("key")  # what taking it again does first
+def test_a_lease_acquired_again_before_its_release_is_kept(tmp_path):
+    one, two = two_drivers(open_store(tmp_path))
+    assert one.acquire("key") is None
+    with one._lock("key"):  # as if the store were slow
+        one.release("key")
+        one.releasing.discard("key")  # the first step of acquiring it again
     one.pool.shutdown()
-    assert two.take("key") == one.holder
+    assert two.acquire("key") == one.owner
 
 
-def test_a_claim_that_was_given_back_is_not_renewed(tmp_path):
-    one, two = two_drivers(StageStore(tmp_path))
-    assert one.take("key") is None
-    one.drop("key").result()
-    one._again("key")
-    assert two.take("key") is None
+def test_a_released_lease_is_not_renewed(tmp_path):
+    one, two = two_drivers(open_store(tmp_path))
+    assert one.acquire("key") is None
+    one.release("key").result()
+    one._renew("key")
+    assert two.acquire("key") is None
 
 
-def test_a_claim_that_another_driver_has_by_now_is_forgotten(tmp_path):
-    store = StageStore(tmp_path)
+def test_a_lease_that_another_driver_has_acquired_is_forgotten(tmp_path):
+    store = open_store(tmp_path)
     one, two = two_drivers(store)
-    assert one.take("key") is None
-    store.release("key", one.holder)  # as if it had run out
-    assert two.take("key") is None
-    one._again("key")
+    assert one.acquire("key") is None
+    store.release_lease("key", one.owner)  # as if it had expired
+    assert two.acquire("key") is None
+    one._renew("key")
     assert one.held == set()
     one.close()
-    assert store.lease("key", Holder("three", "c", 3)) == two.holder
+    assert store.acquire_lease("key", LeaseOwner("three", "c", 3)) == two.owner
 
 
-def test_all_claims_are_given_back_at_the_end(tmp_path):
-    one, two = two_drivers(StageStore(tmp_path))
-    assert [one.take(key) for key in "abc"] == [None] * 3
+def test_all_leases_are_released_at_the_end(tmp_path):
+    one, two = two_drivers(open_store(tmp_path))
+    assert [one.acquire(key) for key in "abc"] == [None] * 3
     one.close()
-    assert [two.take(key) for key in "abc"] == [None] * 3
+    assert [two.acquire(key) for key in "abc"] == [None] * 3

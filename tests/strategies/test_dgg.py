@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgg_ray.core.interfaces import Pieces
+from dgg_ray.core.interfaces import ShardedTensors
 from dgg_ray.strategies.dgg import DGG, add_guidance
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.l2sp import L2SP
@@ -50,9 +50,9 @@ def test_guidance_equals_the_formula_in_float64(norm, scale, distance):
         g = [random.normal(size=s).astype(np.float32) for s in shapes]
         expected = reference(theta, anchor, g, norm, scale)
 
-        gradients = Pieces(torch.from_numpy(x.copy()) for x in g)
+        gradients = ShardedTensors(torch.from_numpy(x.copy()) for x in g)
         add_guidance(
-            Pieces(torch.from_numpy(t) for t in theta),
+            ShardedTensors(torch.from_numpy(t) for t in theta),
             [torch.from_numpy(a) for a in anchor],
             gradients,
             norm,
@@ -70,8 +70,8 @@ def test_pieces_of_tensors_are_guided_as_the_whole(norm):
     # Two processes: one holds the first tensor and two elements of the second, the other the rest.
     random = torch.Generator().manual_seed(0)
     theta, anchor, g = ([torch.randn(n, generator=random) for n in (3, 5)] for _ in range(3))
-    whole = Pieces(x.clone() for x in g)
-    add_guidance(Pieces(theta), anchor, whole, norm)
+    whole = ShardedTensors(x.clone() for x in g)
+    add_guidance(ShardedTensors(theta), anchor, whole, norm)
 
     def cut(tensors):
         return [tensors[0], tensors[1][:2]], [tensors[0][:0], tensors[1][2:]]
@@ -81,14 +81,14 @@ def test_pieces_of_tensors_are_guided_as_the_whole(norm):
 
     (t0, t1), (a0, a1), (g0, g1) = cut(theta), cut(anchor), cut([x.clone() for x in g])
     others = torch.cat([squares(g1), squares([t - a for t, a in zip(t1, a1, strict=True)])])
-    add_guidance(Pieces(t0, total=lambda values: values + others), a0, Pieces(g0), norm)
+    add_guidance(ShardedTensors(t0, total=lambda values: values + others), a0, ShardedTensors(g0), norm)
     assert torch.allclose(torch.cat(g0), torch.cat(cut(whole)[0]), rtol=1e-6)
 
 
 def test_both_branches_of_the_cap():
-    theta, anchor = Pieces([torch.tensor([3.0, 0.0])]), [torch.tensor([0.0, 0.0])]
-    small = Pieces([torch.tensor([0.0, 1.0])])  # ‖g‖ = 1 < ‖d‖ = 3: ĝ = d/3
-    large = Pieces([torch.tensor([0.0, 4.0])])  # ‖g‖ = 4 > ‖d‖ = 3: ĝ = d
+    theta, anchor = ShardedTensors([torch.tensor([3.0, 0.0])]), [torch.tensor([0.0, 0.0])]
+    small = ShardedTensors([torch.tensor([0.0, 1.0])])  # ‖g‖ = 1 < ‖d‖ = 3: ĝ = d/3
+    large = ShardedTensors([torch.tensor([0.0, 4.0])])  # ‖g‖ = 4 > ‖d‖ = 3: ĝ = d
 
     add_guidance(theta, anchor, small)
     add_guidance(theta, anchor, large)
@@ -98,28 +98,28 @@ def test_both_branches_of_the_cap():
 
 
 def test_guidance_is_nothing_at_the_anchor_even_without_a_gradient():
-    at = Pieces([torch.tensor([1.0, 2.0])])
-    still = Pieces([torch.zeros(2)])
+    at = ShardedTensors([torch.tensor([1.0, 2.0])])
+    still = ShardedTensors([torch.zeros(2)])
     add_guidance(at, at, still)
     assert still[0].tolist() == [0.0, 0.0]
 
 
 def test_without_a_gradient_the_cap_lets_nothing_through():
-    gradients = Pieces([torch.zeros(2)])
-    add_guidance(Pieces([torch.tensor([3.0, 4.0])]), [torch.zeros(2)], gradients)
+    gradients = ShardedTensors([torch.zeros(2)])
+    add_guidance(ShardedTensors([torch.tensor([3.0, 4.0])]), [torch.zeros(2)], gradients)
     assert gradients[0].tolist() == [0.0, 0.0]
 
 
 def test_descent_on_the_guidance_moves_towards_the_anchor():
-    theta, gradients = torch.tensor([5.0, -1.0]), Pieces([torch.tensor([0.0, 0.5])])
-    add_guidance(Pieces([theta]), [torch.tensor([1.0, -1.0])], gradients)
+    theta, gradients = torch.tensor([5.0, -1.0]), ShardedTensors([torch.tensor([0.0, 0.5])])
+    add_guidance(ShardedTensors([theta]), [torch.tensor([1.0, -1.0])], gradients)
     assert (theta - 0.1 * gradients[0])[0] < theta[0]
 
 
 def opened(alpha, gate="bernoulli", task="words", seed=3):
     dgg = DGG(alpha=alpha, gate=gate)
-    dgg.begin_task(Pieces([torch.zeros(1)]), task, ("digits",), seed)
-    return {step for step in range(STEPS) if dgg.opens(step)}
+    dgg.begin_task(ShardedTensors([torch.zeros(1)]), task, ("digits",), seed)
+    return {step for step in range(STEPS) if dgg.is_open(step)}
 
 
 def test_the_gate_opens_on_a_share_alpha_of_the_steps():
@@ -150,7 +150,7 @@ def test_the_periodic_gate_opens_as_often_as_alpha_says(percent):
     # 100 · 0.29 is 28.999999999999996 in binary
     dgg = DGG(alpha=percent / 100, gate="periodic")
     dgg.memory.update(task="words", seed=0)
-    assert sum(dgg.opens(step) for step in range(100)) == percent
+    assert sum(dgg.is_open(step) for step in range(100)) == percent
 
 
 def test_the_first_task_of_an_order_has_no_guidance_and_no_anchor():

@@ -14,13 +14,14 @@ import torch
 import two_processes as two
 from safetensors.torch import load_file
 
-from dgg_ray.core import draws
+from dgg_ray.core import rng
+from dgg_ray.core.interfaces import StageSetup
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training.learner import PeftLearner
 
 ZERO = ("zero1", "zero2", "zero3", "zero2-offload") if find_spec("deepspeed") else ()
-SHARED = ("ddp", *ZERO)
+TWO_PROCESSES = ("ddp", *ZERO)
 BF16 = ("ddp-bf16", "zero2-bf16") if ZERO else ("ddp-bf16",)
 
 
@@ -28,25 +29,25 @@ pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
+def one_process(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("plain")
+    folder = tmp_path_factory.mktemp("one_process")
     for name in ("plain", "plain-bf16"):
-        two.results(PeftLearner(Model()), folder, name)
+        two.run(PeftLearner(Model()), folder, name)
     return folder
 
 
 @pytest.fixture(scope="module")
-def shared(plain, tmp_path_factory) -> Path:
+def two_processes(one_process, tmp_path_factory) -> Path:
     """Results of two processes, for every engine; started once."""
-    folder = tmp_path_factory.mktemp("shared")
-    shutil.copy(plain / two.ALONE, folder)
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    folder = tmp_path_factory.mktemp("two_processes")
+    shutil.copy(one_process / two.CHECKPOINT_OF_ONE, folder)
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     quiet = {"PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder)}
     processes = []
     for rank in range(2):
-        environment = os.environ | meeting | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, two.__file__, str(folder), *SHARED, *BF16]
+        environment = os.environ | rendezvous | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, two.__file__, str(folder), *TWO_PROCESSES, *BF16]
         with (folder / f"{rank}.log").open("w") as log:
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
@@ -71,15 +72,15 @@ def vector(tensors) -> torch.Tensor:
     return torch.cat(values)
 
 
-def apart(a, b) -> float:
+def relative_distance(a, b) -> float:
     """‖a - b‖ / ‖b‖ over all tensors."""
     return ((vector(a) - vector(b)).norm() / vector(b).norm()).item()
 
 
 def reference() -> dict[str, torch.Tensor]:
-    """The same steps in float64 on whole batches, AdamW and DGG written from their formulas."""
+    """The same steps in float64 on whole batches, with AdamW and DGG written from their formulas."""
     learner = PeftLearner(Model())
-    learner.begin(two.ADAPTER, two.TRAINING, two.STEPS, 0, "words", None)
+    learner.start(StageSetup(two.ADAPTER, two.TRAINING, two.STEPS, 0, "words"))
     names = {n: p for n, p in learner.peft.named_parameters() if p.requires_grad}
     learner.peft.double()
     theta = {n: p.detach().clone() for n, p in names.items()}
@@ -95,7 +96,7 @@ def reference() -> dict[str, torch.Tensor]:
         picked = logp.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         loss = -(picked * (labels >= 0)).sum() / (labels >= 0).sum()
         g = dict(zip(names, torch.autograd.grad(loss, list(names.values())), strict=True))
-        if draws.uniform(0, "words", "gate", k) < two.STRATEGY.alpha:
+        if rng.uniform(0, "words", "gate", k) < two.STRATEGY.alpha:
             d = {n: theta[n] - anchor[n] for n in theta}
             size = vector(d).norm()
             factor = min(1.0, (vector(g).norm() / size).item()) if size > 0 else 0.0
@@ -113,80 +114,83 @@ def reference() -> dict[str, torch.Tensor]:
     return theta
 
 
-def test_one_process_equals_the_formulas_in_float64(plain):
-    weights, said = two.load(plain, "plain")
-    assert apart(weights, reference()) <= 1e-4
-    assert said["losses"][-1] < said["losses"][0]
+def test_one_process_equals_the_formulas_in_float64(one_process):
+    weights, results = two.load(one_process, "plain")
+    assert relative_distance(weights, reference()) <= 1e-4
+    assert results["losses"][-1] < results["losses"][0]
 
 
-@pytest.mark.parametrize("engine", SHARED)
-def test_two_processes_equal_one(engine, plain, shared):
-    (one, said), (both, heard) = two.load(plain, "plain"), two.load(shared, engine)
-    assert apart(both, one) <= 1e-5
-    assert heard["losses"] == pytest.approx(said["losses"], rel=1e-4)
-    assert heard["answers"] == said["answers"]
+@pytest.mark.parametrize("engine", TWO_PROCESSES)
+def test_two_processes_equal_one(engine, one_process, two_processes):
+    (weights, results), (weights_of_two, results_of_two) = (
+        two.load(one_process, "plain"),
+        two.load(two_processes, engine),
+    )
+    assert relative_distance(weights_of_two, weights) <= 1e-5
+    assert results_of_two["losses"] == pytest.approx(results["losses"], rel=1e-4)
+    assert results_of_two["answers"] == results["answers"]
 
 
 @pytest.mark.parametrize("engine", BF16)
-def test_bf16_is_on_on_every_engine(engine, plain, shared):
-    exact, rounded = (load_file(plain / f"{name}.safetensors") for name in ("plain", "plain-bf16"))
-    both = load_file(shared / f"{engine}.safetensors")
-    far = apart(rounded, exact)  # what rounding to 8 bits does
-    assert {t.dtype for t in both.values()} == {torch.float32}
-    assert 0.5 * far <= apart(both, exact) <= 2 * far
-    assert apart(both, rounded) <= 2 * far
+def test_bf16_is_on_on_every_engine(engine, one_process, two_processes):
+    fp32, bf16 = (load_file(one_process / f"{name}.safetensors") for name in ("plain", "plain-bf16"))
+    bf16_of_two = load_file(two_processes / f"{engine}.safetensors")
+    rounding = relative_distance(bf16, fp32)  # the effect of rounding to 8 bits
+    assert {t.dtype for t in bf16_of_two.values()} == {torch.float32}
+    assert 0.5 * rounding <= relative_distance(bf16_of_two, fp32) <= 2 * rounding
+    assert relative_distance(bf16_of_two, bf16) <= 2 * rounding
 
 
-@pytest.mark.parametrize("engine", SHARED)
-def test_every_process_draws_the_same_gates(engine, plain, shared):
-    draws_of = [share["gates"] for share in two.load(shared, engine)[1]["shares"]]
+@pytest.mark.parametrize("engine", TWO_PROCESSES)
+def test_every_process_draws_the_same_gates(engine, one_process, two_processes):
+    gates = [rank["gates"] for rank in two.load(two_processes, engine)[1]["ranks"]]
     dgg = replace(two.STRATEGY)
     dgg.memory.update(task="words", seed=0)
-    assert draws_of == 2 * [[dgg.opens(step) for step in range(two.STEPS)]]
-    assert 0 < sum(draws_of[0]) < two.STEPS
+    assert gates == 2 * [[dgg.is_open(step) for step in range(two.STEPS)]]
+    assert 0 < sum(gates[0]) < two.STEPS
 
 
-@pytest.mark.parametrize("engine", SHARED)
-def test_the_anchor_is_the_start_and_one_copy_of_what_a_process_holds(engine, plain, shared):
-    said = two.load(shared, engine)[1]
-    whole = vector(two.load(plain, "plain")[0]).numel()
-    held = [share["held"] for share in said["shares"]]
-    assert all(anchor == weights for anchor, weights in held)
-    assert sum(weights for _, weights in held) == (2 * whole if engine == "ddp" else whole)
-    anchor = load_file(shared / f"{engine}-anchor.safetensors")
-    started = load_file(plain / "plain-anchor.safetensors")
-    assert all(torch.equal(anchor[n], started[n]) for n in started)
+@pytest.mark.parametrize("engine", TWO_PROCESSES)
+def test_the_anchor_is_the_start_and_one_copy_of_a_process_s_shard(engine, one_process, two_processes):
+    results = two.load(two_processes, engine)[1]
+    total = vector(two.load(one_process, "plain")[0]).numel()
+    elements = [rank["elements"] for rank in results["ranks"]]
+    assert all(anchor == weights for anchor, weights in elements)
+    assert sum(weights for _, weights in elements) == (2 * total if engine == "ddp" else total)
+    anchor = load_file(two_processes / f"{engine}-anchor.safetensors")
+    start = load_file(one_process / "plain-anchor.safetensors")
+    assert all(torch.equal(anchor[n], start[n]) for n in start)
 
 
-def test_alpha_zero_without_a_buffer_is_fine_tuning_bit_for_bit(plain, shared):
-    assert two.load(plain, "plain")[1]["same"]
-    assert all(two.load(shared, engine)[1]["same"] for engine in SHARED)
+def test_alpha_zero_without_a_buffer_is_fine_tuning_bit_for_bit(one_process, two_processes):
+    assert two.load(one_process, "plain")[1]["alpha_0_is_finetune"]
+    assert all(two.load(two_processes, engine)[1]["alpha_0_is_finetune"] for engine in TWO_PROCESSES)
 
 
-def test_a_stage_that_goes_on_in_its_middle_ends_with_the_same_bytes(plain, shared):
-    for folder, engine in ((plain, "plain"), (shared, "ddp")):
-        whole, said = two.load(folder, engine)
-        broken = load_file(folder / f"{engine}-broken.safetensors")
-        assert all(torch.equal(whole[n], broken[n]) for n in whole)
-        assert said["halves"] == said["losses"][two.BREAK :]
+def test_a_resumed_stage_ends_with_the_same_bytes(one_process, two_processes):
+    for folder, engine in ((one_process, "plain"), (two_processes, "ddp")):
+        weights, results = two.load(folder, engine)
+        resumed = load_file(folder / f"{engine}-after-break.safetensors")
+        assert all(torch.equal(weights[n], resumed[n]) for n in weights)
+        assert results["losses_after_break"] == results["losses"][two.BREAK :]
 
 
 @pytest.mark.parametrize("engine", ZERO)
-def test_with_zero_it_ends_within_rounding(engine, shared):
-    broken = load_file(shared / f"{engine}-broken.safetensors")
-    assert apart(broken, two.load(shared, engine)[0]) <= 1e-5
+def test_with_zero_a_resumed_stage_ends_within_rounding(engine, two_processes):
+    resumed = load_file(two_processes / f"{engine}-after-break.safetensors")
+    assert relative_distance(resumed, two.load(two_processes, engine)[0]) <= 1e-5
 
 
-@pytest.mark.parametrize("engine", SHARED)
-def test_two_processes_finish_what_one_began(engine, plain, shared):
-    taken_up = load_file(shared / f"{engine}-taken-up.safetensors")
-    assert apart(taken_up, two.load(plain, "plain")[0]) <= 1e-5
+@pytest.mark.parametrize("engine", TWO_PROCESSES)
+def test_two_processes_resume_from_the_checkpoint_of_one(engine, one_process, two_processes):
+    resumed = load_file(two_processes / f"{engine}-resumed-from-one.safetensors")
+    assert relative_distance(resumed, two.load(one_process, "plain")[0]) <= 1e-5
 
 
-def test_guidance_changes_what_is_learned(plain):
+def test_guidance_changes_the_trained_weights(one_process):
     learner = PeftLearner(Model())
-    learner.begin(two.ADAPTER, two.learning(learner), two.STEPS, 0, "words", None)
+    learner.start(StageSetup(two.ADAPTER, two.training_of(learner), two.STEPS, 0, "words"))
     for k, batch in enumerate(two.batches()):
         learner.step(batch, k, DGG(alpha=0.0).edit_gradient)
     learner.gather()
-    assert apart(learner.gathered, two.load(plain, "plain")[0]) > 1e-3
+    assert relative_distance(learner.gathered, two.load(one_process, "plain")[0]) > 1e-3

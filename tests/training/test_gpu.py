@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Tests that need a GPU; skipped where there is none."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import two_processes as two
 
+from dgg_ray.core.interfaces import StageSetup
 from dgg_ray.models.embedded import Embedded as Model
 from dgg_ray.training.learner import PeftLearner
 
@@ -15,24 +16,24 @@ pytestmark = [
 ]
 
 
-def learned(device: str, **training) -> list[torch.Tensor]:
+def trained_weights(device: str, **training) -> list[torch.Tensor]:
     learner, strategy = PeftLearner(Model(), device), replace(two.STRATEGY)
-    learner.begin(two.ADAPTER, replace(two.TRAINING, **training), two.STEPS, 0, "words", None)
+    learner.start(StageSetup(two.ADAPTER, replace(two.TRAINING, **training), two.STEPS, 0, "words"))
     strategy.begin_task(learner.weights(), "words", ("digits",), 0)
     for step, batch in enumerate(two.batches()):
         learner.step(batch, step, strategy.edit_gradient)
     return [w.detach().cpu() for w in learner.weights()]
 
 
-def test_guided_steps_on_a_gpu_equal_those_on_the_processor():
+def test_guided_steps_on_a_gpu_equal_those_on_a_cpu():
     torch.backends.cuda.matmul.allow_tf32 = False
-    here, there = (torch.cat([w.flatten() for w in learned(device)]) for device in ("cuda", "cpu"))
-    assert (here - there).norm() <= 1e-4 * there.norm()
+    on_gpu, on_cpu = (torch.cat([w.flatten() for w in trained_weights(device)]) for device in ("cuda", "cpu"))
+    assert (on_gpu - on_cpu).norm() <= 1e-4 * on_cpu.norm()
 
 
 def test_guidance_never_waits_for_the_gpu():
     learner, strategy = PeftLearner(Model(), "cuda"), replace(two.STRATEGY, alpha=1.0)
-    learner.begin(two.ADAPTER, two.TRAINING, two.STEPS, 0, "words", None)
+    learner.start(StageSetup(two.ADAPTER, two.TRAINING, two.STEPS, 0, "words"))
     strategy.begin_task(learner.weights(), "words", ("digits",), 0)
     gradients = type(learner.weights())(torch.randn_like(w) for w in learner.weights())
     torch.cuda.set_sync_debug_mode("error")
@@ -43,4 +44,4 @@ def test_guidance_never_waits_for_the_gpu():
 
 
 def test_bf16_keeps_the_lora_weights_in_fp32():
-    assert {w.dtype for w in learned("cuda", precision="bf16")} == {torch.float32}
+    assert {w.dtype for w in trained_weights("cuda", precision="bf16")} == {torch.float32}

@@ -1,4 +1,4 @@
-"""How the mean score over the tasks seen so far goes along the sequence."""
+"""Mean score over the tasks trained so far, along the sequence."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -13,46 +13,44 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import BLOCK, compared, final_runs, final_split, over_blocks
-from dgg_ray.report import figures
+from dgg_ray.analysis.run_table import BLOCK, final_runs, final_split, interval_over_blocks, settings_by_label
+from dgg_ray.report import figure_style as style
 
 READING = (
-    "A line that stays level forgets nothing; bars are 95 % intervals over blocks, and the dashed level "
-    "is a model that learned all tasks at once."
+    "A line that stays level forgets nothing. Bars are 95 % intervals over blocks. The dashed line is a "
+    "model trained on all tasks at once."
 )
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Mean score over the tasks learned so far, after each stage, with 95 % t intervals over blocks.
+    """Draw the mean score over the tasks trained so far, after each stage, with 95 % t intervals over blocks.
 
-    The recommended setting and its baselines, on the test split where there is one. A joint run has no
-    stages: it is a level, at its mean over all tasks. None where no run has two stages.
+    Shows the chosen setting and its baselines, on the test split where there is one. A joint run has a single
+    stage: it is a horizontal line at its mean over all tasks. None where no run has two stages.
     """
-    data = stages(results, final_split(results))
+    data = mean_scores(results, final_split(results))
     if data.empty or data["stage"].max() < 1:
         return None
-    figure, axes = figures.sheet(7.6, 4.4)
+    figure, axes = style.new_figure(7.6, 4.4)
     ax = axes[0, 0]
-    figures.quiet(ax, "tasks learned", "mean score over the tasks learned so far, %")
-    figures.percent(ax.yaxis)
+    style.style_axes(ax, "tasks trained", "mean score over the tasks trained so far, %")
+    style.percent_ticks(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lines = data[~data["together"]]["label"].nunique()
-    for place, label in enumerate(compared(results)):
+    line_count = data[~data["together"]]["label"].nunique()
+    for index, label in enumerate(settings_by_label(results)):
         rows = data[data["label"] == label]
         if len(rows):
-            draw_line(ax, rows, label, place, lines)
+            draw_line(ax, rows, label, index, line_count)
     ax.margins(x=0.06)
     bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, -0.02), min(top, 1.02))  # t intervals of few blocks reach beyond any score
-    ax.legend(
-        fontsize=9.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=figures.INK
-    )
+    ax.set_ylim(max(bottom, -0.02), min(top, 1.02))  # intervals of few blocks reach beyond any score
+    style.legend_outside(ax)
     return figure, data.drop(columns="together")
 
 
-def stages(results: Results, split: str) -> pd.DataFrame:
-    """One row per label and stage: mean over blocks of the mean score so far, and its interval."""
-    labels = {setting: label for label, setting in compared(results).items()}
+def mean_scores(results: Results, split: str) -> pd.DataFrame:
+    """Compute a row per label and stage: mean over blocks of the mean score so far, and its interval."""
+    labels = {setting: label for label, setting in settings_by_label(results).items()}
     rows = []
     for run in final_runs(results, split):
         if run.setting in labels:
@@ -61,20 +59,20 @@ def stages(results: Results, split: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["label", "together", "stage", *BLOCK, "score"]).dropna()
     data = []
     for (label, together, stage), group in table.groupby(["label", "together", "stage"], sort=True):
-        data.append([label, together, stage, *over_blocks(group, "score")[:4]])
+        data.append([label, together, stage, *interval_over_blocks(group, "score")[:4]])
     return pd.DataFrame(data, columns=["label", "together", "stage", "score", "low", "high", "clusters"])
 
 
-def draw_line(ax: Axes, rows: pd.DataFrame, label: str, place: int, lines: int) -> None:
-    """One setting: a line with its bars, a little aside so that none covers another; or a level."""
-    colour, marker = figures.look(label, place)
+def draw_line(ax: Axes, rows: pd.DataFrame, label: str, index: int, line_count: int) -> None:
+    """Draw a method as a line with bars, shifted so that none covers another; joint training as a level."""
+    colour, marker = style.colour_and_marker(label, index)
     y, low, high = (rows[name].to_numpy() for name in ("score", "low", "high"))
     if rows["together"].all():
         ax.axhline(y[-1], color=colour, lw=1.4, ls=(0, (5, 3)), label=f"{label} (all at once)", zorder=2)
         if not np.isnan(low[-1]):
             ax.axhspan(low[-1], high[-1], color=colour, alpha=0.08, lw=0, zorder=0)
         return
-    x = rows["stage"].to_numpy() + 1 + 0.04 * (place - (lines - 1) / 2)
+    x = rows["stage"].to_numpy() + 1 + 0.04 * (index - (line_count - 1) / 2)
     ax.plot(
         x,
         y,

@@ -1,4 +1,4 @@
-"""What the objectives trade: the Pareto set of the settings judged, and how it grew."""
+"""Trade-off between the objectives: the Pareto set of the evaluated settings, and how it grew."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -11,68 +11,77 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dgg_ray.analysis.front import front, volumes
-from dgg_ray.analysis.results import Results, Searched
-from dgg_ray.report import figures
+from dgg_ray.analysis.results import Results, SearchSummary
+from dgg_ray.analysis.search_summary import hypervolumes, pareto_front
+from dgg_ray.report import figure_style as style
 
 READING = (
-    "Left: settings judged, in the first two objectives; filled ones are dominated by none, the star is the "
-    "one chosen, by the mean of the objectives, and crosses break a constraint. Right: the part of the unit "
-    "square (or cube) that the "
-    "settings judged so far dominate, from the origin (hypervolume). A curve that has been level for long "
-    "says that more settings are unlikely to move the front."
+    "Left: evaluated settings, in the first two objectives. No other setting dominates a filled one. The "
+    "star is the setting chosen, by the mean of the objectives. Crosses break a constraint. Right: "
+    "hypervolume, the part of the unit square (or cube) that the settings evaluated so far dominate, from "
+    "the origin. If the curve has been level for long, more settings are unlikely to move the front."
 )
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """The front and its hypervolume over the stages asked for; None for one objective or nothing judged.
+    """Draw the front, and its hypervolume over the stages asked for; None for a single objective.
 
-    Numbers: kind `setting`, a row per setting judged; kind `volume`, a row per setting in the order judged.
+    Numbers: rows of kind `setting`, one per evaluated setting; rows of kind `hypervolume`, one per setting in
+    the order evaluated.
     """
     search = results.search
-    if search is None or len(search.objective) < 2 or not search.of("judged"):
+    if search is None or len(search.objective) < 2 or not search.in_state("evaluated"):
         return None
-    data = points(search)
+    data = settings_as_points(search)
     data["chosen"] = data["setting"] == results.recommended
-    grown = pd.DataFrame(volumes(search), columns=["judged", "stages", "volume"])
-    figure, axes = figures.sheet(9.6, 4.0, 1, 2)
+    growth = pd.DataFrame(hypervolumes(search), columns=["evaluated", "stages", "hypervolume"])
+    figure, axes = style.new_figure(9.6, 4.0, 1, 2)
     draw_front(axes[0, 0], data, search.objective)
-    draw_growth(axes[0, 1], grown)
-    return figure, pd.concat([data.assign(kind="setting"), grown.assign(kind="volume")], ignore_index=True)
+    draw_growth(axes[0, 1], growth)
+    frames = [data.assign(kind="setting"), growth.assign(kind="hypervolume")]
+    return figure, pd.concat(frames, ignore_index=True)
 
 
-def points(search: Searched) -> pd.DataFrame:
-    """One row per setting judged: its objectives, whether it keeps the constraints and is on the front."""
-    best, feasible = ({c.setting for c in found} for found in (front(search), search.feasible()))
-    rows = [[c.setting, *c.objective, c.setting in feasible, c.setting in best] for c in search.of("judged")]
+def settings_as_points(search: SearchSummary) -> pd.DataFrame:
+    """List the objectives of each evaluated setting, its feasibility, and whether it is on the front."""
+    on_front = {candidate.setting for candidate in pareto_front(search)}
+    feasible = {candidate.setting for candidate in search.feasible()}
+    rows = [
+        [c.setting, *c.mean_objectives, c.setting in feasible, c.setting in on_front]
+        for c in search.in_state("evaluated")
+    ]
     return pd.DataFrame(rows, columns=["setting", *search.objective, "feasible", "front"])
 
 
 def draw_front(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) -> None:
+    """Draw the settings in the first two objectives, and the front where there are only these."""
     x, y = objective[:2]
-    figures.quiet(ax, f"{x.replace('_', ' ')}, %", f"{y.replace('_', ' ')}, %", "the Pareto set")
-    figures.percent(ax.xaxis, ax.yaxis)
-    best = data[data["front"]].sort_values(x)
+    style.style_axes(ax, f"{x.replace('_', ' ')}, %", f"{y.replace('_', ' ')}, %", "the Pareto set")
+    style.percent_ticks(ax.xaxis, ax.yaxis)
+    front = data[data["front"]].sort_values(x)
     if len(objective) == 2:
-        ax.step(best[x], best[y], where="pre", color=figures.PALE, lw=4, solid_joinstyle="round", zorder=1)
-    looks = (
-        (~data["feasible"], {"marker": "x", "color": figures.QUIET, "label": "breaks a constraint"}),
-        (data["feasible"] & ~data["front"], {"fc": "white", "ec": figures.BLUE, "label": "dominated"}),
-        (data["front"] & ~data["chosen"], {"fc": figures.BLUE, "ec": "white", "label": "Pareto set"}),
-        (data["chosen"], {"marker": "*", "fc": figures.BLUE, "ec": "white", "label": "chosen"}),
+        edge = {"color": style.PALE, "lw": 4, "solid_joinstyle": "round"}
+        ax.step(front[x], front[y], where="pre", zorder=1, **edge)
+    groups = (
+        (~data["feasible"], {"marker": "x", "color": style.QUIET, "label": "breaks a constraint"}),
+        (data["feasible"] & ~data["front"], {"fc": "white", "ec": style.BLUE, "label": "dominated"}),
+        (data["front"] & ~data["chosen"], {"fc": style.BLUE, "ec": "white", "label": "Pareto set"}),
+        (data["chosen"], {"marker": "*", "fc": style.BLUE, "ec": "white", "label": "chosen"}),
     )
-    for these, look in looks:
-        rows = data[np.asarray(these, dtype=bool)]
+    for members, marks in groups:
+        rows = data[np.asarray(members, dtype=bool)]
         if len(rows):
-            size = 190 if look.get("marker") == "*" else 48
-            ax.scatter(rows[x], rows[y], s=size, zorder=3, **look)
-    ax.legend(fontsize=9, frameon=False, labelcolor=figures.INK)
+            size = 190 if marks.get("marker") == "*" else 48
+            ax.scatter(rows[x], rows[y], s=size, zorder=3, **marks)
+    ax.legend(fontsize=9, frameon=False, labelcolor=style.INK)
 
 
-def draw_growth(ax: Axes, grown: pd.DataFrame) -> None:
-    figures.quiet(ax, "distinct stages asked for by the search", "hypervolume", "how it grew")
-    ax.step(grown["stages"], grown["volume"], where="post", color=figures.BLUE, lw=1.8, zorder=2)
-    ax.scatter(grown["stages"], grown["volume"], s=22, color=figures.BLUE, zorder=3)
+def draw_growth(ax: Axes, growth: pd.DataFrame) -> None:
+    """Draw the hypervolume over the distinct stages that the search had asked for."""
+    style.style_axes(ax, "distinct stages asked for by the search", "hypervolume", "growth of the Pareto set")
+    stages, hypervolume = growth["stages"], growth["hypervolume"]
+    ax.step(stages, hypervolume, where="post", color=style.BLUE, lw=1.8, zorder=2)
+    ax.scatter(stages, hypervolume, s=22, color=style.BLUE, zorder=3)
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

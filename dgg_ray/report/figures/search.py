@@ -1,4 +1,4 @@
-"""How the search went: what was tried, what was kept or pruned, and whether that was right."""
+"""Course of the search: settings tried, kept and pruned, and the result of the audit."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -11,114 +11,117 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dgg_ray.analysis.results import Results, Searched
-from dgg_ray.report import figures
+from dgg_ray.analysis.results import Results, SearchSummary
+from dgg_ray.report import figure_style as style
 
 READING = (
-    "Of a search task by task, each mark is a state tried at that place of the orders. Its height is a low "
-    "guess of the objective at the end of its runs: later tasks are taken to cost as much as in the worse "
-    "cases so far. Filled ones were kept. A line leads from a dropped state to what it became when the "
-    "audit finished it, in orange where that is above the best that was kept (dotted). Of a search of whole "
-    "settings, each is shown in the order proposed, the line is the best so far, crosses were pruned or "
-    "broke a constraint."
+    "Search task by task: each mark is a state (a partial setting) tried at that position of the orders. "
+    "Its height is a cautious extrapolation of the objective to the end of its runs: later tasks are "
+    "assumed to cost as much as in the worse cases so far. Filled marks were kept. A line leads from a "
+    "dropped state to its result in the audit, orange where that is above the best setting that was kept "
+    "(dotted). Search over complete settings: settings in the order proposed. The line is the best so far. "
+    "Crosses were pruned or break a constraint."
 )
-COLUMNS = ["kind", "place", "setting", "value", "kept", "before"]
+COLUMNS = ["kind", "position", "setting", "objective", "kept", "extrapolated"]
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """States by place for stagewise search, settings by number for the others; None for nothing judged.
+    """Draw states by position for stagewise search, and settings by number for the others.
 
-    Numbers: kind `tried` (place: of the orders), `end` (a setting run to the end, place: of its proposal)
-    or `audited` (place: where it was dropped, value: its end, kept: whether it ended above). before: what was
-    expected of an audited state.
+    Numbers: rows of three kinds.
+    `tried`: a state. position: of its last task; objective: extrapolated; kept: whether the search kept it.
+    `finished`: a setting that was run to its end or pruned. position: of its proposal; kept: whether it was
+    evaluated completely and meets the constraints.
+    `audited`: a dropped state that the audit finished. position: where it was dropped; objective: at its end;
+    kept: whether it is preferred to the best setting that was kept; extrapolated: what was expected of it.
+    None where nothing was evaluated.
     """
     search = results.search
     if search is None:
         return None
-    data = table(search)
+    data = search_table(search)
     if data.empty:
         return None
-    figure, axes = figures.sheet(7.6, 4.2)
+    figure, axes = style.new_figure(7.6, 4.2)
     ax = axes[0, 0]
-    (draw_levels if search.levels else draw_settings)(ax, data, search)
-    figures.percent(ax.yaxis)
+    if search.depths:
+        draw_states(ax, data, search)
+    else:
+        draw_settings(ax, data, search)
+    style.percent_ticks(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(
-        fontsize=9.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=figures.INK
-    )
+    style.legend_outside(ax)
     return figure, data
 
 
-def table(search: Searched) -> pd.DataFrame:
-    """Every state tried, every setting run to its end or given up, every branch audited."""
-    rows = [
-        ["tried", level.place, s.setting, s.hoped, s.kept, np.nan]
-        for level in search.levels
-        for s in level.tried
-    ]
+def search_table(search: SearchSummary) -> pd.DataFrame:
+    """List every state tried, every setting finished or pruned, and every state audited."""
+    rows, extrapolated = [], {}
+    for depth in search.depths:
+        for state in depth.states:
+            rows.append(["tried", depth.depth, state.setting, state.extrapolated, state.kept, np.nan])
+            extrapolated[depth.depth, state.setting] = state.extrapolated
     for number, candidate in enumerate(search.candidates):
-        if candidate.rows:
-            kept = candidate.state == "judged" and not any(candidate.excess)
-            rows.append(["end", number, candidate.setting, float(np.mean(candidate.objective)), kept, np.nan])
-    hoped = {(level.place, s.setting): s.hoped for level in search.levels for s in level.tried}
-    for a in search.audited:
-        rows.append(["audited", a.place, a.setting, a.ends, a.better, hoped[a.place, a.state]])
+        if candidate.block_values:
+            kept = candidate.state == "evaluated" and not any(candidate.violations)
+            objective = float(np.mean(candidate.mean_objectives))
+            rows.append(["finished", number, candidate.setting, objective, kept, np.nan])
+    for audited in search.audited_states:
+        expected = extrapolated[audited.depth, audited.state]
+        rows.append(
+            ["audited", audited.depth, audited.setting, audited.final_objective, audited.preferred, expected]
+        )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def draw_levels(ax: Axes, data: pd.DataFrame, search: Searched) -> None:
-    figures.quiet(ax, "place in the orders", "mean objective, %", "states tried task by task")
+def draw_states(ax: Axes, data: pd.DataFrame, search: SearchSummary) -> None:
+    """Draw the states tried at each position, and lines to the results of the audit."""
+    style.style_axes(ax, "position in the orders", "mean objective, %", "states tried task by task")
     tried = data[data["kind"] == "tried"].copy()
-    tried["x"] = tried["place"] + spread(tried["place"])
-    for kept, look in (
-        (False, {"fc": "white", "label": "dropped"}),
-        (True, {"fc": figures.BLUE, "label": "kept"}),
-    ):
+    tried["x"] = tried["position"] + side_by_side(tried["position"])
+    for kept, colour, label in ((False, "white", "dropped"), (True, style.BLUE, "kept")):
         rows = tried[tried["kept"] == kept]
-        ax.scatter(rows["x"], rows["value"], s=42, ec=figures.BLUE, lw=1, zorder=3, **look)
-    last, found = search.tasks + 1.0, data[data["kind"] == "audited"]
-    ax.axvline(last - 0.5, color=figures.FAINT, lw=1.2)
-    known = set(found["setting"])
-    ends = data[(data["kind"] == "end") & data["kept"].astype(bool) & ~data["setting"].isin(known)]
-    if len(ends):
-        ax.axhline(ends["value"].max(), color=figures.INK, lw=1, ls=":", zorder=1, label="best that was kept")
-    for row in found.to_dict("records"):
-        colour = figures.ORANGE if row["kept"] else figures.QUIET
-        start = tried[(tried["place"] == row["place"]) & (tried["value"] == row["before"])].iloc[0]
-        ax.plot([start["x"], last], [start["value"], row["value"]], color=colour, lw=1, zorder=2)
+        ax.scatter(rows["x"], rows["objective"], s=42, fc=colour, ec=style.BLUE, lw=1, zorder=3, label=label)
+    audited = data[data["kind"] == "audited"]
+    finished = data[(data["kind"] == "finished") & data["kept"].astype(bool)]
+    kept_to_the_end = finished[~finished["setting"].isin(set(audited["setting"]))]
+    end = search.tasks + 1.0
+    ax.axvline(end - 0.5, color=style.FAINT, lw=1.2)
+    if len(kept_to_the_end):
+        best = kept_to_the_end["objective"].max()
+        ax.axhline(best, color=style.INK, lw=1, ls=":", zorder=1, label="best that was kept")
+    for row in audited.to_dict("records"):
+        colour = style.ORANGE if row["kept"] else style.QUIET
+        same = (tried["position"] == row["position"]) & (tried["objective"] == row["extrapolated"])
+        start = tried[same].iloc[0]
+        ax.plot([start["x"], end], [start["objective"], row["objective"]], color=colour, lw=1, zorder=2)
     for above, colour, label in (
-        (False, figures.QUIET, "audited, below"),
-        (True, figures.ORANGE, "audited, above"),
+        (False, style.QUIET, "audited, below"),
+        (True, style.ORANGE, "audited, above"),
     ):
-        rows = found[found["kept"] == above]
-        if len(rows):
-            ax.scatter(
-                [last] * len(rows), rows["value"], marker="D", s=34, color=colour, label=label, zorder=4
-            )
+        values = audited["objective"][audited["kept"] == above]
+        if len(values):
+            ax.scatter([end] * len(values), values, marker="D", s=34, color=colour, label=label, zorder=4)
     ticks = range(2, search.tasks + 1)
-    ax.set_xticks([*ticks, last], [*map(str, ticks), "end"])
+    ax.set_xticks([*ticks, end], [*map(str, ticks), "end"])
 
 
-def draw_settings(ax: Axes, data: pd.DataFrame, search: Searched) -> None:
-    figures.quiet(ax, "settings in the order proposed", "mean objective, %", "settings judged")
+def draw_settings(ax: Axes, data: pd.DataFrame, search: SearchSummary) -> None:
+    """Draw complete settings in the order proposed, with the best so far."""
+    style.style_axes(ax, "settings in the order proposed", "mean objective, %", "evaluated settings")
     kept = data[data["kept"].astype(bool)]
     rest = data[~data["kept"].astype(bool)]
-    ax.scatter(kept["place"], kept["value"], s=42, fc="white", ec=figures.BLUE, label="judged", zorder=3)
+    marks = {"s": 42, "fc": "white", "ec": style.BLUE, "zorder": 3}
+    ax.scatter(kept["position"], kept["objective"], label="evaluated", **marks)
     if len(rest):
-        marks = {"marker": "x", "s": 34, "color": figures.QUIET, "zorder": 3}
-        ax.scatter(rest["place"], rest["value"], label="pruned, or breaks a constraint", **marks)
+        crosses = {"marker": "x", "s": 34, "color": style.QUIET, "zorder": 3}
+        ax.scatter(rest["position"], rest["objective"], label="pruned, or breaks a constraint", **crosses)
     if len(kept) and len(search.objective) == 1:
-        ax.step(
-            kept["place"],
-            kept["value"].cummax(),
-            where="post",
-            color=figures.BLUE,
-            lw=1.6,
-            label="best so far",
-        )
+        best = kept["objective"].cummax()
+        ax.step(kept["position"], best, where="post", color=style.BLUE, lw=1.6, label="best so far")
 
 
-def spread(places: pd.Series) -> np.ndarray:
-    """Marks of one place side by side."""
-    order, size = places.groupby(places).cumcount(), places.groupby(places).transform("size")
-    return (0.6 * ((order + 0.5) / size - 0.5)).to_numpy()
+def side_by_side(positions: pd.Series) -> np.ndarray:
+    """Compute offsets that put the marks of one position side by side."""
+    groups = positions.groupby(positions)
+    return (0.6 * ((groups.cumcount() + 0.5) / groups.transform("size") - 0.5)).to_numpy()

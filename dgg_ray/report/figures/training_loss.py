@@ -1,4 +1,4 @@
-"""The training loss along every stage of the chosen setting."""
+"""Training loss along every stage of the chosen setting."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -12,62 +12,68 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import chosen, final_runs, final_split
-from dgg_ray.report import figures
+from dgg_ray.analysis.run_table import chosen_setting, final_runs, final_split
+from dgg_ray.report import figure_style as style
 
 READING = (
-    "A panel per task, a line per run: the mean loss over the batch's answer tokens, of the new task and "
-    "what is replayed. The darker the line, the later the task stands in its order. A line that ends while "
-    "it still falls asks for more epochs. Six runs are drawn at most; the CSV file has all."
+    "One panel per task, one line per run: mean loss over the answer tokens of a batch, replayed examples "
+    "included. Darker lines: the task comes later in its order. A line that still falls at its end suggests "
+    "more epochs. At most six runs are drawn; the CSV file has all."
 )
-RUNS = 6  # that are drawn
-ABREAST = 3
-WIDE = 20.0  # largest loss over the smallest, above which the scale is logarithmic
-COLUMNS = ["order", "seed", "place", "task", "step", "loss"]
+MAX_RUNS = 6  # that are drawn
+MAX_COLUMNS = 3  # panels in one row
+LOG_SCALE_RATIO = 20.0  # largest loss over smallest: above it, the scale is logarithmic
+COLUMNS = ["order", "seed", "position", "task", "step", "loss"]
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Loss over steps; None where no stage of the final runs has kept its losses."""
-    data = curves(results)
+    """Draw the loss over steps; None where no stage of the final runs has stored its losses."""
+    data = loss_curves(results)
     if data.empty:
         return None
-    first = data[["order", "seed"]].drop_duplicates().iloc[:RUNS]
+    first = data[["order", "seed"]].drop_duplicates().iloc[:MAX_RUNS]
     drawn = data.merge(first, on=["order", "seed"])
     tasks = sorted(drawn["task"].unique())
-    abreast = min(ABREAST, len(tasks))
-    rows = -(-len(tasks) // abreast)
-    figure, axes = figures.sheet(max(3.6, 0.6 + 2.3 * abreast), 0.3 + 2.0 * rows, rows, abreast, sharey=True)
-    last = max(int(drawn["place"].max()), 1)
+    columns = min(MAX_COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = style.new_figure(
+        max(3.6, 0.6 + 2.3 * columns), 0.3 + 2.0 * rows, rows, columns, sharey=True
+    )
+    last_position = max(int(drawn["position"].max()), 1)
     for number, ax in enumerate(axes.flat):
         if number >= len(tasks):
             ax.set_axis_off()
             continue
-        below = number + abreast >= len(tasks)
-        label = "training loss, nats a token" if number % abreast == 0 else ""
-        figures.quiet(ax, "optimizer steps" if below else "", label, tasks[number])
-        draw_task(ax, drawn[drawn["task"] == tasks[number]], last)
+        below = number + columns >= len(tasks)
+        label = "training loss, nats a token" if number % columns == 0 else ""
+        style.style_axes(ax, "optimizer steps" if below else "", label, tasks[number])
+        draw_task(ax, drawn[drawn["task"] == tasks[number]], last_position)
     return figure, data
 
 
-def draw_task(ax: Axes, rows: pd.DataFrame, last: int) -> None:
+def draw_task(ax: Axes, rows: pd.DataFrame, last_position: int) -> None:
+    """Draw one line per run; rows: of one task."""
     for _, line in rows.groupby(["order", "seed"], sort=True):
-        shade = 0.35 + 0.65 * line["place"].iloc[0] / last
-        ax.plot(line["step"], line["loss"], color=figures.BLUE, alpha=shade, lw=1.3)
+        opacity = 0.35 + 0.65 * line["position"].iloc[0] / last_position
+        ax.plot(line["step"], line["loss"], color=style.BLUE, alpha=opacity, lw=1.3)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     low, high = float(rows["loss"].min()), float(rows["loss"].max())
-    if low > 0 and high > WIDE * low:
+    if low > 0 and high > LOG_SCALE_RATIO * low:
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def curves(results: Results) -> pd.DataFrame:
-    """A row for each kept point: the order and seed of the run, the task's place there, steps done, loss."""
-    archive, rows = results.archive, []
-    runs = [run for run in final_runs(results, final_split(results)) if run.setting == chosen(results)]
-    for run in runs if archive else []:
-        for losses in archive.losses((run.setting, run.order, run.seed)) if archive else []:
+def loss_curves(results: Results) -> pd.DataFrame:
+    """List the stored losses: order and seed of the run, the task's position in it, steps done, loss."""
+    if results.archive is None:
+        return pd.DataFrame(columns=COLUMNS)
+    rows = []
+    for run in final_runs(results, final_split(results)):
+        if run.setting != chosen_setting(results):
+            continue
+        for losses in results.archive.losses((run.setting, run.order, run.seed)):
             steps = np.arange(1, len(losses.curve) + 1) * losses.steps / len(losses.curve)
-            place = run.tasks.index(losses.task) if losses.task in run.tasks else 0
-            about = [run.order, run.seed, place, losses.task]
-            rows += [[*about, step, loss] for step, loss in zip(steps, losses.curve, strict=True)]
+            position = run.tasks.index(losses.task) if losses.task in run.tasks else 0
+            for step, loss in zip(steps, losses.curve, strict=True):
+                rows.append([run.order, run.seed, position, losses.task, step, loss])
     return pd.DataFrame(rows, columns=COLUMNS)

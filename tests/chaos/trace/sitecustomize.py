@@ -1,7 +1,7 @@
-"""Writes down each stage that a process begins and ends to learn: `begin|end KEY PID SECONDS` in $DGG_TRACE.
+"""Record each training of a stage: a line `begin|end KEY PID SECONDS` in $DGG_TRACE.
 
-Python imports this file by its name at the start of every process that has its folder in PYTHONPATH, so
-workers that Ray starts are traced without a word of it in the package.
+Python imports this file by its name at the start of every process with this folder in PYTHONPATH. So workers
+that Ray starts are traced without any code in the package.
 """
 
 import importlib.abc
@@ -10,35 +10,35 @@ import os
 import sys
 import time
 
-LEARNERS = {"dgg_ray.training.simulated": "Simulated", "dgg_ray.training.loop": "Workshop"}
+RUNNERS = {"dgg_ray.training.simulated_runner": "SimulatedRunner", "dgg_ray.training.loop": "StageRunner"}
 
 
-def note(what, key):
-    line = f"{what} {key} {os.getpid()} {time.time():.6f}\n".encode()
-    handle = os.open(os.environ["DGG_TRACE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def record(event, key):
+    line = f"{event} {key} {os.getpid()} {time.time():.6f}\n".encode()
+    file = os.open(os.environ["DGG_TRACE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(handle, line)  # one write of a short line is whole, whoever else appends
+        os.write(file, line)  # a short line is written as a whole, even if other processes append
     finally:
-        os.close(handle)
+        os.close(file)
 
 
-def traced(learn):
+def traced(train):
     def wrapper(self, stage):
         if not stage.trained_tasks:
-            return learn(self, stage)
-        note("begin", stage.key)
-        result = learn(self, stage)
-        note("end", stage.key)
+            return train(self, stage)
+        record("begin", stage.key)
+        result = train(self, stage)
+        record("end", stage.key)
         return result
 
     return wrapper
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that learn as ever, and wraps their `learn` when they are loaded."""
+    """Finds the modules of the stage runners as usual, and wraps `train` when they are loaded."""
 
     def find_spec(self, name, path, target=None):
-        if name not in LEARNERS:
+        if name not in RUNNERS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
@@ -47,8 +47,8 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             load(module)
-            learner = getattr(module, LEARNERS[name])
-            learner.learn = traced(learner.learn)
+            runner = getattr(module, RUNNERS[name])
+            runner.train = traced(runner.train)
 
         spec.loader.exec_module = exec_module
         return spec

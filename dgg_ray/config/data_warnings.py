@@ -1,0 +1,87 @@
+"""Warnings before a study runs: small data, and examples that its scorers cannot use.
+
+Each is a sentence with its numbers; nothing here is a fault. What needs the model's processor stands in
+preflight.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from dgg_ray.config.sections import name_of
+from dgg_ray.config.study import Study
+from dgg_ray.core import plugins
+from dgg_ray.core.interfaces import ReplayStrategy, Task, task_mappings
+from dgg_ray.core.phrases import join_names, plural
+from dgg_ray.core.stage import TaskData
+
+FEW_STEPS = 10
+LISTED = 5  # names in a sentence
+
+
+def evaluated_splits(study: Study) -> list[str]:
+    """The splits whose answers the model will write."""
+    return ["validation"] * bool(study.search and study.protocol.selection_split == "validation") + ["test"]
+
+
+def task_warnings(study: Study, task: Task) -> Iterator[str]:
+    """Remarks of the task's scorer on the examples that it will score."""
+    remarks = getattr(plugins.plugin_module("scorers", task.scorer), "remarks", None)
+    for split in evaluated_splits(study) if remarks else ():
+        examples = task.examples[split]
+        for count, remark in remarks(examples):  # type: ignore[misc]
+            if count:
+                yield f"{task.name}: {count:,} of {len(examples):,} questions in {split} {remark}"
+
+
+def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]:
+    """Warn about sizes too small to tell settings apart, and about tried_values that do nothing."""
+    for split in evaluated_splits(study):
+        few = {name: n for name, data in tasks.items() if (n := data.sizes[split]) < 100}
+        said = [f"{n} in `{name}` ({100 / n:.1f} points)" for name, n in few.items()]
+        if few:
+            yield f"{split} is so small that one answer is worth more than a point: {join_names(said, LISTED)}"
+    yield from buffer_warnings(study, tasks)
+    yield from batch_warnings(study, tasks)
+    for setting, values in task_mappings(study.strategy).items():
+        path, left_out = f"strategy.{setting}", [f"`{name}`" for name in tasks if name not in values]
+        if left_out and path not in (study.search.space if study.search else ()):
+            default = f"{name_of(path)} = {study.strategy.per_task[setting]:g}"
+            which = join_names(left_out, LISTED)
+            yield f"{path} names no value for {which}, which will be trained with {default}"
+
+
+def buffer_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]:
+    """Buffers that hold all of a task are one setting, whatever their size."""
+    if not isinstance(study.strategy, ReplayStrategy):
+        return
+    sizes = {int(size) for size in tried_values(study, "strategy.buffer") if isinstance(size, int)}
+    larger: dict[str, list[int]] = {}
+    for name, data in tasks.items():
+        if above := sorted(size for size in sizes if size > data.sizes["train"]):
+            larger[name] = above
+    for above in sorted({tuple(some) for some in larger.values()}):
+        said = [f"`{n}` ({tasks[n].sizes['train']})" for n, some in larger.items() if tuple(some) == above]
+        which = f"strategy.buffer {join_names([str(size) for size in above], LISTED)}"
+        same = ", so that these values do the same" if len(above) > 1 else ""
+        yield f"{which}: more than the training examples of {join_names(said, LISTED)}; all are kept{same}"
+
+
+def batch_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]:
+    batch, epochs = study.training.batch_size, study.training.epochs
+    steps = {name: epochs * ceil(data.sizes["train"] / batch) for name, data in tasks.items()}
+    few = [f"`{name}` ({count})" for name, count in steps.items() if count < FEW_STEPS]
+    if few:
+        said = f"{join_names(few, LISTED)}, with training.batch_size {batch} and {plural(epochs, 'epoch')}"
+        yield f"so few optimizer steps hardly learn a task: {said}"
+
+
+def tried_values(study: Study, path: str) -> Sequence[Any]:
+    """Every value that a setting may take: the searched ones, or its own."""
+    parameter = study.search.space.get(path) if study.search else None
+    if parameter is not None:
+        return [value for value in (*(parameter.values or ()), parameter.high) if value is not None]
+    section, _, name = path.partition(".")
+    return [getattr(getattr(study, section), name, None)]

@@ -1,0 +1,212 @@
+"""Write a study's report: a page that answers seven questions, its figures, and every number as a file.
+
+If a file, figure or section fails, the page names it and still shows the others.
+"""
+
+# pandas has no types that a checker can follow through indexing and groupby:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+
+from dgg_ray.analysis import examples, order_sensitivity
+from dgg_ray.analysis.per_task import per_task
+from dgg_ray.analysis.results import CELL_COLUMNS, Results
+from dgg_ray.analysis.run_table import chosen_setting, compare, final_split, runs, settings_table
+from dgg_ray.analysis.table_files import remove_if_incomplete, write_csv, write_sorted
+from dgg_ray.analysis.verdict import METRIC_LABELS, verdict
+from dgg_ray.core import plugins
+from dgg_ray.core.json_files import replace_file
+from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.report.appendix import appendix_elements
+from dgg_ray.report.page_elements import FigureImage, Section
+from dgg_ray.report.page_sections import build_sections
+from dgg_ray.report.summary import failure_sentences, notice_sentences
+from dgg_ray.stats.formats import format_score
+
+SECTION_FIGURES = (  # shown in the sections of the page, in this order; all others go to the appendix
+    "forest",
+    "per_task",
+    "score_matrix",
+    "learning_along",
+    "stability_plasticity",
+    "alpha_effect",
+    "order_spread",
+    "order_effects",
+    "order_ranks",
+    "search",
+    "importance",
+    "pareto",
+    "training_loss",
+)
+DPI = 160  # of the PNG, and of the parts of a PDF that are rasterized because they have too many marks
+STATUS_LABELS = {  # status of the verdict → its label on the page
+    "clear": "a clear lead over the simpler methods",
+    "within noise": "within noise",
+    "beaten": "worse than another method",
+    "floor": "inconclusive: scores near the floor",
+    "ceiling": "inconclusive: scores near the ceiling",
+    "not compared": "not compared",
+    "nothing evaluated": "nothing evaluated yet",
+}
+
+
+def write_report(results: Results, folder: Path, optional: OptionalOutputs | None = None) -> Path:
+    """Write report.html and its files into `folder`, and return the path of the page.
+
+        report.html                     opens without a network
+        figures/NAME.png .pdf .csv      each figure and its numbers
+        table.parquet  table.csv        every score, without times: equal results give equal bytes
+        settings.csv  comparison.csv    all evaluated settings; the chosen setting against its baselines
+        per_task.csv  examples.csv      every task by method; answers that were correct once and are wrong now
+        costs.csv     table.tex         costs of every stage; the comparison for LaTeX (booktabs)
+        robustness*.csv                 sensitivity to the order of the tasks, see order_sensitivity.write
+
+    optional: collects the parts that fail. The page names them too. Raises ResultsError for a
+    study without a finished stage, and the error of a page that cannot be written.
+    """
+    runs(results, final_split(results))  # raises before anything is written
+    optional = optional or OptionalOutputs()
+    folder.mkdir(parents=True, exist_ok=True)
+    with optional.attempt("the folder of the figures"):
+        (folder / "figures").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(1) as executor:  # Arrow sorts and writes the table while the figures are drawn
+        table = results.table.drop(columns="seconds")
+        table_written = executor.submit(write_sorted, table, CELL_COLUMNS, folder / "table")
+        figures = []
+        for name in figure_names():
+            image = optional.value_or(f"the figure {name}", None, draw, name, results, folder / "figures")
+            if image is not None:
+                figures.append(image)
+        with optional.attempt("table.parquet"):
+            table_written.result()
+    write_tables(results, folder, optional)
+    html = render(results, figures, optional, folder).encode()
+    replace_file(folder / "report.html", html)  # replaces the earlier page only once the new one is complete
+    return folder / "report.html"
+
+
+def write_tables(results: Results, folder: Path, optional: OptionalOutputs) -> None:
+    """Write all tables except the table of scores."""
+    split = final_split(results)
+    frames: dict[str, Callable[[], pd.DataFrame]] = {
+        "settings": lambda: settings_table(results),
+        "comparison": lambda: compare(results, split),
+        "per_task": lambda: per_task(results, split),
+        "examples": lambda: examples.forgotten_answers(results, split, chosen_setting(results) or ""),
+        "costs": lambda: results.costs,
+    }
+    for name, make in frames.items():
+        with optional.attempt(f"{name}.csv"):
+            frame = make()
+            if len(frame.columns):
+                write_csv(frame, folder / f"{name}.csv")
+    with optional.attempt("the tables of order sensitivity"):
+        order_sensitivity.write_order_tables(results, folder)
+    with optional.attempt("table.tex"), remove_if_incomplete(folder / "table.tex"):
+        (folder / "table.tex").write_text(latex_table(compare(results, split), split), encoding="utf-8")
+
+
+def render(
+    results: Results, figures: Sequence[FigureImage], optional: OptionalOutputs, folder: Path | None = None
+) -> str:
+    """Return the report as one HTML page that contains its figures and links to the files in `folder`."""
+    by_name = {figure.name: figure for figure in figures}
+    sections = build_sections(results, by_name, optional)
+    further = {name: figure for name, figure in by_name.items() if name not in SECTION_FIGURES}
+    appendix_parts = appendix_elements(results, further, optional)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        status=optional.value_or("the verdict", "", lambda: STATUS_LABELS.get(verdict(results).status, "")),
+        notices=optional.value_or("the notices", [], notice_sentences, results),
+        failed=failure_sentences(results),
+        sections=sections,
+        appendix=Section("appendix", "Appendix", "Appendix", (), appendix_parts),
+        missing=optional.messages,
+        files=linked_files(folder) if folder else [],
+    )
+
+
+def linked_files(folder: Path) -> list[str]:
+    """List the tables and figures in `folder`, as paths relative to the page."""
+    suffixes = (".csv", ".parquet", ".tex", ".pdf")
+    paths = [*folder.iterdir(), *(folder / "figures").glob("*")]
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix in suffixes)
+
+
+# -- figures -----------------------------------------------------------------------------------------
+
+
+def figure_names() -> list[str]:
+    """List the modules in figures/: those of the sections in the page's order, then the others."""
+    available = plugins.names("figures")
+    in_sections = [name for name in SECTION_FIGURES if name in available]
+    return in_sections + [name for name in available if name not in SECTION_FIGURES]
+
+
+def draw(name: str, results: Results, folder: Path) -> FigureImage | None:
+    """Draw figures/NAME.py and write its PNG, PDF and CSV; None where the study has no data for it."""
+    module = plugins.plugin_module("figures", name)
+    drawing: tuple[Figure, pd.DataFrame] | None = module.draw(results)
+    if drawing is None:
+        return None
+    figure, data = drawing
+    figure.set_dpi(DPI)
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)  # `savefig` would draw everything twice
+    figure.set_layout_engine("none")  # the layout is computed once and serves the PDF too
+    (folder / f"{name}.png").write_bytes(png.getvalue())
+    metadata = {"CreationDate": None}  # a date would make every file different
+    FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata=metadata)
+    write_csv(data, folder / f"{name}.csv")
+    caption = (module.__doc__ or name).strip().splitlines()[0]
+    reading = getattr(module, "READING", "")
+    width = round(96 * figure.get_figwidth())  # CSS has 96 pixels an inch
+    return FigureImage(name, caption, reading, width, base64.b64encode(png.getvalue()).decode())
+
+
+# -- LaTeX -------------------------------------------------------------------------------------------
+
+
+def latex_table(comparison: pd.DataFrame, split: str) -> str:
+    """Return the comparison as a booktabs table, in percent, with 95 % intervals."""
+    escapes = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "−": "$-$", "–": "--", "α": r"$\alpha$"}
+
+    def escape(text: object) -> str:
+        return "".join(escapes.get(character, character) for character in str(text))
+
+    lines = [
+        rf"% {split} split, in percent; mean and 95\,\% interval.",
+        r"% Needs \usepackage{booktabs}.",
+        rf"\begin{{tabular}}{{l{'r' * len(METRIC_LABELS)}}}",
+        r"\toprule",
+        " & ".join(["method", *(rf"{name} $\uparrow$" for name in METRIC_LABELS.values())]) + r" \\",
+        r"\midrule",
+    ]
+    for label, group in comparison.groupby("label", sort=False):
+        cells: Mapping[str, Mapping[str, Any]] = {row["metric"]: row for row in group.to_dict("records")}
+        lines.append(
+            " & ".join([escape(label), *(escape(format_score(cells[name])) for name in METRIC_LABELS)])
+            + r" \\"
+        )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
