@@ -1,10 +1,10 @@
-"""Fleets that do nothing but wait: what the broker, Ray Train and the store take of their time.
+"""Overhead of broker, Ray Train and store, measured with worker groups whose stages only sleep.
 
-    python benchmarks/cluster.py [--only stages|restart] [--fleets 1 2 4 8 16 32] [--seconds 5]
+    python benchmarks/cluster.py [--only stages|restart] [--groups 1 2 4 8 16 32] [--seconds 5]
 
-stages   share of the time that fleets spend on stages of 5 s, against plain Ray tasks that sleep as long;
-         from when the last fleet began its first stage: until then, others' start-up takes all cores
-restart  a broker that is killed while 10,000 stages wait: until it knows them again, until it hands one out
+stages   share of the time that worker groups spend on stages of 5 s, against plain Ray tasks of 5 s;
+         measured once the last group has begun its first stage, because start-up takes all cores
+restart  a broker that is killed while 10,000 stages wait: seconds until it knows them again and assigns one
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any
 
 import psutil
 import ray
-from dgg_ray.execution.broker_client import walk
 
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.simulation import ResponseModel
@@ -32,8 +31,8 @@ from dgg_ray.config.study import Study
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import BudgetTracker
 from dgg_ray.execution import cluster
-from dgg_ray.execution.broker import Broker
-from dgg_ray.execution.executor import Crew
+from dgg_ray.execution.broker import Broker, run_chains
+from dgg_ray.execution.executor import RayExecutor
 from dgg_ray.execution.progress import Display
 from dgg_ray.storage.backend import LocalBackend
 from dgg_ray.storage.leases import LeaseOwner
@@ -43,20 +42,20 @@ from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.synthetic_study import synthetic_study
 from dgg_ray.training.simulated_runner import SimulatedRunner
 
-ENOUGH = 200  # stages for each fleet, so that none waits while others start
+STARTUP_STAGES = 200  # extra stages for each worker group, so that none idles while others start
 
 
 @dataclass(frozen=True)
-class Clocked(StageStore):
-    """Keeps when each worker ended each stage."""
+class TimedStore(StageStore):
+    """A store that records when each worker finished each stage."""
 
     def publish(self, stage: Any, record: dict[str, Any], fill: Any) -> None:
         super().publish(stage, record, fill)
         with (self.backend.root / "ended").open("a") as log:
             log.write(f"{os.getpid()} {time.time()}\n")
 
-    def begun(self, seconds: float) -> list[tuple[int, float]]:
-        """(Worker, when) of each stage that has ended."""
+    def starts(self, seconds: float) -> list[tuple[int, float]]:
+        """Return (worker, start time) of each finished stage."""
         if not (self.backend.root / "ended").exists():
             return []
         lines = [line.split() for line in (self.backend.root / "ended").read_text().splitlines()]
@@ -64,112 +63,122 @@ class Clocked(StageStore):
 
 
 def work_items(study: Study, count: int) -> list[WorkItem]:
-    """So many first stages, all different and equally long."""
+    """Return `count` first stages, all different and equally long."""
     study = replace(study, seeds=tuple(range(count)))
     return [WorkItem(run.stages[0]) for run in study.runs]
 
 
-def sleeping(groups: int, seconds: float) -> Study:
-    """A study whose first stages take so many seconds."""
-    law = ResponseModel(seconds=1.0, wait=1.0, spread=0.0, noise=0.0)
-    study = synthetic_study(2, DGG(), simulation=law)
+def sleeping_study(groups: int, seconds: float) -> Study:
+    """Return a study whose first stages take so many seconds."""
+    simulation = ResponseModel(seconds=1.0, wait=1.0, spread=0.0, noise=0.0)
+    study = synthetic_study(2, DGG(), simulation=simulation)
     _, once = SimulatedRunner.of(study, MemoryStore()).training_cost(work_items(study, 1)[0].stage)
     workers = Workers(groups=groups, engine="simulated", idle_timeout_s=2.0, hang_timeout_minutes=0)
-    return replace(study, simulation=replace(law, seconds=seconds / once), workers=workers)
+    return replace(study, simulation=replace(simulation, seconds=seconds / once), workers=workers)
 
 
-def busy(begun: Iterable[tuple[int, float]], seconds: float) -> tuple[float, float]:
-    """(Share of their time that workers slept, between beginnings after all were at work; when all were)."""
+def busy_share(stage_starts: Iterable[tuple[int, float]], seconds: float) -> tuple[float, float]:
+    """Return (share of the workers' time spent on stages, time at which all workers had started).
+
+    The share counts the time between stage starts after all workers had started.
+    """
     starts = defaultdict[int, list[float]](list)
-    for worker, when in begun:
+    for worker, when in stage_starts:
         starts[worker].append(when)
-    together = max(min(times) for times in starts.values())
-    late = [sorted(when for when in times if when >= together) for times in starts.values()]
+    all_started = max(min(times) for times in starts.values())
+    late = [sorted(when for when in times if when >= all_started) for times in starts.values()]
     cycles = sum(len(times) - 1 for times in late if times)
     span = sum(times[-1] - times[0] for times in late if times)
-    return cycles * seconds / span if span else 0.0, together
+    return cycles * seconds / span if span else 0.0, all_started
 
 
-def by_fleets(groups: int, rounds: int, seconds: float) -> tuple[float, float]:
-    """(busy share, seconds until the last fleet began)."""
-    study = sleeping(groups, seconds)
+def measure_groups(groups: int, rounds: int, seconds: float) -> tuple[float, float]:
+    """Return (busy share, seconds until the last worker group started)."""
+    study = sleeping_study(groups, seconds)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, ExitStack() as stack:
-        store, began = Clocked(LocalBackend(Path(name) / "stages")), time.time()
+        store, began = TimedStore(LocalBackend(Path(name) / "stages")), time.time()
         store.backend.root.mkdir()
         display = stack.enter_context(Display("", quiet=True))
-        crew = stack.enter_context(Crew(study, store, Path(name), display, BudgetTracker()))
-        broker, many = crew.start(), [[item] for item in work_items(study, groups * (rounds + ENOUGH))]
-        asking = threading.Thread(target=walk, args=(many, broker))
-        asking.start()
-        begun: list[tuple[int, float]] = []
-        while len({worker for worker, _ in begun}) < groups or time.time() < until(begun, rounds, seconds):
+        executor = stack.enter_context(RayExecutor(study, store, Path(name), display, BudgetTracker()))
+        broker, chains = (
+            executor.start(),
+            [[item] for item in work_items(study, groups * (rounds + STARTUP_STAGES))],
+        )
+        client = threading.Thread(target=run_chains, args=(chains, broker))
+        client.start()
+        starts: list[tuple[int, float]] = []
+        while len({worker for worker, _ in starts}) < groups or time.time() < latest_end(
+            starts, rounds, seconds
+        ):
             time.sleep(seconds / 5)
-            begun = store.begun(seconds)
-        ray.get(broker.close.remote("enough was seen"))
-        asking.join()
-    share, together = busy(begun, seconds)
-    return share, together - began
+            starts = store.starts(seconds)
+        ray.get(broker.close.remote("the measurement is complete"))
+        client.join()
+    share, all_started = busy_share(starts, seconds)
+    return share, all_started - began
 
 
-def until(begun: Iterable[tuple[int, float]], rounds: int, seconds: float) -> float:
-    """When so many stages were done by each worker after all were at work, at the latest."""
-    return busy(begun, seconds)[1] + (rounds + 2) * seconds
+def latest_end(starts: Iterable[tuple[int, float]], rounds: int, seconds: float) -> float:
+    """Return the time by which each worker has trained `rounds` stages after all workers had started."""
+    return busy_share(starts, seconds)[1] + (rounds + 2) * seconds
 
 
-def by_tasks(groups: int, rounds: int, seconds: float, cores: int) -> float:
-    """Busy share of plain Ray tasks."""
+def measure_ray_tasks(groups: int, rounds: int, seconds: float, cores: int) -> float:
+    """Return the busy share of plain Ray tasks."""
 
     @ray.remote(num_cpus=cores / groups)
     def nap() -> tuple[int, float]:
-        begun = time.time()
+        start = time.time()
         time.sleep(seconds)
-        return os.getpid(), begun
+        return os.getpid(), start
 
-    return busy(ray.get([nap.remote() for _ in range(groups * rounds)]), seconds)[0]
+    return busy_share(ray.get([nap.remote() for _ in range(groups * rounds)]), seconds)[0]
 
 
 def memory_gb() -> float:
-    """Of all processes that this one started, each counted with what it has for itself."""
+    """Return the unique memory of all child processes together."""
     return sum(p.memory_full_info().uss for p in psutil.Process().children(recursive=True)) / 1e9
 
 
 def stages(counts: list[int], rounds: int, seconds: float) -> None:
     cores = max(counts)
-    with cluster.connected(sleeping(cores, seconds)):
+    with cluster.connected(sleeping_study(cores, seconds)):
         for groups in counts:
-            share, start = by_fleets(groups, rounds, seconds)
-            plain = by_tasks(groups, rounds, seconds, cores)
+            share, start = measure_groups(groups, rounds, seconds)
+            plain = measure_ray_tasks(groups, rounds, seconds, cores)
             print(f"  {groups:3} groups: busy {share:6.1%}, plain tasks {plain:6.1%}; ", end="")
-            print(f"all at work after {start:.0f} s", flush=True)
+            print(f"all started after {start:.0f} s", flush=True)
 
 
 # -- the broker ------------------------------------------------------------------------------------
 
 
-def broker_of(store: StageStore) -> Any:
+def start_broker(store: StageStore) -> Any:
     return Broker.remote(store, 2, None, LeaseOwner.this_process())  # type: ignore[attr-defined]
 
 
 def restart(count: int) -> None:
-    study = sleeping(1, 1.0)
+    study = sleeping_study(1, 1.0)
     with tempfile.TemporaryDirectory(prefix="dgg-") as name, cluster.connected(study):
-        broker = broker_of(open_store(Path(name)))
-        asking = threading.Thread(target=walk, args=([[item] for item in work_items(study, count)], broker))
-        asking.start()
-        known(broker, count)
-        ray.get(broker.take.remote("early", 60.0))  # which the new one will not know
+        broker = start_broker(open_store(Path(name)))
+        client = threading.Thread(
+            target=run_chains, args=([[item] for item in work_items(study, count)], broker)
+        )
+        client.start()
+        wait_until_known(broker, count)
+        ray.get(broker.next_item.remote("early", 60.0))  # the new broker will not know this assignment
         ray.kill(broker, no_restart=False)
         killed = time.perf_counter()
-        known(broker, count)
+        wait_until_known(broker, count)
         again = time.perf_counter() - killed
-        assert ray.get(broker.take.remote("fleet", 60.0))
+        assert ray.get(broker.next_item.remote("group", 60.0))
         print(f"  {count} stages known again after {again:.1f} s, ", end="")
-        print(f"the first handed out after {time.perf_counter() - killed:.1f} s")
+        print(f"the first assigned after {time.perf_counter() - killed:.1f} s")
         ray.get(broker.close.remote())
-        asking.join()
+        client.join()
 
 
-def known(broker: Any, count: int) -> None:
+def wait_until_known(broker: Any, count: int) -> None:
     while True:
         status: dict[str, Any] = ray.get(broker.status.remote())
         if status["waiting"] == count:
@@ -184,10 +193,12 @@ def main() -> None:
         "stages": lambda: stages(o.groups, o.rounds, o.seconds),
     }
     parser.add_argument("--only", choices=parts)
-    parser.add_argument("--fleets", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--rounds", type=int, default=6, help="stages for each fleet")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a stage")
-    parser.add_argument("--known", type=int, default=10_000, help="that wait when the broker is killed")
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=6, help="stages for each group")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of a stage")
+    parser.add_argument(
+        "--known", type=int, default=10_000, help="stages that wait when the broker is killed"
+    )
     o = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
     for name, run in parts.items():

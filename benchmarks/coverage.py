@@ -62,7 +62,7 @@ FIXED = [Design(1, 3), Design(1, 5), Design(2, 3), Design(2, 5), Design(3, 3, Tr
 
 
 class Study(NamedTuple):
-    """One simulated study. blocks: (order, seed) of the runs; parts: (blocks, 4) normal parts, as in SHARES."""
+    """A simulated study. blocks: (order, seed) of the runs; parts: (blocks, 4) normal parts, see SHARES."""
 
     blocks: tuple[tuple[str, int], ...]
     parts: np.ndarray

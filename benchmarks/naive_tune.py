@@ -1,12 +1,11 @@
-"""The same settings and orders, once through the stage tree and once as a plain Ray Tune study.
+"""The same settings and orders, through the stage tree and as a plain Ray Tune study.
 
     python benchmarks/naive_tune.py
 
 The plain study is written as Ray's documentation teaches it: a function trainable launches a TorchTrainer
-for each trial, and the trial learns every sequence from its start. Model, training, exams, number of
-worker processes and settings are the same; what differs is that nothing is shared and nothing is kept
-warm. Both run one after the other here, and the ratio of their wall times is printed with the stage
-counts that explain it.
+for each trial, and the trial trains every sequence from its start. Model, training, evaluations, number of
+worker processes and settings are the same. The plain study shares no stages and keeps no model warm. Both run
+one after the other; the benchmark prints the ratio of their wall times, and the stage counts that explain it.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgg_ray import Study, load_study, run_study
 from dgg_ray.execution import cluster
-from dgg_ray.execution.worker_groups import build_stage_runner
 from dgg_ray.search.comparison import make_search
 from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.stage_store import open_store
+from dgg_ray.training.setup import build_stage_runner
 
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 
 
-def learn_all(config: dict[str, Any]) -> None:
-    """A worker: every order of one setting, from its start."""
+def train_all(config: dict[str, Any]) -> None:
+    """Train every order of one setting from its start, in a worker."""
     study: Study = config["study"]
     with tempfile.TemporaryDirectory() as folder:
         for number, run in enumerate(study.runs):
-            # A store for each run: inside one nothing is there before, so nothing is shared.
+            # Each run has an empty store of its own, so no stages are shared.
             runner = build_stage_runner(study, open_store(Path(folder) / str(number)))
             for item in study.runs.work_items(run):
                 runner.run(item)
@@ -46,7 +45,7 @@ def learn_all(config: dict[str, Any]) -> None:
 
 def trial(config: dict[str, Any]) -> None:
     TorchTrainer(
-        learn_all,
+        train_all,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         torch_config=TorchConfig(backend="gloo"),
@@ -54,7 +53,7 @@ def trial(config: dict[str, Any]) -> None:
             name=f"{config['study'].id}-{os.getpid()}", storage_path=config["folder"]
         ),
     ).fit()
-    ray.tune.report({"trained_task": sum(len(run.stages) for run in config["study"].runs())})
+    ray.tune.report({"trained_task": sum(len(run.stages) for run in config["study"].runs)})
 
 
 def main() -> None:
@@ -63,10 +62,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         began = time.perf_counter()
         outcome = run_study(study, Path(folder) / "tree", quiet=True)
-        by_tree = time.perf_counter() - began
+        tree_seconds = time.perf_counter() - began
         store = study.store(Path(folder) / "tree")
-        found = EvidenceReader(study, store).replay_to_read(make_search(study))
-        settings = [profile.setting for profile in found.proposed]
+        search = EvidenceReader(study, store).replay_to_read(make_search(study))
+        settings = [query.setting for query in search.proposed]
 
         began = time.perf_counter()
         with cluster.connected(study):
@@ -81,13 +80,16 @@ def main() -> None:
                 ),
                 run_config=ray.tune.RunConfig(name="naive", storage_path=folder, verbose=0),
             ).fit()
-        naive = time.perf_counter() - began
-    asked = sum(len(run.stages) for setting in settings for run in study.at(setting).runs)
+        naive_seconds = time.perf_counter() - began
+    requested = sum(len(run.stages) for setting in settings for run in study.at(setting).runs)
     print(f"settings × orders           {len(settings)} × {len(study.all_orders)}")
-    print(f"stage tree                  {by_tree:6.1f} s, {outcome.tally['trained']} stages trained, "
-          f"{study.workers.groups} start-ups, the winner's test exams among it")  # fmt: skip
-    print(f"plain Ray Tune              {naive:6.1f} s, {asked} stages trained, {len(settings)} start-ups")
-    print(f"ratio of wall times         {naive / by_tree:6.2f}")
+    print(f"stage tree                  {tree_seconds:6.1f} s, {outcome.tally['trained']} stages trained, "
+          f"{study.workers.groups} start-ups, the winner's test evaluations included")  # fmt: skip
+    print(
+        f"plain Ray Tune              {naive_seconds:6.1f} s, {requested} stages trained, "
+        f"{len(settings)} start-ups"
+    )
+    print(f"ratio of wall times         {naive_seconds / tree_seconds:6.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Where the quickstart's time goes.
+"""How the quickstart spends its time.
 
     python benchmarks/quickstart.py
 
-Runs studies/quickstart.yaml into an empty folder and prints seconds per stage in training, in exams and
-in everything else, stages asked for and trained, and the peak memory of all processes together.
+Runs studies/quickstart.yaml into an empty folder. Prints the seconds per stage of training, of evaluations
+and of everything else, the numbers of stages requested and trained, and the peak memory of all processes
+together.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 
 
 class Memory(threading.Thread):
-    """Peak of the summed unique memory of this process and all below it."""
+    """Records the peak of the summed unique memory of this process and its descendants."""
 
     peak_gb = 0.0
 
     def run(self) -> None:
-        while not over.wait(4):  # each look walks the page tables of twenty processes
-            now = 0
-            for process in (me := psutil.Process(), *me.children(recursive=True)):
+        while not finished.wait(4):  # each sample reads the page tables of twenty processes
+            total = 0
+            for process in (parent := psutil.Process(), *parent.children(recursive=True)):
                 try:
-                    now += process.memory_full_info().uss
+                    total += process.memory_full_info().uss
                 except psutil.Error:
                     continue
-            self.peak_gb = max(self.peak_gb, now / 1e9)
+            self.peak_gb = max(self.peak_gb, total / 1e9)
 
 
-over = threading.Event()
+finished = threading.Event()
 
 
 def main() -> None:
@@ -48,22 +49,21 @@ def main() -> None:
         loaded = time.perf_counter() - began
         outcome = run_study(study, folder)
         wall = time.perf_counter() - began
-    over.set()
+    finished.set()
     costs, tally = outcome.results.costs, outcome.tally
-    learn, evaluation = costs["train_seconds"].sum(), costs["evaluation_seconds"].sum()
+    training, evaluation = costs["train_seconds"].sum(), costs["evaluation_seconds"].sum()
     stages, groups = tally["trained"], study.workers.groups
-    working = (
-        tally["seconds"] - tally["fleet_up"]
-    ) * groups  # worker seconds from the first stage to the end
-    other = working - learn - evaluation
+    # Worker seconds from the first stage to the end:
+    working = (tally["seconds"] - tally["seconds_to_first_stage"]) * groups
+    other = working - training - evaluation
     print(f"wall                       {wall:7.1f} s, of which {loaded:.1f} s reading the study")
-    print(f"until the first stage      {tally['fleet_up']:7.1f} s")
-    print(f"stages asked for / trained {tally['asked']:7d} / {stages}")
+    print(f"until the first stage      {tally['seconds_to_first_stage']:7.1f} s")
+    print(f"stages requested / trained {tally['asked']:7d} / {stages}")
     print(
-        f"training                   {learn / stages:7.2f} s a stage, {learn / working:.0%} of workers' time"
+        f"training                   {training / stages:7.2f} s per stage, {training / working:.0%} of worker time"
     )
-    print(f"exams                      {evaluation / stages:7.2f} s a stage, {evaluation / working:.0%}")
-    print(f"everything else            {other / stages:7.2f} s a stage, {other / working:.0%}")
+    print(f"evaluations                {evaluation / stages:7.2f} s per stage, {evaluation / working:.0%}")
+    print(f"everything else            {other / stages:7.2f} s per stage, {other / working:.0%}")
     print(f"peak memory                {memory.peak_gb:7.1f} GB, all processes together")
 
 

@@ -1,21 +1,22 @@
-"""What a search finds, and what it takes: stagewise against whole settings, on studies whose best is known.
+"""Regret and cost of searches: stagewise against whole settings, on studies whose best setting is known.
 
     python benchmarks/search.py                     30 studies of 6 tasks, on one order and on four
     python benchmarks/search.py --studies 60 --noise 0.02
-    python benchmarks/search.py --bend 1 --transfer 0.3     a law by which others feel a task's α
-    python benchmarks/search.py --bend -2                   a law by which guidance pays later
+    python benchmarks/search.py --bend 1 --transfer 0.3     each α affects other tasks
+    python benchmarks/search.py --bend -2                   guidance pays later
 
-Looked at: whether stagewise with a beam of 2 is at least as near the best setting as 100 trials of TPE, with
-at most a fifth of the stages trained. That hangs on the law, and does not hold where guidance pays later.
-Rivals, in the same run and on the same studies: TPE and random search, 100 whole settings each, with every
-stage that settings share counted once, the best constant α, each of the 7 tried, and the whole grid. A study
-is a law of its own (simulation.py): an α per task out of 7 values, a buffer of 20. The law as it is grants
-what a search task by task takes for granted; with `bend` and `transfer` it does not. To TPE a list of values
-is categories; as what it may be kept from by that, the same number of its trials on the range from 0 to 1
-stands beside.
+The claim: stagewise search with a beam of 2 comes at least as near the best setting as 100 trials of TPE, and
+trains at most a fifth of the stages. It depends on the response model, and fails where guidance pays later.
 
-Regret: the true mean final score of the best setting of the grid minus that of the recommended one, both
-by the law without noise; mean ± standard error over the studies. Nothing here is timed: stages are counts.
+Baselines, in the same run and on the same studies: TPE and random search with 100 whole settings each (stages
+that settings share count once), the best constant α out of 7 values, and the whole grid. Each study has a
+response model of its own (simulation.py), an α per task out of 7 values, and a buffer of 20. The default
+response model satisfies the assumptions of a search task by task; with `bend` and `transfer` it does not. TPE
+treats a list of values as categories, which may hold it back, so TPE on the range from 0 to 1 is measured
+too.
+
+Regret is the true mean final score of the best setting of the grid minus that of the recommended setting,
+both without noise; mean ± standard error over the studies. Nothing is timed: the cost is a number of stages.
 """
 
 from __future__ import annotations
@@ -46,52 +47,70 @@ LISTED, RANGE = (
 )
 TRIALS = 100
 STAGEWISE = [(1, 5), (2, 5), (3, 5), (2, 7)]  # beam, values tried at each task
-STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # trials after which TPE is looked at
+CHECKED_TRIALS = (
+    1,
+    2,
+    3,
+    5,
+    10,
+    15,
+    20,
+    30,
+    40,
+    50,
+    60,
+    70,
+    80,
+    90,
+    100,
+)  # trials after which a search is checked
 
 
-class Found(NamedTuple):
-    """stages: trained; regret: of what is recommended then."""
+class Progress(NamedTuple):
+    """A moment of a search. stages: trained so far; regret: of the setting that is recommended then."""
 
     stages: int
     regret: float
 
 
-def imagine(tasks: int, orders: int, law: ResponseModel, parameter: SearchParameter = LISTED, **search) -> Study:
+def make_study(
+    tasks: int, orders: int, model: ResponseModel, parameter: SearchParameter = LISTED, **search
+) -> Study:
     return synthetic_study(
-        tasks, DGG(buffer=BUFFER), simulation=law, orders=Orders("random", orders, law.seed),
-        search=Search({ALPHA: parameter}, seed=law.seed, **search),
+        tasks, DGG(buffer=BUFFER), simulation=model, orders=Orders("random", orders, model.seed),
+        search=Search({ALPHA: parameter}, seed=model.seed, **search),
     )  # fmt: skip
 
 
 class Truth:
-    """The law's mean final scores without noise. best: of the settings on the grid."""
+    """The true mean final scores of settings, without noise. best: the highest on the grid."""
 
     def __init__(self, study: Study) -> None:
-        self.names, self.law = study.task_names, study.simulation
+        self.names, self.model = study.task_names, study.simulation
         axes = np.meshgrid(*[ALPHAS] * len(self.names), indexing="ij", sparse=True)
         self.orders = study.all_orders
         shape = [len(ALPHAS)] * len(self.names)
         self.best = float(np.broadcast_to(self.mean(dict(zip(self.names, axes, strict=True))), shape).max())
 
     def mean(self, alphas: Mapping[str, Any]) -> Any:
-        """Over the orders, of one setting or of all at once: `Law.learned` takes arrays for α."""
+        """Return the mean over the orders; α may be arrays, for many settings at once."""
         finals = []
         for order in self.orders:
             skills: dict[str, Any] = {}
             for task in order:
-                skills = self.law.trained(skills, task, alphas[task], BUFFER, 8)
+                skills = self.model.trained(skills, task, alphas[task], BUFFER, 8)
             finals.append(sum(skills.values()) / len(order))
         return sum(finals) / len(finals)
 
     def regret(self, setting) -> float:
-        # On one order the first task's α is never decided, and has no effect.
+        # With one order, the first task's α is never searched, and has no effect.
         constant = setting.get(ALPHA, 0.0)
         alphas = {name: setting.get(f"{ALPHA}.{name}", constant) for name in self.names}
         return self.best - float(self.mean(alphas))
 
 
-def searched(study: Study, truth: Truth) -> Iterator[Found]:
-    """At some whole settings and at the end: stages trained so far, regret of what is best so far."""
+def run_search(study: Study, truth: Truth) -> Iterator[Progress]:
+    """Yield the progress after some whole settings and at the end."""
     store, method = MemoryStore(), comparison.make_search(study)
     reader = EvidenceReader(study, store)
     runner = SimulatedRunner.of(study, store)
@@ -101,32 +120,32 @@ def searched(study: Study, truth: Truth) -> Iterator[Found]:
             for item in (item for chain in chains for item in chain):
                 runner.run(item)
         method.tell(number, reader.evidence(query))
-        if method.finished or (study.search.method != "stagewise" and number + 1 in STEPS):
+        if method.finished or (study.search.method != "stagewise" and number + 1 in CHECKED_TRIALS):
             winner = method.winner()
-            yield Found(len(store.records), truth.regret(winner) if winner else np.nan)
+            yield Progress(len(store.records), truth.regret(winner) if winner else np.nan)
 
 
-def shown(regrets: np.ndarray) -> str:
+def mean_and_error(regrets: np.ndarray) -> str:
     return f"{regrets.mean():.4f} ± {regrets.std(ddof=1) / len(regrets) ** 0.5:.4f}"
 
 
-def table(orders: int, tasks: int, laws: Sequence[ResponseModel]) -> None:
-    plain = [imagine(tasks, orders, law) for law in laws]
+def print_table(orders: int, tasks: int, models: Sequence[ResponseModel]) -> None:
+    plain = [make_study(tasks, orders, model) for model in models]
     truths = [Truth(study) for study in plain]
-    print(f"{orders} order(s), {tasks} tasks, {len(ALPHAS)} α each, {len(laws)} studies like {laws[0]}")
+    print(f"{orders} order(s), {tasks} tasks, {len(ALPHAS)} α each, {len(models)} studies like {models[0]}")
     print(f"  {'search':<28}{'regret':>18}{'stages':>9}")
 
     def run(label: str, **search) -> np.ndarray:
-        """(studies, looks, 2): stages, regret."""
-        of = [imagine(tasks, orders, law, **search) for law in laws]
-        paths = [list(searched(study, truth)) for study, truth in zip(of, truths, strict=True)]
+        """Return (studies, moments, 2): stages and regret."""
+        studies = [make_study(tasks, orders, model, **search) for model in models]
+        paths = [list(run_search(study, truth)) for study, truth in zip(studies, truths, strict=True)]
         last = np.array([path[-1] for path in paths])
-        print(f"  {label:<28}{shown(last[:, 1]):>18}{last[:, 0].mean():>9.0f}", flush=True)
+        print(f"  {label:<28}{mean_and_error(last[:, 1]):>18}{last[:, 0].mean():>9.0f}", flush=True)
         return last if search["method"] == "stagewise" else np.array(paths)
 
-    ours = {
+    stagewise = {
         (beam, tries): run(
-            f"stagewise b = {beam}, tries {tries}", method="stagewise", beam=beam, values_per_task=tries
+            f"stagewise b = {beam}, {tries} values", method="stagewise", beam=beam, values_per_task=tries
         )
         for beam, tries in STAGEWISE
     }
@@ -135,22 +154,23 @@ def table(orders: int, tasks: int, laws: Sequence[ResponseModel]) -> None:
     run(f"random, {TRIALS} trials", method="random", trials=TRIALS)
     run("the best constant α", method="grid", parameter=SearchParameter(values=ALPHAS))
     beginnings = {order[:t] for order in plain[0].all_orders for t in range(1, tasks + 1)}
-    whole = sum(len(ALPHAS) ** (len(beginning) - 1) for beginning in beginnings)
-    print(f"  {'the whole grid, by counting':<28}{'0 without noise':>18}{whole:>9,}")
+    grid_stages = sum(len(ALPHAS) ** (len(beginning) - 1) for beginning in beginnings)
+    print(f"  {'the whole grid (counted)':<28}{'0 without noise':>18}{grid_stages:>9,}")
 
-    mine, theirs = ours[2, 5], tpe[:, -1]
-    ratio = theirs[:, 0].mean() / mine[:, 0].mean()
-    gap = mine[:, 1] - theirs[:, 1]
+    beam_2, tpe_end = stagewise[2, 5], tpe[:, -1]
+    ratio = tpe_end[:, 0].mean() / beam_2[:, 0].mean()
+    gap = beam_2[:, 1] - tpe_end[:, 1]
     holds = ratio >= 5 and gap.mean() <= 0
-    print(f"  regret of b = 2, tries 5 minus TPE's, paired: {shown(gap)}; TPE's stages / its: {ratio:.1f}")
+    print(f"  regret of b = 2, 5 values minus TPE's, paired: {mean_and_error(gap)}; stage ratio: {ratio:.1f}")
     print(
-        f"  under this law, no more regret with ≤ 1/5 of the stages: {'holds' if holds else 'DOES NOT HOLD'}"
+        "  under this response model, no more regret with ≤ 1/5 of the stages: "
+        f"{'holds' if holds else 'DOES NOT HOLD'}"
     )
-    reached = np.flatnonzero(tpe[:, :, 1].mean(axis=0) <= mine[:, 1].mean())
+    reached = np.flatnonzero(tpe[:, :, 1].mean(axis=0) <= beam_2[:, 1].mean())
     if len(reached):
-        print(f"  TPE is as near after {tpe[:, reached[0], 0].mean():.0f} stages")
+        print(f"  TPE reaches the same regret after {tpe[:, reached[0], 0].mean():.0f} stages")
     else:
-        print(f"  TPE is not as near within {TRIALS} trials")
+        print(f"  TPE does not reach it within {TRIALS} trials")
 
 
 def main() -> None:
@@ -159,15 +179,15 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=6)
     parser.add_argument("--noise", type=float, default=0.01, help="standard deviation of a stage's scores")
     parser.add_argument(
-        "--orders", type=int, nargs="*", default=[1, 4], help="a table for each number of them"
+        "--orders", type=int, nargs="*", default=[1, 4], help="numbers of orders, a table each"
     )
-    parser.add_argument("--bend", type=float, default=0.0, help="of the law (simulation.py)")
-    parser.add_argument("--transfer", type=float, default=0.0, help="of the law (simulation.py)")
+    parser.add_argument("--bend", type=float, default=0.0, help="of the response model (simulation.py)")
+    parser.add_argument("--transfer", type=float, default=0.0, help="of the response model (simulation.py)")
     o = parser.parse_args()
     print(f"{platform.machine()}, {cpu_count()} CPU cores")
-    like = ResponseModel(noise=o.noise, bend=o.bend, transfer=o.transfer)
+    model = ResponseModel(noise=o.noise, bend=o.bend, transfer=o.transfer)
     for orders in o.orders:
-        table(orders, o.data.tasks, [replace(like, seed=seed) for seed in range(o.studies)])
+        print_table(orders, o.tasks, [replace(model, seed=seed) for seed in range(o.studies)])
 
 
 if __name__ == "__main__":

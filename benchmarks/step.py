@@ -1,12 +1,12 @@
-"""What guidance costs: a DGG step against a plain LoRA step on the same batches, in one run.
+"""The cost of guidance: a DGG step against a plain LoRA step on the same batches, in one run.
 
     python benchmarks/step.py                       the embedded model on one CPU thread
     python benchmarks/step.py --model 7b --gpu      LLaVA-1.5-7B's config, random weights, bf16, one GPU
 
-Rounds of plain steps and of guided steps take turns, so that both meet the same machine. α is 1: guidance
-in every step, where a study has it in a share of them. Printed: the median ratio over the rounds, what
-guidance alone takes against the time that its least memory traffic takes (read θ, θ* and g, write
-g), examples and tokens a second for training and exams, and the share of the machine's matrix rate.
+Rounds of plain steps and of guided steps alternate, so that both meet the same load. α is 1: every step is
+guided, where a study guides a share of the steps. The benchmark prints the median ratio over the rounds; the
+time of guidance alone against that of its minimal memory traffic (read θ, θ* and g, write g); examples and
+tokens per second for training and evaluations; and the share of the machine's matrix rate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from dgg_ray.training.learner import PeftLearner
 
 @dataclass(frozen=True)
 class Random7B(Model):
-    """LLaVA-1.5-7B by its config, with random weights: as fast and as large as the real one."""
+    """LLaVA-1.5-7B with random weights: as fast and as large as the real model."""
 
     plain_head = True
     layers: int = 32
@@ -67,9 +68,9 @@ class Random7B(Model):
             model = LlavaForConditionalGeneration(config)
         torch.set_default_dtype(before)
         size = {"shortest_edge": 336}
-        pictures = CLIPImageProcessorPil(size=size, crop_size={"height": 336, "width": 336})
+        images = CLIPImageProcessorPil(size=size, crop_size={"height": 336, "width": 336})
         processor = LlavaProcessor(
-            pictures, words, patch_size=14, vision_feature_select_strategy="default",
+            images, words, patch_size=14, vision_feature_select_strategy="default",
             num_additional_image_tokens=1, chat_template=embedded.chat_template,
         )  # fmt: skip
         return model.eval(), processor
@@ -93,14 +94,14 @@ def median(run: Callable[[], Any], device: torch.device, times: int) -> float:
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of one large product in that precision."""
+    """Return the FLOP/s of one large matrix product in that precision."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a = torch.randn(side, side, device=device, dtype=dtype if precision == "bf16" else torch.float32)
     return 2 * side**3 / median(lambda: a @ a, device, 9)
 
 
 def copy_rate(device: torch.device, bytes_: int) -> float:
-    """Bytes/s of a copy as large as the weights, read and written."""
+    """Return the bytes/s, read and written, of a copy as large as the weights."""
     a = torch.randn(max(bytes_ // 4, 1), device=device)
     b = torch.empty_like(a)
     return 2 * bytes_ / median(lambda: b.copy_(a), device, 21)
@@ -114,8 +115,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--micro", type=int)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=5, help="of one kind in a round")
-    parser.add_argument("--layers", type=int, default=32, help="of the 7b model, to try the benchmark out")
+    parser.add_argument("--steps", type=int, default=5, help="steps of one kind in a round")
+    parser.add_argument(
+        "--layers", type=int, default=32, help="layers of the 7b model; fewer for a quick try"
+    )
     parser.add_argument("--hidden", type=int, default=4096)
     o = parser.parse_args()
 
@@ -141,15 +144,16 @@ def main() -> None:
     edits = {"plain": lambda weights, gradients, step: None, "guided": dgg.edit_gradient}
     step = iter(range(10**6))
 
-    def some(kind: str) -> Callable[[], None]:
-        return lambda: [learner.step(batch, next(step), edits[kind]) for _ in range(o.steps)] and None
+    def run_steps(kind: str) -> None:
+        for _ in range(o.steps):
+            learner.step(batch, next(step), edits[kind])
 
     for kind in edits:
-        some(kind)()  # warm
+        run_steps(kind)  # warm-up
     times: dict[str, list[float]] = {kind: [] for kind in edits}
     for number in range(o.rounds):
-        for kind in sorted(edits, reverse=number % 2 == 0):  # who goes first takes turns too
-            times[kind].append(seconds(some(kind), device) / o.steps)
+        for kind in sorted(edits, reverse=number % 2 == 0):  # the first kind alternates too
+            times[kind].append(seconds(partial(run_steps, kind), device) / o.steps)
     ratios = [g / p for g, p in zip(times["guided"], times["plain"], strict=True)]
     plain, ratio = statistics.median(times["plain"]), statistics.median(ratios)
 
@@ -157,7 +161,7 @@ def main() -> None:
     anchor, gradients = ([torch.randn_like(w) for w in weights] for _ in range(2))
     alone = median(lambda: add_guidance(weights, anchor, ShardedTensors(gradients)), device, 51)
     bytes_ = 4 * sum(w.numel() * w.element_size() for w in weights)
-    least = bytes_ / copy_rate(device, bytes_ // 4)
+    minimum = bytes_ / copy_rate(device, bytes_ // 4)
 
     with FlopCounterMode(display=False) as counter:
         learner.step(batch, next(step), edits["plain"])
@@ -175,9 +179,9 @@ def main() -> None:
           f"{spread[-1 - len(spread) // 10]:.4f}, tenth to ninth decile)")  # fmt: skip
     print(f"guidance alone           {1e3 * alone:.3f} ms, {alone / plain:.2%} of a step")
     print(
-        f"its least traffic        {bytes_ / 1e6:.1f} MB, {1e3 * least:.3f} ms: {least / alone:.0%} reached"
+        f"its minimal traffic      {bytes_ / 1e6:.1f} MB, {1e3 * minimum:.3f} ms: {minimum / alone:.0%} reached"
     )
-    print(f"exams                    {len(examples['test']) / evaluations:.0f} examples/s at 4 new tokens")
+    print(f"evaluations              {len(examples['test']) / evaluations:.0f} examples/s at 4 new tokens")
     print(f"matrix rate              {rate / 1e9:.0f} GFLOP/s; a step reaches "
           f"{counter.get_total_flops() / plain / rate:.0%} of it")  # fmt: skip
     if o.gpu:

@@ -1,9 +1,9 @@
-"""What a submission from afar adds before the first stage, against the same command given on the head.
+"""The delay that a remote submission adds before the first stage, against the same command on the head node.
 
     python benchmarks/submit.py [--rounds 3]
 
-Both begin with a new process; both end when the store says that a stage is being learned. Ray is there
-already: a head of this machine, with its dashboard, its jobs and a token.
+Both start with a new process, and end when the store says that a stage is running. Ray runs already: a head
+node on this machine, with its dashboard, its jobs and a token.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from dgg_ray.config import registry
-from dgg_ray.config.registry import LIVE
+from dgg_ray.config.registry import LIVE, document_name
 from dgg_ray.storage.stage_store import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +38,7 @@ simulation: {{wait: 1, seconds: 2000}}
 
 @contextlib.contextmanager
 def head(folder: Path):
-    """An environment in which commands find a head."""
+    """Start a head node; yield the environment in which commands find it."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -60,7 +59,7 @@ def head(folder: Path):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", DASHBOARD), 1):
                 break
             time.sleep(0.2)
-        time.sleep(5)  # its agents are a little later than its dashboard
+        time.sleep(5)  # the agents start a little later than the dashboard
         yield environment | {"RAY_ADDRESS": f"127.0.0.1:{ports['port']}"}
     finally:
         for member in (*psutil.Process(process.pid).children(recursive=True), process):
@@ -69,17 +68,17 @@ def head(folder: Path):
         process.wait()
 
 
-def until_a_stage_is_learned(words: list[str], environment: dict[str, str], name: str, store: Path) -> float:
-    """Seconds from the command to its first stage; the study is stopped then."""
+def seconds_to_first_stage(words: list[str], environment: dict[str, str], name: str, store: Path) -> float:
+    """Return the seconds from the command to its first stage; then stop the study."""
     began = time.perf_counter()
     log = (store.parent.parent / f"{name}.log").open("w+")
     process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
     while True:
-        live = open_store(str(store)).get_document(registry.document_name(name, LIVE)) if store.exists() else None
+        live = open_store(str(store)).get_document(document_name(name, LIVE)) if store.exists() else None
         if live and live["content"]["running"]:
             break
         if process.poll() or time.perf_counter() - began > 300:
-            sys.exit(f"no stage began: {Path(log.name).read_text()}")
+            sys.exit(f"no stage started: {Path(log.name).read_text()}")
         time.sleep(0.02)
     seconds = time.perf_counter() - began
     if "submit" in words:
@@ -97,7 +96,7 @@ def main() -> None:
     rounds = p.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="dgg-") as temporary, head(Path(temporary)) as environment:
         folder, dgg_ray = Path(temporary), [sys.executable, "-m", "dgg_ray"]
-        found: dict[str, list[float]] = {"on the head": [], "submitted": []}
+        durations: dict[str, list[float]] = {"on the head": [], "submitted": []}
         for i in range(rounds):
             for how, command in (("on the head", "run"), ("submitted", "submit")):
                 name = f"{command}{i}"
@@ -105,10 +104,10 @@ def main() -> None:
                 file.write_text(STUDY.format(name=name))
                 words = [*dgg_ray, command, str(file), "--store", str(store)]
                 if command == "run":
-                    words += ["--address", environment["RAY_ADDRESS"], "--out", str(folder / name)]
-                found[how].append(until_a_stage_is_learned(words, environment, name, store))
-                print(f"{how:12} {found[how][-1]:6.1f} s", flush=True)
-        medians = {how: statistics.median(seconds) for how, seconds in found.items()}
+                    words += ["--ray-address", environment["RAY_ADDRESS"], "--out", str(folder / name)]
+                durations[how].append(seconds_to_first_stage(words, environment, name, store))
+                print(f"{how:12} {durations[how][-1]:6.1f} s", flush=True)
+        medians = {how: statistics.median(seconds) for how, seconds in durations.items()}
         print(
             f"a submission adds {medians['submitted'] - medians['on the head']:.1f} s (medians of {rounds})"
         )

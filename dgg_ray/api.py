@@ -44,7 +44,7 @@ from dgg_ray.core.stage import Run
 from dgg_ray.core.terminal import warn
 from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.storage.store_view import StoreView
+from dgg_ray.storage.store_view import view_of
 
 if TYPE_CHECKING:
     from dgg_ray.planning.plan import Plan
@@ -75,7 +75,7 @@ def load_study(
 def with_warm_starts(study: Study) -> tuple[Study, list[Fault]]:
     from dgg_ray.search import warm_start  # late: most studies are read without Optuna
 
-    return warm_start.warmed(study)
+    return warm_start.add_warm_starts(study)
 
 
 def study_to_dict(study: Study) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def plan_study(
     from dgg_ray.search import comparison, warm_start
 
     out = Path(out).absolute()
-    study = warm_start.settled(study, out)
+    study = warm_start.restore_warm_starts(study, out)
     if changes := study_changes.describe_changes(study, out):
         warn(changes)
     store = study.store(out)
@@ -204,7 +204,7 @@ def study_status(out: str | Path) -> StudyStatus:
     out, optional = Path(out).absolute(), OptionalOutputs(warn)
     study = saved_study.require_saved_study(out)
     store = study.store(out)
-    contents = load.read_contents(EvidenceReader(study, view := StoreView(store)))
+    contents = load.read_contents(EvidenceReader(study, view := view_of(store)))
     search, best = contents.comparison.search, ""
     if search:
         best = optional.value_or("the best setting so far", "", comparison.best_so_far, search)

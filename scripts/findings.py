@@ -20,7 +20,7 @@ from scipy import stats
 
 from dgg_ray.analysis import load
 from dgg_ray.analysis.run_table import BLOCK, interval_over_seeds, runs, settings_by_label
-from dgg_ray.search.objective import gap_range
+from dgg_ray.search.objective import difference_range
 from dgg_ray.stats.intervals import Interval, fixed_orders_interval, holm
 
 METRICS = {"faa": "final score (FAA)", "stability": "stability", "plasticity": "plasticity"}
@@ -76,7 +76,7 @@ def contrasts(table: pd.DataFrame, labels: dict[str, str], metric: str) -> list[
     lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | seeds |", "|---|---|---|---|---|"]
     for (first, second), of, alone, after in zip(pairs, found, p, holm(p), strict=True):
         if of.n and not np.isnan(of.mean):
-            low, high = np.clip([of.low, of.high], *gap_range(metric)).tolist()
+            low, high = np.clip([of.low, of.high], *difference_range(metric)).tolist()
             gap = interval(of.mean, low, high, "+")
             lines.append(f"| {first} − {second} | {gap} | {alone:.3f} | {after:.3f} | {len(of.values)} |")
     return lines

@@ -9,7 +9,7 @@ from toy_world import world  # noqa: F401 - a fixture
 
 @pytest.fixture(autouse=True, scope="session")
 def child_processes_receive_signals():
-    """Handle the signals that nohup or a shell's `&` ignores, because child processes inherit ignored signals."""
+    """Stop ignoring signals, as nohup or a shell's `&` does: child processes would inherit that."""
     for name in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(name) == signal.SIG_IGN:
             signal.signal(name, lambda *_: None)

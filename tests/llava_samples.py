@@ -12,13 +12,13 @@ from dgg_ray.readers.llava import Llava
 def sample(folder):
     """Write seven images for training and three for the test; each has its own shade."""
     for i in range(10):
-        picture(folder / f"{i}.png", shade=20 * i)
+        write_image(folder / f"{i}.png", shade=20 * i)
     write(folder / "train.json", [turn(f"a{i}", f"{i}.png", f"answer {i}") for i in range(7)])
     write(folder / "test.json", [question(f"q{i}", f"{i}.png", f"answer {i}") for i in range(7, 10)])
     return folder
 
 
-def picture(path, shade=0, size=(8, 6)):
+def write_image(path, shade=0, size=(8, 6)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (shade, 255 - shade, 7)).save(path)
 

@@ -135,7 +135,7 @@ def picture(task: str, split: str, i: int) -> str:
 
 
 def captions(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return two captions for each image, in COCO's form, with images named by the last part of their paths."""
+    """Return two captions for each image, in COCO's form; images are named by their file names."""
     images = [{"id": n, "file_name": Path(r["image"]).name} for n, r in enumerate(records, start=1)]
     notes = [
         {"id": 2 * n + k, "image_id": n, "caption": text}

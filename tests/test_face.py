@@ -136,7 +136,7 @@ def test_an_unfinished_study_can_be_opened(tmp_path):
     study = load_study(
         {**STUDY, "workers": {"engine": "simulated"}, "search": {"space": {"strategy.alpha": [0, 1]}}}
     )
-    from dgg_ray.config import loader, saved_study
+    from dgg_ray.config import saved_study
 
     saved_study.save_study(study, tmp_path)
     found = dgg_ray.open(tmp_path)

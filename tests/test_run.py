@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-
 from study_samples import with_data
 
 from dgg_ray import cli, load_study, run_study

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dgg_ray import Study, cli, load_study
-from dgg_ray.config import loader, saved_study
+from dgg_ray.config import saved_study
 
 SIZE = {"reader": "embedded", "train": 12, "validation": 10, "test": 10}
 STUDY = {

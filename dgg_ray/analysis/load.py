@@ -31,7 +31,7 @@ from dgg_ray.cost.model import CostModel
 from dgg_ray.search.comparison import SPLITS as COMPARED_SPLITS
 from dgg_ray.search.comparison import Comparison, untouched_item
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
-from dgg_ray.search.space import space
+from dgg_ray.search.space import search_space
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import StoreView, view_of
 
@@ -65,7 +65,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
     store = view_of(study.store(out))
-    parameters = tuple(space(study, study.search)) if study.search else ()
+    parameters = tuple(search_space(study, study.search)) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
     search, winner = comparison.search, comparison.winner
@@ -91,7 +91,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
         baselines={label: runs.id for label, runs in comparison.settings.items() if runs is not winner},
-        evaluated=tuple(study.at(search.proposed[n].setting).id for n in search.judged()) if search else (),
+        evaluated=tuple(study.at(search.proposed[n].setting).id for n in search.evaluated()) if search else (),
         failures=failed_stages(store, contents.stages),
         costs=costs,
         facts=value_or("the environment", {}, study_facts, study, store, requested, stages),

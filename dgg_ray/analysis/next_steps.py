@@ -43,7 +43,7 @@ from dgg_ray.analysis.run_table import (
 )
 from dgg_ray.core.phrases import join_names, plural
 from dgg_ray.search.alpha_curve import Tradeoff
-from dgg_ray.search.pruning import by_cluster
+from dgg_ray.search.pruning import cluster_means
 from dgg_ray.stats.formats import format_percent, format_signed
 from dgg_ray.stats.intervals import (
     MIN_CLUSTERS,
@@ -143,7 +143,7 @@ def expected_search_gain(results: Results) -> tuple[float, float]:
     if len(values) <= 2:
         return inf, nan
     clusters = block_clusters(results.setup.search_blocks) or range(values.shape[-1])
-    share, spread = between_setting_share(by_cluster(values, clusters)[0])
+    share, spread = between_setting_share(cluster_means(values, clusters)[0])
     if isnan(share):
         return inf, nan
     finished = sum(candidate.state != "open" for candidate in search.candidates)

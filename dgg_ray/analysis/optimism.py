@@ -38,7 +38,7 @@ from dgg_ray.analysis.run_table import (
 )
 from dgg_ray.config.sections import Constraint
 from dgg_ray.core.phrases import join_names, plural
-from dgg_ray.search.objective import gap_range, range_of
+from dgg_ray.search.objective import difference_range, metric_range
 from dgg_ray.stats.formats import (
     CI,
     EstimateStyle,
@@ -90,10 +90,10 @@ def optimism(results: Results) -> Optimism | None:
     if np.isnan(search_score) or final_test.empty or final.empty:
         return None
     metric = headline_metric(results)
-    scale, split_gaps = range_of(metric), (final - final_test).dropna()
+    scale, split_gaps = metric_range(metric), (final - final_test).dropna()
     split_part = None
     if setup.selection_split != "test":
-        split_part = mean_gap(split_gaps, gap_range(metric), clusters=two_way_clusters((*split_gaps.index,)))
+        split_part = mean_gap(split_gaps, difference_range(metric), clusters=two_way_clusters((*split_gaps.index,)))
     return Optimism(
         float(search_score),
         interval_of_scores(final_test, scale),
@@ -282,9 +282,9 @@ def constraint_margin(
     """Return the mean margin of a constraint, positive where it is met; no bound exceeds the margin's "
     "range."""
     if constraint.baseline:
-        low, high = (end - constraint.bound for end in gap_range(constraint.metric))
+        low, high = (end - constraint.bound for end in difference_range(constraint.metric))
         return mean_gap(margin, (low, high), clusters=clusters)
-    low, high = (end - constraint.bound for end in range_of(constraint.metric))
+    low, high = (end - constraint.bound for end in metric_range(constraint.metric))
     return mean_interval(margin, clusters=clusters, within=(low, high))
 
 
@@ -323,7 +323,7 @@ def audit_sentences(results: Results) -> list[str]:
         return []
     better = [state for state in audited if state.preferred]
     gaps = np.mean([state.block_gaps for state in audited], axis=0)
-    average = mean_gap(gaps, gap_range(*results.objective), clusters=selection_clusters(results, len(gaps)))
+    average = mean_gap(gaps, difference_range(*results.objective), clusters=selection_clusters(results, len(gaps)))
     sentences = [
         f"Audit: {len(audited)} of the branches that the search dropped were run to the end, and "
         f"{len(better) or 'none'} of them looked better than the best that was kept. On average they ended "
@@ -339,7 +339,7 @@ def audit_sentences(results: Results) -> list[str]:
 def luck_sentences(results: Results, better: Sequence[AuditedState]) -> list[str]:
     """Say whether the branches that looked better show that the choice was wrong."""
     audited = len(results.search.audited_states) if results.search else 0
-    within = gap_range(*results.objective)
+    within = difference_range(*results.objective)
     leads = [
         audit_lead(state.block_gaps, audited, selection_clusters(results, len(state.block_gaps)), within)
         for state in better
@@ -382,7 +382,7 @@ def held_out_sentences(results: Results, state: AuditedState) -> list[str]:
     gaps = (audited_scores - kept_scores).dropna() / len(results.objective)
     if gaps.empty:
         return []
-    lead = mean_gap(gaps, gap_range(*results.objective), clusters=two_way_clusters(tuple(gaps.index)))
+    lead = mean_gap(gaps, difference_range(*results.objective), clusters=two_way_clusters(tuple(gaps.index)))
     return [
         f"On the {split} split of {plural(lead.n, 'held-out block')}, which took no part in the choice, it "
         f"ended {describe_distance(lead)}."

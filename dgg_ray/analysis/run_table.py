@@ -31,7 +31,7 @@ from dgg_ray.core import plugins
 from dgg_ray.core.errors import ResultsError, did_you_mean
 from dgg_ray.core.scores import MetricValue, ScoreMatrix
 from dgg_ray.search.alpha_curve import alpha_paths
-from dgg_ray.search.objective import gap_range, range_of
+from dgg_ray.search.objective import difference_range, metric_range
 from dgg_ray.stats.intervals import (
     UNBOUNDED,
     Difference,
@@ -403,7 +403,7 @@ def interval_over_blocks(
     bounds: the range of its values, which no bound of the interval exceeds. For a metric of metrics/ its own
         range is used instead.
     """
-    within = range_of(metric) if metric in metrics() else bounds
+    within = metric_range(metric) if metric in metrics() else bounds
     if rows["together"].any():
         return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
     return mean_interval(rows[metric], clusters=two_way_clusters(blocks_of_rows(rows)), within=within)
@@ -411,7 +411,7 @@ def interval_over_blocks(
 
 def interval_over_seeds(rows: pd.DataFrame, metric: str) -> Interval:
     """Return the same mean with its 95 % interval over seeds, for exactly these orders."""
-    within = range_of(metric) if metric in metrics() else (0.0, 1.0)
+    within = metric_range(metric) if metric in metrics() else (0.0, 1.0)
     if rows["together"].any():
         return mean_interval(rows.groupby("seed")[metric].mean(), within=within)
     return fixed_orders_interval(rows[metric], blocks_of_rows(rows), within=within)
@@ -436,7 +436,7 @@ def difference_intervals(gaps: pd.Series, metric: str, family: int, joint: bool)
     family: number of baselines for which the simultaneous bounds hold (Bonferroni).
     joint: whether the differences are to joint runs, which share a run between all orders of a seed.
     """
-    within, clusters = gap_range(metric), two_way_clusters(tuple(gaps.index), by_seed=joint)
+    within, clusters = difference_range(metric), two_way_clusters(tuple(gaps.index), by_seed=joint)
     single = paired_difference(gaps, 0 * gaps, clusters=clusters, within=within)
     wide = paired_difference(gaps, 0 * gaps, 1 - 0.05 / family, clusters, within)
     fixed = fixed_orders_interval(gaps, tuple(gaps.index))

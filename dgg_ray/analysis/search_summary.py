@@ -29,7 +29,7 @@ from dgg_ray.cost.model import CostModel
 from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.comparison import Comparison, final_chains
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
-from dgg_ray.search.objective import Evidence, Values, by_block, fronts, hypervolume, preferred, summary
+from dgg_ray.search.objective import Evidence, Values, values_by_block, fronts, hypervolume, rank_settings, mean_values
 from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.stagewise import Stagewise
 from dgg_ray.storage.stage_store import StageStore
@@ -76,16 +76,16 @@ def summarize_search(
 def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Iterator[CandidateSetting]:
     """Yield the complete settings in the order proposed, each once."""
     study, seen, stages = search.study, set[str](), set[str]()
-    evaluated = search.judged()
+    evaluated = search.evaluated()
     for number, query in enumerate(search.proposed):
         stages |= {item.stage.key for request in requests.get(number, ()) for item in request.items}
         setting = study.at(query.setting).id
         if not is_complete(search, query) or setting in seen:
             continue
         seen.add(setting)
-        evidence = search.told.get(number)
+        evidence = search.answers.get(number)
         if evidence is None:
-            state = "failed" if number in search.told else "open"
+            state = "failed" if number in search.answers else "open"
             yield CandidateSetting(setting, state, stages_so_far=len(stages))
             continue
         trained_tasks = [int((~np.isnan(scores.R.diagonal())).sum()) for scores in evidence.scores]
@@ -97,8 +97,8 @@ def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Ite
             state = "evaluated"
         else:
             state = "failed" if finished == len(trained_tasks) else "pruned"
-        values = by_block(evidence, search.search.objective, search.constraints)[:finished]
-        means = summary(values, len(search.search.objective)) if finished else Values(())
+        values = values_by_block(evidence, search.search.objective, search.constraints)[:finished]
+        means = mean_values(values, len(search.search.objective)) if finished else Values(())
         yield CandidateSetting(
             setting,
             state,
@@ -119,7 +119,7 @@ def count_stages_saved(search: SearchMethod, store: StageStore) -> int:
     """Count the stages of pruned settings that no run has trained."""
     study, untrained = search.study, set[str]()
     for number, query in enumerate(search.proposed):
-        if search.told.get(number) and query.pruning_test and number not in search.judged():
+        if search.answers.get(number) and query.pruning_test and number not in search.evaluated():
             stages = [stage for run in study.at(query.setting).runs for stage in run.stages]
             untrained |= {stage.key for stage in stages if store.record(stage) is None}
     return len(untrained)
@@ -151,7 +151,7 @@ def summarize_depths(search: Stagewise) -> Iterator[DepthSummary]:
                 float(np.mean(values.objective)),
                 id(state) in kept,
             )
-            for state, values in zip(level.states, level.hoped, strict=True)
+            for state, values in zip(level.states, level.extrapolated, strict=True)
         ]
         yield DepthSummary(level.depth, tuple(states))
 
@@ -162,9 +162,9 @@ def summarize_audit(search: Stagewise) -> Iterator[AuditedState]:
     best = next((number for number in search.ranking() if number not in audited_numbers), None)
     if best is None:
         return
-    best_evidence, evaluated = search.told[best], search.judged()
+    best_evidence, evaluated = search.answers[best], search.evaluated()
     for state, number in search.audited:
-        evidence = None if number is None else search.told.get(number)
+        evidence = None if number is None else search.answers.get(number)
         if number is None or evidence is None or best_evidence is None:
             continue
         objectives, best_objectives = (
@@ -172,7 +172,7 @@ def summarize_audit(search: Stagewise) -> Iterator[AuditedState]:
             block_objectives(search, best_evidence),
         )
         if np.isfinite(objectives).all() and best in evaluated:
-            ranking = preferred([search.values(best_evidence), search.values(evidence)])
+            ranking = rank_settings([search.values(best_evidence), search.values(evidence)])
             yield AuditedState(
                 depth=state.depth,
                 state=search.study.at(state.setting).id,
@@ -186,7 +186,7 @@ def summarize_audit(search: Stagewise) -> Iterator[AuditedState]:
 
 def block_objectives(search: SearchMethod, evidence: Evidence) -> np.ndarray:
     """Return the mean of the objectives on each block, shape (blocks,)."""
-    return by_block(evidence, search.search.objective).mean(axis=1)
+    return values_by_block(evidence, search.search.objective).mean(axis=1)
 
 
 # -- setup of the comparison, and remaining work ---------------------------------------------------

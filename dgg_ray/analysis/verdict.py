@@ -28,7 +28,7 @@ from dgg_ray.analysis.run_table import (
 )
 from dgg_ray.config.sections import name_of
 from dgg_ray.core.phrases import join_names
-from dgg_ray.search.objective import range_of, simplicity
+from dgg_ray.search.objective import metric_range, simplicity
 from dgg_ray.stats.formats import (
     EstimateStyle,
     difference_interval_name,
@@ -116,7 +116,7 @@ def verdict_without_score(results: Results, chosen: str, split: str) -> Verdict:
 def verdict_at_scale_end(results: Results, rows: pd.DataFrame, metric: str, split: str) -> Verdict | None:
     """Return the verdict where all scores are so low, or so high, that settings cannot differ by much."""
     scores = rows["score"].dropna()
-    if range_of(metric) != (0.0, 1.0) or scores.empty:
+    if metric_range(metric) != (0.0, 1.0) or scores.empty:
         return None
     name = METRIC_LABELS.get(metric, metric)
     if scores.max() < FLOOR:

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from dgg_ray.core.errors import STRICT
 
 Value = float | int | str | bool
-ALPHA = "strategy.alpha"
+ALPHA = "strategy.alpha"  # for the analysis and the report of α curves, which are about DGG's α alone
 MOST = 10_000  # orders, seeds, blocks: listing more would take too long
 FROM_SEARCH = (
     "runner_up",

@@ -43,7 +43,7 @@ def prepare(study: Study, out: Path, local: bool, optional: OptionalOutputs) -> 
     """
     from dgg_ray.search import warm_start  # here: it imports SciPy
 
-    study = warm_start.settled(study, out)
+    study = warm_start.restore_warm_starts(study, out)
     if changes := study_changes.describe_changes(study, out):
         warn(changes)
     store = study.store(out)
@@ -155,7 +155,7 @@ def run_search(reader: EvidenceReader, executor: StageExecutor, search: SearchMe
 
     first_unanswered = view.replay(search, on_answer)
     if first_unanswered is not None:
-        search.put_back(*first_unanswered)
+        search.return_query(*first_unanswered)
         if isinstance(executor, RayExecutor):
             search_with_tune(reader, search, executor)
         else:

@@ -423,7 +423,7 @@ def items_by_stage(
 
 def is_answered(search: SearchMethod, number: int) -> bool:
     """Whether the search has the evidence for its query of that number."""
-    return number in search.told
+    return number in search.answers
 
 
 @contextmanager

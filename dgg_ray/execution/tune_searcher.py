@@ -41,7 +41,7 @@ def search_with_tune(reader: EvidenceReader, search: SearchMethod, executor: Ray
         ),
         run_config=ray.tune.RunConfig(
             name="tune",
-            storage_path=str(executor.out / "ray"),
+            storage_path=str(executor.exhausted / "ray"),
             failure_config=ray.tune.FailureConfig(max_failures=3),
             verbose=0,
         ),
@@ -127,7 +127,7 @@ class TuneSearcher(Searcher):
             self.executor.expect(count)
             self.executor.count_stored(count)
             self.search.tell(number, view.evidence(query))
-        return Searcher.FINISHED if self.search.out else None
+        return Searcher.FINISHED if self.search.exhausted else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         for _ in range(result["stages"] - self.stages.get(trial_id, 0)):

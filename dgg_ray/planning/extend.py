@@ -61,8 +61,8 @@ def extend(
 ) -> ExtendedStudy:
     """Write a study file with these tasks after those of `file`; StudyError holds every fault.
 
-    tasks: name → a folder with train and test files, a train file beside its test file, or the name of a reader
-        that needs no files, such as `embedded`.
+    tasks: name → a folder with train and test files, a train file beside its test file, or the name of a
+        reader that needs no files, such as `embedded`.
     results: folder of the old study's results; None is out/NAME, if it exists.
     name: of the new study; None is the old one's with the tasks'.
     new: the file to write; None is beside the old one, named after the tasks.
@@ -71,7 +71,7 @@ def extend(
         warm_start,
     )  # late: it imports Optuna, and typing errors are found without
 
-    study = loader.load_file(file, data, further=warm_start.warmed)
+    study = loader.load_file(file, data, further=warm_start.add_warm_starts)
     suffix = "-".join(tasks)
     new = new or file.with_name(f"{file.stem}-{suffix}{file.suffix}")
     name = name or f"{study.name}-{suffix}"
@@ -85,8 +85,8 @@ def extend(
     if results and old_study is None:
         faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
     if old_study:
-        faults += warm_start.changed(study, old_study, folder)
-    has_winner = old_study is not None and warm_start.judged(old_study, folder) is not None
+        faults += warm_start.changed_task_faults(study, old_study, folder)
+    has_winner = old_study is not None and warm_start.evaluated(old_study, folder) is not None
     old = OldResults(folder, old_study, has_winner)
     if faults:
         raise StudyError(faults, str(file))
@@ -267,7 +267,7 @@ def write_extended(study: Study, file: Path, new: Path, edits: list[Edit], data:
             raise uneditable(file, edits) from error
         if content != wanted:
             raise uneditable(file, edits)
-        loader.load_file(new, data, further=warm_start.warmed)
+        loader.load_file(new, data, further=warm_start.add_warm_starts)
     except BaseException:
         new.unlink()
         raise

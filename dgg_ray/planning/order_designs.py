@@ -369,7 +369,7 @@ def measure_paired_sd(study: Study, store: StageStore) -> PairedSd | None:
     search, split = comparison.search, study.protocol.selection_split
     evaluated = [study.runs]
     if search:
-        evaluated = [study.at(search.proposed[number].setting).runs for number in search.judged()]
+        evaluated = [study.at(search.proposed[number].setting).runs for number in search.evaluated()]
     return pool_differences(finished_scores(evaluated, reader, split), f"searched settings on {split}")
 
 

@@ -206,14 +206,8 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     # The file is read directly: importing sklearn.datasets takes a second.
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise StudyError(
-            [
-                Fault(
-                    "name",
-                    "`digits` needs scikit-learn, which bundles the handwritten digits: pip install scikit-learn",
-                )
-            ]
-        )
+        rule = "needs scikit-learn, which bundles the handwritten digits: pip install scikit-learn"
+        raise StudyError([Fault("name", rule, "'digits'")])
     with gzip.open(
         Path(package.origin).parent / "datasets/data/digits.csv.gz", "rt", encoding="ascii"
     ) as file:

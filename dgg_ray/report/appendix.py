@@ -98,7 +98,7 @@ def settings_row(results: Results, row: Mapping[str, Any]) -> TableRow:
         method += f" ({row['role']})"
     blocks = str(row["blocks"])
     if not row["whole"]:
-        blocks = f"after {blocks} of {results.search.blocks if results.search else 1}"
+        blocks = f"{blocks} of {results.search.blocks if results.search else 1}"
     values = [format_value(row[parameter]) for parameter in results.parameters]
     scores = [format_metric(row, metric) for metric in METRIC_LABELS]
     return TableRow([row["setting"], method, *values, blocks, *scores], "best" if is_chosen else "")

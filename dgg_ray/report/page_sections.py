@@ -58,7 +58,7 @@ from dgg_ray.report.page_elements import (
 )
 from dgg_ray.report.summary import blocks_sentence, detail_sentences
 from dgg_ray.report.thumbnails import thumbnail
-from dgg_ray.search.objective import gap_range
+from dgg_ray.search.objective import difference_range
 from dgg_ray.stats.formats import (
     UNLABELLED,
     UNLABELLED_SIGNED,
@@ -310,7 +310,7 @@ def stability_section(results: Results, figures: Figures, optional: OptionalOutp
         count = len(results.setup.search_blocks)
         blocks = f"{count} block{'s' * (count != 1)} of the search" if count else "all blocks"
         sentences = optional.value_or("the effect of a constant α", [], constant_alpha_sentences, results)
-        sentences.append(f"Settings are placed by their scores on the {split} split of {blocks}.")
+        sentences.append(f"Settings are placed by their scores on the {split} split, over {blocks}.")
         if results.setup.held_out:
             sentences.append(
                 "Named methods are placed by their scores on the held-out blocks of the same split; the "
@@ -350,7 +350,7 @@ def constant_alpha_sentences(results: Results) -> list[str]:
     style = EstimateStyle(format_signed, unit=" points")
     changes = []
     for axis in AXES:
-        change = mean_gap(gaps[axis], gap_range(axis), clusters=clusters)
+        change = mean_gap(gaps[axis], difference_range(axis), clusters=clusters)
         changes.append(f"{axis} by {format_estimate(change, style)}")
     condition = f" ({other_values})" if other_values else ""
     return [
@@ -529,7 +529,9 @@ def example_card(forgotten: ForgottenExample, optional: OptionalOutputs) -> Exam
         row["answer"],
         row["prediction_after_training"],
         row["prediction_at_end"],
-        f"forgotten in {row['runs_forgotten']} of {row['runs_followed']} runs" if row["runs_followed"] > 1 else "",
+        f"forgotten in {row['runs_forgotten']} of {row['runs_followed']} runs"
+        if row["runs_followed"] > 1
+        else "",
         picture,
         width,
     )
@@ -541,7 +543,9 @@ def confusion_table(results: Results, split: str, setting: str) -> Table | None:
     if table.empty:
         return None
     rows = [
-        TableRow([row["task"], row["answer"], row["prediction"] or "(empty)", f"{row['count']} of {row['total']}"])
+        TableRow(
+            [row["task"], row["answer"], row["prediction"] or "(empty)", f"{row['count']} of {row['total']}"]
+        )
         for row in table.to_dict("records")
     ]
     caption = "The most frequent wrong answers at the end, over the same runs."

@@ -51,7 +51,12 @@ def summary_sentences(results: Results) -> list[str]:
 def notice_sentences(results: Results) -> list[str]:
     """List what a reader must not miss: how settings were chosen, an open search, drift, the budget."""
     machines = hardware_drift.drift_warnings(results.hardware)
-    return [*selection_split_warning(results), *search_progress(results), *machines, *budget_sentences(results)]
+    return [
+        *selection_split_warning(results),
+        *search_progress(results),
+        *machines,
+        *budget_sentences(results),
+    ]
 
 
 def detail_sentences(results: Results) -> list[str]:

@@ -1,14 +1,12 @@
-"""Proposes what to try next, in a sequence that no machine's speed can change.
+"""Search methods: propose queries in an order that no machine's speed can change.
 
-    Probe     a setting, on every block of the search, as far as `depth` tasks of each order
-    Method    ask for a query, tell what the store says of it, ask what is best
-
-A method is a pure function of the study and of what it was told. Optuna's samplers learn from results in
-the order in which they arrive, and that depends on the machine; here whole setting n is proposed
-knowing the results of the settings 0 … n - parallel and of no others, told in their order, and
-stagewise batches wait for each other. So a study that was killed and run again, on another machine or
-with more workers, proposes the same; and with the stages in the store, it is there where it was in a
-second. What `optuna-dashboard` shows is a copy (dashboard.py).
+    Query           a setting, on every block of the search, as far as `depth` tasks of each order
+    SearchMethod    is asked for a query, told its evidence, asked for the best setting
+ A search method is a pure function of the study and of what it was told. Optuna's samplers learn from results
+in the order in which they arrive, which depends on the machine. Here whole setting n is proposed from the
+results of the settings 0 … n - parallel and of no others, told in their order, and stagewise batches wait for
+each other. So a study that was killed and run again, on another machine or with more workers, proposes the
+same settings; with the stages in the store, it is where it was within a second.
 """
 
 from __future__ import annotations
@@ -22,20 +20,21 @@ import numpy as np
 
 from dgg_ray.config.sections import Constraint, Search
 from dgg_ray.config.study import Setting, Study
-from dgg_ray.search.objective import Evidence, Values, preferred, values
+from dgg_ray.search.objective import Evidence, Values, objective_values, rank_settings
 from dgg_ray.search.pruning import PruningTest
 
 
-def limits(search: Search) -> list[Constraint]:
-    """The search's constraints."""
+def parse_constraints(search: Search) -> list[Constraint]:
+    """The constraints of a search."""
     return [c for text in search.constraints if (c := Constraint.parse(text))]
 
 
 class Query(NamedTuple):
-    """What is to be judged.
+    """A setting to be evaluated.
 
-    depth: tasks of each order; prune_level: against whom, where it may be given up; block: the only one of the
-    study's blocks that is asked for; None is all.
+    depth: number of leading tasks of each order.
+    pruning_test: the test by which it may be pruned; None evaluates it to the end.
+    block: number of the only block that is asked for; None is all.
     """
 
     setting: Setting
@@ -45,27 +44,28 @@ class Query(NamedTuple):
 
 
 class SearchMethod(ABC):
-    """Ask for a query, tell what came of it.
+    """Proposes queries and is told their evidence.
 
-    proposed: every query so far, by number; told: what the store said of it, None where a run failed.
+    proposed: every query so far, by number.
+    answers: the evidence of each query that was answered, by its number; None where a run failed.
     """
 
     def __init__(self, study: Study) -> None:
         assert study.search is not None
         self.study, self.search = study, study.search
-        self.constraints = limits(self.search)
+        self.constraints = parse_constraints(self.search)
         self.proposed: list[Query] = []
-        self.told: dict[int, Evidence | None] = {}
+        self.answers: dict[int, Evidence | None] = {}
         self.returned: deque[tuple[int, Query]] = deque()
 
     @abstractmethod
     def next(self) -> Query | None:
-        """The next query; None while results that it must know are open, or when all are out."""
+        """Propose the next query; None while it waits for results, or when there is none left."""
 
     @property
     @abstractmethod
-    def out(self) -> bool:
-        """Whether no further query will come."""
+    def exhausted(self) -> bool:
+        """Whether no further query will be proposed."""
 
     def ask(self) -> tuple[int, Query] | None:
         if self.returned:
@@ -76,26 +76,26 @@ class SearchMethod(ABC):
         self.proposed.append(query)
         return len(self.proposed) - 1, query
 
-    def put_back(self, number: int, query: Query) -> None:
-        """Return a query that was asked for and not judged; it is the next to be asked for."""
+    def return_query(self, number: int, query: Query) -> None:
+        """Take back a query that was not answered; it is the next one to be asked for."""
         self.returned.append((number, query))
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
-        """What came of query `number`; None where it could not be judged."""
-        self.told[number] = evidence
+        """Take the evidence of query `number`; None where a run of it failed."""
+        self.answers[number] = evidence
 
     @property
     def finished(self) -> bool:
-        return self.out and not self.returned and len(self.told) == len(self.proposed)
+        return self.exhausted and not self.returned and len(self.answers) == len(self.proposed)
 
     def values(self, evidence: Evidence) -> Values:
-        return values(evidence, self.search.objective, self.constraints)
+        return objective_values(evidence, self.search.objective, self.constraints)
 
-    def judged(self) -> dict[int, Values]:
-        """Numbers of the settings judged to the end of every block, each setting once."""
+    def evaluated(self) -> dict[int, Values]:
+        """The values of the settings evaluated to the end of every block, by number; each setting once."""
         found: dict[int, Values] = {}
         settings = []
-        for number, evidence in sorted(self.told.items()):
+        for number, evidence in sorted(self.answers.items()):
             query = self.proposed[number]
             short = query.depth < len(self.study.task_names) or query.block is not None
             if evidence is None or short or query.setting in settings:
@@ -107,14 +107,14 @@ class SearchMethod(ABC):
         return found
 
     def ranking(self) -> list[int]:
-        """Numbers of the settings judged to the end, best first."""
-        judged = self.judged()
+        """Numbers of the settings evaluated to the end, the best first."""
+        judged = self.evaluated()
         numbers = list(judged)
         settings = [self.proposed[n].setting for n in numbers]
-        return [numbers[i] for i in preferred([judged[n] for n in numbers], settings)]
+        return [numbers[i] for i in rank_settings([judged[n] for n in numbers], settings)]
 
     def best(self) -> int | None:
-        """Number of the recommended setting; None while none was judged."""
+        """Number of the recommended setting; None while none was evaluated."""
         return next(iter(self.ranking()), None)
 
     def winner(self) -> Setting | None:
@@ -124,7 +124,7 @@ class SearchMethod(ABC):
 
 
 class BatchedSearch(SearchMethod):
-    """A method written as one generator: it yields lists of queries and is sent their evidence."""
+    """A search method written as a generator that yields lists of queries and is sent their evidence."""
 
     def __init__(self, study: Study) -> None:
         super().__init__(study)
@@ -134,7 +134,7 @@ class BatchedSearch(SearchMethod):
 
     @abstractmethod
     def batches(self) -> Iterator[list[Query]]:
-        """A generator; what it is sent for a batch is a list of evidence, None for what failed."""
+        """Yield lists of queries; each yield returns their evidence, None for those that failed."""
 
     def next(self) -> Query | None:
         while not self.over:
@@ -142,21 +142,21 @@ class BatchedSearch(SearchMethod):
             if handed < len(self.batch):
                 return self.batch[handed]
             numbers = range(self.first, len(self.proposed))
-            if any(n not in self.told for n in numbers):
+            if any(n not in self.answers for n in numbers):
                 return None
             self.first = len(self.proposed)
             try:
-                self.batch = self.steps.send([self.told[n] for n in numbers])  # type: ignore[attr-defined]
+                self.batch = self.steps.send([self.answers[n] for n in numbers])  # type: ignore[attr-defined]
             except StopIteration:
                 self.over = True
         return None
 
     @property
-    def out(self) -> bool:
+    def exhausted(self) -> bool:
         return self.over
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
         if not self.returned and (query := self.next()) is not None:
-            self.proposed.append(query)  # known at once: whether more will come, and what
+            self.proposed.append(query)  # so that it is known at once whether more will come, and what
             self.returned.append((len(self.proposed) - 1, query))

@@ -25,9 +25,16 @@ from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.search.base import BatchedSearch, Query, SearchMethod
-from dgg_ray.search.objective import Evidence, Values, by_block, preferred, range_of, values
+from dgg_ray.search.objective import (
+    Evidence,
+    Values,
+    metric_range,
+    objective_values,
+    rank_settings,
+    values_by_block,
+)
 from dgg_ray.search.optuna_search import OptunaSearch
-from dgg_ray.search.space import listed
+from dgg_ray.search.space import value_list
 from dgg_ray.search.stagewise import Stagewise
 
 POINTS = 5  # values of a range that are tried
@@ -98,9 +105,11 @@ class Comparison:
         if setting := runner_up(self.search):
             found["runner_up"] = setting
         if "curve_optimum" in self.study.protocol.baselines:
-            from dgg_ray.search.curve_baseline import read_off  # late: trials do without pandas and SciPy
+            from dgg_ray.search.curve_baseline import (
+                curve_optimum,
+            )  # late: trials do without pandas and SciPy
 
-            if setting := read_off(self.search):
+            if setting := curve_optimum(self.search):
                 found["curve_optimum"] = setting
         searched = {name: own.winner() for name, own in self.baseline_searches.items()}
         return found | {name: setting for name, setting in searched.items() if setting is not None}
@@ -174,13 +183,13 @@ def best_so_far(search: SearchMethod) -> str:
     from dgg_ray.stats.intervals import mean_interval, two_way_clusters
 
     number = search.best()
-    if number is None or (evidence := search.told[number]) is None:
+    if number is None or (evidence := search.answers[number]) is None:
         return ""
     found = []
     names = search.search.objective
     shared = two_way_clusters(search.study.named_blocks)
-    for name, column in zip(names, by_block(evidence, names).T, strict=True):
-        band = mean_interval(column, clusters=shared, within=range_of(name))
+    for name, column in zip(names, values_by_block(evidence, names).T, strict=True):
+        band = mean_interval(column, clusters=shared, within=metric_range(name))
         found.append(f"{name} {format_estimate(band, EstimateStyle('{:.3f}'.format))}")
     setting = search.proposed[number].setting
     first = {order[0] for order in search.study.all_orders}
@@ -200,24 +209,28 @@ class ConstantSearch(BatchedSearch):
         assert study.search is not None
         self.parameters = {path: k for path, k in study.search.space.items() if k.per_task}
         self.kept = {path: winner[path] for path, k in study.search.space.items() if not k.per_task}
-        self.chosen: dict[str, Value] = {path: listed(k, POINTS)[0] for path, k in self.parameters.items()}
+        self.chosen: dict[str, Value] = {
+            path: value_list(k, POINTS)[0] for path, k in self.parameters.items()
+        }
         self.depth = depth
         super().__init__(study)
 
     def batches(self) -> Iterator[list[Query]]:
         for path, parameter in self.parameters.items():
-            tried = [{**self.chosen, path: value} for value in listed(parameter, POINTS)]
+            tried = [{**self.chosen, path: value} for value in value_list(parameter, POINTS)]
             answers: Any = yield [Query(self.spread(values), self.depth) for values in tried]
             judged = [i for i, evidence in enumerate(answers) if evidence is not None]
             if judged:
-                best = preferred([self.early(answers[i]) for i in judged], [tried[i] for i in judged])[0]
+                best = rank_settings([self.early(answers[i]) for i in judged], [tried[i] for i in judged])[0]
                 self.chosen = tried[judged[best]]
 
     def winner(self) -> Setting | None:
-        return self.spread(self.chosen) if self.finished and any(self.told.values()) else None
+        return self.spread(self.chosen) if self.finished and any(self.answers.values()) else None
 
     def spread(self, values: Mapping[str, Value]) -> Setting:
-        per_task = {f"{path}.{name}": v for path, v in values.items() for name in self.study.task_names}
+        per_task = {
+            f"{path}.{name}": v for path, v in values.items() for name in self.study.task_names
+        }
         return {**self.kept, **per_task}
 
     def early(self, evidence: Evidence) -> Values:
@@ -227,5 +240,7 @@ class ConstantSearch(BatchedSearch):
             d = self.depth
             return [ScoreMatrix(m.R[:d, :d], m.sizes[:d], m.base[:d]) for m in scores]
 
-        beside = {name: short(scores) for name, scores in evidence.beside.items()}
-        return values(Evidence(short(evidence.scores), beside), self.search.objective, self.constraints)
+        baselines = {name: short(scores) for name, scores in evidence.baselines.items()}
+        return objective_values(
+            Evidence(short(evidence.scores), baselines), self.search.objective, self.constraints
+        )

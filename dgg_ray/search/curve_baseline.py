@@ -1,4 +1,4 @@
-"""The setting that is read off the curves of what α trades, of all that a search saw."""
+"""The baseline `curve_optimum`: the setting read off the curves of α, from everything that a search saw."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dgg_ray.config.sections import Value
 from dgg_ray.config.study import Setting, value_at
 from dgg_ray.search.alpha_curve import Runs, Tradeoff, fitted, stages_of
 from dgg_ray.search.base import SearchMethod
-from dgg_ray.search.space import space
+from dgg_ray.search.space import search_space
 
 
-def read_off(search: SearchMethod) -> Setting | None:
-    """The winner, with the α at the best of its curve for each task that has one; None until the search ends.
+def curve_optimum(search: SearchMethod) -> Setting | None:
+    """The winner with each task's α at the best of its curve; None until the search ends.
 
-    Of the search's own stages alone: what the comparison learns later does not change what is compared.
+    Only the search's own stages count: what the comparison evaluates later does not change what is compared.
     """
     winner = search.winner()
     if winner is None or not search.finished:
@@ -24,27 +24,27 @@ def read_off(search: SearchMethod) -> Setting | None:
     best = {
         f"{path}.{curve.task}": float(curve.alpha[curve.points()["best"]][0])
         for path in (f"strategy.{name}" for name in search.study.strategy.per_task)
-        for curve in curves_of(search, path)
+        for curve in search_curves(search, path)
     }
     as_tried: dict[tuple[str, Value], Value] = {
         item: item[1] for query in search.proposed for item in query.setting.items()
-    }  # 0 and 0.0 are equal, and have keys of their own
+    }  # 0 and 0.0 are equal but give different keys
     return {**winner, **{k: as_tried.get((k, a), a) for k, a in best.items() if k in winner}}
 
 
-def curves_of(search: SearchMethod, path: str) -> list[Tradeoff]:
+def search_curves(search: SearchMethod, path: str) -> list[Tradeoff]:
     """Fit the curves of a per-task setting to the search's reported results, task by task.
 
     path: the setting's dotted path, such as `strategy.alpha`.
     """
-    parameters = tuple(space(search.study, search.search))
-    return fitted(stages_of(seen(search), parameters, search.study.task_names, path))
+    parameters = tuple(search_space(search.study, search.search))
+    return fitted(stages_of(evaluated_runs(search), parameters, search.study.task_names, path))
 
 
-def seen(search: SearchMethod) -> Iterator[Runs]:
-    """The runs that the search was told of, whole or not, one by one."""
-    study, paths, found, values = search.study, (*space(search.study, search.search),), [], []
-    for number, evidence in search.told.items():
+def evaluated_runs(search: SearchMethod) -> Iterator[Runs]:
+    """Yield the runs that the search has evidence of, finished or not."""
+    study, paths, found, values = search.study, (*search_space(search.study, search.search),), [], []
+    for number, evidence in search.answers.items():
         if evidence is None:
             continue
         query = search.proposed[number]

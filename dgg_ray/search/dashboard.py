@@ -1,7 +1,7 @@
 """A copy of the search for `optuna-dashboard`: written, never read, and made anew by every run.
 
-The search itself is in memory. Whatever happens to the file, and whoever has it open, the next setting is
-the same; a copy that cannot be written is given up for this run, and said so once.
+The search itself is in memory. Whatever happens to the file, and whichever program has it open, the next
+setting is the same. A copy that cannot be written is abandoned for this run, with one message.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class EvidenceReader:
         return None
 
     def replay_to_read(self, search: SearchMethod) -> SearchMethod:
-        """Search as far as the store has the evidence, and take failed queries for answered; trains nothing."""
+        """Search as far as the store has the evidence; failed queries count as answered."""
         while (proposal := search.ask()) is not None:
             number, query = proposal
             evidence = self.evidence(query)

@@ -1,8 +1,8 @@
-"""Which of two settings is better: objectives, constraints, and what is not known yet.
+"""Comparing settings: objectives, constraints, and guesses for what is not known yet.
 
-values      means over the blocks of each objective, and by how much each constraint is broken
-preferred   feasible ones first; then by Pareto front; then by the mean of the objectives
-completed   a run that stopped early, with a stated guess for what it did not reach
+values     means over the blocks of each objective, and by how much each constraint is broken
+rank_settings      feasible settings first, then by Pareto front, then by the mean of the objectives
+extrapolate_run    a run that stopped early, with a stated guess for what it did not reach
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,85 +21,88 @@ from dgg_ray.core.scores import ScoreMatrix
 
 
 class Evidence(NamedTuple):
-    """What the store says of a setting on the search's blocks.
+    """The scores of a setting on the search's blocks.
 
-    scores: one matrix per block, rows that were not reached nan.
-    beside: name of a baseline that a constraint speaks of → its matrices on the same blocks, to the same task.
+    scores: one matrix per block; rows that were not reached are nan.
+    baselines: name of a baseline that a constraint names → its matrices on the same blocks.
     """
 
     scores: list[ScoreMatrix]
-    beside: Mapping[str, list[ScoreMatrix]]
+    baselines: Mapping[str, list[ScoreMatrix]]
 
 
 class Values(NamedTuple):
-    """objective: each to maximise; excess: by how much each constraint is broken, 0 where it holds."""
+    """A setting's objectives, to be maximised, and by how much it breaks each constraint (0: not at all)."""
 
     objective: tuple[float, ...]
     excess: tuple[float, ...] = ()
 
 
-def range_of(metric: str) -> tuple[float, float]:
-    """The range of a metric's values; unbounded where its file does not say."""
+def metric_range(metric: str) -> tuple[float, float]:
+    """The range of a metric's values; unbounded where its file gives none."""
     return getattr(plugins.plugin_module("metrics", metric), "RANGE", (-np.inf, np.inf))
 
 
-def gap_range(*metrics: str) -> tuple[float, float]:
-    """What the difference of two values of a metric can be; of several, the mean of their differences."""
-    low, high = np.mean([range_of(metric) for metric in metrics], axis=0).tolist()
+def difference_range(*metrics: str) -> tuple[float, float]:
+    """The range of the difference of two values of a metric; of several metrics, of the mean difference."""
+    low, high = np.mean([metric_range(metric) for metric in metrics], axis=0).tolist()
     return low - high, high - low
 
 
-def by_block(
+def values_by_block(
     evidence: Evidence, objective: Sequence[str], constraints: Sequence[Constraint] = ()
 ) -> np.ndarray:
-    """(blocks, objectives + constraints): each objective, then by how much each constraint is kept."""
+    """(blocks, objectives + constraints): each objective, then how far each constraint is kept."""
 
     def of(metric: str, scores: Sequence[ScoreMatrix]) -> np.ndarray:
         return np.array([plugins.find("metrics", metric)(s) for s in scores])
 
     columns = [of(name, evidence.scores) for name in objective]
     for c in constraints:
-        least = c.bound + (of(c.metric, evidence.beside[c.baseline]) if c.baseline else 0.0)
+        least = c.bound + (of(c.metric, evidence.baselines[c.baseline]) if c.baseline else 0.0)
         columns.append(of(c.metric, evidence.scores) - least)
     return np.stack(columns, axis=1)
 
 
-def summary(table: np.ndarray, objectives: int) -> Values:
-    """Means over the blocks of a table from `by_block`; nan where a metric has no value on some block."""
+def mean_values(table: np.ndarray, objectives: int) -> Values:
+    """Means over the blocks of a `values_by_block` table; nan where a metric lacks a value on a block."""
     means = table.mean(axis=0).tolist()
-    excess = tuple(max(-kept, 0.0) if kept == kept else kept for kept in means[objectives:])
+    excess = tuple(mean if isnan(mean) else max(-mean, 0.0) for mean in means[objectives:])
     return Values(tuple(means[:objectives]), excess)
 
 
-def values(evidence: Evidence, objective: Sequence[str], constraints: Sequence[Constraint] = ()) -> Values:
-    """A setting's values over its blocks."""
-    return summary(by_block(evidence, objective, constraints), len(objective))
+def objective_values(
+    evidence: Evidence, objective: Sequence[str], constraints: Sequence[Constraint] = ()
+) -> Values:
+    """A setting's mean values over its blocks."""
+    return mean_values(values_by_block(evidence, objective, constraints), len(objective))
 
 
-def preferred(found: Sequence[Values], settings: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-    """Indices from best to worst; settings: the searched values of each, which decide between equals.
+def rank_settings(values: Sequence[Values], settings: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Rank settings: indices from best to worst.
 
     Settings that break a constraint follow all that break none, the least broken first. Of several
-    objectives the Pareto fronts follow each other, within one by the mean of the objectives. Of
-    equals, to 1e-12, the simplest setting, then the first.
-    """
-    simple = [simplicity(setting) for setting in settings] or [()] * len(found)
+    objectives, the Pareto fronts follow each other, and within a front the mean of the objectives decides.
+    Of equals, to 1e-12, the simplest setting comes first, then the first one.
 
-    feasible = [i for i, v in enumerate(found) if not any(v.excess)]
-    broken = [i for i, v in enumerate(found) if any(v.excess)]
-    mean = lambda i: (-round(sum(found[i].objective), 12), simple[i], i)  # noqa: E731
+    settings: the searched values of each, which decide between equals.
+    """
+    simple = [simplicity(setting) for setting in settings] or [()] * len(values)
+    feasible = [i for i, v in enumerate(values) if not any(v.excess)]
+    broken = [i for i, v in enumerate(values) if any(v.excess)]
+    mean = lambda i: (-round(sum(values[i].objective), 12), simple[i], i)  # noqa: E731
     ordered: list[int] = []
-    for front in fronts(feasible, [v.objective for v in found]):
+    for front in fronts(feasible, [v.objective for v in values]):
         ordered += sorted(front, key=mean)
-    return ordered + sorted(broken, key=lambda i: (sum(found[i].excess), *mean(i)))
+    return ordered + sorted(broken, key=lambda i: (sum(values[i].excess), *mean(i)))
 
 
 def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
     """A total order of settings by their searched values (dotted path → value): lower is simpler.
 
-    The strategy's numbers come first, by name: fewer distinct values over the tasks, then a smaller sum. For
-    DGG these are α and the buffer. A smaller rank follows, then less of every other setting, by name. A
-    setting without a value, None or nan, counts as less than any value.
+    The strategy's numbers come first, by name: fewer distinct values over the tasks, then a smaller
+    sum. For DGG these are α and the buffer. A smaller rank follows, then less of every other setting, by
+    name. A setting without a value, None or nan, counts as less than any value.
     """
 
     def is_number(value: object) -> bool:
@@ -157,18 +161,20 @@ def hypervolume(points: Iterable[Sequence[float]]) -> float:
     return total
 
 
-def smoothed(
+def fit_response(
     table: np.ndarray,
     parents: Sequence[int],
     settings: Sequence[Mapping[str, Any]],
     parameters: Mapping[str, Any],
 ) -> np.ndarray:
-    """The settings' values read off a curve: parent + a parabola in each numeric setting, by least squares.
+    """Read the settings' values off a least-squares fit: parent + a parabola in each numeric setting.
 
-    table: (settings, columns). Neighbouring values of α tell about each other, so a curve through all of them
-    is less a matter of luck than the best single point. A parabola in the values' ranks, as people list them
-    at even steps of what they take α to do: in α itself it cannot peak at 0.1 of 0, 0.05, 0.1, 0.3 and 1. A
-    range with `log` is taken by its logarithm. As it is where the states are too few for that.
+    Neighbouring values of α inform about each other, so a curve through all of them depends less on luck than
+    the best single point. The parabola is in the values' ranks, because people list values at even steps of
+    the effect that they expect: in α itself it cannot peak at 0.1 of 0, 0.05, 0.1, 0.3 and 1. A range with
+    `log` is taken by its logarithm. Where there are too few states, the table is returned as it is.
+
+    table: (settings, columns).
     """
     columns = [np.equal(parents, p) for p in sorted(set(parents))]
     for name, of in parameters.items():
@@ -188,14 +194,14 @@ def smoothed(
 # -- what is not known yet -------------------------------------------------------------------------
 
 
-def completed(
+def extrapolate_run(
     scores: ScoreMatrix, order: Sequence[str], own: Mapping[str, float], kept: Sequence[float], unknown: float
 ) -> ScoreMatrix:
-    """A run that stopped early, carried on to its end by guesses.
+    """Extrapolate a run that stopped early to its end.
 
-    own: task → its score right after learning it; `unknown` for tasks that it lacks.
-    kept: kept[a] is the share of a task's score that is left after one more stage, a stages after it
-        was learned; the last one stands for all later ones; none at all keeps everything.
+    own: task → its score right after training it; `unknown` for tasks that it lacks.
+    kept: kept[a] is the share of a task's score that one more stage leaves, a stages after the task was
+        trained; the last one stands for all later ones; an empty sequence keeps everything.
     """
     R = scores.R.copy()
     known = np.flatnonzero(~np.isnan(R.diagonal()))
@@ -209,10 +215,10 @@ def completed(
     return replace(scores, R=R)
 
 
-def followed(scores: ScoreMatrix, other: ScoreMatrix) -> ScoreMatrix:
-    """A run that stopped early, carried on as another run of the same order went on from there.
+def continue_like(scores: ScoreMatrix, other: ScoreMatrix) -> ScoreMatrix:
+    """Continue a run that stopped early as another run of the same order went on from there.
 
-    Tasks learned up to here keep the share that they kept there, at most doubled; later ones score the same.
+    Tasks trained so far keep the share that they kept there, at most doubled; later ones score the same.
     """
     R, S = scores.R.copy(), other.R
     depth = int(np.flatnonzero(~np.isnan(R.diagonal()))[-1]) + 1
@@ -223,24 +229,24 @@ def followed(scores: ScoreMatrix, other: ScoreMatrix) -> ScoreMatrix:
     return replace(scores, R=R)
 
 
-def own_scores(evidence: Iterable[tuple[Sequence[str], ScoreMatrix]]) -> dict[str, list[float]]:
-    """Task → its scores right after learning it, in all runs given."""
+def first_scores(evidence: Iterable[tuple[Sequence[str], ScoreMatrix]]) -> dict[str, list[float]]:
+    """Task → its scores right after training it, in all runs."""
     found: dict[str, list[float]] = {}
     for order, scores in evidence:
         for task, score in zip(order, scores.R.diagonal().tolist(), strict=True):
-            if score == score:
+            if not isnan(score):
                 found.setdefault(task, []).append(score)
     return found
 
 
-def kept_shares(runs: Iterable[ScoreMatrix], quantile: float) -> list[float]:
-    """kept[a]: that quantile of R[t+1, i] / R[t, i] at age a = t - i, at most 1, over all runs given."""
+def retention(runs: Iterable[ScoreMatrix], quantile: float) -> list[float]:
+    """kept[a]: that quantile of R[t+1, i] / R[t, i] at age a = t - i, at most 1, over all runs."""
     ratios: list[list[float]] = []
     for scores in runs:
         R = scores.R
         for t in range(len(R) - 1):
             for i in range(t + 1):
-                if R[t + 1, i] == R[t + 1, i] and R[t, i] > 0:
+                if not isnan(R[t + 1, i]) and R[t, i] > 0:
                     ratios += [[] for _ in range(t - i + 1 - len(ratios))]
                     ratios[t - i].append(min(R[t + 1, i] / R[t, i], 1.0))
     return [float(np.quantile(r, quantile)) if r else 1.0 for r in ratios]

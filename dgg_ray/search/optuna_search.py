@@ -1,4 +1,4 @@
-"""Search by Optuna: whole settings, proposed by its samplers in an order that no machine's speed can change."""
+"""Search by Optuna: whole settings, proposed in an order that no machine's speed can change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dgg_ray.search import pruning
 from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.dashboard import Copy
 from dgg_ray.search.objective import Evidence, Values
-from dgg_ray.search.space import Space, grid, space
+from dgg_ray.search.space import Space, all_combinations, search_space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 WARM_SETTINGS = 3  # of studies that this one does not go on from: tried first
@@ -36,8 +36,8 @@ class OptunaSearch(SearchMethod):
         self, study: Study, database: Path | None = None, optional: OptionalOutputs | None = None
     ) -> None:
         super().__init__(study)
-        self.space = space(study, self.search)
-        self.grid = grid(self.space, self.search.seed) if self.search.method == "grid" else []
+        self.space = search_space(study, self.search)
+        self.grid = all_combinations(self.space, self.search.seed) if self.search.method == "grid" else []
         self.passed_on = 0  # number of results that the sampler knows
         self.trials: list[optuna.Trial] = []
         self.optuna = optuna_study(study, self.search)
@@ -57,12 +57,12 @@ class OptunaSearch(SearchMethod):
         return len(self.grid) or self.search.trials
 
     @property
-    def out(self) -> bool:
+    def exhausted(self) -> bool:
         return len(self.proposed) >= self.count
 
     def next(self) -> Query | None:
         last = len(self.proposed) - self.search.parallel  # the last setting whose result must be known
-        if self.out or any(n not in self.told for n in range(last + 1)):
+        if self.exhausted or any(n not in self.answers for n in range(last + 1)):
             return None
         while self.passed_on <= last:
             self._pass_on(self.passed_on)
@@ -79,7 +79,7 @@ class OptunaSearch(SearchMethod):
 
     def estimate(self, number: int) -> Values | None:
         """The setting's values; those of a pruned one are extrapolated. None where it failed."""
-        evidence, test = self.told[number], self.proposed[number].pruning_test
+        evidence, test = self.answers[number], self.proposed[number].pruning_test
         if evidence is None:
             return None
         values = self.values(evidence)
@@ -87,9 +87,9 @@ class OptunaSearch(SearchMethod):
             return values
         if test is None:
             return None
-        evaluated = {n: v for n, v in self.judged().items() if n <= number - self.search.parallel}
+        evaluated = {n: v for n, v in self.evaluated().items() if n <= number - self.search.parallel}
         best = next(n for n in evaluated if self.proposed[n].setting == test.incumbents[0])
-        incumbent = self.told[best]
+        incumbent = self.answers[best]
         assert incumbent is not None
         return pruning.extrapolate(
             evidence, incumbent, list(evaluated.values()), self.search.objective, self.constraints
@@ -107,17 +107,17 @@ class OptunaSearch(SearchMethod):
             self.copy.update()
 
     def _pruning_test(self, last: int) -> pruning.PruningTest | None:
-        """The test against the best of the settings up to `last`; None where there is nothing to test against."""
+        """The test against the best of the settings up to `last`; None before two can be compared."""
         if not self.search.prune_level:
             return None
-        evaluated = {n: v for n, v in self.judged().items() if n <= last}
+        evaluated = {n: v for n, v in self.evaluated().items() if n <= last}
         settings = [self.proposed[n].setting for n in evaluated]
-        evidence = [evidence for n in evaluated if (evidence := self.told[n])]
+        evidence = [evidence for n in evaluated if (evidence := self.answers[n])]
         return pruning.make_test(self.study, settings, list(evaluated.values()), evidence)
 
 
 def optuna_study(study: Study, search: Search) -> optuna.Study:
-    """In memory, where nothing can come in between."""
+    """Create the study in memory, where no other program can interfere."""
     return optuna.create_study(
         study_name=study.name,
         sampler=sampler(search),
@@ -128,42 +128,48 @@ def optuna_study(study: Study, search: Search) -> optuna.Study:
 def sampler(search: Search) -> optuna.samplers.BaseSampler:
     if search.method in ("random", "grid"):  # a grid's settings are queued, nothing is sampled
         return optuna.samplers.RandomSampler(seed=search.seed)
-    limits: Any = (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.constraints else None
+    parse_constraints: Any = (
+        (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.constraints else None
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)  # constraints_func: its heir is new in Optuna 5
         if search.method == "nsga2":
             size = max(4, search.trials // 4)
             return optuna.samplers.NSGAIISampler(
-                population_size=size, seed=search.seed, constraints_func=limits
+                population_size=size, seed=search.seed, constraints_func=parse_constraints
             )
         startup = max(4, search.trials // 3)  # Optuna's default, 10, is all of a small study
-        return optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup, constraints_func=limits)
+        return optuna.samplers.TPESampler(
+            seed=search.seed, n_startup_trials=startup, constraints_func=parse_constraints
+        )
 
 
-def warm_start(study: optuna.Study, space: Space, warm: Sequence[WarmStart]) -> None:
-    """Tell Optuna what older studies found, best first, and what to try first.
+def warm_start(study: optuna.Study, search_space: Space, warm: Sequence[WarmStart]) -> None:
+    """Tell Optuna the results of older studies, best first, and what to try first.
 
-    That is all of a study that this one goes on from, whose stages are there, and three of others. What a
-    setting does not say, such as the values of a new task, is sampled.
+    Tried first are all settings of a study that this one goes on from, whose stages are stored, and
+    WARM_SETTINGS of others. What a setting does not say, such as the values of a new task, is sampled.
     """
     for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:3]):
         study.enqueue_trial(dict(known.setting), skip_if_exists=True)
     for setting, of, _ in warm:
-        if len(setting) == len(space) and of:
-            study.add_trial(create_trial(params=dict(setting), distributions=dict(space), values=list(of)))
+        if len(setting) == len(search_space) and of:
+            study.add_trial(
+                create_trial(params=dict(setting), distributions=dict(search_space), values=list(of))
+            )
 
 
 def propose(
-    space: Space, seed: int, count: int, known: Sequence[Setting], first: Sequence[Setting] = ()
+    search_space: Space, seed: int, count: int, known: Sequence[Setting], first: Sequence[Setting] = ()
 ) -> list[Setting]:
-    """`count` different settings of a small space that are not known yet, by TPE; fewer if there are no more.
+    """Propose up to `count` different settings of a small space that are not known yet, by TPE.
 
-    known: settings judged so far, best first; first: settings to begin with. Where all combinations are no
-    more than asked for, it is all of them.
+    known: settings evaluated so far, best first. first: settings to begin with. Where the space has no more
+    combinations than asked for, all of them are returned.
     """
-    if all(isinstance(d, CategoricalDistribution) for d in space.values()):
-        every = [s for s in grid(space, seed) if s not in known]
+    if all(isinstance(d, CategoricalDistribution) for d in search_space.values()):
+        every = [s for s in all_combinations(search_space, seed) if s not in known]
         if len(every) <= count:
             return every
     found: list[Setting] = []
@@ -175,11 +181,11 @@ def propose(
     )
     for i, setting in enumerate(reversed(known)):
         # Ranks in place of values: constraints and several objectives are in them.
-        study.add_trial(create_trial(params=dict(setting), distributions=dict(space), value=float(i)))
+        study.add_trial(create_trial(params=dict(setting), distributions=dict(search_space), value=float(i)))
     for _ in range(20 * count):
         if len(found) >= count:
             break
-        setting = study.ask(dict(space)).params
+        setting = study.ask(dict(search_space)).params
         if setting not in known and setting not in found:
             found.append(setting)
     return found

@@ -1,34 +1,33 @@
-"""Racing: a setting that is behind the best one is given up before all its blocks are run.
+"""Pruning: a setting that is behind the best one is stopped before all its blocks are run.
 
-After each block (order × seed) b, and between its tasks, the candidate's differences to an incumbent on
-the blocks so far, d_1 … d_b, are tested:
+After each block (order × seed) b, and between its tasks, the candidate's differences to an incumbent on the
+blocks so far, d_1 … d_b, are tested:
 
-    give up  if  d̄ < − t(1 − level / looks, df) · s / √c          looks = (blocks − 1) · settings judged
+    prune  if  d̄ < − t(1 − level / looks, df) · s / √c       looks = (blocks − 1) · settings evaluated
 
-d̄ is the mean over the c clusters of blocks so far of each cluster's mean difference, and s the spread that
-one block's difference has over clusters: blocks that share an order or a first stage are one (intervals.py),
-as what an order does to a setting it does with all its seeds. Counted block by block instead, where orders
-have nine tenths of the variance the best of eight settings is given up in 8 to 17 % of studies at a level of
-5 % (2 orders × 2 or 3 seeds, 3 × 3; test_racing.py). Where all blocks are one cluster nothing is given
-up.
+d̄ is the mean over the c clusters of blocks so far of each cluster's mean difference. s is the spread of one
+block's difference over clusters. Blocks that share an order or a first stage are one cluster (intervals.py),
+because the effect of an order on a setting is the same with all its seeds. Counting block by block instead,
+where orders hold nine tenths of the variance, prunes the best of eight settings in 8 to 17 % of studies at a
+level of 5 % (2 orders × 2 or 3 seeds, 3 × 3; test_pruning.py). Where all blocks are one cluster, nothing is
+pruned.
+ The Bonferroni division keeps the chance that the best setting is ever pruned below `level`: over the blocks,
+because repeated tests lose their level (Birattari's F-race, GECCO 2002, has no such correction); and over all
+settings evaluated so far, because an incumbent is the luckiest of them on these very blocks. s is taken over
+all settings evaluated so far, with its own degrees of freedom, as two blocks alone have almost no power.
+Where the candidate's own spread over clusters is larger, that is used.
 
-The Bonferroni division keeps the chance that the best setting is ever given up below `level`: over the
-blocks, because repeated tests lose their level (Birattari's F-race, GECCO 2002, has no such correction), and
-over all settings judged so far, because an incumbent is the luckiest of them on these very blocks. s is taken
-over all settings judged so far, with its own degrees of freedom: two blocks alone have almost no power. Where
-the candidate's own spread over clusters is larger, that is taken.
+Between tasks, a run is extrapolated with the best that is known: earlier tasks lose nothing more, and later
+ones reach the highest score that any setting so far had on them. A candidate may surpass that, so these looks
+can err. They are not among the looks that divide the level: a run that is behind with such an extrapolation
+is nearly always behind at the block's end, which is one of them. Simulated with these looks, over settings
+equal and apart, of equal and unequal spread, the best is pruned less often than the level says
+(test_pruning.py). That assumes spreads of one size, because on its first block a candidate has no spread of
+its own. A best setting twice as noisy as all seven others was pruned in 7 % of studies at a level of 5 %, one
+ten times as noisy as four others in 23 %.
 
-Between tasks a run is completed with the best that is known: earlier tasks lose nothing more, later ones
-reach the highest score that any setting judged so far had on them. A candidate may surpass that, so these
-looks can err; they are not among the looks that divide the level, as a run that is behind with such a
-completion is nearly always behind at the block's end, which is one of them. Simulated with these looks, over
-settings equal and apart, of equal and unequal spread, the best is given up less often than the level says
-(test_racing.py). That rests on spreads of one size, as on its first block a candidate has none of its
-own to show: a best setting twice as noisy as all seven others was given up in 7 % of studies at a level of
-5 %, one ten times as noisy as four others in 23 %.
-
-A race costs least on orders that begin differently with a seed each, or on one order with several seeds,
-where the best setting is the best on that order: further seeds of several orders give up nothing sooner.
+Pruning saves most on orders that begin differently, with a seed each, or on one order with several seeds,
+where the best setting is the best on that order. Further seeds of several orders prune no sooner.
 
 With several objectives a setting must be behind one incumbent in every one of them.
 """
@@ -44,7 +43,14 @@ import numpy as np
 from dgg_ray.config.sections import Constraint
 from dgg_ray.core import plugins
 from dgg_ray.core.scores import ScoreMatrix
-from dgg_ray.search.objective import Evidence, Values, by_block, completed, own_scores, preferred
+from dgg_ray.search.objective import (
+    Evidence,
+    Values,
+    extrapolate_run,
+    first_scores,
+    rank_settings,
+    values_by_block,
+)
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Block, Setting, Study
@@ -60,7 +66,7 @@ class PruningTest(NamedTuple):
 
     incumbents: tuple[Setting, ...]
     level: float
-    hopes: Mapping[str, float]
+    best_scores: Mapping[str, float]
     spread: tuple[tuple[float, int], ...]
     clusters: tuple[int, ...]
 
@@ -72,20 +78,23 @@ def should_prune(
     mine: Sequence[ScoreMatrix],
     theirs: Sequence[Sequence[ScoreMatrix]],
 ) -> bool:
-    """Whether the candidate is given up.
+    """Whether the candidate should be pruned.
 
-    mine: its matrices on the first blocks, the last one perhaps not finished; theirs: each incumbent's
-    matrices on all blocks.
+    own: its matrices on the first blocks, the last one perhaps not finished.
+    incumbents: each incumbent's matrices on all blocks.
     """
     if len(mine) == len(blocks) and not np.isnan(mine[-1].R.diagonal()).any():
-        return False  # it was judged to the end
-    hoped = [completed(s, b[0], pruning_test.hopes, (), 1.0) for s, b in zip(mine, blocks, strict=False)]
+        return False  # it was evaluated to the end
+    extrapolated = [
+        extrapolate_run(s, b[0], pruning_test.best_scores, (), 1.0)
+        for s, b in zip(mine, blocks, strict=False)
+    ]
     looks = max(1, len(blocks) - 1)
     return any(
         all(
-            behind(
+            is_behind(
                 name,
-                hoped,
+                extrapolated,
                 baseline,
                 pruning_test.level / looks,
                 *pruning_test.spread[j],
@@ -97,7 +106,7 @@ def should_prune(
     )
 
 
-def behind(
+def is_behind(
     metric: str,
     mine: Sequence[ScoreMatrix],
     theirs: Sequence[ScoreMatrix],
@@ -106,21 +115,23 @@ def behind(
     freedom: int,
     clusters: Sequence[int],
 ) -> bool:
-    """One look at one objective."""
+    """Whether the candidate is behind an incumbent in one objective."""
     score = plugins.find("metrics", metric)
     d = np.array([score(a) - score(b) for a, b in zip(mine, theirs, strict=False)])
-    return trails(d, level, spread, freedom, clusters)
+    return trails_beyond_chance(d, level, spread, freedom, clusters)
 
 
-def trails(d: np.ndarray, level: float, spread: float, freedom: int, clusters: Sequence[int]) -> bool:
+def trails_beyond_chance(
+    d: np.ndarray, level: float, spread: float, freedom: int, clusters: Sequence[int]
+) -> bool:
     """Whether differences on the blocks so far, the first ones, are below 0 beyond chance at this level."""
-    means, _ = by_cluster(d, clusters[: len(d)])
+    means, _ = cluster_means(d, clusters[: len(d)])
     if len(means) > 2:
         spread = max(spread, float(means.std(ddof=1)))
-    return bool(means.mean() < -critical(level, freedom) * spread / np.sqrt(len(means)))
+    return bool(means.mean() < -critical_value(level, freedom) * spread / np.sqrt(len(means)))
 
 
-def by_cluster(table: np.ndarray, clusters: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def cluster_means(table: np.ndarray, clusters: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """(Mean over each cluster along the last axis, the place of each block's cluster among these)."""
     _, code = np.unique(clusters, return_inverse=True)
     belongs = np.eye(code.max() + 1)[code]  # (blocks, clusters)
@@ -128,7 +139,7 @@ def by_cluster(table: np.ndarray, clusters: Sequence[int]) -> tuple[np.ndarray, 
 
 
 @lru_cache(maxsize=4096)
-def critical(level: float, freedom: int) -> float:
+def critical_value(level: float, freedom: int) -> float:
     """t(1 - level, freedom), one-sided."""
     from scipy.special import stdtrit  # not scipy.stats, which takes seconds to import
 
@@ -142,7 +153,7 @@ def paired_spread(table: np.ndarray, clusters: Sequence[int]) -> tuple[float, in
     cluster add what their means took away: a cluster of which one block is known says no more than that one.
     (nan, 0) where there is nothing to estimate it from.
     """
-    means, code = by_cluster(table, clusters)
+    means, code = cluster_means(table, clusters)
     n, count = means.shape
     freedom = (n - 1) * (count - 1)
     if not freedom:
@@ -170,7 +181,7 @@ def make_test(
     assert search.prune_level is not None
     if len(settings) < 2 or len(study.blocks) < 2:
         return None
-    ranking = preferred(values, settings)
+    ranking = rank_settings(values, settings)
     if any(values[ranking[0]].excess):
         return None
     from dgg_ray.stats.intervals import block_clusters  # late: SciPy, which trials do without
@@ -185,7 +196,7 @@ def make_test(
         return None
     orders = [order for order, _ in study.blocks]
     runs = [pair for of in evidence for pair in zip(orders, of.scores, strict=True)]
-    best_scores = {task: max(scores) for task, scores in own_scores(runs).items()}
+    best_scores = {task: max(scores) for task, scores in first_scores(runs).items()}
     count = 1 if len(search.objective) == 1 else 3
     incumbents = tuple(settings[i] for i in ranking[:count] if not any(values[i].excess))
     return PruningTest(
@@ -205,8 +216,8 @@ def extrapolate(
     evaluated: values of the settings evaluated to the end; a setting that was pruned inside its first block
     is taken to be no better than the worst of them.
     """
-    own = by_block(evidence, objective, constraints)  # nan on blocks that it did not finish
-    theirs = by_block(incumbent, objective, constraints)
+    own = values_by_block(evidence, objective, constraints)  # nan on blocks that it did not finish
+    theirs = values_by_block(incumbent, objective, constraints)
     count = len(objective)
     finished = ~np.isnan(own[:, :count]).any(axis=1)
     if not finished.any():

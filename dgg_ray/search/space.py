@@ -1,4 +1,4 @@
-"""The search space: dotted paths of settings, and the distribution of values that each is drawn from."""
+"""The search space: dotted paths of settings, and the distribution that each is drawn from."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 Space = Mapping[str, BaseDistribution]
 
 
-def space(study: Study, search: Search) -> dict[str, BaseDistribution]:
-    """Dotted path → its distribution; a parameter with a value for each task has a path for each task."""
+def search_space(study: Study, search: Search) -> dict[str, BaseDistribution]:
+    """Dotted path → its distribution; a per-task parameter has one path for each task."""
     paths: dict[str, BaseDistribution] = {}
     for path, parameter in search.space.items():
         for dotted in [f"{path}.{name}" for name in study.task_names] if parameter.per_task else [path]:
-            paths[dotted] = distribution(parameter)
+            paths[dotted] = distribution_of(parameter)
     return paths
 
 
-def distribution(parameter: SearchParameter) -> BaseDistribution:
+def distribution_of(parameter: SearchParameter) -> BaseDistribution:
     if parameter.values is not None:
         return CategoricalDistribution(parameter.values)
     assert parameter.low is not None
@@ -42,15 +42,15 @@ def distribution(parameter: SearchParameter) -> BaseDistribution:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 
 
-def grid(space: Space, seed: int) -> list[Setting]:
-    """Every combination of listed values, shuffled, so that the first part of them is a fair sample."""
-    choices = [d.choices for d in space.values() if isinstance(d, CategoricalDistribution)]
-    combinations: list[Any] = [dict(zip(space, values, strict=True)) for values in product(*choices)]
+def all_combinations(search_space: Space, seed: int) -> list[Setting]:
+    """List every combination of listed values, shuffled, so that any first part is a fair sample."""
+    choices = [d.choices for d in search_space.values() if isinstance(d, CategoricalDistribution)]
+    combinations: list[Any] = [dict(zip(search_space, values, strict=True)) for values in product(*choices)]
     return [combinations[i] for i in rng.permutation(len(combinations), seed, "", "grid")]
 
 
-def listed(parameter: SearchParameter, count: int) -> list[Value]:
-    """The values of a list; of a range, `count` at even distances."""
+def value_list(parameter: SearchParameter, count: int) -> list[Value]:
+    """The values of a list; of a range, `count` evenly spaced values."""
     if parameter.values is not None:
         return list(parameter.values)
     assert parameter.low is not None
@@ -61,8 +61,8 @@ def listed(parameter: SearchParameter, count: int) -> list[Value]:
     return list(dict.fromkeys(round(p) for p in points)) if whole else points
 
 
-def contains(distribution: BaseDistribution, value: Any) -> bool:
+def contains(distribution_of: BaseDistribution, value: Any) -> bool:
     try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
+        return bool(distribution_of._contains(distribution_of.to_internal_repr(value)))
     except (ValueError, TypeError):
         return False

@@ -87,8 +87,8 @@ def fit_effects(
     peers = np.asarray(peers, dtype=int).reshape(len(value), -1)
     y = np.asarray(y, dtype=float).reshape(len(value), -1)
     count = value.max() + 1
-    by_block = [block == number for number in np.unique(block)]
-    terms = [block_equations(value[rows], peers[rows], y[rows], count) for rows in by_block]
+    values_by_block = [block == number for number in np.unique(block)]
+    terms = [block_equations(value[rows], peers[rows], y[rows], count) for rows in values_by_block]
     equations = NormalEquations(*map(np.stack, zip(*terms, strict=True)))
     n, tried = len(terms), equations.stages > 0
     shares = equations.stages.sum(axis=0) / len(value)

@@ -149,8 +149,8 @@ class LocalBackend(StorageBackend):
     def create(self, name: str, data: bytes, durable: bool = True) -> bool:
         """Create the object by a hard link, so that readers see it whole.
 
-        A file system without links may show it half written. A power cut may leave an object that is cut off
-        and whose creation nobody was told of: its reader checks.
+        A file system without links may show it half written. A power cut may leave an object that is cut off;
+        as its creation was never confirmed, its reader must check.
         """
         file = self.root / name
         make_folder(file.parent, durable)

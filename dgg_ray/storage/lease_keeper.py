@@ -13,13 +13,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
 from dgg_ray.core import event_log
 from dgg_ray.core.errors import error_record
-from dgg_ray.core.executors import AdaptiveExecutor
 from dgg_ray.storage.leases import LEASE_S, LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
 
@@ -29,7 +28,7 @@ CLOSE_S = 4.0  # for releasing all leases at the end; those that are left expire
 
 
 class LeaseKeeper:
-    """Holds and renews leases. Thread-safe; `acquire` waits for the store, `release` only for a fast one.
+    """Holds and renews leases. Thread-safe; `acquire` waits for the store, `release` does not.
 
     held: keys whose leases are renewed.
     releasing: keys to be released, unless they are acquired again before.
@@ -40,7 +39,7 @@ class LeaseKeeper:
         self.held: set[str] = set()
         self.releasing: set[str] = set()
         self.locks: dict[str, threading.Lock] = {}
-        self.pool = AdaptiveExecutor(self.store.backend.is_local, THREADS, "leases")
+        self.pool = ThreadPoolExecutor(THREADS, "leases")
         self.closed = threading.Event()
         self.thread: threading.Thread | None = None
 

@@ -5,7 +5,7 @@
     open_files(backend, name, removed_mark)              a local folder with the files, each verified
 
 A manifest is one object: the record, the folder of its files, and their SHA-256, under a SHA-256 of its own.
-It is created last, so whoever sees it finds its files complete. Every writer stores its files in a folder of
+It is created last, so that its readers find the files complete. Every writer stores its files in a folder of
 its own, so that two writers never mix theirs; of two equal publications the first manifest stays.
 """
 

@@ -56,8 +56,8 @@ class StageRunner:
     checkpoint_policy: when to write a mid-stage checkpoint.
     origin: {study, workers}, stored with every record.
     describe_environment: hardware and versions, stored with every stage.
-    source_digests: of the study's plug-ins, by `kind/name`. A record stores the digests of the plug-ins
-        that made it, so that an edited plug-in can be noticed.
+    source_hashes: of the study's plug-ins, by `kind/name`. A record stores those of the plug-ins that made
+        it, so that an edited plug-in can be noticed.
     """
 
     learner: Learner
@@ -69,7 +69,7 @@ class StageRunner:
     checkpoint_policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     origin: Mapping[str, Any] = field(default_factory=dict)
     describe_environment: Callable[[], dict[str, str]] = process_environment
-    source_digests: Mapping[str, str] = field(default_factory=dict)
+    source_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, item: WorkItem) -> None:
         """Ensure that the store holds the trained stage and every requested evaluation."""
@@ -106,16 +106,9 @@ class StageRunner:
         checkpoint = self.read_checkpoint(stage)
         setup_start = time.perf_counter()
         setup = StageSetup(stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
+        losses, earlier_seconds = self.start_or_resume(stage, setup, strategy, checkpoint)
         if checkpoint is None:
-            losses, earlier_seconds = [], 0.0
-            self.learner.start(setup)
-            strategy.begin_task(self.learner.weights(), stage.task, stage.earlier, stage.seed)
             memory_check.check("in begin_task")
-        else:
-            losses, earlier_seconds = list(checkpoint.losses), checkpoint.seconds
-            tensors = self.learner.resume(setup, len(losses), checkpoint.tensors)
-            strategy.memory.update(checkpoint.memory | tensors)
-            event_log.log_event("resumed", stage, step=len(losses))
         start = time.perf_counter()
         self.checkpoint_policy.begin(len(losses))
         for step in range(len(losses), len(batches)):
@@ -146,6 +139,23 @@ class StageRunner:
         }
         event_log.log_event("trained", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
         self.publish(stage, strategy, loss, cost)
+
+    def start_or_resume(
+        self, stage: Stage, setup: StageSetup, strategy: Strategy, checkpoint: StageCheckpoint | None
+    ) -> tuple[list[float], float]:
+        """Bring learner and strategy to the stage's start or to its checkpoint.
+
+        Returns (losses of the steps so far, seconds spent on them).
+        """
+        if checkpoint is None:
+            self.learner.start(setup)
+            strategy.begin_task(self.learner.weights(), stage.task, stage.earlier, stage.seed)
+            return [], 0.0
+        losses = list(checkpoint.losses)
+        tensors = self.learner.resume(setup, len(losses), checkpoint.tensors)
+        strategy.memory.update(checkpoint.memory | tensors)
+        event_log.log_event("resumed", stage, step=len(losses))
+        return losses, checkpoint.seconds
 
     def check_weights(self, stage: Stage) -> None:
         """Raise NonFiniteError if the last step, whose loss nobody computes, broke the weights."""
@@ -210,7 +220,7 @@ class StageRunner:
             if state := strategy.state():
                 save_file(state, folder / "strategy.safetensors")
 
-        train_sizes = {name: len(task.examples["train"]) for name, task in self.tasks.items()}
+        train_sizes = {name: len(self.tasks[name].examples["train"]) for name in stage.earlier}
         record = {
             "trained_task": stage.task,
             "earlier": list(stage.earlier),
@@ -221,17 +231,17 @@ class StageRunner:
             **self.origin,
         }
         if stage.trained_tasks:
-            models = {name for name in self.source_digests if name.startswith("models/")}
-            record |= self.digests_of({f"strategies/{plugins.plugin_name(stage.strategy)}", *models})
+            models = {name for name in self.source_hashes if name.startswith("models/")}
+            record |= self.hashes_of({f"strategies/{plugins.plugin_name(stage.strategy)}", *models})
             self.learner.gather()
         self.on_rank0(self.store.publish, stage, record, write_files)
         event_log.log_event("published", stage)
         self.on_rank0(checkpoints.remove, self.store, stage)
 
-    def digests_of(self, names: set[str]) -> dict[str, Any]:
-        """The entry of a record that names the plug-ins which made it, with their source digests."""
-        digests = {name: self.source_digests[name] for name in sorted(names & self.source_digests.keys())}
-        return {"code": digests} if digests else {}
+    def hashes_of(self, names: set[str]) -> dict[str, Any]:
+        """The entry of a record for the plug-ins that made it: their names and source hashes."""
+        hashes = {name: self.source_hashes[name] for name in sorted(names & self.source_hashes.keys())}
+        return {"code": hashes} if hashes else {}
 
     # -- mid-stage checkpoints ---------------------------------------------------------------------
 
@@ -310,7 +320,7 @@ class StageRunner:
             pyarrow.parquet.write_table(table, folder / "predictions.parquet")
 
         scorers = {f"scorers/{self.tasks[evaluation.task].scorer}" for evaluation in evaluations}
-        origin = {**self.origin, **self.digests_of(scorers)}
+        origin = {**self.origin, **self.hashes_of(scorers)}
         self.on_rank0(self.store.publish_evaluations, stage, scores, write_predictions, origin)
         event_log.log_event(
             "evaluated", stage, scores={f"{s['task']} {s['split']}": s["score"] for s in scores}

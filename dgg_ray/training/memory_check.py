@@ -110,7 +110,7 @@ def is_cached_property(strategy: Strategy, name: str) -> bool:
 
 
 def recomputes_to(strategy: Strategy, name: str, value: Any) -> bool:
-    """Whether the cached property, computed anew, has this value."""
+    """Whether a new computation of the cached property gives this value."""
     try:
         return equal(getattr(strategy, name), value)
     except Exception:  # the property of a user's class may raise anything

@@ -1,7 +1,9 @@
-"""What a process needs to run a study's work items, alone or in a worker group. No Ray.
+"""What a process needs to run a study's work items, alone or in a worker group.
 
-build_stage_runner   the runner with its model, data and store
-run_item             one item, with its error sorted into the stage's fault or the machine's
+    build_stage_runner   the runner with its model, data and store
+    run_item             one item; its error is the stage's fault or the machine's
+
+Nothing here needs Ray.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def build_training_runner(
         study.protocol.max_new_tokens,
         checkpoint_policy=CheckpointPolicy(workers.checkpoint_steps, workers.checkpoint_minutes),
         origin={"study": study.name, "workers": workers.setup},
-        source_digests=study.data.source_hashes,
+        source_hashes=study.data.source_hashes,
     )
 
 

@@ -179,7 +179,7 @@ class SimulatedRunner:
             seconds *= 1 + self.response.spread * make_rng(0, stage.key, "time").standard_normal()
         return stage.training.epochs * sum(counts.values()), float(max(seconds, 0.0))
 
-    def replayed_examples(self, stage: Stage) -> dict[str, int]:
+    def replayed_examples(self, stage: Stage) -> Mapping[str, int]:
         """Number of replayed examples per earlier task."""
         return stage.replayed_examples({name: sizes["train"] for name, sizes in self.sizes.items()})
 

@@ -128,7 +128,7 @@ RESPONSES = {"steep": 0.6 - 0.4 * ALPHA, "gentle": 0.6 - 0.1 * np.sqrt(ALPHA)}
 
 
 def simulated(rng, response: np.ndarray, blocks: int, kept: float, parents: int = 2):
-    """Simulate stages: blocks and parents differ in level, blocks in the effect of α; a share of α is tried."""
+    """Simulate stages: blocks and parents differ in level, blocks in the effect of α; some α are tried."""
     shape = (blocks, parents, len(response))
     y = response + rng.normal(0, 0.05, (blocks, 1, 1)) + rng.normal(0, 0.02, (blocks, parents, 1))
     y = y + rng.normal(0, 0.02, (blocks, 1, len(response))) + rng.normal(0, 0.03, shape)
@@ -154,7 +154,7 @@ def test_95_percent_bands_cover_the_response_95_percent_of_the_time(response, bl
 
 @pytest.mark.parametrize(("orders", "seeds"), [(3, 3), (4, 3), (6, 1)])
 def test_bands_hold_where_the_effect_of_alpha_depends_on_the_order(orders, seeds):
-    # 2,000 studies, an outcome each: the effect of α has a spread of 1 over orders, and of 0.5 over their seeds
+    # 2,000 studies, one outcome each: the effect of α varies by 1 over orders, and by 0.5 over their seeds
     rng = make_rng(orders, "", "orders")
     effect = rng.normal(0, 1, (orders, 1, 2000)) + rng.normal(0, 0.5, (orders, seeds, 2000))
     y = np.stack([0 * effect, effect]).reshape(2, -1, 2000)  # (α, block, study)
@@ -349,9 +349,9 @@ def test_sentences_name_what_was_not_tried_and_what_one_block_cannot_show():
         balanced_tradeoff({0.1: 0.8, 0.5: 0.4}, {0.1: -0.3, 0.5: -0.1}, blocks=1)
     )
     assert "too few independent blocks of order and seed" in best
-    assert (
-        extremes
-        == "Compared with α = 0.1, α = 0.5 costs 40.0 points on the new task and saves 20.0 points on the old ones."
+    assert extremes == (
+        "Compared with α = 0.1, α = 0.5 costs 40.0 points on the new task and saves 20.0 points on the old "
+        "ones."
     )
     assert missing == "α = 0 and 1 were not tried, so nothing is known beyond 0.1 and 0.5."
 

@@ -26,7 +26,7 @@ from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.report import summary
 from dgg_ray.search import comparison
-from dgg_ray.search.curve_baseline import curves_of, read_off
+from dgg_ray.search.curve_baseline import search_curves, curve_optimum
 from dgg_ray.search.objective import Evidence
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import simulate_study
@@ -154,15 +154,21 @@ def test_curves_use_the_split_on_which_settings_were_chosen():
 def searched_study(values=VALUES, **search):
     space = {"strategy.alpha": SearchParameter(values=values, per_task=True)}
     search = Search(space, **{"method": "stagewise", "values_per_task": 4, **search})
-    return synthetic_study(3, DGG(alpha=0.1, buffer=20), simulation=EXACT, search=search, orders=Orders("random", 1),
-                    protocol=Protocol(held_out=1, baselines=("curve_optimum", "replay")))  # fmt: skip
+    return synthetic_study(
+        3,
+        DGG(alpha=0.1, buffer=20),
+        simulation=EXACT,
+        search=search,
+        orders=Orders("random", 1),
+        protocol=Protocol(held_out=1, baselines=("curve_optimum", "replay")),
+    )
 
 
 def test_the_setting_read_off_the_curves_is_one_more_baseline():
     study = searched_study()
     simulated = simulate_study(study)
     assert list(simulated.final) == ["dgg", "curve_optimum", "replay"]
-    (first, second, _), values = study.all_orders[0], read_off(simulated.search)
+    (first, second, _), values = study.all_orders[0], curve_optimum(simulated.search)
     assert simulated.final["curve_optimum"].id == simulated.study.at(values).id
     assert f"strategy.alpha.{first}" not in values
 
@@ -178,8 +184,8 @@ def test_values_read_off_the_curves_are_among_the_values_tried():
     study = searched_study(values=(0, 1))  # 0 and 0.0 have different keys
     search = simulate_study(study, compare=False).search
     tried = {(k, type(v), v) for query in search.proposed for k, v in query.setting.items()}
-    assert {(k, type(v), v) for k, v in read_off(search).items()} <= tried
-    best = {t.task: t.alpha[t.points()["best"]][0] for t in curves_of(search)}
+    assert {(k, type(v), v) for k, v in curve_optimum(search).items()} <= tried
+    best = {t.task: t.alpha[t.points()["best"]][0] for t in search_curves(search)}
     assert set(best) == set(study.all_orders[0][1:])
 
 

@@ -26,8 +26,8 @@ FIRST, SECOND = ((order, 0) for order in ORDERS)
 def test_more_blocks_narrow_the_interval_of_the_nearest_baseline_by_students_t():
     # d1 - ft: 5/60 and 10/60, mean 12.5 points, sd 5.89. Two blocks have no interval; two more, at half an
     # hour each: 3.182 · 5.89 / 2 = 9.4
-    terms = ComparisonSetup(search_blocks=(FIRST,), final_blocks=(FIRST, SECOND))
-    (step,) = block_steps(small_study(setup=terms, remaining=RemainingWork(block=(0.5, 0.4, 0.6))))
+    setup = ComparisonSetup(search_blocks=(FIRST,), final_blocks=(FIRST, SECOND))
+    (step,) = block_steps(small_study(setup=setup, remaining=RemainingWork(block=(0.5, 0.4, 0.6))))
     assert step.text.startswith("Compare on 2 more blocks, of orders that begin with other tasks, ")
     assert (
         "the difference to finetune (+12.5 points over 2 independent blocks) can then be given, about ±9.4"
@@ -47,11 +47,11 @@ def test_an_interval_narrows_by_students_t(monkeypatch):
 
 def test_no_more_blocks_are_proposed_than_there_are_orders_for():
     # t(2) = 4.303: 4.303 · 5.89 / √3 = 14.6. 2.12 standard deviations take 5 blocks.
-    terms = ComparisonSetup(search_blocks=(FIRST,), final_blocks=(FIRST, SECOND), held_out=True)
+    setup = ComparisonSetup(search_blocks=(FIRST,), final_blocks=(FIRST, SECOND), held_out=True)
 
     def text_for(room):
-        ahead = RemainingWork(block=(0.05, 0.04, 0.06), room=room)
-        return block_steps(small_study(setup=terms, remaining=ahead))[0].text
+        remaining = RemainingWork(block=(0.05, 0.04, 0.06), room=room)
+        return block_steps(small_study(setup=setup, remaining=remaining))[0].text
 
     assert text_for(1).startswith("Compare on 1 more block, ")
     assert "begin with" not in text_for(1)  # held-out blocks share nothing anyway
@@ -130,7 +130,7 @@ def results_with_settings(rows, count):
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_the_expected_gain_of_the_remaining_settings_is_right_on_average(share):
-    # 8 settings evaluated on 3 blocks and 12 left, share: of their means' variance that lies between settings.
+    # 8 settings evaluated on 3 blocks and 12 left; share: of the means' variance, between settings.
     # The realised gain is the true score of the best seen of all minus that of the best seen of the first.
     rng, evaluated, left, blocks, studies = make_rng(0, "", f"left {share}"), 8, 12, 3, 4000
     true = share**0.5 * rng.normal(size=(studies, evaluated + left, 1))
@@ -151,10 +151,10 @@ def test_the_hours_of_an_alpha_step_are_one_stage_for_each_round_of_the_worker_g
     )
     tradeoff = SimpleNamespace(points=lambda: rows, task="words")
     for groups, hours in ((1, 3), (2, 2), (8, 1)):
-        ahead = RemainingWork(stage=(1.0, 1.0, 1.0), groups=groups)
-        _, step = next_steps.alpha_step(small_study(remaining=ahead), tradeoff)
+        remaining = RemainingWork(stage=(1.0, 1.0, 1.0), groups=groups)
+        _, step = next_steps.alpha_step(small_study(remaining=remaining), tradeoff)
         assert step.text.startswith("Try α = 0.1 and 1 for words and again 0.3 on another order or seed, ")
-        assert f"{next_steps.taking((hours, hours, hours))} (3 stages" in step.text
+        assert f"{next_steps.format_hours((hours, hours, hours))} (3 stages" in step.text
 
 
 def test_a_duration_is_in_the_largest_unit_that_it_reaches():

@@ -36,7 +36,7 @@ from dgg_ray.analysis.order_sensitivity import (
 )
 from dgg_ray.analysis.run_table import clusters_by_order, compare, final_scores, settings_table
 from dgg_ray.core.rng import make_rng
-from dgg_ray.report.figures import learning_along, order_ranks, order_spread
+from dgg_ray.report.figures import learning_along, order_effects, order_ranks, order_spread
 from dgg_ray.report.summary import summary_sentences
 from dgg_ray.stats.intervals import clustered_jackknife, expected_range, mean_interval, paired_difference
 
@@ -339,7 +339,7 @@ def test_the_command_prints_the_sentences_and_writes_the_files(tmp_path, monkeyp
     assert rows["robustness"][0]["range"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("figure", [order_spread, effect_table, order_ranks], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("figure", [order_spread, order_effects, order_ranks], ids=lambda f: f.__name__)
 def test_a_figure_of_orders_needs_three(figure):
     made = figure.draw(TWO)
     assert made is not None

@@ -74,7 +74,7 @@ class Monkey:
             self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
 
     def kill_some(self, rng: random.Random) -> bool:
-        """Kill one process after another; return False if the driver was killed, True if the study finished."""
+        """Kill one process after another; return whether the study finished with its driver alive."""
         assert self.driver is not None
         while sum(self.killed.values()) < self.kills:
             kind = rng.choices(list(self.weights), list(self.weights.values()))[0]

@@ -1,4 +1,4 @@
-"""Hundreds of deaths on a simulated cluster, with the real work queue, searches and stage tree, in seconds."""
+"""Hundreds of deaths on a simulated cluster, with the real work queue, searches and stage tree."""
 
 import random
 from collections import Counter

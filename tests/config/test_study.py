@@ -68,7 +68,7 @@ sarch: {}
         "or the entry point of a package that is installed on this machine, "
         "got 'embeded'. Did you mean 'embedded'?",
         "tasks[0].trian": "line 4  tasks[0].trian: no such setting. Did you mean 'train'?",
-        "tasks[1].name": "line 5  tasks[1].name: the embedded tasks are digits, shapes, counting, "
+        "tasks[1].name": "line 5  tasks[1].name: must be one of the embedded tasks digits, shapes, counting, "
         "relations, words, charts, got 'wrods'. Did you mean 'words'?",
         "strategy.alpha.charts": "line 7  strategy.alpha.charts: must be at most 1, got 1.5",
         "strategy.buffer": "line 7  strategy.buffer: must be at least 0, got -2",

@@ -40,7 +40,7 @@ def test_another_studys_folder_is_refused_with_its_name(case, tmp_path):
     saved_study.save_study(case, tmp_path / "out")
     other = study_of(tmp_path, STUDY.replace("name: case", "name: other"))
     with pytest.raises(StudyError) as found:
-        warm_start.settled(other, tmp_path / "out")
+        warm_start.restore_warm_starts(other, tmp_path / "out")
     (fault,) = found.value.faults
     assert fault.path == "--out"
     assert "holds the results of another study, 'case'" in fault.rule
@@ -141,7 +141,7 @@ def test_the_version_before_is_kept_and_can_be_put_back(case, tmp_path):
 def test_a_damaged_study_file_is_said_and_replaced(case, tmp_path, content):
     (tmp_path / saved_study.SAVED_STUDY).write_text(content, encoding="utf-8")
     assert "cannot be read" in study_changes.describe_changes(case, tmp_path)
-    assert warm_start.settled(case, tmp_path) == case
+    assert warm_start.restore_warm_starts(case, tmp_path) == case
     saved_study.save_study(case, tmp_path)
     assert (tmp_path / saved_study.PREVIOUS_STUDY).read_text(encoding="utf-8") == content
     assert json.loads((tmp_path / saved_study.SAVED_STUDY).read_text(encoding="utf-8"))["raw"]["name"] == "case"

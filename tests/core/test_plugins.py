@@ -9,7 +9,6 @@ from functools import partial
 from itertools import count
 
 import pytest
-
 from study_samples import with_data
 
 from dgg_ray import cli, load_study

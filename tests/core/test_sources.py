@@ -161,7 +161,8 @@ def test_what_is_installed_or_shipped_is_not_looked_into(project):
             "scorers/exact_match.py",
         ),
         (
-            "from dgg_ray.core.text_normalization import normalize_text\n\n\ndef mark(p, e):\n    return normalize_text(p)\n",
+            "from dgg_ray.core.text_normalization import normalize_text\n\n\n"
+            "def mark(p, e):\n    return normalize_text(p)\n",
             "mark",
             "core/text_normalization.py",
         ),

@@ -382,7 +382,7 @@ def clock(monkeypatch):
 
         monkeypatch.setattr(PeftLearner, name, slow)
 
-    takes("begin", lambda *_: 0.05)
+    takes("start", lambda *_: 0.05)
     takes("step", lambda batch, *_: 0.1 * len(batch))
     takes("answer", lambda examples, *_: 0.01 * len(examples))
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))

@@ -50,7 +50,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def run_simulated(file: Path, out: Path) -> set[str]:
     """Run a simulated study into a folder; return the tasks of each stage that was trained."""
-    study = warm_start.settled(load_study(file), out)
+    study = warm_start.restore_warm_starts(load_study(file), out)
     saved_study.save_study(study, out)
     store = study.store(out)
     runner, before = SimulatedRunner.of(study, store), {record["key"] for record in store}
@@ -282,8 +282,8 @@ def test_a_task_with_other_examples_is_refused(folder):
     message = "words: train and validation have other content than when"
     assert message in faults(lambda: extend(Path("small.yaml"), {"charts": "embedded"}))["tasks[1]"]
     study = load_study("small.yaml")
-    assert message in faults(lambda: warm_start.settled(study, folder / "out/small"))["tasks[1]"]
-    assert warm_start.settled(study, folder / "out/other") == study
+    assert message in faults(lambda: warm_start.restore_warm_starts(study, folder / "out/small"))["tasks[1]"]
+    assert warm_start.restore_warm_starts(study, folder / "out/other") == study
     assert cli.main(["plan", "small.yaml"]) == 2
 
 
@@ -361,7 +361,7 @@ def test_evaluated_settings_are_warm_starts_the_best_first(finished):
     )
     study = warm_study(finished)
     values = [known.objectives[0] for known in study.data.warm_starts]
-    assert values == sorted((v.objective[0] for v in search.judged().values()), reverse=True)
+    assert values == sorted((v.objective[0] for v in search.evaluated().values()), reverse=True)
     assert study.data.warm_starts[0].setting == search.winner()
     assert {known.depth for known in study.data.warm_starts} == {0}  # it has no task more
     assert comparison.make_search(study).ask()[1].setting == search.winner()
@@ -412,7 +412,7 @@ def test_a_study_cannot_warm_start_from_itself(finished):
     study = warm_study(finished)
     assert (
         "give it another --out"
-        in faults(lambda: warm_start.settled(study, finished / "out/small"))["search.warm_start_from"]
+        in faults(lambda: warm_start.restore_warm_starts(study, finished / "out/small"))["search.warm_start_from"]
     )
 
 
@@ -423,14 +423,14 @@ def test_the_warm_starts_of_the_first_run_are_kept(finished):
     run_simulated(finished / "small.yaml", finished / "out/small")
     later = load_study("warm.yaml")
     assert len(later.data.warm_starts) > len(study.data.warm_starts)
-    assert warm_start.settled(later, finished / "out/warm").data.warm_starts == study.data.warm_starts
+    assert warm_start.restore_warm_starts(later, finished / "out/warm").data.warm_starts == study.data.warm_starts
     assert saved_study.require_saved_study(finished / "out/warm").data.warm_starts == study.data.warm_starts
     assert (
         run_simulated(finished / "warm.yaml", finished / "out/warm") == set()
     )  # the same proposals, all there
     narrower = replace(later.search, space={"strategy.buffer": later.search.space["strategy.buffer"]})
     asks_more = replace(later, search=narrower)
-    assert warm_start.settled(asks_more, finished / "out/warm") == asks_more
+    assert warm_start.restore_warm_starts(asks_more, finished / "out/warm") == asks_more
 
 
 # -- with real training ------------------------------------------------------------------------------------

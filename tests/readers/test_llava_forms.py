@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from llava_samples import edit, faults, only_fault, picture, question, read, sample, turn, write
+from llava_samples import edit, faults, only_fault, question, read, sample, turn, write, write_image
 from PIL import Image
 
 
@@ -95,7 +95,7 @@ def test_the_same_image_under_a_second_key_is_accepted(folder, same):
 )
 def test_another_image_with_the_same_file_name_is_a_fault(folder, second):
     for place in ("A", "B"):
-        picture(folder / place / "0001.png")
+        write_image(folder / place / "0001.png")
     fault = refused(folder, question("q", "A/0001.png", "x") | second)
     assert fault.path == f"test[0].{next(iter(second))}"
 
@@ -473,7 +473,7 @@ def in_folders(folder):
     """Write images of train and test with equal file names."""
     for split, shades in (("train", (10, 20, 30)), ("test", (40, 50, 60))):
         for i, shade in enumerate(shades):
-            picture(folder / split / f"{i}.png", shade=shade)
+            write_image(folder / split / f"{i}.png", shade=shade)
         records = [question(f"{split}{i}", f"{split}/{i}.png", "x") for i in range(3)]
         write(folder / f"{split}.json", records)
 

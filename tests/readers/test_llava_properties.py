@@ -439,7 +439,7 @@ def raises_only_study_errors_for_captions(data, names, seed):
 
 
 def gives_each_image_its_own_captions(data, names, tails, seed):
-    """names: which pictures have captions; tails: whether these are named by their last part alone."""
+    """Check captions of the images `names`; `tails`: the file names images without their folders."""
     said = [name.rpartition("/")[2] if tails else name for name in names]
     images = [{"id": i, "file_name": name} for i, name in enumerate(said)]
     notes = [{"image_id": i, "caption": f"caption of {name}"} for i, name in enumerate(names)]
@@ -449,7 +449,7 @@ def gives_each_image_its_own_captions(data, names, tails, seed):
     (data / "test.json").write_text(json.dumps(test))
     files = {"train": data / "train.json", "test": data / "test.json", "images": data / "img"}
     reader = Llava(**files, references=data / "captions.json")
-    if tails and "sub/a.png" in names:  # "a.png" is the whole name of another picture of train
+    if tails and "sub/a.png" in names:  # "a.png" is the full path of another image of train
         with pytest.raises(StudyError) as caught:
             reader.read("task")
         path = "references" if "a.png" in names else f"test[{names.index('sub/a.png')}]"

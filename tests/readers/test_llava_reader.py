@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from llava_samples import edit, faults, only_fault, picture, question, read, sample, turn, write
+from llava_samples import edit, faults, only_fault, question, read, sample, turn, write, write_image
 from PIL import Image
 
 from dgg_ray.readers import _images
@@ -173,7 +173,7 @@ def test_every_field_enters_the_digest_of_its_split_only(folder, change):
 
 def test_a_changed_image_changes_the_digest_although_its_path_is_known(folder):
     before = read(folder).digests["test"]
-    picture(folder / "8.png", shade=99)
+    write_image(folder / "8.png", shade=99)
     assert read(folder).digests["test"] != before
 
 
@@ -310,7 +310,7 @@ def test_a_misspelt_key_is_a_fault_that_suggests_the_right_one(folder):
 
 
 def test_a_misspelt_image_is_a_fault_that_suggests_the_right_one(folder):
-    picture(folder / "photos" / "kitchen.png")
+    write_image(folder / "photos" / "kitchen.png")
     edit(folder / "test.json", lambda test: test[0].update(image="photos/kichten.png"))
     assert only_fault(folder).near == "kitchen.png"
 
@@ -336,7 +336,7 @@ def test_images_that_are_cut_off_empty_or_of_no_image_format_are_refused(folder)
 
 def test_links_in_the_image_folder_may_lead_out_of_it(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("outside")
-    picture(elsewhere / "coco" / "far.png", shade=77)
+    write_image(elsewhere / "coco" / "far.png", shade=77)
     (folder / "link.png").symlink_to(elsewhere / "coco" / "far.png")
     (folder / "link").symlink_to(elsewhere)
     edit(folder / "test.json", lambda test: test[0].update(image="link.png"))
@@ -361,7 +361,7 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_described(folder):
 def test_two_dots_in_a_path_ignore_where_a_link_leads(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("outside") / "inner"
     elsewhere.mkdir()
-    picture(elsewhere.parent / "8.png", shade=1)
+    write_image(elsewhere.parent / "8.png", shade=1)
     (folder / "link").symlink_to(elsewhere)
     edit(folder / "test.json", lambda test: test[0].update(image="link/../8.png"))
     assert read(folder).examples["test"][0].image == folder / "8.png"
@@ -423,7 +423,7 @@ def test_a_fault_of_a_thousand_records_is_shown_twenty_times_and_counted(folder)
 
 def test_a_known_image_is_not_decoded_again(tmp_path, monkeypatch):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
-    picture(file)
+    write_image(file)
     first = _images.inspect_images([file], cache)
     monkeypatch.setattr(_images, "decode_image", lambda path: pytest.fail(f"{path} is decoded again"))
     assert _images.inspect_images([file], cache) == first
@@ -431,7 +431,7 @@ def test_a_known_image_is_not_decoded_again(tmp_path, monkeypatch):
 
 def test_a_copy_under_another_name_is_not_decoded_again(tmp_path, monkeypatch):
     file, copy, cache = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "cache.sqlite"
-    picture(file)
+    write_image(file)
     first = _images.inspect_images([file], cache)[file]
     copy.write_bytes(file.read_bytes())
     monkeypatch.setattr(_images, "decode_image", lambda path: pytest.fail(f"{path} is decoded again"))
@@ -440,7 +440,7 @@ def test_a_copy_under_another_name_is_not_decoded_again(tmp_path, monkeypatch):
 
 def test_another_image_with_the_same_name_size_and_times_is_decoded(tmp_path):
     file, cache = tmp_path / "a.bmp", tmp_path / "cache.sqlite"
-    picture(file)
+    write_image(file)
     long_ago = time.time_ns() - 10**12
     os.utime(file, ns=(long_ago, long_ago))
     first, before = _images.inspect_images([file], cache), file.stat()
@@ -456,7 +456,7 @@ def test_another_image_with_the_same_name_size_and_times_is_decoded(tmp_path):
 
 def test_other_tables_of_the_cache_are_ignored(tmp_path):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
-    picture(file)
+    write_image(file)
     with closing(sqlite3.connect(cache)) as older, older:
         older.execute("CREATE TABLE picture (path TEXT PRIMARY KEY, size INT, changed INT, digest TEXT)")
         about = file.stat()
@@ -468,7 +468,7 @@ def test_other_tables_of_the_cache_are_ignored(tmp_path):
 @pytest.mark.parametrize("cache", ["damaged", "folder", "unwritable/place/cache.sqlite"])
 def test_an_unusable_cache_changes_no_result(tmp_path, cache):
     file = tmp_path / "a.png"
-    picture(file)
+    write_image(file)
     (tmp_path / "damaged").write_text("this is no database " * 100)
     (tmp_path / "folder").mkdir()
     (tmp_path / "unwritable").write_text("a file where a folder is wanted")
@@ -478,7 +478,7 @@ def test_an_unusable_cache_changes_no_result(tmp_path, cache):
 
 def test_a_damaged_cache_is_replaced(tmp_path):
     file, cache = tmp_path / "a.png", tmp_path / "cache.sqlite"
-    picture(file)
+    write_image(file)
     cache.write_text("this is no database " * 100)
     _images.inspect_images([file], cache)
     _images.inspect_images([file], cache)

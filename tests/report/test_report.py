@@ -146,7 +146,7 @@ def test_the_page_gives_the_effect_of_alpha(written):
     page = (written / "report.html").read_text(encoding="utf-8")
     # b after a, at α = 0.125 and 0.25: the new task 0.7 and 0.6; a from 0.8 to 0.4 and to 0.7
     assert "Compared with α = 0.125, α = 0.25 costs 10.0 points on the new task and saves 30.0 points" in page
-    assert "α = 0 and 1 were not tried: nothing is said beyond 0.125 and 0.25." in page
+    assert "α = 0 and 1 were not tried, so nothing is known beyond 0.125 and 0.25." in page
 
 
 def test_failed_stages_are_shown_with_their_error(tmp_path, without_figures):

@@ -15,7 +15,7 @@ from dgg_ray.analysis.run_table import settings_by_label as outcomes_compared
 from dgg_ray.analysis.verdict import is_simpler, simplicity_of, verdict
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report import console, page, summary
-from dgg_ray.search.objective import range_of
+from dgg_ray.search.objective import metric_range
 
 ORDERS = ("a > b", "b > a", "c > d", "d > c")  # they share no stage
 OURS = (0.60, 0.64, 0.58, 0.66)
@@ -224,7 +224,7 @@ def test_seeds_are_replicates_on_these_orders():
 def test_every_metric_stays_on_the_scale_that_its_module_declares(name):
     from dgg_ray.core.scores import ScoreMatrix
 
-    low, high = range_of(name)
+    low, high = metric_range(name)
     rng = np.random.default_rng(0)
     for R in (np.tri(3), 1 - np.tri(3, k=-1), *rng.integers(0, 2, (50, 3, 3)).astype(float)):
         value = metrics()[name](ScoreMatrix(R, np.array([1, 5, 9]), rng.random(3)))
@@ -236,5 +236,7 @@ def test_an_undecided_alpha_is_marked_next_to_its_value():
 
     open_ = two_alpha_results("s5", (0.02, 0.04, 0.09))
     assert undecided_alphas(open_) == {"strategy.alpha.b": "from 0 to 0.5 cannot be distinguished"}
-    assert "α for b = 0.5 (from 0 to 0.5 cannot be distinguished)" in " ".join(summary.summary_sentences(open_))
+    assert "α for b = 0.5 (from 0 to 0.5 cannot be distinguished)" in " ".join(
+        summary.summary_sentences(open_)
+    )
     assert undecided_alphas(two_alpha_results("s0")) == {}

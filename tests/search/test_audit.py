@@ -31,7 +31,7 @@ def test_the_audit_finishes_branches_that_were_dropped(seed):
             runner.run(item)
         method.tell(number, reader.evidence(query))
     assert method.audited
-    assert all(method.told[dropped.number] is not None for dropped in method.audited)
+    assert all(method.answers[dropped.number] is not None for dropped in method.audited)
     assert all(method.proposed[dropped.number].depth == 5 for dropped in method.audited)
 
 

@@ -11,16 +11,16 @@ from dgg_ray.search.objective import (
     Constraint,
     Evidence,
     Values,
-    completed,
+    extrapolate_run,
     dominates,
-    followed,
+    continue_like,
     hypervolume,
-    kept_shares,
-    own_scores,
-    preferred,
+    retention,
+    first_scores,
+    rank_settings,
     simplicity,
-    smoothed,
-    values,
+    fit_response,
+    objective_values,
 )
 
 NAN = np.nan
@@ -39,7 +39,7 @@ def test_values_are_means_over_blocks_and_a_constraint_is_broken_by_what_is_miss
     mine = [scores([0.5], [0.3, 0.6]), scores([0.5], [0.5, 0.8])]  # plasticity 0.6, 0.8; stability 0.3, 0.5
     finetune = [scores([0.5], [0.1, 0.9]), scores([0.5], [0.1, 0.7])]  # plasticity 0.9, 0.7
     limit = Constraint.parse("plasticity >= finetune - 2 points")
-    found = values(Evidence(mine, {"finetune": finetune}), ["stability"], [limit])
+    found = objective_values(Evidence(mine, {"finetune": finetune}), ["stability"], [limit])
     assert found.objective == pytest.approx((0.4,))
     assert found.excess == pytest.approx((0.8 - 0.02 - 0.7,))
 
@@ -69,12 +69,12 @@ def test_other_texts_are_no_constraints(text):
 
 def test_a_setting_that_keeps_its_constraints_comes_before_a_better_one_that_breaks_them():
     found = [Values((0.9,), (0.1,)), Values((0.5,), (0.0,)), Values((0.6,), (0.0,)), Values((0.99,), (0.02,))]
-    assert preferred(found) == [2, 1, 3, 0]
+    assert rank_settings(found) == [2, 1, 3, 0]
 
 
 def test_fronts_follow_each_other_and_the_highest_mean_leads_its_front():
     found = [Values(v) for v in ((0.2, 0.9), (0.6, 0.6), (0.5, 0.6), (0.8, 0.3), (0.1, 0.1))]
-    assert preferred(found) == [1, 0, 3, 2, 4]  # 2 is dominated by 1, 4 by all
+    assert rank_settings(found) == [1, 0, 3, 2, 4]  # 2 is dominated by 1, 4 by all
 
 
 def test_of_equals_the_simpler_setting_is_preferred():
@@ -86,11 +86,11 @@ def test_of_equals_the_simpler_setting_is_preferred():
         {"strategy.alpha.a": 0.3, "strategy.alpha.b": 0.3, "strategy.buffer": 10, "adapter.rank": 4},
     ]
     equal = [Values((0.1 + 0.2,)), Values((0.3,)), Values((0.3,)), Values((0.3,)), Values((0.3,))]
-    assert preferred(equal, settings) == [4, 3, 2, 1, 0]
-    assert preferred(equal) == [0, 1, 2, 3, 4]
-    assert preferred([*equal[:4], Values((0.3 - 1e-9,))], settings) == [3, 2, 1, 0, 4]
+    assert rank_settings(equal, settings) == [4, 3, 2, 1, 0]
+    assert rank_settings(equal) == [0, 1, 2, 3, 4]
+    assert rank_settings([*equal[:4], Values((0.3 - 1e-9,))], settings) == [3, 2, 1, 0, 4]
     both = [Values((0.2, 0.4)), Values((0.4, 0.2))]
-    assert preferred(both, settings[:2]) == [1, 0]
+    assert rank_settings(both, settings[:2]) == [1, 0]
 
 
 def test_any_two_settings_have_an_order_of_simplicity():
@@ -102,7 +102,7 @@ def test_any_two_settings_have_an_order_of_simplicity():
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
 def test_nothing_dominates_what_is_preferred_to_all(points):
-    best = points[preferred([Values(p) for p in points])[0]]
+    best = points[rank_settings([Values(p) for p in points])[0]]
     assert not any(dominates(p, best) for p in points)
 
 
@@ -116,24 +116,24 @@ def test_hypervolume_is_the_area_below_a_staircase():
 def test_a_run_that_stopped_is_completed_by_own_scores_and_shares_kept_by_age():
     # After two of three tasks; kept 0.8 a stage after learning, 0.9 later; task c begins at 0.4
     half = scores([0.6], [0.5, 0.8], [])
-    R = completed(half, ("a", "b", "c"), {"c": 0.4}, [0.8, 0.9], 0.0).R
+    R = extrapolate_run(half, ("a", "b", "c"), {"c": 0.4}, [0.8, 0.9], 0.0).R
     assert R[2] == pytest.approx([0.5 * 0.9, 0.8 * 0.8, 0.4])
-    assert completed(half, ("a", "b", "c"), {}, (), 1.0).R[2] == pytest.approx([0.5, 0.8, 1.0])
+    assert extrapolate_run(half, ("a", "b", "c"), {}, (), 1.0).R[2] == pytest.approx([0.5, 0.8, 1.0])
     assert np.isnan(half.R[2]).all()
 
 
 def test_a_run_follows_another_by_what_that_one_kept_of_each_task():
     other = scores([0.8], [0.4, 0.6], [0.2, 0.3, 0.7])  # a keeps half, b keeps half
-    R = followed(scores([0.8], [0.6, 0.5], []), other).R
+    R = continue_like(scores([0.8], [0.6, 0.5], []), other).R
     assert R[2] == pytest.approx([0.3, 0.25, 0.7])
 
 
 def test_shares_kept_are_quantiles_by_age_and_never_above_one():
     a = scores([0.8], [0.4, 0.5], [0.4, 0.25, 0.9])  # age 0: 0.5, 0.5; age 1: 1
     b = scores([0.5], [0.5, 0.6], [0.6, 0.3, 0.9])  # age 0: 1, 0.5; age 1: 1.2, cut to 1
-    assert kept_shares([a, b], 0.5) == pytest.approx([0.5, 1.0])
-    assert kept_shares([a, b], 1.0) == pytest.approx([1.0, 1.0])
-    assert own_scores([(("x", "y", "z"), a)]) == {"x": [0.8], "y": [0.5], "z": [0.9]}
+    assert retention([a, b], 0.5) == pytest.approx([0.5, 1.0])
+    assert retention([a, b], 1.0) == pytest.approx([1.0, 1.0])
+    assert first_scores([(("x", "y", "z"), a)]) == {"x": [0.8], "y": [0.5], "z": [0.9]}
 
 
 def test_points_on_a_parabola_are_left_where_they_are_and_an_outlier_is_drawn_to_it():
@@ -141,24 +141,24 @@ def test_points_on_a_parabola_are_left_where_they_are_and_an_outlier_is_drawn_to
     parameters = {"strategy.alpha.a": None}
     settings = [{"strategy.alpha.a": v} for v in x]
     curve = np.array([[0.5 + 0.25 * r - 0.06 * r * r] for r in range(5)])  # in their ranks
-    assert smoothed(curve, [0] * 5, settings, parameters) == pytest.approx(curve)
+    assert fit_response(curve, [0] * 5, settings, parameters) == pytest.approx(curve)
     off = curve.copy()
     off[2] += 0.1
-    assert abs(smoothed(off, [0] * 5, settings, parameters)[2] - curve[2]) < 0.05
+    assert abs(fit_response(off, [0] * 5, settings, parameters)[2] - curve[2]) < 0.05
 
 
 def test_parents_have_levels_of_their_own_on_one_curve():
     x = [0.0, 0.1, 0.3, 0.6]
     settings = [{"a": v} for v in x] * 2
     table = np.array([[r - r * r / 3] for r in range(4)] + [[0.2 + r - r * r / 3] for r in range(4)])
-    assert smoothed(table, [0] * 4 + [1] * 4, settings, {"a": None}) == pytest.approx(table)
+    assert fit_response(table, [0] * 4 + [1] * 4, settings, {"a": None}) == pytest.approx(table)
 
 
 def test_a_peak_at_a_small_alpha_is_found():
     # In α itself the nearest parabola has its top at α = 0.5, and calls 0.3 the best.
     x, scores_ = [0.0, 0.05, 0.1, 0.3, 1.0], [0.50, 0.58, 0.60, 0.57, 0.40]
     table = np.array(scores_)[:, None]
-    read = smoothed(table, [0] * 5, [{"a": v} for v in x], {"a": None})
+    read = fit_response(table, [0] * 5, [{"a": v} for v in x], {"a": None})
     assert x[int(read.argmax())] == 0.1
     raw = np.vander(x, 3) @ np.linalg.lstsq(np.vander(x, 3), table, rcond=None)[0]
     assert x[int(raw.argmax())] == 0.3
@@ -168,9 +168,9 @@ def test_a_log_range_keeps_its_own_scale():
     x = [1e-4, 2e-4, 1e-3, 4e-3, 1e-2]
     table = np.array([[np.log(v) - np.log(v) ** 2] for v in x])
     of = FloatDistribution(1e-4, 1e-2, log=True)
-    assert smoothed(table, [0] * 5, [{"a": v} for v in x], {"a": of}) == pytest.approx(table)
+    assert fit_response(table, [0] * 5, [{"a": v} for v in x], {"a": of}) == pytest.approx(table)
 
 
 def test_too_few_points_are_taken_as_they_are():
     table = np.array([[0.1], [0.9], [0.2]])
-    assert smoothed(table, [0, 0, 0], [{"a": v} for v in (0, 1, 2)], {"a": None}) is table
+    assert fit_response(table, [0, 0, 0], [{"a": v} for v in (0, 1, 2)], {"a": None}) is table

@@ -12,7 +12,7 @@ from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.planning.plan import plan
 from dgg_ray.search.comparison import make_search
 from dgg_ray.search.evidence import EvidenceReader
-from dgg_ray.search.pruning import PruningTest, critical, paired_spread, should_prune, trails
+from dgg_ray.search.pruning import PruningTest, critical_value, paired_spread, should_prune, trails_beyond_chance
 from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import simulate_study
@@ -32,14 +32,14 @@ def run(*finals, own=0.5, depth=2):
     return found
 
 
-def pruning_test(level=0.3, spread=0.1, freedom=10, hopes=None):
-    return PruningTest(({},), level, hopes or {"a": 0.9, "b": 0.9}, ((spread, freedom),), ALONE)
+def pruning_test(level=0.3, spread=0.1, freedom=10, best_scores=None):
+    return PruningTest(({},), level, best_scores or {"a": 0.9, "b": 0.9}, ((spread, freedom),), ALONE)
 
 
 def test_the_margin_is_students_t_of_the_pooled_spread():
     # level 0.3 over 3 looks: t(0.9, 10) = 1.372; one block: given up beyond 0.1372 behind
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
-    assert critical(0.1, 10) == pytest.approx(1.372, abs=1e-3)
+    assert critical_value(0.1, 10) == pytest.approx(1.372, abs=1e-3)
     assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.8 - 0.137), theirs)
     assert should_prune(pruning_test(), ["faa"], BLOCKS, run(0.8 - 0.138), theirs)
     # two blocks: 0.1372 / √2 = 0.0970 behind in the mean
@@ -59,9 +59,9 @@ def test_between_tasks_the_best_that_is_known_stands_for_what_is_to_come():
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
     # After task a at 0.5, with b hoped at 0.9: (0.5 + 0.9) / 2 = 0.7, 0.1 behind; at b = 0.7: 0.2 behind
     assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
-    assert should_prune(pruning_test(hopes={"b": 0.7}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
+    assert should_prune(pruning_test(best_scores={"b": 0.7}), ["faa"], BLOCKS, run(0.0, depth=1), theirs)
     assert not should_prune(
-        pruning_test(hopes={}), ["faa"], BLOCKS, run(0.0, depth=1), theirs
+        pruning_test(best_scores={}), ["faa"], BLOCKS, run(0.0, depth=1), theirs
     )  # nothing known: 1
 
 
@@ -96,9 +96,9 @@ def test_seeds_of_an_order_are_one_cluster_of_the_spread_and_of_the_differences(
     assert paired_spread(table, (0, 0, 1, 1)) == (pytest.approx((2 * (0.04 + 0.04 / 2)) ** 0.5), 1)
     # level 0.1, spread 0.1: given up beyond 0.1372 behind in one cluster, whatever its seeds, 0.0970 in two
     behind = np.array([-0.13] * 3)
-    assert not trails(behind, 0.1, 0.1, 10, (0, 0, 0, 1))
-    assert trails(behind, 0.1, 0.1, 10, (0, 1, 1, 2))
-    assert not trails(np.array([-0.14, -0.14, -0.05]), 0.1, 0.1, 10, (0, 0, 1))  # 0.095 in the mean
+    assert not trails_beyond_chance(behind, 0.1, 0.1, 10, (0, 0, 0, 1))
+    assert trails_beyond_chance(behind, 0.1, 0.1, 10, (0, 1, 1, 2))
+    assert not trails_beyond_chance(np.array([-0.14, -0.14, -0.05]), 0.1, 0.1, 10, (0, 0, 1))  # 0.095 in the mean
 
 
 def simulated(seed, level, low=0.0, high=1.0):
@@ -134,7 +134,7 @@ def given_up(seed, level, **space):
     found = simulate_study(of, 4, compare=False)
     search = found.search
     best = max(range(8), key=lambda n: truth(of, search.proposed[n].setting))
-    judged = search.judged()
+    judged = search.evaluated()
     return best not in judged, 8 - len(judged), found.stages
 
 
@@ -174,12 +174,12 @@ def given_up_in(scores, judged, candidate, level, clusters):
     spread = [paired_spread(ends[judged, :, j], clusters) for j in objectives]
     best = judged[int(ends[judged].mean(axis=(1, 2)).argmax())]
     hope = scores[judged, :, 1].max(axis=(0, 1))
-    hoped = (scores[candidate, :, 0] + hope) / 2
+    extrapolated = (scores[candidate, :, 0] + hope) / 2
     each = level / len(judged) / (blocks - 1)
     for b in range(blocks):
-        for last in (hoped[b], ends[candidate, b])[: 1 if b == blocks - 1 else 2]:
+        for last in (extrapolated[b], ends[candidate, b])[: 1 if b == blocks - 1 else 2]:
             d = np.vstack([ends[candidate, :b], last]) - ends[best, : b + 1]
-            if all(trails(d[:, j], each, *spread[j], clusters) for j in objectives):
+            if all(trails_beyond_chance(d[:, j], each, *spread[j], clusters) for j in objectives):
                 return True
     return False
 
@@ -229,14 +229,14 @@ def test_plan_says_on_how_many_independent_clusters_a_race_rests():
 def test_a_race_is_the_same_on_any_number_of_fleets():
     a, b = (simulate_study(simulated(3, 0.2), groups, compare=False) for groups in (1, 5))
     assert a.search.proposed == b.search.proposed
-    assert a.search.judged() == b.search.judged()
+    assert a.search.evaluated() == b.search.evaluated()
     assert a.store.records.keys() == b.store.records.keys()
 
 
 def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
     of = simulated(1, 0.2)
     search = simulate_study(of, compare=False).search
-    given = [n for n in range(8) if n not in search.judged() and search.told[n] is not None]
+    given = [n for n in range(8) if n not in search.evaluated() and search.answers[n] is not None]
     assert given
     for n in given:
         baseline = next(
@@ -244,7 +244,7 @@ def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
             for m, p in enumerate(search.proposed)
             if p.setting == search.proposed[n].pruning_test.incumbents[0]
         )
-        assert search.estimate(n).objective[0] < search.judged()[baseline].objective[0]
+        assert search.estimate(n).objective[0] < search.evaluated()[baseline].objective[0]
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -268,8 +268,8 @@ def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
         protocol=Protocol(baselines=("constant", "replay")),
     )
     found = simulate_study(of, 3)
-    assert len(found.search.judged()) < 20
+    assert len(found.search.evaluated()) < 20
     again = EvidenceReader(of, found.store).replay_to_read(make_search(of))
     assert again.proposed == found.search.proposed
-    assert again.judged() == found.search.judged()
+    assert again.evaluated() == found.search.evaluated()
     assert again.finished

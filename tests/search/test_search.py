@@ -52,7 +52,7 @@ def finish(proposals, seed):
             open_.append(proposal)
             continue
         if proposal:
-            proposals.put_back(*proposal)
+            proposals.return_query(*proposal)
         number, query = open_.pop(shuffle.randrange(len(open_))) if open_ else proposals.ask()
         failed = number == 5
         proposals.tell(number, None if failed else value(query.setting))
@@ -189,5 +189,5 @@ def test_a_setting_given_up_in_its_first_block_is_told_as_the_worst_that_is_know
     raced.proposed[number] = query._replace(pruning_test=PruningTest((best,), 0.1, {}, ((0.1, 3),), (0,)))
     unfinished = scored(0.2)
     unfinished.scores[0].R[1] = np.nan
-    raced.told[number] = unfinished
+    raced.answers[number] = unfinished
     assert raced.estimate(number).objective == pytest.approx((-0.2,))

@@ -8,7 +8,7 @@ import pytest
 from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter
 from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.search.evidence import EvidenceReader
-from dgg_ray.search.stagewise import Stagewise, halvings
+from dgg_ray.search.stagewise import Stagewise, halving_depths
 from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import simulate_study
@@ -109,7 +109,7 @@ def test_the_revision_mends_values_that_were_chosen_at_an_early_place():
     of = study(tasks=5, orders=4, law=ResponseModel(noise=0.0, evaluation_noise=False, seed=5), beam=1)
     search = simulate_study(of, compare=False).search
     early = search.proposed[next(n for n, p in enumerate(search.proposed) if p.block is not None) - 1]
-    judged = search.judged()
+    judged = search.evaluated()
     assert truth(of, search.winner()) >= truth(of, early.setting)
     assert max(judged.values(), key=lambda v: v.objective) == judged[search.best()]
 
@@ -129,16 +129,16 @@ def test_rank_and_buffer_are_outer_choices_that_are_halved_along_the_tasks():
 
 
 def test_halvings_leave_one_combination_before_the_last_task():
-    assert halvings(1, 6) == set()
-    assert halvings(4, 6) == {3, 5}
-    assert halvings(8, 9) == {3, 5, 7}
+    assert halving_depths(1, 6) == set()
+    assert halving_depths(4, 6) == {3, 5}
+    assert halving_depths(8, 9) == {3, 5, 7}
 
 
 def test_the_audit_finishes_dropped_states_and_recommends_one_that_wins():
     of = study(tasks=5, law=ResponseModel(seed=4, noise=0.02), audit_fraction=0.3, beam=1)
     search = simulate_study(of, compare=False).search
     assert search.audited
-    values = search.judged()
+    values = search.evaluated()
     for dropped in search.audited:
         query = search.proposed[dropped.number]
         assert dropped.state.setting.items() <= query.setting.items()
@@ -146,7 +146,7 @@ def test_the_audit_finishes_dropped_states_and_recommends_one_that_wins():
         assert dropped.state.depth < 5
     assert values[search.best()].objective == max(v.objective for v in values.values())
     spent = sum(5 - d.state.depth for d in search.audited)
-    assert spent <= 0.3 / 0.7 * len(search.hopes.states)
+    assert spent <= 0.3 / 0.7 * len(search.extrapolator.states)
 
 
 def test_a_failed_state_is_dropped_and_the_search_goes_on():
@@ -178,7 +178,7 @@ def test_a_constraint_holds_for_the_winner_where_it_can():
         law=EXACT,
     )
     unbound, kept = simulate_study(free, compare=False).search, simulate_study(bound, compare=False).search
-    assert kept.judged()[kept.best()].excess == (0.0,)
+    assert kept.evaluated()[kept.best()].excess == (0.0,)
 
     def plasticity(of, setting):
         own = [

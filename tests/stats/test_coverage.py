@@ -25,7 +25,10 @@ NAMES = tuple(f"task{i}" for i in range(TASKS))
 
 
 def final_scores(orders: np.ndarray, noise: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
-    """Return (α, …) final scores. orders: (…, T); noise: (α, …, T, T), by stage and task; evaluation: (α, …, T)."""
+    """Return (α, …) final scores.
+
+    orders: (…, T); noise: (α, …, T, T), by stage and task; evaluation: (α, …, T), noise of the scores.
+    """
     constants = np.array([LAW.task_constants(name) for name in NAMES])
     skills = np.zeros((len(ALPHAS), *orders.shape))  # by position in the order
     for t in range(TASKS):

@@ -65,10 +65,10 @@ def asked(monkeypatch):
 
 @pytest.fixture()
 def folder(tmp_path):
-    """Two tasks, each with its own questions about ten pictures."""
+    """Two tasks, each with its own questions about ten images."""
     root = tmp_path / "data"
     for i in range(10):
-        picture(root / "pictures" / f"set {i % 2}" / f"{i}.png", 20 * i)
+        write_image(root / "pictures" / f"set {i % 2}" / f"{i}.png", 20 * i)
     for task in "ab":
         (root / task).mkdir()
         for split, chosen in (("train", range(7)), ("test", range(7, 10))):
@@ -85,7 +85,7 @@ def folder(tmp_path):
     return root
 
 
-def picture(file, shade):
+def write_image(file, shade):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (shade, 255 - shade, 7)).save(file)
 
@@ -180,7 +180,7 @@ def test_only_changed_content_is_fetched_again(folder, bucket, asked):
     assert read(bucket, images=Path(bucket) / "pictures").digests == first.digests
     assert len(asked) == 2 + 10
     as_another_process()
-    picture(folder / "pictures/set 1/9.png", 255)
+    write_image(folder / "pictures/set 1/9.png", 255)
     connect(bucket).put_file(str(folder / "pictures/set 1/9.png"), f"{bucket}/pictures/set 1/9.png")
     second = read(bucket, images=Path(bucket) / "pictures")
     assert len(asked) == 2 + 10 + 10
@@ -234,7 +234,7 @@ def test_a_study_with_data_at_a_url_has_the_keys_of_one_with_data_in_a_folder(
     assert far.read_tasks()["b"].digests == near.data.tasks["b"].digests
     assert registry.part_hashes(far.file.content) == registry.part_hashes(near.file.content)
     monkeypatch.setenv("DGG_RAY_DATA", bucket)
-    assert load_study(tmp_path / "study.yaml").root == bucket
+    assert load_study(tmp_path / "study.yaml").file.folder == bucket
     saved_study.save_study(far, tmp_path / "out")
     assert json.loads((tmp_path / "out/study.json").read_text())["root"] == bucket
     connect(bucket).rm(bucket, recursive=True)

@@ -802,7 +802,7 @@ def test_a_full_disk_of_this_machine_is_not_mistaken_for_a_network_error():
     assert len(asked) == 1
 
 
-class Answered(Exception):
+class ResponseError(Exception):
     def __init__(self, status, code):
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
 
@@ -810,7 +810,7 @@ class Answered(Exception):
 @pytest.mark.parametrize(("status", "code"), [(409, "ConditionalRequestConflict"), (500, "InternalError")])
 def test_conflicts_and_server_errors_are_retried(monkeypatch, status, code):
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
-    answers = [Answered(status, code)]
+    answers = [ResponseError(status, code)]
 
     def request():
         if answers:  # s3fs's form for an error that it does not know
@@ -822,7 +822,7 @@ def test_conflicts_and_server_errors_are_retried(monkeypatch, status, code):
 
 def test_a_failed_precondition_is_not_retried():
     def request():
-        raise Answered(412, "PreconditionFailed")
+        raise ResponseError(412, "PreconditionFailed")
 
     with pytest.raises(FileExistsError):
         retry.with_retries(request, "s3://b")

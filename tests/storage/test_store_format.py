@@ -1,4 +1,4 @@
-"""The format marker: a store of another version is refused in one sentence, by all who write to it or read it."""
+"""The format marker: all commands refuse a store of another version in one sentence."""
 
 import json
 import re

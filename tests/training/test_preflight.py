@@ -222,7 +222,8 @@ def test_small_data_are_warned_about_with_their_numbers(study):
     assert any(line.startswith("validation is so small") for line in warnings)
     assert any("strategy.buffer 20 and 30: more than the training examples of" in line for line in warnings)
     assert any(
-        "strategy.alpha names no value for `one`, which will be trained with α = 0" in line for line in said
+        "strategy.alpha names no value for `one`, which will be trained with α = 0" in line
+        for line in warnings
     )
     assert any(
         "so few optimizer steps hardly learn a task: `one` (2) and `two` (2)" in line for line in warnings

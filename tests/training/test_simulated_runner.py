@@ -185,7 +185,7 @@ def test_thousands_of_stages_pass_through_the_work_queue_and_the_store():
     )
     result = simulate_study(study, 16)
     assert result.stages > 1_400
-    assert len(result.search.judged()) == 40
+    assert len(result.search.evaluated()) == 40
     assert result.utilization > 0.88
     assert SimulatedCluster(study.simulated(), 2).idle == ["group 0", "group 1"]
 

@@ -1,4 +1,4 @@
-"""Score of every method, and the difference of the chosen setting to it."""
+"""Score of every method, and difference between the chosen setting and that method."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false

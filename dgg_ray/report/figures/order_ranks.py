@@ -40,7 +40,7 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     )
     ax = axes[0, 0]
     style.style_axes(
-        ax, f"{len(orders)} orders of the tasks", "rank by FAA", title(rank_agreement(results, split))
+        ax, f"{len(orders)} orders of the tasks", "rank by FAA", tau_title(rank_agreement(results, split))
     )
     x = np.arange(1, len(orders) + 1)
     for index, label in enumerate(labels):
@@ -64,8 +64,10 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     return figure, sorted_table
 
 
-def title(table: pd.DataFrame) -> str:
-    """Format τ between orders with its interval; empty where there is none."""
+def tau_title(table: pd.DataFrame) -> str:
+    """Format Kendall's τ between orders with its interval; empty where there is none."""
     row = table.iloc[0]
-    bounds = "" if np.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return "" if np.isnan(row["pairwise_tau"]) else f"τ = {row['pairwise_tau']:.2f}{bounds}".replace("-", "−")
+    if np.isnan(row["pairwise_tau"]):
+        return ""
+    interval = "" if np.isnan(row["low"]) else f" (95 % CI {row['low']:.2f} to {row['high']:.2f})"
+    return f"Kendall's τ = {row['pairwise_tau']:.2f}{interval}".replace("-", "−")

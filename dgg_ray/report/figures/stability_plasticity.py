@@ -29,7 +29,7 @@ from dgg_ray.analysis.run_table import (
 )
 from dgg_ray.config.sections import name_of
 from dgg_ray.report import figure_style as style
-from dgg_ray.search.objective import range_of
+from dgg_ray.search.objective import metric_range
 from dgg_ray.stats.intervals import MIN_CLUSTERS
 
 MAX_CURVE_POINTS = 8  # more values of α than this are averaged in bins of MIN_BIN_SIZE or more …
@@ -134,7 +134,7 @@ def metric_intervals(group: pd.DataFrame) -> dict[str, float]:
     clusters: the number of independent clusters of blocks behind the intervals.
     """
     scores = group.reset_index().set_index(BLOCK)
-    intervals = {axis: interval_of_scores(scores[axis], range_of(axis)) for axis in AXES}
+    intervals = {axis: interval_of_scores(scores[axis], metric_range(axis)) for axis in AXES}
     row: dict[str, float] = {"clusters": intervals[AXES[0]].n}
     for axis, interval in intervals.items():
         row |= {axis: interval.mean, f"{axis}_low": interval.low, f"{axis}_high": interval.high}

@@ -1,0 +1,74 @@
+"""Pages that are made from the code: the commands with their options, and the settings of a study file."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+import typer
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put the reference in the place of its mark."""
+    if "{{ commands }}" in markdown:
+        markdown = markdown.replace("{{ commands }}", commands())
+    if "{{ settings }}" in markdown:
+        markdown = markdown.replace("{{ settings }}", settings())
+    return markdown
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as its help has them."""
+    from dgg_ray import cli
+
+    parts = []
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        rows = [
+            f"| `{', '.join(p.opts)}` | {describe(p)} |" if p.param_type_name == "option" else
+            f"| {p.human_readable_name} | {describe(p)} |"
+            for p in command.params
+            if p.name != "help"
+        ]
+        table = "\n".join(["| argument | meaning |", "|---|---|", *rows]) if rows else ""
+        parts.append(f"## dgg-ray {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def describe(parameter: Any) -> str:
+    text = parameter.help or ""
+    default = getattr(parameter, "show_default", None)
+    return f"{text} Default: {default}." if isinstance(default, str) else text
+
+
+def settings() -> str:
+    """Every section of a study file with its settings, defaults and descriptions."""
+    from dgg_ray.config.descriptions import descriptions, summary
+    from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, SECTIONS
+    from dgg_ray.core import plugins
+
+    parts = ["\n".join(["| key | meaning |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in KEYS.items())])]
+    for key, cls in SECTIONS.items():
+        parts.append(f"## {key}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
+    for kind in ("readers", *PLUGIN_SECTIONS.values()):
+        for name in plugins.names(kind):
+            cls = plugins.find(kind, name)
+            parts.append(f"## {kind}: {name}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
+    return "\n\n".join(parts)
+
+
+def table(cls: Any, texts: dict[str, str]) -> str:
+    if not is_dataclass(cls) or not fields(cls):
+        return ""
+    rows = [f"| `{f.name}` | {default(f)} | {escape(texts.get(f.name, ''))} |" for f in fields(cls)]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+
+
+def default(field: Any) -> str:
+    if field.default is not MISSING:
+        return f"`{field.default!r}`"
+    return "" if field.default_factory is not MISSING else "required"
+
+
+def escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("{", "&#123;")
