@@ -60,7 +60,7 @@ def main() -> None:
     print(f"until the first stage      {tally['seconds_to_first_stage']:7.1f} s")
     print(f"stages requested / trained {tally['asked']:7d} / {stages}")
     print(
-        f"training                   {training / stages:7.2f} s per stage, {training / working:.0%} of worker time"
+        f"training                   {training / stages:7.2f} s per stage, {training / working:.0%} of time"
     )
     print(f"evaluations                {evaluation / stages:7.2f} s per stage, {evaluation / working:.0%}")
     print(f"everything else            {other / stages:7.2f} s per stage, {other / working:.0%}")

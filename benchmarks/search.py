@@ -136,7 +136,7 @@ def print_table(orders: int, tasks: int, models: Sequence[ResponseModel]) -> Non
     print(f"  {'search':<28}{'regret':>18}{'stages':>9}")
 
     def run(label: str, **search) -> np.ndarray:
-        """Return (studies, moments, 2): stages and regret."""
+        """Return (studies, checks, 2): stages and regret."""
         studies = [make_study(tasks, orders, model, **search) for model in models]
         paths = [list(run_search(study, truth)) for study, truth in zip(studies, truths, strict=True)]
         last = np.array([path[-1] for path in paths])

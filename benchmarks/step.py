@@ -178,9 +178,7 @@ def main() -> None:
     print(f"guided / plain           {ratio:.4f}  (rounds: {spread[len(spread) // 10]:.4f} to "
           f"{spread[-1 - len(spread) // 10]:.4f}, tenth to ninth decile)")  # fmt: skip
     print(f"guidance alone           {1e3 * alone:.3f} ms, {alone / plain:.2%} of a step")
-    print(
-        f"its minimal traffic      {bytes_ / 1e6:.1f} MB, {1e3 * minimum:.3f} ms: {minimum / alone:.0%} reached"
-    )
+    print(f"its minimal traffic      {bytes_ / 1e6:.1f} MB, {1e3 * minimum:.3f} ms: {minimum / alone:.0%}")
     print(f"evaluations              {len(examples['test']) / evaluations:.0f} examples/s at 4 new tokens")
     print(f"matrix rate              {rate / 1e9:.0f} GFLOP/s; a step reaches "
           f"{counter.get_total_flops() / plain / rate:.0%} of it")  # fmt: skip

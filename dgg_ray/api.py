@@ -296,7 +296,7 @@ class Outcome:
         split: str | None = None,
         questions: bool = False,
     ) -> pd.DataFrame:
-        """Every answer, one row per run, stage and example: see `dgg_ray.analysis.predictions.COLUMNS`.
+        """Every answer, one row per run, stage and example: see `dgg_ray.analysis.predictions.PREDICTION_COLUMNS`.
 
         task: None is every task. order, seed: None is every one.
         questions: add the column `question`, "" where the task's files are gone or have changed.

@@ -25,14 +25,19 @@ def commands() -> str:
     parts = []
     for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
         rows = [
-            f"| `{', '.join(p.opts)}` | {describe(p)} |" if p.param_type_name == "option" else
-            f"| {p.human_readable_name} | {describe(p)} |"
-            for p in command.params
-            if p.name != "help"
+            f"| {argument_name(parameter)} | {describe(parameter)} |"
+            for parameter in command.params
+            if parameter.name != "help"
         ]
         table = "\n".join(["| argument | meaning |", "|---|---|", *rows]) if rows else ""
         parts.append(f"## dgg-ray {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{table}")
     return "\n\n".join(parts)
+
+
+def argument_name(parameter: Any) -> str:
+    if parameter.param_type_name == "option":
+        return f"`{', '.join(parameter.opts)}`"
+    return str(parameter.metavar or parameter.name)
 
 
 def describe(parameter: Any) -> str:
@@ -47,7 +52,11 @@ def settings() -> str:
     from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, SECTIONS
     from dgg_ray.core import plugins
 
-    parts = ["\n".join(["| key | meaning |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in KEYS.items())])]
+    parts = [
+        "\n".join(
+            ["| key | meaning |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in KEYS.items())]
+        )
+    ]
     for key, cls in SECTIONS.items():
         parts.append(f"## {key}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
     for kind in ("readers", *PLUGIN_SECTIONS.values()):

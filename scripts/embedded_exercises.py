@@ -1,25 +1,25 @@
-"""What the embedded model is pre-trained on: fifteen exercises, most of them in looking.
+"""The fifteen exercises on which the embedded model is pre-trained, most of them visual.
 
-    exercise    picture                                what is asked for
+    exercise    image                                  answer
     describe    one to three things                    each with its colour, in reading order
-    chart_out   three to eight things                  what is in each cell, or none
-    pick        two to four things                     the one of a colour or a name or in a corner
+    chart_out   three to eight things                  the thing or colour in each cell, or none
+    pick        two to four things                     the one with a colour, a name or a corner
     walk        two things                             the way from one to the other
     line_up     two or three things in a line          their names, in order
-    tally       one or two kinds of things             how many of each, or of one
-    character   a figure or letter, in many fonts      itself
+    tally       one or two kinds of things             the number of each, or of one
+    character   a digit or letter, in many fonts       the character
     spell       one to four random letters             the letters
     read        a sign with a word, none of the tasks' the word
-    text_only   nothing                                a word repeated, or put together from letters
-    echo        nothing                                words that do not exist, repeated
+    text_only   nothing                                a word repeated, or joined from letters
+    echo        nothing                                invented words, repeated
     pattern     stripes, checks, dots, …               its name
-    dominant    a ground with things on it             the ground's colour
+    dominant    a background with things on it         the background's colour
     sizes       things of one shape                    their colours, from large to small
     beams       bars from any edge but the lower one   their colours, by length
 
-None shares a question with the embedded tasks (dgg_ray/readers/embedded.py), none shows the
-handwritten digits or one of the words. Shapes, colours and signs are drawn by the tasks' own code,
-or nothing that is learned here would help there.
+No exercise shares a question with the embedded tasks (dgg_ray/readers/embedded.py), and none shows the
+handwritten digits or one of the tasks' words. Shapes, colours and signs are drawn by the tasks' own code,
+because features of other drawings would not transfer.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ EVERYDAY = (
     "old new hot cold wet dry jump run walk swim quiz jazz onyx vote wax yolk kiwi"
 )
 COMMON = EVERYDAY.split()
-SAID = [*COMMON, *tasks.WORDS, *tasks.NUMBERS, *tasks.SIDES, *SHAPES, *COLOURS]  # never shown
+SAID = [*COMMON, *tasks.WORDS, *tasks.NUMBERS, *tasks.SIDES, *SHAPES, *COLOURS]  # in text only, never drawn
 SHORT = [word for word in COMMON if 2 <= len(word) <= 4 and word not in tasks.WORDS]
-Drawn = tuple[np.ndarray, str, str]  # canvas or pixels, question, answer
+Sample = tuple[np.ndarray, str, str]  # canvas or pixels, question, answer
 FACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSans-Oblique"),
     *(
@@ -80,8 +80,8 @@ FACES = (
 FONTS = [str(Path(matplotlib.get_data_path(), "fonts/ttf", f"{face}.ttf")) for face in FACES]
 
 
-def anywhere(rng: np.random.Generator) -> np.ndarray:
-    """A ground as dark or light as any."""
+def random_background(rng: np.random.Generator) -> np.ndarray:
+    """Return a background of any brightness."""
     low = int(rng.integers(0, 215))
     return background(rng, low, low + 40, noise=8 * rng.random())
 
@@ -90,30 +90,34 @@ def radius(rng: np.random.Generator) -> float:
     return 3 + 1.2 * rng.random()
 
 
-def describe(rng: np.random.Generator) -> Drawn:
-    canvas, said = anywhere(rng), []
+def describe(rng: np.random.Generator) -> Sample:
+    canvas, answers = random_background(rng), []
     for x, y in sorted(
         random_centres(rng, int(rng.integers(1, 4))), key=lambda spot: (spot[1] // CELL, spot[0])
     ):
         shape, colour = sample_options(rng, SHAPES, 1)[0], sample_options(rng, COLOURS, 1)[0]
         draw_shape(canvas, shape, mix_colour(rng, colour), x, y, radius(rng))
-        said.append(f"{colour} {shape}")
-    return canvas, "Describe all you see.", ", ".join(said)
+        answers.append(f"{colour} {shape}")
+    return canvas, "Describe all you see.", ", ".join(answers)
 
 
-def chart_out(rng: np.random.Generator) -> Drawn:
-    """All cells in reading order: what no other exercise says, which patch holds what."""
-    canvas, said = anywhere(rng), ["none"] * CELLS * CELLS
+def chart_out(rng: np.random.Generator) -> Sample:
+    """List all cells in reading order: no other exercise teaches which patch holds a thing."""
+    canvas, answers = random_background(rng), ["none"] * CELLS * CELLS
     asked = ("shapes", "colours")[int(rng.random() < 0.25)]
     for x, y in random_centres(rng, int(rng.integers(3, 9))):
         shape, colour = sample_options(rng, SHAPES, 1)[0], sample_options(rng, COLOURS, 1)[0]
         draw_shape(canvas, shape, mix_colour(rng, colour), x, y, radius(rng))
-        said[int(y // CELL * CELLS + x // CELL)] = shape if asked == "shapes" else colour
-    return canvas, f"Map the {asked}.", " ".join(said)
+        answers[int(y // CELL * CELLS + x // CELL)] = shape if asked == "shapes" else colour
+    return canvas, f"Map the {asked}.", " ".join(answers)
 
 
-def pick(rng: np.random.Generator) -> Drawn:
-    canvas, names, colours = anywhere(rng), sample_options(rng, SHAPES, 4), sample_options(rng, COLOURS, 4)
+def pick(rng: np.random.Generator) -> Sample:
+    canvas, names, colours = (
+        random_background(rng),
+        sample_options(rng, SHAPES, 4),
+        sample_options(rng, COLOURS, 4),
+    )
     corners = sample_options(rng, [(0, 0), (0, 2), (2, 0), (2, 2)], int(rng.integers(2, 5)))
     for name, colour, corner in zip(names, colours, corners, strict=False):
         x, y = corner + rng.integers(0, 2, 2)
@@ -127,8 +131,8 @@ def pick(rng: np.random.Generator) -> Drawn:
     return canvas, f"Describe the {corner} corner.", f"{colours[0]} {names[0]}"
 
 
-def walk(rng: np.random.Generator) -> Drawn:
-    canvas, names = anywhere(rng), sample_options(rng, SHAPES, 2)
+def walk(rng: np.random.Generator) -> Sample:
+    canvas, names = random_background(rng), sample_options(rng, SHAPES, 2)
     (x0, y0), (x1, y1) = (divmod(cell, CELLS) for cell in sample_options(rng, range(CELLS * CELLS), 2))
     if rng.random() < 0.8:  # straight
         x1, y1 = ((x1, y0), (x0, y1))[rng.integers(2)]
@@ -147,8 +151,8 @@ def walk(rng: np.random.Generator) -> Drawn:
     return canvas, f"Walk to the {names[1]}, starting at the {names[0]}.", " ".join(steps)
 
 
-def line_up(rng: np.random.Generator) -> Drawn:
-    canvas, across, count = anywhere(rng), rng.random() < 0.5, int(rng.integers(2, 4))
+def line_up(rng: np.random.Generator) -> Sample:
+    canvas, across, count = random_background(rng), rng.random() < 0.5, int(rng.integers(2, 4))
     names = sample_options(rng, SHAPES, count)
     for name, at in zip(names, sorted(sample_options(rng, range(4), count)), strict=True):
         x, y = (at, rng.integers(4)) if across else (rng.integers(4), at)
@@ -164,8 +168,8 @@ def line_up(rng: np.random.Generator) -> Drawn:
     return canvas, f"List the things from {order}.", ", ".join(names)
 
 
-def tally(rng: np.random.Generator) -> Drawn:
-    canvas, counts = anywhere(rng), rng.integers(1, 6, 2)
+def tally(rng: np.random.Generator) -> Sample:
+    canvas, counts = random_background(rng), rng.integers(1, 6, 2)
     colour = (
         mix_colour(rng, sample_options(rng, COLOURS, 1)[0]) if rng.random() < 0.5 else rng.integers(0, 256, 3)
     )
@@ -180,12 +184,12 @@ def tally(rng: np.random.Generator) -> Drawn:
         pairs, kind = [(names[0], counts[0])], f"{names[0]}s"
     else:
         kind = "picture"
-    said = ", ".join(f"{NUMBERS[number - 1]} {name}" for name, number in pairs)
-    return canvas, f"Take stock of the {kind}.", said
+    answers = ", ".join(f"{NUMBERS[number - 1]} {name}" for name, number in pairs)
+    return canvas, f"Take stock of the {kind}.", answers
 
 
 def written(rng: np.random.Generator, text: str, size: int) -> Image.Image:
-    """The text, turned and sheared a little, cropped to its ink."""
+    """Return the text, rotated and sheared a little, cropped to its ink."""
     font = ImageFont.truetype(FONTS[rng.integers(len(FONTS))], size)
     left, top, right, bottom = font.getbbox(text)
     picture = Image.new("L", (int(right - left) + size, int(bottom - top) + size))
@@ -196,8 +200,8 @@ def written(rng: np.random.Generator, text: str, size: int) -> Image.Image:
     return picture.crop(picture.getbbox())
 
 
-def character(rng: np.random.Generator) -> Drawn:
-    """As coarse as a bad scan: 8 × 8 pixels, then enlarged."""
+def character(rng: np.random.Generator) -> Sample:
+    """Draw a character as coarse as a bad scan: 8 × 8 pixels, then enlarged."""
     shown = sample_options(rng, string.digits if rng.random() < 0.7 else string.ascii_uppercase, 1)[0]
     width = int(rng.integers(4, 9))
     small = Image.new("L", (8, 8))
@@ -208,31 +212,31 @@ def character(rng: np.random.Generator) -> Drawn:
     return canvas, "Which character?", shown
 
 
-def spell(rng: np.random.Generator) -> Drawn:
+def spell(rng: np.random.Generator) -> Sample:
     while (text := "".join(rng.choice(list(string.ascii_lowercase), rng.integers(1, 5)))) in tasks.WORDS:
         pass
     return tasks.draw_sign(rng, text, *tasks.random_position(rng, text)), "Spell it out.", " ".join(text)
 
 
-def read(rng: np.random.Generator) -> Drawn:
+def read(rng: np.random.Generator) -> Sample:
     word = sample_options(rng, SHORT, 1)[0]
     return tasks.draw_sign(rng, word, *tasks.random_position(rng, word)), "Say the word.", word
 
 
-def text_only(rng: np.random.Generator) -> Drawn:
-    """Nothing to see: so that each answer's token has been said once, and letters make words."""
+def text_only(rng: np.random.Generator) -> Sample:
+    """Ask without an image, so that each answer's token is trained, and letters join to words."""
     word = sample_options(rng, SAID, 1)[0]
     question = f"Join {' '.join(word)}." if rng.random() < 0.6 else f"Repeat {word}."
-    return anywhere(rng), question, word
+    return random_background(rng), question, word
 
 
-def echo(rng: np.random.Generator) -> Drawn:
-    """So that every piece of the vocabulary has been said, in any place of a word.
+def echo(rng: np.random.Generator) -> Sample:
+    """Train every token of the vocabulary, in any position of a word.
 
-    The rows of the output head that nothing ever asked for are all alike, and no adapter below a
-    frozen head can tell them apart: an answer that needs them could not be learned.
+    Rows of the output head that are never trained stay almost equal. No adapter below a frozen head can
+    distinguish them, so an answer that needs them could not be learned.
     """
-    said = []
+    answers = []
     for _ in range(rng.integers(1, 4)):
         syllables = []
         for _ in range(rng.integers(1, 4)):
@@ -240,15 +244,15 @@ def echo(rng: np.random.Generator) -> Drawn:
             first = int(rng.integers(0, max(1, len(source) - 1)))
             syllables.append(source[first : first + int(rng.integers(1, 5))])
         word = "".join(syllables)
-        said.append((word, word, word, word.capitalize(), word.upper())[rng.integers(5)])
+        answers.append((word, word, word, word.capitalize(), word.upper())[rng.integers(5)])
     if rng.random() < 0.15:
-        said.append(str(rng.integers(0, 10 ** rng.integers(1, 5))))
-    text = " ".join(said)
-    return anywhere(rng), f"Repeat {text}", text
+        answers.append(str(rng.integers(0, 10 ** rng.integers(1, 5))))
+    text = " ".join(answers)
+    return random_background(rng), f"Repeat {text}", text
 
 
-def pattern(rng: np.random.Generator) -> Drawn:
-    canvas, period = anywhere(rng), rng.integers(5, 12)
+def pattern(rng: np.random.Generator) -> Sample:
+    canvas, period = random_background(rng), rng.integers(5, 12)
     covers = {
         "rows": Y % period < period / 2,
         "columns": X % period < period / 2,
@@ -264,7 +268,7 @@ def pattern(rng: np.random.Generator) -> Drawn:
     return canvas, "Which pattern?", name
 
 
-def dominant(rng: np.random.Generator) -> Drawn:
+def dominant(rng: np.random.Generator) -> Sample:
     name, *others = sample_options(rng, COLOURS, 4)
     canvas = background(rng, 0, 0, noise=20) + mix_colour(rng, name)
     for other, (x, y) in zip(others, random_centres(rng, 3), strict=True):
@@ -274,8 +278,8 @@ def dominant(rng: np.random.Generator) -> Drawn:
     return canvas, "Which paint fills most of the canvas?", name
 
 
-def sizes(rng: np.random.Generator) -> Drawn:
-    canvas, shape = anywhere(rng), sample_options(rng, SHAPES, 1)[0]
+def sizes(rng: np.random.Generator) -> Sample:
+    canvas, shape = random_background(rng), sample_options(rng, SHAPES, 1)[0]
     count = int(rng.integers(2, 4))
     radii, names = 7.2 - 2 * np.arange(count) + 0.4 * rng.random(count), sample_options(rng, COLOURS, count)
     for name, r, (x, y) in zip(
@@ -286,8 +290,8 @@ def sizes(rng: np.random.Generator) -> Drawn:
 
 
 def bars(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str], list[np.ndarray]]:
-    """Bars from any edge but the lower one: canvas, lengths in pixels, colours, covers."""
-    canvas, count, covers = anywhere(rng), int(rng.integers(2, 5)), []
+    """Draw bars from any edge but the lower one; return canvas, lengths in pixels, colours and covers."""
+    canvas, count, covers = random_background(rng), int(rng.integers(2, 5)), []
     lengths, colours = rng.permutation(8)[:count] * 3 + 4, sample_options(rng, COLOURS, count)
     u, v = [(X, Y), (SIDE - X, Y), (Y, X)][rng.integers(3)]
     for i, (colour, length) in enumerate(zip(colours, lengths, strict=True)):
@@ -296,27 +300,27 @@ def bars(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str], l
     return canvas, lengths, colours, covers
 
 
-def beams(rng: np.random.Generator) -> Drawn:
+def beams(rng: np.random.Generator) -> Sample:
     canvas, lengths, colours, _ = bars(rng)
     order, down = np.argsort(-lengths), rng.random() < 0.5
     question = f"Rank the beams, {'longest' if down else 'shortest'} first."
     return canvas, question, ", ".join(colours[i] for i in (order if down else order[::-1]))
 
 
-# -- what a glance shows: the tower learns this first ----------------------------------------------
+# -- labels of single patches: the vision tower is trained on these first --------------------------
 
 THINGS = ["none", *SHAPES, *string.ascii_lowercase, *string.digits, *string.ascii_uppercase]
 PAINTS = ["none", *COLOURS]
 QUARTERS = 5  # how full a cell is, from empty to full
 
 
-def glance(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels, and for each cell the thing, its paint and how full it is: (16, 3), -1 where not asked."""
+def draw_patches(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels, and for each cell its thing, colour and fill: (16, 3), -1 where not labelled."""
     labels = np.zeros((CELLS, CELLS, 3), dtype=int)
     labels[..., 2] = -1
     kind = rng.choice(4, p=[0.35, 0.25, 0.25, 0.15])
     if kind == 0:
-        canvas = anywhere(rng)
+        canvas = random_background(rng)
         for x, y in random_centres(rng, int(rng.integers(2, 9))):
             shape, colour = sample_options(rng, SHAPES, 1)[0], sample_options(rng, COLOURS, 1)[0]
             draw_shape(canvas, shape, mix_colour(rng, colour), x, y, radius(rng))
@@ -325,8 +329,8 @@ def glance(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         text = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(1, 5)))
         column, row = tasks.random_position(rng, text)
         canvas = tasks.draw_sign(rng, text, column, row)
-        for i, written_here in enumerate(text):
-            labels[row : row + 2, column + i, 0] = THINGS.index(written_here)
+        for i, letter in enumerate(text):
+            labels[row : row + 2, column + i, 0] = THINGS.index(letter)
     elif kind == 2:
         canvas, _, shown = character(rng)
         labels[..., 0] = THINGS.index(shown)
@@ -341,7 +345,7 @@ def glance(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 # -- all together ----------------------------------------------------------------------------------
 
-EXERCISES: dict[Callable[[np.random.Generator], Drawn], float] = {  # and their shares of the mixture
+EXERCISES: dict[Callable[[np.random.Generator], Sample], float] = {  # shares of the mixture
     describe: 0.06,
     chart_out: 0.08,
     walk: 0.11,
@@ -361,9 +365,9 @@ EXERCISES: dict[Callable[[np.random.Generator], Drawn], float] = {  # and their 
 
 
 def mixture(
-    seed: int, purpose: str, step: int, count: int, only: Callable[..., Drawn] | None = None
-) -> list[Drawn]:
-    """`count` of all exercises by their shares, or of `only` one, with finished pixels."""
+    seed: int, purpose: str, step: int, count: int, only: Callable[..., Sample] | None = None
+) -> list[Sample]:
+    """Return `count` samples of all exercises by their shares, or of one exercise, as pixels."""
     rng = make_rng(seed, "pretraining", purpose, step)
     kinds, shares = list(EXERCISES), np.array(list(EXERCISES.values()))
     picked = (

@@ -1,12 +1,12 @@
-"""The tables of docs/findings.md: each part of DGG against its control, paired over orders and seeds.
+"""Print the tables of docs/findings.md: each part of DGG against its control, paired over orders and seeds.
 
     python scripts/findings.py OUT [OUT …]      folders of finished ablation studies
 
-For every pair and metric: the mean difference in points, its 95 % interval, its p-value, and the p-value
-after Holm's correction over the pairs of that metric. Intervals are single ones: each holds by itself. The
-orders are taken as given, and seeds are what is repeated on them (`intervals.fixed_orders`): what a seed does
-on several orders is one observation, and so is a joint run that serves several. With two orders nothing can
-be said of others, which is what a report's intervals are about.
+For every pair and metric, a table has the mean difference in points, its 95 % interval, its p-value, and the
+p-value after Holm's correction over the pairs of that metric. Each interval holds alone, not simultaneously.
+The orders are fixed and the seeds are the replicates (`fixed_orders_interval`): the differences of one seed
+on several orders are one observation, and so is a joint run that serves several orders. Two orders say
+nothing about other orders, which are the subject of a report's intervals.
 """
 
 from __future__ import annotations
@@ -41,44 +41,46 @@ PAIRS = [  # first minus second
 ]
 
 
-def interval(mean: float, low: float, high: float, sign: str = "") -> str:
-    """`60.0 [43.5, 74.5]`, in percent, or the mean alone where there are no bounds."""
+def format_bounds(mean: float, low: float, high: float, sign: str = "") -> str:
+    """Format a mean and its bounds, if any, in percent: `60.0 [43.5, 74.5]`."""
     bounds = "" if np.isnan(low) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
     return f"{100 * mean:{sign}.1f}{bounds}"
 
 
-def p_value(of: Interval) -> float:
-    """Two-sided, of a mean of 0, by the t distribution that the interval was made with."""
-    error = (of.high - of.mean) / stats.t.ppf(0.975, of.n - 1)
-    return float(2 * stats.t.sf(abs(of.mean) / error, of.n - 1))
+def p_value(gap: Interval) -> float:
+    """Return the two-sided p of a mean of 0, from the t distribution behind the interval."""
+    error = (gap.high - gap.mean) / stats.t.ppf(0.975, gap.n - 1)
+    return float(2 * stats.t.sf(abs(gap.mean) / error, gap.n - 1))
 
 
 def scores(table: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    """Return the table of mean scores, as lines of Markdown."""
     lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
     for label, setting in labels.items():
         rows = table.loc[table["setting"] == setting]
-        shown = []
+        cells = []
         for metric in METRICS:
-            found = interval_over_seeds(rows, metric)
-            shown.append(interval(*found[:3]) if found.n else "–")
-        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+            estimate = interval_over_seeds(rows, metric)
+            cells.append(format_bounds(*estimate[:3]) if estimate.n else "–")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return lines
 
 
 def contrasts(table: pd.DataFrame, labels: dict[str, str], metric: str) -> list[str]:
-    by = {label: table[table["setting"] == s].set_index(BLOCK)[metric] for label, s in labels.items()}
-    pairs = [pair for pair in PAIRS if set(pair) <= by.keys()]
-    found = []
+    """Return the table of paired differences in one metric, as lines of Markdown."""
+    by_label = {label: table[table["setting"] == s].set_index(BLOCK)[metric] for label, s in labels.items()}
+    pairs = [pair for pair in PAIRS if set(pair) <= by_label.keys()]
+    estimates = []
     for first, second in pairs:
-        gaps = (by[first] - by[second]).dropna()
-        found.append(fixed_orders_interval(gaps, list(gaps.index)))
-    p = [p_value(of) for of in found]
+        gaps = (by_label[first] - by_label[second]).dropna()
+        estimates.append(fixed_orders_interval(gaps, list(gaps.index)))
+    p = [p_value(estimate) for estimate in estimates]
     lines = [f"| {METRICS[metric]}, points | difference | p | p (Holm) | seeds |", "|---|---|---|---|---|"]
-    for (first, second), of, alone, after in zip(pairs, found, p, holm(p), strict=True):
-        if of.n and not np.isnan(of.mean):
-            low, high = np.clip([of.low, of.high], *difference_range(metric)).tolist()
-            gap = interval(of.mean, low, high, "+")
-            lines.append(f"| {first} − {second} | {gap} | {alone:.3f} | {after:.3f} | {len(of.values)} |")
+    for (first, second), estimate, alone, adjusted in zip(pairs, estimates, p, holm(p), strict=True):
+        if estimate.n and not np.isnan(estimate.mean):
+            low, high = np.clip([estimate.low, estimate.high], *difference_range(metric)).tolist()
+            gap, seeds = format_bounds(estimate.mean, low, high, "+"), len(estimate.values)
+            lines.append(f"| {first} − {second} | {gap} | {alone:.3f} | {adjusted:.3f} | {seeds} |")
     return lines
 
 
@@ -86,10 +88,10 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     for out in map(Path, sys.argv[1:]):
-        found = load.load_results(out)
-        table, labels = runs(found, "test"), settings_by_label(found)
-        orders, seeds = found.facts["orders of the comparison"], found.facts["seeds of the comparison"]
-        print(f"## {found.name}: {len(orders)} orders, {len(seeds)} seeds\n")
+        results = load.load_results(out)
+        table, labels = runs(results, "test"), settings_by_label(results)
+        orders, seeds = results.facts["orders of the comparison"], results.facts["seeds of the comparison"]
+        print(f"## {results.name}: {len(orders)} orders, {len(seeds)} seeds\n")
         print("\n".join(scores(table, labels)), end="\n\n")
         for metric in METRICS:
             print("\n".join(contrasts(table, labels, metric)), end="\n\n")

@@ -1,12 +1,12 @@
-"""Make the embedded model: a vocabulary, a tiny LLaVA, and weights that can see.
+"""Make the embedded model: a vocabulary, a tiny LLaVA, and its pre-trained weights.
 
     python scripts/pretrain_embedded.py [--see STEPS] [--say STEPS] [--seed N] [--workers N]
 
-It learns from the exercises in embedded_exercises.py, which share no question with the embedded
-tasks: the tasks are new to the model, but what they need to be seen is in its features, so that a
-small LoRA adapter on the language model learns each alone. First the vision tower learns to see,
-patch by patch, with heads that are thrown away; then projector and language model learn to say it.
-Writes the folder that dgg_ray/models/embedded.py loads, and PRETRAINING.md with what it can do.
+The model is pre-trained on the exercises in embedded_exercises.py, which share no question with the embedded
+tasks. So the tasks are new to the model, but its features show what they need, and a small LoRA adapter on
+the language model learns each task alone. First the vision tower is trained to classify each patch, with
+heads that are discarded. Then projector and language model are trained to answer. The script writes the
+folder that dgg_ray/models/embedded.py loads, and PRETRAINING.md with the model's scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from functools import partial
 
 import numpy as np
 import torch
-from embedded_exercises import COMMON, EXERCISES, PAINTS, QUARTERS, SAID, THINGS, Drawn, glance, mixture
+from embedded_exercises import (
+    COMMON,
+    EXERCISES,
+    PAINTS,
+    QUARTERS,
+    SAID,
+    THINGS,
+    Sample,
+    draw_patches,
+    mixture,
+)
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -42,8 +52,8 @@ from dgg_ray.readers.embedded import SIDE
 
 DATE = "2026-11-22"
 PATCHES, VOCABULARY = 16, 900
-BATCH = 64  # pictures behind one step of the pre-training
-Loss = Callable[[int, int, int], Tensor]  # of seed, step, pictures
+BATCH = 64  # images of one step of the pre-training
+Loss = Callable[[int, int, int], Tensor]  # of seed, step, number of images
 TEMPLATE = (  # LLaVA 1.5's, with role marks that are one token each
     "{% for message in messages %}{{ message['role'].upper() + ':' }}"
     "{% if message['content'] is string %}{{ ' ' + message['content'] }}{% else %}"
@@ -61,7 +71,7 @@ SUFFIX = (
 
 
 def build_processor(seed: int) -> LlavaProcessor:
-    """A byte-level BPE in which common words and all answers are one token."""
+    """Return a processor with a byte-level BPE in which common words and all answers are one token."""
     texts = [f"{question} {answer}" for _, question, answer in mixture(seed, "vocabulary", 0, 2000)]
     words = [*SAID, *string.ascii_letters, *string.digits]
     asked = [form for forms in tasks.PHRASINGS.values() for form in forms]
@@ -82,11 +92,11 @@ def build_processor(seed: int) -> LlavaProcessor:
         tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )
     size = {"height": SIDE, "width": SIDE}
-    pictures = CLIPImageProcessorPil(
+    image_processor = CLIPImageProcessorPil(
         size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
-        pictures, tokenizer, patch_size=8, vision_feature_select_strategy="default",
+        image_processor, tokenizer, patch_size=8, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=TEMPLATE,
     )  # fmt: skip
 
@@ -106,9 +116,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         image_seq_length=PATCHES, vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
-    with (
-        torch.no_grad()
-    ):  # the usual initial weights are for wide models: in a narrow one attention starts flat
+    # The usual initial weights suit wide models; in a narrow one attention would start flat.
+    with torch.no_grad():
         for name, weight in model.named_parameters():
             if "position_embedding" in name:
                 weight.normal_(0, 0.2)
@@ -122,60 +131,60 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
 # -- training --------------------------------------------------------------------------------------
 
 
-def tensors(processor: LlavaProcessor, drawn: list[Drawn]) -> dict[str, torch.Tensor]:
-    """The model's arguments; labels are -100 but on the answer and the end mark."""
+def model_inputs(processor: LlavaProcessor, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """Return the model's arguments; labels are -100 except on the answer and the end token."""
     tokenizer = processor.tokenizer
-    prompts = [f"USER: {'<image>' * PATCHES}\n{question} ASSISTANT:" for _, question, _ in drawn]
-    wholes = [f"{prompt} {answer}</s>" for prompt, (_, _, answer) in zip(prompts, drawn, strict=True)]
+    prompts = [f"USER: {'<image>' * PATCHES}\n{question} ASSISTANT:" for _, question, _ in samples]
+    texts = [f"{prompt} {answer}</s>" for prompt, (_, _, answer) in zip(prompts, samples, strict=True)]
     batch = tokenizer(
-        wholes, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False
+        texts, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False
     )
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for row, prompt in zip(labels, tokenizer(prompts)["input_ids"], strict=True):
         row[: len(prompt)] = -100
-    return {**batch, "labels": labels, "pixel_values": normalised([image for image, *_ in drawn])}
+    return {**batch, "labels": labels, "pixel_values": normalize([image for image, *_ in samples])}
 
 
-def normalised(pictures: Sequence[np.ndarray]) -> Tensor:
-    """(B, 3, 32, 32) in [-1, 1], as the processor makes it."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def normalize(images: Sequence[np.ndarray]) -> Tensor:
+    """Return (B, 3, 32, 32) in [-1, 1], as the processor does."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
-def score(model, processor: LlavaProcessor, drawn: list[Drawn]) -> float:
-    """Share of answers that greedy decoding gets exactly right, in [0, 1]."""
-    batch = tensors(processor, drawn)
+def score(model, processor: LlavaProcessor, samples: list[Sample]) -> float:
+    """Return the share of answers that greedy decoding gets exactly right, in [0, 1]."""
+    batch = model_inputs(processor, samples)
     guesses = model(**batch).logits[:, :-1].argmax(-1)
     right = (guesses == batch["labels"][:, 1:]) | (batch["labels"][:, 1:] == -100)
     return right.all(1).float().mean().item()
 
 
-class Glance(nn.Module):
-    """Says for each patch what is on it. Thrown away after it has taught the tower to see.
+class PatchHeads(nn.Module):
+    """Classifies each patch: its thing, colour and fill. Discarded after the vision tower is trained.
 
-    Through the language model alone the tower learns the same some hundred times more slowly.
+    Trained through the language model alone, the tower learns the same about a hundred times more slowly.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.sizes = [len(THINGS), len(PAINTS), QUARTERS]
-        self.say = nn.Linear(width, sum(self.sizes))
+        self.classify = nn.Linear(width, sum(self.sizes))
 
     def loss(self, tower, seed: int, step: int, count: int) -> Tensor:
         rng = make_rng(seed, "pretraining", "see", step)
-        pictures, labels = zip(*(glance(rng) for _ in range(count)), strict=True)
-        said = self.say(tower(normalised(pictures)).last_hidden_state[:, 1:])  # (B, 16, all kinds)
-        kinds = zip(said.split(self.sizes, -1), torch.tensor(np.stack(labels)).unbind(-1), strict=True)
+        images, labels = zip(*(draw_patches(rng) for _ in range(count)), strict=True)
+        logits = self.classify(tower(normalize(images)).last_hidden_state[:, 1:])  # (B, 16, all classes)
+        kinds = zip(logits.split(self.sizes, -1), torch.tensor(np.stack(labels)).unbind(-1), strict=True)
         return sum(
             nn.functional.cross_entropy(
-                guess.flatten(0, 1), label.flatten(), ignore_index=-1, reduction="sum"
+                kind_logits.flatten(0, 1), label.flatten(), ignore_index=-1, reduction="sum"
             )
-            for guess, label in kinds
+            for kind_logits, label in kinds
         ) / (count * PATCHES)
 
 
 def fit(name: str, weights: list[nn.Parameter], peak: float, steps: int, seed: int, loss_of: Loss) -> None:
-    """AdamW on batches of BATCH that the processes of the group share; all end with equal weights."""
+    """Train with AdamW on batches of BATCH that the processes share; all processes end with equal weights."""
     rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     optimizer = torch.optim.AdamW(weights, peak, betas=(0.9, 0.98), weight_decay=0.02)
     rise, fall = 0.05 * steps + 1, 0.6 * steps
@@ -195,11 +204,11 @@ def fit(name: str, weights: list[nn.Parameter], peak: float, steps: int, seed: i
 
 
 def answer_loss(model, processor: LlavaProcessor, seed: int, step: int, count: int) -> Tensor:
-    return model(**tensors(processor, mixture(seed, "say", step, count))).loss
+    return model(**model_inputs(processor, mixture(seed, "say", step, count))).loss
 
 
 def average(weights: list[nn.Parameter], workers: int) -> None:
-    """Each gradient becomes its mean over the processes, in one exchange."""
+    """Average each gradient over the processes, in one all-reduce."""
     whole = torch.cat(
         [torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights]
     )
@@ -209,7 +218,7 @@ def average(weights: list[nn.Parameter], workers: int) -> None:
 
 
 def pretrain(rank: int, workers: int, see: int, say: int, seed: int, meeting: str) -> None:
-    """One of `workers` processes with a thread each: faster here than one process with many threads."""
+    """Run one of `workers` processes with one thread each, which is faster here than many threads."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}/point", rank=rank, world_size=workers
@@ -218,67 +227,67 @@ def pretrain(rank: int, workers: int, see: int, say: int, seed: int, meeting: st
     processor = build_processor(seed)
     model = build_model(processor.tokenizer).train()
     tower = model.model.vision_tower
-    heads = Glance(tower.config.hidden_size)
+    heads = PatchHeads(tower.config.hidden_size)
     fit("see", [*tower.parameters(), *heads.parameters()], 1.5e-3, see, seed, partial(heads.loss, tower))
     tower.requires_grad_(False)
-    saying = [weight for weight in model.parameters() if weight.requires_grad]
-    fit("say", saying, 2e-3, say, seed, partial(answer_loss, model, processor))
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    fit("say", trainable, 2e-3, say, seed, partial(answer_loss, model, processor))
     if rank == 0:
         model.save_pretrained(home.FOLDER)
         processor.save_pretrained(home.FOLDER)
     torch.distributed.destroy_process_group()
 
 
-# -- what it can do --------------------------------------------------------------------------------
+# -- scores ---------------------------------------------------------------------------------------
 
 
 def held_out(model, processor: LlavaProcessor, seed: int) -> dict[str, float]:
-    """Each exercise's score on 200 pictures that were not trained on."""
+    """Return each exercise's score on 200 held-out images."""
     return {kind.__name__: score(model, processor, mixture(seed, "test", 0, 200, kind)) for kind in EXERCISES}
 
 
-def drawn_of(task: str, split: str) -> list[Drawn]:
+def task_samples(task: str, split: str) -> list[Sample]:
     return [(e.image, e.question, e.answer) for e in tasks.Embedded().read(task).examples[split]]
 
 
-def alone(task: str, rank: int = 8, rate: float = 5e-3, epochs: int = 3) -> tuple[float, float]:
-    """The test score after plain LoRA on one task alone, as a study trains it, and seconds on one thread."""
+def train_alone(task: str, rank: int = 8, rate: float = 5e-3, epochs: int = 3) -> tuple[float, float]:
+    """Return the test score after plain LoRA on one task alone, as a study trains it, and the seconds."""
     torch.manual_seed(0)
     model, processor = home.Embedded().load()
     layers = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)).train()
-    train, size, start = drawn_of(task, "train"), 16, time.monotonic()
+    train, size, start = task_samples(task, "train"), 16, time.monotonic()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer, steps = torch.optim.AdamW(weights, rate, weight_decay=0), epochs * math.ceil(len(train) / size)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
         order = make_rng(0, task, "order", epoch).permutation(len(train))
         for first in range(0, len(train), size):
-            model(**tensors(processor, [train[i] for i in order[first : first + size]])).loss.backward()
+            model(**model_inputs(processor, [train[i] for i in order[first : first + size]])).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             cosine.step()
     seconds = time.monotonic() - start
-    return score(model.eval(), processor, drawn_of(task, "test")), seconds
+    return score(model.eval(), processor, task_samples(task, "test")), seconds
 
 
 def card(seed: int, steps: str, minutes: float) -> str:
-    """The text of PRETRAINING.md."""
+    """Return the text of PRETRAINING.md."""
     torch.set_num_threads(1)
     model, processor = home.Embedded().load()
     size = sum(weight.numel() for weight in model.parameters())
     lines = [
-        "# What the embedded model is, and what it can do\n",
+        "# The embedded model and its scores\n",
         f"A LLaVA with {size:,} weights, made by `python scripts/pretrain_embedded.py {steps} --seed {seed}`",
         f"in {minutes:.0f} minutes on 2 CPU cores, {DATE}. Scores are shares of answers that greedy",
         "decoding gets exactly right, in [0, 1].\n",
-        "| exercise of the pre-training | 200 held-out pictures |\n|---|---|",
+        "| exercise of the pre-training | 200 held-out images |\n|---|---|",
         *(f"| {name} | {value:.2f} |" for name, value in held_out(model, processor, seed).items()),
         "\n| embedded task | untouched | after LoRA on it alone | seconds, one thread |\n|---|---|---|---|",
     ]
     for task in tasks.TASKS:
-        value, seconds = alone(task)
-        untouched = score(model, processor, drawn_of(task, "test"))
+        value, seconds = train_alone(task)
+        untouched = score(model, processor, task_samples(task, "test"))
         lines.append(f"| {task} | {untouched:.2f} | {value:.2f} | {seconds:.1f} |")
     lines.append("\nLoRA: rank 8, alpha 16, rate 0.005 with cosine, 3 epochs of 300 examples, batches of 16.")
     return "\n".join(lines) + "\n"
@@ -286,8 +295,10 @@ def card(seed: int, steps: str, minutes: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--see", type=int, default=800, help="steps in which the tower learns alone")
-    parser.add_argument("--say", type=int, default=3500, help="steps in which the language model learns")
+    parser.add_argument("--see", type=int, default=800, help="training steps of the vision tower")
+    parser.add_argument(
+        "--say", type=int, default=3500, help="training steps of projector and language model"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     options, start = parser.parse_args(), time.monotonic()

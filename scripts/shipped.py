@@ -1,8 +1,9 @@
-"""Declare the plug-ins to be shipped as they are: their keys say nothing of their source from then on.
+"""Write shipped.json: the plug-ins of this package count as shipped, so their source is not part of stage
+keys.
 
-To be run after every change of a plug-in in this package, and after files came or went. Where a change moves
-what is learned or scored, raise core/stage.FORMAT, or a scorer's VERSION, or say it in the strategy's `effect`:
-else stages and scores of before are taken for those of now.
+Run it after every change of a plug-in in this package, and after files were added or removed. If a change
+affects training or scores, raise core/stage.FORMAT or the scorer's VERSION, or put the change into the
+strategy's `effect`. Otherwise earlier stages and scores are reused as if nothing had changed.
 """
 
 import json

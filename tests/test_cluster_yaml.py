@@ -1,4 +1,4 @@
-"""Cluster files are checked without a cloud: as `ray up` does, by KubeRay's fields, on a stand-in Slurm."""
+"""Check the cluster files without a cloud: by `ray up`'s validation, KubeRay's fields, a fake Slurm."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def cluster(request):
 
 
 def validate(cluster):
-    """As `ray up` does before it asks the cloud for anything: the defaults filled in."""
+    """Validate a cluster as `ray up` does before it contacts the cloud; return it with the defaults."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(cluster)
@@ -43,7 +43,7 @@ def test_every_command_in_the_comments_exists(file):
         check(command)
 
 
-def test_a_command_that_does_not_exist_would_be_noticed():
+def test_the_check_rejects_a_command_that_does_not_exist():
     for wrong in ("ray upp x.yaml", "ray up --fast x.yaml", "dgg-ray submit", "kubectl apply --file x"):
         with pytest.raises(AssertionError):
             check(wrong)
@@ -55,21 +55,21 @@ def test_ray_accepts_the_cluster_file(cluster):
 
 
 @pytest.mark.ray
-def test_the_check_would_notice_a_misspelt_setting(cluster):
+def test_the_check_rejects_a_misspelt_setting(cluster):
     cluster["idle_timeout_minute"] = cluster.pop("idle_timeout_minutes")
     with pytest.raises(Exception, match="idle_timeout_minute"):
         validate(cluster)
 
 
 @pytest.mark.ray
-def test_the_check_would_notice_a_head_that_is_not_there(cluster):
+def test_the_check_rejects_an_unknown_head_node_type(cluster):
     cluster["head_node_type"] = "haed"
     with pytest.raises(ValueError, match="head_node_type"):
         validate(cluster)
 
 
 @pytest.mark.ray
-def test_commands_that_start_ray_exist_and_the_dashboard_listens_inside_alone(cluster):
+def test_commands_that_start_ray_exist_and_the_dashboard_listens_on_localhost_only(cluster):
     lines = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
     for line in lines:
         check(line.rpartition("; ")[2])
@@ -77,7 +77,7 @@ def test_commands_that_start_ray_exist_and_the_dashboard_listens_inside_alone(cl
 
 
 @pytest.mark.ray
-def test_the_world_reaches_ssh_and_nothing_else():
+def test_only_ssh_is_reachable_from_the_internet():
     from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 
     aws = yaml.safe_load(AUTOSCALED[0].read_text())
@@ -86,7 +86,7 @@ def test_the_world_reaches_ssh_and_nothing_else():
     assert [(rule["FromPort"], rule["ToPort"]) for rule in from_anywhere] == [(22, 22)]
 
 
-def test_gpu_machines_are_spot_and_there_are_none_until_they_are_wanted(cluster):
+def test_gpu_machines_are_spot_instances_and_start_on_demand(cluster):
     worker = cluster["available_node_types"]["gpu"]
     assert worker["min_workers"] == 0
     assert 0 < worker["max_workers"] <= cluster["max_workers"]
@@ -95,13 +95,13 @@ def test_gpu_machines_are_spot_and_there_are_none_until_they_are_wanted(cluster)
     assert aws or {"preemptible": True} in node["scheduling"]
 
 
-def test_the_head_is_on_demand_and_offers_nothing_to_train_on(cluster):
+def test_the_head_is_an_on_demand_instance_without_resources_for_training(cluster):
     head = cluster["available_node_types"][cluster["head_node_type"]]
     assert not {"InstanceMarketOptions", "scheduling"} & head["node_config"].keys()
     assert head["resources"] == {"CPU": 0, "GPU": 0}
 
 
-def test_machines_run_the_pinned_ray_and_install_the_pinned_set_from_the_folder_that_is_mounted(cluster):
+def test_machines_run_the_pinned_ray_and_install_the_pinned_set_from_the_mounted_folder(cluster):
     assert {image.split(":")[1].split("-")[0] for k, image in cluster["docker"].items() if "image" in k} == {
         RAY
     }
@@ -110,25 +110,25 @@ def test_machines_run_the_pinned_ray_and_install_the_pinned_set_from_the_folder_
     assert re.search(rf'--constraint {remote}/constraints.txt "{remote}\[(s3|gcs)\]"$', pip)
 
 
-def test_every_machine_gets_the_token_and_demands_it(cluster):
+def test_every_machine_has_the_token_and_requires_it(cluster):
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
 
 
 @pytest.mark.parametrize("file", AUTOSCALED, ids=lambda file: file.name)
-def test_what_a_user_must_change_says_so(file):
-    told = [line for line in file.read_text().splitlines() if "CHANGE" in line]
+def test_settings_that_a_user_must_change_are_marked(file):
+    marked = [line for line in file.read_text().splitlines() if "CHANGE" in line]
     for setting in ("region", "availability_zone", "max_workers", "cluster_name"):
-        assert any(line.strip().startswith(setting) for line in told), setting
+        assert any(line.strip().startswith(setting) for line in marked), setting
 
 
-def test_secrets_of_this_folder_go_to_no_machine_no_image_and_no_commit(cluster):
+def test_secrets_of_this_folder_reach_no_machine_no_image_and_no_commit(cluster):
     assert "*.env" in cluster["rsync_exclude"]
     assert "*.env" in (ROOT / ".gitignore").read_text().splitlines()
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert next(line for line in ignored if not line.startswith("#")) == "*"
     assert ignored[-1] == "**/*.env"
-    # No more is let in again than what is copied, which is what pip needs.
+    # Only the copied files are exempt from the ignore rule; pip needs all of them.
     copies = re.findall(r"^COPY --chown=ray (.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     copied = {name for names in copies for name in names.split()}
     assert copied == {line[1:] for line in ignored if line.startswith("!")}
@@ -137,7 +137,7 @@ def test_secrets_of_this_folder_go_to_no_machine_no_image_and_no_commit(cluster)
 
 # -- Kubernetes ------------------------------------------------------------------------------------
 
-# Fields of ray.io/v1 (KubeRay 1.6) and of pods that the file may use; None: anything goes below it.
+# Fields of ray.io/v1 (KubeRay 1.6) and of pods that the file may use; None: anything is legal below it.
 REQUIREMENTS = {"limits": None, "requests": None}
 CONTAINER = {
     "name": str,
@@ -184,17 +184,21 @@ SPEC = {
 CLUSTER = {"apiVersion": str, "kind": str, "metadata": {"name": str}, "spec": SPEC}
 
 
-def unfit(content, legal, at=""):
-    """Places of a manifest that the fields do not allow."""
+def illegal_fields(content, legal, at=""):
+    """Return the paths in a manifest that the table of fields does not allow."""
     if legal is None:
         return []
     if isinstance(legal, list):
         assert isinstance(content, list), at
-        return [place for i, one in enumerate(content) for place in unfit(one, legal[0], f"{at}[{i}]")]
+        return [
+            path for i, item in enumerate(content) for path in illegal_fields(item, legal[0], f"{at}[{i}]")
+        ]
     if isinstance(legal, dict):
         wrong = [f"{at}.{key}" for key in content if key not in legal]
-        both = content.keys() & legal.keys()
-        return wrong + [place for key in both for place in unfit(content[key], legal[key], f"{at}.{key}")]
+        known = content.keys() & legal.keys()
+        return wrong + [
+            path for key in known for path in illegal_fields(content[key], legal[key], f"{at}.{key}")
+        ]
     return [] if isinstance(content, legal) else [f"{at}: {content!r}"]
 
 
@@ -208,15 +212,15 @@ def pods(kube):
     return [group["template"]["spec"] for group in groups]
 
 
-def test_the_kubernetes_file_has_legal_fields_alone(kube):
-    assert unfit(kube, CLUSTER) == []
+def test_the_kubernetes_file_has_only_legal_fields(kube):
+    assert illegal_fields(kube, CLUSTER) == []
     assert (kube["apiVersion"], kube["kind"]) == ("ray.io/v1", "RayCluster")
     assert kube["spec"]["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
     kube["spec"]["workerGroupSpecs"][0]["maxReplica"] = 3
-    assert unfit(kube, CLUSTER) == [".spec.workerGroupSpecs[0].maxReplica"]
+    assert illegal_fields(kube, CLUSTER) == [".spec.workerGroupSpecs[0].maxReplica"]
 
 
-def test_pods_are_whole(kube):
+def test_pods_have_consistent_volumes_images_and_resources(kube):
     for pod in pods(kube):
         (container,) = pod["containers"]
         assert {m["name"] for m in container.get("volumeMounts", ())} == {
@@ -227,7 +231,7 @@ def test_pods_are_whole(kube):
         assert wanted.keys() == most.keys()
         assert (
             wanted["memory"] == most["memory"]
-        )  # or the node may kill a stage to give memory to another pod
+        )  # otherwise the node may kill a stage to give its memory to another pod
         assert container["envFrom"] == [{"secretRef": {"name": "dgg-ray-store"}}]
     strings = [
         g["rayStartParams"] for g in (kube["spec"]["headGroupSpec"], *kube["spec"]["workerGroupSpecs"])
@@ -235,7 +239,7 @@ def test_pods_are_whole(kube):
     assert all(isinstance(v, str) for params in strings for v in params.values())
 
 
-def test_on_kubernetes_the_head_trains_nothing_and_gpus_are_spot_and_come_and_go(kube):
+def test_on_kubernetes_the_head_trains_nothing_and_spot_gpus_scale_from_zero(kube):
     head, gpu = kube["spec"]["headGroupSpec"], kube["spec"]["workerGroupSpecs"][0]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert (gpu["replicas"], gpu["minReplicas"]) == (0, 0)
@@ -279,7 +283,7 @@ def test_the_slurm_script_is_bash():
 
 @pytest.fixture
 def slurm(tmp_path):
-    """An environment in which srun runs a command here, as on an allocation of one node."""
+    """Return an environment in which srun runs a command here, as on an allocation of one node."""
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin" / name).write_text(text)
@@ -301,7 +305,7 @@ def slurm(tmp_path):
 
 @contextlib.contextmanager
 def batch(slurm, folder, *more):
-    """The script as Slurm would run it; all that it starts is ended."""
+    """Run the script as Slurm would; kill all its descendants at the end."""
     command = ["bash", DEPLOY / "slurm.sh", folder / "study.yaml", "--out", folder / "out", *more]
     with (folder / "log").open("w") as log:
         run = subprocess.Popen(command, env=slurm, cwd=folder, stdout=log, stderr=log, start_new_session=True)
@@ -309,8 +313,12 @@ def batch(slurm, folder, *more):
         yield run
     finally:
         family = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
-        mine = f"/tmp/dgg-{slurm['SLURM_JOB_ID']}/"  # Slurm itself would end what the head left
-        left = [p for p in psutil.process_iter(["cmdline"]) if mine in " ".join(p.info["cmdline"] or ())]
+        folder_of_job = (
+            f"/tmp/dgg-{slurm['SLURM_JOB_ID']}/"  # Slurm would end the processes that the head left
+        )
+        left = [
+            p for p in psutil.process_iter(["cmdline"]) if folder_of_job in " ".join(p.info["cmdline"] or ())
+        ]
         for process in (*family, *left, run):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -319,7 +327,7 @@ def batch(slurm, folder, *more):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=lambda s: s.name)
-def test_the_end_of_the_time_queues_the_job_again_and_scancel_does_not(slurm, tmp_path, sent):
+def test_the_time_limit_requeues_the_job_and_scancel_does_not(slurm, tmp_path, sent):
     stand_ins = {
         "ray": "[[ $1 == start ]] && exec sleep 60",
         "python": "cat > /dev/null",
@@ -340,7 +348,7 @@ def test_the_end_of_the_time_queues_the_job_again_and_scancel_does_not(slurm, tm
 
 
 @pytest.mark.ray
-def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_path):
+def test_a_study_on_a_slurm_allocation_ends_in_time_and_resumes(slurm, tmp_path):
     study = tmp_path / "study.yaml"
     study.write_text(SIMULATED + "simulation: {wait: 1, seconds: 100}\n")  # a stage takes some seconds
     with batch(slurm, tmp_path) as run:
@@ -349,7 +357,7 @@ def test_a_study_runs_on_a_slurm_allocation_ends_in_time_and_goes_on(slurm, tmp_
             assert run.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.2)
-        os.kill(run.pid, signal.SIGUSR1)  # as `--signal=B:USR1@300` has it: to the script alone
+        os.kill(run.pid, signal.SIGUSR1)  # as `--signal=B:USR1@300` does: to the script alone
         assert run.wait(timeout=120) == 130
     log, calls = (tmp_path / "log").read_text(), (tmp_path / "calls").read_text()
     assert "1 nodes, 0 GPUs" in log

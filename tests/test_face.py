@@ -1,4 +1,4 @@
-"""Finished results in Python: tables, matrices, answers and adapters, by what a person calls them."""
+"""The Python interface to results: tables, score matrices, predictions and adapters."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def simulated(tmp_path_factory) -> dgg_ray.Outcome:
     return run_study(load_study({**STUDY, "workers": {"engine": "simulated"}}), out, local=True)
 
 
-def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
+def test_scores_are_the_score_matrix_of_a_run_with_task_names(simulated):
     R = simulated.scores(order=1, seed=1)
     assert list(R.index) == list(R.columns) == ["digits", "charts", "words"]
     assert np.isnan(R.loc["digits", "words"])
@@ -49,7 +49,7 @@ def test_scores_are_the_matrix_of_a_run_with_the_tasks_names(simulated):
     assert R.loc["words", "charts"] == cell["score"].item()
 
 
-def test_an_order_is_named_by_place_text_or_tasks(simulated):
+def test_an_order_is_selected_by_index_text_or_tasks(simulated):
     every_order = [1, -1, np.int64(1), "digits > charts > words", ["digits", "charts", "words"]]
     for order in every_order:
         assert simulated.scores(order).attrs["order"] == "digits > charts > words"
@@ -61,7 +61,7 @@ def test_an_order_is_named_by_place_text_or_tasks(simulated):
     }
 
 
-def test_a_setting_is_named_by_label_or_id(simulated):
+def test_a_setting_is_selected_by_label_or_id(simulated):
     labels = simulated.settings["labels"]
     assert sorted(labels) == ["chosen", "joint", "replay"]
     replay = labels[labels == "replay"].index[0]
@@ -70,7 +70,7 @@ def test_a_setting_is_named_by_label_or_id(simulated):
     assert list(simulated.runs()["seed"]) == [0, 1, 0, 1]
 
 
-def test_the_labels_of_the_table_name_settings_in_python_and_on_the_command_line(simulated):
+def test_the_labels_of_the_table_select_settings_in_python_and_on_the_command_line(simulated):
     for label, setting in settings_by_label(simulated.results).items():
         assert f"{label} " in str(simulated)
         assert simulated.scores(setting=label).attrs["setting"] == setting
@@ -87,7 +87,7 @@ def test_the_labels_of_the_table_name_settings_in_python_and_on_the_command_line
 
 
 @pytest.mark.parametrize(
-    ("ask", "said"),
+    ("ask", "message"),
     [
         (lambda r: r.scores(setting="replai"), "no setting is called 'replai'.*Did you mean 'replay'"),
         (lambda r: r.scores(order=2), "there is no order 2; .* has 2, the first is 0"),
@@ -98,21 +98,21 @@ def test_the_labels_of_the_table_name_settings_in_python_and_on_the_command_line
         (lambda r: r.adapter(), "has no adapter"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is(simulated, ask, said):
-    with pytest.raises(ResultsError, match=said):
+def test_an_unknown_name_is_rejected_with_the_existing_ones(simulated, ask, message):
+    with pytest.raises(ResultsError, match=message):
         ask(simulated)
 
 
-def test_a_folder_is_opened_with_the_same_results(simulated):
+def test_an_opened_folder_has_the_same_results(simulated):
     again = dgg_ray.open(str(simulated.out))
     assert again.table.equals(simulated.table)
     assert again.best == simulated.best
     assert again.study.data.tasks == simulated.study.data.tasks
     assert again.scores().equals(simulated.scores())
-    assert "s;" not in str(again).splitlines()[-1]  # it ran nothing, and says so of nothing
+    assert "s;" not in str(again).splitlines()[-1]  # nothing was run, so no durations are printed
 
 
-def test_a_store_that_could_not_be_opened_leaves_the_scores(simulated):
+def test_scores_remain_available_without_the_store(simulated):
     without = replace(simulated, results=replace(simulated.results, archive=None))
     assert without.scores().equals(simulated.scores())
     for ask in (without.predictions, without.adapter):
@@ -120,7 +120,7 @@ def test_a_store_that_could_not_be_opened_leaves_the_scores(simulated):
             ask()
 
 
-def test_a_repr_is_one_line_and_a_notebooks_is_html(simulated):
+def test_repr_is_one_line_and_html_in_a_notebook(simulated):
     assert repr(simulated) == (
         f"<results of 'toy' in {simulated.out}: 21 of 21 stages finished, chosen: dgg>".replace(
             "21 of 21",
@@ -147,12 +147,12 @@ def test_an_unfinished_study_can_be_opened(tmp_path):
         found.scores()
 
 
-def test_a_folder_without_a_study_says_so(tmp_path):
+def test_opening_a_folder_without_a_study_is_an_error(tmp_path):
     with pytest.raises(ResultsError, match="holds no study"):
         dgg_ray.open(tmp_path)
 
 
-def test_the_package_is_light_until_something_is_asked_for():
+def test_importing_the_package_loads_no_heavy_library():
     code = "import sys, dgg_ray; print([m for m in ('numpy', 'pandas') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -161,14 +161,14 @@ def test_the_package_is_light_until_something_is_asked_for():
         _ = dgg_ray.opn
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_is_marked_as_typed():
     assert (Path(dgg_ray.__file__).parent / "py.typed").is_file()
     project = (Path(dgg_ray.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert '"py.typed"' in project
 
 
 @pytest.mark.whole
-def test_answers_and_adapters_of_a_run(tmp_path):
+def test_predictions_and_adapters_of_a_run(tmp_path):
     result = run_study(load_study({**STUDY, "orders": {}, "seeds": [0]}), tmp_path, local=True)
     assert (result.adapter() / "adapter_config.json").is_file()
     with safe_open(result.adapter() / "adapter_model.safetensors", "np") as weights:

@@ -1,4 +1,4 @@
-"""The tables of the findings: seeds are what is repeated on given orders, and p values are Holm's."""
+"""The tables of the findings: seeds are the replicates on fixed orders, and p values are adjusted by Holm."""
 
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,7 +15,10 @@ LABELS = {"dgg": "d", "joint": "j", "replay": "r", "l2sp": "s"}
 
 
 def table(own=False):
-    """Two orders × three seeds, or three seeds of each order's own; one joint run serves both of a seed."""
+    """Return a run table of two orders × three seeds; own: each order has its own three seeds.
+
+    One joint run of a seed serves both orders.
+    """
     faa = {"d": (0.5, 0.6, 0.4, 0.7, 0.8, 0.6), "j": (0.8, 0.9, 0.9) * 2, "r": (0.5, 0.5, 0.4, 0.6, 0.7, 0.6)}
     rows = [
         [setting, order, seed + 3 * own * (order == "ba"), setting == "j", score, score, score]
@@ -25,8 +28,8 @@ def table(own=False):
     return pd.DataFrame(rows, columns=["setting", "order", "seed", "together", *findings.METRICS])
 
 
-def row(of, pair):
-    (line,) = [line for line in findings.contrasts(of, LABELS, "faa") if line.startswith(f"| {pair} |")]
+def row(runs, pair):
+    (line,) = [line for line in findings.contrasts(runs, LABELS, "faa") if line.startswith(f"| {pair} |")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
@@ -41,13 +44,13 @@ def test_a_joint_run_that_serves_both_orders_is_one_observation():
     assert findings.scores(table(), {"joint": "j"})[2].count("86.7 [65.3, 100.0]") == 3
 
 
-def test_no_bound_of_a_difference_lies_beyond_what_it_can_be():
+def test_no_bound_of_a_difference_exceeds_its_range():
     apart = table().assign(faa=[1.0, 1.0, 0.8] * 2 + [0.0, 0.2, 0.0] * 6)
     # by seed 1, 0.8 and 0.8: by t 86.7 ± 28.7
     assert row(apart, "dgg − joint")[0] == "+86.7 [+58.0, +100.0]"
 
 
-def test_seeds_of_each_order_s_own_are_as_many_observations():
+def test_seeds_of_each_order_s_own_are_separate_observations():
     # dgg - replay: 0, 0.1, 0 and 0.1, 0.1, 0: within orders 2 · 2/300 on 4 degrees, s² = (1/300 + 1/300) / 12
     gap, _, _, seeds = row(table(own=True), "dgg − replay")
     half = stats.t.ppf(0.975, 4) * (2 / 300 / 12) ** 0.5
@@ -55,7 +58,7 @@ def test_seeds_of_each_order_s_own_are_as_many_observations():
     assert seeds == "6"
 
 
-def test_p_values_are_holm_s_over_the_pairs_and_what_is_equal_has_none():
+def test_p_values_are_adjusted_over_the_pairs_and_equal_scores_have_none():
     (_, joint, after, _), (_, replay, last, _) = row(table(), "dgg − joint"), row(table(), "dgg − replay")
     first, second = sorted([float(joint), float(replay)])
     assert float(min(after, last)) == pytest.approx(min(2 * first, 1), abs=2e-3)

@@ -119,7 +119,7 @@ def records(file: Path, images: Path, number: int) -> None:
 def keys_of(study: Study) -> dict[str, Any]:
     """Ids and keys: of the first run stage by stage, of all others together."""
     compared_settings = {
-        name: [stage.key for run in baseline.runs for stage in run.stages]
+        name: [stage.key for run in baseline for stage in run.stages]
         for name, baseline in study.compared_settings().items()
     }
     evaluations = {
@@ -132,7 +132,7 @@ def keys_of(study: Study) -> dict[str, Any]:
         "blocks": digest([study.blocks, study.final_blocks]),
         "first run": [stage.key for stage in study.runs[0].stages],
         "runs": digest([[stage.key for stage in run.stages] for run in study.runs]),
-        "contenders": {name: digest(keys) for name, keys in compared_settings.items()},
+        "compared": {name: digest(keys) for name, keys in compared_settings.items()},
         "evaluations": digest(evaluations),
         "untouched": study.runs.untouched_stage.key,
         "stages": len({key for keys in compared_settings.values() for key in keys}),
@@ -182,12 +182,16 @@ def table_of(text: str, folder: Path) -> Path:
 
 
 def tables(out: Path) -> dict[str, str]:
-    """Hashes of a study's tables. The bytes of Parquet are those of one version of its writer."""
-    found = {
-        name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in ("table.csv", "settings.csv")
+    """Hashes of a study's table of scores. The bytes of Parquet are those of one version of its writer.
+
+    Tables with statistics are not recorded: their last digits depend on the kind of processor.
+    """
+    return {
+        "table.csv": hashlib.sha256((out / "table.csv").read_bytes()).hexdigest(),
+        f"table.parquet of {pyarrow.__version__}": hashlib.sha256(
+            (out / "table.parquet").read_bytes()
+        ).hexdigest(),
     }
-    parquet = hashlib.sha256((out / "table.parquet").read_bytes()).hexdigest()
-    return {**found, f"table.parquet of {pyarrow.__version__}": parquet}
 
 
 def recorded() -> Mapping[str, Any]:

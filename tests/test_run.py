@@ -1,4 +1,4 @@
-"""A study run from start to end: in one process, on Ray, killed and continued."""
+"""Whole studies: in one process, on Ray, killed and resumed."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def study(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(study, tmp_path_factory) -> Path:
-    """The results of a run in one process."""
+    """Return the results of a run in one process."""
     out = tmp_path_factory.mktemp("out") / "undisturbed"
     assert cli.main(["run", str(study), "--out", str(out), "--local", "--quiet"]) == 0
     return out
@@ -75,7 +75,7 @@ def same_table(a: Path, b: Path) -> bool:
 
 
 def published(out: Path) -> dict[str, int]:
-    """stage → when it was published, in ns"""
+    """Return the publication time of each stage, in ns."""
     return {
         m.stem: m.stat().st_mtime_ns for m in (out / "stages").glob("stages/??/*.json") if "." not in m.stem
     }
@@ -107,7 +107,7 @@ def test_a_second_run_from_python_trains_nothing_and_starts_no_ray(study, undist
     assert result.best["study"] == "tiny"
 
 
-def test_plan_knows_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
+def test_plan_counts_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
     assert cli.main(["plan", str(study), "--out", str(tmp_path / "new"), "--json"]) == 0
     new = json.loads(capsys.readouterr().out)
     assert (new["settings"], new["orders"], new["stored"], new["exact"]) == (4, 2, 0, False)
@@ -117,15 +117,15 @@ def test_plan_knows_what_is_in_the_store(study, undisturbed, tmp_path, capsys):
     assert done["exact"]
     assert done["to_train"] == 0
     assert done["stored"] == done["distinct"] == len(published(undisturbed)) - 1  # and the untouched model
-    # 4 settings and 3 baselines over 2 orders of 3 tasks, the winner once more, joint one stage an order
-    assert done["asked"] == (4 + 1 + 2) * 2 * 3 + 2
+    # 4 settings and 3 baselines over 2 orders of 3 tasks, the winner once more, joint one stage per order
+    assert done["requested"] == (4 + 1 + 2) * 2 * 3 + 2
 
 
-def test_status_says_what_is_done_what_is_best_and_what_was_spent(undisturbed, capsys):
+def test_status_shows_progress_the_best_setting_and_the_cost(undisturbed, capsys):
     assert cli.main(["status", str(undisturbed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["to_train"], found["running"], found["queued"]) == (0, [], 0)
-    # Two orders with one seed are no three independent blocks: their values stand beside the mean.
+    # Two orders with one seed are fewer than three independent blocks, so their values are shown.
     assert re.match(
         r"faa 0\.\d{3} \(2 blocks: 0\.\d{3}, 0\.\d{3}\) with strategy.alpha.digits=", found["best"]
     )
@@ -135,7 +135,7 @@ def test_status_says_what_is_done_what_is_best_and_what_was_spent(undisturbed, c
     assert "0 running, 0 queued" in capsys.readouterr().out
 
 
-def test_best_is_json_that_names_the_setting_and_its_rivals(undisturbed, capsys):
+def test_best_prints_the_setting_and_its_baselines_as_json(undisturbed, capsys):
     assert cli.main(["best", str(undisturbed), "--json"]) == 0
     best = json.loads(capsys.readouterr().out)
     assert set(best["recommended"]) == {
@@ -156,7 +156,7 @@ def test_a_wrong_study_exits_with_2_and_starts_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_cannot_go_where_a_file_stands(study, tmp_path, capsys):
+def test_results_cannot_replace_a_file(study, tmp_path, capsys):
     (tmp_path / "file").touch()
     for command in ("plan", "run"):
         assert cli.main([command, str(study), "--out", str(tmp_path / "file" / "deeper")]) == 2
@@ -169,15 +169,15 @@ def test_a_folder_without_results_is_an_error_that_says_what_to_do(tmp_path, cap
     assert "dgg-ray run" in capsys.readouterr().err
 
 
-def test_a_stage_that_fails_leaves_the_others_and_is_reported(study, tmp_path, capsys):
+def test_a_failed_stage_is_reported_and_leaves_the_others(study, tmp_path, capsys):
     text = SMALL + "search: {method: grid, space: {training.learning_rate: [5e-3, 1e+30]}}\n"
     file = tmp_path / "diverges.yaml"
     file.write_text(text)
     out = tmp_path / "out"
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
     assert "NonFiniteError" in (out / "report.html").read_text()
-    judged = load_table(out)["training.learning_rate"].unique()
-    assert 5e-3 in judged
+    evaluated = load_table(out)["training.learning_rate"].unique()
+    assert 5e-3 in evaluated
     failed = [json.loads(f.read_text()) for f in (out / "stages" / "failed").iterdir()]
     assert failed
     assert all(f["error"] == "NonFiniteError" and "learning_rate" in f["message"] for f in failed)
@@ -187,14 +187,14 @@ def test_a_study_whose_every_stage_fails_still_ends_with_a_report(tmp_path, caps
     file, out = tmp_path / "fails.yaml", tmp_path / "out"
     file.write_text(SMALL.replace("learning_rate: 5e-3", "learning_rate: 1e+30"))
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
-    said = capsys.readouterr().out
-    assert "Nothing can be recommended yet: dgg has no finished run on the " in said
-    assert "scored highest" not in said
-    assert "all answered from the store" not in said
+    output = capsys.readouterr().out
+    assert "Nothing can be recommended yet: dgg has no finished run on the " in output
+    assert "scored highest" not in output
+    assert "all answered from the store" not in output
     assert "NonFiniteError" in (out / "report.html").read_text()
 
 
-def test_data_that_changed_since_the_study_was_checked_are_not_learned_from(study, tmp_path):
+def test_data_that_changed_since_the_check_is_not_trained_on(study, tmp_path):
     loaded = load_study(study)
     words = replace(
         loaded.data.tasks["words"], digests=loaded.data.tasks["words"].digests | {"train": "0" * 64}
@@ -223,7 +223,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 180):
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kill a run and all that it started, by its process group's and its children's ids."""
+    """Kill a run and all its descendants, by their ids."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for member in (*family, process):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -232,7 +232,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.ray
-def test_on_ray_with_two_fleets_the_table_is_the_same_to_the_byte(study, undisturbed, tmp_path):
+def test_on_ray_with_two_worker_groups_the_table_is_byte_identical(study, undisturbed, tmp_path):
     out = tmp_path / "ray"
     run = launch(study, out)
     try:
@@ -244,14 +244,16 @@ def test_on_ray_with_two_fleets_the_table_is_the_same_to_the_byte(study, undistu
 
 
 @pytest.mark.ray
-def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(study, undisturbed, tmp_path):
+def test_killed_drivers_and_workers_change_no_result_and_no_stage_is_trained_twice(
+    study, undisturbed, tmp_path
+):
     out = tmp_path / "killed"
     run = launch(study, out)
     try:
         wait_for(lambda: len(published(out)) >= 4, run)
         family = psutil.Process(run.pid).children(recursive=True)
         os.kill(run.pid, signal.SIGKILL)
-        for member in family:  # what it left running might go on for seconds and publish another stage
+        for member in family:  # processes left behind might publish another stage within seconds
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(family, timeout=30)
@@ -277,14 +279,14 @@ def test_killed_drivers_and_workers_change_nothing_and_nothing_is_trained_twice(
     assert now.keys() == published(undisturbed).keys()
     assert {key: now[key] for key in finished} == finished
     log = (tmp_path / "killed.log").read_text()
-    trained = int(re.search(r"(\d+) stages trained", log)[1])  # by the second run, as it counted itself
+    trained = int(re.search(r"(\d+) stages trained", log)[1])  # by the second run, as it counted
     once = len(now) - 1  # the untouched model is not trained
-    # One less: the worker was killed after it published and before it could say so.
+    # One fewer if the worker was killed after it published a stage and before it reported that.
     assert once - 1 <= trained + len(finished) <= once
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(study, undisturbed, tmp_path):
+def test_ctrl_c_ends_cleanly_and_the_same_command_resumes(study, undisturbed, tmp_path):
     out = tmp_path / "stopped"
     run = launch(study, out)
     try:
@@ -292,7 +294,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(study, undisturbed, tm
         family = psutil.Process(run.pid).children(recursive=True)
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(timeout=60) == 130
-        assert psutil.wait_procs(family, timeout=30)[1] == []  # nothing is left behind
+        assert psutil.wait_procs(family, timeout=30)[1] == []  # no process is left behind
     finally:
         end(run)
     log = (tmp_path / "stopped.log").read_text()
@@ -310,7 +312,7 @@ TOGETHER = (
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """One order learned by one process."""
+    """Return the results of one order, trained by one process."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "study.yaml").write_text(TOGETHER)
     command = ["run", str(folder / "study.yaml"), "--out", str(folder / "out"), "--local", "--quiet"]
@@ -320,7 +322,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("engine", ["auto", "zero2"])
-def test_two_workers_learn_a_stage_together_as_one_does(engine, alone, tmp_path):
+def test_two_workers_train_a_stage_together_as_one_does(engine, alone, tmp_path):
     (tmp_path / "study.yaml").write_text(TOGETHER + f"workers: {{group_size: 2, engine: {engine}}}\n")
     out = tmp_path / "out"
     run = launch(tmp_path / "study.yaml", out)

@@ -1,4 +1,4 @@
-"""What `dgg-ray status` and `report` say of a folder, and leave alone."""
+"""`dgg-ray status` and `dgg-ray report` on a folder."""
 
 import json
 
@@ -20,7 +20,7 @@ STUDY = {
 
 @pytest.fixture
 def two(tmp_path) -> list[Study]:
-    """Studies of one model in one store, of which each has a stage that failed."""
+    """Return two studies of one model in one store; each has a failed stage."""
     output = {"store": str(tmp_path / "store")}
     other = {**STUDY, "name": "other", "seeds": [7]}
     studies = [load_study({**one, "output": output}) for one in (STUDY, other)]
@@ -31,15 +31,15 @@ def two(tmp_path) -> list[Study]:
     return studies
 
 
-def test_status_tells_what_failed_of_this_study_and_not_of_another_in_its_store(two, tmp_path, capsys):
+def test_status_shows_failures_of_this_study_and_not_of_another_in_its_store(two, tmp_path, capsys):
     for study, other in (two, reversed(two)):
         assert cli.main(["status", str(tmp_path / study.name)]) == 0
-        said = capsys.readouterr().out
-        assert f"failed            ValueError: a fault of {study.name}" in said
-        assert f"a fault of {other.name}" not in said
+        output = capsys.readouterr().out
+        assert f"failed            ValueError: a fault of {study.name}" in output
+        assert f"a fault of {other.name}" not in output
 
 
-def test_exams_of_the_untouched_model_that_failed_are_told(two, tmp_path, capsys):
+def test_status_shows_a_failed_evaluation_of_the_untouched_model(two, tmp_path, capsys):
     study = two[0]
     error = {"error": "OSError", "message": "no weights", "traceback": ""}
     study.store(tmp_path / "mine").record_failure(study.runs.untouched_stage, error)
@@ -47,13 +47,13 @@ def test_exams_of_the_untouched_model_that_failed_are_told(two, tmp_path, capsys
     assert "failed            OSError: no weights" in capsys.readouterr().out
 
 
-def test_a_report_of_a_mistyped_folder_makes_none(tmp_path, capsys):
+def test_a_report_on_a_mistyped_folder_creates_nothing(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "mistyped")]) == 1
     assert "holds no study" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_logs_under_its_studys_name_wherever_it_is_called_from(two, tmp_path, monkeypatch):
+def test_a_report_logs_under_its_studys_name_from_any_working_folder(two, tmp_path, monkeypatch):
     out = tmp_path / "mine"
     monkeypatch.chdir(out)
     monkeypatch.setattr("dgg_ray.report.page.write_report", lambda *_: "written")

@@ -1,4 +1,4 @@
-"""Every architecture small enough for a test: built from its config, saved as its users have it."""
+"""Tiny models of every architecture: built from their configuration, saved as users have them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from dgg_ray.models import embedded
 
-TURNS = (  # start of a turn, its end, a picture
+TURNS = (  # with the start of a turn, its end, an image
     "{{% for message in messages %}}{start}{{% for part in message['content'] %}}"
     "{{% if part['type'] == 'image' %}}{{{{ '{image}' }}}}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
     "{{% endfor %}}{{{{ '{end}\n' }}}}{{% endfor %}}{{% if add_generation_prompt %}}{open}{{% endif %}}"
@@ -40,10 +40,11 @@ IDEFICS = TURNS.format(
 
 
 def tokenizer(end: str, *marks: str) -> PreTrainedTokenizerFast:
-    made = PreTrainedTokenizerFast.from_pretrained(embedded.FOLDER)
-    made.add_special_tokens({"eos_token": end, "additional_special_tokens": list(marks)})
-    made.chat_template = None
-    return made
+    """The embedded model's tokenizer with another end mark and further special tokens."""
+    fast = PreTrainedTokenizerFast.from_pretrained(embedded.FOLDER)
+    fast.add_special_tokens({"eos_token": end, "additional_special_tokens": list(marks)})
+    fast.chat_template = None
+    return fast
 
 
 def llava(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
     drift of a type   largest |score there − stored score| over the evaluations of the reference stage
     seed noise        √ mean over its evaluations of the variance over seeds (n − 1), of the reference stage
-                      with other seeds; if it has no second seed, the same of that stage of other tasks, pooled
+                      with other seeds; without a second seed, the same of that stage of other tasks, pooled
 
 The seeds are the study's, as far as their stages are finished; at least two are needed. A drift is one
 difference of two runs. Its standard deviation would be √2 times the noise if machines differed as seeds do,

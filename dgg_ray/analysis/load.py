@@ -33,7 +33,7 @@ from dgg_ray.search.comparison import Comparison, untouched_item
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
 from dgg_ray.search.space import search_space
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.storage.store_view import StoreView, view_of
+from dgg_ray.storage.store_view import view_of
 
 RunKey = tuple[str, tuple[str, ...], int]  # setting id, order, seed
 COST_COLUMNS = [  # one row per distinct stage
@@ -64,13 +64,14 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     """
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
-    store = view_of(study.store(out))
+    store = view_of(study.store(out))  # lists and reads each object once
     parameters = tuple(search_space(study, study.search)) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
     search, winner = comparison.search, comparison.winner
-    summary = None
+    summary, evaluated = None, ()
     if search:
+        evaluated = tuple(study.at(search.proposed[number].setting).id for number in search.evaluated())
         summary = value_or(
             "the course of the search",
             None,
@@ -91,7 +92,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
         baselines={label: runs.id for label, runs in comparison.settings.items() if runs is not winner},
-        evaluated=tuple(study.at(search.proposed[n].setting).id for n in search.evaluated()) if search else (),
+        evaluated=evaluated,
         failures=failed_stages(store, contents.stages),
         costs=costs,
         facts=value_or("the environment", {}, study_facts, study, store, requested, stages),
@@ -109,7 +110,9 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
             store,
             stages_by_machine(costs),
         ),
-        archive=value_or("predictions, losses and adapters", None, make_archive, study, store, requested),
+        archive=value_or(
+            "predictions, losses and adapters", None, make_archive, study, store.source, requested
+        ),
     )
 
 
@@ -140,8 +143,7 @@ class StudyContents(NamedTuple):
 
 
 def read_contents(reader: EvidenceReader) -> StudyContents:
-    """Replay the study's searches from the store, and collect the runs that they and the comparison "
-    "request."""
+    """Replay the searches from the store, and collect the runs that they and the comparison request."""
     study = reader.study
     comparison = Comparison.after(study, reader.replay_to_read)
     requested, requests_by_query = RequestedRuns(), dict[int, list[RunRequest]]()
@@ -176,13 +178,13 @@ class RequestedRuns:
         self.work_items[key] = [WorkItem(stage, tuple(known)) for stage, known in evaluations.values()]
 
 
-def make_archive(study: Study, store: StoreView, requested: RequestedRuns) -> Archive:
+def make_archive(study: Study, store: StageStore, requested: RequestedRuns) -> Archive:
     """Give access to the predictions, losses and adapters of the requested runs."""
     runs = {
         (setting, " > ".join(order), seed): study_and_run
         for (setting, order, seed), study_and_run in requested.runs.items()
     }
-    return Archive(study, store.under, runs)
+    return Archive(study, store, runs)
 
 
 def score_table(

@@ -7,8 +7,8 @@ Each step has an expected gain, in the unit of the headline metric:
                 the settings' means, r the share of s² that lies between settings rather than being chance of
                 the blocks, and d(n) the expected range of n normal values (Tippett 1925)
     blocks      half width of the headline difference's interval now, minus that after as many more blocks as
-                an hour affords: t(f) e - t(f+k) e √(n/(n+k)). e is the error of the paired differences so far,
-                f its degrees of freedom (intervals.py), n the number of clusters, k that of further blocks
+                an hour affords: t(f) e - t(f+k) e √(n/(n+k)). e is the error of the paired differences, f its
+                degrees of freedom (intervals.py), n the number of clusters, k that of further blocks
     α           no number, and the step comes last. The gain of knowing the best of a few α depends on how far
                 they lie apart, which so few do not show: estimates were off by factors of 0.4 to 1.7
 

@@ -93,7 +93,9 @@ def optimism(results: Results) -> Optimism | None:
     scale, split_gaps = metric_range(metric), (final - final_test).dropna()
     split_part = None
     if setup.selection_split != "test":
-        split_part = mean_gap(split_gaps, difference_range(metric), clusters=two_way_clusters((*split_gaps.index,)))
+        split_part = mean_gap(
+            split_gaps, difference_range(metric), clusters=two_way_clusters((*split_gaps.index,))
+        )
     return Optimism(
         float(search_score),
         interval_of_scores(final_test, scale),
@@ -123,8 +125,7 @@ def gap_below(known: float, mean: Interval, independent: bool) -> Interval:
 
 
 def chosen_scores(results: Results, split: str, blocks: tuple[BlockName, ...], metric: str = "") -> pd.Series:
-    """Return the winner's score on each of these blocks that it finished, by default in the headline "
-    "metric."""
+    """Return the winner's score on each finished one of these blocks, by default in the headline metric."""
     return setting_scores(results, chosen_setting(results), split, blocks, metric or headline_metric(results))
 
 
@@ -279,8 +280,7 @@ def constraint_sentences(results: Results) -> list[str]:
 def constraint_margin(
     margin: ArrayLike, constraint: Constraint, clusters: ArrayLike
 ) -> Interval | Difference:
-    """Return the mean margin of a constraint, positive where it is met; no bound exceeds the margin's "
-    "range."""
+    """Return the mean margin of a constraint, positive where it is met; no bound exceeds its range."""
     if constraint.baseline:
         low, high = (end - constraint.bound for end in difference_range(constraint.metric))
         return mean_gap(margin, (low, high), clusters=clusters)
@@ -323,7 +323,9 @@ def audit_sentences(results: Results) -> list[str]:
         return []
     better = [state for state in audited if state.preferred]
     gaps = np.mean([state.block_gaps for state in audited], axis=0)
-    average = mean_gap(gaps, difference_range(*results.objective), clusters=selection_clusters(results, len(gaps)))
+    average = mean_gap(
+        gaps, difference_range(*results.objective), clusters=selection_clusters(results, len(gaps))
+    )
     sentences = [
         f"Audit: {len(audited)} of the branches that the search dropped were run to the end, and "
         f"{len(better) or 'none'} of them looked better than the best that was kept. On average they ended "
@@ -370,8 +372,7 @@ def untestable_reason(lead: Difference, blocks: int) -> str:
 
 
 def held_out_sentences(results: Results, state: AuditedState) -> list[str]:
-    """Give the same difference on held-out blocks, if both settings ran there: the choice had no part in "
-    "it."""
+    """Give the same difference on held-out blocks, which took no part in the choice, if both settings ran there."""
     setup, split = results.setup, final_split(results)
     if not setup.held_out:
         return []
@@ -395,8 +396,7 @@ def audit_lead(
     clusters: ArrayLike | None = None,
     within: tuple[float, float] = UNBOUNDED,
 ) -> Difference:
-    """Return the mean gap over the blocks; its interval holds for all audited branches at once "
-    "(Bonferroni)."""
+    """Return the mean gap over blocks; its interval holds for all audited branches at once (Bonferroni)."""
     return mean_gap(gaps, within, 1 - 0.05 / audited, clusters)
 
 

@@ -154,8 +154,7 @@ def run_variance_ratio(X: np.ndarray, y: np.ndarray, runs: np.ndarray) -> float:
 
 
 def shrinkage(variance_ratio: float | np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return s = ρ / (1 + n ρ), so that (I + ρ 11ᵀ)⁻¹ = I - s 11ᵀ for a run of n scores (Sherman & "
-    "Morrison)."""
+    """Return s = ρ / (1 + n ρ): (I + ρ 11ᵀ)⁻¹ = I - s 11ᵀ for a run of n scores (Sherman & Morrison)."""
     return variance_ratio / (1 + n * variance_ratio)
 
 

@@ -436,8 +436,7 @@ def format_tau(value: float) -> str:
 
 
 def unknown_effect_sentences(table: pd.DataFrame) -> list[str]:
-    """Return one sentence for each reason why effects cannot be estimated, for all methods and tasks "
-    "concerned."""
+    """Return one sentence for each reason why effects cannot be estimated, with the methods and tasks."""
     sentences = []
     for note, group in table[table["note"] != ""].groupby("note", sort=False):
         names = []

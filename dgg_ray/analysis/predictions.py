@@ -89,8 +89,7 @@ def stage_answers(store: StageStore, stage: Stage, evaluations: Iterable[Evaluat
 
 
 def examples_by_id(study: Study, task: str, split: str) -> Mapping[str, Example]:
-    """Return id → example of one split, read from the task's files; {} where they are missing or have "
-    "changed."""
+    """Return id → example of one split, read from the task's files; {} if they are missing or changed."""
     with suppress(DggError, OSError):
         fetching.set_cache_limit(study.workers.cache_gb)
         data = study.readers[task].read(task)

@@ -337,8 +337,7 @@ def find_setting(results: Results, name: str | None = None) -> tuple[str, str]:
 
 @cached
 def final_split(results: Results) -> str:
-    """Return the split of the comparison: `test` if the chosen setting was evaluated on it, else "
-    "`validation`."""
+    """Return the comparison's split: `test` if the chosen setting was evaluated on it, else `validation`."""
     table = results.table[(results.table["split"] == "test") & (results.table["stage"] >= 0)]
     return "test" if chosen_setting(results) in set(table["setting"]) else "validation"
 
@@ -361,8 +360,7 @@ def alpha_columns(results: Results) -> dict[str, str]:
 
 
 def format_value(value: object) -> str:
-    """Format a parameter's value with four digits, whole numbers without decimals; a dash for a missing "
-    "one."""
+    """Format a parameter's value with four digits, whole numbers without decimals; a dash if missing."""
     if isinstance(value, bool | np.bool_ | str):
         return str(value)
     if not isinstance(value, int | float | np.number):

@@ -29,7 +29,15 @@ from dgg_ray.cost.model import CostModel
 from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.comparison import Comparison, final_chains
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
-from dgg_ray.search.objective import Evidence, Values, values_by_block, fronts, hypervolume, rank_settings, mean_values
+from dgg_ray.search.objective import (
+    Evidence,
+    Values,
+    fronts,
+    hypervolume,
+    mean_values,
+    rank_settings,
+    values_by_block,
+)
 from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.stagewise import Stagewise
 from dgg_ray.storage.stage_store import StageStore

@@ -30,8 +30,9 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     Arrow writes it, because it needs a tenth of pandas' time for a million rows. A column with values of
     several types is written as text.
     """
-    mixed = [name for name in table if pd.api.types.infer_dtype(table[name], skipna=True).startswith("mixed")]
-    table = table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
+    for name in table.columns:
+        if pd.api.types.infer_dtype(table[name], skipna=True).startswith("mixed"):
+            table = table.assign(**{str(name): table[name].map(str, na_action="ignore")})
     with remove_if_incomplete(path):
         pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path, WRITE_OPTIONS)
 

@@ -1,5 +1,4 @@
-"""The verdict: which setting to use, stated no more strongly than the evidence allows, and what it rests "
-"on."""
+"""The verdict: which setting to use, stated no more strongly than the evidence allows."""
 
 # pandas has no types that a checker can follow through indexing and groupby:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -267,8 +266,7 @@ def is_simpler(results: Results, setting: str, than: str) -> bool:
 
 
 def simplicity_of(results: Results, setting: str) -> tuple[Any, ...]:
-    """Return a sort key, lower for simpler: fine-tuning, replay, then all others by "
-    "`objective.simplicity`."""
+    """Return a sort key, lower for simpler: fine-tuning, replay, then others by `objective.simplicity`."""
     values = setting_values(results).loc[setting]
     rank = SIMPLE_STRATEGIES.get(str(values["strategy"]), len(SIMPLE_STRATEGIES))
     return rank, *simplicity(values[list(results.parameters)].to_dict())

@@ -186,7 +186,7 @@ def stored_studies(
             if name not in known:
                 raise StoreInUseError(
                     f"what study {name!r} needs cannot be read from {store.url} ({type(problem).__name__}: "
-                    f"{problem}); name its results folder, or, where that is no more, say `--gone {name}`"
+                    f"{problem}); name its results folder, or give --deleted-study {name} if it is deleted"
                 ) from problem
 
 

@@ -67,7 +67,7 @@ class BudgetTracker:
         if not self.limits:  # then nobody computes what is running
             return "admit"
         running = list(running)
-        decisions = [limit.decide(item, running, may_read) for limit in self.limits]
+        decisions: list[Decision] = [limit.decide(item, running, may_read) for limit in self.limits]
         return min(decisions, key=STRICTEST_FIRST.index)
 
     def outdated_limits(self, item: WorkItem, running: Iterable[WorkItem] = ()) -> list[DiskLimit]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,12 +52,9 @@ if TYPE_CHECKING:
     from dgg_ray.config.study import Study, Workers
 
 RANK = "adapter.rank"
-TASK_KINDS, DISK_KINDS = ("train", "setup", "adapter"), frozenset({"adapter", "predictions"})
-PROFILE_KEYS = {
-    "setup": "begin",
-    "train": "learn",
-    "answer": "answer",
-}  # kind → its key in a profile's record
+TRAINING_KINDS = ("train", "setup", "adapter")
+PROFILE_KINDS = ("setup", "train", "answer")
+DISK_KINDS = frozenset({"adapter", "predictions"})
 PROFILE = "profile "  # the prefix of a profile's key among those of stages
 UNMEASURED = "unknown: nothing was measured on such workers yet; run `dgg-ray profile STUDY`"
 Record: TypeAlias = Mapping[str, Any]
@@ -159,8 +157,8 @@ class CostModel:
             meaning = records[0]["meaning"]
             tasks = {name for name, _ in meaning["learns"]}
             if meaning["model"] == self.fingerprint and tasks <= self.sizes.keys():
-                found = self.measure_profile(*records) if is_profile else self.measure_stage(*records)
-                self.measurements[key] = [m for m in found if m.amount > 0 and self.knows(m.part)]
+                measure = self.measure_profile if is_profile else self.measure_stage
+                self.measurements[key] = [m for m in measure(*records) if m.amount > 0 and self.knows(m.part)]
             self._rates = None
 
     def knows(self, part: Part) -> bool:
@@ -190,9 +188,9 @@ class CostModel:
         ((task, _),) = record["meaning"]["learns"]
         self.longest_profile[task] = max(seconds_of(record), self.longest_profile.get(task, 0.0))
         rank = record["meaning"]["adapter"]["rank"]
-        for kind, key in PROFILE_KEYS.items():
+        for kind in PROFILE_KINDS:
             counted = "" if kind == "setup" else task
-            for timing in record[key]:
+            for timing in record[kind]:
                 yield Measurement(Part(kind, {counted: timing["n"]}, rank), timing["seconds"])
         yield Measurement(Part("adapter", {"": 1.0}, rank), record["bytes"])
 
@@ -201,21 +199,24 @@ class CostModel:
         """The fitted rates by kind of part, of the kinds that were measured."""
         if self._rates is None:
             by_kind: dict[str, list[Measurement]] = {}
-            for measurement in (m for found in self.measurements.values() for m in found):
+            for measurement in chain.from_iterable(self.measurements.values()):
                 by_kind.setdefault(measurement.part.kind, []).append(measurement)
-            self._rates = {kind: RateModel(["", *self.sizes], found) for kind, found in by_kind.items()}
+            self._rates = {
+                kind: RateModel(["", *self.sizes], same_kind) for kind, same_kind in by_kind.items()
+            }
         return self._rates
 
     @property
     def timed_tasks(self) -> set[str]:
         """Tasks of which training was measured."""
-        parts = (part for found in self.measurements.values() for part, _ in found if part.kind == "train")
+        measurements = chain.from_iterable(self.measurements.values())
+        parts = (part for part, _ in measurements if part.kind == "train")
         return {name for part in parts for name in part.counts}
 
     # -- predictions -------------------------------------------------------------------------------
 
     def training_parts(self, meaning: Record, replayed: Mapping[str, int]) -> list[Part]:
-        """Return the parts of training a stage, of TASK_KINDS; none for the untouched model.
+        """Return the parts of training a stage, of TRAINING_KINDS; none for the untouched model.
 
         replayed: number of examples of each earlier task that the stage trains on.
         """
@@ -224,7 +225,7 @@ class CostModel:
         rank, epochs = meaning["adapter"]["rank"], meaning["training"]["epochs"]
         counts = {name: epochs * self.sizes[name]["train"] for name, _ in meaning["learns"]}
         counts |= {name: epochs * count for name, count in replayed.items() if count}
-        return [self.part(kind, counts if kind == "train" else {"": 1.0}, rank) for kind in TASK_KINDS]
+        return [self.part(kind, counts if kind == "train" else {"": 1.0}, rank) for kind in TRAINING_KINDS]
 
     def part(self, kind: str, counts: Mapping[str, float], rank: int) -> Part:
         """Return one object for equal contents: there are few contents, and very many stages."""
@@ -267,7 +268,7 @@ class CostModel:
     def profile_seconds(self, item: WorkItem) -> float | None:
         """Bound the seconds of a profile, by the rates and the longest profile; None where not measured.
 
-        The interval of a task that was never timed is wide; TASK_RANGE caps what is made of it here.
+        The interval of a task that was never timed is wide; TASK_RANGE limits its effect here.
         """
         (task,), rank = item.stage.trained_tasks, item.stage.adapter.rank
         examples = PROFILE_STEPS * item.stage.training.batch_size

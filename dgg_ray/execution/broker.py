@@ -311,7 +311,7 @@ class Broker:
         return {"error": "WorkerLost", "message": message, "traceback": ""}
 
     async def _store_failure(self, item: WorkItem, error: dict[str, str]) -> None:
-        """Keep the error beside the stage and answer the requests."""
+        """Record the error in the store and answer the requests."""
         try:
             if not item.profile:
                 await self._in_thread(self.store.record_failure, item.stage, error)

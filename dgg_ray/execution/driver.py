@@ -173,6 +173,6 @@ def search_in_process(reader: EvidenceReader, search: SearchMethod, executor: St
                 break
         evidence = reader.through(view_if_remote(reader.store)).evidence(query)
         if executor.budget_exhausted and evidence is None:
-            return  # the search is told nothing of this query: with a larger budget it is the next one
+            return  # the query stays unanswered: with a larger budget the search proposes it again
         search.tell(number, evidence)
         executor.display.setting_evaluated(lambda: best_so_far(search))

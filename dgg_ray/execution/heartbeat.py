@@ -1,7 +1,7 @@
 """Signs of life: `Heartbeat` for the broker, `Watchdog` against hangs.
 
-`Heartbeat` is a thread that tells the broker which work item the worker has. So a restarted broker learns it
-again, however long a step takes. `Watchdog` ends a process in which no step and no batch of answers was
+`Heartbeat` is a thread that tells the broker which work item the worker has. So a restarted broker finds it
+out again, however long a step takes. `Watchdog` ends a process in which no step and no batch of answers was
 finished for too long. It uses Python's `faulthandler`, whose timer runs in C and needs no lock that a hung
 process may hold.
 """

@@ -9,8 +9,8 @@
                    on the split that selects settings, or on the test split in the final comparison
     at the end     every metric in metrics/, its mean over the blocks
 
-Points are read from the store, whoever put the stages there: the same with Ray and in one process, and for
-settings that the store answered. What was reported is kept in OUT/trackers/reported.json. So a study that is
+Points are read from the store. So they are the same with Ray and in one process, and for settings whose
+stages an earlier run left there. What was reported is kept in OUT/trackers/reported.json. So a study that is
 run again continues the same tracked runs and repeats no point.
 """
 
@@ -255,7 +255,7 @@ class WandbTracker(Tracker):
     """In the project WANDB_PROJECT_NAME, else `dgg_ray`; the study is the group."""
 
     def __init__(self, study: Study, out: Path) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - optional
 
         self.wandb, self.study, self.folder = wandb, study.name, out / FOLDER
         self.project = os.environ.get("WANDB_PROJECT_NAME") or "dgg_ray"

@@ -41,7 +41,7 @@ def search_with_tune(reader: EvidenceReader, search: SearchMethod, executor: Ray
         ),
         run_config=ray.tune.RunConfig(
             name="tune",
-            storage_path=str(executor.exhausted / "ray"),
+            storage_path=str(executor.out / "ray"),
             failure_config=ray.tune.FailureConfig(max_failures=3),
             verbose=0,
         ),
@@ -142,7 +142,7 @@ class TuneSearcher(Searcher):
         if result and not error:
             self.on_trial_result(trial_id, result)
             if result.get("budget_exhausted"):
-                # The search is told nothing of this query: with a larger budget it is the next one.
+                # The query stays unanswered: with a larger budget the search proposes it again.
                 self.executor.budget_exhausted = True
                 return
         number, query = self.open.pop(trial_id)

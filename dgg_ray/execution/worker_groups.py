@@ -132,7 +132,7 @@ class WorkerLoop:
         ray.get(self.broker.group_lost.remote(self.group, error))
 
     def _set_up(self) -> bool:
-        """Build the stage runner; False where the group cannot work, after the broker was told why."""
+        """Build the stage runner; False where the group cannot work; the broker then knows the reason."""
         watchdog = Watchdog(60 * self.workers.hang_timeout_minutes, hang_file(self.config.group_id, rank()))
         self.broker.set_phase.remote(LOADING)
         try:

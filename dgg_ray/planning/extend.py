@@ -2,7 +2,7 @@
 
 The new task is trained last in every order. So each run begins with a run that exists already, and only the
 new task's stage is trained. The file keeps its text, comments included. These keys change: `name`, `tasks`,
-`orders`, `protocol.held_out`, and the places of the old results (`search.warm_start_from`, `output.store`).
+`orders`, `protocol.held_out`, and those that name the old results (`search.warm_start_from`, `output.store`).
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def extend(
     name: of the new study; None is the old one's with the tasks'.
     new: the file to write; None is beside the old one, named after the tasks.
     """
-    from dgg_ray.search import (
-        warm_start,
-    )  # late: it imports Optuna, and typing errors are found without
+    from dgg_ray.search import warm_start  # late: a mistyped command does without Optuna
 
     study = loader.load_file(file, data, further=warm_start.add_warm_starts)
     suffix = "-".join(tasks)
@@ -79,14 +77,14 @@ def extend(
     if name == study.name:
         rule = "must differ from the old study's name, because the old results stay"
         faults.append(Fault("--name", rule, repr(name)))
-    entries = [task_entry(study, task, place, reader, faults) for task, place in tasks.items()]
+    entries = [task_entry(study, task, source, reader, faults) for task, source in tasks.items()]
     folder = results or Path("out") / study.name
     old_study = saved_study.load_saved_study(folder)
     if results and old_study is None:
         faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
     if old_study:
         faults += warm_start.changed_task_faults(study, old_study, folder)
-    has_winner = old_study is not None and warm_start.evaluated(old_study, folder) is not None
+    has_winner = old_study is not None and warm_start.finished_search(old_study, folder) is not None
     old = OldResults(folder, old_study, has_winner)
     if faults:
         raise StudyError(faults, str(file))
@@ -114,8 +112,11 @@ def extend(
 # -- the new tasks ---------------------------------------------------------------------------------
 
 
-def task_entry(study: Study, name: str, place: str, reader: str, faults: list[Fault]) -> dict[str, Any]:
-    """Return the task's entry for the file, with the settings that all tasks of its reader share."""
+def task_entry(study: Study, name: str, source: str, reader: str, faults: list[Fault]) -> dict[str, Any]:
+    """Return the task's entry for the file, with the settings that all tasks of its reader share.
+
+    source: a folder, a train file, or the name of a reader that needs no files.
+    """
     at, readers = f"--task {name}", plugins.all_names("readers")
     if name in study.task_names:
         rule = "the study has a task of this name; give a changed task another name"
@@ -124,10 +125,10 @@ def task_entry(study: Study, name: str, place: str, reader: str, faults: list[Fa
         near = nearest_name(reader, readers)
         faults.append(Fault("--reader", f"must be one of {', '.join(readers)}", repr(reader), near))
         return {}
-    has_files = place not in readers
-    entry = {"name": name, "reader": reader if has_files else place}
+    has_files = source not in readers
+    entry = {"name": name, "reader": reader if has_files else source}
     if has_files:
-        entry |= find_task_files(study, at, place, faults)
+        entry |= find_task_files(study, at, source, faults)
     alike = [other for other in study.file.content["tasks"] if other["reader"] == entry["reader"]]
     first = alike[0] if alike else {}
     shared = {key: value for key, value in first.items() if all(e.get(key) == value for e in alike)}
@@ -137,16 +138,16 @@ def task_entry(study: Study, name: str, place: str, reader: str, faults: list[Fa
     return entry | {key: value for key, value in shared.items() if key not in own_keys}
 
 
-def find_task_files(study: Study, at: str, place: str, faults: list[Fault]) -> dict[str, str]:
+def find_task_files(study: Study, at: str, source: str, faults: list[Fault]) -> dict[str, str]:
     """Find the file of each split, and the folder of images beside them; paths as the study writes them.
 
-    place: a folder, or a train file beside the others.
+    source: a folder, or a train file beside the others.
     """
     root = Path(study.file.folder)
-    path = next((p for p in (root / place, Path(place).absolute()) if p.exists()), None)
+    path = next((p for p in (root / source, Path(source).absolute()) if p.exists()), None)
     if path is None:
-        near = nearest_name(place, plugins.all_names("readers"))
-        faults.append(Fault(at, "no such folder or file", repr(place), near))
+        near = nearest_name(source, plugins.all_names("readers"))
+        faults.append(Fault(at, "no such folder or file", repr(source), near))
         return {}
     folder, train_file = (path, "") if path.is_dir() else (path.parent, path.name)
     files: dict[str, str] = {}
@@ -226,7 +227,7 @@ def describe_retraining(study: Study, has_winner: bool) -> list[str]:
 
 
 def connect_results(study: Study, old: OldResults) -> tuple[list[Edit], list[str]]:
-    """Name the places of the old results in the file."""
+    """Name the locations of the old results in the file."""
     edits: list[Edit] = []
     if old.study is None:
         note = f"{old.folder} holds no study, so all stages are trained (--from names another folder)"

@@ -123,23 +123,23 @@ def check_text(text: str, folder: Path) -> Study:
 
 def parse_model(text: str, faults: list[Fault]) -> dict[str, Any]:
     """Return the `model` section for NAME, NAME=FOLDER or NAME=HUB_NAME@COMMIT."""
-    name, _, place = text.partition("=")
+    name, _, source = text.partition("=")
     models = plugins.names("models")
     if name not in models:
         near = nearest_name(name, models)
         faults.append(Fault("--model", f"must be one of {', '.join(models)}", repr(name), near))
         return {}
     needs_weights = "path" in {f.name for f in fields(plugins.find("models", name))}
-    if needs_weights and not place:
+    if needs_weights and not source:
         rule = f"{name} needs its weights: {name}=FOLDER, or {name}=HUB_NAME@COMMIT"
         faults.append(Fault("--model", rule, repr(text)))
-    if place and not needs_weights:
+    if source and not needs_weights:
         faults.append(Fault("--model", f"{name} comes with its weights: give {name} alone", repr(text)))
-    if not needs_weights or not place:
+    if not needs_weights or not source:
         return {"name": name}
-    if (folder := fetching.as_path(place)).is_dir():
+    if (folder := fetching.as_path(source)).is_dir():
         return {"name": name, "path": str(folder.absolute())}
-    path, _, revision = place.rpartition("@")
+    path, _, revision = source.rpartition("@")
     if not (path and revision):
         rule = f"must be a folder that exists, as {name}=FOLDER, or {name}=HUB_NAME@COMMIT"
         faults.append(Fault("--model", rule, repr(text)))

@@ -338,7 +338,7 @@ def efficiencies(orders: Sequence[Order]) -> tuple[float, float]:
 
 
 def efficiency(effect: np.ndarray, others: np.ndarray, largest: float) -> float:
-    """Return the efficiency of an effect's contrasts beside the other effects.
+    """Return the efficiency of an effect's contrasts together with the other effects.
 
     largest: the information on a contrast where nothing is confounded.
     """

@@ -129,7 +129,7 @@ class Garbage:
 
 def find_garbage(
     outs: Sequence[Path],
-    place: str | None = None,
+    location: str | None = None,
     deleted: Collection[str] = (),
     adapters: bool = False,
 ) -> Garbage:
@@ -137,7 +137,7 @@ def find_garbage(
 
     outs: results folders of studies in it. The store has its own copy of each study (registry.py), which may
         be newer than the folder's or of another study of that name: what either needs is kept.
-    place: of the store, where no folder is given or the studies had it elsewhere.
+    location: folder or URL of the store, where no results are given or the store has moved.
     deleted: names of studies for which nothing is kept.
     adapters: whether to include unused adapters of needed stages.
 
@@ -145,7 +145,7 @@ def find_garbage(
     where the store does not tell when an object changed.
     """
     named = [(saved_study.require_saved_study(out), out) for out in outs]
-    store = the_store([open_store(place)] if place else [study.store(out) for study, out in named])
+    store = the_store([open_store(location)] if location else [study.store(out) for study, out in named])
     contents = StoreContents(store)
     if not contents.sizes:
         raise ResultsError(f"{store.url} holds nothing; name the store with --store")
@@ -229,7 +229,7 @@ class StoreContents:
                 yield GarbageItem(ADAPTERS, manifest_prefix(key), size, key, seconds)
 
     def leftovers(self, requested: Collection[str]) -> Iterator[GarbageItem]:
-        """Yield the objects beside the stages that have no use."""
+        """Yield the objects other than stages that have no use."""
         bytes_at: dict[str, int] = defaultdict(int)
         for name, size in self.sizes.items():
             folder, *parts = name.split("/")
@@ -256,7 +256,7 @@ class StoreContents:
         written: Collection[str],
         live: Collection[str],
     ) -> bool:
-        """Whether an object beside the stages has a use.
+        """Whether an object other than a stage has a use.
 
         written: marks of files that are being written. live: folders of files that a manifest or a mark
         names.

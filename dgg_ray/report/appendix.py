@@ -41,7 +41,7 @@ def appendix_elements(results: Results, further: Figures, optional: OptionalOutp
     return [*elements, *collapsible("Further figures", *further.values())]
 
 
-def failed_stages(results: Results, title: str) -> list[PageElement]:
+def failure_details(results: Results, title: str) -> list[PageElement]:
     """Show every stage that failed, with its traceback."""
     if not results.failures:
         return []
@@ -227,7 +227,7 @@ def flatten_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str,
 
 
 APPENDIX: dict[str, Callable[[Results, str], list[PageElement]]] = {
-    "Stages that failed": failed_stages,
+    "Stages that failed": failure_details,
     "All evaluated settings": evaluated_settings,
     "All metrics": metric_definitions,
     "Costs": costs,

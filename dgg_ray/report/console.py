@@ -64,9 +64,9 @@ def method_table(results: Results) -> list[str]:
     name = METRIC_LABELS.get(metric, metric.replace("_", " "))
     cells = [("", f"{name} on {split}, %", f"{chosen_label(results)} minus this", "forgetting")]
     for row in shown:
-        own = row["setting"] == chosen_setting(results)
-        label = f"* {row['label']}" if own else f"  {row['label']}"
-        difference = "" if own else format_paired_difference(row)
+        is_chosen = row["setting"] == chosen_setting(results)
+        label = f"* {row['label']}" if is_chosen else f"  {row['label']}"
+        difference = "" if is_chosen else format_paired_difference(row)
         forgotten = format_percent(forgetting.get(row["label"], np.nan))
         cells.append((label, format_score(row), difference, forgotten))
     lines = align_columns(cells)

@@ -88,7 +88,9 @@ def write_report(results: Results, folder: Path, optional: OptionalOutputs | Non
         table_written = executor.submit(write_sorted, table, CELL_COLUMNS, folder / "table")
         figures = []
         for name in figure_names():
-            image = optional.value_or(f"the figure {name}", None, draw, name, results, folder / "figures")
+            image = optional.value_or(
+                f"the figure {name}", None, draw_figure, name, results, folder / "figures"
+            )
             if image is not None:
                 figures.append(image)
         with optional.attempt("table.parquet"):
@@ -164,7 +166,7 @@ def figure_names() -> list[str]:
     return in_sections + [name for name in available if name not in SECTION_FIGURES]
 
 
-def draw(name: str, results: Results, folder: Path) -> FigureImage | None:
+def draw_figure(name: str, results: Results, folder: Path) -> FigureImage | None:
     """Draw figures/NAME.py and write its PNG, PDF and CSV; None where the study has no data for it."""
     module = plugins.plugin_module("figures", name)
     drawing: tuple[Figure, pd.DataFrame] | None = module.draw(results)

@@ -90,7 +90,7 @@ def build_sections(results: Results, figures: Figures, optional: OptionalOutputs
     return sections
 
 
-def content_of(
+def make_content(
     sentences: Sequence[str], *elements: PageElement | Sequence[PageElement] | None
 ) -> SectionContent:
     """Collect the content of a section; elements that are None are left out."""
@@ -112,7 +112,7 @@ def use_section(results: Results, figures: Figures, optional: OptionalOutputs) -
     next_step_lines = optional.value_or(
         "what more computing would change", [], next_steps.next_step_sentences, results
     )
-    return content_of(
+    return make_content(
         [finding.headline, *finding.support[:3]],
         optional.value_or("the table of chosen values", None, chosen_values_table, results),
         collapsible("More about this choice", paragraphs(details)),
@@ -157,7 +157,7 @@ def comparison_section(results: Results, figures: Figures, optional: OptionalOut
     metrics = [m for m in METRIC_LABELS if not table[table["metric"] == m]["score"].isna().all()]
     if metric not in metrics:
         metrics.insert(0, metric)
-    return content_of(
+    return make_content(
         sentences,
         comparison_table(results, table, metrics, split),
         figures.get("forest"),
@@ -231,11 +231,11 @@ def fixed_orders_table(results: Results, table: pd.DataFrame, metric: str, split
 # -- 3: per task -------------------------------------------------------------------------------------
 
 
-def tasks_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+def per_task_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
     split = final_split(results)
     table = per_task(results, split)
     if table.empty:
-        return content_of(["No run of the comparison is finished, so there are no scores by task yet."])
+        return make_content(["No run of the comparison is finished, so there are no scores by task yet."])
     label = next(iter(settings_by_label(results)))
     sentences = []
     worst = most_forgotten(table, label)
@@ -250,7 +250,7 @@ def tasks_section(results: Results, figures: Figures, optional: OptionalOutputs)
             sentences.append(
                 f"Forgetting of {worst['task']} by the other methods, in points: {join_names(others)}."
             )
-    return content_of(
+    return make_content(
         sentences,
         figures.get("per_task"),
         task_table(table, label, split),
@@ -272,12 +272,11 @@ def forgetting_sentence(label: str, row: pd.Series) -> str:
 def task_table(table: pd.DataFrame, label: str, split: str) -> Table:
     """Show a row per task: all scores of the first method, and the final scores of the others."""
     others = [other for other in dict.fromkeys(table["label"]) if other != label]
-    by_label = table.set_index(["label", "task"])
+    by_method = {(row["label"], row["task"]): row for row in table.to_dict("records")}
     rows = []
     for task in sorted(table["task"].unique()):
         cells = ["–"] * 3
-        if (label, task) in by_label.index:
-            row = by_label.loc[(label, task)]
+        if row := by_method.get((label, task)):
             final = Interval(
                 row["final"], row["final_low"], row["final_high"], row["final_n"], row["final_values"]
             )
@@ -286,7 +285,7 @@ def task_table(table: pd.DataFrame, label: str, split: str) -> Table:
                 format_estimate(final, UNLABELLED),
                 format_percent(row["forgetting"]),
             ]
-        finals = [format_percent(by_label["final"].get((other, task), np.nan)) for other in others]
+        finals = [format_percent(by_method.get((other, task), {}).get("final", np.nan)) for other in others]
         rows.append(TableRow([str(task), *cells, *finals]))
     caption = (
         f"{split.capitalize()} split, in percent. The first three columns are of {label}. Trained: score "
@@ -326,7 +325,7 @@ def stability_section(results: Results, figures: Figures, optional: OptionalOutp
         )
         rows = [TableRow(list(row.values())) for row, _ in curves]
         table = Table(caption, list(curves[0][0]), rows, "figures/alpha_effect.csv")
-    return content_of(
+    return make_content(
         sentences,
         figure,
         figures.get("alpha_effect"),
@@ -366,7 +365,7 @@ def order_section(results: Results, figures: Figures, optional: OptionalOutputs)
     split = final_split(results)
     sentences = order_sensitivity.order_sensitivity_sentences(results)
     spread = spread_table(task_disparity(results, split), faa_spread(results, split), split)
-    return content_of(
+    return make_content(
         sentences[:2],
         figures.get("order_spread"),
         collapsible("By task and by method, in numbers", paragraphs(sentences[2:]), spread),
@@ -424,7 +423,7 @@ def search_section(results: Results, figures: Figures, optional: OptionalOutputs
     search, setup = results.search, results.setup
     losses = collapsible("The training loss of every stage", figures.get("training_loss"))
     if search is None:
-        return content_of(["Nothing was searched: the setting is the study's own."], losses)
+        return make_content(["Nothing was searched: the setting is the study's own."], losses)
     count = len(setup.search_blocks)
     sentences = [
         f"The search ({search.method}) proposed {len(search.candidates)} settings and evaluated "
@@ -435,7 +434,7 @@ def search_section(results: Results, figures: Figures, optional: OptionalOutputs
     sentences += optional.value_or("how many settings were pruned", [], pruning_sentences, search)
     audit = optional.value_or("the audit of the search", [], audit_sentences, results)
     pareto = optional.value_or("the Pareto set", None, pareto_table, results)
-    return content_of(
+    return make_content(
         [*sentences, *audit[:1]][:3],
         figures.get("search"),
         collapsible("More about the audit", paragraphs(audit[1:])),
@@ -512,7 +511,7 @@ def errors_section(results: Results, figures: Figures, optional: OptionalOutputs
     if missing_note:
         sentences.append(missing_note)
     gallery = Gallery([example_card(example, optional) for example in examples]) if examples else None
-    return content_of(sentences, gallery, confusion_table(results, split, setting))
+    return make_content(sentences, gallery, confusion_table(results, split, setting))
 
 
 def example_card(forgotten: ForgottenExample, optional: OptionalOutputs) -> ExampleCard:
@@ -565,7 +564,7 @@ class SectionSpec(NamedTuple):
 SECTIONS = (
     SectionSpec("use", "Which setting should I use, and how certain is that?", "What to use", use_section),
     SectionSpec("compare", "How does it compare with other methods?", "Comparison", comparison_section),
-    SectionSpec("tasks", "What happens to each task?", "Per task", tasks_section),
+    SectionSpec("tasks", "What happens to each task?", "Per task", per_task_section),
     SectionSpec("stability", "What does stability cost?", "Stability and plasticity", stability_section),
     SectionSpec("order", "Does the order of the tasks matter?", "Order", order_section),
     SectionSpec("choice", "How was the setting chosen?", "Search and training", search_section),

@@ -1,4 +1,4 @@
-"""Small copies of pictures, for a page that holds all it shows."""
+"""Thumbnails as data URIs, so that the page needs no other file."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from PIL import Image
 from dgg_ray.core.image_conversion import to_rgb
 
 SIDE = 160  # pixels of the longer side, at most
-SMALL = 64  # pictures below this are shown larger than they are, with their pixels to be seen
+ENLARGE_UP_TO = 64  # pixels of the longer side: smaller pictures are enlarged without smoothing
 
 
 def thumbnail(picture: Path | np.ndarray) -> tuple[str, int]:
-    """(data URI, width on the page in CSS pixels) of a picture file, or of pixels (H, W, 3) uint8.
+    """Return the data URI of a small copy of a picture, and its width on the page in CSS pixels.
 
-    As the model got it (`pixels.shown`). Raises OSError for a file that is no picture, and NoWhite.
+    picture: a file, which is converted as for the model (`image_conversion.to_rgb`), or pixels (H, W, 3) uint8.
+    Raises OSError for a file that is not a picture, and what `to_rgb` raises.
     """
     if isinstance(picture, np.ndarray):
         image = Image.fromarray(picture)
     else:
-        with Image.open(picture) as opened:
-            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEG: no more is decoded than is needed
-            image = to_rgb(opened)
-    small = max(image.size) <= SMALL
+        with Image.open(picture) as file:
+            file.draft("RGB", (2 * SIDE, 2 * SIDE))  # so that a JPEG is not decoded at its full size
+            image = to_rgb(file)
+    enlarge = max(image.size) <= ENLARGE_UP_TO
     image.thumbnail((SIDE, SIDE))
-    data, kind = io.BytesIO(), "PNG" if small else "JPEG"
-    image.save(data, kind, **({"optimize": True} if small else {"quality": 80}))
-    width = image.width * (SIDE // max(image.size)) if small else image.width
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}", width
+    data = io.BytesIO()
+    if enlarge:
+        image.save(data, "PNG", optimize=True)
+        mime_type, width = "image/png", image.width * (SIDE // max(image.size))
+    else:
+        image.save(data, "JPEG", quality=80)
+        mime_type, width = "image/jpeg", image.width
+    return f"data:{mime_type};base64,{base64.b64encode(data.getvalue()).decode()}", width

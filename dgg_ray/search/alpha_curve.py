@@ -226,7 +226,7 @@ def stages_of(
     seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
     alone. Of runs, as far as they were evaluated.
 
-    knobs: dotted paths of all that was searched; tasks: all that were evaluated.
+    parameters: dotted paths of the searched parameters. tasks: names of the evaluated tasks.
     """
     found: dict[str, list[Any]] = {column: [] for column in COLUMNS}
     for runs in groups:

@@ -343,8 +343,8 @@ class StageRunner:
         steps = PROFILE_STEPS * stage.training.batch_size
         record = {
             "meaning": stage.meaning,
-            "begin": [{"n": 1, "seconds": setup} for setup, _, _ in rounds],
-            "learn": [{"n": steps, "seconds": training} for _, training, _ in rounds],
+            "setup": [{"n": 1, "seconds": setup} for setup, _, _ in rounds],
+            "train": [{"n": steps, "seconds": training} for _, training, _ in rounds],
             "answer": [{"n": len(questions), "seconds": answering} for _, _, answering in rounds],
             "bytes": self.on_rank0(self.adapter_bytes),
             "cost": {"seconds": time.perf_counter() - start},

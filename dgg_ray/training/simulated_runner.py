@@ -142,8 +142,8 @@ class SimulatedRunner:
         (task,), rank = item.stage.trained_tasks, item.stage.adapter.rank
         size = item.stage.training.batch_size
         timings = {
-            "begin": {"n": 1, "seconds": self.setup_seconds},
-            "learn": {"n": size, "seconds": size * self.example_seconds(task) * (1 + rank / 128)},
+            "setup": {"n": 1, "seconds": self.setup_seconds},
+            "train": {"n": size, "seconds": size * self.example_seconds(task) * (1 + rank / 128)},
             "answer": {"n": size, "seconds": size * self.example_seconds(task) / 3},
         }
         record = {

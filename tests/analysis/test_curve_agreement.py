@@ -26,7 +26,7 @@ from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.report import summary
 from dgg_ray.search import comparison
-from dgg_ray.search.curve_baseline import search_curves, curve_optimum
+from dgg_ray.search.curve_baseline import curve_optimum, search_curves
 from dgg_ray.search.objective import Evidence
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import simulate_study
@@ -185,7 +185,7 @@ def test_values_read_off_the_curves_are_among_the_values_tried():
     search = simulate_study(study, compare=False).search
     tried = {(k, type(v), v) for query in search.proposed for k, v in query.setting.items()}
     assert {(k, type(v), v) for k, v in curve_optimum(search).items()} <= tried
-    best = {t.task: t.alpha[t.points()["best"]][0] for t in search_curves(search)}
+    best = {t.task: t.alpha[t.points()["best"]][0] for t in search_curves(search, "strategy.alpha")}
     assert set(best) == set(study.all_orders[0][1:])
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from order_samples import ORDERS, results_by_order
 from scipy.stats import kendalltau
-from shared_stages import NOISE, POSITION, carry_of, expected, fixed, order_names, noise, random_orders
+from shared_stages import NOISE, POSITION, carry_of, expected, fixed, noise, order_names, random_orders
 from shared_stages import finals as finals_of
 
 from dgg_ray import cli
@@ -401,9 +401,9 @@ def test_intervals_of_rank_agreement_hold(tasks, count):
     faa = np.stack([noise(orders, rng)[:, :, 0].mean(axis=-1) for _ in ahead], axis=-1)
     faa += fixed(orders).mean(axis=-1)[..., None] + ahead
     intervals = [
-        order_sensitivity.pairwise_tau(pd.DataFrame(scores, index=order_names(order)), of_one_seed(order_names(order)))[
-            1:
-        ]
+        order_sensitivity.pairwise_tau(
+            pd.DataFrame(scores, index=order_names(order)), of_one_seed(order_names(order))
+        )[1:]
         for order, scores in zip(orders, faa, strict=True)
     ]
     assert 0.93 <= covered(intervals, mean) <= 0.97

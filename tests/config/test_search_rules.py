@@ -96,7 +96,7 @@ def test_a_fault_is_told_with_its_path_and_what_is_right(load, text, path, words
     assert words in faults(load, text)[path]
 
 
-def test_a_rival_from_the_search_needs_a_search(load):
+def test_a_baseline_from_the_search_needs_a_search(load):
     text = GOOD[: GOOD.index("search:")] + "protocol: {baselines: [runner_up]}\n"
     assert "needs a search" in faults(load, text)["protocol.baselines[0]"]
 

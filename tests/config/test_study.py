@@ -311,7 +311,7 @@ def test_weights_of_four_bits_cannot_be_cut_in_pieces(load, tmp_path, monkeypatc
     assert load(text + "workers: {engine: zero2, gpus: 1}\n").workers.zero == 2
 
 
-def test_contenders_are_rivals_and_variants_on_the_final_blocks(load):
+def test_compared_settings_are_baselines_and_variants_on_the_final_blocks(load):
     baselines = "[finetune, replay, {ungated: {strategy.gate: always}}, {unscaled: {strategy.scale: false}}]"
     study = load(GOOD + f"protocol: {{baselines: {baselines}, final_seeds: [7]}}\n")
     found = study.compared_settings()
@@ -339,7 +339,7 @@ def test_a_design_that_two_tasks_have_not_names_those_that_they_have(load, desig
     assert "of 2 tasks; there are given, all, random, cyclic, latin, williams, got" in found["orders.design"]
 
 
-def test_a_design_by_likeness_is_kept_with_the_study(load, tmp_path, monkeypatch):
+def test_a_design_by_similarity_is_saved_with_the_study(load, tmp_path, monkeypatch):
     assert load(GOOD).data.similarity == ()
     study = load(GOOD.replace("design: random, count: 2", "design: extreme"))
     assert len(study.data.similarity) == 3

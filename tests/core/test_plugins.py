@@ -1,4 +1,4 @@
-"""Plug-ins of the user's own: found, checked, keyed, and told when they changed."""
+"""Plug-ins of the user's own: found, checked, keyed by source, and reported after an edit."""
 
 import importlib
 import json
@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 
+import pandas as pd
 import pytest
 from study_samples import with_data
 
-from dgg_ray import cli, load_study
+from dgg_ray import cli, load_study, run_study
 from dgg_ray.config import validation
 from dgg_ray.core import error_records, file_hashes, plugins, sources, strategy_checks
 from dgg_ray.core.errors import NonFiniteError, StageError, StudyError
@@ -60,14 +61,14 @@ def test_the_one_class_of_a_module_needs_no_name(mine):
     assert plugins.find("strategies", f"{name}:Mine") is plugins.find("strategies", f"{name}:Mine")
 
 
-def test_of_several_classes_one_that_inherits_from_the_others_is_meant(mine):
+def test_the_most_derived_of_several_classes_is_the_plugin(mine):
     name = mine(STRATEGY + "\nclass Base(Mine):\n    pass\n\n\nclass Last(Base):\n    pass\n")
     module = importlib.import_module(name)
     assert plugins.only_class(module, plugins.KINDS["strategies"], name).__name__ == "Last"
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "asked", "said"),
+    ("kind", "text", "attribute", "message"),
     [
         ("strategies", STRATEGY, ":Mien", "Did you mean 'Mine'?"),
         ("strategies", "import nothing_like_it\n", ":Mine", "ModuleNotFoundError: No module named"),
@@ -89,11 +90,11 @@ def test_of_several_classes_one_that_inherits_from_the_others_is_meant(mine):
         ),
     ],
 )
-def test_a_plugin_that_cannot_be_had_is_a_fault_that_says_why(mine, kind, text, asked, said):
-    assert said in faults_of(kind, mine(text) + asked)
+def test_an_unusable_plugin_is_a_fault_with_the_reason(mine, kind, text, attribute, message):
+    assert message in faults_of(kind, mine(text) + attribute)
 
 
-def test_a_module_that_is_not_there_is_a_fault():
+def test_a_missing_module_is_a_fault():
     assert "No module named 'not_there_at_all'" in faults_of("strategies", "not_there_at_all:EWC")
 
 
@@ -111,12 +112,13 @@ def test_a_module_that_is_not_there_is_a_fault():
         ("after_task(self)", ""),
         ("load_states(self, state)", "load_state"),
         ("example(self, fresh, earlier, seed)", "examples"),
+        ("replayed_example(self, sizes)", "replayed_examples"),
     ],
 )
-def test_a_hook_that_nobody_calls_is_a_fault(mine, hook, near):
-    said = faults_of("strategies", mine(f"{STRATEGY}    def {hook}:\n        pass\n") + ":Mine")
-    assert f"{hook.partition('(')[0]} is called by nobody" in said
-    assert (f"Did you mean {near!r}?" in said) == bool(near)
+def test_a_hook_that_is_never_called_is_a_fault_with_the_nearest_name(mine, hook, near):
+    message = faults_of("strategies", mine(f"{STRATEGY}    def {hook}:\n        pass\n") + ":Mine")
+    assert f"{hook.partition('(')[0]} is called by nobody" in message
+    assert (f"Did you mean {near!r}?" in message) == bool(near)
 
 
 @pytest.mark.parametrize(
@@ -133,17 +135,19 @@ def test_a_hook_that_nobody_calls_is_a_fault(mine, hook, near):
         "    @staticmethod\n    def edit_gradient(weights, gradients, step):\n        pass\n",
     ],
 )
-def test_helpers_and_hooks_are_no_faults(mine, text):
+def test_helpers_and_well_formed_hooks_are_accepted(mine, text):
     assert plugins.find("strategies", mine(STRATEGY + text) + ":Mine")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("    starts_plain: bool = True\n", "starts_plain is the class's own and no setting"),
         ("    simultaneous: bool = True\n", "simultaneous is the class's own and no setting"),
         ("    more: InitVar[float] = 1.0\n", "more must be a field: no other setting is part of a stage key"),
         ("    memory = {}\n", "memory must not be redefined"),
+        ("    per_task: dict = field(default_factory=dict)\n", "per_task is the class's own and no setting"),
+        ("    per_task = {'alpha': 0.0}\n", "per_task must name settings, and alpha is none"),
         ("    simultaneous = starts_plain = True\n", "must not be both simultaneous and starts_plain"),
         (
             "    starts_plain = True\n\n    def state(self):\n        return {}\n",
@@ -151,24 +155,24 @@ def test_helpers_and_hooks_are_no_faults(mine, text):
         ),
     ],
 )
-def test_what_would_be_no_setting_or_never_be_called_is_a_fault(mine, text, said):
-    text = STRATEGY.replace("import dataclass", "import InitVar, dataclass") + text
-    assert said in faults_of("strategies", mine(text) + ":Mine")
+def test_a_declaration_that_would_have_no_effect_is_a_fault(mine, text, message):
+    text = STRATEGY.replace("import dataclass", "import InitVar, dataclass, field") + text
+    assert message in faults_of("strategies", mine(text) + ":Mine")
 
 
-def test_a_class_that_no_worker_would_find_is_a_fault(mine):
+def test_a_class_that_workers_cannot_import_is_a_fault(mine):
     text = "\ndef make():\n    class Made(Strategy):\n        pass\n\n    return Made\n\n\nMade = make()\n"
     assert "must stand at the top of its module" in faults_of("strategies", mine(STRATEGY + text) + ":Made")
 
 
-def test_a_hook_with_other_parameters_than_it_is_called_with_is_a_fault(mine):
+def test_a_hook_with_the_wrong_parameters_is_a_fault(mine):
     text = STRATEGY + "    def begin_task(self, weights, task):\n        pass\n"
     assert "begin_task must take (self, weights, task, earlier, seed)" in faults_of(
         "strategies", mine(text) + ":Mine"
     )
 
 
-def test_the_hooks_are_what_the_loop_calls():
+def test_the_hooks_are_the_methods_that_this_package_calls():
     assert set(strategy_checks.HOOKS) == {
         *("effect", "examples", "begin_task", "edit_gradient", "state", "load_state"),
         *("replayed_examples", "protection"),
@@ -201,19 +205,19 @@ def raised(mine, line: str) -> Exception:
         ("raise KeyboardInterrupt", False),
     ],
 )
-def test_a_mistake_in_a_program_would_come_again_and_trouble_of_a_machine_need_not(mine, line, lasting):
+def test_a_bug_recurs_on_every_machine_and_a_machine_failure_need_not(mine, line, lasting):
     problem = raised(mine, line)
     assert error_records.is_permanent_error(problem) == lasting
     assert error_records.plugin_location(problem).endswith(", line 5, in hook")
 
 
-def test_an_error_that_is_the_stages_own_is_no_mistake_in_a_program():
+def test_an_error_of_the_stage_itself_is_no_bug():
     assert not error_records.is_permanent_error(NonFiniteError("the loss is nan"))
     assert not error_records.is_permanent_error(RuntimeError("something of torch"))  # in no plug-in's line
     assert error_records.is_permanent_error(ValueError("anywhere"))
 
 
-def test_an_error_is_told_with_its_place_type_and_message(mine):
+def test_an_error_is_reported_with_its_place_type_and_message(mine):
     told = error_records.located_error_record(raised(mine, "raise TypeError('strength must be a number')"))
     assert error_records.format_error_record(told).endswith(
         ", line 5, in hook: TypeError: strength must be a number"
@@ -246,7 +250,7 @@ def plan(folder, name):
     return load_study(folder / "study.yaml")
 
 
-def test_a_study_takes_a_strategy_from_beside_its_file(tmp_path, mine):
+def test_a_study_uses_a_strategy_that_lies_beside_its_file(tmp_path, mine):
     study = plan(tmp_path, mine(STRATEGY))
     assert study.data.source_hashes[f"strategies/{plugins.plugin_name(study.strategy)}"]
     assert study.data.source_hashes["models/embedded"] == ""
@@ -257,10 +261,8 @@ def test_a_study_takes_a_strategy_from_beside_its_file(tmp_path, mine):
     )
 
 
-def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
-    text = (
-        "from dgg_ray.core.interfaces import Score\n\n\ndef mark(said, examples):\n    return Score({}, ())\n"
-    )
+def test_a_users_scorer_is_part_of_the_evaluations_key(tmp_path, mine):
+    text = "from dgg_ray.core.interfaces import Score\n\n\ndef mark(predictions, examples):\n    return Score({}, ())\n"
     study = plan(tmp_path, mine(STRATEGY))
     keys = set()
     for value in ("0.0", "0.5"):
@@ -270,11 +272,9 @@ def test_a_scorer_of_ones_own_is_in_the_evaluations_key(tmp_path, mine):
     assert len({*keys, study.runs.evaluation("words", "test").key}) == 3
 
 
-def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tmp_path, mine):
+def test_a_partial_function_is_hashed_with_the_file_that_names_it(tmp_path, mine):
     text = "from functools import partial\nfrom dgg_ray.scorers.exact_match import score as full\n\n\n"
-    text += (
-        "def half(said, examples, by):\n    return full(said, examples)\n\n\nmark = partial(half, by={})\n"
-    )
+    text += "def half(predictions, examples, by):\n    return full(predictions, examples)\n\n\nmark = partial(half, by={})\n"
     name = mine(text.format(2))
     before = plugins.plugin_hash("scorers", f"{name}:mark")
     assert list(sources.own_files(plugins.find("scorers", f"{name}:mark"), name)) == [name]
@@ -282,7 +282,7 @@ def test_a_scorer_made_of_another_function_counts_with_the_file_that_names_it(tm
     assert sources.source_digest(partial(max), name) not in ("", before)
 
 
-def test_settings_of_a_model_of_ones_own_are_in_its_keys(tmp_path, mine):
+def test_settings_of_a_users_model_are_part_of_its_keys(tmp_path, mine):
     text = "from dataclasses import dataclass\nfrom dgg_ray.models.embedded import Embedded\n\n\n"
     text += "@dataclass(frozen=True)\nclass Tiny(Embedded):\n    side: int = 28\n    path: str = ''\n"
     cls, study = plugins.find("models", mine(text) + ":Tiny"), plan(tmp_path, mine(STRATEGY))
@@ -295,9 +295,9 @@ def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
     monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     name = mine("def worth(matrix):\n    return matrix.scores[0]\n")
     assert "raised AttributeError: 'ScoreMatrix'" in (
-        said := validation.why_unfit(f"{name}:worth", 2, False)
+        message := validation.why_unfit(f"{name}:worth", 2, False)
     )
-    assert f"{name}.py, line 2, in worth" in said
+    assert f"{name}.py, line 2, in worth" in message
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
         ("0.5", False),
     ],
 )
-def test_a_metric_must_give_of_stacked_runs_what_it_gives_of_each(mine, monkeypatch, line, fits):
+def test_a_metric_must_give_stacked_runs_the_values_that_each_has_alone(mine, monkeypatch, line, fits):
     monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     name = mine(f"import numpy as np\n\n\ndef worth(matrix):\n    return {line}\n")
     assert ("count its axes from the last" in validation.why_unfit(f"{name}:worth", 2, False)) != fits
@@ -349,7 +349,7 @@ def test_a_file_that_is_edited_between_its_import_and_the_study_is_a_fault(
             plan(tmp_path, name)
 
 
-def test_a_reader_of_ones_own_is_keyed_by_what_it_gives(tmp_path, mine):
+def test_a_users_reader_is_keyed_by_the_examples_that_it_returns(tmp_path, mine):
     text = """
 from dataclasses import dataclass
 from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task
@@ -370,7 +370,7 @@ class Mine(Reader):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("return None", "must give a Task"),
         ("return {}['words']", "raised KeyError: 'words'"),
@@ -378,10 +378,10 @@ class Mine(Reader):
         ("return Task(name, {s: [Example('1', 'q', 3)] for s in SPLITS}, {})", "answer must be text, is int"),
     ],
 )
-def test_a_reader_that_gives_no_task_is_a_fault(mine, line, said):
+def test_a_reader_that_returns_no_task_is_a_fault(mine, line, message):
     text = "from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task\n\n\nclass Mine(Reader):\n"
     reader = plugins.find("readers", mine(f"{text}    def read(self, name):\n        {line}\n") + ":Mine")()
-    with pytest.raises(StudyError, match=said.replace("(", "\\(")):
+    with pytest.raises(StudyError, match=message.replace("(", "\\(")):
         read_task(reader, "words")
 
 
@@ -396,7 +396,7 @@ FISHER = STRATEGY.replace("strength: float = 1.0", "fisher: Path = Path('/none')
 )
 
 
-def test_a_file_among_the_settings_counts_by_what_it_holds(tmp_path, mine):
+def test_a_file_among_the_settings_is_keyed_by_its_content(tmp_path, mine):
     cls = plugins.find("strategies", mine(FISHER) + ":Mine")
     for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).write_text(content)
@@ -405,7 +405,7 @@ def test_a_file_among_the_settings_counts_by_what_it_holds(tmp_path, mine):
 
 
 @pytest.mark.parametrize("file", ["deep/mask.pt", "notes.md", "config.json"])
-def test_a_folder_among_the_settings_counts_by_what_it_holds(tmp_path, mine, file):
+def test_a_folder_among_the_settings_is_keyed_by_its_content(tmp_path, mine, file):
     cls = plugins.find("strategies", mine(FISHER) + ":Mine")
     for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name / file).parent.mkdir(parents=True)
@@ -416,7 +416,7 @@ def test_a_folder_among_the_settings_counts_by_what_it_holds(tmp_path, mine, fil
     assert cls(tmp_path / "b").effect("words", ()) == c
 
 
-def test_a_file_among_the_settings_is_read_once_and_again_when_it_changed(tmp_path, mine, monkeypatch):
+def test_a_file_among_the_settings_is_read_once_and_again_after_a_change(tmp_path, mine, monkeypatch):
     cls = plugins.find("strategies", mine(FISHER) + ":Mine")
     file, read = tmp_path / "fisher", []
     file.write_text("1")
@@ -432,19 +432,19 @@ def test_a_file_among_the_settings_is_read_once_and_again_when_it_changed(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("value", "each", "said"),
+    ("value", "each", "message"),
     [
         (0.5, (0.5,), "1 scores of 2 examples"),
         (float("nan"), (0.5, 0.5), "nan among its scores"),
         (50.0, (50.0, 50.0), "50.0 among"),
     ],
 )
-def test_a_score_that_is_none_ends_the_evaluation(value, each, said):
-    with pytest.raises(StageError, match=f"scorer `mine` must give .* gave {said}"):
+def test_an_invalid_score_ends_the_evaluation(value, each, message):
+    with pytest.raises(StageError, match=f"scorer `mine` must give .* gave {message}"):
         Score(value, each).checked("mine", 2)
 
 
-def test_what_changed_is_said(tmp_path, mine):
+def test_stored_work_of_an_edited_plugin_is_reported(tmp_path, mine):
     study = plan(tmp_path, mine(STRATEGY))
     name = plugins.plugin_name(study.strategy)
     store = study.store(tmp_path / "out")
@@ -461,7 +461,7 @@ def test_what_changed_is_said(tmp_path, mine):
 
 
 @pytest.mark.whole
-def test_an_edited_strategy_is_learned_anew_and_plan_and_run_say_so(tmp_path):
+def test_an_edited_strategy_is_trained_anew_and_plan_and_run_say_so(tmp_path):
     """As a user does it: in processes of their own."""
 
     def say(command: str) -> str:
@@ -489,20 +489,20 @@ def test_an_edited_strategy_is_learned_anew_and_plan_and_run_say_so(tmp_path):
 
 
 @pytest.mark.whole
-def test_what_a_plugin_raises_ends_its_stage_with_file_and_line(tmp_path, mine, capsys):
+def test_an_error_in_a_plugin_ends_its_stage_with_file_and_line(tmp_path, mine, capsys):
     text = STRATEGY + "    def edit_gradient(self, weights, gradients, step):\n        self.strenght\n"
     (tmp_path / "study.yaml").write_text((STUDY % mine(text)).replace("workers: {engine: simulated}\n", ""))
     out = str(tmp_path / "out")
     assert cli.main(["run", str(tmp_path / "study.yaml"), "--local", "--out", out]) == 1
-    said = "".join(capsys.readouterr())
+    message = "".join(capsys.readouterr())
     place = f"line {text.splitlines().index('        self.strenght') + 1}, in edit_gradient"
-    assert f"{place}: AttributeError: 'Mine' object has no attribute 'strenght'" in " ".join(said.split())
+    assert f"{place}: AttributeError: 'Mine' object has no attribute 'strenght'" in " ".join(message.split())
     assert cli.main(["status", out]) == 0
     assert place in capsys.readouterr().out
 
 
 @pytest.mark.ray
-def test_on_ray_a_strategy_beside_its_study_is_found_and_what_it_raises_is_tried_once(tmp_path):
+def test_on_ray_a_strategy_beside_its_study_is_found_and_its_error_is_not_retried(tmp_path):
     text = STRATEGY + "    def begin_task(self, weights, task, earlier, seed):\n        {}[earlier]\n"
     text = text.replace("{}[earlier]", "{(): 1}[earlier]")  # the first task is learned
     (tmp_path / "ewc.py").write_text(text)
@@ -513,10 +513,10 @@ def test_on_ray_a_strategy_beside_its_study_is_found_and_what_it_raises_is_tried
         text=True,
         cwd=tmp_path,
     )
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 1, said
+    message = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, message
     place = f"line {len(text.splitlines())}, in begin_task: KeyError: ('digits',)"
-    assert place in said
+    assert place in message
     files = (tmp_path / "out" / "logs").glob("group-*.jsonl")
     events = [json.loads(line)["event"] for file in files for line in file.read_text().splitlines()]
     # The untouched model and the first task are published by the one process that began.

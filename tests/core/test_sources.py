@@ -76,7 +76,7 @@ def project(tmp_path, monkeypatch):
         ("\n\n@dataclass", "\n# a comment\n\n\n\n@dataclass"),
     ],
 )
-def test_comments_docstrings_and_layout_change_nothing(project, old, new):
+def test_comments_docstrings_and_layout_do_not_count(project, old, new):
     assert old in EWC
     assert project.code() == project.code(ewc=EWC.replace(old, new))
 
@@ -94,12 +94,12 @@ def test_comments_docstrings_and_layout_change_nothing(project, old, new):
         ("@dataclass(frozen=True)\nclass", "class _Nested:\n    at = 1\n\n\n@dataclass(frozen=True)\nclass"),
     ],
 )
-def test_everything_else_makes_it_another_plugin(project, old, new):
+def test_every_other_edit_makes_another_plugin(project, old, new):
     assert old in EWC
     assert project.code() != project.code(ewc=EWC.replace(old, new))
 
 
-def test_modules_that_it_imports_count_however_far(project):
+def test_imported_modules_count_at_any_distance(project):
     before = project.code()
     assert project.code(helper=HELPER.replace("FACTOR *", "FACTOR +")) != before
     assert project.code(deeper="FACTOR = 4\n") != before
@@ -121,7 +121,7 @@ def test_imports_inside_functions_count(project, text):
     assert project.code() != project.code(other="FACTOR = 6\n")
 
 
-def test_modules_of_a_package_count_with_the_files_around_them(tmp_path, monkeypatch):
+def test_modules_of_a_package_count_with_its_init_files(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     name = f"mine_{next(NUMBER)}"
     inner = tmp_path / name / "methods"
@@ -141,7 +141,7 @@ def test_modules_of_a_package_count_with_the_files_around_them(tmp_path, monkeyp
     assert plugins.plugin_name(cls()) == f"{name}.methods.ewc:EWC"
 
 
-def test_what_is_installed_or_shipped_is_not_looked_into(project):
+def test_installed_and_shipped_modules_are_not_hashed(project):
     project.code()
     assert set(sources.own_files(sys.modules["ewc"].EWC)) == {"ewc", "helper", "deeper"}
 
@@ -169,7 +169,7 @@ def test_what_is_installed_or_shipped_is_not_looked_into(project):
     ],
     ids=["a strategy", "a scorer", "what judges"],
 )
-def test_what_is_built_on_a_shipped_plugin_is_another_one_when_that_is_shipped_otherwise(
+def test_a_plugin_built_on_a_shipped_one_changes_when_that_is_shipped_changed(
     tmp_path, monkeypatch, text, name, file
 ):
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -196,7 +196,7 @@ def test_a_class_without_a_file_is_refused():
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in sources.PLUGIN_FOLDERS for n in plugins.names(k)])
-def test_what_is_shipped_is_as_it_was_shipped(kind, name):
+def test_a_shipped_plugin_has_no_source_digest(kind, name):
     assert sources.source_digest(plugins.find(kind, name)) == ""
 
 
@@ -209,7 +209,7 @@ def copied(tmp_path, monkeypatch, name: str, text: str):
     return root / "strategies" / f"{name}.py"
 
 
-def test_a_built_in_strategy_that_is_edited_is_another_one(tmp_path, monkeypatch):
+def test_an_edited_built_in_strategy_is_another_one(tmp_path, monkeypatch):
     text = (sources.ROOT / "strategies" / "replay.py").read_text()
     wanted = sources.shipped_digests()["strategies/replay.py"]
     file = copied(tmp_path, monkeypatch, "replay", text + "\n# a note\n")
@@ -224,7 +224,7 @@ def test_a_copy_of_a_built_in_strategy_under_another_name_is_the_users(tmp_path,
     assert not sources.is_as_shipped(copied(tmp_path, monkeypatch, "ewc", text))
 
 
-def test_a_line_of_a_traceback_is_a_plugins_or_not(tmp_path):
+def test_a_traceback_line_belongs_to_a_plugin_or_not(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("")
     dgg = str(sources.ROOT / "strategies" / "dgg.py")

@@ -312,7 +312,7 @@ def test_an_unknown_amount_is_not_counted_as_nothing():
     for item in profiling_items(study):
         runner.profile(item)
         name = f"profiles/{item.key}"
-        runner.store.put_document(name, runner.store.get_document(name) | {"begin": []})
+        runner.store.put_document(name, runner.store.get_document(name) | {"setup": []})
     limits.reload()
     with pytest.raises(StudyError, match=r"must be more than .*an unknown amount for one run, .* spent on"):
         limits.check(first_run_items(study))

@@ -181,9 +181,9 @@ def test_the_limit_that_rejects_is_named(measured):
     assert roomy.decide(item) == "admit"
     assert "Raise budget.disk_gb or" in str(both(worker_hours=1, disk_gb=0.005).refusal(item))
     timings = {
-        "begin": [{"n": 1, "seconds": 1.0}],
+        "setup": [{"n": 1, "seconds": 1.0}],
         "answer": [],
-        "learn": [{"n": 1, "seconds": 3600.0}],
+        "train": [{"n": 1, "seconds": 3600.0}],
     }
     meaning = {"meaning": item.stage.meaning, "workers": "1xgpu1-auto", "study": "toy", "bytes": MB}
     measured.store.record_profile(
@@ -222,8 +222,8 @@ def test_a_published_stage_keeps_its_adapter_and_no_checkpoint(tmp_path):
     checkpoint_sizes = []
     write = checkpoints.write
 
-    def measured_write(store, stage, snapshot):
-        write(store, stage, snapshot)
+    def measured_write(store, stage, checkpoint):
+        write(store, stage, checkpoint)
         checkpoint_sizes.append(sum(store.backend.sizes("checkpoints/").values()))
 
     with pytest.MonkeyPatch.context() as patch:

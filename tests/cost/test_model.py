@@ -136,7 +136,7 @@ def test_a_profile_is_stored_and_leaves_no_stage(world):
     assert world.store.has(item)
     assert world.store.record(stage) is None
     (profile,) = world.store.profiles()
-    assert [timing["n"] for timing in profile["learn"]] == [4, 4, 4]  # two steps of two
+    assert [timing["n"] for timing in profile["train"]] == [4, 4, 4]  # two steps of two
     assert [timing["n"] for timing in profile["answer"]] == [3, 3, 3]
     assert profile["bytes"] > 0
     model = model_of(world)

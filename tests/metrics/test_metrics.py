@@ -32,7 +32,7 @@ EXPECTED = {
 LAST_ROW_ONLY = {"faa", "average_accuracy", "mfn"}
 
 
-def test_every_metric_has_a_number_worked_out_here():
+def test_every_metric_has_a_value_worked_out_by_hand():
     assert set(metrics()) == set(EXPECTED)
 
 
@@ -42,7 +42,7 @@ def test_a_metric_gives_the_number_worked_out_by_hand(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_joint_run_has_a_final_score_and_nothing_that_needs_a_sequence(name):
+def test_a_joint_run_has_final_scores_and_no_metric_of_a_sequence(name):
     value = metrics()[name](JOINT)
     assert value == pytest.approx(EXPECTED[name]) if name in LAST_ROW_ONLY else np.isnan(value)
 
@@ -87,7 +87,7 @@ def test_a_task_that_was_never_learned_is_not_stable():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_metric_gives_each_run_of_a_stack_what_it_gives_it_alone(name):
+def test_a_metric_gives_each_run_of_a_stack_its_own_value(name):
     unfinished = ScoreMatrix(np.where(np.arange(3)[:, None] < 2, RUN.R, NAN), RUN.sizes, RUN.base)
     other = ScoreMatrix(RUN.R[::-1] / 2, RUN.sizes[::-1], RUN.base * 2)
     found = [RUN, JOINT, unfinished, other]
@@ -103,7 +103,7 @@ def test_a_stack_of_single_tasks_is_no_special_case(name):
     np.testing.assert_allclose(metrics()[name](stack), [metrics()[name](SINGLE)] * 2)
 
 
-def test_a_metric_written_for_one_run_is_asked_run_by_run():
+def test_a_metric_written_for_one_run_is_computed_run_by_run():
     ((_, stack),) = stacked_by_length([RUN, JOINT])
     assert metric_values(
         lambda scores: float(scores.R[-1].max() + scores.sizes[0]), stack
@@ -111,6 +111,6 @@ def test_a_metric_written_for_one_run_is_asked_run_by_run():
     assert metric_values(lambda scores: float(scores.base[0]), stack).tolist() == [0.05, 0.05]
 
 
-def test_runs_of_different_length_are_stacked_apart():
+def test_runs_of_different_length_are_stacked_separately():
     found = {tuple(places): stack.R.shape for places, stack in stacked_by_length([SINGLE, RUN, SINGLE])}
     assert found == {(0, 2): (2, 1, 1), (1,): (1, 3, 3)}

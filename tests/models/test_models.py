@@ -54,7 +54,7 @@ def begin(learner, parent=None, done=0, **training):
     learner.start(StageSetup(ADAPTER, replace(TRAINING, **training), 12, 0, "words", parent))
 
 
-def test_a_stage_is_learned_asked_and_taken_up_again(case, tmp_path):
+def test_a_stage_is_trained_evaluated_and_resumed(case, tmp_path):
     _, learner = case
     begin(learner)
     strategy = DGG(alpha=0.5)
@@ -73,13 +73,13 @@ def test_a_stage_is_learned_asked_and_taken_up_again(case, tmp_path):
     assert learner.answer(examples(), 4) == answers
 
 
-def test_answers_do_not_depend_on_what_they_are_batched_with(case):
+def test_answers_do_not_depend_on_the_rest_of_their_batch(case):
     _, learner = case
     begin(learner)
     assert learner.answer(examples(), 3) == [learner.answer([e], 3)[0] for e in examples()]
 
 
-def test_the_loss_of_a_batch_is_that_of_its_examples(case):
+def test_the_loss_of_a_batch_is_the_mean_over_its_examples(case):
     _, learner = case
     begin(learner)
     batch = [learner.encode(e) for e in examples()]
@@ -148,7 +148,7 @@ def test_a_trained_projector_is_fp32_on_a_base_of_16_bits_in_a_fresh_worker_too(
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_what_a_broken_step_left_does_not_reach_the_next_stage(case):
+def test_the_remains_of_a_failed_step_do_not_reach_the_next_stage(case):
     def broken(weights, gradients, step):
         raise RuntimeError("out of memory")
 
@@ -191,7 +191,7 @@ def test_a_folder_of_another_architecture_names_auto(tmp_path):
     assert "Idefics3ForConditionalGeneration" in rule
 
 
-def test_a_model_without_eyes_is_a_fault(tmp_path):
+def test_a_model_without_vision_is_a_fault(tmp_path):
     folder = tiny.smolvlm(tmp_path / "tiny")
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     assert "must hold a model that takes images" in said(plugins.find("models", "auto")(str(folder)))
@@ -223,7 +223,7 @@ def test_a_folder_below_home_is_found(tmp_path, monkeypatch):
     assert model.load()[1].image_token == "<image>"
 
 
-def test_whatever_changes_what_is_seen_changes_the_fingerprint(tmp_path):
+def test_every_setting_that_changes_the_images_or_weights_changes_the_fingerprint(tmp_path):
     folder = tiny.llava(tmp_path / "tiny")
     variants = [("auto", {}), ("llava_1_5", {}), ("llava_1_5", {"dtype": "float32"}), ("smolvlm", {})]
     variants += [
@@ -243,7 +243,7 @@ def test_whatever_changes_what_is_seen_changes_the_fingerprint(tmp_path):
     assert plugins.find("models", "auto")(str(words)).fingerprint() != made[0].fingerprint()
 
 
-def test_auto_says_when_transformers_gives_no_processor_for_images(tmp_path):
+def test_auto_reports_a_missing_image_processor(tmp_path):
     folder = tiny.qwen2_5_vl(tmp_path / "tiny")
     with pytest.raises((StageError, ImportError, ValueError), match=r"processor|[Tt]orchvision"):
         plugins.find("models", "auto")(str(folder)).load()

@@ -395,7 +395,7 @@ def test_an_unusable_warm_start_is_a_fault(finished, changes, path, message):
 
 def test_a_warm_start_from_a_study_that_evaluated_nothing_is_a_fault(folder):
     saved_study.save_study(load_study("small.yaml"), folder / "out/small")
-    assert "has judged a setting" in faults(lambda: warm_study(folder))["search.warm_start_from[0]"]
+    assert "has evaluated a setting" in faults(lambda: warm_study(folder))["search.warm_start_from[0]"]
 
 
 def test_a_partly_usable_warm_start_is_a_warning(finished):
@@ -410,10 +410,8 @@ def test_a_partly_usable_warm_start_is_a_warning(finished):
 
 def test_a_study_cannot_warm_start_from_itself(finished):
     study = warm_study(finished)
-    assert (
-        "give it another --out"
-        in faults(lambda: warm_start.restore_warm_starts(study, finished / "out/small"))["search.warm_start_from"]
-    )
+    messages = faults(lambda: warm_start.restore_warm_starts(study, finished / "out/small"))
+    assert "give it another --out" in messages["search.warm_start_from"]
 
 
 def test_the_warm_starts_of_the_first_run_are_kept(finished):
@@ -423,7 +421,8 @@ def test_the_warm_starts_of_the_first_run_are_kept(finished):
     run_simulated(finished / "small.yaml", finished / "out/small")
     later = load_study("warm.yaml")
     assert len(later.data.warm_starts) > len(study.data.warm_starts)
-    assert warm_start.restore_warm_starts(later, finished / "out/warm").data.warm_starts == study.data.warm_starts
+    restored = warm_start.restore_warm_starts(later, finished / "out/warm")
+    assert restored.data.warm_starts == study.data.warm_starts
     assert saved_study.require_saved_study(finished / "out/warm").data.warm_starts == study.data.warm_starts
     assert (
         run_simulated(finished / "warm.yaml", finished / "out/warm") == set()

@@ -160,7 +160,7 @@ def test_a_study_whose_document_cannot_be_read_may_need_everything(run, store, c
     assert cli.main(["gc", str(one), "--delete"]) == 1
     message = capsys.readouterr().err
     assert "what study 'other' needs cannot be read" in message
-    assert "--gone other" in message
+    assert "--deleted-study other" in message
     assert store_gc.find_garbage([one, other]).items == []
     assert len(store_gc.find_garbage([one], deleted=["other"]).items) == 2
 

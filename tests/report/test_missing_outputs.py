@@ -109,12 +109,12 @@ def test_the_summary_is_printed_even_if_the_page_cannot_be_written(study, out, c
 @pytest.mark.parametrize(
     ("module", "part", "name"),
     [
-        (search_summary, "searched", "the course of the search"),
-        (search_summary, "ahead", "what is left to do"),
+        (search_summary, "summarize_search", "the course of the search"),
+        (search_summary, "remaining_work", "what is left to do"),
         (load, "spending", "what was spent"),
-        (load, "facts", "the environment"),
-        (load, "costs", "the costs"),
-        (page, "draw", "the figure search"),
+        (load, "study_facts", "the environment"),
+        (load, "stage_costs", "the costs"),
+        (page, "draw_figure", "the figure search"),
     ],
 )
 def test_a_part_of_the_results_that_fails_is_named_and_nothing_else_is_missing(

@@ -1,4 +1,4 @@
-"""The page: its sections and their order, its links and structure, and its words."""
+"""The sections of the page and their order, its links, structure and words."""
 
 import re
 from html.parser import HTMLParser

@@ -17,7 +17,7 @@ from dgg_ray.report import appendix, page, summary
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The whole report, written once: figures take their time."""
+    """The folder of a complete report, written once because figures take seconds."""
     return page.write_report(small_study(), tmp_path_factory.mktemp("report")).parent
 
 

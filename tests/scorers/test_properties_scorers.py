@@ -173,7 +173,7 @@ VARIANTS = {
 
 @many
 @given(WORDS, st.lists(st.sampled_from(sorted(VARIANTS)), max_size=4, unique=True))
-def test_variants_that_nobody_tells_apart_are_one_text(text, names):
+def test_indistinguishable_variants_are_one_text(text, names):
     variant = text
     for name in sorted(names, key=lambda n: n.startswith("stopped")):
         if not (name.startswith("stopped") and normalize_text(variant) != normalize_text(text)):
@@ -184,14 +184,14 @@ def test_variants_that_nobody_tells_apart_are_one_text(text, names):
 
 @many
 @given(st.text("abcXYZ019 -'²½,", max_size=8), st.text("abcXYZ019 -'²½,", max_size=8))
-def test_texts_that_differ_in_more_than_case_and_space_are_two(one, other):
+def test_texts_that_differ_in_more_than_case_and_space_are_different(one, other):
     same = " ".join(one.lower().split()) == " ".join(other.lower().split())
     assert (normalize_text(one) == normalize_text(other)) == same
 
 
 @many
 @given(st.text(max_size=20))
-def test_a_plain_text_is_plain(text):
+def test_normalising_twice_changes_nothing(text):
     assert normalize_text(normalize_text(text)) == normalize_text(text) or normalize_text(text).endswith(
         (".", "。", "।", "۔", "።")
     )

@@ -91,7 +91,7 @@ def test_case_white_space_and_a_final_full_stop_do_not_count(said):
         ("यह।", "यह"),
     ],
 )
-def test_what_nobody_sees_or_means_does_not_count(said, answer):
+def test_invisible_and_meaningless_differences_do_not_count(said, answer):
     assert exact_match.score([said], asked(answer)).value == 1
     assert exact_match.score([answer], asked(said)).value == 1
 
@@ -100,12 +100,12 @@ def test_what_nobody_sees_or_means_does_not_count(said, answer):
     ("said", "answer"),
     [("10²", "102"), ("1,000", "1000"), ("٣", "3"), ("ı", "i"), ("½", "1⁄2"), ("\u200b", "\u200b")],
 )
-def test_what_means_something_else_counts(said, answer):
+def test_differences_of_meaning_count(said, answer):
     assert exact_match.score([said], asked(answer)).value == 0
 
 
 @pytest.mark.parametrize("said", ["plum", "a plum tree", "plum tree..", "plumtree", "plum tree!", None, "."])
-def test_anything_else_counts(said):
+def test_every_other_difference_counts(said):
     assert exact_match.score([said], asked("plum tree")).value == 0
 
 
@@ -117,7 +117,7 @@ def test_a_full_stop_can_be_the_answer_and_decimals_keep_theirs():
     assert exact_match.score([".", "3.5", "35"], asked(".", "3.5.", "3.5")).each == (1, 1, 0)
 
 
-def test_nothing_is_not_right_even_where_nothing_is_the_answer():
+def test_an_empty_answer_is_never_right():
     assert exact_match.score([None, "", " "], asked("", "", "")).value == 0
 
 
@@ -141,14 +141,17 @@ def test_an_option_is_named_by_letter_or_text(said, answer):
 
 
 @pytest.mark.parametrize("said", NAMING_NOT_ONLY_B)
-def test_no_option_another_or_two_are_wrong(said):
+def test_no_option_a_wrong_one_or_two_are_wrong(said):
     assert contains_choice.score([said], asked("B", question=LETTERED)).value == 0
 
 
 @pytest.mark.parametrize("form", ["A. {}\nB. {}", "(A) {}\n(B) {}", "A) {}\nB) {}", "  A: {}\n  B: {}"])
-def test_options_are_read_off_the_question(form):
+def test_options_are_read_from_the_question(form):
     question = "Where?\n" + form.format("in Rome", "in Oslo") + "\nS. Holm took it."
-    assert contains_choice.options_of_example(asked("B", question=question)[0]).texts == ("in rome", "in oslo")
+    assert contains_choice.options_of_example(asked("B", question=question)[0]).texts == (
+        "in rome",
+        "in oslo",
+    )
 
 
 def test_choices_of_the_record_come_before_the_question():
@@ -163,18 +166,18 @@ def test_choices_may_bring_their_letters():
     assert contains_choice.score(["dragon"], examples).value == 1
 
 
-def test_numbers_are_named_whole():
+def test_numbers_count_as_whole_numbers():
     examples = asked("2", choices=("1", "2", "2.5")) * 7
     said = ["2", "2.", "It is 2.", "It is 2.5", "It is 12", "It is 0.2", "It is 2.7"]
     assert contains_choice.score(said, examples).each == (1, 1, 1, 0, 0, 0, 0)
 
 
-def test_of_two_texts_of_which_one_holds_the_other_the_longer_is_named():
+def test_the_longer_of_two_nested_option_texts_is_named():
     examples = asked("C", question=LETTERED) * 2
     assert contains_choice.score(["It is a dark plum", "It is a plum"], examples).each == (1, 0)
 
 
-def test_an_article_is_no_letter():
+def test_an_article_is_no_label():
     examples = asked("dog", choices=("cat", "dog"))
     assert contains_choice.score(["Answer: A dog"], examples).value == 1
 
@@ -206,13 +209,13 @@ FORMS = [
 
 
 @pytest.mark.parametrize("question", FORMS)
-def test_options_are_read_in_the_forms_that_data_sets_use(question):
+def test_options_are_read_in_the_forms_of_common_datasets(question):
     offer = contains_choice.options_of_example(asked("B", question=question)[0])
     assert (offer.labels, offer.texts) == (("a", "b", "c"), ("red", "green", "blue"))
 
 
 @pytest.mark.parametrize("question", ["1. red\n2. green", "(1) red (2) green", "Options: 1) red 2) green"])
-def test_options_may_have_numbers(question):
+def test_options_may_have_numbers_as_labels(question):
     examples = asked("2", question=question) * 6
     assert contains_choice.score(["2", "(2)", "green", "Option 2", "1", "2 or 1"], examples).each == (
         1,
@@ -227,7 +230,7 @@ def test_options_may_have_numbers(question):
 @pytest.mark.parametrize("form", ["{}. ", "({}) ", "{}) ", "{:02}. ", "Option {}: ", "**{}** "])
 @pytest.mark.parametrize("joint", ["\n", " "])
 @pytest.mark.parametrize("first", [0, 1])
-def test_options_may_have_numbers_of_two_digits(form, joint, first):
+def test_labels_may_have_two_digits(form, joint, first):
     if "Option" in form and joint == " ":
         return
     names = ["red", "green", "blue", "pink", "teal", "gold", "grey", "lime", "navy", "plum", "rose", "tan"]
@@ -262,7 +265,7 @@ def test_options_may_have_numbers_of_two_digits(form, joint, first):
         "A: yes",
     ],
 )
-def test_a_question_that_only_has_letters_shows_no_options(question):
+def test_letters_without_texts_are_no_options(question):
     assert contains_choice.options_of_example(asked("B", question=question)[0]).texts == ()
 
 
@@ -310,7 +313,7 @@ def test_several_options_of_the_gold_answer_must_all_be_named():
     assert contains_choice.score(said, asked(*["A, C"] * 4, choices=("x1", "x2", "x3"))).each == (1, 0, 0, 1)
 
 
-def test_what_a_scorer_cannot_use_is_counted_before_anything_starts():
+def test_unusable_examples_are_counted_before_anything_starts():
     examples = [*asked("B", "E", "A and B", question=LETTERED), *asked("B", "", question="What is it?")]
     assert [count for count, _ in contains_choice.remarks(examples)] == [2, 1, 1, 0]
     assert [count for count, _ in exact_match.remarks(examples)] == [1]
@@ -319,7 +322,7 @@ def test_what_a_scorer_cannot_use_is_counted_before_anything_starts():
 # -- captions --------------------------------------------------------------------------------------
 
 
-def test_light_captions_of_one_picture_can_be_computed_by_hand():
+def test_light_caption_scores_of_one_image_can_be_computed_by_hand():
     # said: 3 words, wanted: 6, of which "a red plum" begins: all 3 unigrams, 2 bigrams, 1 trigram are there
     # and there is no 4-gram. BLEU-1..3 = exp(1 - 6/3); BLEU-4 has 0 of 0, (1e-15/1e-9)^(1/4) of that.
     # ROUGE-L: precision 1, recall 1/2, β = 1.2. CIDEr: log(1 picture / 1 picture) = 0.
@@ -332,7 +335,7 @@ def test_light_captions_of_one_picture_can_be_computed_by_hand():
     assert score.each == pytest.approx((expected,), rel=1e-6)
 
 
-def test_a_perfect_caption_of_several_is_cut_to_one():
+def test_a_perfect_caption_score_is_clipped_to_one():
     pytest.importorskip("pycocoevalcap")
     assert caption_light.score(CAPTIONS, asked(*CAPTIONS)) == (1.0, (1.0, 1.0, 1.0, 1.0))
 
@@ -343,7 +346,7 @@ def test_captions_in_another_form_of_unicode_are_the_same():
     assert caption_light.score(["the cafe\u0301 is open", "two\u200b dogs run"], examples).value == 1
 
 
-def test_captions_are_held_against_all_references():
+def test_captions_are_compared_with_all_references():
     pytest.importorskip("pycocoevalcap")
     examples = asked("not used", references=("a plum on a plate", "fruit lies on a dish"))
     one_of_two = caption_light.score(["fruit lies on a dish"], examples)
@@ -366,7 +369,7 @@ def test_full_captions_add_meteor():
 
 
 @pytest.mark.parametrize("module", [caption, caption_light])
-def test_a_missing_package_is_said_before_anything_starts(module, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_starts(module, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     assert "pip install 'dgg_ray[caption]'" in module.ready()
     with pytest.raises(DggError, match="pycocoevalcap"):

@@ -164,7 +164,7 @@ def test_a_setting_reaches_the_field_that_its_path_names():
         study().at({"strategy.alhpa": 0.5})
 
 
-def test_a_rival_takes_over_the_settings_that_it_shares():
+def test_a_baseline_takes_over_the_settings_that_it_shares():
     dgg = replace(study(), strategy=DGG(alpha=0.3, buffer=17))
     assert dgg.with_strategy("replay").strategy.buffer == 17
     assert dgg.with_strategy("l2sp").strategy.buffer == 17

@@ -86,7 +86,7 @@ def test_a_wider_beam_and_no_noise_are_never_worse():
 
 
 @pytest.mark.parametrize("orders", [1, 3])
-def test_what_is_found_does_not_depend_on_the_number_of_fleets(orders):
+def test_what_is_found_does_not_depend_on_the_number_of_worker_groups(orders):
     of = study(tasks=4, orders=orders, law=ResponseModel(seed=1), audit_fraction=0.2)
     a, b = simulate_study(of, 1, compare=False), simulate_study(of, 7, compare=False)
     assert a.search.proposed == b.search.proposed
@@ -104,7 +104,7 @@ def test_several_orders_share_values_by_the_tasks_name():
     assert truth(of, winner) == pytest.approx(best_of_all(of), abs=0.003)
 
 
-def test_the_revision_mends_values_that_were_chosen_at_an_early_place():
+def test_the_refinement_mends_values_that_were_chosen_at_an_early_place():
     # Three orders decide a task where it comes first; what is best later shows only then.
     of = study(tasks=5, orders=4, law=ResponseModel(noise=0.0, evaluation_noise=False, seed=5), beam=1)
     search = simulate_study(of, compare=False).search
@@ -187,12 +187,12 @@ def test_a_constraint_holds_for_the_winner_where_it_can():
         ]
         return np.mean(own)
 
-    nothing = {f"strategy.alpha.{name}": 0.0 for name in bound.names}
+    nothing = {f"strategy.alpha.{name}": 0.0 for name in bound.task_names}
     assert plasticity(bound, kept.winner()) >= plasticity(bound, nothing) - 0.05
     assert plasticity(free, unbound.winner()) < plasticity(bound, kept.winner())
 
 
-def test_the_rivals_of_the_search_are_one_value_for_all_and_the_value_after_two_tasks():
+def test_the_baselines_of_the_search_are_one_value_for_all_and_the_value_after_two_tasks():
     baselines = ("runner_up", "constant", "two_task", "replay")
     of = synthetic_study(
         4,
@@ -206,15 +206,15 @@ def test_the_rivals_of_the_search_are_one_value_for_all_and_the_value_after_two_
     assert list(found.final) == ["dgg", *baselines]
     constant = {f"strategy.alpha.{n}": v for n in of.task_names for v in [0]}
     best = max(VALUES, key=lambda v: truth(of, dict.fromkeys(constant, v)))
-    assert set(found.final["constant"].strategy.alpha.values()) == {best}
-    assert len(set(found.final["two_task"].strategy.alpha.values())) == 1
+    assert set(found.final["constant"].study.strategy.alpha.values()) == {best}
+    assert len(set(found.final["two_task"].study.strategy.alpha.values())) == 1
     assert truth(of, found.search.winner()) >= truth(of, dict.fromkeys(constant, best)) - 1e-9
     orders = {order for at in found.final.values() for order, _ in at.blocks}
     assert not orders & set(of.all_orders)
     assert {seed for order, seed in found.final["dgg"].blocks} == {1, 2}
 
 
-def test_the_revision_may_keep_a_value_of_a_range_that_the_best_run_has():
+def test_the_refinement_may_keep_a_value_of_a_range_that_the_best_run_has():
     space = {"strategy.alpha": SearchParameter(low=0.0, high=1.0, per_task=True)}
     search = simulate_study(study(tasks=3, orders=3, space=space, values_per_task=4), compare=False).search
     first = next(n for n, p in enumerate(search.proposed) if p.block is not None)
@@ -223,7 +223,7 @@ def test_the_revision_may_keep_a_value_of_a_range_that_the_best_run_has():
     assert tried & {setting["strategy.alpha.task0"] for setting in whole}
 
 
-def test_a_revision_of_which_every_probe_fails_leaves_the_best_as_it_was():
+def test_a_refinement_of_which_every_query_fails_leaves_the_best_as_it_was():
     search, _ = by_hand(study(tasks=3), fails=lambda query: query.block is not None)
     assert search.finished
     assert search.winner() is not None

@@ -66,7 +66,7 @@ def test_guidance_equals_the_formula_in_float64(norm, scale, distance):
 
 
 @pytest.mark.parametrize("norm", ["global", "tensor"])
-def test_pieces_of_tensors_are_guided_as_the_whole(norm):
+def test_shards_of_tensors_are_guided_like_whole_tensors(norm):
     # Two processes: one holds the first tensor and two elements of the second, the other the rest.
     random = torch.Generator().manual_seed(0)
     theta, anchor, g = ([torch.randn(n, generator=random) for n in (3, 5)] for _ in range(3))
@@ -97,7 +97,7 @@ def test_both_branches_of_the_cap():
     assert large[0].tolist() == [3.0, 4.0]
 
 
-def test_guidance_is_nothing_at_the_anchor_even_without_a_gradient():
+def test_guidance_is_zero_at_the_anchor_even_without_a_gradient():
     at = ShardedTensors([torch.tensor([1.0, 2.0])])
     still = ShardedTensors([torch.zeros(2)])
     add_guidance(at, at, still)
@@ -134,7 +134,7 @@ def test_a_larger_alpha_opens_on_a_superset_of_the_steps():
     assert len(steps[-1]) == STEPS
 
 
-def test_draws_differ_between_tasks_and_seeds_and_are_the_same_again():
+def test_draws_differ_between_tasks_and_seeds_and_are_reproducible():
     assert opened(0.3) == opened(0.3)
     assert opened(0.3) != opened(0.3, task="charts")
     assert opened(0.3) != opened(0.3, seed=4)
@@ -168,7 +168,7 @@ def test_alpha_follows_the_name_of_the_task():
     assert dgg.effect("charts", ("words",)) == {"buffer": 5}
 
 
-def test_settings_with_an_equal_effect_say_so():
+def test_settings_that_train_alike_have_an_equal_effect():
     earlier = ("digits",)
     assert DGG(alpha=0.0).effect("words", earlier) == Finetune().effect("words", earlier) == {}
     assert DGG(alpha=0.0, buffer=7).effect("words", earlier) == Replay(buffer=7).effect("words", earlier)

@@ -54,8 +54,8 @@ def explained_shares(results: Results) -> pd.DataFrame:
     table, metric = settings_table(results), headline_metric(results)
     table = table[table["whole"].astype(bool)]  # settings on few blocks may have seen only easy ones
     table = table[table["setting"].isin(results.evaluated)].dropna(subset=[metric, *results.parameters])
-    found = parameter_importance(table, table[metric].tolist(), results.parameters)
-    rows = [["importance", name_of(parameter), share, np.nan, np.nan] for parameter, share in found.items()]
+    shares = parameter_importance(table, table[metric].tolist(), results.parameters)
+    rows = [["importance", name_of(parameter), share, np.nan, np.nan] for parameter, share in shares.items()]
     return pd.DataFrame(rows, columns=["kind", "name", "value", "low", "high"])
 
 

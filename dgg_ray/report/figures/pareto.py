@@ -32,17 +32,17 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
     search = results.search
     if search is None or len(search.objective) < 2 or not search.in_state("evaluated"):
         return None
-    data = settings_as_points(search)
+    data = objective_points(search)
     data["chosen"] = data["setting"] == results.recommended
     growth = pd.DataFrame(hypervolumes(search), columns=["evaluated", "stages", "hypervolume"])
     figure, axes = style.new_figure(9.6, 4.0, 1, 2)
-    draw_front(axes[0, 0], data, search.objective)
+    draw_objectives(axes[0, 0], data, search.objective)
     draw_growth(axes[0, 1], growth)
     frames = [data.assign(kind="setting"), growth.assign(kind="hypervolume")]
     return figure, pd.concat(frames, ignore_index=True)
 
 
-def settings_as_points(search: SearchSummary) -> pd.DataFrame:
+def objective_points(search: SearchSummary) -> pd.DataFrame:
     """List the objectives of each evaluated setting, its feasibility, and whether it is on the front."""
     on_front = {candidate.setting for candidate in pareto_front(search)}
     feasible = {candidate.setting for candidate in search.feasible()}
@@ -53,7 +53,7 @@ def settings_as_points(search: SearchSummary) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", *search.objective, "feasible", "front"])
 
 
-def draw_front(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) -> None:
+def draw_objectives(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) -> None:
     """Draw the settings in the first two objectives, and the front where there are only these."""
     x, y = objective[:2]
     style.style_axes(ax, f"{x.replace('_', ' ')}, %", f"{y.replace('_', ' ')}, %", "the Pareto set")

@@ -209,7 +209,7 @@ def test_it_is_so_where_an_order_acts_on_what_a_setting_does_with_all_its_seeds(
     assert raced(0.05, 0.0, [1.0] * 8, 1, **settings, tied=False)[0] > 0.08
 
 
-def test_a_race_saves_stages_and_keeps_the_best_where_settings_differ():
+def test_a_pruned_search_saves_stages_and_keeps_the_best_where_settings_differ():
     raced = [given_up(seed, 0.2) for seed in range(5)]
     full = [given_up(seed, None) for seed in range(5)]
     assert not any(lost for lost, _, _ in raced)
@@ -226,7 +226,7 @@ def test_plan_says_on_how_many_independent_clusters_a_race_rests():
     assert not plan(simulated(0, None), MemoryStore()).pruning_test
 
 
-def test_a_race_is_the_same_on_any_number_of_fleets():
+def test_a_pruned_search_is_the_same_on_any_number_of_worker_groups():
     a, b = (simulate_study(simulated(3, 0.2), groups, compare=False) for groups in (1, 5))
     assert a.search.proposed == b.search.proposed
     assert a.search.evaluated() == b.search.evaluated()
@@ -248,7 +248,7 @@ def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_a_race_read_again_from_its_store_is_the_race_that_was_run(seed):
+def test_a_pruned_search_read_again_from_its_store_is_the_race_that_was_run(seed):
     # Values of a list repeat, and an order's first α has no effect: settings share stages, so that the store
     # holds more of a setting that was given up than it asked for itself.
     of = synthetic_study(

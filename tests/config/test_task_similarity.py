@@ -15,14 +15,14 @@ def task(*rows) -> Task:
     return Task("t", {"train": examples, "validation": examples, "test": examples}, {})
 
 
-def test_the_likeness_is_the_mean_coefficient_of_words_and_pictures():
+def test_the_similarity_is_the_mean_coefficient_of_words_and_pictures():
     a = task(("how many red", "two", BLACK), ("how many red", "two", WHITE))
     b = task(("how many blue", "three", BLACK))
     # questions: two of three words in common, √(1/3 · 1/3) each; answers: none; pictures: √(1/2 · 1)
     assert similarity_matrix([profile_of(a), profile_of(b)])[0][1] == pytest.approx((2 / 3 + 0 + 0.5**0.5) / 3)
 
 
-def test_a_task_is_like_itself_and_likeness_is_mutual():
+def test_a_task_is_similar_to_itself_and_similarity_is_mutual():
     tasks = [task(("what is it", "cat", BLACK)), task(("what", "dog", None)), task(("say it", "cat", WHITE))]
     alike = np.array(similarity_matrix([profile_of(t) for t in tasks]))
     assert np.diag(alike) == pytest.approx(1)

@@ -22,7 +22,7 @@ def hub(tmp_path, monkeypatch):
     return refs
 
 
-def test_a_branch_is_the_commit_that_was_fetched(hub):
+def test_a_branch_stands_for_the_commit_that_was_fetched(hub):
     assert hub_commit("of/mine", "main") == COMMIT
     assert Llava15("of/mine", revision="main").source_options == {"revision": COMMIT}
     assert Llava15("of/mine", revision="main").faults() == []
@@ -36,14 +36,14 @@ def test_a_branch_that_moved_is_another_model(hub):
 
 
 @pytest.mark.parametrize("revision", ["dev", "v1.0", COMMIT[:8], "../refs"])
-def test_what_stands_for_no_known_commit_is_refused_with_what_to_do(hub, revision):
+def test_a_revision_without_a_known_commit_is_refused_with_the_remedy(hub, revision):
     assert hub_commit("of/mine", revision) == ""
     ((setting, rule, found),) = Llava15("of/mine", revision=revision).faults()
     assert (setting, found) == ("revision", repr(revision))
     assert f"hf download of/mine --revision {revision}" in rule
 
 
-def test_a_commit_is_itself_however_it_is_written(hub):
+def test_a_commit_is_recognised_in_upper_and_lower_case(hub):
     assert hub_commit("of/other", COMMIT.upper()) == COMMIT
 
 
@@ -77,20 +77,20 @@ def test_every_file_that_bears_on_an_answer_is_hashed(folder, name):
 @pytest.mark.parametrize(
     "name", ["README.md", ".gitattributes", "pytorch_model.bin", ".cache/lock.json", "x/y.onnx"]
 )
-def test_notes_hidden_files_and_pickles_are_not(folder, name):
+def test_notes_hidden_files_and_pickles_are_not_hashed(folder, name):
     before = hash_folder(folder)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("other")
     assert hash_folder(folder) == before
 
 
-def test_a_file_that_is_called_otherwise_is_another(folder):
+def test_a_renamed_file_changes_the_hash(folder):
     before = hash_folder(folder)
     (folder / "additional_chat_templates" / "short.jinja").rename(folder / "short.jinja")
     assert hash_folder(folder) != before
 
 
-def test_links_are_followed_and_may_go_in_circles(folder, tmp_path):
+def test_links_are_followed_and_may_form_cycles(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "long.jinja").write_text("a")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")

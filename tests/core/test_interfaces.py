@@ -1,4 +1,4 @@
-"""What every strategy has promised; strategies are found by their files."""
+"""The contract of every strategy; strategies are found by their files."""
 
 import json
 import random
@@ -47,13 +47,13 @@ def edited(strategy: Strategy, earlier, step=0):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_an_effect_is_json_and_the_same_again(strategy):
+def test_an_effect_is_json_and_reproducible(strategy):
     effect = strategy.effect("nines", EARLIER)
     assert json.loads(json.dumps(effect)) == effect == replace(strategy).effect("nines", EARLIER)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_where_the_effect_is_nothing_training_is_plain_fine_tuning(strategy, world):
+def test_an_empty_effect_means_plain_fine_tuning(strategy, world):
     for earlier in ((), EARLIER):
         if strategy.effect("nines", earlier) == {}:
             old = [world.tasks[name] for name in earlier]
@@ -64,9 +64,27 @@ def test_where_the_effect_is_nothing_training_is_plain_fine_tuning(strategy, wor
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_the_new_tasks_examples_are_all_there(strategy, world):
+def test_a_stage_trains_on_all_examples_of_its_new_task(strategy, world):
     fresh, old = world.tasks["nines"].examples["train"], [world.tasks["fours"]]
     assert set(fresh) <= set(strategy.examples(fresh, old, seed=0))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_a_strategy_counts_the_examples_that_it_replays(strategy, world):
+    fresh, old = world.tasks["nines"].examples["train"], world.tasks["fours"]
+    sizes = {"fours": len(old.examples["train"])}
+    count = len(strategy.examples(fresh, [old], seed=0)) - len(fresh)
+    assert sum(strategy.replayed_examples(sizes).values()) == count
+    assert sum(strategy.replayed_examples({}).values()) == 0
+
+
+def test_dgg_is_simulated_with_its_alpha_and_its_buffer():
+    strategy = DGG(alpha={"nines": 0.3}, buffer=7)
+    assert strategy.protection("nines", EARLIER) == (0.3, 7)
+    assert strategy.protection("fours", ("nines",)) == (0.0, 7)
+    assert DGG(gate="always", alpha=0.1).protection("nines", EARLIER) == (1.0, 0)
+    assert Replay(buffer=7).protection("nines", EARLIER) == (0.0, 7)
+    assert Finetune().protection("nines", EARLIER) == (0.0, 0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
@@ -177,7 +195,7 @@ def test_settings_of_equal_effect_end_with_equal_weights_and_others_do_not(name,
             assert (ends[t] == ends_of_b[t]) == same, f"{a} and {b}, stage {t + 1}"
 
 
-def test_what_two_strategies_call_the_same_is_the_same(tmp_path):
+def test_equal_effects_of_two_strategies_end_with_equal_weights(tmp_path):
     strategies = [s for n in plugins.names("strategies") for s in settings_of(plugins.find("strategies", n))]
     ends: dict[str, set[str]] = {}
     for i, strategy in enumerate(s for s in strategies if not s.simultaneous):
@@ -249,7 +267,7 @@ def key(world, strategy, *order):
 
 
 @pytest.mark.parametrize("cls", [Weak, Own, Heir])
-def test_every_setting_of_a_subclass_is_in_the_key(world, cls):
+def test_every_setting_of_a_subclass_is_part_of_the_key(world, cls):
     settings = [cls(buffer=2, strength=s) for s in (0.0, 0.1, 1000.0)] + [
         cls(buffer=1),
         Replay(buffer=2),
@@ -259,7 +277,7 @@ def test_every_setting_of_a_subclass_is_in_the_key(world, cls):
     assert len({key(world, s) for s in settings}) == len(settings)
 
 
-def test_a_field_that_an_inherited_effect_does_not_know_is_in_the_key(world):
+def test_a_field_that_an_inherited_effect_ignores_is_part_of_the_key(world):
     assert key(world, Heir(strength=1.0, decay=0.1)) != key(world, Heir(strength=1.0, decay=0.2))
 
 
@@ -279,7 +297,7 @@ def test_a_subclass_of_a_built_in_strategy_shares_no_stage_with_it(world, mine, 
     assert key(world, mine, "ones") != key(world, base, "ones")
 
 
-def test_subclasses_that_are_called_alike_share_nothing(world):
+def test_subclasses_of_equal_name_share_no_stage(world):
     def make(by):
         class EWC(Replay):
             def edit_gradient(self, weights, gradients, step):
@@ -305,7 +323,7 @@ class Remembers(Strategy):
         self.memory["before"] = float(state["count"])
 
 
-def test_a_strategy_with_state_has_it_from_the_first_task_on(world):
+def test_a_strategys_state_is_kept_from_the_first_task_on(world):
     for stage in world.stages_of("ones", strategy=Finetune()):  # the store has the plain first stage already
         world.runner.run(WorkItem(stage))
     stages = world.stages_of("ones", "fours", "nines", strategy=Remembers())
@@ -330,7 +348,7 @@ class StartsToo(Starts):
     pass
 
 
-def test_a_first_stage_that_is_said_to_be_plain_is_plain(world):
+def test_a_first_stage_that_is_declared_plain_is_plain(world):
     assert key(world, Starts(), "ones") == key(world, Finetune(), "ones")
     assert key(world, Starts()) != key(world, Finetune())
     (stage,) = world.stages_of("ones", strategy=Starts(), learning_rate=0.25)
@@ -338,7 +356,7 @@ def test_a_first_stage_that_is_said_to_be_plain_is_plain(world):
     assert world.learner.theta.item() == 0.25  # one step from 0 towards 1
 
 
-def test_the_first_stage_of_a_subclass_is_not_plain_because_its_base_said_so(world):
+def test_a_subclass_does_not_inherit_the_declaration_of_a_plain_first_stage(world):
     assert key(world, StartsToo(), "ones") != key(world, Finetune(), "ones")
 
 
@@ -371,7 +389,7 @@ def test_draws_are_uniform():
 DRAWS = [0.023687477467, 0.144275121445, 0.708230508695]
 
 
-def test_settings_inside_a_setting_are_told_by_their_class_too(world):
+def test_nested_settings_are_keyed_by_their_class_too(world):
     assert key(world, Pulled(Near(2.0))) != key(world, Pulled(Far(2.0)))
     assert key(world, Pulled(Near(2.0))) == key(world, Pulled(Near(2.0)))
 
@@ -458,7 +476,7 @@ class Keeps(Strategy):
         ("number as a key", "memory\\['steps'\\] must be a JSON value, .* found dict"),
     ],
 )
-def test_what_is_remembered_where_a_snapshot_does_not_keep_it_ends_the_stage(world, where, said):
+def test_state_outside_the_memory_ends_the_stage(world, where, said):
     strategy = Keeps(where)
     (stage,) = world.stages_of("ones", strategy=strategy)
     with pytest.raises(StageError, match=said):
@@ -484,7 +502,7 @@ class TakesUp(Strategy):
         return {"count": vars(self).get("before", torch.zeros(1)) + 1}
 
 
-def test_what_load_state_set_may_stay_an_attribute_and_may_not_change(world):
+def test_an_attribute_set_by_load_state_may_stay_but_not_change(world):
     _, second = world.stages_of("ones", "fours", strategy=TakesUp())
     world.runner.run(WorkItem(second))
     assert load_file(world.store.open(second) / "strategy.safetensors")["count"].item() == 2
@@ -493,7 +511,7 @@ def test_what_load_state_set_may_stay_an_attribute_and_may_not_change(world):
         world.runner.run(WorkItem(changing[1]))
 
 
-def test_what_a_snapshot_keeps_may_be_remembered(world):
+def test_everything_that_a_checkpoint_can_hold_may_be_in_the_memory(world):
     (stage,) = world.stages_of("ones", strategy=Keeps("memory"))
     world.runner.run(WorkItem(stage))
     assert world.store.record(stage)
