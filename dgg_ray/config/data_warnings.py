@@ -1,6 +1,6 @@
 """Warnings before a study runs: small data, and examples that its scorers cannot use.
 
-Each is a sentence with its numbers; nothing here is a fault. What needs the model's processor stands in
+Each is a sentence with its numbers; none is a fault. Checks that need the model's processor are in
 preflight.py.
 """
 
@@ -22,12 +22,14 @@ LISTED = 5  # names in a sentence
 
 
 def evaluated_splits(study: Study) -> list[str]:
-    """The splits whose answers the model will write."""
-    return ["validation"] * bool(study.search and study.protocol.selection_split == "validation") + ["test"]
+    """The splits that the model will answer."""
+    if study.search and study.protocol.selection_split == "validation":
+        return ["validation", "test"]
+    return ["test"]
 
 
 def task_warnings(study: Study, task: Task) -> Iterator[str]:
-    """Remarks of the task's scorer on the examples that it will score."""
+    """Warn of what the task's scorer remarks on the examples that it will score."""
     remarks = getattr(plugins.plugin_module("scorers", task.scorer), "remarks", None)
     for split in evaluated_splits(study) if remarks else ():
         examples = task.examples[split]
@@ -37,12 +39,12 @@ def task_warnings(study: Study, task: Task) -> Iterator[str]:
 
 
 def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]:
-    """Warn about sizes too small to tell settings apart, and about tried_values that do nothing."""
+    """Warn of splits too small to compare settings on, and of values that do nothing."""
     for split in evaluated_splits(study):
         few = {name: n for name, data in tasks.items() if (n := data.sizes[split]) < 100}
-        said = [f"{n} in `{name}` ({100 / n:.1f} points)" for name, n in few.items()]
+        sizes = [f"{n} in `{name}` ({100 / n:.1f} points)" for name, n in few.items()]
         if few:
-            yield f"{split} is so small that one answer is worth more than a point: {join_names(said, LISTED)}"
+            yield f"one answer in {split} is worth more than a point: {join_names(sizes, LISTED)}"
     yield from buffer_warnings(study, tasks)
     yield from batch_warnings(study, tasks)
     for setting, values in task_mappings(study.strategy).items():
@@ -54,7 +56,7 @@ def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]
 
 
 def buffer_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]:
-    """Buffers that hold all of a task are one setting, whatever their size."""
+    """Warn of buffers that hold all of a task: their size makes no difference."""
     if not isinstance(study.strategy, ReplayStrategy):
         return
     sizes = {int(size) for size in tried_values(study, "strategy.buffer") if isinstance(size, int)}
@@ -75,7 +77,7 @@ def batch_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]
     few = [f"`{name}` ({count})" for name, count in steps.items() if count < FEW_STEPS]
     if few:
         said = f"{join_names(few, LISTED)}, with training.batch_size {batch} and {plural(epochs, 'epoch')}"
-        yield f"so few optimizer steps hardly learn a task: {said}"
+        yield f"so few optimizer steps hardly train a task: {said}"
 
 
 def tried_values(study: Study, path: str) -> Sequence[Any]:

@@ -1,4 +1,5 @@
-"""Descriptions of the settings, read off the docstrings: the one source for editors and for `dgg-ray init`.
+"""Descriptions of the settings, read from docstrings: the only source for editors, `dgg-ray init` and the
+docs.
 
 A settings class describes its fields in its docstring, one after another, at the docstring's own indent:
 
@@ -15,24 +16,24 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-OURS = re.compile(r" \(\w+\.py\)")
+SOURCE_FILE = re.compile(r" \(\w+\.py\)")
 LINE = re.compile(r"(\w+(?:, \w+)*): (.+)")
 
 
 @cache
 def descriptions(kind: type) -> dict[str, str]:
-    """Field → its description, sentences with a full stop; fields that no docstring describes are left out.
+    """Field → its description, in sentences with a full stop; undescribed fields are left out.
 
     A field of a base class is described there, unless the class itself says otherwise.
     """
     found: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
-        found |= told(vars(cls).get("__doc__") or "")
+        found |= described_names(vars(cls).get("__doc__") or "")
     return {f.name: found[f.name] for f in fields(kind) if f.name in found}
 
 
-def told(docstring: str) -> dict[str, str]:
-    """Name → what a docstring says of it."""
+def described_names(docstring: str) -> dict[str, str]:
+    """Name → its description in a docstring."""
     found: dict[str, str] = {}
     names: list[str] = []
     for line in inspect.cleandoc(docstring).splitlines():
@@ -47,12 +48,12 @@ def told(docstring: str) -> dict[str, str]:
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop; a symbol or code at the start stays, names of our source files go."""
-    text = OURS.sub("", text)
+    """Begin with a capital, end with a full stop, and drop the names of our source files."""
+    text = SOURCE_FILE.sub("", text)
     first = text[:1].upper() if text[:1].isascii() else text[:1]
     return first + text[1:] + ("" if text.endswith((".", "?", ")")) else ".")
 
 
 def summary(kind: Any) -> str:
-    """The first line of its docstring, without the full stop where it has one inside."""
+    """The first paragraph of a docstring."""
     return (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")

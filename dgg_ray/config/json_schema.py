@@ -17,7 +17,7 @@ OWN = "A plug-in of your own: package.module:Class."
 
 @cache
 def schema() -> dict[str, Any]:
-    """What a study file may hold, plug-ins and their settings as they are found."""
+    """Describe what a study file may hold, with all plug-ins of this package and their settings."""
     definitions: dict[str, Any] = {}
 
     def choice(kind: str, key: str) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def schema() -> dict[str, Any]:
         return forms
 
     def outside(key: str) -> list[dict[str, Any]]:
-        """Of the user's own: `package.module:Class`, with settings that are not known here."""
+        """A plug-in of the user's own: `package.module:Class`, with settings that are not known here."""
         name = {"type": "string", "pattern": r"[.:]", "description": OWN}
         return [name, {"type": "object", "properties": {key: name}, "required": [key]}]
 
@@ -53,13 +53,13 @@ def schema() -> dict[str, Any]:
     space = {"type": "object", "additionalProperties": space, "minProperties": 1}
     objective = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     for key, form in {"space": space, "objective": objective}.items():
-        told = {"description": properties["search"]["properties"][key]["description"]}
-        properties["search"]["properties"][key] = form | told
-    definitions.pop("SearchParameter")  # its place took `space`, which has the short forms too
+        description = {"description": properties["search"]["properties"][key]["description"]}
+        properties["search"]["properties"][key] = form | description
+    definitions.pop("SearchParameter")  # replaced by `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
-    listed = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    seed_list = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
     own = json_schema(OwnSeeds, definitions)
-    properties["seeds"] = {"anyOf": [listed, {"const": "per_order"}, own]}
+    properties["seeds"] = {"anyOf": [seed_list, {"const": "per_order"}, own]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A dgg_ray study",

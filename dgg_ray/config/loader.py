@@ -101,7 +101,7 @@ def class_faults(given: Any, read: Any) -> Iterator[Fault]:
     for f in fields(given):
         own, other = getattr(given, f.name), getattr(read, f.name)
         if is_dataclass(own) and type(own) is not type(other):
-            rule = f"is read as {type(other).__name__}: two classes that a setting may have must differ in fields"
+            rule = f"is read as {type(other).__name__}: the classes of a setting must differ in fields"
             yield Fault(f"strategy.{f.name}", rule, type(own).__name__)
 
 

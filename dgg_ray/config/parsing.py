@@ -1,4 +1,4 @@
-"""Plain data → frozen dataclasses, and what is wrong with them in our words: pydantic's only door."""
+"""Build frozen dataclasses from plain data, and translate pydantic's errors into faults in our words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHOLE = "must be a whole number of 63 bits, -2^63 at least and below 2^63"
 
 
 def check_type(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
-    """`raw` as an instance of a dataclass or type; BROKEN, with faults noted, where it breaks a rule."""
+    """Build a dataclass or another type from `raw`; BROKEN, with faults added, where a rule is broken."""
     settings: Any = kind
     if is_dataclass(kind) and not isinstance(raw, Mapping):
         faults.append(Fault(at, "must be a mapping of settings", show_value(raw)))
@@ -29,7 +29,7 @@ def check_type(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
         faults += beyond
         return BROKEN
     try:
-        # Through JSON: strict there takes a list for a tuple and text for a path, but "8" for no number.
+        # By way of JSON: its strict mode accepts a list for a tuple and text for a path, but not "8" for 8.
         return type_adapter(settings).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         faults += to_faults(error, raw, at, kind)
@@ -38,12 +38,12 @@ def check_type(kind: Any, raw: Any, at: str, faults: list[Fault]) -> Any:
 
 @cache
 def type_adapter(kind: Any) -> TypeAdapter[Any]:
-    """Made once for each type: making one takes longer than all that it checks."""
+    """Make an adapter once for each type, because making one takes longer than its checks."""
     return TypeAdapter(kind)
 
 
 def large_number_faults(raw: Any, at: str) -> Iterator[Fault]:
-    """Whole numbers that tables, generators and object stores cannot hold."""
+    """Find whole numbers that tables, random generators and object stores cannot hold."""
     if isinstance(raw, Mapping):
         for key, value in raw.items():
             yield from large_number_faults(value, f"{at}.{key}")
@@ -55,7 +55,7 @@ def large_number_faults(raw: Any, at: str) -> Iterator[Fault]:
 
 
 def to_faults(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Fault]:
-    """Pydantic's errors in our words; of a union's branches, only the one that fits best speaks."""
+    """Translate pydantic's errors; of a union's branches, only the errors of the one that fits best count."""
     found: dict[str, list[tuple[bool, Fault]]] = {}
     for item in error.errors(include_url=False):
         path, inner = at, raw
@@ -87,7 +87,7 @@ def to_faults(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Faul
 
 
 def rule_text(kind: str, context: Mapping[str, Any], message: str) -> str:
-    """A pydantic error type as a clause that starts with what was wanted."""
+    """Translate a pydantic error type into a rule."""
     words = {
         "missing": "is required",
         "missing_argument": "is required",
@@ -123,7 +123,7 @@ def show_value(value: Any, width: int = 60) -> str:
 
 
 def json_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """JSON Schema of a dataclass, its settings described; what it refers to is put into `definitions`."""
+    """The JSON Schema of a dataclass; the types that it refers to are added to `definitions`."""
     found = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
     definitions.update(found.pop("$defs", {}))
     found["description"] = summary(kind)

@@ -1,11 +1,10 @@
-"""What a store says of the studies that were run with it, so that any machine that reaches it can read them.
+"""What a store knows of the studies that were run with it, so that any machine that reaches it can read them.
 
     studies/NAME/study.json       the study as it was checked, from which everything else is read
-    studies/NAME/forecast.json    what was predicted of each run
-    studies/NAME/progress.json    what runs at this moment; after its end, how the run ended
-
-They are the small files of a results folder. `fetch_results` lays them into a folder elsewhere, and there every
-command that reads results works: the stages come from the store.
+    studies/NAME/forecast.json    the predictions of each run
+    studies/NAME/progress.json    what runs now; after the end, how the run ended
+ These are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
+every command that reads results works: the stages come from the store.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from dgg_ray.core.json_files import read_json, write_json
 from dgg_ray.storage.stage_store import StageStore
 
 STUDY, FORECAST, LIVE = "study.json", "forecast.json", "progress.json"
-NOTE_HOLDS_S = 60.0  # that what is noted of a running study counts as of now
-TELL_EVERY_S = NOTE_HOLDS_S / 4  # a write to an object store costs money, and a reader looks now and then
-END_S = 5.0  # that a store out of reach holds up the end of a run
+FRESH_S = 60.0  # age at which a running study's last report is out of date
+PUBLISH_EVERY_S = FRESH_S / 4  # a write to an object store costs money
+END_S = 5.0  # longest wait at the end of a run for a store that is out of reach
 ANYWHERE = "/a/folder/of/any/machine"
 
 
 @dataclass
 class StatePublisher:
-    """Writes of a run while it goes on, beside its results and into the store.
+    """Publishes the state of a run while it goes on, in its results folder and in the store.
 
-    shared: other machines may run studies of other people with the store: a name that is another study's is
-        a fault, and not simply taken over.
+    shared: whether other machines may use the store for other people's studies. The name of another study is
+        then a fault.
     """
 
     study: Study
     store: StageStore
     out: Path
     shared: bool = False
-    next_told: float = field(default=0.0, init=False)
+    next_publication: float = field(default=0.0, init=False)
     begun: bool = field(default=False, init=False)
-    telling: threading.Thread | None = field(default=None, init=False)
+    publishing: threading.Thread | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         if self.shared and (before := self.store.get_document(document_name(self.study.name, STUDY))):
@@ -71,32 +70,33 @@ class StatePublisher:
         how = "ended" if kind is None else f"failed: {kind.__name__}: {error}"
         how = "stopped" if kind is not None and issubclass(kind, KeyboardInterrupt) else how
         end = time.monotonic() + END_S
-        if self.telling:  # or what it tells might come after what is told now
-            self.telling.join(END_S)
-        self.aside({"at": time.time(), "running": [], "queued": 0, "ended": how})
-        if self.telling:
-            self.telling.join(max(0.0, end - time.monotonic()))
+        if self.publishing:  # so that it does not overwrite the last state
+            self.publishing.join(END_S)
+        self.publish_aside({"at": time.time(), "running": [], "queued": 0, "ended": how})
+        if self.publishing:
+            self.publishing.join(max(0.0, end - time.monotonic()))
 
     def live(self, content: dict[str, Any]) -> None:
-        """The stages that run now: {at, running, queued}. Neither waits nor raises for a store out of reach.
+        """Publish the stages that run now: {at, running, queued}.
 
-        OSError where the folder takes no file."""
+        A store that is out of reach neither delays this nor raises; OSError where the folder takes no file.
+        """
         write_json(self.out / LIVE, content)
         first = bool(content["running"]) and not self.begun
-        if first or time.monotonic() >= self.next_told:
+        if first or time.monotonic() >= self.next_publication:
             self.begun |= first
-            self.next_told = time.monotonic() + TELL_EVERY_S
-            self.aside(content)
+            self.next_publication = time.monotonic() + PUBLISH_EVERY_S
+            self.publish_aside(content)
 
-    def aside(self, content: dict[str, Any]) -> None:
-        """Tell the store in a thread of its own; nothing where the last one is still at it."""
-        if self.telling is None or not self.telling.is_alive():
-            self.telling = threading.Thread(target=self.tell, args=(dict(content),), daemon=True)
-            self.telling.start()
+    def publish_aside(self, content: dict[str, Any]) -> None:
+        """Publish to the store in a thread of its own, unless the last one is still busy."""
+        if self.publishing is None or not self.publishing.is_alive():
+            self.publishing = threading.Thread(target=self.publish, args=(dict(content),), daemon=True)
+            self.publishing.start()
 
-    def tell(self, content: dict[str, Any]) -> None:
+    def publish(self, content: dict[str, Any]) -> None:
         content |= {"host": socket.gethostname(), "pid": os.getpid()}
-        with contextlib.suppress(DggError, OSError):  # only a display: the stages are what counts
+        with contextlib.suppress(DggError, OSError):  # only a display; the stages are what counts
             self.put(FORECAST)
             self.store.put_document(document_name(self.study.name, LIVE), {"content": content})
 
@@ -110,7 +110,7 @@ def document_name(study: str, file: str) -> str:
 
 
 class Entry(NamedTuple):
-    """A study as a store knows it. state: running, ended, stopped, failed: …, silent."""
+    """A study in a store. state: running, ended, stopped, `failed: …`, or silent."""
 
     name: str
     state: str
@@ -119,7 +119,7 @@ class Entry(NamedTuple):
 
 
 def list_studies(store: StageStore) -> list[Entry]:
-    """All studies that were run with the store, by name."""
+    """List all studies that were run with the store, by name."""
     return [
         entry_of(name, files) for name, files in sorted(documents_by_study(store).items()) if STUDY in files
     ]
@@ -127,40 +127,44 @@ def list_studies(store: StageStore) -> list[Entry]:
 
 def entry_of(name: str, files: Mapping[str, Any]) -> Entry:
     live: dict[str, Any] = files.get(LIVE) or {"at": 0.0}
-    fresh = time.time() - live["at"] < NOTE_HOLDS_S
+    fresh = time.time() - live["at"] < FRESH_S
     state = live.get("ended") or ("running" if fresh else "silent")
     return Entry(name, state, live["at"], files[STUDY]["raw"].get("question", ""))
 
 
 def documents_by_study(store: StageStore, prefix: str = "studies/") -> dict[str, dict[str, Any]]:
     """Study → file → its content."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, stored_studies in store.list_documents(prefix):
+    documents: dict[str, dict[str, Any]] = {}
+    for name, document in store.list_documents(prefix):
         _, study, *file = name.split("/")
-        if file[:1] in ([STUDY], [LIVE], [FORECAST]):  # others may keep notes on studies, too
-            found.setdefault(study, {})[file[0]] = stored_studies["content"]
-    return found
+        if file[:1] in ([STUDY], [LIVE], [FORECAST]):  # there may be other documents
+            documents.setdefault(study, {})[file[0]] = document["content"]
+    return documents
 
 
 def fetch_results(store: StageStore, name: str, out: Path) -> Path:
-    """The folder, with what the store says of the study; ResultsError where it has none of that name.
+    """Write what the store holds of a study into a folder, and return the folder.
 
-    ResultsError also for a folder with another study's results, or with stages of its own."""
+    Raises ResultsError where the store has no study of that name, and for a folder with another study's
+    results or with stages of its own.
+    """
     files = documents_by_study(store, document_name(name, "")).get(name, {})
     if STUDY not in files:
-        names = [entry_of.name for entry_of in list_studies(store)]
+        names = [entry.name for entry in list_studies(store)]
         near = f"did you mean {near!r}? " if (near := nearest_name(name, names)) else ""
         raise ResultsError(
             f"{store.url} holds no study {name!r}; {near}it holds {', '.join(names) or 'none'}"
         )
     if (out / "stages").exists():
-        raise ResultsError(f"{out} has stages of its own; name another folder for this copy with --copy")
+        raise ResultsError(
+            f"{out} has stages of its own; name another folder for this copy with --download-to"
+        )
     if there := read_json(out / STUDY):
-        mine, theirs = files[STUDY]["raw"], there.get("raw", {})
-        if mine.get("name") != theirs.get("name") or part_hashes(mine) != part_hashes(theirs):
+        stored, local = files[STUDY]["raw"], there.get("raw", {})
+        if stored.get("name") != local.get("name") or part_hashes(stored) != part_hashes(local):
             raise ResultsError(
-                f"{out} has the results of another study, {theirs.get('name')!r}; name another folder for "
-                f"this copy of {name!r} with --copy"
+                f"{out} has the results of another study, {local.get('name')!r}; name another folder for "
+                f"this copy of {name!r} with --download-to"
             )
     for file, content in files.items():
         write_json(out / file, content | {"store": store.url} if file == STUDY else content)
@@ -168,17 +172,17 @@ def fetch_results(store: StageStore, name: str, out: Path) -> Path:
 
 
 def stored_studies(
-    store: StageStore, gone: Collection[str] = (), known: Collection[str] = ()
+    store: StageStore, deleted: Collection[str] = (), known: Collection[str] = ()
 ) -> Iterator[Study]:
-    """The studies that were run with the store, as they were checked last; without those that are gone.
+    """Yield the studies that were run with the store, as they were checked last.
 
-    Raises StoreInUseError for one that cannot be read, unless it is known from elsewhere.
+    Raises StoreInUseError for a study that cannot be read, unless it is known from elsewhere.
+
+    deleted: names of studies to leave out. known: names of studies that are known from elsewhere.
     """
-    notes = (unquote(name) for name in store.backend.list_names("studies/"))
-    for name in sorted(
-        {document_name.split("/")[1] for document_name in notes if document_name.endswith(f"/{STUDY}.json")}
-        - {*gone}
-    ):
+    documents = (unquote(name) for name in store.backend.list_names("studies/"))
+    names = {path.split("/")[1] for path in documents if path.endswith(f"/{STUDY}.json")}
+    for name in sorted(names - {*deleted}):
         try:
             with tempfile.TemporaryDirectory() as folder:
                 yield saved_study.require_saved_study(fetch_results(store, name, Path(folder)))
@@ -194,16 +198,16 @@ def stored_studies(
 
 
 def part_hashes(raw: Mapping[str, Any]) -> dict[str, str]:
-    """8 hex digits each of what all of a study's stages have in common, wherever its data lie.
+    """Hash each part that all of a study's stages have in common, wherever its data are; 8 hex digits each.
 
-    Orders, seeds, the search and the budget may grow under one name: what was learned stays of use.
+    Orders, seeds, the search and the budget may grow under one name, because finished stages stay useful.
     """
     study, _ = loader.build_study(raw, ANYWHERE, files=False)
     if study is None:
         return {}
     readers = {name: [plugins.plugin_name(r), asdict(r)] for name, r in study.readers.items()}  # type: ignore[arg-type]
     simulated = study.workers.engine == "simulated"
-    found = {
+    parts = {
         "model": [plugins.plugin_name(study.model), asdict(study.model)],  # type: ignore[arg-type]
         "tasks": readers,
         "strategy": [plugins.plugin_name(study.strategy), asdict(study.strategy)],
@@ -211,22 +215,22 @@ def part_hashes(raw: Mapping[str, Any]) -> dict[str, str]:
         "training": asdict(study.training),
         "simulation": asdict(study.simulation) if simulated else None,
     }
-    return {part: digest(without_numbers_type(content))[:8] for part, content in found.items()}
+    return {part: digest(with_text_paths(content))[:8] for part, content in parts.items()}
 
 
-def without_numbers_type(content: Any) -> Any:
-    """With paths as text."""
+def with_text_paths(content: Any) -> Any:
+    """Convert the paths in nested content to text."""
     if isinstance(content, Mapping):
-        return {key: without_numbers_type(value) for key, value in content.items()}
+        return {key: with_text_paths(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [without_numbers_type(value) for value in content]
+        return [with_text_paths(value) for value in content]
     return str(content) if isinstance(content, Path) else content
 
 
-def refuse_another_study(name: str, mine: Mapping[str, str], theirs: Mapping[str, str], where: str) -> None:
-    """StudyError where the name is of a study that learns something else."""
-    differ = [part for part in mine if mine[part] != theirs.get(part)]
+def refuse_another_study(name: str, own: Mapping[str, str], stored: Mapping[str, str], where: str) -> None:
+    """Raise StudyError where the name is that of a study that trains something else."""
+    differ = [part for part in own if own[part] != stored.get(part)]
     if differ:
         rule = f"is the name of a study at {where} with another {' and '.join(differ)}"
-        todo = "give this one another name, or undo that change to go on with the other"
+        todo = "give this one another name, or undo that change to continue the other"
         raise StudyError([Fault("name", f"{rule}; {todo}", repr(name))], name)

@@ -1,14 +1,14 @@
-"""YAML → plain data, as a person reads it; what two readers of YAML take for two things is a fault.
+"""Read YAML as a person reads it; notation that two versions of YAML read differently is a fault.
 
     -12  0x1f  1_000       whole numbers, of 63 bits         true yes on       true; false no off: false
     1.5  .5  1e-3          numbers                           ~ null            nothing
     2026-11-29  a  "12"    text, exactly as it is written    keys              always text, as written
 
     010     8 in YAML 1.1, 10 in 1.2       1:30        90 in YAML 1.1, text in 1.2
-    0,01    two entries inside braces      .inf 1e999  no as_number that can be reckoned with
+    0,01    two entries inside braces      .inf 1e999  not finite
 
-Faults, too: a key that stands twice, a tag, an alias inside what it names, aliases that make a short file
-long. Anchors and the merge key `<<` are followed.
+Also faults: a repeated key, a tag, an alias inside what it names, and aliases that expand a short file into a
+long one. Anchors and the merge key `<<` are supported.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import yaml
 from dgg_ray.config.parsing import LARGEST, WHOLE, show_value
 from dgg_ray.core.errors import Fault
 
-LONGEST = 2**20  # characters of a file: a list of seeds fits in, data do not belong here
-DEEPEST = 40  # lists in lists; the deepest setting stands at 6
-SPARE = 10_000  # values that aliases may add to those that are written
+LONGEST = 2**20  # characters of a file: room for a list of seeds; data do not belong here
+DEEPEST = 40  # nesting; the deepest setting is at 6
+SPARE = 10_000  # values that aliases may add to the written ones
 
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+(\.[0-9_]*)?")
 CLOCK = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9]*)?")
@@ -42,9 +42,9 @@ PLAIN, TAG = "plain", "tag:yaml.org,2002:"
 
 
 class LineNumbers(dict[str, int]):
-    """1-based line of each dotted path.
+    """The 1-based line of each dotted path.
 
-    written: path → (as it stands in the file, as it was read_yaml), for numbers, booleans and nothing.
+    written: path → (text in the file, value read), for numbers, booleans and null.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,13 @@ class LineNumbers(dict[str, int]):
 
 
 class Loader(yaml.SafeLoader):
-    """Leaves plain scalars unread; YAML 1.1's own resolvers are what this file is written against."""
+    """Leaves plain scalars as text, in place of YAML 1.1's own resolvers."""
 
     yaml_implicit_resolvers = {None: [(PLAIN, re.compile(""))]}  # noqa: RUF012
 
 
 class UnreadableYamlError(Exception):
-    """The text is no YAML; holds the fault."""
+    """The text is not YAML; holds the fault."""
 
     def __init__(self, rule: str, line: int = 0) -> None:
         super().__init__(rule)
@@ -67,7 +67,7 @@ class UnreadableYamlError(Exception):
 
 
 def read_yaml(text: str) -> tuple[Any, LineNumbers, list[Fault]]:
-    """(content, lines, faults of notation); Unreadable where it is no YAML."""
+    """Read a text: (content, lines, faults of notation). Raises UnreadableYamlError where it is not YAML."""
     if len(text) > LONGEST:
         raise UnreadableYamlError(f"must have at most {LONGEST:,} characters, has {len(text):,}")
     try:
@@ -82,21 +82,21 @@ def read_yaml(text: str) -> tuple[Any, LineNumbers, list[Fault]]:
 
 
 def parse_error(error: yaml.YAMLError, text: str) -> UnreadableYamlError:
-    """The parser's complaint with its line; its two most frequent ones in plain words."""
+    """Translate the parser's error, with its line; the two most frequent ones in plain words."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     line = mark.line + 1 if mark else 0
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, int(error.position)) + 1
     if "another document" in problem:
-        problem = "it must hold one document, and a second one begins here (`---`)"
+        problem = "a file must hold one document, and a second one begins here (`---`)"
     elif "'\\t'" in problem:
-        problem = "a tab stands here; only spaces indent"
+        problem = "there is a tab here; indent with spaces"
     return UnreadableYamlError(f"must be YAML: {problem}", line)
 
 
 class NodeReader:
-    """One pass over a text's nodes; `inside` are those that are being read_yaml, by identity."""
+    """Reads a text's nodes in one pass. inside: identities of the nodes that are being read."""
 
     def __init__(self, text: str) -> None:
         self.text, self.lines, self.faults = text, LineNumbers(), list[Fault]()
@@ -107,7 +107,7 @@ class NodeReader:
         self.faults.append(Fault(at or "study", rule, found, line=node.start_mark.line + 1))
 
     def value(self, node: yaml.Node, at: str, depth: int) -> Any:
-        """The value at a path; None after a fault."""
+        """Read the value at a path; None after a fault."""
         self.count += 1
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, at)
@@ -115,10 +115,10 @@ class NodeReader:
         if node.tag not in (PLAIN, f"{TAG}{kind}"):
             self.fault(at, "tags have no meaning in a study: leave it out", node, f"`{node.tag}`")
         if id(node) in self.inside:
-            self.fault(at, "an alias stands inside what it names, which would never end", node)
+            self.fault(at, "an alias is inside the value that it names, which would never end", node)
             return None
         if self.count > len(self.text) + SPARE:
-            raise UnreadableYamlError("its aliases make too much of it: write out what is meant")
+            raise UnreadableYamlError("its aliases expand to too many values: write them out")
         if depth > DEEPEST:
             raise UnreadableYamlError(
                 f"must not be nested deeper than {DEEPEST} lists or mappings", node.start_mark.line + 1
@@ -147,32 +147,32 @@ class NodeReader:
             if key.tag == PLAIN and name == "<<":
                 merged_items = {**self.merge(value, at, depth), **merged_items}
                 continue
-            if last and (as_number := self.with_comma(*last, key, value)):
-                self.fault(last[0], "a number is written with a point, not with a comma", key, as_number)
+            if last and (text := self.with_comma(*last, key, value)):
+                self.fault(last[0], "a number is written with a point, not with a comma", key, text)
                 continue
             if not name:
-                self.fault(at, "a name must stand before the colon", key)
+                self.fault(at, "needs a name before the colon", key)
                 continue
             if name in found:
-                self.fault(inner, "stands twice", key)
+                self.fault(inner, "is given twice", key)
             self.lines[inner] = key.start_mark.line + 1
             found[name] = self.value(value, inner, depth + 1)
             last = inner, value
         return {**{k: v for k, v in merged_items.items() if k not in found}, **found}
 
     def merge(self, node: yaml.Node, at: str, depth: int) -> dict[str, Any]:
-        """Entries that `<<` takes from another mapping, or from several, the first before the others."""
-        several = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        found: dict[str, Any] = {}
-        for one in several:
-            if isinstance(one, yaml.MappingNode):
-                found = {**(self.value(one, at, depth + 1) or {}), **found}
+        """Read the entries that `<<` takes from one mapping or several; the first one wins."""
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        entries: dict[str, Any] = {}
+        for source in sources:
+            if isinstance(source, yaml.MappingNode):
+                entries = {**(self.value(source, at, depth + 1) or {}), **entries}
             else:
-                self.fault(f"{at}.<<" if at else "<<", "must be an alias of a mapping", one)
-        return found
+                self.fault(f"{at}.<<" if at else "<<", "must be an alias of a mapping", source)
+        return entries
 
     def with_comma(self, at: str, before: yaml.Node, key: yaml.ScalarNode, value: yaml.Node) -> str:
-        """`0,01` inside braces is a 0 and an entry called 01; empty where nothing looks like it."""
+        """Find `0,01` inside braces, which YAML reads as 0 and an entry named 01; empty if there is none."""
         empty = isinstance(value, yaml.ScalarNode) and value.start_mark.index == value.end_mark.index
         if not (empty and isinstance(before, yaml.ScalarNode) and before.tag == key.tag == PLAIN):
             return ""
@@ -202,7 +202,7 @@ class NodeReader:
         return found
 
     def written_text(self, node: yaml.ScalarNode, at: str) -> str:
-        """The text; `"\\ud83d\\ude00"`, as JSON writes what lies beyond 16 bits, is one character."""
+        """Read a text; `"\\ud83d\\ude00"`, as JSON writes characters beyond 16 bits, is one character."""
         text = node.value
         if UNWRITABLE.search(text):
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -215,17 +215,19 @@ class NodeReader:
 
 
 def ambiguity(text: str) -> str:
-    """Say why a plain scalar must be written otherwise; empty where it need not."""
+    """Say why a plain scalar must be written differently; empty where it need not."""
     if LEADING_ZERO.fullmatch(text):
         plain = re.sub(r"^([-+]?)0[0_]*(?=[0-9])", r"\1", text)
-        return f"begins with 0, which some read to base 8: write {plain}, or '{text}' for text"
+        return f"begins with 0, which YAML 1.1 reads as base 8: write {plain}, or '{text}' for text"
     if CLOCK.fullmatch(text):
-        return f"holds a colon, which some read to base 60: write '{text}' for text, or [1, 2] for a list"
+        return (
+            f"holds a colon, which YAML 1.1 reads as base 60: write '{text}' for text, or [1, 2] for a list"
+        )
     return ""
 
 
 def as_number(text: str) -> int | float | str:
-    """The as_number; the text where it is none. OverflowError says why it cannot be held."""
+    """Read a number; the text if it is none. Raises OverflowError with the reason if it is out of range."""
     if DECIMAL.fullmatch(text) or BASED.fullmatch(text):
         found = int(text, 0) if len(text) < 100 else LARGEST  # Python itself refuses very long ones
         if not -LARGEST <= found < LARGEST:
@@ -239,7 +241,7 @@ def as_number(text: str) -> int | float | str:
     if abs(found) == float("inf"):
         raise OverflowError("must be a finite number: the largest is about 1.8e308")
     if not found and re.search("[1-9]", re.split("[eE]", text)[0]):
-        raise OverflowError("is too small to be told from 0: write 0")
+        raise OverflowError("is too small to be distinguished from 0: write 0")
     return found
 
 
@@ -247,9 +249,9 @@ def as_number(text: str) -> int | float | str:
 
 
 def add_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
-    """The faults with their lines; where a text was read_yaml as something else, with how to write it.
+    """Add lines to faults, and a hint where a text was read as something else.
 
-    Of a path with a fault of notation nothing else is said.
+    A path with a fault of notation has no other fault.
     """
     noted = {fault.path for fault in faults if fault.line and not fault.file}
     for fault in faults:
@@ -260,14 +262,14 @@ def add_lines(faults: list[Fault], lines: dict[str, int]) -> Iterator[Fault]:
 
 
 def line_of(path: str, lines: dict[str, int]) -> int:
-    """The line of a path, or of the nearest one above it; 0 where none is known."""
+    """The line of a path, or of its nearest known parent; 0 where none is known."""
     while path and path not in lines:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     return lines.get(path, 0)
 
 
 def add_hint(fault: Fault, lines: dict[str, int]) -> Fault:
-    """A fault that comes from how YAML reads a word or a as_number says so."""
+    """Add a hint to a fault that comes from how YAML reads a word or a number."""
     written = lines.written if isinstance(lines, LineNumbers) else {}
     text, value = written.get(fault.path) or written.get(fault.path.removesuffix("[0]")) or ("", None)
     if text and fault.found == show_value(value) and text.lower() != str(value).lower():

@@ -103,8 +103,8 @@ def _entry_points(kind: str, python_path: tuple[str, ...]) -> dict[str, tuple[Pl
     if kind not in ENTRY_POINT_KINDS:
         return by_name
     for point in importlib.metadata.entry_points(group=f"dgg_ray.{kind}"):
-        metadata = point.dist.metadata if point.dist else {}
-        package = " ".join(str(metadata.get(key) or "") for key in ("Name", "Version"))
+        metadata = dict(point.dist.metadata.items()) if point.dist else {}  # type: ignore[attr-defined]
+        package = " ".join(metadata.get(key, "") for key in ("Name", "Version"))
         location = PluginLocation(point.module, point.attr, f"installed package {package} ({point.value})")
         by_name[point.name] = (*by_name.get(point.name, ()), location)
     return by_name
@@ -248,7 +248,7 @@ def class_faults(cls: Any, base: type, module: ModuleType, name: str) -> Iterato
         yield Fault("name", f"must name a subclass of {base.__name__}", repr(name))
         return
     if inspect.isabstract(cls):
-        missing = ", ".join(sorted(cls.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         yield Fault("name", f"{file_name(module)} must define {missing}", repr(cls.__name__))
     if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
         rule = "must stand at the top of its module under its own name, where every worker finds it"

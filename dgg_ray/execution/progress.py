@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from dgg_ray.config.registry import LIVE, NOTE_HOLDS_S
+from dgg_ray.config.registry import LIVE, FRESH_S
 from dgg_ray.core.json_files import read_json
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.terminal import warn
@@ -252,6 +252,6 @@ class Display:
 def read_live(out: Path) -> dict[str, Any]:
     """What is running into a folder now: {running, queued}; both empty where nothing is."""
     live = read_json(out / LIVE)
-    if not live or time.time() - live["at"] >= NOTE_HOLDS_S:
+    if not live or time.time() - live["at"] >= FRESH_S:
         return {"running": [], "queued": 0}
     return {"running": live["running"], "queued": live["queued"]}

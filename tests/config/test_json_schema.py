@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dgg_ray.config.descriptions import descriptions, sentence, told
+from dgg_ray.config.descriptions import descriptions, sentence, described_names
 from dgg_ray.config.json_schema import schema
 from dgg_ray.config.sections import Workers
 from dgg_ray.core import plugins
@@ -45,7 +45,7 @@ def test_a_docstring_describes_fields_with_lines_that_go_on():
     No field here: not one, for it has spaces.
         neither this.
     """
-    assert told(doc) == {
+    assert described_names(doc) == {
         "one": "Of each kind; and more.",
         "two": "Of each kind; and more.",
         "three": "α, a symbol.",

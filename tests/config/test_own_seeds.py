@@ -81,7 +81,9 @@ def test_plan_says_what_either_way_costs_a_setting():
     # Two orders on each of four beginnings of two tasks: 4 · (2 + 2 · 2) = 24 stages, and 8 · 4 = 32 apart.
     shared = study(None, own=False, design="shared_prefix")
     said = str(plan(shared, MemoryStore()))
-    assert "all orders share seed 0, and the results depend on it; `seeds: per_order` would make orders" in said
+    assert (
+        "all orders share seed 0, and the results depend on it; `seeds: per_order` would make orders" in said
+    )
     assert "independent, at 32 stages per setting instead of 24" in said
     own = str(plan(replace(shared, own_seeds=True), MemoryStore()))
     assert "each order has its own, so orders are independent; shared seeds would train 24 stages" in own

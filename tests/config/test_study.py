@@ -169,7 +169,12 @@ TWICE = "[words, charts, digits]"
         ),
         ("trials: 4", "objective: fa", "search.objective", "Did you mean 'faa'?"),
         ("trials: 4", "objective: forgetting", "search.objective", "falls as final scores rise"),
-        ("trials: 4", "objective: forward_transfer", "search.objective", "has no value on evaluations of the tasks"),
+        (
+            "trials: 4",
+            "objective: forward_transfer",
+            "search.objective",
+            "has no value on evaluations of the tasks",
+        ),
         ("trials: 4", "seed: -1", "search.seed", "must be at least 0, got -1"),
         (
             "design: random, count: 2",
@@ -191,7 +196,7 @@ TWICE = "[words, charts, digits]"
             "must be different numbers",
         ),
         ("seeds: [0, 3]", "seeds: [0, x]", "seeds[1]", "must be a whole number, got 'x'"),
-        ("seeds: [0, 3]", "seeds: [0]\nseeds: [1]", "seeds", "stands twice"),
+        ("seeds: [0, 3]", "seeds: [0]\nseeds: [1]", "seeds", "is given twice"),
         ("train: 12", "train: 3", "tasks[0].train", "must be at least"),
         ("buffer: 5", "buffer: 05", "strategy.buffer", "line 7  strategy.buffer: begins with 0"),
         ("[0, 3]", "[1:30]", "seeds[0]", "holds a colon"),
@@ -328,7 +333,9 @@ def test_a_relative_store_is_kept_from_where_the_study_was_run(load, tmp_path, m
     study = load(GOOD + "output: {store: shared}\n")
     saved_study.save_study(study, tmp_path / "out")
     monkeypatch.chdir("/")
-    assert saved_study.require_saved_study(tmp_path / "out").store(tmp_path / "out") == open_store(tmp_path / "shared")
+    assert saved_study.require_saved_study(tmp_path / "out").store(tmp_path / "out") == open_store(
+        tmp_path / "shared"
+    )
 
 
 @pytest.mark.parametrize("design", ["shared_prefix", "extreme"])

@@ -144,4 +144,6 @@ def test_a_damaged_study_file_is_said_and_replaced(case, tmp_path, content):
     assert warm_start.restore_warm_starts(case, tmp_path) == case
     saved_study.save_study(case, tmp_path)
     assert (tmp_path / saved_study.PREVIOUS_STUDY).read_text(encoding="utf-8") == content
-    assert json.loads((tmp_path / saved_study.SAVED_STUDY).read_text(encoding="utf-8"))["raw"]["name"] == "case"
+    assert (
+        json.loads((tmp_path / saved_study.SAVED_STUDY).read_text(encoding="utf-8"))["raw"]["name"] == "case"
+    )

@@ -19,7 +19,9 @@ def test_the_similarity_is_the_mean_coefficient_of_words_and_pictures():
     a = task(("how many red", "two", BLACK), ("how many red", "two", WHITE))
     b = task(("how many blue", "three", BLACK))
     # questions: two of three words in common, √(1/3 · 1/3) each; answers: none; pictures: √(1/2 · 1)
-    assert similarity_matrix([profile_of(a), profile_of(b)])[0][1] == pytest.approx((2 / 3 + 0 + 0.5**0.5) / 3)
+    assert similarity_matrix([profile_of(a), profile_of(b)])[0][1] == pytest.approx(
+        (2 / 3 + 0 + 0.5**0.5) / 3
+    )
 
 
 def test_a_task_is_similar_to_itself_and_similarity_is_mutual():

@@ -49,13 +49,13 @@ def test_a_value_is_what_a_person_reads(text, meant):
         ("08", "write 8, or '08' for text"),
         ("00.5", "write 0.5, or"),
         ("1:30", "write '1:30' for text"),
-        ("190:20:30.15", "some read to base 60"),
+        ("190:20:30.15", "YAML 1.1 reads as base 60"),
         ("9223372036854775808", "whole number of 63 bits"),
         ("1" * 5000, "whole number of 63 bits"),
         (".nan", "must be a finite number"),
         ("-.inf", "must be a finite number"),
         ("1e999", "the largest is about 1.8e308"),
-        ("1e-999", "is too small to be told from 0"),
+        ("1e-999", "is too small to be distinguished from 0"),
         ("!!int '5'", "tags have no meaning"),
         ("!!python/name:os.system", "tags have no meaning"),
         ("&x [*x]", "would never end"),
@@ -79,8 +79,8 @@ def test_a_comma_inside_braces_is_one_fault_at_the_number():
 
 def test_keys_are_text_as_they_are_written():
     assert yaml_reader.read_yaml("no: 1\n5: 2\n010: 3\n1e3: 4\n")[0] == {"no": 1, "5": 2, "010": 3, "1e3": 4}
-    assert "stands twice" in fault("'5': 1\n5: 2\n")
-    assert "must stand before the colon" in fault("a: {'': 1}\n")
+    assert "is given twice" in fault("'5': 1\n5: 2\n")
+    assert "before the colon" in fault("a: {'': 1}\n")
     assert "must be text" in fault("? [a]\n: 1\n")
 
 
@@ -104,11 +104,11 @@ def laughs(levels):
 @pytest.mark.parametrize(
     ("text", "said", "line"),
     [
-        (laughs(9), "its aliases make too much of it", 0),
+        (laughs(9), "its aliases expand to too many values", 0),
         ("a: " + "[" * 60 + "]" * 60, "nested deeper than 40", 1),
         ("a: " + "[" * 5000 + "]" * 5000, "nested deeper than 40", 0),
         ("a: 1\n---\nb: 2\n", "a second one begins here", 2),
-        ("a:\n\tb: 2\n", "only spaces indent", 2),
+        ("a:\n\tb: 2\n", "indent with spaces", 2),
         ("a: 1\nb: \x07", "must be YAML", 2),
         ("a: *nobody\n", "undefined alias", 1),
         ("a: " + "x" * 2**20, "at most 1,048,576 characters", 0),

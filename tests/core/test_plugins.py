@@ -261,8 +261,76 @@ def test_a_study_uses_a_strategy_that_lies_beside_its_file(tmp_path, mine):
     )
 
 
+def test_a_strategy_that_miscounts_its_replayed_examples_is_a_fault(tmp_path, mine):
+    text = STRATEGY + "    def replayed_examples(self, sizes):\n        return {}\n"
+    for wrong, found in (
+        ("{'charts': 3}", "a mapping"),
+        ("{'words': 0.5}", "a mapping"),
+        ("{}[0]", "KeyError: 0"),
+    ):
+        with pytest.raises(StudyError, match="strategy: replayed_examples must give") as error:
+            plan(tmp_path, mine(text.replace("return {}", f"return {wrong}")))
+        assert found in str(error.value)
+
+
+PER_TASK = """
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+from dgg_ray.plugin import Protection, Strategy
+
+
+@dataclass(frozen=True)
+class Mine(Strategy):
+    per_task: ClassVar = {"strength": 0.5}
+    strength: float | Mapping[str, float] = 0.1
+
+    def protection(self, task, earlier):
+        strength = self.strength
+        return Protection(strength.get(task, 0.5) if isinstance(strength, Mapping) else strength)
+"""
+
+
+def test_a_per_task_setting_of_a_users_strategy_is_checked_like_alpha(tmp_path, mine):
+    name = mine(PER_TASK)
+    text = STUDY % name
+    strategy = f'strategy: {{name: "{name}:Mine"}}'
+    study = tmp_path / "study.yaml"
+    study.write_text(text.replace(strategy, strategy.replace("}", ", strength: {wrods: 0.1}}")))
+    with pytest.raises(StudyError, match=r"strategy\.strength\.wrods: no such task\. Did you mean 'words'\?"):
+        load_study(study)
+    study.write_text(text.replace(strategy, strategy.replace("}", ", strength: {words: 0.1}}")))
+    warning = (
+        "strategy.strength names no value for `digits`, which will be trained with strategy.strength = 0.5"
+    )
+    assert warning in load_study(study).warnings
+
+
+@pytest.mark.whole
+def test_a_per_task_setting_of_a_users_strategy_is_searched_like_alpha(tmp_path, mine):
+    """Without noise, a strategy that pulls as DGG does gets the values that DGG's α gets."""
+    search = "search: {method: stagewise, space: {strategy.%s: {per_task: [0, 0.1, 0.3, 1.0]}}}\n"
+    search += "simulation: {noise: 0, evaluation_noise: false}\n"
+    search += "protocol: {baselines: [constant, two_task, curve_optimum], max_new_tokens: 1}\n"
+    tasks = "  - {name: charts, reader: embedded, train: 12, validation: 10, test: 10}\nstrategy:"
+    text = STUDY.replace("protocol: {baselines: [], max_new_tokens: 1}\n", search)
+    text = text.replace("strategy:", tasks, 1).replace("[[digits, words]]", "[[digits, words, charts]]")
+    chosen = {}
+    for setting, name in (("alpha", "dgg, buffer: 0"), ("strength", f'"{mine(PER_TASK)}:Mine"')):
+        study = tmp_path / f"{setting}.yaml"
+        study.write_text(text.replace('"%s:Mine"', name).replace("strategy.%s", f"strategy.{setting}"))
+        out = tmp_path / setting
+        run_study(load_study(study), out, local=True)
+        columns = [f"strategy.{setting}.{task}" for task in ("words", "charts")]
+        settings = pd.read_csv(out / "settings.csv")
+        chosen[setting] = settings[columns].dropna().drop_duplicates().to_numpy().tolist()
+    assert len(chosen["alpha"]) > 1
+    assert chosen["alpha"] == chosen["strength"]
+
+
 def test_a_users_scorer_is_part_of_the_evaluations_key(tmp_path, mine):
-    text = "from dgg_ray.core.interfaces import Score\n\n\ndef mark(predictions, examples):\n    return Score({}, ())\n"
+    text = "from dgg_ray.plugin import Score\n\n\n"
+    text += "def mark(predictions, examples):\n    return Score({}, ())\n"
     study = plan(tmp_path, mine(STRATEGY))
     keys = set()
     for value in ("0.0", "0.5"):
@@ -274,7 +342,8 @@ def test_a_users_scorer_is_part_of_the_evaluations_key(tmp_path, mine):
 
 def test_a_partial_function_is_hashed_with_the_file_that_names_it(tmp_path, mine):
     text = "from functools import partial\nfrom dgg_ray.scorers.exact_match import score as full\n\n\n"
-    text += "def half(predictions, examples, by):\n    return full(predictions, examples)\n\n\nmark = partial(half, by={})\n"
+    text += "def half(predictions, examples, by):\n    return full(predictions, examples)\n\n\n"
+    text += "mark = partial(half, by={})\n"
     name = mine(text.format(2))
     before = plugins.plugin_hash("scorers", f"{name}:mark")
     assert list(sources.own_files(plugins.find("scorers", f"{name}:mark"), name)) == [name]
@@ -287,7 +356,7 @@ def test_settings_of_a_users_model_are_part_of_its_keys(tmp_path, mine):
     text += "@dataclass(frozen=True)\nclass Tiny(Embedded):\n    side: int = 28\n    path: str = ''\n"
     cls, study = plugins.find("models", mine(text) + ":Tiny"), plan(tmp_path, mine(STRATEGY))
     models = [cls(28), cls(56), cls(28, path="elsewhere")]
-    a, b, elsewhere = (replace(study, model=model).fingerprint_here() for model in models)
+    a, b, elsewhere = (replace(study, model=model).local_fingerprint() for model in models)
     assert a == elsewhere != b
 
 
@@ -372,9 +441,9 @@ class Mine(Reader):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("return None", "must give a Task"),
+        ("return None", "must return a Task"),
         ("return {}['words']", "raised KeyError: 'words'"),
-        ("return Task(name, {}, {})", "must give examples for train"),
+        ("return Task(name, {}, {})", "must return examples for train"),
         ("return Task(name, {s: [Example('1', 'q', 3)] for s in SPLITS}, {})", "answer must be text, is int"),
     ],
 )

@@ -174,7 +174,7 @@ def test_running_a_study_from_python_prints_the_commands_warnings(study, monkeyp
     monkeypatch.setattr(api, "run_checked_study", lambda study, out, *how: "run")
     assert api.run_study(asked, tmp_path / "out") == "run"
     err = capsys.readouterr().err
-    assert "warning: test is so small that one answer is worth more than a point" in err
+    assert "warning: one answer in test is worth more than a point" in err
     assert "warning: one: 1 of 2 gold answers in test need up to" in err
 
 
