@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart find-alpha find-alpha-whole robustness test test-core test-all check format benchmark clean
+.PHONY: quickstart find-alpha find-alpha-whole robustness test test-core test-all check docs format benchmark clean
 
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
@@ -21,9 +21,9 @@ find-alpha-whole: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not browser and not gpu"
 
-# Without Ray, whole studies and processes of its own.
+# Without Ray, whole studies, processes of its own and simulations of thousands of studies: to run after each edit.
 test-core: .venv/ready
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not whole and not slow and not browser and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not whole and not statistics and not slow and not browser and not gpu"
 
 test-all: .venv/ready
 	$(BIN)/pytest
@@ -33,6 +33,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+# Strict: a link that leads nowhere fails.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: .venv/ready
 	$(BIN)/ruff format .

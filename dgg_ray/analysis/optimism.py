@@ -372,7 +372,7 @@ def untestable_reason(lead: Difference, blocks: int) -> str:
 
 
 def held_out_sentences(results: Results, state: AuditedState) -> list[str]:
-    """Give the same difference on held-out blocks, which took no part in the choice, if both settings ran there."""
+    """Give the same difference on held-out blocks, where the choice had no influence, if both ran there."""
     setup, split = results.setup, final_split(results)
     if not setup.held_out:
         return []

@@ -93,21 +93,45 @@ def all_names(kind: str) -> tuple[str, ...]:
 
 def installed(kind: str) -> Mapping[str, tuple[PluginLocation, ...]]:
     """Return the plug-ins of a kind that installed packages offer, by name; nothing is imported."""
-    return _entry_points(kind, tuple(sys.path))
-
-
-@lru_cache(maxsize=32)
-def _entry_points(kind: str, python_path: tuple[str, ...]) -> dict[str, tuple[PluginLocation, ...]]:
-    """Read the entry points of all installed packages; once for each state of Python's path."""
     by_name: dict[str, tuple[PluginLocation, ...]] = {}
-    if kind not in ENTRY_POINT_KINDS:
-        return by_name
-    for point in importlib.metadata.entry_points(group=f"dgg_ray.{kind}"):
-        metadata = dict(point.dist.metadata.items()) if point.dist else {}  # type: ignore[attr-defined]
-        package = " ".join(metadata.get(key, "") for key in ("Name", "Version"))
-        location = PluginLocation(point.module, point.attr, f"installed package {package} ({point.value})")
-        by_name[point.name] = (*by_name.get(point.name, ()), location)
+    packages = set[str]()
+    for folder in sys.path:
+        for package, points in _entry_points(folder or ".", _modified_ns(folder or ".")).items():
+            if package in packages:  # an earlier folder of the path hides it
+                continue
+            packages.add(package)
+            for group, name, location in points:
+                if group == f"dgg_ray.{kind}":
+                    by_name[name] = (*by_name.get(name, ()), location)
     return by_name
+
+
+def _modified_ns(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=256)
+def _entry_points(folder: str, modified_ns: int) -> dict[str, list[tuple[str, str, PluginLocation]]]:
+    """Read the entry points in one folder of Python's path: package → (group, name, location) of each.
+
+    Reading all packages takes a tenth of a second, so a folder is read again only if it was modified.
+    """
+    groups = {f"dgg_ray.{kind}" for kind in ENTRY_POINT_KINDS}
+    by_package: dict[str, list[tuple[str, str, PluginLocation]]] = {}
+    for distribution in importlib.metadata.distributions(path=[folder]):
+        points = [point for point in distribution.entry_points if point.group in groups]
+        if not points:
+            continue
+        metadata = distribution.metadata
+        name = metadata["Name"] or ""
+        for point in points if name not in by_package else ():
+            provider = f"installed package {name} {metadata['Version']} ({point.value})"
+            location = PluginLocation(point.module, point.attr, provider)
+            by_package.setdefault(name, []).append((point.group, point.name, location))
+    return by_package
 
 
 def is_import_path(name: str) -> bool:
@@ -205,11 +229,11 @@ def import_rule(location: PluginLocation, name: str, problem: Exception) -> str:
     rule = f"{location.module} must be importable: {type(problem).__name__}: {problem}"
     if location.provider != name and location.outside:
         rule = f"of the {location.provider}: {rule}"
-    place = error_records.plugin_location(problem)
+    line = error_records.plugin_location(problem)
     if isinstance(problem, SyntaxError):
-        place = f"{problem.filename}, line {problem.lineno}"
-    if place:
-        rule += f" ({place})"
+        line = f"{problem.filename}, line {problem.lineno}"
+    if line:
+        rule += f" ({line})"
     if isinstance(problem, ModuleNotFoundError):
         rule += "; its package must be installed on this machine, or its file lie beside the study file"
     return rule
@@ -238,7 +262,7 @@ def load_class(module: ModuleType, attribute: str, base: type, name: str) -> typ
     if fault := next(class_faults(cls, base, module, name), None):
         raise StudyError([fault])
     if issubclass(cls, interfaces.Strategy) and (faults := list(strategy_checks.hook_faults(cls))):
-        raise StudyError([Fault("name", rule, found, near) for rule, found, near in faults], "strategies")
+        raise StudyError([Fault("name", *fault) for fault in faults], "strategies")
     return cls
 
 

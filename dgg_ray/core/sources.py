@@ -49,12 +49,12 @@ DIGEST_WHEN_READ: dict[Path, str] = {}  # file → its digest when this process 
 
 
 @functools.cache
-def source_digest(plugin: Any, named: str = "") -> str:
+def source_digest(plugin: Any, named_module: str = "") -> str:
     """Hash the source of a class, function or module; StudyError where it stands in no file.
 
-    named: the module under which a study asks for a function; the function may be defined in another one.
+    named_module: the module under which a study asks for a function, which may be defined in another one.
     """
-    own, shipped = source_files(plugin, named)
+    own, shipped = source_files(plugin, named_module)
     if not own:
         return ""
     digests = {name: file_digest(file) for name, file in sorted((own | shipped).items())}
@@ -63,28 +63,28 @@ def source_digest(plugin: Any, named: str = "") -> str:
     return digest(digests)[:16]
 
 
-def edited_files(plugin: Any, named: str = "") -> list[Path]:
+def edited_files(plugin: Any, named_module: str = "") -> list[Path]:
     """List the plug-in's files that changed since this process imported or first hashed them."""
     return [
         file
-        for name, file in own_files(plugin, named).items()
+        for name, file in own_files(plugin, named_module).items()
         if DIGEST_WHEN_READ.get(file, "") not in ("", file_digest(file)) or is_stale(name)
     ]
 
 
-def own_files(plugin: Any, named: str = "") -> dict[str, Path]:
+def own_files(plugin: Any, named_module: str = "") -> dict[str, Path]:
     """Return dotted name → file of the user's own modules that bear on a plug-in."""
-    return source_files(plugin, named)[0]
+    return source_files(plugin, named_module)[0]
 
 
-def source_files(plugin: Any, named: str = "") -> tuple[dict[str, Path], dict[str, Path]]:
+def source_files(plugin: Any, named_module: str = "") -> tuple[dict[str, Path], dict[str, Path]]:
     """Return dotted name → file of the user's own modules behind a plug-in, and of shipped ones.
 
     The shipped ones are those that the own modules build on: another release may ship them changed.
     """
     to_visit = defining_modules(plugin)
-    if named:
-        to_visit.append(named)
+    if named_module:
+        to_visit.append(named_module)
     own_packages = {name.partition(".")[0] for name in to_visit} - {PACKAGE, *sys.stdlib_module_names}
     own: dict[str, Path] = {}
     shipped: dict[str, Path] = {}
@@ -118,7 +118,7 @@ def defining_modules(plugin: Any) -> list[str]:
         definitions = [c for c in inspect.getmro(plugin) if c is plugin or any(map(is_of_package, c.__mro__))]
     for definition in definitions:
         if getattr(sys.modules.get(definition.__module__), "__file__", None) is None:
-            rule = "must stand in a file, by whose source its stages are told from those of an edited version"
+            rule = "must stand in a file: its source is part of the stage keys"
             found = f"{definition.__module__}:{getattr(definition, '__qualname__', definition)}"
             raise StudyError([Fault("name", rule, found)])
     return [definition.__module__ for definition in definitions]

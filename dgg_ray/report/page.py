@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,8 @@ def latex_table(comparison: pd.DataFrame, split: str) -> str:
         r"\midrule",
     ]
     for label, group in comparison.groupby("label", sort=False):
-        cells: Mapping[str, Mapping[str, Any]] = {row["metric"]: row for row in group.to_dict("records")}
-        lines.append(
-            " & ".join([escape(label), *(escape(format_score(cells[name])) for name in METRIC_LABELS)])
-            + r" \\"
-        )
+        rows: list[Any] = group.to_dict("records")
+        by_metric = {row["metric"]: row for row in rows}
+        cells = [escape(label), *(escape(format_score(by_metric[metric])) for metric in METRIC_LABELS)]
+        lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -18,7 +18,7 @@ ENLARGE_UP_TO = 64  # pixels of the longer side: smaller pictures are enlarged w
 def thumbnail(picture: Path | np.ndarray) -> tuple[str, int]:
     """Return the data URI of a small copy of a picture, and its width on the page in CSS pixels.
 
-    picture: a file, which is converted as for the model (`image_conversion.to_rgb`), or pixels (H, W, 3) uint8.
+    picture: a file, converted as for the model (`image_conversion.to_rgb`), or pixels (H, W, 3) in uint8.
     Raises OSError for a file that is not a picture, and what `to_rgb` raises.
     """
     if isinstance(picture, np.ndarray):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dgg_ray.config.descriptions import descriptions, sentence, described_names
+from dgg_ray.config.descriptions import described_names, descriptions, sentence
 from dgg_ray.config.json_schema import schema
 from dgg_ray.config.sections import Workers
 from dgg_ray.core import plugins

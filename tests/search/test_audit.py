@@ -52,14 +52,19 @@ def test_one_block_cannot_tell_a_branch_that_looks_better_from_luck():
     text = said([1.2], [-3.0])
     assert "1 of them looked better than the best that was kept." in text
     assert "On average they ended 0.9 points (1 block) below it" in text
-    assert "ended 1.2 points (1 block) above it. It looked better, but one block cannot rule out chance." in text
+    assert (
+        "ended 1.2 points (1 block) above it. It looked better, but one block cannot rule out chance." in text
+    )
     assert "wrong" not in text
 
 
 def test_a_lead_whose_interval_holds_0_may_be_luck():
     # gaps 1, 2, 3: s/√3 = 0.577; t(0.975, 2) = 4.303 and for two branches t(0.9875, 2) = 6.205
     text = said([1, 2, 3], [-9, -8, -9])
-    assert "ended 2.0 points (95 % CI of all 2 at once −1.6 to 5.6) above it. It looked better, which may" in text
+    assert (
+        "ended 2.0 points (95 % CI of all 2 at once −1.6 to 5.6) above it. It looked better, which may"
+        in text
+    )
     assert "wrong" not in said([1, 2, 3], [-9, -8, -9])
 
 

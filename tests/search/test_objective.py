@@ -11,16 +11,16 @@ from dgg_ray.search.objective import (
     Constraint,
     Evidence,
     Values,
-    extrapolate_run,
-    dominates,
     continue_like,
-    hypervolume,
-    retention,
+    dominates,
+    extrapolate_run,
     first_scores,
-    rank_settings,
-    simplicity,
     fit_response,
+    hypervolume,
     objective_values,
+    rank_settings,
+    retention,
+    simplicity,
 )
 
 NAN = np.nan

@@ -12,7 +12,13 @@ from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.planning.plan import plan
 from dgg_ray.search.comparison import make_search
 from dgg_ray.search.evidence import EvidenceReader
-from dgg_ray.search.pruning import PruningTest, critical_value, paired_spread, should_prune, trails_beyond_chance
+from dgg_ray.search.pruning import (
+    PruningTest,
+    critical_value,
+    paired_spread,
+    should_prune,
+    trails_beyond_chance,
+)
 from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.simulated_cluster import simulate_study
@@ -98,7 +104,9 @@ def test_seeds_of_an_order_are_one_cluster_of_the_spread_and_of_the_differences(
     behind = np.array([-0.13] * 3)
     assert not trails_beyond_chance(behind, 0.1, 0.1, 10, (0, 0, 0, 1))
     assert trails_beyond_chance(behind, 0.1, 0.1, 10, (0, 1, 1, 2))
-    assert not trails_beyond_chance(np.array([-0.14, -0.14, -0.05]), 0.1, 0.1, 10, (0, 0, 1))  # 0.095 in the mean
+    assert not trails_beyond_chance(
+        np.array([-0.14, -0.14, -0.05]), 0.1, 0.1, 10, (0, 0, 1)
+    )  # 0.095 in the mean
 
 
 def simulated(seed, level, low=0.0, high=1.0):
@@ -220,7 +228,9 @@ def test_a_pruned_search_saves_stages_and_keeps_the_best_where_settings_differ()
 
 def test_plan_says_on_how_many_independent_clusters_a_race_rests():
     said = plan(simulated(0, 0.05), MemoryStore()).pruning_test
-    assert said.startswith("over 4 independent clusters of 4 blocks, the best setting is lost in at most 5% of")
+    assert said.startswith(
+        "over 4 independent clusters of 4 blocks, the best setting is lost in at most 5% of"
+    )
     one = replace(simulated(0, 0.05), orders=Orders("shared_prefix", 2), own_seeds=False)
     assert plan(one, MemoryStore()).pruning_test.startswith("prunes nothing")
     assert not plan(simulated(0, None), MemoryStore()).pruning_test
