@@ -64,7 +64,7 @@ def main() -> None:
         outcome = run_study(study, Path(folder) / "tree", quiet=True)
         tree_seconds = time.perf_counter() - began
         store = study.store(Path(folder) / "tree")
-        search = EvidenceReader(study, store).replay_to_read(make_search(study))
+        search = EvidenceReader(study, store).fast_forward_past_failures(make_search(study))
         settings = [query.setting for query in search.proposed]
 
         began = time.perf_counter()

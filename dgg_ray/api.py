@@ -1,11 +1,11 @@
-"""Studies and results as a person meets them in Python.
+"""The Python face: load a study, run it, open its results.
 
 study = load_study("studies/quickstart.yaml")             # or load_study({...}), a mapping of settings
 result = run_study(study, "out/quickstart")               # searches, compares, writes the report
 result = dgg_ray.open("out/quickstart")                   # later, finished or not
 result                          # what was found, in a notebook as a small page
 result.table                    # one row per score
-result.scores()                 # R[t, i] with task names: score on task i after task t was learned
+result.scores()                 # R[t, i] with task names: the score on task i after task t was trained
 result.predictions("charts")    # every answer, with the example's question on request
 result.adapter()                # folder that PeftModel.from_pretrained loads
 """
@@ -159,7 +159,7 @@ def plan_study(
         warn(changes)
     store = study.store(out)
     predicted = replace(plan(study, store), designs=order_designs.compare_designs(study, store, detect, sd))
-    budget.make_tracker(study, store, comparison.comparison_items).check(comparison.first_run_items(study))
+    budget.make_tracker(study, store, comparison.comparison_chains).check(comparison.first_run_items(study))
     if on_this_machine:
         for line in capacity.missing_resources(study, store.url, predicted.cost_forecast):
             warn(line)
@@ -207,7 +207,7 @@ def study_status(out: str | Path) -> StudyStatus:
     contents = load.read_contents(EvidenceReader(study, view := view_of(store)))
     search, best = contents.comparison.search, ""
     if search:
-        best = optional.value_or("the best setting so far", "", comparison.best_so_far, search)
+        best = optional.value_or("the best setting so far", "", comparison.describe_best_so_far, search)
     failures = load.failed_stages(view, contents.stages)
     failed = list(dict.fromkeys(format_error_record(failure) for failure in failures))
     return StudyStatus(plan(study, store), progress.read_live(out), best, failed)
@@ -221,14 +221,15 @@ def open(out: str | Path) -> Outcome:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
-    """A study's results in Python: `run_study` and `dgg_ray.open` return them.
+    """A study's results in Python; `run_study` and `dgg_ray.open` return them.
 
     Settings are named by their id, or by the label that they were compared under ("replay"). None and
-    "chosen" are the one that the study chose; whether it is the one to use, the verdict says. Orders are
-    named by their place (0 is the first), as "a > b > c", or as a list of tasks.
+    "chosen" are the setting that the search chose; the verdict says whether it is the one to use. Orders are
+    named by their number (0 is the first), as "a > b > c", or as a list of tasks.
 
-    tally: of a run just ended: stages asked for, there (in the store already), trained, failed; seconds.
-    optional: what could not be made beside the results, in `optional.messages`.
+    tally: counts of a run that just ended: stages asked for, there (in the store already), trained, failed;
+        seconds.
+    optional: what could not be made besides the results, in `optional.messages`.
     """
 
     results: Results
@@ -250,7 +251,7 @@ class Outcome:
 
     @property
     def settings(self) -> pd.DataFrame:
-        """One row per setting with finished stages, by its id: labels, strategy, the searched values."""
+        """One row per setting with finished stages, by its id: labels, strategy, searched values."""
         found = run_table.setting_values(self.results)
         own = run_table.chosen_setting(self.results)
         names = {own: [run_table.CHOSEN]} if own else {}
@@ -261,7 +262,7 @@ class Outcome:
 
     def runs(self, split: str | None = None, setting: str | None = None) -> pd.DataFrame:
         """The orders and seeds of a setting's runs that were evaluated on a split, one row per run."""
-        found = self.walked(self.setting(setting), self.split(split))
+        found = self._scored_runs(self.setting(setting), self.split(split))
         return pd.DataFrame([(run.order, run.seed) for run in found], columns=["order", "seed"])
 
     def scores(
@@ -273,15 +274,15 @@ class Outcome:
     ) -> pd.DataFrame:
         """A run's score matrix R: after each task (rows), the score on each task (columns), in [0, 1].
 
-        Tasks stand in the order in which they were learned; nan is not evaluated. `attrs` say which run it
-        is: the first one, where neither an order nor a seed is named.
+        Tasks are in the order of their training; nan is not evaluated. Without an order and a seed it is the
+        first run; `attrs` of the frame say which.
 
         split: None is the split of the final comparison.
         """
         split, chosen = self.split(split), self.setting(setting)
-        found = self.walked(chosen, split)
+        found = self._scored_runs(chosen, split)
         blocks = [(run.order, run.seed) for run in found]
-        run = found[self.fitting(blocks, order, seed, f"setting {chosen} on the {split} split")[0]]
+        run = found[self._matching(blocks, order, seed, f"setting {chosen} on the {split} split")[0]]
         labels = pd.Index(run.tasks, name="after"), pd.Index(run.tasks, name="score on")
         matrix = pd.DataFrame(run.scores.R, *labels)
         matrix.attrs = {"setting": chosen, "order": run.order, "seed": run.seed, "split": split}
@@ -296,7 +297,8 @@ class Outcome:
         split: str | None = None,
         questions: bool = False,
     ) -> pd.DataFrame:
-        """Every answer, one row per run, stage and example: see `dgg_ray.analysis.predictions.PREDICTION_COLUMNS`.
+        """Every answer, one row per run, stage and example: see
+        `dgg_ray.analysis.predictions.PREDICTION_COLUMNS`.
 
         task: None is every task. order, seed: None is every one.
         questions: add the column `question`, "" where the task's files are gone or have changed.
@@ -307,22 +309,22 @@ class Outcome:
             raise ResultsError(
                 f"no task is called {task!r}; there are {', '.join(known)}{did_you_mean(task, known)}"
             )
-        runs = self.asked(chosen)
-        some = [runs[i] for i in self.fitting(blocks_of(runs), order, seed, f"setting {chosen}")]
+        runs = self._runs_of(chosen)
+        some = [runs[i] for i in self._matching(blocks_of(runs), order, seed, f"setting {chosen}")]
         found = stored(self.store, some, split, None if task is None else [task])
-        return self.with_questions(found, split) if questions else found
+        return self._with_questions(found, split) if questions else found
 
     def adapter(
         self, order: Order | None = None, seed: int | None = None, setting: str | None = None
     ) -> Path:
-        """Folder of the PEFT adapter at the end of a run: the first, where neither order nor seed is named.
+        """The folder of the PEFT adapter at the end of a run; without order and seed, of the first run.
 
-        Of a store at a URL it is a copy in this machine's cache, which may go when the cache is full.
-        ResultsError where the run's last stage is not finished, or its adapter was removed.
+        For a store at a URL it is a copy in this machine's cache, which may be deleted when the cache is
+        full. Raises ResultsError where the run's last stage is not finished, or its adapter was removed.
         """
         chosen = self.setting(setting)
-        runs = self.asked(chosen)
-        last = runs[self.fitting(blocks_of(runs), order, seed, f"setting {chosen}")[0]][1].stages[-1]
+        runs = self._runs_of(chosen)
+        last = runs[self._matching(blocks_of(runs), order, seed, f"setting {chosen}")[0]][1].stages[-1]
         folder = self.store.open(last)
         if folder is None or not (folder / "adapter").is_dir():
             gone = (
@@ -334,12 +336,19 @@ class Outcome:
         return folder / "adapter"
 
     def report(self) -> Path:
-        """Write the report anew; the path of its page."""
+        """Write the report; return the path of its page."""
         from dgg_ray.report import page
 
         return page.write_report(self.results, self.out)
 
     # -- in words ----------------------------------------------------------------------------------
+
+    def answer_text(self) -> str:
+        """The answer in words and as a table, and where each adapter is."""
+        from dgg_ray.report import console
+
+        adapters = self.optional.value_or("the list of adapters", [], console.adapter_lines, self.results)
+        return "\n".join([*console.summary_lines(self.results, self.optional), "", *adapters])
 
     def __str__(self) -> str:
         """The answer in words and as a table, what it cost, and where the report is."""
@@ -363,7 +372,7 @@ class Outcome:
         return f"<results of {self.results.name!r} in {self.out}: {self.state()}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what was found, and the comparison."""
+        """The answer for notebooks."""
         from dgg_ray.report.summary import summary_sentences
 
         lines = summary_sentences(self.results) if self.begun else ["Nothing is finished yet."]
@@ -381,7 +390,7 @@ class Outcome:
         return not self.results.table.empty
 
     def state(self) -> str:
-        """How far it is, and what it recommends, in one line."""
+        """How far the study is, and which setting it chose, in one line."""
         facts = self.results.facts
         text = f"{facts['finished stages']} of {facts['distinct stages']} stages finished"
         known = run_table.setting_values(self.results) if self.begun else pd.DataFrame()
@@ -394,11 +403,11 @@ class Outcome:
         )
         return f"{text}, chosen: {values['strategy']}{named and f' with {named}'}"
 
-    # -- what is meant -----------------------------------------------------------------------------
+    # -- looking up runs -----------------------------------------------------------------------------
 
     @property
     def archive(self) -> Archive:
-        """What the store holds beside scores; ResultsError where it could not be opened."""
+        """What the store holds besides scores; ResultsError where it could not be opened."""
         if self.results.archive is None:
             why = "; ".join(self.optional.messages) or "`dgg_ray.open` the folder again"
             raise ResultsError(f"{self.results.name}: the store cannot be read for more than scores: {why}")
@@ -406,21 +415,21 @@ class Outcome:
 
     @property
     def study(self) -> Study:
-        """The study that was run, as it was kept with its results."""
+        """The study that was run, as saved with its results."""
         return self.archive.study
 
     @property
     def store(self) -> StageStore:
         return self.archive.store
 
-    def asked(self, setting: str) -> list[tuple[Study, Run]]:
-        """The runs of a setting, those of the final comparison first, each with the study at the setting."""
+    def _runs_of(self, setting: str) -> list[tuple[Study, Run]]:
+        """The runs of a setting, each with the study at that setting; those of the final comparison first."""
         final = {block: i for i, block in enumerate(self.study.final_blocks)}
         runs = [found for (of, *_), found in self.archive.runs.items() if of == setting]
         return sorted(runs, key=lambda one: final.get((one[1].order, one[1].seed), len(final)))
 
-    def walked(self, setting: str, split: str) -> list[run_table.ScoredRun]:
-        """The setting's runs as they were evaluated on a split, those of the final comparison first."""
+    def _scored_runs(self, setting: str, split: str) -> list[run_table.ScoredRun]:
+        """The setting's runs as evaluated on a split; those of the final comparison first."""
         final = {block: i for i, block in enumerate(self.results.setup.final_blocks)}
         found = [run for run in run_table.scored_runs(self.results, split) if run.setting == setting]
         return sorted(found, key=lambda run: final.get((run.order, run.seed), len(final)))
@@ -430,39 +439,39 @@ class Outcome:
             raise ResultsError(
                 f"no split is called {split!r}; there are {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}"
             )
-        judged = self.results.recommended in set(self.results.table["setting"])
-        return split or (final_split(self.results) if judged else self.results.setup.selection_split)
+        evaluated = self.results.recommended in set(self.results.table["setting"])
+        return split or (final_split(self.results) if evaluated else self.results.setup.selection_split)
 
     def setting(self, setting: str | None) -> str:
-        """The id that a label, an id or None stands for; ResultsError names those that there are."""
+        """The id that a label, an id or None stands for; ResultsError lists the known ones."""
         return run_table.find_setting(self.results, setting)[1]
 
-    def fitting(
+    def _matching(
         self, blocks: Sequence[tuple[str, int]], order: Order | None, seed: int | None, what: str
     ) -> list[int]:
-        """Places of the blocks on that order with that seed, None being any; ResultsError for none.
+        """Indices of the blocks with this order and this seed, None being any; ResultsError if there is none.
 
-        blocks: ("a > b > c", seed) of each run; what: whose runs they are.
+        blocks: ("a > b > c", seed) of each run. what: whose runs they are, for messages.
         """
         if not blocks:
             raise ResultsError(f"{self.results.name}: {what} has no run yet; run the study further")
-        orders = list(dict.fromkeys(of for of, _ in blocks))
         if isinstance(order, Integral):
-            place = int(order)
-            if not -len(orders) <= place < len(orders):
-                raise ResultsError(f"there is no order {place}; {what} has {len(orders)}, the first is 0")
-            order = orders[place]
-        wanted = text(order) if order is not None else None
-        found = [i for i, (of, s) in enumerate(blocks) if wanted in (None, of) and seed in (None, s)]
-        if not found:
-            named = "; ".join(f"{of} with seed {s}" for of, s in blocks)
+            orders = list(dict.fromkeys(name for name, _ in blocks))
+            number = int(order)
+            if not -len(orders) <= number < len(orders):
+                raise ResultsError(f"there is no order {number}; {what} has {len(orders)}, the first is 0")
+            order = orders[number]
+        wanted = None if order is None else order_name(order)  # type: ignore[arg-type]
+        matching = [i for i, (name, s) in enumerate(blocks) if wanted in (None, name) and seed in (None, s)]
+        if not matching:
             asked = " with ".join(
-                ([wanted] if wanted else []) + ([f"seed {seed}"] if seed is not None else [])
+                [*([wanted] if wanted else []), *([f"seed {seed}"] if seed is not None else [])]
             )
-            raise ResultsError(f"{what} has no run of {asked}; it has {named}")
-        return found
+            known = "; ".join(f"{name} with seed {s}" for name, s in blocks)
+            raise ResultsError(f"{what} has no run of {asked}; it has {known}")
+        return matching
 
-    def with_questions(self, found: pd.DataFrame, split: str) -> pd.DataFrame:
+    def _with_questions(self, found: pd.DataFrame, split: str) -> pd.DataFrame:
         asked: Mapping[str, dict[str, str]] = {
             task: {id_: e.question for id_, e in examples_by_id(self.study, task, split).items()}
             for task in found["task"].unique()
@@ -473,8 +482,8 @@ class Outcome:
 
 
 def blocks_of(runs: Iterable[tuple[Study, Run]]) -> list[tuple[str, int]]:
-    return [(text(run.order), run.seed) for _, run in runs]
+    return [(order_name(run.order), run.seed) for _, run in runs]
 
 
-def text(order: str | Sequence[str]) -> str:
+def order_name(order: str | Sequence[str]) -> str:
     return order if isinstance(order, str) else " > ".join(order)

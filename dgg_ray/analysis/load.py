@@ -145,7 +145,7 @@ class StudyContents(NamedTuple):
 def read_contents(reader: EvidenceReader) -> StudyContents:
     """Replay the searches from the store, and collect the runs that they and the comparison request."""
     study = reader.study
-    comparison = Comparison.after(study, reader.replay_to_read)
+    comparison = Comparison.from_study(study, reader.fast_forward_past_failures)
     requested, requests_by_query = RequestedRuns(), dict[int, list[RunRequest]]()
     for search in comparison.searches:
         requests = {number: reader.requested(query) for number, query in enumerate(search.proposed)}

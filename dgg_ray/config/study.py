@@ -60,8 +60,8 @@ class WarmStart(NamedTuple):
 
     setting: the values that can be used here.
     objectives: the values that it reached there; none where they are of other tasks.
-    depth: number of leading tasks of each order that both studies train alike, where that is all of the
-        older one's, so that its stages are in the store and this study goes on from them; else 0.
+    depth: number of leading tasks of each order that the older study trained exactly so, which this one
+        takes from the store; 0 if it did not train all of its tasks so.
     """
 
     setting: Setting
@@ -335,7 +335,7 @@ class StudyRuns(Sequence[Run]):
         return len(self.blocks)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was computed: runs are sent to other processes by what they follow from."""
+        """Pickle the study and the blocks alone: another process computes the runs again."""
         return {"study": self.study, "blocks": self.blocks, "_items": {}}
 
     def run(

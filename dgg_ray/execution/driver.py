@@ -27,7 +27,13 @@ from dgg_ray.execution.trackers import TrackerReporter, tracker_reporter
 from dgg_ray.execution.tune_searcher import search_with_tune
 from dgg_ray.planning import edited_plugins
 from dgg_ray.search.base import Query, SearchMethod
-from dgg_ray.search.comparison import Comparison, best_so_far, comparison_items, first_run_items, make_search
+from dgg_ray.search.comparison import (
+    Comparison,
+    comparison_chains,
+    describe_best_so_far,
+    first_run_items,
+    make_search,
+)
 from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import view_if_remote
@@ -69,7 +75,7 @@ def run(
     """
     from dgg_ray.planning.plan import plan  # here: it imports SciPy
 
-    tracker = budget.make_tracker(study, store, comparison_items)
+    tracker = budget.make_tracker(study, store, comparison_chains)
     start = time.perf_counter()
     with (
         StatePublisher(study, store, out, shared=address is not None or "://" in store.url) as publisher,
@@ -109,7 +115,7 @@ def search_and_compare(
     if study.search is not None:
         search = make_search(study, out / "search.db", optional)
         reporter.follow(search)
-    comparison = Comparison.after_search(study, search, partial(run_search, reader, executor))
+    comparison = Comparison.from_search_method(study, search, partial(run_search, reader, executor))
     reporter.follow_comparison(comparison.settings)
     executor.execute(comparison.chains)
 
@@ -146,14 +152,14 @@ def with_actual_workers(study: Study, local: bool) -> Study:
 
 def run_search(reader: EvidenceReader, executor: StageExecutor, search: SearchMethod) -> SearchMethod:
     """Run a search to its end. Ray is started only if the store lacks the evidence for a query."""
-    view = reader.through(view_if_remote(reader.store))
+    view = reader.with_store(view_if_remote(reader.store))
 
     def on_answer(number: int, query: Query) -> None:
         count = sum(len(request.items) for request in view.requested(query))
         executor.expect(count)
         executor.count_stored(count)
 
-    first_unanswered = view.replay(search, on_answer)
+    first_unanswered = view.fast_forward(search, on_answer)
     if first_unanswered is not None:
         search.return_query(*first_unanswered)
         if isinstance(executor, RayExecutor):
@@ -171,8 +177,8 @@ def search_in_process(reader: EvidenceReader, search: SearchMethod, executor: St
             executor.execute(reader.missing_items(batch))
             if reader.missing_items(batch):
                 break
-        evidence = reader.through(view_if_remote(reader.store)).evidence(query)
+        evidence = reader.with_store(view_if_remote(reader.store)).evidence(query)
         if executor.budget_exhausted and evidence is None:
             return  # the query stays unanswered: with a larger budget the search proposes it again
         search.tell(number, evidence)
-        executor.display.setting_evaluated(lambda: best_so_far(search))
+        executor.display.setting_evaluated(lambda: describe_best_so_far(search))

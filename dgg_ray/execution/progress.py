@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from dgg_ray.config.registry import LIVE, FRESH_S
+from dgg_ray.config.registry import FRESH_S, LIVE
 from dgg_ray.core.json_files import read_json
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.terminal import warn

@@ -19,7 +19,7 @@ from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import is_budget_exhausted, run_chains
 from dgg_ray.execution.executor import RayExecutor
 from dgg_ray.search.base import Query, SearchMethod
-from dgg_ray.search.comparison import best_so_far
+from dgg_ray.search.comparison import describe_best_so_far
 from dgg_ray.search.evidence import EvidenceReader, queried_runs
 from dgg_ray.search.pruning import PruningTest
 from dgg_ray.storage.store_view import view_if_remote
@@ -115,7 +115,7 @@ class TuneSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.executor.budget_exhausted:
             return Searcher.FINISHED
-        view = self.reader.through(view_if_remote(self.reader.store))
+        view = self.reader.with_store(view_if_remote(self.reader.store))
         while (proposal := self.search.ask()) is not None:
             number, query = proposal
             if missing := view.missing(query):
@@ -146,8 +146,8 @@ class TuneSearcher(Searcher):
                 self.executor.budget_exhausted = True
                 return
         number, query = self.open.pop(trial_id)
-        self.search.tell(number, self.reader.through(view_if_remote(self.reader.store)).evidence(query))
-        self.executor.display.setting_evaluated(lambda: best_so_far(self.search))
+        self.search.tell(number, self.reader.with_store(view_if_remote(self.reader.store)).evidence(query))
+        self.executor.display.setting_evaluated(lambda: describe_best_so_far(self.search))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the store and the seed determine where the search is."""

@@ -362,7 +362,7 @@ def measure_paired_sd(study: Study, store: StageStore) -> PairedSd | None:
     if next(iter(store), None) is None:
         return None
     reader = EvidenceReader(study, store)
-    comparison = Comparison.after(study, reader.replay_to_read)
+    comparison = Comparison.from_study(study, reader.fast_forward_past_failures)
     final = finished_scores(comparison.settings.values(), reader, "test")
     if on_test := pool_differences(final, "compared settings on test"):
         return on_test

@@ -281,7 +281,7 @@ def dry_run_search(reader: EvidenceReader) -> DryRun:
     if study.search is None:
         return DryRun([], study.compared_settings(), 1, True)
     runner = SimulatedRunner.of(study, MemoryStore())
-    simulated = reader.through(runner.store)
+    simulated = reader.with_store(runner.store)
     exact, requests = True, list[QueryRequests]()
 
     def answer(search: SearchMethod, query: Query) -> tuple[Evidence | None, list[RunRequest]]:
@@ -309,7 +309,7 @@ def dry_run_search(reader: EvidenceReader) -> DryRun:
             search.tell(number, known)
             answered += 1
 
-    compared = Comparison.after(study, carry_out)
+    compared = Comparison.from_study(study, carry_out)
     search = compared.search
     assert search is not None
     if compared.winner is None:  # nothing was evaluated: any setting stands for the one that will win

@@ -284,7 +284,7 @@ class StudyNeeds:
         reader = EvidenceReader(study, store)
         dry_run = dry_run_search(reader)  # what is left, as far as it can be predicted
         requests = [request for query in dry_run.requests for request in query.runs]
-        compared = Comparison.after(study, reader.replay_to_read)
+        compared = Comparison.from_study(study, reader.fast_forward_past_failures)
         for search in compared.searches:  # and what was proposed after failures
             requests += [request for query in search.proposed for request in reader.requested(query)]
         settings = compared.settings or dry_run.settings

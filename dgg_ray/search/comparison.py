@@ -77,15 +77,18 @@ class Comparison:
     baseline_searches: Mapping[str, SearchMethod] = field(default_factory=dict)
 
     @classmethod
-    def after(cls, study: Study, carry_out: Callable[[SearchMethod], SearchMethod]) -> Comparison:
-        """Have the study's search carried out, then the searches of its baselines."""
-        return cls.after_search(study, make_search(study) if study.search else None, carry_out)
+    def from_study(cls, study: Study, carry_out: Callable[[SearchMethod], SearchMethod]) -> Comparison:
+        """Carry out the study's search, then the searches of its baselines.
+
+        carry_out: answers a search's queries until it is exhausted, and returns it.
+        """
+        return cls.from_search_method(study, make_search(study) if study.search else None, carry_out)
 
     @classmethod
-    def after_search(
+    def from_search_method(
         cls, study: Study, search: SearchMethod | None, carry_out: Callable[[SearchMethod], SearchMethod]
     ) -> Comparison:
-        """`after`, with a search that was made before."""
+        """Like `from_study`, with an existing search; None for a study without one."""
         if search is None:
             return cls(study)
         search = carry_out(search)
@@ -162,21 +165,21 @@ def runner_up(search: SearchMethod) -> Setting | None:
     return next((s for s in settings[1:] if last_stages(s) != last_stages(settings[0])), None)
 
 
-def comparison_items(study: Study) -> list[Chain]:
-    """Chains of all that comparing this setting may need, the baselines from the search among it."""
+def comparison_chains(study: Study) -> list[Chain]:
+    """Chains of all that comparing the study's setting may need, baselines from the search included."""
     return final_chains(study.compared_settings({name: {} for name in FROM_SEARCH}))
 
 
 def first_run_items(study: Study) -> Chain:
     """Everything that the study's first run needs, be it the search's or, without one, the comparison's."""
     if study.search is None:
-        return comparison_items(study)[0]
+        return comparison_chains(study)[0]
     _, query = make_search(study).ask() or (0, Query({}, 0))  # there is always a first
     runs = study.at(query.setting).runs
     return runs.work_items(runs[0])
 
 
-def best_so_far(search: SearchMethod) -> str:
+def describe_best_so_far(search: SearchMethod) -> str:
     """The recommended setting and its objective with a 95 % interval over the blocks; empty for none."""
     # Late: pandas and SciPy, which trials do without.
     from dgg_ray.stats.formats import EstimateStyle, format_estimate
@@ -218,22 +221,22 @@ class ConstantSearch(BatchedSearch):
     def batches(self) -> Iterator[list[Query]]:
         for path, parameter in self.parameters.items():
             tried = [{**self.chosen, path: value} for value in value_list(parameter, POINTS)]
-            answers: Any = yield [Query(self.spread(values), self.depth) for values in tried]
+            answers: Any = yield [Query(self.for_all_tasks(values), self.depth) for values in tried]
             judged = [i for i, evidence in enumerate(answers) if evidence is not None]
             if judged:
-                best = rank_settings([self.early(answers[i]) for i in judged], [tried[i] for i in judged])[0]
+                best = rank_settings(
+                    [self.values_after_depth(answers[i]) for i in judged], [tried[i] for i in judged]
+                )[0]
                 self.chosen = tried[judged[best]]
 
     def winner(self) -> Setting | None:
-        return self.spread(self.chosen) if self.finished and any(self.answers.values()) else None
+        return self.for_all_tasks(self.chosen) if self.finished and any(self.answers.values()) else None
 
-    def spread(self, values: Mapping[str, Value]) -> Setting:
-        per_task = {
-            f"{path}.{name}": v for path, v in values.items() for name in self.study.task_names
-        }
+    def for_all_tasks(self, values: Mapping[str, Value]) -> Setting:
+        per_task = {f"{path}.{name}": v for path, v in values.items() for name in self.study.task_names}
         return {**self.kept, **per_task}
 
-    def early(self, evidence: Evidence) -> Values:
+    def values_after_depth(self, evidence: Evidence) -> Values:
         """Values of the sequences as they are after `depth` tasks, as if they ended there."""
 
         def short(scores: list[ScoreMatrix]) -> list[ScoreMatrix]:

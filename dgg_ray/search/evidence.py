@@ -28,7 +28,7 @@ class RunRequest(NamedTuple):
 class EvidenceReader:
     """Answer, for a study and a store, what is requested, what is missing and what the evidence is.
 
-    Built once for both; everything else in the package that decides what work there is asks this object.
+    Construct it once for a study and a store. Everything else that decides what work there is asks it.
     """
 
     def __init__(self, study: Study, store: StageStore) -> None:
@@ -37,14 +37,14 @@ class EvidenceReader:
         constraints = [c for text in texts if (c := Constraint.parse(text))]
         self.constraint_baselines = sorted({c.baseline for c in constraints if c.baseline})
 
-    def through(self, store: StageStore) -> EvidenceReader:
+    def with_store(self, store: StageStore) -> EvidenceReader:
         """Return a reader of the same study through another view of its store."""
         return EvidenceReader(self.study, store)
 
     # -- what is requested, and what of it is missing ----------------------------------------------
 
     def requests(self, query: Query) -> Iterator[list[RunRequest]]:
-        """What a query requests: all at once, or with a pruning test part by part until it is pruned.
+        """Yield what a query requests: one list, or, with a pruning test, one list a step until it is pruned.
 
         The next part is requested once the store holds the one before; the caller sees to that.
         """
@@ -102,9 +102,9 @@ class EvidenceReader:
     # -- what the store holds ----------------------------------------------------------------------
 
     def evidence(self, query: Query) -> Evidence | None:
-        """The score matrices of a query that is over; None where a stage of it failed or is missing.
+        """The score matrices of a completed query; None where a stage of it failed or is missing.
 
-        Of a pruned setting they hold what it requested, even where the store has more of it from others.
+        For a pruned setting only the scores that it requested count, though the store may hold more of it.
         """
         if self.missing(query):
             return None
@@ -141,7 +141,7 @@ class EvidenceReader:
 
     # -- searches ----------------------------------------------------------------------------------
 
-    def replay(
+    def fast_forward(
         self, search: SearchMethod, on_answer: Callable[[int, Query], None] = lambda number, query: None
     ) -> tuple[int, Query] | None:
         """Search as far as the store has the evidence; return the first query without it, None at the end.
@@ -157,7 +157,7 @@ class EvidenceReader:
             on_answer(number, query)
         return None
 
-    def replay_to_read(self, search: SearchMethod) -> SearchMethod:
+    def fast_forward_past_failures(self, search: SearchMethod) -> SearchMethod:
         """Search as far as the store has the evidence; failed queries count as answered."""
         while (proposal := search.ask()) is not None:
             number, query = proposal

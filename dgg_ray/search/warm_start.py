@@ -67,7 +67,7 @@ def finished_search(old: Study, folder: Path) -> SearchMethod | None:
     """The search of the study in a results folder; None where no setting was evaluated."""
     if old.search is None:
         return None
-    search = EvidenceReader(old, view_of(old.store(folder))).replay_to_read(make_search(old))
+    search = EvidenceReader(old, view_of(old.store(folder))).fast_forward_past_failures(make_search(old))
     return search if search.evaluated() else None
 
 

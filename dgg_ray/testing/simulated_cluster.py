@@ -54,7 +54,7 @@ def simulate_study(study: Study, groups: int | None = None, compare: bool = True
     study = study.simulated()
     cluster = SimulatedCluster(study, groups or study.workers.groups)
     if compare:
-        compared = Comparison.after(study, cluster.run_search)
+        compared = Comparison.from_study(study, cluster.run_search)
         cluster.execute(compared.chains)
     else:
         compared = Comparison(study, cluster.run_search(make_search(study)) if study.search else None)

@@ -114,7 +114,7 @@ class StageRunner:
         for step in range(len(losses), len(batches)):
             losses.append(self.learner.step(batches[step], step, strategy.edit_gradient))
             if not math.isfinite(losses[-1]):
-                raise self.diverged(
+                raise self.divergence_error(
                     stage,
                     f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while training "
                     f"{stage.task}; lower training.learning_rate or raise training.warmup",
@@ -161,13 +161,13 @@ class StageRunner:
         """Raise NonFiniteError if the last step, whose loss nobody computes, broke the weights."""
         weights = self.learner.weights()
         if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
-            raise self.diverged(
+            raise self.divergence_error(
                 stage,
                 f"weights became NaN or infinite in the last step of {stage.task}; "
                 f"lower training.learning_rate",
             )
 
-    def diverged(self, stage: Stage, message: str) -> NonFiniteError:
+    def divergence_error(self, stage: Stage, message: str) -> NonFiniteError:
         """Remove the stage's checkpoint, which would lead to the same error, and make that error."""
         self.on_rank0(checkpoints.remove, self.store, stage)
         return NonFiniteError(message)

@@ -191,7 +191,7 @@ def test_values_read_off_the_curves_are_among_the_values_tried():
 
 def test_the_best_so_far_does_not_name_an_alpha_without_effect():
     study = searched_study(method="random", trials=3, values_per_task=2)
-    text = comparison.best_so_far(simulate_study(study, compare=False).search)
+    text = comparison.describe_best_so_far(simulate_study(study, compare=False).search)
     first, *rest = study.all_orders[0]
     assert [f"strategy.alpha.{name}=" in text for name in (first, *rest)] == [False, True, True]
 
@@ -213,4 +213,4 @@ def test_the_interval_of_the_best_so_far_stays_in_range_and_few_blocks_show_thei
     search.tell(
         number, Evidence([ScoreMatrix(np.full((3, 3), s), np.ones(3), np.zeros(3)) for s in scores], {})
     )
-    assert re.match(pattern, comparison.best_so_far(search))
+    assert re.match(pattern, comparison.describe_best_so_far(search))

@@ -84,7 +84,7 @@ def run_through_storm(study, groups, seed):
 
 
 def search_and_compare(cluster):
-    compared = Comparison.after(cluster.study, cluster.run_search)
+    compared = Comparison.from_study(cluster.study, cluster.run_search)
     cluster.execute(compared.chains)
     return compared.search.winner()
 

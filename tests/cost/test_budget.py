@@ -20,7 +20,7 @@ from dgg_ray.cost.model import CostModel, profiling_items, seconds_of
 from dgg_ray.execution.broker import Broker
 from dgg_ray.execution.work_queue import ItemResult, WorkQueue
 from dgg_ray.planning.plan import plan
-from dgg_ray.search.comparison import comparison_items, first_run_items
+from dgg_ray.search.comparison import comparison_chains, first_run_items
 from dgg_ray.storage.backend import LocalBackend
 from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.storage.stage_store import StageStore, open_store
@@ -250,7 +250,7 @@ def simulated(seconds):
     limits = Budget(worker_hours=seconds / HOUR)
     study = synthetic_study(3, DGG(), protocol=Protocol(baselines=()), budget=limits)
     store = MemoryStore()
-    return study, budget.make_tracker(study, store, comparison_items), SimulatedRunner.of(study, store)
+    return study, budget.make_tracker(study, store, comparison_chains), SimulatedRunner.of(study, store)
 
 
 def do(budget_tracker, runner, item):

@@ -258,7 +258,7 @@ def test_a_remote_store_is_listed_and_not_asked_for_each_stage(tmp_path, monkeyp
     )
 
     again, search = open_store(store.url), comparison.make_search(study)
-    assert EvidenceReader(study, view_if_remote(again)).replay(search) is None
+    assert EvidenceReader(study, view_if_remote(again)).fast_forward(search) is None
     assert len(search.answers) == 2
     assert listed == ["stages/"]
     assert {name for (name,) in read} == {"store.json", *sizes(again.backend, "stages/")}

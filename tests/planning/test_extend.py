@@ -356,7 +356,7 @@ def finished(folder) -> Path:
 
 def test_evaluated_settings_are_warm_starts_the_best_first(finished):
     old = saved_study.require_saved_study(finished / "out/small")
-    search = EvidenceReader(old, open_store(finished / "out/small/stages")).replay_to_read(
+    search = EvidenceReader(old, open_store(finished / "out/small/stages")).fast_forward_past_failures(
         comparison.make_search(old)
     )
     study = warm_study(finished)

@@ -279,7 +279,7 @@ def test_a_pruned_search_read_again_from_its_store_is_the_race_that_was_run(seed
     )
     found = simulate_study(of, 3)
     assert len(found.search.evaluated()) < 20
-    again = EvidenceReader(of, found.store).replay_to_read(make_search(of))
+    again = EvidenceReader(of, found.store).fast_forward_past_failures(make_search(of))
     assert again.proposed == found.search.proposed
     assert again.evaluated() == found.search.evaluated()
     assert again.finished
