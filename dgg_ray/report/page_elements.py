@@ -139,3 +139,16 @@ def collapsible(title: str, *elements: PageElement | None, anchor: str = "") -> 
 def paragraphs(lines: Sequence[str], numbered: bool = False, preformatted: bool = False) -> Paragraphs | None:
     """Return the lines as paragraphs, or None where there is no line."""
     return Paragraphs(lines, numbered, preformatted) if lines else None
+
+
+def section_content(
+    sentences: Sequence[str], *elements: PageElement | Sequence[PageElement] | None
+) -> SectionContent:
+    """Collect the content of a section; elements that are None are left out."""
+    flat: list[PageElement] = []
+    for element in elements:
+        if isinstance(element, PageElement):
+            flat.append(element)
+        elif element is not None:
+            flat += element
+    return SectionContent(sentences, flat)

@@ -14,15 +14,6 @@ import pandas as pd
 
 from dgg_ray.analysis import next_steps, order_sensitivity
 from dgg_ray.analysis.alpha_curves import tradeoff_rows, undecided_alphas, unsearched_parameters
-from dgg_ray.analysis.examples import (
-    MIN_SCORE_DROP,
-    ForgottenExample,
-    answer_history,
-    confusions,
-    forgotten_answers,
-    sample_in_proportion,
-    with_examples,
-)
 from dgg_ray.analysis.optimism import audit_sentences, mean_gap, pruning_sentences
 from dgg_ray.analysis.order_sensitivity import faa_spread, task_disparity
 from dgg_ray.analysis.per_task import most_forgotten, per_task
@@ -45,19 +36,17 @@ from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.phrases import join_names
 from dgg_ray.report.figures.stability_plasticity import AXES, constant_alpha_curves, settings_as_points
 from dgg_ray.report.page_elements import (
-    ExampleCard,
     FigureImage,
-    Gallery,
-    PageElement,
     Section,
     SectionContent,
     Table,
     TableRow,
     collapsible,
     paragraphs,
+    section_content,
 )
 from dgg_ray.report.summary import blocks_sentence, detail_sentences
-from dgg_ray.report.thumbnails import thumbnail
+from dgg_ray.report.wrong_answers import wrong_answers_section
 from dgg_ray.search.objective import difference_range
 from dgg_ray.stats.formats import (
     UNLABELLED,
@@ -71,8 +60,6 @@ from dgg_ray.stats.formats import (
 )
 from dgg_ray.stats.intervals import Interval, two_way_clusters
 
-MAX_EXAMPLES = 20  # forgotten examples on the page
-MAX_CONFUSIONS = 10  # rows of the table of wrong answers
 Figures = Mapping[str, FigureImage]  # by name
 
 
@@ -90,19 +77,6 @@ def build_sections(results: Results, figures: Figures, optional: OptionalOutputs
     return sections
 
 
-def make_content(
-    sentences: Sequence[str], *elements: PageElement | Sequence[PageElement] | None
-) -> SectionContent:
-    """Collect the content of a section; elements that are None are left out."""
-    flat: list[PageElement] = []
-    for element in elements:
-        if isinstance(element, PageElement):
-            flat.append(element)
-        elif element is not None:
-            flat += element
-    return SectionContent(sentences, flat)
-
-
 # -- 1: which setting to use ---------------------------------------------------------------------------
 
 
@@ -112,7 +86,7 @@ def use_section(results: Results, figures: Figures, optional: OptionalOutputs) -
     next_step_lines = optional.value_or(
         "what more computing would change", [], next_steps.next_step_sentences, results
     )
-    return make_content(
+    return section_content(
         [finding.headline, *finding.support[:3]],
         optional.value_or("the table of chosen values", None, chosen_values_table, results),
         collapsible("More about this choice", paragraphs(details)),
@@ -157,7 +131,7 @@ def comparison_section(results: Results, figures: Figures, optional: OptionalOut
     metrics = [m for m in METRIC_LABELS if not table[table["metric"] == m]["score"].isna().all()]
     if metric not in metrics:
         metrics.insert(0, metric)
-    return make_content(
+    return section_content(
         sentences,
         comparison_table(results, table, metrics, split),
         figures.get("forest"),
@@ -235,7 +209,7 @@ def per_task_section(results: Results, figures: Figures, optional: OptionalOutpu
     split = final_split(results)
     table = per_task(results, split)
     if table.empty:
-        return make_content(["No run of the comparison is finished, so there are no scores by task yet."])
+        return section_content(["No run of the comparison is finished, so there are no scores by task yet."])
     label = next(iter(settings_by_label(results)))
     sentences = []
     worst = most_forgotten(table, label)
@@ -250,7 +224,7 @@ def per_task_section(results: Results, figures: Figures, optional: OptionalOutpu
             sentences.append(
                 f"Forgetting of {worst['task']} by the other methods, in points: {join_names(others)}."
             )
-    return make_content(
+    return section_content(
         sentences,
         figures.get("per_task"),
         task_table(table, label, split),
@@ -325,7 +299,7 @@ def stability_section(results: Results, figures: Figures, optional: OptionalOutp
         )
         rows = [TableRow(list(row.values())) for row, _ in curves]
         table = Table(caption, list(curves[0][0]), rows, "figures/alpha_effect.csv")
-    return make_content(
+    return section_content(
         sentences,
         figure,
         figures.get("alpha_effect"),
@@ -365,7 +339,7 @@ def order_section(results: Results, figures: Figures, optional: OptionalOutputs)
     split = final_split(results)
     sentences = order_sensitivity.order_sensitivity_sentences(results)
     spread = spread_table(task_disparity(results, split), faa_spread(results, split), split)
-    return make_content(
+    return section_content(
         sentences[:2],
         figures.get("order_spread"),
         collapsible("By task and by method, in numbers", paragraphs(sentences[2:]), spread),
@@ -423,7 +397,7 @@ def search_section(results: Results, figures: Figures, optional: OptionalOutputs
     search, setup = results.search, results.setup
     losses = collapsible("The training loss of every stage", figures.get("training_loss"))
     if search is None:
-        return make_content(["Nothing was searched: the setting is the study's own."], losses)
+        return section_content(["Nothing was searched: the setting is the study's own."], losses)
     count = len(setup.search_blocks)
     sentences = [
         f"The search ({search.method}) proposed {len(search.candidates)} settings and evaluated "
@@ -434,7 +408,7 @@ def search_section(results: Results, figures: Figures, optional: OptionalOutputs
     sentences += optional.value_or("how many settings were pruned", [], pruning_sentences, search)
     audit = optional.value_or("the audit of the search", [], audit_sentences, results)
     pareto = optional.value_or("the Pareto set", None, pareto_table, results)
-    return make_content(
+    return section_content(
         [*sentences, *audit[:1]][:3],
         figures.get("search"),
         collapsible("More about the audit", paragraphs(audit[1:])),
@@ -477,81 +451,6 @@ def format_metric(row: Mapping[str, Any], metric: str) -> str:
     return format_estimate(Interval(*parts), UNLABELLED)
 
 
-# -- 7: wrong answers ----------------------------------------------------------------------------------
-
-
-def errors_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
-    setting, split = chosen_setting(results), final_split(results)
-    if setting is None or results.archive is None:
-        return SectionContent()
-    history = answer_history(results, split, setting)
-    if history.empty:
-        return SectionContent()
-    forgotten = forgotten_answers(results, split, setting)
-    examples, missing_note = with_examples(results, sample_in_proportion(forgotten, MAX_EXAMPLES), split)
-    runs = len(history.drop_duplicates(["order", "seed"]))
-    questions = len(history.drop_duplicates(["task", "id"]))
-    first = (
-        f"Of {questions} questions of the {split} split, {len(forgotten)} were answered correctly right "
-        f"after their task was trained and wrongly at the end, in at least one of {runs} "
-        f"run{'s' * (runs != 1)} of {chosen_label(results)}"
-    )
-    if history["score"].between(0.001, 0.999).any():
-        first += f" (graded answers count if their score fell by {MIN_SCORE_DROP:g} or more)"
-    sentences = [f"{first}."]
-    if len(forgotten) > len(examples):
-        sentences.append(
-            f"The {len(examples)} shown here were drawn at random, from each task in proportion."
-        )
-    if (forgotten["runs_followed"] < runs).any():
-        sentences.append(
-            "Runs in which the task came last are not counted on its cards, because nothing was trained "
-            "after it."
-        )
-    if missing_note:
-        sentences.append(missing_note)
-    gallery = Gallery([example_card(example, optional) for example in examples]) if examples else None
-    return make_content(sentences, gallery, confusion_table(results, split, setting))
-
-
-def example_card(forgotten: ForgottenExample, optional: OptionalOutputs) -> ExampleCard:
-    """Show a forgotten example with its picture, where that can be read."""
-    picture, width = "", 0
-    if forgotten.example is not None and forgotten.example.image is not None:
-        picture, width = optional.value_or(
-            "pictures of examples", ("", 0), thumbnail, forgotten.example.image
-        )
-    row = forgotten.row
-    return ExampleCard(
-        row["task"],
-        forgotten.question,
-        row["answer"],
-        row["prediction_after_training"],
-        row["prediction_at_end"],
-        f"forgotten in {row['runs_forgotten']} of {row['runs_followed']} runs"
-        if row["runs_followed"] > 1
-        else "",
-        picture,
-        width,
-    )
-
-
-def confusion_table(results: Results, split: str, setting: str) -> Table | None:
-    """List the most frequent wrong answers."""
-    table = confusions(results, split, setting).head(MAX_CONFUSIONS)
-    if table.empty:
-        return None
-    rows = [
-        TableRow(
-            [row["task"], row["answer"], row["prediction"] or "(empty)", f"{row['count']} of {row['total']}"]
-        )
-        for row in table.to_dict("records")
-    ]
-    caption = "The most frequent wrong answers at the end, over the same runs."
-    header = ["task", "correct answer", "answer given", "times"]
-    return Table(caption, header, rows, "", frozenset({0, 1, 2}))
-
-
 class SectionSpec(NamedTuple):
     """A section of the page and the function that builds its content."""
 
@@ -568,5 +467,5 @@ SECTIONS = (
     SectionSpec("stability", "What does stability cost?", "Stability and plasticity", stability_section),
     SectionSpec("order", "Does the order of the tasks matter?", "Order", order_section),
     SectionSpec("choice", "How was the setting chosen?", "Search and training", search_section),
-    SectionSpec("wrong", "What does the model get wrong?", "Wrong answers", errors_section),
+    SectionSpec("wrong", "What does the model get wrong?", "Wrong answers", wrong_answers_section),
 )

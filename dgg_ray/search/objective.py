@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from math import isnan
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -105,18 +105,23 @@ def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
     name. A setting without a value, None or nan, counts as less than any value.
     """
 
-    def is_number(value: object) -> bool:
-        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and value == value
+    def is_missing(value: object) -> bool:
+        return value is None or (isinstance(value, float | np.floating) and isnan(value))
+
+    def is_number(value: object) -> TypeGuard[float]:
+        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and not isnan(value)
 
     def rank(value: object) -> tuple[int, float, str]:
-        if value is None or value != value:
+        if is_missing(value):
             return -1, 0.0, ""
-        return (0, float(value), "") if isinstance(value, int | float | np.number) else (1, 0.0, str(value))
+        if isinstance(value, int | float | np.number):
+            return 0, float(value), ""
+        return 1, 0.0, str(value)
 
     strategy: dict[str, list[float]] = {}
     for path, value in setting.items():
         section, _, name = path.partition(".")
-        if section == "strategy" and (value is None or value != value or is_number(value)):
+        if section == "strategy" and (is_missing(value) or is_number(value)):
             values = strategy.setdefault(name.partition(".")[0], [])
             if is_number(value):
                 values.append(float(value))

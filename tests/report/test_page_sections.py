@@ -9,8 +9,9 @@ from prediction_samples import results_with_predictions
 
 from dgg_ray.analysis.run_table import BLOCK
 from dgg_ray.core.optional_outputs import OptionalOutputs
-from dgg_ray.report.page_sections import constant_alpha_sentences, errors_section
+from dgg_ray.report.page_sections import constant_alpha_sentences
 from dgg_ray.report.summary import blocks_sentence, describe_blocks
+from dgg_ray.report.wrong_answers import wrong_answers_section
 
 ORDERS = ("a > b", "b > a")
 
@@ -67,6 +68,6 @@ def test_the_trade_of_a_constant_alpha_has_the_interval_of_its_differences():
 
 def test_a_run_in_which_a_task_came_last_is_not_counted_for_its_questions():
     # of two runs, a came last in one and b in the other: each question could be lost in one run
-    (first, second, *_) = errors_section(results_with_predictions(), {}, OptionalOutputs()).sentences
+    (first, second, *_) = wrong_answers_section(results_with_predictions(), {}, OptionalOutputs()).sentences
     assert first.endswith("in at least one of 2 runs of dgg.")
     assert second.startswith("Runs in which the task came last are not counted on its cards")
