@@ -274,7 +274,8 @@ def test_an_engine_whose_package_is_missing_says_how_to_get_it(load, monkeypatch
         ),
         (
             ", dtype: float32",
-            "workers: {engine: zero2}\nprotocol: {baselines: [{p: {training.projector_learning_rate: 1e-5}}]}",
+            "workers: {engine: zero2}\n"
+            "protocol: {baselines: [{p: {training.projector_learning_rate: 1e-5}}]}",
             "a second rate is not possible with zero2",
         ),
         (

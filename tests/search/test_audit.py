@@ -96,7 +96,7 @@ def test_blocks_that_begin_alike_count_as_one():
     )
     alike = said([3, 2], search_blocks=orders[:2])
     assert (
-        "ended 2.5 points (1 block) above it. It looked better, but blocks that all begin alike cannot rule out"
+        "ended 2.5 points (1 block) above it. It looked better, but blocks that all begin alike cannot rule"
         in alike
     )
 
