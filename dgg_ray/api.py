@@ -10,10 +10,6 @@ result.predictions("charts")    # every answer, with the example's question on r
 result.adapter()                # folder that PeftModel.from_pretrained loads
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import html

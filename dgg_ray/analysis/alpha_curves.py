@@ -9,14 +9,10 @@ the tasks of this stage at different rates. So each chosen α is compared with t
 band of their difference is paired within blocks and holds for these two values alone.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -58,14 +54,14 @@ def observed_stages(results: Results) -> pd.DataFrame:
     They come from all runs of searched settings, on the split on which settings were chosen.
     """
     values = settings_with_anchor(results)
-    columns = {column: values[column].to_numpy() for column in values}
+    columns = {str(column): values[column].to_numpy() for column in values}
     by_order: dict[tuple[str, ...], list[ScoredRun]] = {}
     for run in scored_runs(results, results.setup.selection_split):
         if run.setting in values.index and not run.together:
             by_order.setdefault(run.tasks, []).append(run)
     groups = []
     for order, runs in by_order.items():
-        rows = values.index.get_indexer([run.setting for run in runs])
+        rows = values.index.get_indexer(pd.Index([run.setting for run in runs]))
         R, seeds = np.array([run.scores.R for run in runs]), [run.seed for run in runs]
         groups.append(Runs(order, R, seeds, {name: column[rows] for name, column in columns.items()}))
     return stages_of(groups, results.parameters, evaluated_tasks(results))
@@ -181,7 +177,7 @@ def curve_agreements(results: Results) -> list[CurveAgreement]:
     setting, columns = chosen_setting(results), alpha_columns(results)
     if setting is None or setting not in setting_values(results).index:
         return []
-    values = setting_values(results).loc[setting]
+    values = cast(pd.Series, setting_values(results).loc[setting])
     return [
         compare_with_curve(tradeoff, float(values[columns[tradeoff.task]]))
         for tradeoff in tradeoffs(results)
@@ -251,7 +247,7 @@ def unsearched_sentences(results: Results) -> list[str]:
         reason = ", where α has no effect" if parameter == f"{ALPHA}.{task}" else ""
         text = f"{name_of(parameter)} was not searched: {task} is first in every order of the search{reason}."
         if any(not order.startswith(f"{task} > ") for order, _ in results.setup.final_blocks):
-            value = format_value(setting_values(results).loc[chosen_setting(results), parameter])
+            value = format_value(setting_values(results).loc[cast(str, chosen_setting(results)), parameter])
             text += f" On final blocks that begin with another task its value is {value}, "
             text += "which the search did not choose."
         sentences.append(text)

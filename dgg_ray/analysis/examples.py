@@ -4,10 +4,6 @@ Predictions come from the study's store (archive.py), for the final runs alone. 
 from the tasks' own files, where these can still be read.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import json
@@ -103,7 +99,7 @@ def sample_in_proportion(rows: pd.DataFrame, count: int) -> pd.DataFrame:
         if counts.sum() < min(count, int(sizes.sum())) and counts[task] < sizes[task]:
             counts[task] += 1
     while counts.sum() > count:
-        counts[counts.idxmax()] -= 1
+        counts[str(counts.idxmax())] -= 1
     samples = []
     for task, number in counts.items():
         task_rows = rows[rows["task"] == task].sort_values("id", kind="stable")
@@ -135,7 +131,7 @@ def confusions(results: Results, split: str, setting: str, task: str = "") -> pd
 class ForgottenExample(NamedTuple):
     """A row of `forgotten_answers` and its example; None where the task's files cannot be read."""
 
-    row: dict[str, Any]
+    row: dict[Any, Any]
     example: Example | None
 
     @property

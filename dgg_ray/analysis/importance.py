@@ -6,10 +6,6 @@ does not show the direction of the effect. From few settings it is only a hint, 
 explains noise as well.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -18,14 +18,10 @@ prediction is twice too high, for a very small gain (test_next_steps.py). A reco
 an interval that is missing entirely comes before all of these.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from math import inf, isinf, isnan, nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -201,7 +197,7 @@ def block_step(results: Results, gap: GapSoFar) -> NextStep:
     n, spread, hours = gap.n, gap.error * gap.n**0.5, results.remaining.block
     room = inf if results.remaining.room is None else results.remaining.room
     k = max(1, int(HOUR / hours[0])) if hours and hours[0] > 0 else 1
-    k = min(k, 9 * n, room or k)  # more than ten times the blocks need not be predicted
+    k = int(min(k, 9 * n, room or k))  # more than ten times the blocks need not be predicted
     now = t_half_width(gap.error, gap.freedom, level)
     then = t_half_width(spread / (n + k) ** 0.5, gap.freedom + k, level)
     so_far = f"{gap.label} ({format_signed(gap.mean)} points over {n} independent blocks)"
@@ -243,7 +239,9 @@ def block_differences(
     """
     table = final_table(results, final_split(results))
     table = table[~table["together"].astype(bool)]
-    scores = {s: group.set_index(BLOCK)[metric].astype(float) for s, group in table.groupby("setting")}
+    scores: dict[Any, Any] = {
+        s: group.set_index(BLOCK)[metric].astype(float) for s, group in table.groupby("setting")
+    }
     own_scores = scores.get(chosen_setting(results))
     if own_scores is None:
         return {}

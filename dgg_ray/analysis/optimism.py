@@ -14,14 +14,10 @@ the final mean is not independent of the choice. Then only the second part, pair
 interval.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -377,7 +373,10 @@ def held_out_sentences(results: Results, state: AuditedState) -> list[str]:
     if not setup.held_out:
         return []
     audited_scores, kept_scores = (
-        sum(setting_scores(results, setting, split, setup.final_blocks, m) for m in results.objective)
+        cast(
+            pd.Series,
+            sum(setting_scores(results, setting, split, setup.final_blocks, m) for m in results.objective),
+        )
         for setting in (state.setting, state.best_kept)
     )
     gaps = (audited_scores - kept_scores).dropna() / len(results.objective)

@@ -16,10 +16,6 @@ runs of orders that share a first stage, its task and seed. Runs of two clusters
 (`intervals.block_clusters`).
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import numpy as np

@@ -12,16 +12,12 @@ clusters. The effect of the first task itself then counts as chance too, so inte
 than too narrow.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -230,7 +226,7 @@ def rank_table(results: Results, split: str) -> pd.DataFrame:
     if len(labels) < 2 or len(faa) < 2:
         return pd.DataFrame(columns=RANK_COLUMNS)
     tau = pd.Series(tau_b(np.vstack([faa, faa.mean()]))[-1, :-1], index=faa.index)
-    long = faa.rename_axis(columns="label").stack().rename("faa").reset_index()
+    long = cast(pd.Series, faa.rename_axis(columns="label").stack()).rename("faa").reset_index()
     long["rank"] = long.groupby("order")["faa"].rank(ascending=False)
     return long.assign(tau=long["order"].map(tau))
 
@@ -326,7 +322,7 @@ def settings_by_order(results: Results) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     mean, worst = scores.mean(axis=1), scores.min(axis=1)
     rows = []
-    for criterion, setting in ("mean", mean.idxmax()), ("worst", worst.idxmax()):
+    for criterion, setting in ("mean", str(mean.idxmax())), ("worst", str(worst.idxmax())):
         own = mean[setting], worst[setting], scores.loc[setting].idxmin()
         costs = mean.max() - mean[setting], worst.max() - worst[setting]
         rows.append([criterion, setting, *own, *costs, scores.shape[1]])
@@ -365,7 +361,7 @@ def order_sentences(results: Results, split: str) -> list[str]:
     if label not in by_label.index:
         return block_sentences
     by_task = by_label.loc[label].set_index("task")
-    average, largest = by_task.loc["AOPD"], by_task.loc["MOPD"]
+    average, largest = (cast(pd.Series, by_task.loc[name]) for name in ("AOPD", "MOPD"))
     most_affected = by_task.drop(["AOPD", "MOPD"])["opd"].idxmax()
     return [
         f"Over {int(average['orders'])} orders a task's final score moves by "
@@ -397,7 +393,7 @@ def describe_seed_noise(row: pd.Series) -> str:
     )
 
 
-def spread_sentence(row: dict[str, Any]) -> str:
+def spread_sentence(row: dict[Any, Any]) -> str:
     """State the range, the deviation and the mean of one method's FAA over the orders."""
     lowest = f"{format_percent(row['lowest'])} ({row['lowest_order']})"
     highest = f"{format_percent(row['highest'])} ({row['highest_order']})"

@@ -1,10 +1,8 @@
 """Scores task by task: right after training, at the end, and what was forgotten in between."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
+
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -76,4 +74,4 @@ def per_task(results: Results, split: str) -> pd.DataFrame:
 def most_forgotten(table: pd.DataFrame, label: str) -> pd.Series | None:
     """Return the row of the task that a method forgets most; None where nothing can be forgotten."""
     own_rows = table[table["label"] == label].dropna(subset="forgetting")
-    return None if own_rows.empty else own_rows.loc[own_rows["forgetting"].idxmax()]
+    return None if own_rows.empty else own_rows.loc[cast(Any, own_rows["forgetting"].idxmax())]

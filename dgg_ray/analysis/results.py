@@ -4,9 +4,6 @@
 settings, the blocks on which settings were chosen and compared, and the work that remains.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

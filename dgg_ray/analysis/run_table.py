@@ -12,15 +12,11 @@ orders and seeds is over clusters of blocks: blocks of different clusters share 
 (`stats/intervals.py`).
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -141,7 +137,7 @@ def stacked_by_length(matrices: Sequence[ScoreMatrix]) -> Iterator[tuple[np.ndar
     lengths = np.array([len(scores.R) for scores in matrices], dtype=int)
     for T in np.unique(lengths):
         indices = np.flatnonzero(lengths == T)
-        members = [matrices[i] for i in indices]
+        members = [matrices[int(i)] for i in indices]
         stack = (np.array([getattr(member, name) for member in members]) for name in ("R", "sizes", "base"))
         yield indices, ScoreMatrix(*stack)
 
@@ -324,11 +320,11 @@ def find_setting(results: Results, name: str | None = None) -> tuple[str, str]:
         )
     names = ({CHOSEN: chosen} if chosen is not None else {}) | results.baselines | labels
     ids = dict.fromkeys([*names.values(), *results.table["setting"]])
-    setting = names.get(name, name) if name else chosen
+    setting = cast(str, names.get(name, name) if name else chosen)
     if setting not in ids:
         known = [*dict.fromkeys([*labels, *names]), *ids]
         raise ResultsError(
-            f"no setting is called {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+            f"no setting is called {name!r}; there are {', '.join(known)}{did_you_mean(name or '', known)}"
         )
     if name in labels:
         return name, setting
@@ -495,7 +491,8 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     columns = ["label", "setting", "metric", *SCORE, *DIFFERENCE, *SIMULTANEOUS, *FIXED_ORDERS]
     comparison = pd.DataFrame(rows, columns=[*columns, *(f"difference_{name}" for name in FIXED_ORDERS)])
     counted = ~comparison["setting"].isin(joint_settings)
-    comparison.insert(comparison.columns.get_loc("simultaneous_low"), "p_adjusted", comparison["p"])
+    place = cast(int, comparison.columns.get_loc("simultaneous_low"))
+    comparison.insert(place, "p_adjusted", comparison["p"])
     comparison.loc[counted, "p_adjusted"] = (comparison["p"][counted] * family).clip(upper=1)
     return comparison
 

@@ -1,12 +1,8 @@
 """The verdict: which setting to use, stated no more strongly than the evidence allows."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -77,8 +73,8 @@ def verdict(results: Results) -> Verdict:
     """Decide which setting to use: the chosen one if it is significantly better than all simpler baselines.
 
     Significant means that the interval of the difference lies above 0, for all baselines at once
-    (Bonferroni). Joint training is an upper reference and not a baseline. Raises ResultsError without a
-    finished stage.
+    (Bonferroni). Joint training is an upper reference and not a baseline. Raises ResultsError if no stage
+    has finished.
     """
     split = final_split(results)
     runs(results, split)  # raises without a finished stage
@@ -182,7 +178,7 @@ def verdict_over_simpler(results: Results, rows: pd.DataFrame, chosen: str, supp
 def better_baseline(results: Results, rows: pd.DataFrame) -> pd.Series | None:
     """Return the row of the highest baseline that significantly beats the chosen setting; joint is none."""
     better = rows[(rows["simultaneous_high"] < 0) & (rows["setting"] != results.baselines.get("joint"))]
-    return better.loc[better["score"].idxmax()] if len(better) else None
+    return better.loc[cast(Any, better["score"].idxmax())] if len(better) else None
 
 
 def single_seed_caveat(results: Results, split: str) -> list[str]:
@@ -199,9 +195,9 @@ def single_seed_caveat(results: Results, split: str) -> list[str]:
 
 def joint_reference(rows: pd.DataFrame) -> list[str]:
     """Return the sentence with the score of joint training, where it was run."""
-    if "joint" not in rows.index or np.isnan(rows.loc["joint", "score"]):
+    if "joint" not in rows.index or np.isnan(cast(float, rows.loc["joint", "score"])):
         return []
-    score = format_block_score(rows.loc["joint"])
+    score = format_block_score(cast(pd.Series, rows.loc["joint"]))
     return [f"Joint training on all tasks at once, the upper reference, reaches {score}."]
 
 

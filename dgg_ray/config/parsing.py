@@ -70,6 +70,8 @@ def to_faults(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Faul
         rule = rule_text(item["type"], item.get("ctx", {}), item["msg"])
         legal = [f.name for f in fields(kind)] if is_dataclass(kind) else []
         near = nearest_name(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
+        if rule == "no such setting" and legal and not near:
+            rule += f"; there are {', '.join(legal)}"
         expected = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
         near = near or (nearest_name(str(inner), expected) if expected else "")
         value = "" if item["type"] in ("missing", "unexpected_keyword_argument") else show_value(inner)

@@ -12,8 +12,8 @@ work.
 Disk. Spent is everything in the store, and the most is disk.py's bound. Of several drivers on one store, each
 knows of the others' work only what is on the disk already.
 
-While a search goes on, the final comparison is reserved for: the most that it can take, at the most expensive
-corner of the search space.
+While a search goes on, the most that the final comparison can take, at the most expensive corner of the
+search space, is kept back for it.
 
 A run with a budget profiles first, so that all of this is known. A profile must fit as any item must, but
 nothing is reserved beside it, because it is what tells the comparison's cost. Where nothing was measured,
@@ -131,15 +131,15 @@ class Limit(ABC):
     @property
     @abstractmethod
     def started(self) -> bool:
-        """Whether anything but profiles was done."""
+        """Whether any work other than profiles was done."""
 
     @abstractmethod
     def concurrent_bound(self, work_items: Iterable[WorkItem]) -> float | None:
-        """Bound what items take that are done at the same time; None where that is unknown."""
+        """Return the most that items take if they run at the same time; None where that is unknown."""
 
     @abstractmethod
     def sequential_bound(self, work_items: Iterable[WorkItem]) -> float | None:
-        """Bound what items take that are done one after another; None where that is unknown."""
+        """Return the most that items take if they run one after another; None where that is unknown."""
 
     @abstractmethod
     def decide_unmeasured(self, running: Sequence[WorkItem]) -> Decision:

@@ -1,9 +1,5 @@
 """The appendix of the page: every number of the study, in collapsible blocks."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -88,7 +84,7 @@ def evaluated_settings(results: Results, title: str) -> list[PageElement]:
     return collapsible(title, Table(caption, header, rows, "settings.csv", frozenset({0, 1})))
 
 
-def settings_row(results: Results, row: Mapping[str, Any]) -> TableRow:
+def settings_row(results: Results, row: Mapping[Any, Any]) -> TableRow:
     """Format a row of `settings_table`; a star marks the chosen setting."""
     is_chosen = row["setting"] == chosen_setting(results)
     method = row["strategy"]

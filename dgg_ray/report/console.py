@@ -1,9 +1,5 @@
 """The last lines that a run and `dgg-ray best` print: verdict, table of methods, paths of the adapters."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -75,7 +71,7 @@ def method_table(results: Results) -> list[str]:
     return lines
 
 
-def select_rows(results: Results, rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def select_rows(results: Results, rows: Sequence[dict[Any, Any]], count: int) -> list[dict[Any, Any]]:
     """Select the chosen setting, joint training, the highest other method, then COMMON_BASELINES."""
     by_priority = [
         chosen_setting(results),

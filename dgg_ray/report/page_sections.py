@@ -1,9 +1,5 @@
 """The seven sections of the page: each answers a question with a few sentences, tables and figures."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +77,7 @@ def build_sections(results: Results, figures: Figures, optional: OptionalOutputs
 
 
 def use_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+    """Give the verdict, the chosen values and their certainty, and what more computing would change."""
     finding = verdict(results)
     details = optional.value_or("more about this choice", [], detail_sentences, results)
     next_step_lines = optional.value_or(
@@ -116,6 +113,7 @@ def chosen_values_table(results: Results) -> Table | None:
 
 
 def comparison_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+    """Compare the chosen setting with the other methods, on other orders and on these alone."""
     split, metric = final_split(results), headline_metric(results)
     table = compare(results, split)
     if table["score"].isna().all():
@@ -172,7 +170,7 @@ def metric_label(metric: str) -> str:
     return METRIC_LABELS.get(metric, metric.replace("_", " "))
 
 
-def difference_line(row: Mapping[str, Any], simultaneous: bool) -> str:
+def difference_line(row: Mapping[Any, Any], simultaneous: bool) -> str:
     """Format the paired difference; empty for the chosen setting itself.
 
     simultaneous: whether the interval is the one that holds for all methods at once, as in the verdict.
@@ -206,6 +204,7 @@ def fixed_orders_table(results: Results, table: pd.DataFrame, metric: str, split
 
 
 def per_task_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+    """Show every task's scores and which task is forgotten most."""
     split = final_split(results)
     table = per_task(results, split)
     if table.empty:
@@ -276,6 +275,7 @@ def task_table(table: pd.DataFrame, label: str, split: str) -> Table:
 
 
 def stability_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+    """Show what stability costs in plasticity, for constant α and for each task's α."""
     figure, split = figures.get("stability_plasticity"), results.setup.selection_split
     curves = optional.value_or("the effect of α", [], tradeoff_rows, results)
     sentences = []
@@ -336,6 +336,7 @@ def constant_alpha_sentences(results: Results) -> list[str]:
 
 
 def order_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+    """Show how much the scores depend on the order of the tasks."""
     split = final_split(results)
     sentences = order_sensitivity.order_sensitivity_sentences(results)
     spread = spread_table(task_disparity(results, split), faa_spread(results, split), split)
@@ -362,7 +363,7 @@ def spread_table(by_task: pd.DataFrame, faa: pd.DataFrame, split: str) -> Table 
         cells[row["label"], "FAA"] = format_extremes(row), sd
     labels = list(dict.fromkeys(by_task["label"]))
     names = {"AOPD": "mean over tasks (AOPD)", "MOPD": "largest (MOPD)"}
-    tasks = [*sorted(by_task["task"].unique(), key=["FAA", "MOPD", "AOPD"].count), "FAA"]
+    tasks: list[str] = [*sorted(by_task["task"].unique(), key=["FAA", "MOPD", "AOPD"].count), "FAA"]
     rows = [
         TableRow(
             [names.get(task, task), *(cells.get((label, task), "–") for label in labels)],
@@ -380,12 +381,12 @@ def spread_table(by_task: pd.DataFrame, faa: pd.DataFrame, split: str) -> Table 
     return Table(caption, ["task", *labels], rows, "robustness_tasks.csv")
 
 
-def format_extremes(row: Mapping[str, Any]) -> str:
+def format_extremes(row: Mapping[Any, Any]) -> str:
     """Format the lowest and the highest value: `41.0 to 62.5`."""
     return f"{format_percent(row['lowest'])} to {format_percent(row['highest'])}"
 
 
-def format_bounds(row: Mapping[str, Any], low: str, high: str) -> str:
+def format_bounds(row: Mapping[Any, Any], low: str, high: str) -> str:
     """Format an interval to follow its estimate, ` (12.0 to 34.5)`; empty where there is none."""
     return "" if np.isnan(row[low]) else f" ({format_percent(row[low])} to {format_percent(row[high])})"
 
@@ -394,6 +395,7 @@ def format_bounds(row: Mapping[str, Any], low: str, high: str) -> str:
 
 
 def search_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
+    """Show the course of the search, its audit and the training losses."""
     search, setup = results.search, results.setup
     losses = collapsible("The training loss of every stage", figures.get("training_loss"))
     if search is None:
@@ -445,7 +447,7 @@ def pareto_table(results: Results) -> Table | None:
     return Table(caption, header, rows, "figures/pareto.csv")
 
 
-def format_metric(row: Mapping[str, Any], metric: str) -> str:
+def format_metric(row: Mapping[Any, Any], metric: str) -> str:
     """Format a metric of a row of `settings_table` with its interval: `71.2 (69.8 to 72.6)`."""
     parts = (row[f"{metric}{suffix}"] for suffix in ("", "_low", "_high", "_n", "_values"))
     return format_estimate(Interval(*parts), UNLABELLED)

@@ -1,9 +1,5 @@
 """A study's findings in sentences: which setting to use, how certain that is, and what is unknown."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,9 +1,5 @@
 """The section on wrong answers: questions that were answered correctly before later tasks were trained."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -42,6 +38,7 @@ MAX_CONFUSIONS = 10  # rows of the table of wrong answers
 def wrong_answers_section(
     results: Results, figures: Mapping[str, FigureImage], optional: OptionalOutputs
 ) -> SectionContent:
+    """Show examples that were forgotten, and the most frequent wrong answers."""
     setting, split = chosen_setting(results), final_split(results)
     if setting is None or results.archive is None:
         return SectionContent()

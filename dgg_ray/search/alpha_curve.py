@@ -24,10 +24,6 @@ with the highest sum is the same for all k > 0, so it is read off at k = 1; `wei
 for more. The curves are straight between the α tried, so no α between them is better than the best of them.
 """
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -238,14 +234,14 @@ def stages_of(
     return once.sort_values(["task", "alpha", "peers"], kind="stable", ignore_index=True)
 
 
-def of_runs(runs: Runs, stages: Iterable[Guided]) -> Iterator[tuple[Sequence[Any], ...]]:
+def of_runs(runs: Runs, stages: Iterable[Guided]) -> Iterator[tuple[Any, ...]]:
     """COLUMNS of the runs, stage by stage, each run up to where it was evaluated."""
     R, order = runs.R, runs.order
     examined = np.isfinite(np.where(np.tri(len(order), dtype=bool), R, 0).sum(axis=2))
     for t, seen, own, before, others in stages:
         kept = np.flatnonzero(examined[:, t])
         so_far = f"{' > '.join(seen)}, seed "
-        block = [f"{so_far}{runs.seeds[i]}" for i in kept]
+        block = [f"{so_far}{runs.seeds[int(i)]}" for i in kept]
         named = [
             [f", {name} {value}" for value in runs.values[parameter][kept]] for name, parameter in others
         ]

@@ -97,7 +97,7 @@ def rank_settings(values: Sequence[Values], settings: Sequence[Mapping[str, Any]
     return ordered + sorted(broken, key=lambda i: (sum(values[i].excess), *mean(i)))
 
 
-def simplicity(setting: Mapping[str, Any]) -> tuple[Any, ...]:
+def simplicity(setting: Mapping[Any, Any]) -> tuple[Any, ...]:
     """A total order of settings by their searched values (dotted path → value): lower is simpler.
 
     The strategy's numbers come first, by name: fewer distinct values over the tasks, then a smaller

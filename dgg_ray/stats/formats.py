@@ -12,9 +12,9 @@ The functions that take a `row` read a row of the comparison table (`run_table.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,12 @@ from dgg_ray.stats.intervals import MIN_CLUSTERS, Difference, Interval
 CI = "95 % CI "
 EQUAL_SCORES = 1e-9  # scores that differ by less differ by rounding alone
 NumberFormat = Callable[[float], str]
+
+
+class Row(Protocol):
+    """A row of a table: a Series, or a dict of its values by column."""
+
+    def __getitem__(self, key: Any, /) -> Any: ...
 
 
 def format_percent(value: float, digits: int = 1) -> str:
@@ -103,18 +109,18 @@ def format_difference(gap: Interval | Difference, sign: float = 1, interval_name
     return format_estimate(Interval(sign * gap.mean, low, high, gap.n, values), style)
 
 
-def score_interval(row: Mapping[str, Any]) -> Interval:
+def score_interval(row: Row) -> Interval:
     """Return the mean of a row over other orders and seeds, with its interval."""
     return Interval(row["score"], row["low"], row["high"], row["n"], row["values"])
 
 
-def simultaneous_difference(row: Mapping[str, Any]) -> Interval:
+def simultaneous_difference(row: Row) -> Interval:
     """Return the paired difference of a row; its bounds hold for all baselines at once."""
     bounds = row["simultaneous_low"], row["simultaneous_high"], row["pairs"]
     return Interval(row["difference"], *bounds, row["difference_values"])
 
 
-def difference_interval_name(row: Mapping[str, Any]) -> str:
+def difference_interval_name(row: Row) -> str:
     """Return the name of the bounds of `simultaneous_difference`.
 
     The bounds of a single baseline, and of joint training, are those of that comparison alone.
@@ -122,12 +128,12 @@ def difference_interval_name(row: Mapping[str, Any]) -> str:
     return CI if row["simultaneous_low"] == row["difference_low"] else f"simultaneous {CI}"
 
 
-def format_score(row: Mapping[str, Any]) -> str:
+def format_score(row: Row) -> str:
     """Format the mean of a row over other orders and seeds."""
     return format_estimate(score_interval(row))
 
 
-def format_paired_difference(row: Mapping[str, Any], unit: str = "") -> str:
+def format_paired_difference(row: Row, unit: str = "") -> str:
     """Format the paired difference of a row, over other orders and seeds; empty where there is none.
 
     unit: follows the mean.
@@ -138,7 +144,7 @@ def format_paired_difference(row: Mapping[str, Any], unit: str = "") -> str:
     return format_estimate(simultaneous_difference(row), style)
 
 
-def format_on_fixed_orders(row: Mapping[str, Any], difference: bool = False, unit: str = "") -> str:
+def format_on_fixed_orders(row: Row, difference: bool = False, unit: str = "") -> str:
     """Format the mean of a row on the orders that were run, over seeds; or its paired difference.
 
     unit: follows the mean.

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import isotonic_regression
 from scipy.special import stdtrit
 
 from dgg_ray.core.rng import make_rng
@@ -155,25 +156,8 @@ def comparable_stages(value: ArrayLike, block: ArrayLike) -> np.ndarray:
 
 
 def isotonic(y: ArrayLike, weights: ArrayLike, rising: bool = True) -> np.ndarray:
-    """Return the nearest curve that never falls (or never rises), in weighted squares, along the last axis.
-
-        f̂_i = max over j ≤ i, min over k ≥ i, of the mean of y_j … y_k
-
-    Equal to `scipy.optimize.isotonic_regression`, for a whole array of curves at once.
-    """
-    y = np.asarray(y, dtype=float) if rising else -np.asarray(y, dtype=float)
-    w = np.broadcast_to(np.asarray(weights, dtype=float), y.shape)
-    empty = np.tril(np.ones((y.shape[-1],) * 2), -1).astype(bool)  # k < j: no range
-
-    def range_sums(x: np.ndarray) -> np.ndarray:
-        """Return the sums over j … k, as [..., j, k]."""
-        up_to = np.cumsum(x, axis=-1)
-        return up_to[..., None, :] - (up_to - x)[..., None]
-
-    means = np.where(empty, np.inf, range_sums(w * y) / np.where(empty, 1, range_sums(w)))
-    lowest = np.minimum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
-    curve = np.where(empty, -np.inf, lowest).max(axis=-2)
-    return curve if rising else -curve
+    """Return the nearest curve that never falls (or never rises), in weighted squares."""
+    return isotonic_regression(y, weights=weights, increasing=rising).x
 
 
 def band_half_width(resamples: ArrayLike, blocks: ArrayLike, level: float = 0.95) -> np.ndarray:

@@ -210,7 +210,7 @@ class StageStore:
         return {name.rpartition("/")[2] for name, _ in self.list_documents("removed_adapters/")}
 
     def sweep(self) -> None:
-        """Remove leftovers: day-old drafts and ended leases, and checkpoints without a use or 30 days old."""
+        """Remove leftovers: drafts and leases a day old; checkpoints of finished stages or 30 days old."""
         now = time.time()
         for checkpoint in self.backend.list_names("checkpoints/"):
             finished = self.backend.read(manifest_name(stage_key_of(checkpoint))) is not None
@@ -264,8 +264,8 @@ class StageStore:
     def check(self) -> None:
         """Raise StoreError, within seconds, if the place cannot hold a store.
 
-        It cannot if it holds a store of another format, cannot be written or read back, overwrites an object
-        that exists, or if its clock differs from this machine's.
+        That is so if it holds a store of another format, cannot be written or read back, lets an existing
+        object be overwritten, or has a clock that differs from this machine's.
         """
         backend = self.backend.with_timeout(CHECK_S)
         name, content = f"checks/{uuid.uuid4().hex}", uuid.uuid4().hex.encode()

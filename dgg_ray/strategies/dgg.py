@@ -5,7 +5,8 @@
     g ← g + ĝ   if u < α,   u = U(seed, task, step)     once per optimizer step
 
 Descent on +ĝ moves the weights back towards θ*. It stands in for the gradient of the old tasks,
-whose data are gone. With a replay buffer, g is the gradient of L(θ; T_t ∪ M).
+whose data are gone. With a replay buffer M, g is the gradient of the loss on the new task's examples T_t and
+on M together, L(θ; T_t ∪ M).
 
     symbol  here        shape            unit
     θ       weights     each tensor's    -
@@ -24,8 +25,8 @@ publication leaves these points open; our choices are:
   part would cost a second backward pass.
 - θ are the LoRA factors A and B, not their product.
 - ĝ enters after accumulation and reduction, and passes through AdamW's running averages like g.
-- u is drawn from a counter, so it is equal on all ranks, the same after a resume, and shared by
-  all α: a larger α injects on a superset of the steps.
+- u depends on seed, task and step alone, so it is equal on all ranks, the same after a resume, and
+  shared by all α: a larger α injects on a superset of the steps.
 - The first task of an order has no guidance: there is no old optimum.
 """
 
@@ -55,7 +56,7 @@ class DGG(ReplayStrategy):
     alpha: α, the share of the steps on which guidance is added, from 0 to 1: one for all tasks, or one
         per task name (it follows the task, not its place). 0 is replay with the same buffer.
     norm: what the cap compares: all trainable tensors as one vector, or each tensor separately.
-    scale: whether guidance is capped by the gradient's norm; without it ĝ = d.
+    scale: whether guidance is capped by the gradient's norm; if false, ĝ = d.
     gate: on which steps guidance is added: `bernoulli` as published; `periodic` injects evenly, ⌊n·α⌋ times
         in n steps; `always` injects on every step, whatever α.
     """

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from curve_samples import STAGES, A, results_of_runs
-from scipy.optimize import isotonic_regression
 
 from dgg_ray.analysis import alpha_curves
 from dgg_ray.analysis.alpha_curves import observed_stages, tradeoffs
@@ -63,14 +62,6 @@ def test_peers_at_two_levels_have_more_in_common():
 def test_a_curve_that_turns_is_pooled_by_the_number_of_stages():
     assert isotonic([0.1, 0.5, 0.2], [1, 1, 2]) == pytest.approx([0.1, 0.3, 0.3])
     assert isotonic([0.1, 0.5, 0.2], [1, 1, 2], rising=False) == pytest.approx([0.3, 0.3, 0.2])
-
-
-def test_many_curves_fitted_together_equal_scipys_fits_one_by_one():
-    rng = make_rng(0, "", "isotonic")
-    y, w = rng.normal(size=(50, 6)), rng.uniform(0.1, 2, 6)
-    for rising in (True, False):
-        single = [isotonic_regression(row, weights=w, increasing=rising).x for row in y]
-        assert isotonic(y, w, rising) == pytest.approx(np.array(single))
 
 
 def test_values_that_no_block_connects_to_the_others_are_left_out():
@@ -137,6 +128,7 @@ def simulated(rng, response: np.ndarray, blocks: int, kept: float, parents: int 
     return place[tried], block[tried], (block * parents + parent)[tried], y.ravel()[tried]
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(("blocks", "kept"), [(5, 1.0), (8, 0.7)])
 @pytest.mark.parametrize("response", RESPONSES)
 def test_95_percent_bands_cover_the_response_95_percent_of_the_time(response, blocks, kept):
@@ -152,6 +144,7 @@ def test_95_percent_bands_cover_the_response_95_percent_of_the_time(response, bl
     assert np.mean(covered, axis=0).min() > 0.92
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(("orders", "seeds"), [(3, 3), (4, 3), (6, 1)])
 def test_bands_hold_where_the_effect_of_alpha_depends_on_the_order(orders, seeds):
     # 2,000 studies, one outcome each: the effect of α varies by 1 over orders, and by 0.5 over their seeds
@@ -197,6 +190,7 @@ def test_bands_are_over_beginnings_that_share_no_stage():
     assert tried_on(("abc", 0), ("abd", 1), more=[("cab", 9)]).beginning == "a > b"
 
 
+@pytest.mark.statistics
 def test_the_best_alpha_is_rarely_ruled_out():
     # gain is highest at α = 0.3; where it is flat around it, which of them looks best is luck
     rng, kept = make_rng(0, "", "best"), []

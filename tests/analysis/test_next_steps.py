@@ -128,6 +128,7 @@ def results_with_settings(rows, count):
     return small_study(search=SearchSummary("tpe", ("faa",), expected_settings=count, candidates=evaluated))
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_the_expected_gain_of_the_remaining_settings_is_right_on_average(share):
     # 8 settings evaluated on 3 blocks and 12 left; share: of the means' variance, between settings.

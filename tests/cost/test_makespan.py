@@ -134,6 +134,7 @@ def draw_wall_times(study):
         yield model.predict(requests).wall, seconds[path].sum()
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("parallel", "least"),
     # Two settings at a time: as it should be. Four in step on four groups: the last of four is waited for.

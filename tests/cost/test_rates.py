@@ -15,6 +15,7 @@ def draw_amounts(rng, truth, parts, scatter):
     return np.array(plain) * np.exp(scatter * rng.standard_normal(len(parts)))
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(("stages", "scatter"), [(2, 0.1), (60, 0.1), (60, 0.3)])
 def test_about_950_of_a_thousand_intervals_hold_the_true_amount(stages, scatter):
     rng = np.random.default_rng(stages)

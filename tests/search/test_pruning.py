@@ -81,7 +81,7 @@ def test_with_two_objectives_it_must_be_behind_in_both():
     assert not should_prune(two, both, BLOCKS, better, theirs)
 
 
-def test_what_was_run_to_its_end_is_judged_and_not_given_up():
+def test_what_was_run_to_its_end_is_judged_and_not_pruned():
     theirs = [run(0.8, 0.8, 0.8, 0.8)]
     assert not should_prune(pruning_test(), ["faa"], BLOCKS, run(0.1, 0.1, 0.1, 0.1), theirs)
 
@@ -136,8 +136,8 @@ def truth(of, setting):
     return total
 
 
-def given_up(seed, level, **space):
-    """(Whether the best setting was given up, how many were, stages learned)."""
+def search_and_count(seed, level, **space):
+    """Return whether the best setting was pruned, how many were, and how many stages were trained."""
     of = simulated(seed, level, **space)
     found = simulate_study(of, 4, compare=False)
     search = found.search
@@ -146,14 +146,16 @@ def given_up(seed, level, **space):
     return best not in judged, 8 - len(judged), found.stages
 
 
-def raced(level, gap, spreads, objectives, studies=1000, orders=3, seeds=1, own=0.0, tied=True, seed=0):
-    """(Share of studies in which the best setting was given up, settings given up in the mean).
+def simulate_pruning(
+    level, gap, spreads, objectives, studies=1000, orders=3, seeds=1, own=0.0, tied=True, seed=0
+):
+    """Return the share of studies whose best setting was pruned, and the mean number of pruned settings.
 
-    A setting's score on a block is the mean of two tasks' that lose nothing; after the first the second is
-    hoped at the highest seen, as in a run. Half of the noise is the block's, and of the other half the share
-    `own` is what an order does to the setting with all its seeds; `tied`: as the race takes them. The first
-    in `spreads` is best, by `gap` in every objective; settings come in a random order, each judged against
-    all before it.
+    A setting's score on a block is the mean of two tasks' that lose nothing; after the first, the second
+    counts as the highest seen, as in a run. Half of the noise is the block's, and of the other half the
+    share `own` is what an order does to the setting with all its seeds; `tied`: as the search takes them.
+    The first in `spreads` is best, by `gap` in every objective; settings come in a random order, each
+    judged against all before it.
     """
     rng = make_rng(seed, "", "races")
     lost = many = 0
@@ -168,15 +170,15 @@ def raced(level, gap, spreads, objectives, studies=1000, orders=3, seeds=1, own=
         clusters = np.repeat(np.arange(orders), seeds) if tied else np.arange(orders * seeds)
         judged: list[int] = []
         for candidate in rng.permutation(len(spreads)):
-            if len(judged) > 1 and given_up_in(scores, judged, candidate, level, clusters):
+            if len(judged) > 1 and is_pruned(scores, judged, candidate, level, clusters):
                 lost, many = lost + (candidate == 0), many + 1
             else:
                 judged.append(candidate)
     return lost / studies, many / studies
 
 
-def given_up_in(scores, judged, candidate, level, clusters):
-    """At any look, between the tasks or at the end of a block but the last."""
+def is_pruned(scores, judged, candidate, level, clusters):
+    """Return whether any look prunes it: between the tasks, or at the end of a block but the last."""
     ends, objectives = scores.mean(axis=2), range(scores.shape[3])
     blocks = scores.shape[1]
     spread = [paired_spread(ends[judged, :, j], clusters) for j in objectives]
@@ -192,7 +194,7 @@ def given_up_in(scores, judged, candidate, level, clusters):
     return False
 
 
-RACES = {  # settings' spreads, the best one's lead, objectives
+LANDSCAPES = {  # settings' spreads, the best one's lead, objectives
     "equal": ([1.0] * 5, 0.0, 1),
     "apart": ([1.0] * 5, 0.5, 1),
     "unequal": ([1.0, 0.3, 0.3, 2.0, 3.0], 0.0, 1),
@@ -201,32 +203,34 @@ RACES = {  # settings' spreads, the best one's lead, objectives
 }
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("level", [0.05, 0.2])
-@pytest.mark.parametrize("name", RACES)
-def test_the_best_setting_is_given_up_less_often_than_the_level_says(name, level):
-    spreads, gap, objectives = RACES[name]
-    lost, many = raced(level, gap, spreads, objectives)
+@pytest.mark.parametrize("name", LANDSCAPES)
+def test_the_best_setting_is_pruned_less_often_than_the_level_says(name, level):
+    spreads, gap, objectives = LANDSCAPES[name]
+    lost, many = simulate_pruning(level, gap, spreads, objectives)
     assert lost < level
     assert many > lost
 
 
+@pytest.mark.statistics
 def test_it_is_so_where_an_order_acts_on_what_a_setting_does_with_all_its_seeds():
     # 17 % are lost where the seeds of an order count as independent.
     settings = {"studies": 200, "orders": 2, "seeds": 3, "own": 0.9}
-    assert raced(0.05, 0.0, [1.0] * 8, 1, **settings)[0] < 0.05
-    assert raced(0.05, 0.0, [1.0] * 8, 1, **settings, tied=False)[0] > 0.08
+    assert simulate_pruning(0.05, 0.0, [1.0] * 8, 1, **settings)[0] < 0.05
+    assert simulate_pruning(0.05, 0.0, [1.0] * 8, 1, **settings, tied=False)[0] > 0.08
 
 
 def test_a_pruned_search_saves_stages_and_keeps_the_best_where_settings_differ():
-    raced = [given_up(seed, 0.2) for seed in range(5)]
-    full = [given_up(seed, None) for seed in range(5)]
-    assert not any(lost for lost, _, _ in raced)
-    assert sum(many for _, many, _ in raced) >= 5
+    pruned = [search_and_count(seed, 0.2) for seed in range(5)]
+    full = [search_and_count(seed, None) for seed in range(5)]
+    assert not any(lost for lost, _, _ in pruned)
+    assert sum(many for _, many, _ in pruned) >= 5
     assert sum(many for _, many, _ in full) == 0
-    assert sum(stages for _, _, stages in raced) < sum(stages for _, _, stages in full)
+    assert sum(stages for _, _, stages in pruned) < sum(stages for _, _, stages in full)
 
 
-def test_plan_says_on_how_many_independent_clusters_a_race_rests():
+def test_plan_says_on_how_many_independent_clusters_a_pruned_search_rests():
     said = plan(simulated(0, 0.05), MemoryStore()).pruning_test
     assert said.startswith(
         "over 4 independent clusters of 4 blocks, the best setting is lost in at most 5% of"
@@ -258,7 +262,7 @@ def test_the_sampler_is_told_the_best_ones_score_plus_the_differences_so_far():
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_a_pruned_search_read_again_from_its_store_is_the_race_that_was_run(seed):
+def test_a_pruned_search_read_again_from_its_store_is_the_search_that_was_run(seed):
     # Values of a list repeat, and an order's first α has no effect: settings share stages, so that the store
     # holds more of a setting that was given up than it asked for itself.
     of = synthetic_study(

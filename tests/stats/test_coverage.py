@@ -96,7 +96,7 @@ def test_the_vectorised_response_model_equals_the_response_model():
         assert faa == pytest.approx(np.mean(list(skills.values())))
 
 
-@pytest.mark.whole
+@pytest.mark.statistics
 @pytest.mark.parametrize("blocks", [3, 4, 8])
 def test_intervals_over_held_out_blocks_hold_their_level_after_a_search(blocks):
     winner, seen, (validation, test) = simulated(blocks)
@@ -112,7 +112,7 @@ def test_intervals_over_held_out_blocks_hold_their_level_after_a_search(blocks):
         assert 0.93 <= share <= 0.97
 
 
-@pytest.mark.whole
+@pytest.mark.statistics
 @pytest.mark.parametrize(("seeds", "at_most"), [(2, 0.945), (4, 0.91)])
 def test_intervals_over_search_blocks_hold_their_level_only_if_orders_are_clusters(seeds, at_most):
     tasks = list(NAMES)
@@ -133,6 +133,7 @@ def test_intervals_over_search_blocks_hold_their_level_only_if_orders_are_cluste
 SHARED = [(4, 12), (6, 24), (8, 24)]  # tasks, random orders with one seed
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(("tasks", "count"), SHARED)
 def test_intervals_hold_their_level_where_orders_share_stages(tasks, count):
     orders = random_orders(tasks, count)
@@ -151,6 +152,7 @@ def test_intervals_hold_their_level_where_orders_share_stages(tasks, count):
     assert np.mean(alone) < 0.92
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("blocks", [3, 4, 5, 8])
 def test_the_error_bars_of_the_stability_plasticity_figure_hold_their_level(blocks):
     orders = random_orders(6, blocks)
@@ -169,7 +171,7 @@ def test_the_error_bars_of_the_stability_plasticity_figure_hold_their_level(bloc
     assert (np.mean(held, axis=0) <= 0.97).all()
 
 
-@pytest.mark.whole
+@pytest.mark.statistics
 def test_the_winners_score_in_the_search_is_optimistic_on_average():
     orders = np.argsort(make_rng(2, "", "luck").random((STUDIES, 2, TASKS)), axis=-1)
     seen = draw_scores(orders, "luck")[0].mean(axis=-1)
@@ -192,6 +194,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(("place", "at_most"), [((0.97, 0.03), 0.91), ((0.10, 0.06), 0.945)])
 def test_intervals_hold_their_level_near_the_ends_of_the_scale_and_plain_t_does_not(place, at_most):
     run = benchmark()
@@ -202,7 +205,7 @@ def test_intervals_hold_their_level_near_the_ends_of_the_scale_and_plain_t_does_
     assert has_interval == 1
 
 
-@pytest.mark.whole
+@pytest.mark.statistics
 @pytest.mark.parametrize("orders", [3, 6, 8])
 @pytest.mark.parametrize("place", [(0.03, 0.02), (0.65, 0.06), (0.97, 0.03)])
 def test_intervals_over_held_out_blocks_hold_their_level_anywhere_on_the_scale(orders, place):
@@ -211,7 +214,7 @@ def test_intervals_over_held_out_blocks_hold_their_level_anywhere_on_the_scale(o
     assert 0.93 <= coverage <= 0.97
 
 
-@pytest.mark.whole
+@pytest.mark.statistics
 @pytest.mark.parametrize(("orders", "seeds"), [(6, 2), (6, 3), (24, 2)])
 @pytest.mark.parametrize("place", [(0.65, 0.06), (0.97, 0.03)])
 def test_intervals_hold_their_level_where_orders_share_seeds(orders, seeds, place):
@@ -221,6 +224,7 @@ def test_intervals_hold_their_level_where_orders_share_seeds(orders, seeds, plac
     assert 0.93 <= gap <= 0.98
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("design", [(2, 3), (2, 2, True)])
 def test_intervals_on_fixed_orders_hold_their_level_over_seeds(design):
     run = benchmark()
@@ -229,6 +233,7 @@ def test_intervals_on_fixed_orders_hold_their_level_over_seeds(design):
     assert width < 15  # an interval over two orders alone would be ±50 points and more
 
 
+@pytest.mark.statistics
 def test_an_interval_over_orders_of_one_seed_covers_that_seed_only():
     # 24 orders, sd 0.047, with one seed, sd 0.016: for other seeds the interval is too short
     rng = make_rng(0, "", "one seed")

@@ -89,6 +89,7 @@ def test_scores_without_noise_are_those_of_the_response_model():
     assert np.isnan(scores.R[0, 1:]).all()
 
 
+@pytest.mark.statistics
 def test_noise_has_the_configured_size_and_shared_part():
     def first(seed, alpha, shared):
         model = ResponseModel(noise=0.02, shared=shared, evaluation_noise=False)

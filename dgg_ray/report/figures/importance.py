@@ -1,9 +1,5 @@
 """Which search parameters matter: the share of the variance that each explains, and the effect of α."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import numpy as np

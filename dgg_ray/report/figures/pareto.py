@@ -1,9 +1,8 @@
 """Trade-off between the objectives: the Pareto set of the evaluated settings, and how it grew."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +61,7 @@ def draw_objectives(ax: Axes, data: pd.DataFrame, objective: tuple[str, ...]) ->
     if len(objective) == 2:
         edge = {"color": style.PALE, "lw": 4, "solid_joinstyle": "round"}
         ax.step(front[x], front[y], where="pre", zorder=1, **edge)
-    groups = (
+    groups: tuple[tuple[Any, dict[str, Any]], ...] = (
         (~data["feasible"], {"marker": "x", "color": style.QUIET, "label": "breaks a constraint"}),
         (data["feasible"] & ~data["front"], {"fc": "white", "ec": style.BLUE, "label": "dominated"}),
         (data["front"] & ~data["chosen"], {"fc": style.BLUE, "ec": "white", "label": "Pareto set"}),

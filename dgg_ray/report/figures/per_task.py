@@ -1,8 +1,5 @@
 """Final score and forgetting of every task, by method."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,12 +1,8 @@
 """Score matrix R: score of every task after every stage."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -152,7 +148,7 @@ def draw_matrix(ax: Axes, panel: Panel, low: float, high: float, title: str):
     ax.grid(which="minor", color="white", lw=2)
     ax.tick_params(which="minor", length=0)
     for t, i in zip(*np.nonzero(~np.isnan(panel.R)), strict=True):
-        write_cell(ax, panel, int(t), int(i), (panel.R[t, i] - low) / (high - low))
+        write_cell(ax, panel, int(t), int(i), float((panel.R[t, i] - low) / (high - low)))
     return image
 
 
@@ -160,7 +156,7 @@ def write_cell(ax: Axes, panel: Panel, t: int, i: int, level: float) -> None:
     """Write the mean, and below it the lowest and highest over seeds; level: of the colour, in [0, 1]."""
     has_seeds = panel.seeds > 1
     size = 7.5 if len(panel.tasks) > 7 else 9
-    text = {"ha": "center", "color": style.text_colour(colormaps["cividis"](level))}
+    text: dict[str, Any] = {"ha": "center", "color": style.text_colour(colormaps["cividis"](level))}
     vertical = "bottom" if has_seeds else "center"
     ax.text(i, t, f"{100 * panel.R[t, i]:.1f}", va=vertical, fontsize=size, **text)
     if has_seeds:

@@ -1,8 +1,5 @@
 """Course of the search: settings tried, kept and pruned, and the result of the audit."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,13 +1,9 @@
 """Stability against plasticity: every setting as a point, and the curve along a constant α."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
-
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -102,7 +98,7 @@ def settings_as_points(results: Results) -> pd.DataFrame:
         row = {"kind": "setting", "setting": setting, "label": labels.get(str(setting), "")}
         row |= {"alpha": np.nan, "other_values": "", "searched": setting in searched.index, "constant": False}
         if row["searched"]:
-            values = searched.loc[setting]
+            values = cast(pd.Series, searched.loc[str(setting)])
             row["other_values"] = ", ".join(f"{name_of(p)} {format_value(values[p])}" for p in others)
             if alphas:
                 row["alpha"] = float(values[alphas].astype(float).mean())
@@ -195,7 +191,7 @@ def not_dominated(points: np.ndarray) -> np.ndarray:
     """Mark the points that no other point exceeds in one coordinate without falling short in another."""
     as_good = (points[:, None] >= points[None]).all(axis=2)  # [i, j]: i is nowhere below j
     better = (points[:, None] > points[None]).any(axis=2)
-    return ~(as_good & better).any(axis=0)
+    return cast(np.ndarray, ~(as_good & better).any(axis=0))
 
 
 def draw_front(ax: Axes, points: pd.DataFrame) -> None:

@@ -1,8 +1,5 @@
 """Training loss along every stage of the chosen setting."""
 
-# pandas has no types that a checker can follow through indexing and groupby:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import numpy as np
