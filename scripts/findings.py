@@ -19,7 +19,8 @@ import pandas as pd
 from scipy import stats
 
 from dgg_ray.analysis import load
-from dgg_ray.analysis.run_table import BLOCK, interval_over_seeds, runs, settings_by_label
+from dgg_ray.analysis.comparison_tables import interval_over_seeds
+from dgg_ray.analysis.run_table import BLOCK, runs, settings_by_label
 from dgg_ray.search.objective import difference_range
 from dgg_ray.stats.intervals import Interval, fixed_orders_interval, holm
 

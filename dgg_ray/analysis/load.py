@@ -16,8 +16,9 @@ import pandas as pd
 from dgg_ray.analysis import hardware_drift, search_summary
 from dgg_ray.analysis.alpha_curves import unsearched_parameters
 from dgg_ray.analysis.archive import Archive
+from dgg_ray.analysis.comparison_tables import compare
 from dgg_ray.analysis.results import CELL_COLUMNS, HardwareDrift, RemainingWork, Results, Spending
-from dgg_ray.analysis.run_table import compare, final_split
+from dgg_ray.analysis.run_table import final_split
 from dgg_ray.analysis.verdict import verdict
 from dgg_ray.config import saved_study, yaml_edit
 from dgg_ray.config.study import Study, StudyRuns, value_at
@@ -69,19 +70,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
     search, winner = comparison.search, comparison.winner
-    summary, evaluated = None, ()
-    if search:
-        evaluated = tuple(study.at(search.proposed[number].setting).id for number in search.evaluated())
-        summary = value_or(
-            "the course of the search",
-            None,
-            search_summary.summarize_search,
-            search,
-            comparison.from_search,
-            store,
-            contents.requests_by_query,
-            parameters,
-        )
+    summary = value_or("the course of the search", None, course_of_search, store, contents, parameters)
     stages = distinct_stages(item.stage for items in requested.work_items.values() for item in items)
     costs = value_or("the costs", cost_table(()), stage_costs, store, requested, stages)
     return Results(
@@ -92,7 +81,9 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
         baselines={label: runs.id for label, runs in comparison.settings.items() if runs is not winner},
-        evaluated=evaluated,
+        evaluated=tuple(study.at(search.proposed[n].setting).id for n in search.evaluated())
+        if search
+        else (),
         failures=failed_stages(store, contents.stages),
         costs=costs,
         facts=value_or("the environment", {}, study_facts, study, store, requested, stages),
@@ -113,6 +104,18 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         archive=value_or(
             "predictions, losses and adapters", None, make_archive, study, store.source, requested
         ),
+    )
+
+
+def course_of_search(
+    store: StageStore, contents: StudyContents, parameters: tuple[str, ...]
+) -> search_summary.SearchSummary | None:
+    """Summarize the search; None for a study without one."""
+    comparison, requests = contents.comparison, contents.requests_by_query
+    if not comparison.search:
+        return None
+    return search_summary.summarize_search(
+        comparison.search, comparison.from_search, store, requests, parameters
     )
 
 

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgg_ray.analysis.alpha_curves import tradeoffs
+from dgg_ray.analysis.comparison_tables import family_size
 from dgg_ray.analysis.results import HoursInterval, Results
 from dgg_ray.analysis.run_table import (
     BLOCK,
     chosen_setting,
-    family_size,
     final_split,
     final_table,
     format_value,

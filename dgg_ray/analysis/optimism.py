@@ -23,15 +23,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from dgg_ray.analysis.comparison_tables import interval_of_scores
 from dgg_ray.analysis.results import AuditedState, BlockName, Results, SearchSummary
-from dgg_ray.analysis.run_table import (
-    BLOCK,
-    chosen_setting,
-    final_split,
-    headline_metric,
-    interval_of_scores,
-    runs,
-)
+from dgg_ray.analysis.run_table import BLOCK, chosen_setting, final_split, headline_metric, runs
 from dgg_ray.config.sections import Constraint
 from dgg_ray.core.phrases import join_names, plural
 from dgg_ray.search.objective import difference_range, metric_range

@@ -23,8 +23,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from dgg_ray.analysis.comparison_tables import clusters_by_order, final_scores
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import BLOCK, cached, clusters_by_order, final_scores
+from dgg_ray.analysis.run_table import BLOCK, cached
 from dgg_ray.stats.intervals import clustered_jackknife
 
 COLUMNS = ["label", "effect", "task", "estimate", "low", "high", "note"]

@@ -7,8 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from dgg_ray.analysis.comparison_tables import interval_over_blocks
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import cached, final_runs, interval_over_blocks, settings_by_label
+from dgg_ray.analysis.run_table import cached, final_runs, settings_by_label
 
 MEASURES = {  # column → range of its values; a task may end higher than it was, so forgetting can be negative
     "after_training": (0.0, 1.0),

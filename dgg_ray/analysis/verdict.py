@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis.alpha_curves import undecided_alphas, unsearched_parameters
+from dgg_ray.analysis.comparison_tables import compare
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
     alpha_columns,
     cached,
     chosen_setting,
-    compare,
     final_split,
     final_table,
     format_value,

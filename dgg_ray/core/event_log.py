@@ -20,7 +20,8 @@
     failure not stored   broker          error, message: the failure could not be written to the store
     cost not read        broker          error, message: a stage's cost; the budget counts it as lost
     lease lost           broker, driver  key, to: another driver trains the stage now
-    lease not renewed    broker, driver  key, error, message: the store could not be reached
+    lease not renewed    broker          key, error, message: the store could not be reached
+    lease access failed  broker, driver  key, error, message: a lease was not renewed or released
     worker group lost    broker          group
     worker group failed  driver          group, error: its workers are gone
     given up             driver          reason: no worker group can be started

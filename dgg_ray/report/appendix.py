@@ -9,8 +9,9 @@ import pandas as pd
 
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.alpha_curves import unsearched_parameters
+from dgg_ray.analysis.comparison_tables import settings_table
 from dgg_ray.analysis.results import Results, Spending
-from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics, settings_table
+from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics
 from dgg_ray.analysis.verdict import METRIC_LABELS
 from dgg_ray.config.sections import name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs

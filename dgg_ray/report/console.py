@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from dgg_ray.analysis.comparison_tables import compare
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import (
-    chosen_label,
-    chosen_setting,
-    compare,
-    final_split,
-    headline_metric,
-    runs,
-)
+from dgg_ray.analysis.run_table import chosen_label, chosen_setting, final_split, headline_metric, runs
 from dgg_ray.analysis.verdict import METRIC_LABELS, verdict
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report.summary import failure_sentences, notice_sentences

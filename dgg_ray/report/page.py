@@ -19,9 +19,10 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis import examples, order_sensitivity
+from dgg_ray.analysis.comparison_tables import compare, settings_table
 from dgg_ray.analysis.per_task import per_task
 from dgg_ray.analysis.results import CELL_COLUMNS, Results
-from dgg_ray.analysis.run_table import chosen_setting, compare, final_split, runs, settings_table
+from dgg_ray.analysis.run_table import chosen_setting, final_split, runs
 from dgg_ray.analysis.table_files import remove_if_incomplete, write_csv, write_sorted
 from dgg_ray.analysis.verdict import METRIC_LABELS, verdict
 from dgg_ray.core import plugins

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dgg_ray.analysis import next_steps, order_sensitivity
+from dgg_ray.analysis import next_steps, order_sentences
 from dgg_ray.analysis.alpha_curves import tradeoff_rows, undecided_alphas, unsearched_parameters
+from dgg_ray.analysis.comparison_tables import compare, settings_table
 from dgg_ray.analysis.optimism import audit_sentences, mean_gap, pruning_sentences
 from dgg_ray.analysis.order_sensitivity import faa_spread, task_disparity
 from dgg_ray.analysis.per_task import most_forgotten, per_task
@@ -17,13 +18,11 @@ from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
     chosen_label,
     chosen_setting,
-    compare,
     final_split,
     format_value,
     headline_metric,
     setting_values,
     settings_by_label,
-    settings_table,
 )
 from dgg_ray.analysis.search_summary import pareto_front
 from dgg_ray.analysis.verdict import METRIC_LABELS, verdict
@@ -338,7 +337,7 @@ def constant_alpha_sentences(results: Results) -> list[str]:
 def order_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
     """Show how much the scores depend on the order of the tasks."""
     split = final_split(results)
-    sentences = order_sensitivity.order_sensitivity_sentences(results)
+    sentences = order_sentences.order_sensitivity_sentences(results)
     spread = spread_table(task_disparity(results, split), faa_spread(results, split), split)
     return section_content(
         sentences[:2],

@@ -7,6 +7,7 @@ import pandas as pd
 
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.alpha_curves import curve_agreement_sentences, unsearched_sentences
+from dgg_ray.analysis.comparison_tables import blocks_of_rows, compare
 from dgg_ray.analysis.optimism import (
     constraint_sentences,
     optimism_sentences,
@@ -14,12 +15,10 @@ from dgg_ray.analysis.optimism import (
     selection_split_warning,
     uncompared_sentences,
 )
-from dgg_ray.analysis.order_sensitivity import order_sentences
+from dgg_ray.analysis.order_sentences import order_sentences
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
-    blocks_of_rows,
     chosen_setting,
-    compare,
     final_split,
     final_table,
     headline_metric,

@@ -16,7 +16,8 @@ from shared_stages import finals as finals_of
 
 from dgg_ray import cli
 from dgg_ray.analysis import load as loading
-from dgg_ray.analysis import order_sensitivity
+from dgg_ray.analysis import order_sensitivity, order_sentences
+from dgg_ray.analysis.comparison_tables import clusters_by_order, compare, final_scores, settings_table
 from dgg_ray.analysis.order_effects import (
     CONFOUNDED,
     NEVER_FOLLOWED,
@@ -34,7 +35,6 @@ from dgg_ray.analysis.order_sensitivity import (
     scale_interval,
     task_disparity,
 )
-from dgg_ray.analysis.run_table import clusters_by_order, compare, final_scores, settings_table
 from dgg_ray.core.rng import make_rng
 from dgg_ray.report.figures import learning_along, order_effects, order_ranks, order_spread
 from dgg_ray.report.summary import summary_sentences
@@ -146,8 +146,8 @@ def test_orders_that_begin_alike_share_no_stage_if_each_has_its_own_seeds():
     assert order_sensitivity.rank_agreement(results, "validation")["pairwise_tau"].iloc[0] == pytest.approx(
         0, abs=1e-9
     )
-    assert "count as one" not in " ".join(order_sensitivity.order_sensitivity_sentences(results))
-    shared = " ".join(order_sensitivity.order_sensitivity_sentences(shared_start))
+    assert "count as one" not in " ".join(order_sentences.order_sensitivity_sentences(results))
+    shared = " ".join(order_sentences.order_sensitivity_sentences(shared_start))
     assert "over 3 clusters of 4 orders. Orders that share a first stage (the same first task" in shared
     # the effects can be separated only with the two orders that begin with a: one cluster, or two
     assert set(effect_table(shared_start, "validation")["note"]) == {ONE_CLUSTER}
@@ -319,7 +319,7 @@ def test_the_best_mean_and_the_best_worst_order_may_be_two_settings_with_a_cost(
     assert (mean["setting"], worst["setting"]) == ("s1", "s2")
     assert [mean["mean"], mean["worst"], mean["cost_worst"]] == pytest.approx([0.7, 0.4, 0.1])
     assert [worst["mean"], worst["worst"], worst["cost_mean"]] == pytest.approx([0.6, 0.5, 0.1])
-    text = order_sensitivity.setting_sentences(results, order_sensitivity.settings_by_order(results))[0]
+    text = order_sentences.setting_sentences(results, order_sensitivity.settings_by_order(results))[0]
     assert "Highest in the mean over orders: α = 1 (mean 70.0, worst order 40.0)" in text
     assert "Choosing the first costs 10.0 points in the worst order" in text
 

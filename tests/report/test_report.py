@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from report_samples import ORDERS, small_study
 
+from dgg_ray.analysis.comparison_tables import compare, settings_table
 from dgg_ray.analysis.order_sensitivity import task_disparity
 from dgg_ray.analysis.results import Results, Spending
-from dgg_ray.analysis.run_table import compare, runs, settings_table
+from dgg_ray.analysis.run_table import runs
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.report import appendix, page, summary
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 from dgg_ray.analysis import next_steps
 from dgg_ray.analysis.alpha_curves import undecided_alphas
-from dgg_ray.analysis.run_table import compare, metrics
+from dgg_ray.analysis.comparison_tables import compare
+from dgg_ray.analysis.run_table import metrics
 from dgg_ray.analysis.run_table import settings_by_label as outcomes_compared
 from dgg_ray.analysis.verdict import is_simpler, simplicity_of, verdict
 from dgg_ray.core.optional_outputs import OptionalOutputs

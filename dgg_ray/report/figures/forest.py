@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dgg_ray.analysis.comparison_tables import compare
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import chosen_label, compare, final_split, headline_metric
+from dgg_ray.analysis.run_table import chosen_label, final_split, headline_metric
 from dgg_ray.report import figure_style as style
 
 READING = (

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.alpha_curves import tradeoffs
+from dgg_ray.analysis.comparison_tables import settings_table
 from dgg_ray.analysis.importance import parameter_importance
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import headline_metric, settings_table
+from dgg_ray.analysis.run_table import headline_metric
 from dgg_ray.config.sections import name_of
 from dgg_ray.report import figure_style as style
 from dgg_ray.search.alpha_curve import SERIES

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dgg_ray.analysis.comparison_tables import interval_over_blocks
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import BLOCK, final_runs, final_split, interval_over_blocks, settings_by_label
+from dgg_ray.analysis.run_table import BLOCK, final_runs, final_split, settings_by_label
 from dgg_ray.report import figure_style as style
 
 READING = (

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgg_ray.analysis.alpha_curves import unsearched_parameters
+from dgg_ray.analysis.comparison_tables import interval_of_scores
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
     BLOCK,
     alpha_columns,
     format_value,
-    interval_of_scores,
     runs,
     searched_settings,
     selection_runs,
