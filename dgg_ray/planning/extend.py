@@ -93,13 +93,7 @@ def extend(
     for index, entry in enumerate(entries, start=len(study.task_names)):
         edits.append((("tasks", index), entry))
         notes.append(f"  tasks: {yaml_edit.to_inline(entry)}")
-    for setting in task_mappings(study.strategy):
-        path = f"strategy.{setting}"
-        if not (study.search and path in study.search.space):
-            default = f"{name_of(path)} = {study.strategy.per_task[setting]:g}"
-            notes.append(
-                f"  {path}: has no value for {', '.join(tasks)}; trained with {default} unless you add one"
-            )
+    notes += default_value_notes(study, list(tasks))
     for more_edits, more_notes in (extend_orders(study, list(tasks)), connect_results(study, old)):
         edits += more_edits
         notes += more_notes
@@ -107,6 +101,18 @@ def extend(
         notes += describe_retraining(study, has_winner)
     write_extended(study, file, new, edits, data)
     return ExtendedStudy(new, tuple(notes))
+
+
+def default_value_notes(study: Study, tasks: Sequence[str]) -> list[str]:
+    """Name the settings with a value for each task that have none for these tasks, and are not searched."""
+    notes = []
+    for setting in task_mappings(study.strategy):
+        path = f"strategy.{setting}"
+        if not (study.search and path in study.search.space):
+            default = f"{name_of(path)} = {study.strategy.per_task[setting]:g}"
+            names = ", ".join(tasks)
+            notes.append(f"  {path}: has no value for {names}; trained with {default} unless you add one")
+    return notes
 
 
 # -- the new tasks ---------------------------------------------------------------------------------

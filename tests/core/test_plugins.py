@@ -13,7 +13,7 @@ import pytest
 from study_samples import with_data
 
 from dgg_ray import cli, load_study, run_study
-from dgg_ray.config import validation
+from dgg_ray.config import search_rules
 from dgg_ray.core import error_records, file_hashes, plugins, sources, strategy_checks
 from dgg_ray.core.errors import NonFiniteError, StageError, StudyError
 from dgg_ray.core.interfaces import Score
@@ -365,7 +365,7 @@ def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
     monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     name = mine("def worth(matrix):\n    return matrix.scores[0]\n")
     assert "raised AttributeError: 'ScoreMatrix'" in (
-        message := validation.why_unfit(f"{name}:worth", 2, False)
+        message := search_rules.why_unfit(f"{name}:worth", 2, False)
     )
     assert f"{name}.py, line 2, in worth" in message
 
@@ -381,7 +381,7 @@ def test_a_metric_that_raises_is_a_fault_with_its_line(mine, monkeypatch):
 def test_a_metric_must_give_stacked_runs_the_values_that_each_has_alone(mine, monkeypatch, line, fits):
     monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     name = mine(f"import numpy as np\n\n\ndef worth(matrix):\n    return {line}\n")
-    assert ("count its axes from the last" in validation.why_unfit(f"{name}:worth", 2, False)) != fits
+    assert ("count its axes from the last" in search_rules.why_unfit(f"{name}:worth", 2, False)) != fits
 
 
 def test_a_file_that_is_edited_after_it_was_read_is_a_fault(tmp_path, mine):
