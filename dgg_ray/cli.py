@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import dgg_ray
 from dgg_ray.cli_arguments import (
@@ -40,7 +41,20 @@ TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to th
 # The base class of usage errors: typer brings its own copy of click, and exports some of its classes alone.
 UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands. Ctrl-C and signals are answered here, because typer turns them into a bare exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
+            return STOPPED
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Study how a vision-language model learns one dataset after another without forgetting.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -479,9 +493,6 @@ def run_command(arguments: list[str]) -> int:
     except UsageError as error:  # the arguments are wrong
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
-        return STOPPED
     except StudyError as error:
         print(error, file=sys.stderr)
         return STUDY_IS_WRONG

@@ -72,6 +72,7 @@ def site(tmp_path, monkeypatch):
     for module in ("mine", "broken_plugin"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     plugins.find.cache_clear()
+    monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     yield folder
     plugins.find.cache_clear()
 

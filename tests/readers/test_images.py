@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dgg_ray.config.task_similarity import image_size
+from dgg_ray.config.task_similarity import grey_statistics
 from dgg_ray.core import image_conversion
 from dgg_ray.core.interfaces import Example
 from dgg_ray.readers import _images
@@ -259,7 +259,7 @@ def test_training_and_task_similarity_use_the_same_pixels(tmp_path):
     Image.fromarray(np.full((4, 4), 128 * 257, dtype=np.uint16)).save(file)
     example = Example("1", "?", "a", file)
     assert np.asarray(load_image(example)).tolist() == [[[128] * 3] * 4] * 4
-    assert image_size(example) == (128 // 32, 0)
+    assert grey_statistics(example) == (128 // 32, 0)
 
 
 def test_pixels_of_an_example_are_not_converted():

@@ -276,7 +276,7 @@ def test_a_store_shows_a_running_study_until_its_driver_falls_silent(study, tmp_
     store, out = open_store(tmp_path / "stages"), tmp_path / "out"
     with contextlib.suppress(KeyboardInterrupt), registry.StatePublisher(checked, store, out) as publisher:
         publisher.live({"at": time.time(), "running": [{"stage": "s", "steps": [1, 2]}], "queued": 3})
-        publisher.telling.join()
+        publisher.publishing.join()
         assert [e.state for e in registry.list_studies(store)] == ["running"]
         copy = registry.fetch_results(store, "quickstart", tmp_path / "copy")
         assert progress.read_live(copy) == {"running": [{"stage": "s", "steps": [1, 2]}], "queued": 3}
@@ -330,7 +330,7 @@ def test_a_hanging_store_delays_neither_a_run_nor_its_end(study, tmp_path, monke
         raise KeyboardInterrupt
     assert time.monotonic() - began < 30
     back.set()
-    publisher.telling.join()
+    publisher.publishing.join()
 
 
 def test_a_download_never_replaces_another_studys_results(study, tmp_path):
@@ -341,7 +341,7 @@ def test_a_download_never_replaces_another_studys_results(study, tmp_path):
     for change in ({"name": "another"}, {"adapter": {"rank": 3}}):
         (copy / "study.json").write_text(json.dumps(kept | {"raw": kept["raw"] | change}))
         before = (copy / "study.json").read_text()
-        with pytest.raises(ResultsError, match=r"of another study, .* with --copy"):
+        with pytest.raises(ResultsError, match=r"of another study, .* with --download-to"):
             registry.fetch_results(open_store(store), "quickstart", copy)
         assert (copy / "study.json").read_text() == before
 

@@ -215,10 +215,7 @@ def test_small_data_are_warned_about_with_their_numbers(study):
     more = "search: {space: {strategy.buffer: [5, 20, 30]}}\n"
     text = STUDY.replace("alpha: 0.2", "alpha: {two: 0.1}").replace("batch_size: 1", "batch_size: 8")
     warnings = study(("Which?", "a", None), ("Which?", "b", None), more=more, text=text).data.warnings
-    assert any(
-        "one answer is worth more than a point: 2 in `one` (50.0 points) and 12 in" in line
-        for line in warnings
-    )
+    assert any("is worth more than a point: 2 in `one` (50.0 points) and 12 in" in line for line in warnings)
     assert any(line.startswith("validation is so small") for line in warnings)
     assert any("strategy.buffer 20 and 30: more than the training examples of" in line for line in warnings)
     assert any(
