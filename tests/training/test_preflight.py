@@ -216,14 +216,14 @@ def test_small_data_are_warned_about_with_their_numbers(study):
     text = STUDY.replace("alpha: 0.2", "alpha: {two: 0.1}").replace("batch_size: 1", "batch_size: 8")
     warnings = study(("Which?", "a", None), ("Which?", "b", None), more=more, text=text).data.warnings
     assert any("is worth more than a point: 2 in `one` (50.0 points) and 12 in" in line for line in warnings)
-    assert any(line.startswith("validation is so small") for line in warnings)
+    assert any(line.startswith("one answer in validation is worth") for line in warnings)
     assert any("strategy.buffer 20 and 30: more than the training examples of" in line for line in warnings)
     assert any(
         "strategy.alpha names no value for `one`, which will be trained with α = 0" in line
         for line in warnings
     )
     assert any(
-        "so few optimizer steps hardly learn a task: `one` (2) and `two` (2)" in line for line in warnings
+        "so few optimizer steps hardly train a task: `one` (2) and `two` (2)" in line for line in warnings
     )
 
 
