@@ -397,7 +397,7 @@ def submit(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{submission.describe_job(job)}{'' if new else '; it runs already and was not started again'}")
-    return follow_job(dashboard, job) if follow else 0
+    return submission.follow_job(dashboard, job) if follow else 0
 
 
 @app.command()
@@ -426,7 +426,7 @@ def logs(
     client = submission.RayJobsClient(dashboard)
     job = submission.find_job(client, name)
     if follow:
-        return follow_job(dashboard, job)
+        return submission.follow_job(dashboard, job)
     print(client.log(job), end="")
     return 0
 
@@ -438,24 +438,6 @@ def stop(name: JobName, dashboard: Dashboard = TUNNEL) -> None:
 
     client = submission.RayJobsClient(dashboard)
     print(submission.describe_job(client.stop(submission.find_job(client, name))))
-
-
-def follow_job(dashboard: str, job: Any) -> int:
-    """Show a job's output until it ends; return its exit code, or 130 where it was stopped.
-
-    Ctrl-C ends the showing alone.
-    """
-    from dgg_ray.remote import submission
-
-    try:
-        job = submission.RayJobsClient(dashboard).follow(job, lambda text: print(text, end="", flush=True))
-    except KeyboardInterrupt:
-        print(f"\nthe study goes on; `dgg-ray stop {job.study}` stops it", file=sys.stderr)
-        return 0
-    print(submission.describe_job(job), file=sys.stderr)
-    if job.state == "STOPPED":
-        return STOPPED
-    return job.exit_code if job.exit_code is not None else 1
 
 
 # -- the program -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from dgg_ray.storage.backend import folder_size
 from dgg_ray.storage.stage_store import StageStore, open_store
 
 MAX_UPLOAD_BYTES = 100_000_000  # of a study's files; every machine of the cluster copies them
+STOPPED = 130  # exit code of a job that was stopped, as after Ctrl-C
 RESULTS_FOLDER = "dgg_ray"  # below the home folder on the head: one folder of results per study
 
 
@@ -419,3 +421,19 @@ def download_results(name: str, dashboard: str | None, store: str | None, out: P
             f"{describe_job(job)}\nThat store cannot be read from here ({error}){shared_disk_advice(job)}; "
             f"a study that has just started appears there shortly"
         ) from error
+
+
+def follow_job(dashboard: str, job: Job) -> int:
+    """Show a job's output until it ends; return its exit code, or 130 if it was stopped.
+
+    Ctrl-C ends only the display.
+    """
+    try:
+        job = RayJobsClient(dashboard).follow(job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(f"\nthe study goes on; `dgg-ray stop {job.study}` stops it", file=sys.stderr)
+        return 0
+    print(describe_job(job), file=sys.stderr)
+    if job.state == "STOPPED":
+        return STOPPED
+    return job.exit_code if job.exit_code is not None else 1
