@@ -166,7 +166,7 @@ def plan_study(
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """How far a study is.
+    """The progress of a study.
 
     live: what runs now, as the driver notes it: `running` stages with their steps, `queued` items.
     best: the best setting so far with its objective; empty before one was evaluated.
@@ -237,7 +237,7 @@ class Outcome:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per setting, order, seed, stage and evaluation."""
+        """The scores: one row per setting, order, seed, stage and evaluation."""
         return self.results.table
 
     @property
@@ -247,7 +247,7 @@ class Outcome:
 
     @property
     def settings(self) -> pd.DataFrame:
-        """One row per setting with finished stages, by its id: labels, strategy, searched values."""
+        """The settings with finished stages, one row per id: labels, strategy, searched values."""
         found = run_table.setting_values(self.results)
         own = run_table.chosen_setting(self.results)
         names = {own: [run_table.CHOSEN]} if own else {}
@@ -382,11 +382,11 @@ class Outcome:
 
     @property
     def begun(self) -> bool:
-        """Whether anything is finished."""
+        """Return whether anything is finished."""
         return not self.results.table.empty
 
     def state(self) -> str:
-        """How far the study is, and which setting it chose, in one line."""
+        """The study's progress and its chosen setting, in one line."""
         facts = self.results.facts
         text = f"{facts['finished stages']} of {facts['distinct stages']} stages finished"
         known = run_table.setting_values(self.results) if self.begun else pd.DataFrame()
@@ -403,7 +403,7 @@ class Outcome:
 
     @property
     def archive(self) -> Archive:
-        """What the store holds besides scores; ResultsError where it could not be opened."""
+        """The store's predictions, losses and adapters. Raises ResultsError if it cannot be opened."""
         if self.results.archive is None:
             why = "; ".join(self.optional.messages) or "`dgg_ray.open` the folder again"
             raise ResultsError(f"{self.results.name}: the store cannot be read for more than scores: {why}")

@@ -1,4 +1,4 @@
-"""What a task's α trades, and whether the search's choice agrees: curves of α, and sentences about them.
+"""Curves of α: what a task's α trades, and whether the search's choice agrees, with sentences on both.
 
 `search/alpha_curve.py` defines the curves. This file fits them to a study's results, and compares them with
 the α that the search chose.
@@ -162,12 +162,12 @@ class CurveAgreement(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the chosen α is as good as the best of the curve."""
+        """Return whether the chosen α is as good as the best of the curve."""
         return self.gap[0] == 0
 
     @property
     def is_undecided(self) -> bool:
-        """Whether the two cannot be distinguished; without a band nothing can be."""
+        """Return whether the two cannot be distinguished; without a band nothing can be."""
         return not self.gap[1] > 0
 
 

@@ -49,7 +49,7 @@ class Archive:
 
     @property
     def is_local(self) -> bool:
-        """Whether one access to the store takes microseconds, rather than a request over a network."""
+        """Return whether one access to the store takes microseconds, rather than a request over a network."""
         return self.store.backend.is_local
 
     def predictions(self, runs: Iterable[RunName], split: str) -> pd.DataFrame:

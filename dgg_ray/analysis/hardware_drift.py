@@ -1,4 +1,4 @@
-"""How far machine types drift apart, compared with what another seed changes.
+"""Differences between machine types, compared with those between seeds.
 
     drift of a type   largest |score there − stored score| over the evaluations of the reference stage
     seed noise        √ mean over its evaluations of the variance over seeds (n − 1), of the reference stage
@@ -43,7 +43,7 @@ def machine_drifts(study: Study, store: StageStore, stages: Mapping[str, int]) -
 
 
 def was_retrained(check: Mapping[str, Any]) -> bool:
-    """Whether the reference stage was retrained for this check; otherwise it is the reference itself."""
+    """Return whether the check retrained the reference stage; otherwise it is the reference itself."""
     return machine_kind(check["environment"]).id != check["reference"]
 
 

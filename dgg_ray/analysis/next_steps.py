@@ -1,4 +1,4 @@
-"""Which further work would most likely change the result, and the time it takes: estimates, largest first.
+"""Further work that would most likely change the result, with the time it takes, largest gain first.
 
 Each step has an expected gain, in the unit of the headline metric:
 
@@ -223,7 +223,7 @@ def block_step(results: Results, gap: GapSoFar) -> NextStep:
 
 
 def final_blocks_are_independent(results: Results) -> bool:
-    """Whether final blocks share no stage: they are held out, or no two orders share a seed."""
+    """Return whether final blocks share no stage: they are held out, or no two orders share a seed."""
     orders_by_seed: dict[int, set[str]] = {}
     for order, seed in results.setup.final_blocks:
         orders_by_seed.setdefault(seed, set()).add(order)

@@ -1,4 +1,4 @@
-"""How far the search's own scores can be trusted: the winner's optimism, constraints, pruning, the audit.
+"""Trust in the search's own scores, in sentences: the winner's optimism, constraints, pruning, the audit.
 
 The winner was chosen because its score was high on some blocks and one split, so that score is too high on
 average. Its gap to the test score on the final blocks has two parts:
@@ -51,7 +51,7 @@ SIGNED = EstimateStyle(format_signed)
 
 
 class Optimism(NamedTuple):
-    """How far the winner's score in the search lies above its final score, in two parts.
+    """The excess of the winner's score in the search over its final score, in two parts.
 
     search_score: the winner's mean on the blocks and the split on which it was chosen.
     final_test: its mean on the test split of the final blocks.
@@ -399,7 +399,7 @@ def selection_clusters(results: Results, count: int) -> tuple[tuple[int, int], .
 
 
 def is_significant_lead(lead: Difference, audited: int) -> bool:
-    """Whether a lead is significantly above 0.
+    """Return whether a lead is significantly above 0.
 
     It is not where all blocks have the same gap: coarse scores can coincide by chance, and nothing can be
         tested.

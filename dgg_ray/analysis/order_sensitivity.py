@@ -1,4 +1,4 @@
-"""How much a result depends on the order of the tasks, for a study that ran several orders.
+"""Tables of how much a result depends on the order of the tasks, for a study that ran several orders.
 
     task_disparity      how far each task's final score moves between orders (OPD)
     faa_spread          the same for FAA: extremes, standard deviation, expected range

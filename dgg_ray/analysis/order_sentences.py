@@ -1,4 +1,4 @@
-"""What a study shows about the orders of its tasks, in sentences."""
+"""Sentences on what a study shows about the orders of its tasks."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class ComparisonSetup:
 
 @dataclass(frozen=True)
 class Spending:
-    """What a study spent on its own work.
+    """The amounts that a study spent on its own work.
 
     spent: unit → amount so far.
     budget: the limit as text; empty for none.
@@ -224,7 +224,7 @@ class HardwareDrift:
 
     @property
     def exceeds_seed_noise(self) -> bool:
-        """Whether machine types differ by more than seeds do."""
+        """Return whether machine types differ by more than seeds do."""
         most = self.largest_drift
         return most is not None and self.seed_noise is not None and (most.drift or 0.0) > self.seed_noise
 

@@ -48,7 +48,7 @@ def cached(function: Callable[..., Computed]) -> Callable[..., Computed]:
 
 
 class ScoredRun(NamedTuple):
-    """One setting on one order with one seed, and its score matrix on one split.
+    """A run of a setting, on one order with one seed, and its score matrix on one split.
 
     order: task names joined by " > "; tasks: the same names.
     together: whether all tasks were trained in one stage (joint); then only R's last row is filled.

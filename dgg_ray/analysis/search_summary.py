@@ -119,7 +119,7 @@ def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Ite
 
 
 def is_complete(search: SearchMethod, query: Query) -> bool:
-    """Whether a query asks for all tasks on all blocks, with a value for every parameter."""
+    """Return whether a query asks for all tasks on all blocks, with a value for every parameter."""
     return query.depth == len(search.study.task_names) and query.block is None
 
 

@@ -50,7 +50,7 @@ FLOOR, CEILING = 0.10, 0.99  # scores beyond these leave no room for settings to
 
 
 class Verdict(NamedTuple):
-    """Which setting to use. The page and the console open with it.
+    """The recommended setting, in words. The page and the console open with it.
 
     headline: one sentence.
     support: at most three more.
@@ -252,7 +252,7 @@ def describe_setting(results: Results, setting: str) -> str:
 
 
 def is_simpler(results: Results, setting: str, than: str) -> bool:
-    """Whether a compared setting is simpler than another one.
+    """Return whether a compared setting is simpler than another one.
 
     Joint training is not simpler: it is another way to train. Nor is a setting without a trained stage.
     """

@@ -1,4 +1,4 @@
-"""What a store knows of the studies that were run with it, so that any machine that reaches it can read them.
+"""Records in a store of the studies that were run with it, so that any machine that reaches it can read them.
 
     studies/NAME/study.json       the study as it was checked, from which everything else is read
     studies/NAME/forecast.json    the predictions of each run

@@ -85,7 +85,7 @@ class StudyFile:
 
 @dataclass(frozen=True)
 class StudyData:
-    """What was found when a study was checked.
+    """The findings of a check of a study.
 
     tasks: digests and sizes of each task's splits; the examples are read where they are used.
     fingerprint: a hash of the base model.
@@ -105,7 +105,7 @@ class StudyData:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says, and what was found when it was checked.
+    """The content of a study file, and the findings of its check.
 
     readers: the reader of each task, by the task's name, in the file's order.
     own_seeds: whether each order has seeds of its own, made from `seeds` (see `blocks_of`).

@@ -1,4 +1,4 @@
-"""Whether an error would occur again, which line of a plug-in raised it, and its record as text."""
+"""Errors: whether one would occur again, which line of a plug-in raised it, and its record as text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRANSIENT_WORDS = (
 
 
 def is_permanent_error(problem: BaseException) -> bool:
-    """Whether a retry would raise the error again, on another machine too: a bug in a program."""
+    """Return whether a retry would raise the error again, on another machine too: a bug in a program."""
     if not isinstance(problem, Exception) or isinstance(problem, (DggError, *TRANSIENT)):
         return False
     if isinstance(problem, DETERMINISTIC):

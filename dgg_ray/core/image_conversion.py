@@ -58,7 +58,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_plain_rgb(image: Image.Image) -> bool:
-    """Whether `convert("RGB")` alone gives the pixels of a loaded image."""
+    """Return whether `convert("RGB")` alone gives the pixels of a loaded image."""
     simple = image.mode not in (*MODES_16, "I", "F", "LAB")
     return simple and not is_transparent(image) and exif_transform(image) is None
 
@@ -78,7 +78,7 @@ def exif_transform(image: Image.Image) -> Image.Transpose | None:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether the image has an alpha channel or a transparent colour."""
+    """Return whether the image has an alpha channel or a transparent colour."""
     return (
         image.mode in ("RGBA", "LA", "PA", "RGBa")
         or "transparency" in image.info

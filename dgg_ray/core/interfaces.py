@@ -131,7 +131,7 @@ class Model(ABC):
         """Load (model, processor): a `*ForConditionalGeneration` in evaluation mode and its processor."""
 
     def has_local_files(self) -> bool:
-        """Whether `processor` and `context_length` work on this machine without a download."""
+        """Return whether `processor` and `context_length` work on this machine without a download."""
         return False
 
     def skeleton(self) -> Any:
@@ -412,7 +412,7 @@ def setting_for_key(value: Any) -> Any:
 
 
 def plain_first(strategy: Strategy, earlier: Sequence[str]) -> bool:
-    """Whether a stage is an order's first one and the strategy's own class declares `starts_plain`."""
+    """Return whether a stage is an order's first one and the strategy's own class declares `starts_plain`."""
     return not earlier and bool(vars(type(strategy)).get("starts_plain"))
 
 

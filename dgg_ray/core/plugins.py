@@ -135,12 +135,12 @@ def _entry_points(folder: str, modified_ns: int) -> dict[str, list[tuple[str, st
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a name is `package.module:Class`, `package.module:function` or `package.module`."""
+    """Return whether a name is `package.module:Class`, `package.module:function` or `package.module`."""
     return isinstance(name, str) and (":" in name or "." in name)
 
 
 def is_outside(kind: str, name: str) -> bool:
-    """Whether a name stands for a plug-in outside this package."""
+    """Return whether a name stands for a plug-in outside this package."""
     return is_import_path(name) or name in installed(kind)
 
 
@@ -322,7 +322,7 @@ def plugin_name(plugin: object) -> str:
 
 
 def is_at(cls: type, location: PluginLocation) -> bool:
-    """Whether a location that was imported holds this class."""
+    """Return whether a location that was imported holds this class."""
     if not location.attribute:
         return cls.__module__ == location.module
     return getattr(sys.modules.get(location.module), location.attribute, None) is cls

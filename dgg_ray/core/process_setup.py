@@ -40,7 +40,7 @@ def prepare_process() -> None:
 
 
 def usable(home: Path) -> bool:
-    """Whether the process can use this home: it is writable or belongs to this user.
+    """Return whether the process can use this home: it is writable or belongs to this user.
 
     A read-only home of this user holds what libraries look for there, such as weights and credentials.
     """
@@ -84,7 +84,7 @@ def temporary_folder() -> list[str]:
 
 
 def working_folder_is_deleted() -> bool:
-    """Whether the working folder no longer exists."""
+    """Return whether the working folder no longer exists."""
     try:
         os.getcwd()
     except OSError:

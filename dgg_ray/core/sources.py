@@ -147,7 +147,7 @@ def module_file(module: str) -> Path | None:
 
 
 def is_own(module: str, file: Path, own_packages: Iterable[str]) -> bool:
-    """Whether a module is the user's own. own_packages: top-level packages that are, even if installed."""
+    """Return whether a module is the user's. own_packages: top-level packages that are, even if installed."""
     if file.is_relative_to(ROOT):
         return not is_as_shipped(file)
     if (top := module.partition(".")[0]) in own_packages:
@@ -156,7 +156,7 @@ def is_own(module: str, file: Path, own_packages: Iterable[str]) -> bool:
 
 
 def is_installed(file: Path) -> bool:
-    """Whether a file lies in a folder of installed packages."""
+    """Return whether a file lies in a folder of installed packages."""
     return not set(INSTALL_FOLDERS).isdisjoint(file.parts)
 
 
@@ -165,17 +165,17 @@ def is_standard_library(file: Path) -> bool:
 
 
 def is_plugin_file(file: Path) -> bool:
-    """Whether a file, relative to this package, is a plug-in or `__init__.py`; `_name.py` is a helper."""
+    """Return whether a file of this package is a plug-in or `__init__.py`; `_name.py` is a helper."""
     return file.parts[0] in PLUGIN_FOLDERS and (file.name == "__init__.py" or not file.name.startswith("_"))
 
 
 def is_hashed_when_shipped(file: Path) -> bool:
-    """Whether a shipped file, relative to this package, bears on what a plug-in that imports it does."""
+    """Return whether a file of this package affects what a plug-in that imports it does."""
     return (is_plugin_file(file) and file.name != "__init__.py") or file.as_posix() in SCORING_HELPERS
 
 
 def is_plugin_line(file: str, own: bool = False) -> bool:
-    """Whether a traceback's file holds plug-in code. own: count only code that was not shipped."""
+    """Return whether a traceback's file holds plug-in code. own: count only code that was not shipped."""
     path = Path(file)
     if not path.is_absolute() or not path.exists():
         return file.startswith("<ipython")
@@ -214,7 +214,7 @@ def syntax_as_json(node: Any) -> Any:
 
 
 def is_docstring(node: Any) -> bool:
-    """Whether a statement is a string and nothing else."""
+    """Return whether a statement is a string and nothing else."""
     if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
         return False
     return isinstance(node.value.value, str)
@@ -275,7 +275,7 @@ def shipped_digests() -> dict[str, str]:
 
 @functools.cache
 def is_as_shipped(file: Path) -> bool:
-    """Whether a file of this package is what it was when it was shipped."""
+    """Return whether a file of this package is what it was when it was shipped."""
     wanted = shipped_digests().get(file.relative_to(ROOT).as_posix())
     return wanted == "" or (wanted is not None and wanted == file_digest(file))
 

@@ -1,4 +1,4 @@
-"""Whether the code that a process runs is still the code in its file.
+"""A check that the code of a process is still the code in its file.
 
 A process that imported a plug-in and continues (a notebook, a console) would key its stages by the new text
 but run the old code. Python keeps no copy of the source, so two traces decide:
@@ -29,7 +29,7 @@ SAME_ATTRIBUTES = (
 
 
 def is_stale(name: str) -> bool:
-    """Whether the module of that name was imported from another text than its file has now."""
+    """Return whether the module of that name was imported from another text than its file has now."""
     module = sys.modules.get(name)
     # Another loader may have rewritten the code, as pytest does with tests.
     if module is None or type(getattr(module, "__loader__", None)) is not SourceFileLoader:
@@ -96,14 +96,14 @@ def functions_of(value: Any) -> Iterator[FunctionType]:
 
 
 def same_code(a: CodeType, b: CodeType) -> bool:
-    """Whether two code objects do the same; their lines may differ."""
+    """Return whether two code objects do the same; their lines may differ."""
     if any(getattr(a, name) != getattr(b, name) for name in SAME_ATTRIBUTES):
         return False
     return len(a.co_consts) == len(b.co_consts) and all(map(same_constant, a.co_consts, b.co_consts))
 
 
 def same_constant(a: Any, b: Any) -> bool:
-    """Whether two constants of code objects are the same."""
+    """Return whether two constants of code objects are the same."""
     if isinstance(a, CodeType) and isinstance(b, CodeType):
         return same_code(a, b)
     return type(a) is type(b) and repr(a) == repr(b)  # 1 differs from 1.0, and NaN equals NaN

@@ -131,7 +131,7 @@ class Limit(ABC):
     @property
     @abstractmethod
     def started(self) -> bool:
-        """Whether any work other than profiles was done."""
+        """Return whether any work other than profiles was done."""
 
     @abstractmethod
     def concurrent_bound(self, work_items: Iterable[WorkItem]) -> float | None:
@@ -337,7 +337,7 @@ class DiskLimit(Limit):
         self.next_measurement = time.monotonic() + max(MEASURE_S, size.seconds / MEASURE_SHARE)
 
     def is_outdated(self, item: WorkItem, running: Sequence[WorkItem] = ()) -> bool:
-        """Whether a measurement may change the decision: others fill the store, and `added` is a bound."""
+        """Return whether measuring may change the decision: others fill the store, and `added` is a bound."""
         if time.monotonic() >= self.next_measurement:
             return True
         return bool(self.added) and self.apply_rule(item, running) != "admit"

@@ -107,7 +107,7 @@ class DiskModel:
         return [evaluation for evaluation in item.evaluations if evaluation.key not in stored]
 
     def trains(self, item: WorkItem) -> bool:
-        """Whether the item's stage must be trained."""
+        """Return whether the item's stage must be trained."""
         key = item.stage.key
         if key not in self.evaluated:
             return True

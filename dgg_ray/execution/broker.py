@@ -473,5 +473,5 @@ def run_chains(
 
 
 def is_budget_exhausted(errors: Sequence[dict[str, str]]) -> bool:
-    """Whether the budget ended one of the chains."""
+    """Return whether the budget ended one of the chains."""
     return any(error["error"] == OverBudgetError.__name__ for error in errors)

@@ -194,7 +194,7 @@ def node_types() -> list[tuple[dict[str, float], float]] | None:
 
 
 def is_autoscaled() -> bool:
-    """Whether an autoscaler manages the cluster, or may do so."""
+    """Return whether an autoscaler manages the cluster, or may do so."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     if _internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1":
@@ -242,7 +242,7 @@ def free_abandoned() -> int:
 
 
 def is_restarted_actor() -> bool:
-    """Whether this process is an actor that Ray restarted."""
+    """Return whether this process is an actor that Ray restarted."""
     from ray._private.state import actors
 
     if not ray.is_initialized():

@@ -83,7 +83,7 @@ class HardwareCheck:
         return None, False  # no stage is finished yet that could be compared
 
     def _is_ours(self, reference: MachineKind) -> bool:
-        """Whether this machine is of another type, and no other worker of its type runs the check."""
+        """Return whether this machine is of another type, and no other worker of its type runs the check."""
         if reference == self.machine:
             return False
         key = check_lease_key(self.machine, self.study.data.fingerprint)

@@ -315,7 +315,7 @@ class TrackerReporter:
 
     @property
     def is_active(self) -> bool:
-        """Whether any tracker is left; an error while the store is read ends all reports."""
+        """Return whether any tracker is left; an error while the store is read ends all reports."""
         return bool(self.trackers) and EVERY_TRACKER not in self.optional.failures
 
     def follow(self, search: SearchMethod) -> None:
@@ -422,7 +422,7 @@ def items_by_stage(
 
 
 def is_answered(search: SearchMethod, number: int) -> bool:
-    """Whether the search has the evidence for its query of that number."""
+    """Return whether the search has the evidence for its query of that number."""
     return number in search.answers
 
 

@@ -202,7 +202,7 @@ class WorkerLoop:
 
 
 def is_preempted() -> bool:
-    """Whether the machine is about to be taken away."""
+    """Return whether the machine is about to be taken away."""
     return ray.train.get_preemption_info() is not None
 
 

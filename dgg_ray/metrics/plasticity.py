@@ -1,4 +1,4 @@
-"""How well a new task is learned after others."""
+"""Plasticity: the mean score of a new task right after its stage."""
 
 from __future__ import annotations
 

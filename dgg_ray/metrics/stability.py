@@ -1,4 +1,4 @@
-"""How well the earlier tasks are still known at the end."""
+"""Stability: the mean final score of the earlier tasks."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
 
 
 class TaskKey(NamedTuple):
-    """What the files of one task share: a folder (above those of the splits) and the rest of their names."""
+    """The common part of a task's files: a folder (above those of the splits) and the rest of their names."""
 
     folder: Path
     name: str

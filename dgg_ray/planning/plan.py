@@ -246,7 +246,7 @@ def count_stages_per_setting(study: Study, seeds: Sequence[int], own: bool) -> i
 
 
 class QueryRequests(NamedTuple):
-    """What a query requests. after: number of earlier queries, first to last, that it has to wait for."""
+    """The requests of a query. after: number of earlier queries, first to last, that it has to wait for."""
 
     runs: list[RunRequest]
     after: int

@@ -77,7 +77,7 @@ class GarbageItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Garbage:
-    """What can be removed from a store that holds `size` bytes."""
+    """The parts that can be removed from a store that holds `size` bytes."""
 
     store: StageStore
     items: Sequence[GarbageItem]
@@ -256,7 +256,7 @@ class StoreContents:
         written: Collection[str],
         live: Collection[str],
     ) -> bool:
-        """Whether an object other than a stage has a use.
+        """Return whether an object other than a stage has a use.
 
         written: marks of files that are being written. live: folders of files that a manifest or a mark
         names.
@@ -275,7 +275,7 @@ class StoreContents:
 
 
 class StudyNeeds:
-    """What a study needs of its store.
+    """The stages and adapters that a study needs of its store.
 
     requested: keys of all stages that it requests. adapters: keys of those whose weights it needs.
     """
@@ -315,7 +315,7 @@ def needed_adapters(
 
 
 def in_use(backend: StorageBackend, item: GarbageItem) -> bool:
-    """Whether anything of the item changed within the last hour, or a driver has leased it."""
+    """Return whether anything of the item changed within the last hour, or a driver has leased it."""
     if changed_recently(backend, item.prefix):
         return True
     return bool(item.key and leases.owner_of(backend, item.key))

@@ -28,7 +28,7 @@ BATCH = 512  # images between two writes to the cache, which an interruption may
 
 
 class ImageInfo(NamedTuple):
-    """What is known of an image file.
+    """Facts about an image file.
 
     digest: SHA-256 of the file's bytes. Where Pillow's conversion alone does not give the image's pixels, the
         version of the rules in image_conversion.py is appended.

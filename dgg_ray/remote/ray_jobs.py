@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended, in whatever way."""
+        """Return whether the run has ended, in whatever way."""
         return JobStatus(self.state).is_terminal()
 
 

@@ -402,7 +402,7 @@ def why_unreadable(job: Job) -> str:
 
 
 def shared_disk_advice(job: Job) -> str:
-    """What to do about a store that this machine does not reach."""
+    """Advise what to do about a store that this machine does not reach."""
     command = f"`ray exec cluster.yaml 'dgg-ray report ~/{job.metadata['out']}'`"
     return f". If it is a disk of the cluster, run the report there: {command}"
 

@@ -171,12 +171,12 @@ def last_run(text: str, matches: list[re.Match[str]], on_lines: bool) -> AnswerO
 
 
 def has_same_form(match: re.Match[str], other: re.Match[str]) -> bool:
-    """Whether two labels are both capitals, both small letters, or both numbers."""
+    """Return whether two labels are both capitals, both small letters, or both numbers."""
     return [group is None for group in match.groups()] == [group is None for group in other.groups()]
 
 
 def goes_on_inline(run: list[re.Match[str]], texts: list[str]) -> bool:
-    """Whether the last line holds the next label too: `B) green C) blue`, two options in a line."""
+    """Return whether the last line holds the next label too: `B) green C) blue`, two options in a line."""
     following = re.escape(next_label(label_of(run[-1])))
     return re.search(rf"(?i)\(?\b{following}\)\s", texts[-1]) is not None
 

@@ -1,4 +1,4 @@
-"""What α of a task trades: two monotone curves, the α to use read off them, and how sure that is.
+"""The trade-off of a task's α: two monotone curves, the α to use read off them, and how sure that is.
 
     new(α)    score on the task right after learning it, falls
     old(α)    mean change of the earlier tasks' scores over the same stage, rises
@@ -97,11 +97,11 @@ class Tradeoff:
         }
 
     def counts(self, weight: float = 1.0) -> np.ndarray:
-        """What a difference in new and in old makes in the mean final score."""
+        """Return the weights of a difference in new and in old in the mean final score; shape (2,)."""
         return np.array([1.0, weight * self.earlier]) / self.tasks
 
     def points(self, weight: float = 1.0) -> pd.DataFrame:
-        """One row per α tried: both curves with 95 % bands, and what it does for the mean final score.
+        """Return one row per α tried: both curves with 95 % bands, and what it does for the mean final score.
 
         gain: against the best α, ≤ 0; gain_low, gain_high: its band, paired within blocks, pointwise; nan
             for fewer than 2 clusters. open: it cannot be told apart from the best one.
@@ -154,7 +154,7 @@ def fitted(stages: pd.DataFrame) -> list[Tradeoff]:
 
 
 def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
-    """One task's curves; None where fewer than two α can be compared."""
+    """Fit one task's curves; None where fewer than two α can be compared."""
     values = np.sort(stages["alpha"].unique())
     inner = values[(values > 0) & (values < 1)]
     groups = [values[values <= 0], *np.array_split(inner, EXACT), values[values >= 1]]
@@ -216,11 +216,16 @@ class Guided(NamedTuple):
 def stages_of(
     groups: Iterable[Runs], parameters: Sequence[str], tasks: Collection[str], path: str = ALPHA
 ) -> pd.DataFrame:
-    """One row per distinct stage that learned a task with a searched α after another one.
+    """Return one row per distinct stage that trained a task with a searched α after another one.
 
-    task, alpha, new, old; earlier: tasks before it; tasks: in the order; block: the order so far with the
-    seed; alike: block and all searched settings but α; peers: the same for stages that differ in this α
-    alone. Of runs, as far as they were evaluated.
+    task, alpha: the task and its α.
+    new: its score right after its training. old: mean change of the earlier tasks' scores in this stage.
+    earlier, tasks: number of tasks before it, and in the order.
+    block: the order so far, with the seed.
+    alike: the block and all searched settings but α; equal for stages that may be compared.
+    peers: the same with the earlier tasks' α; equal for stages that differ in this α alone.
+
+    Runs count as far as they were evaluated.
 
     parameters: dotted paths of the searched parameters. tasks: names of the evaluated tasks.
     """
@@ -235,11 +240,11 @@ def stages_of(
 
 
 def of_runs(runs: Runs, stages: Iterable[Guided]) -> Iterator[tuple[Any, ...]]:
-    """COLUMNS of the runs, stage by stage, each run up to where it was evaluated."""
+    """Yield COLUMNS of the runs, stage by stage, each run up to where it was evaluated."""
     R, order = runs.R, runs.order
-    examined = np.isfinite(np.where(np.tri(len(order), dtype=bool), R, 0).sum(axis=2))
+    evaluated = np.isfinite(np.where(np.tri(len(order), dtype=bool), R, 0).sum(axis=2))
     for t, seen, own, before, others in stages:
-        kept = np.flatnonzero(examined[:, t])
+        kept = np.flatnonzero(evaluated[:, t])
         so_far = f"{' > '.join(seen)}, seed "
         block = [f"{so_far}{runs.seeds[int(i)]}" for i in kept]
         named = [

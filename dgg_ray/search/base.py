@@ -65,7 +65,7 @@ class SearchMethod(ABC):
     @property
     @abstractmethod
     def exhausted(self) -> bool:
-        """Whether no further query will be proposed."""
+        """Return whether no further query will be proposed."""
 
     def ask(self) -> tuple[int, Query] | None:
         if self.returned:

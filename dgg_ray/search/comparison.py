@@ -203,7 +203,7 @@ def describe_best_so_far(search: SearchMethod) -> str:
 
 
 class ConstantSearch(BatchedSearch):
-    """One value for all tasks, for each setting that is searched per task; judged after `depth` tasks.
+    """Search for the best constant: one value for all tasks, compared after `depth` tasks.
 
     Where several settings are per task, one after another, each with the best of those before it.
     """

@@ -96,7 +96,7 @@ class EvidenceReader:
         return [chain for chain in chains if chain]
 
     def has_failed(self, query: Query) -> bool:
-        """Whether a stage that the query needs ended with an error, so that there is no evidence."""
+        """Return whether a stage that the query needs ended with an error, so that there is no evidence."""
         return any(self.store.failure(chain[0].stage) for chain in self.missing(query))
 
     # -- what the store holds ----------------------------------------------------------------------

@@ -109,7 +109,7 @@ class Extrapolator:
         return self.answer
 
     def continue_to_end(self, evidence: Evidence, winner: Evidence, block: int) -> np.ndarray:
-        """One block's row of `values_by_block`, continued as the winner's run on that block went on."""
+        """Return one block's row of `values_by_block`, continued as the winner's run on that block was."""
         ended = Evidence(
             [continue_like(evidence.scores[0], winner.scores[block])],
             {

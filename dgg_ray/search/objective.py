@@ -144,7 +144,7 @@ def fronts(left: Sequence[int], objectives: Sequence[Sequence[float]]) -> Iterat
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether a is at least as high in every objective and higher in one."""
+    """Return whether a is at least as high in every objective and higher in one."""
     return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b, strict=True))
 
 

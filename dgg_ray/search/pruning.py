@@ -57,11 +57,14 @@ if TYPE_CHECKING:
 
 
 class PruningTest(NamedTuple):
-    """What a candidate runs against, all of it known when it is proposed.
+    """The scores that a candidate is compared with, all of it known when it is proposed.
 
-    incumbents: the best settings; level: divided by the settings judged already; hopes: task → the best
-        score seen on it right after learning it; spread: per objective the standard deviation of a
-        paired difference on a block of another cluster, and its degrees of freedom; clusters: of each block.
+    incumbents: the best settings.
+    level: the significance level, divided by the number of settings evaluated before.
+    best_scores: task → the best score seen on it right after its training.
+    spread: per objective, the standard deviation of a paired difference between blocks of different
+        clusters, and its degrees of freedom.
+    clusters: of each block.
     """
 
     incumbents: tuple[Setting, ...]
@@ -78,10 +81,10 @@ def should_prune(
     mine: Sequence[ScoreMatrix],
     theirs: Sequence[Sequence[ScoreMatrix]],
 ) -> bool:
-    """Whether the candidate should be pruned.
+    """Return whether the candidate should be pruned.
 
-    own: its matrices on the first blocks, the last one perhaps not finished.
-    incumbents: each incumbent's matrices on all blocks.
+    mine: the candidate's matrices on the first blocks, the last one perhaps not finished.
+    theirs: each incumbent's matrices on all blocks.
     """
     if len(mine) == len(blocks) and not np.isnan(mine[-1].R.diagonal()).any():
         return False  # it was evaluated to the end
@@ -115,7 +118,7 @@ def is_behind(
     freedom: int,
     clusters: Sequence[int],
 ) -> bool:
-    """Whether the candidate is behind an incumbent in one objective."""
+    """Return whether the candidate is behind an incumbent in one objective."""
     score = plugins.find("metrics", metric)
     d = np.array([score(a) - score(b) for a, b in zip(mine, theirs, strict=False)])
     return trails_beyond_chance(d, level, spread, freedom, clusters)
@@ -124,7 +127,7 @@ def is_behind(
 def trails_beyond_chance(
     d: np.ndarray, level: float, spread: float, freedom: int, clusters: Sequence[int]
 ) -> bool:
-    """Whether differences on the blocks so far, the first ones, are below 0 beyond chance at this level."""
+    """Return whether the differences on the first blocks are significantly below 0 at this level."""
     means, _ = cluster_means(d, clusters[: len(d)])
     if len(means) > 2:
         spread = max(spread, float(means.std(ddof=1)))

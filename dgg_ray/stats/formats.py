@@ -43,7 +43,7 @@ def format_signed(value: float) -> str:
 
 @dataclass(frozen=True)
 class EstimateStyle:
-    """How `format_estimate` prints a mean and its interval.
+    """The format in which `format_estimate` prints a mean and its interval.
 
     number: formats the mean, the bounds and the single values.
     unit: follows the mean.

@@ -34,7 +34,7 @@ class DamagedError(ValueError):
 
 
 class StorageBackend(ABC):
-    """What a stage store needs of the storage below it.
+    """The operations that a stage store needs of the storage below it.
 
     url: the address by which other machines reach the storage.
     is_local: whether one access takes microseconds, rather than a request over a network.

@@ -53,7 +53,7 @@ class LeaseOwner:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process is known to have ended, which only processes of its host can know."""
+        """Return whether the process is known to have ended, which only processes of its host can know."""
         if self.host != host_id() or self.pid == os.getpid():
             return False
         try:

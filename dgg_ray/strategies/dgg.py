@@ -95,7 +95,7 @@ class DGG(ReplayStrategy):
             add_guidance(weights, self.memory["anchor"], gradients, self.norm, self.scale)
 
     def is_open(self, step: int) -> bool:
-        """Whether the gate adds guidance in this step of the present task."""
+        """Return whether the gate adds guidance in this step of the present task."""
         alpha = self.alpha_for(self.memory["task"])
         if self.gate == "periodic":
             share = Fraction(repr(float(alpha)))  # as written: 100 · 0.29 is 28.999… in binary, a step less

@@ -114,7 +114,7 @@ def plain_values(memory: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_tensor_list(value: Any) -> bool:
-    """Whether the value is a non-empty list of tensors; such a list has one tensor per trainable weight."""
+    """Return whether the value is a non-empty list of tensors, one per trainable weight."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, Tensor) for item in value)
 
 
@@ -135,7 +135,7 @@ class CheckpointPolicy:
 
     @property
     def enabled(self) -> bool:
-        """Whether a checkpoint can ever be due."""
+        """Return whether a checkpoint can ever be due."""
         return bool(self.steps or self.minutes or self.notice)
 
     def begin(self, done: int) -> None:

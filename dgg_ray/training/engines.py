@@ -204,7 +204,7 @@ class ZeroEngine(Engine):
         return flats[0], shards
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        """One view of a flat tensor per parameter; empty where this process has no part of it."""
+        """Return one view of a flat tensor per parameter; empty where this process has no part of it."""
         return [flat.detach().narrow(0, shard.flat_start, shard.length) for shard in self.shards]
 
     def _total(self, values: Tensor) -> Tensor:

@@ -105,12 +105,12 @@ def copy_if_possible(value: Any) -> Any:
 
 
 def is_cached_property(strategy: Strategy, name: str) -> bool:
-    """Whether the strategy's class computes this attribute on first use."""
+    """Return whether the strategy's class computes this attribute on first use."""
     return isinstance(getattr(type(strategy), name, None), cached_property)
 
 
 def recomputes_to(strategy: Strategy, name: str, value: Any) -> bool:
-    """Whether a new computation of the cached property gives this value."""
+    """Return whether a new computation of the cached property gives this value."""
     try:
         return equal(getattr(strategy, name), value)
     except Exception:  # the property of a user's class may raise anything
@@ -118,7 +118,7 @@ def recomputes_to(strategy: Strategy, name: str, value: Any) -> bool:
 
 
 def equal(a: Any, b: Any, parents: frozenset[tuple[int, int]] = frozenset()) -> bool:
-    """Whether two values have the same content: tensors on any device, containers, picklable objects.
+    """Return whether two values have the same content: tensors on any device, containers, picklable objects.
 
     parents: the pairs that contain these two; a value may contain itself.
     """
@@ -149,13 +149,13 @@ def enclosed_values(function: FunctionType) -> list[Any]:
 
 
 def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one type hold the same numbers; NaN equals NaN here."""
+    """Return whether two tensors of one type hold the same numbers; NaN equals NaN here."""
     a, b = a.detach().cpu(), b.detach().cpu()
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def same_content(a: Any, b: Any) -> bool:
-    """Whether two values of a setting have the same content, even if their class defines no equality."""
+    """Return whether two settings have the same content, even if their class defines no equality."""
     try:
         return digest(a) == digest(b)
     except (TypeError, ValueError):
@@ -163,7 +163,7 @@ def same_content(a: Any, b: Any) -> bool:
 
 
 def survives_json(value: Any) -> bool:
-    """Whether the value is the same after it was written as JSON and read back; tuples become lists."""
+    """Return whether the value is the same after a round trip through JSON; tuples become lists."""
     try:
         read_back, expected = json.loads(json.dumps(value)), tuples_as_lists(value)
         return read_back == expected or repr(read_back) == repr(expected)  # NaN does not equal itself

@@ -244,7 +244,7 @@ class SplitCheck:
             self.notes.append(f"{count}, protocol.max_new_tokens is {self.max_new_tokens}: set {longest + 1}")
 
     def cut_gold_answers_score_zero(self) -> bool:
-        """Whether even gold answers, cut off at the limit, score 0; only scorers with `remarks` are run."""
+        """Return whether even gold answers cut at the limit score 0; only scorers with `remarks` are run."""
         module = plugins.plugin_module("scorers", self.task.scorer)
         if not hasattr(module, "remarks"):
             return False

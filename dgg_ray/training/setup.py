@@ -1,4 +1,4 @@
-"""What a process needs to run a study's work items, alone or in a worker group.
+"""Everything that a process needs to run a study's work items, alone or in a worker group.
 
     build_stage_runner   the runner with its model, data and store
     run_item             one item; its error is the stage's fault or the machine's
