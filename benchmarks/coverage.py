@@ -12,7 +12,7 @@ deviation.
 
 Claim: intervals of means cover 93.7 to 96.4 % on held-out blocks, 95 to 98 % where orders share seeds, and
 93.8 to 96.2 % on fixed orders, at every mean. Paired differences cover 92.6 to 98.2 %. The plain t interval
-is interval for comparison. `sd` is the standard deviation of a run's score. Two limits are measured too: two
+is printed for comparison. `sd` is the standard deviation of a run's score. Two limits are measured too: two
 seeds that differ more than the orders (SEED_DOMINATED), and a rare failure that few blocks show.
 """
 

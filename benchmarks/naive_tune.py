@@ -53,12 +53,14 @@ def trial(config: dict[str, Any]) -> None:
             name=f"{config['study'].id}-{os.getpid()}", storage_path=config["folder"]
         ),
     ).fit()
-    ray.tune.report({"trained_task": sum(len(run.stages) for run in config["study"].runs)})
+    ray.tune.report({"trained": sum(len(run.stages) for run in config["study"].runs)})
 
 
 def main() -> None:
     study = load_study(STUDY)
-    study = replace(study, protocol=replace(study.protocol, baselines=(), final_seeds=None, evaluate="seen"))
+    study = replace(
+        study, protocol=replace(study.protocol, baselines=(), final_seeds=None, held_out=0, evaluate="seen")
+    )
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         began = time.perf_counter()
         outcome = run_study(study, Path(folder) / "tree", quiet=True)

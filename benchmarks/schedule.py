@@ -4,7 +4,7 @@
     python benchmarks/schedule.py --only ray
 
 stages   10,000 simulated stages through the work queue into a store in a folder, as one worker group does it:
-         requested, assigned, published (record, manifest, rename), evaluations published, finished. For
+         requested, assigned, published (a manifest, put in place by a link), evaluations published, finished. For
          comparison, in the same run: without fsync, with a store in memory, and plain files each written with
          one fsync, which is what the disk allows. Target: 500 per second, at most 500 MB.
 alone    as many through the broker in this process, without Ray, and nothing stored: its own time.
@@ -204,7 +204,7 @@ def measure_broker(work_items: list[WorkItem], store: StageStore, workers: int =
     worker_processes = actor_processes("Worker")[-workers:]
     before = cpu_seconds([broker_process]), cpu_seconds(worker_processes)
     skip = isinstance(store, EmptyStore)
-    running = [group.run.remote(f"f{i}", broker, store, skip) for i, group in enumerate(groups)]
+    running = [group.run.remote(f"group-{i}", broker, store, skip) for i, group in enumerate(groups)]
     wall, driver_cpu = timed(lambda: run_chains([[item] for item in work_items], broker))
     broker_cpu = cpu_seconds([broker_process]) - before[0]
     worker_cpu = cpu_seconds(worker_processes) - before[1]

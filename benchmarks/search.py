@@ -144,10 +144,10 @@ def print_table(orders: int, tasks: int, models: Sequence[ResponseModel]) -> Non
         return last if search["method"] == "stagewise" else np.array(paths)
 
     stagewise = {
-        (beam, tries): run(
-            f"stagewise b = {beam}, {tries} values", method="stagewise", beam=beam, values_per_task=tries
+        (beam, values): run(
+            f"stagewise b = {beam}, {values} values", method="stagewise", beam=beam, values_per_task=values
         )
-        for beam, tries in STAGEWISE
+        for beam, values in STAGEWISE
     }
     tpe = run(f"TPE, {TRIALS} trials", method="tpe", trials=TRIALS)
     run(f"TPE, {TRIALS} trials, range", method="tpe", trials=TRIALS, parameter=RANGE)

@@ -176,7 +176,7 @@ def main() -> None:
     print(f"plain step               {1e3 * plain:.2f} ms  ({o.batch / plain:.0f} examples/s, "
           f"{tokens / plain:.0f} tokens/s)")  # fmt: skip
     print(f"guided / plain           {ratio:.4f}  (rounds: {spread[len(spread) // 10]:.4f} to "
-          f"{spread[-1 - len(spread) // 10]:.4f}, tenth to ninth decile)")  # fmt: skip
+          f"{spread[-1 - len(spread) // 10]:.4f}, first to ninth decile)")  # fmt: skip
     print(f"guidance alone           {1e3 * alone:.3f} ms, {alone / plain:.2%} of a step")
     print(f"its minimal traffic      {bytes_ / 1e6:.1f} MB, {1e3 * minimum:.3f} ms: {minimum / alone:.0%}")
     print(f"evaluations              {len(examples['test']) / evaluations:.0f} examples/s at 4 new tokens")

@@ -402,7 +402,9 @@ def submit(
 
 @app.command()
 def studies(
-    cluster: OnCluster = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="With --store, list those of the cluster too.")
+    ] = False,
     dashboard: Dashboard = TUNNEL,
     store: Annotated[str | None, typer.Option(metavar="URL", help="A store.")] = None,
     as_json: Json = False,

@@ -76,7 +76,7 @@ def test_a_study_survives_two_hundred_kills(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_with_stages_of_milliseconds_survives_kills_of_whole_batches(tmp_path):
+def test_a_study_with_stages_of_milliseconds_survives_kills(tmp_path):
     text = SIMULATED.replace("TRIALS", "150").replace("WAIT", "0.005")
     monkey, undisturbed = run_with_kills(tmp_path, text, kills=15, seed=4, pause=(0.2, 3.0))
     check(monkey, undisturbed, groups=2)
