@@ -4,9 +4,9 @@
     python benchmarks/schedule.py --only ray
 
 stages   10,000 simulated stages through the work queue into a store in a folder, as one worker group does it:
-         requested, assigned, published (a manifest, put in place by a link), evaluations published, finished. For
-         comparison, in the same run: without fsync, with a store in memory, and plain files each written with
-         one fsync, which is what the disk allows. Target: 500 per second, at most 500 MB.
+         requested, assigned, published (a manifest, put in place by a link), evaluations published, finished.
+         For comparison, in the same run: without fsync, with a store in memory, and plain files each written
+         with one fsync, which is what the disk allows. Target: 500 per second, at most 500 MB.
 alone    as many through the broker in this process, without Ray, and nothing stored: its own time.
 ray      as many through Ray's broker actor: the driver requests them, all at once, and two actors run them.
          For comparison, in the same run: nothing stored, and one call a stage of an actor that does nothing.

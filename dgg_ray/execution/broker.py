@@ -154,7 +154,7 @@ class Broker:
             item = self.queue.dequeue(group) if now >= self.ready_at else None
             self._answer_refused()
             if item:
-                if await self._acquire_lease(item) and self._can_assign(group, incarnation):
+                if await self._acquire_lease(group, item) and self._can_assign(group, incarnation):
                     event_log.log_event("assigned", item, group=group)
                     return item
             elif now >= deadline:
@@ -181,7 +181,7 @@ class Broker:
             await asyncio.sleep(POLL_S)
         finally:
             self.leasing.discard(key)
-        if key not in self.queue.assigned:  # it ended meanwhile
+        if self.closed or key not in self.queue.assigned:  # it ended meanwhile
             self.leases.release(key)
 
     async def finish(self, group: str, result: ItemResult) -> None:
@@ -319,18 +319,23 @@ class Broker:
             event_log.log_error("failure not stored", error_record(problem), item, logging.WARNING)
         self._answer(item.key, {"ok": False, "error": error})
 
-    async def _acquire_lease(self, item: WorkItem) -> bool:
-        """Acquire the lease of an item that was just assigned; False where another driver has it."""
+    async def _acquire_lease(self, group: str, item: WorkItem) -> bool:
+        """Acquire the lease of an item that the group was just assigned; False if another driver has it.
+
+        Meanwhile the group may be lost, and the item assigned to another one, which must keep it.
+        """
         try:
             other = await self._lease_holder(item.key)
         except BaseException:
-            self.queue.requeue(item.key)
+            if item.key in self.queue.keys_of(group):
+                self.queue.requeue(item.key)
             raise
-        if other is not None:
+        if other is None:
+            if self.closed or item.key not in self.queue.assigned:
+                self.leases.release(item.key)
+        elif item.key in self.queue.keys_of(group):
             self.queue.requeue(item.key, leased_by=str(other))
             self.lease_watch = self.lease_watch or asyncio.create_task(self._watch_leases())
-        elif item.key not in self.queue.assigned:  # its group was lost before the lease was acquired
-            self.leases.release(item.key)
         return other is None
 
     async def _watch_leases(self) -> None:
@@ -344,7 +349,10 @@ class Broker:
                 except Exception:  # the store is out of reach now
                     break
                 if item.key not in {other.key for other in self.queue.leased_elsewhere}:
-                    continue  # a heartbeat said meanwhile that one of our own groups has it
+                    # A heartbeat said meanwhile that one of our own groups has it, and it may be finished.
+                    if free and item.key not in self.queue.assigned:
+                        self.leases.release(item.key)
+                    continue
                 if stored:
                     self.queue.remove_stored(item.key)
                     self._answer(item.key, {"ok": True})
@@ -362,6 +370,7 @@ class Broker:
     def _answer_refused(self) -> None:
         while self.queue.refused:
             key, error = self.queue.refused.popitem()
+            self.leases.release(key)  # it may be held since the item was put back into the queue
             event_log.log_error("refused", error, level=logging.WARNING)
             self._answer(key, {"ok": False, "error": error})
 

@@ -316,6 +316,8 @@ class WorkerGroupManager:
         """Start the groups that are wanted; return the reason if no group can run."""
         status: dict[str, Any] = ray.get(self.broker.status.remote(), timeout=BROKER_TIMEOUT_S)
         self._collect_finished(status)
+        if self.failure:
+            return ""
         wanted = min(self.study.workers.groups, status["waiting"] + len(status["running"]))
         if time.monotonic() >= self.next_start:
             # All at once: requested one by one, an autoscaler would grow one by one.

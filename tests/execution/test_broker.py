@@ -1,11 +1,13 @@
 """The broker: every request is answered, whatever becomes of worker groups, other drivers and the broker."""
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 
+from dgg_ray.core.errors import OverBudgetError
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import BudgetTracker
 from dgg_ray.execution.broker import Broker
@@ -343,6 +345,79 @@ def test_a_heartbeat_that_comes_while_the_group_waits_for_an_item_blocks_nothing
         request.cancel()
 
     asyncio.run(scenario())
+
+
+def test_a_failed_lease_of_a_lost_group_takes_the_item_from_nobody_else(world, broker, monkeypatch):
+    """Otherwise a third group would be assigned an item that the second one trains."""
+    (item,) = items_of(world, ["ones"])
+    lost, calls = threading.Event(), []
+
+    def acquire(key):
+        calls.append(key)
+        if len(calls) == 1:
+            lost.wait(60)
+            raise OSError("the store is out of reach")
+
+    monkeypatch.setattr(broker.leases, "acquire", acquire)
+
+    async def scenario():
+        request = await queued(broker, item)
+        first = asyncio.create_task(broker.next_item("a", idle_timeout_s=60))
+        while not calls:
+            await asyncio.sleep(0.001)
+        await broker.group_lost("a")
+        assert await broker.next_item("b", idle_timeout_s=60) == item
+        lost.set()
+        with pytest.raises(OSError, match="out of reach"):
+            await first
+        request.cancel()
+
+    asyncio.run(scenario())
+    assert broker.queue.keys_of("b") == [item.key]
+
+
+def test_a_lease_that_is_acquired_while_the_broker_closes_is_released(world, broker, monkeypatch):
+    (item,) = items_of(world, ["ones"])
+    closed, acquiring, acquire = threading.Event(), threading.Event(), broker.leases.acquire
+
+    def acquire_late(key):
+        acquiring.set()
+        closed.wait(60)
+        return acquire(key)
+
+    monkeypatch.setattr(broker.leases, "acquire", acquire_late)
+
+    async def scenario():
+        request = await queued(broker, item)
+        group = asyncio.create_task(broker.next_item("a", idle_timeout_s=60))
+        await asyncio.to_thread(acquiring.wait, 60)
+        await broker.close("stopped")
+        closed.set()
+        assert await group is None
+        assert not (await request)["ok"]
+
+    asyncio.run(scenario())
+    broker.leases.pool.shutdown()
+    assert not broker.leases.held
+
+
+def test_an_item_that_the_budget_refuses_keeps_no_lease(world, monkeypatch):
+    """The driver may hold it since the item was put back into the queue; others may still afford it."""
+    budget = BudgetTracker()
+    broker = new_broker(world.store, 1, budget)
+    (item,) = items_of(world, ["ones"])
+
+    async def scenario():
+        request = await queued(broker, item)
+        assert broker.leases.acquire(item.key) is None
+        monkeypatch.setattr(budget, "decide", lambda *_: "reject")
+        monkeypatch.setattr(budget, "refusal", lambda item: OverBudgetError(f"no budget for {item}"))
+        assert await broker.next_item("a", idle_timeout_s=0.1) is None
+        assert (await request)["error"]["error"] == "OverBudgetError"
+
+    asyncio.run(scenario())
+    broker.leases.pool.shutdown()
+    assert not broker.leases.held
 
 
 # -- two drivers on one store ----------------------------------------------------------------------
