@@ -58,7 +58,7 @@ def ucit(folder: Path, shared_ids: bool = True) -> Path:
     for task, (files, train, test) in UCIT.items():
         instructions = folder / "instructions" / task
         train_records = [train_record(task, i, shared_ids) for i in range(train)]
-        test_records = [test_record(task, i) for i in range(test)]
+        test_records = [record_of_test_split(task, i) for i in range(test)]
         draw(folder / "datasets", train_records + test_records)
         write(instructions / files["train"], train_records)
         write(instructions / files["test"], test_records)
@@ -99,7 +99,7 @@ def train_record(task: str, i: int, shared_ids: bool) -> dict[str, Any]:
     return {key: id_, "image": picture(task, "train", k), "conversations": says}
 
 
-def test_record(task: str, i: int) -> dict[str, Any]:
+def record_of_test_split(task: str, i: int) -> dict[str, Any]:
     text, answer = question(task, i + 1)
     return {"question_id": str(i), "image": picture(task, "test", i), "text": text, "answer": answer}
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import (
@@ -100,6 +101,19 @@ class PairedIntervals(NamedTuple):
     fixed_orders: Interval
 
 
+def mean_gap(
+    gaps: ArrayLike,
+    within: tuple[float, float],
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+) -> Difference:
+    """Return the mean of differences with its interval and the p value of a zero mean.
+
+    within: the range of a difference, which no bound exceeds.
+    """
+    return paired_difference(gaps, np.zeros(len(np.asarray(gaps))), level, clusters, within)
+
+
 def difference_intervals(gaps: pd.Series, metric: str, family: int, joint: bool) -> PairedIntervals:
     """Return the mean of differences indexed by block, with its intervals.
 
@@ -107,8 +121,8 @@ def difference_intervals(gaps: pd.Series, metric: str, family: int, joint: bool)
     joint: whether the differences are to joint runs, which share a run between all orders of a seed.
     """
     within, clusters = difference_range(metric), two_way_clusters(tuple(gaps.index), by_seed=joint)
-    single = paired_difference(gaps, 0 * gaps, clusters=clusters, within=within)
-    wide = paired_difference(gaps, 0 * gaps, 1 - 0.05 / family, clusters, within)
+    single = mean_gap(gaps, within, clusters=clusters)
+    wide = mean_gap(gaps, within, 1 - 0.05 / family, clusters)
     fixed = fixed_orders_interval(gaps, tuple(gaps.index))
     fixed = fixed._replace(low=max(fixed.low, within[0]), high=min(fixed.high, within[1]))
     return PairedIntervals(single, (wide.low, wide.high), fixed)

@@ -134,7 +134,7 @@ def drift_sentences(hardware: HardwareDrift) -> list[str]:
     if not hardware.exceeds_seed_noise:
         return [f"{opening}, {largest}, within seed noise ({noise}).", *further]
     return [
-        f"Warning: {opening[0].lower()}{opening[1:]} that differ by more than seeds do: {largest}, "
+        f"Warning: {opening[0].lower()}{opening[1:]} whose largest difference exceeds seed noise: {largest}, "
         f"seed noise {noise}. Compare settings that were trained on one type, or train all on one.",
         *further,
     ]

@@ -70,7 +70,10 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
     search, winner = comparison.search, comparison.winner
-    summary = value_or("the course of the search", None, course_of_search, store, contents, parameters)
+    summary = None
+    if search:
+        summarize, requests = search_summary.summarize_search, contents.requests_by_query
+        summary = value_or("the course of the search", None, summarize, search, store, requests)
     stages = distinct_stages(item.stage for items in requested.work_items.values() for item in items)
     costs = value_or("the costs", cost_table(()), stage_costs, store, requested, stages)
     return Results(
@@ -104,18 +107,6 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         archive=value_or(
             "predictions, losses and adapters", None, make_archive, study, store.source, requested
         ),
-    )
-
-
-def course_of_search(
-    store: StageStore, contents: StudyContents, parameters: tuple[str, ...]
-) -> search_summary.SearchSummary | None:
-    """Summarize the search; None for a study without one."""
-    comparison, requests = contents.comparison, contents.requests_by_query
-    if not comparison.search:
-        return None
-    return search_summary.summarize_search(
-        comparison.search, comparison.from_search, store, requests, parameters
     )
 
 

@@ -113,7 +113,7 @@ def unfinished_steps(results: Results) -> list[NextStep]:
 def describe_search_gain(gain: float, share: float) -> str:
     """Describe the expected gain of finishing the search."""
     if gain < MIN_VISIBLE_GAIN and share == 0:
-        return "So far the evaluated settings differ by no more than chance."
+        return "So far no difference between the evaluated settings stands out from chance."
     if gain < MIN_VISIBLE_GAIN:
         return "The remaining settings are expected to add less than 0.1 points."
     if isinf(gain):

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from dgg_ray.analysis.comparison_tables import interval_of_scores
+from dgg_ray.analysis.comparison_tables import interval_of_scores, mean_gap
 from dgg_ray.analysis.results import AuditedState, BlockName, Results, SearchSummary
 from dgg_ray.analysis.run_table import BLOCK, chosen_setting, final_split, headline_metric, runs
 from dgg_ray.config.sections import Constraint
@@ -43,7 +43,6 @@ from dgg_ray.stats.intervals import (
     Difference,
     Interval,
     mean_interval,
-    paired_difference,
     two_way_clusters,
 )
 
@@ -54,13 +53,11 @@ class Optimism(NamedTuple):
     """The excess of the winner's score in the search over its final score, in two parts.
 
     search_score: the winner's mean on the blocks and the split on which it was chosen.
-    final_test: its mean on the test split of the final blocks.
     gap, choice_part, split_part: the gap and its parts, in [-1, 1]. `split_part` is None where settings were
         chosen on test.
     """
 
     search_score: float
-    final_test: Interval
     gap: Interval
     choice_part: Interval
     split_part: Difference | None
@@ -88,24 +85,10 @@ def optimism(results: Results) -> Optimism | None:
         )
     return Optimism(
         float(search_score),
-        interval_of_scores(final_test, scale),
         gap_below(float(search_score), interval_of_scores(final_test, scale), setup.held_out),
         gap_below(float(search_score), interval_of_scores(final, scale), setup.held_out),
         split_part,
     )
-
-
-def mean_gap(
-    gaps: ArrayLike,
-    within: tuple[float, float],
-    level: float = 0.95,
-    clusters: ArrayLike | None = None,
-) -> Difference:
-    """Return the mean of differences with its interval and the p value of a zero mean.
-
-    within: the range of a difference, which no bound exceeds.
-    """
-    return paired_difference(gaps, np.zeros(len(np.asarray(gaps))), level, clusters, within)
 
 
 def gap_below(known: float, mean: Interval, independent: bool) -> Interval:
@@ -349,7 +332,7 @@ def luck_sentences(results: Results, better: Sequence[AuditedState]) -> list[str
     else:
         sentence = (
             f"For {len(significant)} of them that is more than chance: there the choice task by task was "
-            f"wrong. The best, {branch}."
+            f"probably wrong. The best, {branch}."
         )
     return [sentence, *held_out_sentences(results, state)]
 
@@ -402,7 +385,7 @@ def is_significant_lead(lead: Difference, audited: int) -> bool:
     """Return whether a lead is significantly above 0.
 
     It is not where all blocks have the same gap: coarse scores can coincide by chance, and nothing can be
-        tested.
+    tested.
     """
     return lead.mean > 0 and lead.p < 0.05 / audited
 

@@ -159,10 +159,13 @@ def effect_sentences(label: str, table: pd.DataFrame) -> list[str]:
     for row in significant.to_dict("records"):
         sentences.append(
             f"{label}: following directly after {row['task']} changes a task's final score by "
-            f"{format_effect(row)}, compared with following the average task."
+            f"{format_effect(row)}, compared with following the average task; "
+            "the interval is for this effect alone."
         )
-    if significant.empty and (carry_over["note"] == "").any():
-        sentences.append(f"{label}: no task has a significant effect on the task after it.")
+    estimated = carry_over["note"] == ""
+    if significant.empty and estimated.any():
+        which = "no task has" if estimated.all() else "none of the tasks whose effect could be estimated has"
+        sentences.append(f"{label}: {which} a significant effect on the task after it.")
     return sentences
 
 

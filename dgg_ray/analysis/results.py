@@ -97,7 +97,6 @@ class SearchSummary:
     expected_settings: number of complete settings; None where it follows from the results (`stagewise`).
     candidates: complete settings, each once, in the order proposed.
     depths, audited_states: of `stagewise` alone, as far as they are decided.
-    baseline_values: baseline that the search yields → its values by dotted path.
     stages_saved: stages that pruned settings did not need.
     """
 
@@ -112,7 +111,6 @@ class SearchSummary:
     candidates: tuple[CandidateSetting, ...] = ()
     depths: tuple[DepthSummary, ...] = ()
     audited_states: tuple[AuditedState, ...] = ()
-    baseline_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stages_saved: int = 0
 
     def in_state(self, state: str) -> list[CandidateSetting]:
@@ -224,7 +222,7 @@ class HardwareDrift:
 
     @property
     def exceeds_seed_noise(self) -> bool:
-        """Return whether machine types differ by more than seeds do."""
+        """Return whether the largest difference between machine types exceeds the deviation of seeds."""
         most = self.largest_drift
         return most is not None and self.seed_noise is not None and (most.drift or 0.0) > self.seed_noise
 
@@ -253,7 +251,8 @@ class Results:
     objective: names of the metrics that the search maximised, on the selection split.
     recommended: setting id of the winner; None while no setting has been evaluated.
     baselines: label ("finetune", "replay", "joint") → setting id of the run that the winner is compared with.
-    failures: stages that ended with an error: {"stage", "trained_task", "error", "message", "traceback"}.
+    failures: stages that ended with an error: {"stage", "trained_task", "error", "message",
+        "location", "traceback"}.
     costs: one row per distinct stage: key, trained_task, depth, runs (how many share it), steps, examples,
         train_seconds, evaluation_seconds, peak_memory_mb, device, host, machine (its type).
     facts: further facts that the report prints: counts of stages requested and finished, versions.

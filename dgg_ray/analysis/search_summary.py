@@ -21,12 +21,11 @@ from dgg_ray.analysis.results import (
     SearchSummary,
     StateSummary,
 )
-from dgg_ray.config.sections import FROM_SEARCH
-from dgg_ray.config.study import Block, Setting, Study, StudyRuns
+from dgg_ray.config.study import Block, Study, StudyRuns
 from dgg_ray.core.orders import count_unused_orders
 from dgg_ray.cost.makespan import WorkRequest
 from dgg_ray.cost.model import CostModel
-from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.base import SearchMethod
 from dgg_ray.search.comparison import Comparison, final_chains
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
 from dgg_ray.search.objective import (
@@ -46,20 +45,10 @@ MAX_FORECAST_BLOCKS = 64  # more blocks than this are never forecast together
 RequestsByQuery = Mapping[int, Sequence[RunRequest]]  # query number → the runs that it requested
 
 
-def summarize_search(
-    search: SearchMethod,
-    from_search: Mapping[str, Setting],
-    store: StageStore,
-    requests: RequestsByQuery,
-    parameters: Sequence[str],
-) -> SearchSummary:
-    """Summarise the search as it stands.
-
-    from_search: settings of the baselines that the search yields, by label.
-    requests: the runs that each query requested.
-    """
+def summarize_search(search: SearchMethod, store: StageStore, requests: RequestsByQuery) -> SearchSummary:
+    """Summarize the search as it stands. requests: the runs that each query requested."""
     study, section = search.study, search.search
-    search_summary = SearchSummary(
+    summary = SearchSummary(
         method=section.method,
         objective=section.objective,
         constraints=section.constraints,
@@ -69,16 +58,15 @@ def summarize_search(
         expected_settings=search.count if isinstance(search, OptunaSearch) else None,
         finished=search.finished,
         candidates=tuple(summarize_candidates(search, requests)),
-        baseline_values=summarize_baselines(search, from_search, parameters),
         stages_saved=count_stages_saved(search, store),
     )
     if isinstance(search, Stagewise):
         return replace(
-            search_summary,
+            summary,
             depths=tuple(summarize_depths(search)),
             audited_states=tuple(summarize_audit(search)),
         )
-    return search_summary
+    return summary
 
 
 def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Iterator[CandidateSetting]:
@@ -88,7 +76,7 @@ def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Ite
     for number, query in enumerate(search.proposed):
         stages |= {item.stage.key for request in requests.get(number, ()) for item in request.items}
         setting = study.at(query.setting).id
-        if not is_complete(search, query) or setting in seen:
+        if not search.asks_for_all(query) or setting in seen:
             continue
         seen.add(setting)
         evidence = search.answers.get(number)
@@ -118,11 +106,6 @@ def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Ite
         )
 
 
-def is_complete(search: SearchMethod, query: Query) -> bool:
-    """Return whether a query asks for all tasks on all blocks, with a value for every parameter."""
-    return query.depth == len(search.study.task_names) and query.block is None
-
-
 def count_stages_saved(search: SearchMethod, store: StageStore) -> int:
     """Count the stages of pruned settings that no run has trained."""
     study, untrained = search.study, set[str]()
@@ -131,18 +114,6 @@ def count_stages_saved(search: SearchMethod, store: StageStore) -> int:
             stages = [stage for run in study.at(query.setting).runs for stage in run.stages]
             untrained |= {stage.key for stage in stages if store.record(stage) is None}
     return len(untrained)
-
-
-def summarize_baselines(
-    search: SearchMethod, from_search: Mapping[str, Setting], parameters: Sequence[str]
-) -> dict[str, dict[str, object]]:
-    """Map each requested baseline that the search yields to its values by dotted path."""
-    requested = [label for label in FROM_SEARCH if label in search.study.protocol.baselines]
-    return {
-        label: {path: setting[path] for path in parameters if path in setting}
-        for label in requested
-        if (setting := from_search.get(label))
-    }
 
 
 # -- stagewise -------------------------------------------------------------------------------------
@@ -207,7 +178,7 @@ def comparison_setup(study: Study) -> ComparisonSetup:
         baselines += [baseline] if isinstance(baseline, str) else baseline
     return ComparisonSetup(
         selection_split=study.protocol.selection_split,
-        search_blocks=tuple(map(block_name, study.blocks)) if study.search else (),
+        search_blocks=study.named_blocks if study.search else (),
         final_blocks=tuple(map(block_name, study.final_blocks)),
         held_out=bool(study.protocol.held_out),
         baselines=tuple(dict.fromkeys(baselines)),

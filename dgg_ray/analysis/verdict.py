@@ -88,7 +88,7 @@ def verdict(results: Results) -> Verdict:
     own_row = rows[rows["setting"] == chosen].iloc[0]
     if np.isnan(own_row["score"]):
         return verdict_without_score(results, chosen, split)
-    if verdict_at_end := verdict_at_scale_end(results, rows, metric, split):
+    if verdict_at_end := verdict_at_scale_end(rows, metric, split):
         return verdict_at_end
     label = METRIC_LABELS.get(metric, metric)
     score = f"On the {split} split its {label} is {format_block_score(own_row)}."
@@ -108,7 +108,7 @@ def verdict_without_score(results: Results, chosen: str, split: str) -> Verdict:
     return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing evaluated")
 
 
-def verdict_at_scale_end(results: Results, rows: pd.DataFrame, metric: str, split: str) -> Verdict | None:
+def verdict_at_scale_end(rows: pd.DataFrame, metric: str, split: str) -> Verdict | None:
     """Return the verdict where all scores are so low, or so high, that settings cannot differ by much."""
     scores = rows["score"].dropna()
     if metric_range(metric) != (0.0, 1.0) or scores.empty:

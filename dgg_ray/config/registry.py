@@ -3,7 +3,8 @@
     studies/NAME/study.json       the study as it was checked, from which everything else is read
     studies/NAME/forecast.json    the predictions of each run
     studies/NAME/progress.json    what runs now; after the end, how the run ended
- These are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
+
+These are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
 every command that reads results works: the stages come from the store.
 """
 
@@ -29,7 +30,7 @@ from dgg_ray.core.hashing import digest
 from dgg_ray.core.json_files import read_json, write_json
 from dgg_ray.storage.stage_store import StageStore
 
-STUDY, FORECAST, LIVE = "study.json", "forecast.json", "progress.json"
+STUDY, FORECAST, LIVE = saved_study.SAVED_STUDY, "forecast.json", "progress.json"
 FRESH_S = 60.0  # age at which a running study's last report is out of date
 PUBLISH_EVERY_S = FRESH_S / 4  # a write to an object store costs money
 END_S = 5.0  # longest wait at the end of a run for a store that is out of reach

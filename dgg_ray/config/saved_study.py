@@ -14,6 +14,7 @@ from dgg_ray.config.sections import Output
 from dgg_ray.config.study import Study, StudyData, WarmStart
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import ResultsError, StudyError
+from dgg_ray.core.json_files import replace_file
 from dgg_ray.core.stage import TaskData
 
 SAVED_STUDY, PREVIOUS_STUDY = "study.json", "study.previous.json"
@@ -33,12 +34,10 @@ def save_study(study: Study, out: Path) -> None:
         "store": study.output.store,  # a relative path starts where the study was run
     }
     text = json.dumps(content, indent=1, default=str)
-    out.mkdir(parents=True, exist_ok=True)
-    file, draft = out / SAVED_STUDY, out / f".{SAVED_STUDY}"
+    file = out / SAVED_STUDY
     if file.exists() and file.read_bytes() != text.encode():
         shutil.copyfile(file, out / PREVIOUS_STUDY)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+    replace_file(file, text.encode())
 
 
 def load_saved_study(out: Path) -> Study | None:

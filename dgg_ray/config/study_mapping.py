@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dgg_ray.config.yaml_reader import DEEPEST, TOO_DEEP
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, StudyError
 from dgg_ray.core.interfaces import Model, Reader, Strategy
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study
-
-DEEPEST = 40  # nesting, as in a study's file
 
 
 def plain_value(value: Any, at: str = "study", depth: int = 0) -> Any:
@@ -31,8 +30,7 @@ def plain_value(value: Any, at: str = "study", depth: int = 0) -> Any:
     fields. Raises StudyError where the value is nested too deeply, or in itself.
     """
     if depth > DEEPEST:
-        rule = f"must not be nested deeper than {DEEPEST} lists or mappings"
-        raise StudyError([Fault(at, rule)])
+        raise StudyError([Fault(at, TOO_DEEP)])
     if is_dataclass(value) and not isinstance(value, type):
         key = "reader" if isinstance(value, Reader) else "name"
         name_entry = {key: plugins.plugin_name(value)} if isinstance(value, Reader | Model | Strategy) else {}

@@ -25,6 +25,7 @@ from dgg_ray.core.errors import Fault
 
 LONGEST = 2**20  # characters of a file: room for a list of seeds; data do not belong here
 DEEPEST = 40  # nesting; the deepest setting is at 6
+TOO_DEEP = f"must not be nested deeper than {DEEPEST} lists or mappings"
 SPARE = 10_000  # values that aliases may add to the written ones
 
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+(\.[0-9_]*)?")
@@ -73,7 +74,7 @@ def read_yaml(text: str) -> tuple[Any, LineNumbers, list[Fault]]:
     try:
         node = yaml.compose(text, Loader)
     except RecursionError:
-        raise UnreadableYamlError(f"must not be nested deeper than {DEEPEST} lists or mappings") from None
+        raise UnreadableYamlError(TOO_DEEP) from None
     except yaml.YAMLError as error:
         raise parse_error(error, text) from None
     reading = NodeReader(text)
@@ -120,9 +121,7 @@ class NodeReader:
         if self.count > len(self.text) + SPARE:
             raise UnreadableYamlError("its aliases expand to too many values: write them out")
         if depth > DEEPEST:
-            raise UnreadableYamlError(
-                f"must not be nested deeper than {DEEPEST} lists or mappings", node.start_mark.line + 1
-            )
+            raise UnreadableYamlError(TOO_DEEP, node.start_mark.line + 1)
         self.inside.add(id(node))
         if isinstance(node, yaml.MappingNode):
             found: Any = self.mapping(node, at, depth)
@@ -136,7 +135,7 @@ class NodeReader:
 
     def mapping(self, node: yaml.MappingNode, at: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        merged_items: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         last: tuple[str, yaml.Node] | None = None
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -145,9 +144,9 @@ class NodeReader:
             name = self.written_text(key, at)
             inner = f"{at}.{name}" if at else name
             if key.tag == PLAIN and name == "<<":
-                merged_items = {**self.merge(value, at, depth), **merged_items}
+                merged = {**self.merge(value, at, depth), **merged}
                 continue
-            if last and (text := self.with_comma(*last, key, value)):
+            if last and (text := self.with_comma(last[1], key, value)):
                 self.fault(last[0], "a number is written with a point, not with a comma", key, text)
                 continue
             if not name:
@@ -158,7 +157,7 @@ class NodeReader:
             self.lines[inner] = key.start_mark.line + 1
             found[name] = self.value(value, inner, depth + 1)
             last = inner, value
-        return {**{k: v for k, v in merged_items.items() if k not in found}, **found}
+        return {**{k: v for k, v in merged.items() if k not in found}, **found}
 
     def merge(self, node: yaml.Node, at: str, depth: int) -> dict[str, Any]:
         """Read the entries that `<<` takes from one mapping or several; the first one wins."""
@@ -171,7 +170,7 @@ class NodeReader:
                 self.fault(f"{at}.<<" if at else "<<", "must be an alias of a mapping", source)
         return entries
 
-    def with_comma(self, at: str, before: yaml.Node, key: yaml.ScalarNode, value: yaml.Node) -> str:
+    def with_comma(self, before: yaml.Node, key: yaml.ScalarNode, value: yaml.Node) -> str:
         """Find `0,01` inside braces, which YAML reads as 0 and an entry named 01; empty if there is none."""
         empty = isinstance(value, yaml.ScalarNode) and value.start_mark.index == value.end_mark.index
         if not (empty and isinstance(before, yaml.ScalarNode) and before.tag == key.tag == PLAIN):

@@ -8,8 +8,7 @@
 
 Optional outputs are figures, tables, sections of the report, trackers, the progress display and copies for
 other programs. Each is attempted alone, so that one failure does not take the next output along. Stages,
-scores, keys
-and the choice of a setting are not optional: their errors must stop the study.
+scores, keys and the choice of a setting are not optional: their errors must stop the study.
 
 A section of the report calls `optional.value_or(name, default, make, …)`, where a reader knows the section by
 that name. The report lists `optional.messages` at its end; the caller that created the object prints them on

@@ -99,8 +99,7 @@ def design(
     """Return the orders of a design, the same on every call; at most as many as it has.
 
     A larger `count` keeps the orders of a smaller one, so a study can be extended. A design ignores the
-    options
-    that it does not use: `similarity` affects `extreme` alone.
+    options that it does not use: `similarity` affects `extreme` alone.
     """
     request = DesignRequest(
         len(tasks),

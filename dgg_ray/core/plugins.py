@@ -258,7 +258,7 @@ def load_function(module: ModuleType, function: str, name: str) -> Any:
 
 def load_class(module: ModuleType, attribute: str, base: type, name: str) -> type:
     """Return a module's class, the one of that name or the only one; StudyError where it cannot be used."""
-    cls = getattr(module, attribute) if attribute else only_class(module, base, name)
+    cls = getattr(module, attribute) if attribute else only_class(module, base)
     if fault := next(class_faults(cls, base, module, name), None):
         raise StudyError([fault])
     if issubclass(cls, interfaces.Strategy) and (faults := list(strategy_checks.hook_faults(cls))):
@@ -283,7 +283,7 @@ def class_faults(cls: Any, base: type, module: ModuleType, name: str) -> Iterato
         yield Fault("name", rule, repr(cls.__name__))
 
 
-def only_class(module: ModuleType, base: type, name: str) -> type:
+def only_class(module: ModuleType, base: type) -> type:
     """Return the one plug-in class of a module: the most derived class, or the only public one."""
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
     classes = [c for c in classes if issubclass(c, base)]

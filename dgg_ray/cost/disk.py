@@ -1,7 +1,7 @@
 """Upper bounds on the bytes that work adds to a store, derived from the adapters that it holds.
 
-    kept bytes        adapter · copies(strategy)  +  ROW per answer  +  METADATA temporary bytes   2 · (4 ·
-    adapter + LOSS per step + METADATA)     a mid-stage checkpoint and its successor
+    kept bytes         adapter · copies(strategy)  +  ROW per answer  +  METADATA
+    temporary bytes    2 · (4 · adapter + LOSS per step + METADATA)   a mid-stage checkpoint and its successor
 
 These are bounds, not estimates. A LoRA adapter takes c + m·rank bytes on the same layers, so an adapter of
 rank r₀ with b₀ bytes bounds every other: b(r) ≤ b₀ · max(1, r/r₀). One of rank r itself, as a profile

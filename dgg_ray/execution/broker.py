@@ -109,7 +109,6 @@ class Broker:
 
     async def request(self, item: WorkItem) -> Answer:
         """Wait until the store has everything that the item asks for, or the item has failed."""
-        self.queue.counts["asked"] += 1
         while True:
             state = self.queue.known_state(item)
             if state is None:

@@ -74,7 +74,6 @@ def run_trial(config: dict[str, Any], reader: EvidenceReader, broker: Any) -> No
         {
             "stages": finished,
             "score": interim_score(reader, query, stored, scores),
-            "failed": len(errors),
             "budget_exhausted": is_budget_exhausted(errors),
         }
     )

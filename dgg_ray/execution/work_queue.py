@@ -129,7 +129,6 @@ class WorkQueue:
 
     def request(self, item: WorkItem) -> ItemState:
         """Queue a work item unless it is stored, queued already, failed or over the budget."""
-        self.counts["asked"] += 1
         return self.known_state(item) or self.enqueue(item, self.store.has(item))
 
     def known_state(self, item: WorkItem) -> ItemState | None:
@@ -183,15 +182,14 @@ class WorkQueue:
         entry = self.assigned[key] = self.entries[key]
         entry.group, entry.leased_by, entry.started, entry.steps = group, "", time.time(), (0, 0)
 
-    def heartbeat(self, group: str, key: str, steps: tuple[int, int]) -> bool:
-        """Record a group's progress; True where the queue, as after a restart, did not know of its item."""
-        entry = self.entries.get(key)
-        is_news = entry is not None and entry.group is None
-        if is_news:
+    def heartbeat(self, group: str, key: str, steps: tuple[int, int]) -> None:
+        """Record a group's progress; after a restart of the broker this tells which item it has."""
+        if (entry := self.entries.get(key)) is None:
+            return
+        if entry.group is None:
             self.assign(key, group)
-        if entry and entry.group == group:
+        if entry.group == group:
             entry.steps = steps
-        return is_news
 
     def keys_of(self, group: str) -> list[str]:
         """Keys of the items that the group has: one, or a second after a delayed heartbeat."""
@@ -294,6 +292,5 @@ class WorkQueue:
         return {
             **self.counts,
             "waiting": self.waiting,
-            "elsewhere": len(self.leased_elsewhere),
             "running": running,
         }

@@ -19,8 +19,9 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, StudyError, nearest_name
 from dgg_ray.core.interfaces import task_mappings
+from dgg_ray.storage.fetching import path_below
 
-SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+FILE_WORDS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 ENDINGS = (".json", ".jsonl")
 TASK_KEYS = ("name", "train", "validation", "test", "references", "images")  # of one task, not shared by all
 Edit = tuple[tuple[str | int, ...], Any]  # a path in the file, its new value
@@ -157,13 +158,13 @@ def find_task_files(study: Study, at: str, source: str, faults: list[Fault]) -> 
         return {}
     folder, train_file = (path, "") if path.is_dir() else (path.parent, path.name)
     files: dict[str, str] = {}
-    for split, words in SPLITS.items():
+    for split, words in FILE_WORDS.items():
         wanted = [word + ending for word in words for ending in ENDINGS]
         if train_file:  # charts_train.json has charts_test.json beside it
             wanted = [train_file.replace("train", word) for word in words]
             wanted = [train_file] if split == "train" else [file for file in wanted if file != train_file]
         if existing := next((file for file in wanted if (folder / file).is_file()), None):
-            files[split] = relative_to(folder / existing, root)
+            files[split] = path_below(folder / existing, root)
         elif split != "validation" and wanted:
             near = nearest_name(wanted[0], [p.name for p in folder.iterdir()])
             faults.append(Fault(at, f"{folder} must hold {' or '.join(wanted)}", near=near))
@@ -171,13 +172,8 @@ def find_task_files(study: Study, at: str, source: str, faults: list[Fault]) -> 
             rule = f"must have `train` in its name, so that the {split} file beside it can be found"
             faults.append(Fault(at, rule, repr(train_file)))
     if (folder / "images").is_dir():
-        files["images"] = relative_to(folder / "images", root)
+        files["images"] = path_below(folder / "images", root)
     return files
-
-
-def relative_to(path: Path, root: Path) -> str:
-    """Return the path relative to the study's data folder, if it is below it."""
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 # -- orders and results ----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from dgg_ray.core.errors import Fault, StudyError, nearest_name
 from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.planning.discover import DiscoveredTask, discover_tasks
 from dgg_ray.storage import fetching
+from dgg_ray.storage.fetching import path_below
 
 COMMENT_WIDTH = 100
 EMBEDDED_TASKS = ("digits", "words", "shapes", "charts")
@@ -212,18 +213,11 @@ def tasks_section(tasks: Sequence[DiscoveredTask], root: str) -> str:
     for task in tasks:
         lines += comment(f"{format_sizes(task)}; {task.reason}.", "  ")
         entry: dict[str, Any] = {"name": task.name, "reader": "llava"}
-        entry |= {
-            split: relative_path(file, root) for split, file in sorted(task.files.items(), reverse=True)
-        }
+        entry |= {split: path_below(file, root) for split, file in sorted(task.files.items(), reverse=True)}
         if task.images and task.images != task.files["train"].parent:
-            entry["images"] = relative_path(task.images, root)
+            entry["images"] = path_below(task.images, root)
         lines.append(f"  - {yaml_edit.to_inline(entry | {'scorer': task.scorer})}")
     return "\n".join(lines)
-
-
-def relative_path(path: Path, root: str) -> str:
-    """Return the path relative to the folder from which the study's paths start, if it is below it."""
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def comment(text: str, indent: str = "") -> list[str]:

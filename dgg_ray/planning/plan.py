@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgg_ray.config.sections import Budget
 from dgg_ray.config.study import Study, StudyRuns
+from dgg_ray.core.interfaces import SPLITS
 from dgg_ray.core.stage import Stage, TaskData, WorkItem, distinct_stages, merged_items
 from dgg_ray.cost import disk
 from dgg_ray.cost.disk import DiskUsage
@@ -31,9 +32,6 @@ from dgg_ray.training.simulated_runner import SimulatedRunner
 
 if TYPE_CHECKING:
     from dgg_ray.planning.order_designs import DesignTable
-
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

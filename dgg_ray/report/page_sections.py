@@ -10,8 +10,8 @@ import pandas as pd
 
 from dgg_ray.analysis import next_steps, order_sentences
 from dgg_ray.analysis.alpha_curves import tradeoff_rows, undecided_alphas, unsearched_parameters
-from dgg_ray.analysis.comparison_tables import compare, settings_table
-from dgg_ray.analysis.optimism import audit_sentences, mean_gap, pruning_sentences
+from dgg_ray.analysis.comparison_tables import compare, mean_gap, settings_table
+from dgg_ray.analysis.optimism import audit_sentences, pruning_sentences
 from dgg_ray.analysis.order_sensitivity import faa_spread, task_disparity
 from dgg_ray.analysis.per_task import most_forgotten, per_task
 from dgg_ray.analysis.results import Results
@@ -234,7 +234,7 @@ def per_task_section(results: Results, figures: Figures, optional: OptionalOutpu
 def forgetting_sentence(label: str, row: pd.Series) -> str:
     """Say which task a method forgets most. row: of that task."""
     if row["forgetting"] <= 0:
-        return f"{label} forgets no task: on average, no task ends below its best score."
+        return f"On average, no task of {label} ends below its best score."
     return (
         f"On average, {label} forgets {row['task']} most: when other tasks follow it, it ends "
         f"{format_percent(row['forgetting'])} points below its best score."

@@ -51,7 +51,7 @@ class Tradeoff:
 
     new, old: (K,), scores and changes of scores, at the mean level of the blocks.
     earlier, tasks: mean number of tasks before this one, and in an order.
-    stages: the distinct stages behind it, columns of `observed`, and in new_level and old_level how far
+    stages: the distinct stages behind it, columns of `stages_of`, and in new_level and old_level how far
         their block lies above the mean level.
     """
 

@@ -2,7 +2,8 @@
 
     Query           a setting, on every block of the search, as far as `depth` tasks of each order
     SearchMethod    is asked for a query, told its evidence, asked for the best setting
- A search method is a pure function of the study and of what it was told. Optuna's samplers learn from results
+
+A search method is a pure function of the study and of what it was told. Optuna's samplers learn from results
 in the order in which they arrive, which depends on the machine. Here whole setting n is proposed from the
 results of the settings 0 … n - parallel and of no others, told in their order, and stagewise batches wait for
 each other. So a study that was killed and run again, on another machine or with more workers, proposes the
@@ -91,14 +92,17 @@ class SearchMethod(ABC):
     def values(self, evidence: Evidence) -> Values:
         return objective_values(evidence, self.search.objective, self.constraints)
 
+    def asks_for_all(self, query: Query) -> bool:
+        """Return whether a query asks for all tasks on all blocks."""
+        return query.depth == len(self.study.task_names) and query.block is None
+
     def evaluated(self) -> dict[int, Values]:
         """The values of the settings evaluated to the end of every block, by number; each setting once."""
         found: dict[int, Values] = {}
         settings = []
         for number, evidence in sorted(self.answers.items()):
             query = self.proposed[number]
-            short = query.depth < len(self.study.task_names) or query.block is not None
-            if evidence is None or short or query.setting in settings:
+            if evidence is None or not self.asks_for_all(query) or query.setting in settings:
                 continue
             of = self.values(evidence)
             if np.isfinite(of.objective).all():
@@ -129,7 +133,7 @@ class BatchedSearch(SearchMethod):
     def __init__(self, study: Study) -> None:
         super().__init__(study)
         self.steps = self.batches()
-        self.first, self.batch, self.over = 0, next(self.steps, []), False
+        self.first, self.batch = 0, next(self.steps, [])
         self.over = not self.batch
 
     @abstractmethod

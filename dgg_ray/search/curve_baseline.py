@@ -33,7 +33,7 @@ def curve_optimum(search: SearchMethod) -> Setting | None:
 
 
 def search_curves(search: SearchMethod, path: str) -> list[Tradeoff]:
-    """Fit the curves of a per-task setting to the search's reported results, task by task.
+    """Fit the curves of a per-task setting to the runs that the search has evidence of, task by task.
 
     path: the setting's dotted path, such as `strategy.alpha`.
     """

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgg_ray.config.sections import Constraint
 from dgg_ray.config.study import Block, Chain, Study, StudyRuns
 from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.core.stage import Run, Stage
-from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.base import Query, SearchMethod, parse_constraints
 from dgg_ray.search.objective import Evidence
 from dgg_ray.search.pruning import should_prune
 from dgg_ray.storage.stage_store import StageStore
@@ -33,8 +32,7 @@ class EvidenceReader:
 
     def __init__(self, study: Study, store: StageStore) -> None:
         self.study, self.store = study, store
-        texts = study.search.constraints if study.search else ()
-        constraints = [c for text in texts if (c := Constraint.parse(text))]
+        constraints = parse_constraints(study.search) if study.search else []
         self.constraint_baselines = sorted({c.baseline for c in constraints if c.baseline})
 
     def with_store(self, store: StageStore) -> EvidenceReader:

@@ -1,6 +1,6 @@
 """Comparing settings: objectives, constraints, and guesses for what is not known yet.
 
-values     means over the blocks of each objective, and by how much each constraint is broken
+objective_values   means over the blocks of each objective, and by how much each constraint is broken
 rank_settings      feasible settings first, then by Pareto front, then by the mean of the objectives
 extrapolate_run    a run that stopped early, with a stated guess for what it did not reach
 """

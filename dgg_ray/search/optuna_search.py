@@ -23,7 +23,7 @@ from dgg_ray.search.objective import Evidence, Values
 from dgg_ray.search.space import Space, all_combinations, search_space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-WARM_SETTINGS = 3  # of studies that this one does not go on from: tried first
+WARM_SETTINGS = 3  # of an older study: tried first
 
 
 class OptunaSearch(SearchMethod):
@@ -128,48 +128,44 @@ def optuna_study(study: Study, search: Search) -> optuna.Study:
 def sampler(search: Search) -> optuna.samplers.BaseSampler:
     if search.method in ("random", "grid"):  # a grid's settings are queued, nothing is sampled
         return optuna.samplers.RandomSampler(seed=search.seed)
-    parse_constraints: Any = (
-        (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.constraints else None
-    )
+    excess_of: Any = (lambda trial: trial.user_attrs.get("excess", [0.0])) if search.constraints else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)  # constraints_func: its heir is new in Optuna 5
         if search.method == "nsga2":
             size = max(4, search.trials // 4)
             return optuna.samplers.NSGAIISampler(
-                population_size=size, seed=search.seed, constraints_func=parse_constraints
+                population_size=size, seed=search.seed, constraints_func=excess_of
             )
         startup = max(4, search.trials // 3)  # Optuna's default, 10, is all of a small study
         return optuna.samplers.TPESampler(
-            seed=search.seed, n_startup_trials=startup, constraints_func=parse_constraints
+            seed=search.seed, n_startup_trials=startup, constraints_func=excess_of
         )
 
 
-def warm_start(study: optuna.Study, search_space: Space, warm: Sequence[WarmStart]) -> None:
+def warm_start(study: optuna.Study, space: Space, warm: Sequence[WarmStart]) -> None:
     """Tell Optuna the results of older studies, best first, and what to try first.
 
     Tried first are all settings of a study that this one goes on from, whose stages are stored, and
     WARM_SETTINGS of others. What a setting does not say, such as the values of a new task, is sampled.
     """
-    for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:3]):
+    for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:WARM_SETTINGS]):
         study.enqueue_trial(dict(known.setting), skip_if_exists=True)
     for setting, of, _ in warm:
-        if len(setting) == len(search_space) and of:
-            study.add_trial(
-                create_trial(params=dict(setting), distributions=dict(search_space), values=list(of))
-            )
+        if len(setting) == len(space) and of:
+            study.add_trial(create_trial(params=dict(setting), distributions=dict(space), values=list(of)))
 
 
 def propose(
-    search_space: Space, seed: int, count: int, known: Sequence[Setting], first: Sequence[Setting] = ()
+    space: Space, seed: int, count: int, known: Sequence[Setting], first: Sequence[Setting] = ()
 ) -> list[Setting]:
     """Propose up to `count` different settings of a small space that are not known yet, by TPE.
 
     known: settings evaluated so far, best first. first: settings to begin with. Where the space has no more
     combinations than asked for, all of them are returned.
     """
-    if all(isinstance(d, CategoricalDistribution) for d in search_space.values()):
-        every = [s for s in all_combinations(search_space, seed) if s not in known]
+    if all(isinstance(d, CategoricalDistribution) for d in space.values()):
+        every = [s for s in all_combinations(space, seed) if s not in known]
         if len(every) <= count:
             return every
     found: list[Setting] = []
@@ -181,11 +177,11 @@ def propose(
     )
     for i, setting in enumerate(reversed(known)):
         # Ranks in place of values: constraints and several objectives are in them.
-        study.add_trial(create_trial(params=dict(setting), distributions=dict(search_space), value=float(i)))
+        study.add_trial(create_trial(params=dict(setting), distributions=dict(space), value=float(i)))
     for _ in range(20 * count):
         if len(found) >= count:
             break
-        setting = study.ask(dict(search_space)).params
+        setting = study.ask(dict(space)).params
         if setting not in known and setting not in found:
             found.append(setting)
     return found

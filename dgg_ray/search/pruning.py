@@ -11,7 +11,8 @@ because the effect of an order on a setting is the same with all its seeds. Coun
 where orders hold nine tenths of the variance, prunes the best of eight settings in 8 to 17 % of studies at a
 level of 5 % (2 orders × 2 or 3 seeds, 3 × 3; test_pruning.py). Where all blocks are one cluster, nothing is
 pruned.
- The Bonferroni division keeps the chance that the best setting is ever pruned below `level`: over the blocks,
+
+The Bonferroni division keeps the chance that the best setting is ever pruned below `level`: over the blocks,
 because repeated tests lose their level (Birattari's F-race, GECCO 2002, has no such correction); and over all
 settings evaluated so far, because an incumbent is the luckiest of them on these very blocks. s is taken over
 all settings evaluated so far, with its own degrees of freedom, as two blocks alone have almost no power.

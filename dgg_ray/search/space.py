@@ -42,10 +42,10 @@ def distribution_of(parameter: SearchParameter) -> BaseDistribution:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 
 
-def all_combinations(search_space: Space, seed: int) -> list[Setting]:
+def all_combinations(space: Space, seed: int) -> list[Setting]:
     """List every combination of listed values, shuffled, so that any first part is a fair sample."""
-    choices = [d.choices for d in search_space.values() if isinstance(d, CategoricalDistribution)]
-    combinations: list[Any] = [dict(zip(search_space, values, strict=True)) for values in product(*choices)]
+    choices = [d.choices for d in space.values() if isinstance(d, CategoricalDistribution)]
+    combinations: list[Any] = [dict(zip(space, values, strict=True)) for values in product(*choices)]
     return [combinations[i] for i in rng.permutation(len(combinations), seed, "", "grid")]
 
 
@@ -61,8 +61,8 @@ def value_list(parameter: SearchParameter, count: int) -> list[Value]:
     return list(dict.fromkeys(round(p) for p in points)) if whole else points
 
 
-def contains(distribution_of: BaseDistribution, value: Any) -> bool:
+def contains(distribution: BaseDistribution, value: Any) -> bool:
     try:
-        return bool(distribution_of._contains(distribution_of.to_internal_repr(value)))
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (ValueError, TypeError):
         return False

@@ -4,7 +4,8 @@
         for each kept state (a setting of the tasks before t):
             try `values_per_task` values for the tasks that first appear at t     one stage per block each
         keep the best `beam` states; at every other rung, drop half of the global candidates
- A whole setting costs T stages and yields one number. Here a stage is evaluated as soon as it is trained, on
+
+A whole setting costs T stages and yields one number. Here a stage is evaluated as soon as it is trained, on
 the state that it would really start from, and nothing before it is trained again. With 5 values, 6 tasks and
 a beam of 2 that is 46 stages a block in place of 5⁶ sequences. α follows the task's name. Where orders
 differ, all of a setting's orders are evaluated together, and a task is decided at the first depth at which it
@@ -30,7 +31,8 @@ blocks.
 
 Settings that are not per task (rank, buffer) form the global candidates: combinations with a beam each. Their
 number is halved at even steps along the tasks.
- Where the study goes on from an older one with fewer tasks (`WarmStart.depth`), that study's best settings
+
+Where the study goes on from an older one with fewer tasks (`WarmStart.depth`), that study's best settings
 are the beam with which it begins. Only the depths after them are searched and refined, and only these cost
 stages.
 """
@@ -51,7 +53,7 @@ from dgg_ray.core import rng
 from dgg_ray.search.base import BatchedSearch, Query, parse_constraints
 from dgg_ray.search.extrapolation import Extrapolator, PartialSetting
 from dgg_ray.search.objective import Values, fit_response, rank_settings
-from dgg_ray.search.optuna_search import propose
+from dgg_ray.search.optuna_search import WARM_SETTINGS, propose
 from dgg_ray.search.space import CategoricalDistribution, Space, distribution_of, value_list
 
 MOST_COMBINATIONS = 4096  # of tried values, that are looked at
@@ -158,8 +160,7 @@ class Stagewise(BatchedSearch):
         space = {path: distribution_of(p) for path, p in self.parameters.items() if not p.per_task}
         if not space:
             return [{}]
-        first = [part for setting in self.warm[:3] if (part := within(setting, space))]
-        return propose(space, self.search.seed, self.search.global_candidates, [], first)
+        return propose(space, self.search.seed, self.search.global_candidates, [], self.warm_values(space))
 
     def search_level(
         self, branches: list[Branch], depth: int, new_tasks: Sequence[str]
@@ -207,6 +208,10 @@ class Stagewise(BatchedSearch):
 
     # -- which values are tried --------------------------------------------------------------------
 
+    def warm_values(self, space: Space) -> list[Setting]:
+        """Return what the best settings of older studies say of this part of the space."""
+        return [part for setting in self.warm[:WARM_SETTINGS] if (part := within(setting, space))]
+
     def first_round(self, space: Space, states: list[PartialSetting], seed: int) -> list[Setting]:
         """Propose the values that say most about each task alone: listed ones in turn, or half of them."""
         if not space:
@@ -217,8 +222,7 @@ class Stagewise(BatchedSearch):
                 {path: d.choices[i % len(d.choices)] for path, d in space.items()}  # type: ignore[union-attr]
                 for i in range(int(max(sizes)))
             ]
-        first = [part for setting in self.warm[:3] if (part := within(setting, space))]
-        return propose(space, seed, ceil(self.search.values_per_task / 2), [], first)
+        return propose(space, seed, ceil(self.search.values_per_task / 2), [], self.warm_values(space))
 
     def second_round(self, space: Space, states: list[PartialSetting], seed: int) -> list[Setting]:
         """Let Optuna propose values, given the results of the first round."""

@@ -182,11 +182,10 @@ def standard_error(x: np.ndarray, clusters: np.ndarray | None) -> tuple[float, f
 
     x̄_(g): mean without cluster g of n_g values; this is the delete-a-group jackknife (Miller 1974,
     Biometrika 61). For single values, s is their standard deviation over √n, and f = n - 1. With clusters of
-    unequal sizes the large
-    ones dominate: G* is the number of equal clusters that they are worth if all values of a cluster are the
-    same (Kish, Survey Sampling, 1965). Runs of a cluster are the same in part, so f lies half-way. At a level
-    of 95 %, intervals cover 93.9 to 95.6 % with G - 1, and 95 to 96.5 % with G* - 1 (3 to 24 orders of 4 to 8
-    tasks). f is at least 1.
+    unequal sizes the large ones dominate: G* is the number of equal clusters that they are worth if all
+    values of a cluster are the same (Kish, Survey Sampling, 1965). Runs of a cluster are the same in part, so
+    f lies half-way. At a level of 95 %, intervals cover 93.9 to 95.6 % with G - 1, and 95 to 96.5 % with
+    G* - 1 (3 to 24 orders of 4 to 8 tasks). f is at least 1.
 
     clusters: (N,), or (N, 2) from `two_way_clusters`, by order and by seed. If one partition contains the
     other, it alone counts. A single seed says nothing of other seeds, so that partition is left out. If the

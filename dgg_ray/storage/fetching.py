@@ -67,6 +67,11 @@ def absolute(place: str | Path) -> str:
     return url_of(place) or str(as_path(place).absolute())
 
 
+def path_below(path: Path, root: str | Path) -> str:
+    """Return the path relative to the root, or as it is if it is not below it."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
 def resolve_paths(plugin: Any, root: str) -> Any:
     """Return the plug-in with its relative paths resolved against the study's root, a folder or a URL."""
     settings = {f.name: getattr(plugin, f.name) for f in fields(plugin)}

@@ -49,9 +49,10 @@ def test_drift_above_the_spread_over_seeds_is_a_warning(world, study):
     assert drift.exceeds_seed_noise
     (sentence,) = hardware_drift.drift_sentences(drift)
     assert sentence == (
-        "Warning: the stages were trained on 2 machine types that differ by more than seeds do: largest "
-        "drift 5.0 points (fours test, on new, torch 2.5), seed noise 2.8 points, the standard deviation "
-        "over 2 seeds of that stage. Compare settings that were trained on one type, or train all on one."
+        "Warning: the stages were trained on 2 machine types whose largest difference exceeds seed noise: "
+        "largest drift 5.0 points (fours test, on new, torch 2.5), seed noise 2.8 points, the standard "
+        "deviation over 2 seeds of that stage. Compare settings that were trained on one type, or train all "
+        "on one."
     )
     assert hardware_drift.drift_warnings(drift) == [sentence]
     assert hardware_drift.machine_rows(drift) == [

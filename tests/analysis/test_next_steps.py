@@ -110,7 +110,7 @@ def test_differences_between_settings_are_called_chance_only_where_nothing_excee
         left = RemainingWork(search=(12, (2.0, 1.0, 3.0)))
         return dataclasses.replace(results_with_settings(rows, count), remaining=left)
 
-    chance = "So far the evaluated settings differ by no more than chance."
+    chance = "So far no difference between the evaluated settings stands out from chance."
     (step,) = next_steps.unfinished_steps(unfinished([(0.5, 0.4), (0.4, 0.5), (0.45, 0.45)], 6))
     assert step.text.endswith(chance)
     apart = [(0.4, 0.4), (0.5, 0.5), (0.6, 0.6)]  # beyond chance, and none is left

@@ -61,7 +61,8 @@ class Storm(SimulatedCluster):
         for item in requested:  # clients that wait request again
             assert self.queue.request(item) == "queued"
         for _, key, group, _ in self.running:  # and heartbeats name the groups' items
-            assert self.queue.heartbeat(group, key, (0, 1))
+            self.queue.heartbeat(group, key, (0, 1))
+            assert self.queue.keys_of(group) == [key]
 
 
 def requested_item(queue, key):

@@ -19,8 +19,8 @@ from dgg_ray.core.errors import Fault, StudyError
 
 MANY = int(os.environ.get("DGG_RAY_EXAMPLES", "100"))
 FILES = int(os.environ.get("DGG_RAY_EXAMPLES", "25"))
-every = settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(max_examples=FILES, deadline=None, suppress_health_check=list(HealthCheck))
+every = settings(max_examples=MANY, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=FILES, suppress_health_check=list(HealthCheck))
 
 GOOD = {
     "name": "small",

@@ -81,9 +81,6 @@ sarch: {}
     }
 
 
-TWICE = "[words, charts, digits]"
-
-
 @pytest.mark.parametrize(
     ("old", "new", "path", "said"),
     [

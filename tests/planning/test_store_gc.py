@@ -259,7 +259,6 @@ def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
     monkeypatch.undo()
     assert load_table(out).equals(before)
     aged(store)
-    monkeypatch.setattr("dgg_ray.storage.leases.LEASE_S", 0)
     while garbage := store_gc.find_garbage([out]).items:  # what was begun is still garbage
         assert store_gc.find_garbage([out]).delete() > 0
         assert len(garbage) < 99

@@ -310,7 +310,7 @@ records_of = st.lists(meanings, min_size=1, max_size=6).map(distinct)
 
 def repeated(check, *given_, few=FEW, many=MANY):
     """The property on a few examples, and, marked as slow, on many."""
-    quiet = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+    quiet = {"suppress_health_check": list(HealthCheck), "derandomize": True}
     quiet["phases"] = [Phase.generate]  # examples that depend on a seed cannot be shrunk
     return (
         settings(max_examples=few, **quiet)(given(*given_)(check)),

@@ -244,7 +244,10 @@ def test_a_run_under_nohup_outlives_its_terminal(study, tmp_path):
     words = ["nohup", *PYTHON, "run", str(study), "--out", str(out), "--local"]
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(words, stdout=log, stderr=log)
-    while "nohup" in "".join(psutil.Process(run.pid).cmdline()[:1]):  # until then the signal ends it
+    while (
+        psutil.Process(run.pid).cmdline()[:1] != PYTHON[:1]
+    ):  # until nohup has become Python, the signal ends it
+        assert run.poll() is None
         time.sleep(0.05)
     while run.poll() is None:
         run.send_signal(signal.SIGHUP)

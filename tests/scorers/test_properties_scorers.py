@@ -13,7 +13,7 @@ from dgg_ray.core.interfaces import Example
 from dgg_ray.core.text_normalization import normalize_text
 from dgg_ray.scorers import contains_choice, exact_match
 
-many = settings(max_examples=int(os.environ.get("DGG_RAY_EXAMPLES", "200")), deadline=None)
+many = settings(max_examples=int(os.environ.get("DGG_RAY_EXAMPLES", "200")))
 
 # -- multiple choice -------------------------------------------------------------------------------
 

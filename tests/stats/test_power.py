@@ -4,7 +4,7 @@ from math import inf
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -53,13 +53,11 @@ def test_power_agrees_with_the_noncentral_t_distribution(n, d):
 
 
 @given(n=st.floats(3, 1e4), sd=SPREADS, freedom=st.none() | st.floats(1, 100))
-@settings(deadline=None)  # SciPy is imported in the first example
 def test_the_detectable_difference_is_detected_with_80_percent_power(n, sd, freedom):
     assert power(n, detectable_difference(n, sd, freedom), sd, freedom) == pytest.approx(POWER, abs=1e-6)
 
 
 @given(difference=st.floats(0.2, 50), sd=SPREADS)
-@settings(deadline=None)  # SciPy is imported in the first example
 def test_blocks_needed_is_the_smallest_number_with_enough_power(difference, sd):
     n = blocks_needed(difference, sd)
     assert n is not None
