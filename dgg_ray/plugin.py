@@ -70,18 +70,15 @@ from dgg_ray.core.interfaces import (
     Adapter,
     Example,
     Model,
-    Protection,
     Reader,
-    ReplayStrategy,
     Score,
     ShardedTensors,
-    Strategy,
     Task,
     Training,
-    replay_sample,
 )
 from dgg_ray.core.rng import make_rng, permutation, uniform
 from dgg_ray.core.scores import MetricValue, ScoreMatrix, mean
+from dgg_ray.core.strategy import Protection, ReplayStrategy, Strategy, replay_sample
 from dgg_ray.models._pretrained import Pretrained
 
 __all__ = [

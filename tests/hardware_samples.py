@@ -4,7 +4,8 @@ from toy_world import World
 
 from dgg_ray.config.sections import Orders
 from dgg_ray.config.study import Study, StudyData
-from dgg_ray.core.interfaces import Strategy, Training
+from dgg_ray.core.interfaces import Training
+from dgg_ray.core.strategy import Strategy
 
 OLD, NEW = {"device": "old", "torch": "2.5"}, {"device": "new", "torch": "2.5"}
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgg_ray.core.interfaces import Adapter, Strategy, Training
+from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.core.stage import StageSettings, TaskData, stages_of_run
+from dgg_ray.core.strategy import Strategy
 
 
 @dataclass(frozen=True)

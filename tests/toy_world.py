@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.interfaces import Adapter, Example, ShardedTensors, StageSetup, Strategy, Task, Training
+from dgg_ray.core.interfaces import Adapter, Example, ShardedTensors, StageSetup, Task, Training
 from dgg_ray.core.stage import Evaluation, Stage, StageSettings, TaskData, stages_of_run
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.storage.stage_store import open_store
 from dgg_ray.training.loop import StageRunner
 
@@ -46,15 +47,17 @@ class OneWeight:
     def weights(self):
         return ShardedTensors([self.theta])
 
-    def step(self, batch: Sequence[Example], step: int, edit) -> float:
+    def step(self, batch: Sequence[Example], step: int, edit, hooks=None) -> float:
         self.taught += [example.id for example in batch]
         a = sum(float(example.answer) for example in batch) / len(batch)
         gradient = self.theta - a
         edit(ShardedTensors([self.theta]), ShardedTensors([gradient]), step)
         self.theta -= self.rate * gradient
+        if hooks and hooks.after:
+            hooks.after(self.weights(), step)
         return float((self.theta - a) ** 2 / 2)
 
-    def answer(self, examples, max_new_tokens):
+    def answer(self, examples, max_new_tokens, route=None):
         return [f"{float(self.theta):.0f}" for _ in examples]
 
     def checkpoint_tensors(self, memory):
@@ -63,6 +66,12 @@ class OneWeight:
 
     def gather(self):
         pass
+
+    def gather_list(self, shards):
+        return [tensor.clone() for tensor in shards]
+
+    def parameter_counts(self):
+        return {"trainable": self.theta.numel(), "stored": self.theta.numel()}
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

@@ -13,9 +13,10 @@ from typing import Any
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
-from dgg_ray.core.interfaces import ReplayStrategy, Task, task_mappings
+from dgg_ray.core.interfaces import Task
 from dgg_ray.core.phrases import join_names, plural
 from dgg_ray.core.stage import TaskData
+from dgg_ray.core.strategy import ReplayStrategy, task_mappings
 
 FEW_STEPS = 10
 LISTED = 5  # names in a sentence

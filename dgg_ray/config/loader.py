@@ -21,8 +21,9 @@ from dgg_ray.config.study import Study, StudyData, StudyFile
 from dgg_ray.config.validation import held_out_rules, split_rules, task_rules, validate_study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, StudyError, nearest_name
-from dgg_ray.core.interfaces import SPLITS, Adapter, Model, Strategy, Training
+from dgg_ray.core.interfaces import SPLITS, Adapter, Model, Training
 from dgg_ray.core.stage import TaskData
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.readers._task_reading import read_task
 from dgg_ray.storage import fetching
 

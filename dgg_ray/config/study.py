@@ -32,7 +32,7 @@ from dgg_ray.config.sections import (
 from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.core import plugins
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.interfaces import Adapter, Model, Reader, Strategy, Task, Training, setting_for_key
+from dgg_ray.core.interfaces import Adapter, Model, Reader, Task, Training
 from dgg_ray.core.orders import design, held_out_orders
 from dgg_ray.core.stage import (
     Evaluation,
@@ -44,6 +44,7 @@ from dgg_ray.core.stage import (
     stages_of_run,
     untouched_stage,
 )
+from dgg_ray.core.strategy import Strategy, setting_for_key
 from dgg_ray.readers._task_reading import read_task
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import StageStore, open_store
@@ -200,9 +201,12 @@ class Study:
     def id(self) -> str:
         """8 hex digits, a hash of everything that bears on what a run trains: equal settings share it."""
         settings = {f.name: setting_for_key(getattr(self.strategy, f.name)) for f in fields(self.strategy)}
+        adapter_settings = asdict(self.adapter)
+        if self.adapter.budget == "trainable":
+            del adapter_settings["budget"]  # so that ids are as they were before there was a choice
         meaning = {
             "strategy": {"name": plugins.plugin_name(self.strategy), **settings},
-            "adapter": asdict(self.adapter),
+            "adapter": adapter_settings,
             "training": asdict(self.training),
             "model": self.data.fingerprint,
         }

@@ -17,7 +17,8 @@ import numpy as np
 from dgg_ray.config.yaml_reader import DEEPEST, TOO_DEEP
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, StudyError
-from dgg_ray.core.interfaces import Model, Reader, Strategy
+from dgg_ray.core.interfaces import Model, Reader
+from dgg_ray.core.strategy import Strategy
 
 if TYPE_CHECKING:
     from dgg_ray.config.study import Study

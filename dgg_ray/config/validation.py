@@ -21,9 +21,10 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.interfaces import SPLITS, Task, effect_of, task_mappings
+from dgg_ray.core.interfaces import SPLITS, Task
 from dgg_ray.core.orders import count_unused_orders, format_count
 from dgg_ray.core.stage import TaskData
+from dgg_ray.core.strategy import effect_of, task_mappings
 from dgg_ray.storage.fetching import url_of
 
 PROJECTOR = "training.projector_learning_rate"

@@ -6,7 +6,8 @@ A plug-in is one file in the folder of its kind. The file's name is the plug-in'
     readers/     a subclass of Reader                                        tasks: - reader: NAME
     scorers/     a function score(predictions, examples) -> Score            tasks: - scorer: NAME
     models/      a subclass of Model                                         model: name: NAME
-    strategies/  a subclass of Strategy                                      strategy: name: NAME
+    strategies/  a subclass of Strategy (strategy.py)                        strategy: name: NAME
+    adapters/    subclasses of AdapterLayout                                 a strategy's `layout`
     metrics/     a function ScoreMatrix -> MetricValue, named as its file    search: objective: NAME
 
 A plug-in may also stand in a package of your own, under an entry point or as `name: package.module:Class`;
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -35,7 +36,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from dgg_ray.core import file_hashes, rng
 from dgg_ray.core.errors import STRICT, StageError
 
 if TYPE_CHECKING:  # drivers, brokers and waiting trials handle strategies without loading torch
@@ -164,6 +164,8 @@ class Adapter:
     dropout: share of the adapter's inputs that is dropped in training.
     targets: names of linear layers of the language model, or `all` of them; the vision tower,
         the projector and the output head stay frozen.
+    budget: what `rank` measures for strategies whose adapter grows with the tasks: `trainable`, the rank that
+        each stage trains, or `stored`, the rank of all tasks together. Either makes methods comparable.
     """
 
     __pydantic_config__ = STRICT
@@ -172,6 +174,17 @@ class Adapter:
     alpha: Annotated[float, Gt(0)] | None = None
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.0
     targets: Literal["all"] | tuple[str, ...] = "all"
+    budget: Literal["trainable", "stored"] = "trainable"
+
+    @property
+    def scale(self) -> float:
+        """The factor of B·A."""
+        return (self.alpha or 2 * self.rank) / self.rank
+
+    def with_rank(self, rank: int) -> Adapter:
+        """Return the adapter at another rank and the same scale."""
+        alpha = None if self.alpha is None else self.alpha * rank / self.rank
+        return self if rank == self.rank else replace(self, rank=rank, alpha=alpha)
 
 
 @dataclass(frozen=True)
@@ -218,6 +231,8 @@ class StageSetup:
     steps: optimizer steps of the whole stage; 0 where the learner only answers.
     seed, task: they name the stage's random streams.
     parent: folder with the parent stage's files; None starts from weights that are drawn from the seed.
+        Where the learner only answers, the folder of the finished stage itself.
+    layout: how the adapter's weights are laid out; None is plain LoRA.
     """
 
     adapter: Adapter
@@ -226,6 +241,84 @@ class StageSetup:
     seed: int
     task: str
     parent: Path | None = None
+    layout: AdapterLayout | None = None
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """How the trained weights are laid out on the language model's linear layers. This is plain LoRA.
+
+    Subclasses, one file each in adapters/, build on the PEFT LoRA called `default`: they add parts to its
+    layers, or change what they compute. Settings are fields, which a strategy gives. All else that a layout
+    knows of the model is in `parts`, which `attach` fills and `detach` empties.
+    """
+
+    __pydantic_config__ = STRICT
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What the layout remembers of the model that it is attached to."""
+        return {}
+
+    def rank_for(self, rank: int, tasks: int, budget: str) -> int:
+        """Return the rank of the LoRA that a stage trains; 0 where the budget is too small.
+
+        rank, budget: the study's (see `Adapter`). tasks: number of tasks of a sequence.
+        """
+        return rank
+
+    def attach(self, model: Any, setup: StageSetup) -> None:
+        """Prepare the mounted PEFT model, whose default LoRA is drawn or loaded already.
+
+        New trainable parameters must have `lora_` in their names, and be registered on modules of the model.
+        """
+
+    def detach(self) -> None:
+        """Undo `attach`, so that another layout can use the mounted LoRA."""
+
+    def before_forward(self, inputs: Mapping[str, Tensor], prompts: Sequence[tuple[int, int]]) -> None:
+        """Look at a batch's inputs right before the model gets them.
+
+        prompts: columns of each row's prompt, from the first one that may be replaced (see
+            `extra_prompt_tokens`) to the one after its last.
+        """
+
+    def switch(self, on: bool) -> None:
+        """Switch everything that the layout adds on or off; PEFT switches its LoRA off itself."""
+
+    def set_route(self, weights: Tensor | None) -> None:
+        """Set the slots' weights (N, K) for the next N examples; None is the layout's own choice."""
+
+    @property
+    def extra_prompt_tokens(self) -> int:
+        """Number of placeholder tokens that each prompt gets for the layout's own vectors."""
+        return 0
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """Tensors to store beside what the stage trained, by names without `lora_`; `attach` reads them."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutputs:
+    """The forward pass of a micro-batch, at its n answer tokens.
+
+    logits: (n, V), of the token at each position. targets: (n,) token ids. rows: (n,) example of each token.
+    examples: the micro-batch's.
+    tokens_per_example: answer tokens of the global batch over its number of examples.
+    logits_at: gives the logits (n, V) of the same inputs at other whole weights, in evaluation mode and
+        without a gradient; None is the untouched base model. Not on ZeRO-3.
+    last_hidden: (B, S, H), the language model's last hidden states; inputs: the batch as the model took it.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    rows: Tensor
+    examples: Sequence[Example]
+    tokens_per_example: float
+    logits_at: Callable[[Sequence[Tensor] | None], Tensor]
+    last_hidden: Tensor | None
+    inputs: Mapping[str, Tensor]
 
 
 class Learner(Protocol):
@@ -246,15 +339,27 @@ class Learner(Protocol):
         """The trainable tensors that the optimizer updates, always in the same order."""
         ...
 
-    def step(self, batch: Sequence[Example], step: int, edit: GradientHook) -> float:
+    def step(
+        self, batch: Sequence[Example], step: int, edit: GradientHook, hooks: StepHooks | None = None
+    ) -> float:
         """Take one optimizer step on the mean loss over the batch's answer tokens; return that loss.
 
         `edit` sees the gradient of the whole batch, after accumulation and reduction.
         """
         ...
 
-    def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
-        """Greedy answers, in the examples' order."""
+    def answer(
+        self, examples: Sequence[Example], max_new_tokens: int, route: Tensor | None = None
+    ) -> list[str]:
+        """Greedy answers, in the examples' order. route: weights (N, K) of a layout's slots per example."""
+        ...
+
+    def gather_list(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        """Whole tensors on the CPU from shards that are parallel to `weights`. Every rank calls it."""
+        ...
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Numbers of the adapter: {trainable in this stage, stored with it}."""
         ...
 
     def gather(self) -> None:
@@ -287,166 +392,15 @@ class ShardedTensors(list["Tensor"]):
         self.total = total
 
 
+class StepHooks(NamedTuple):
+    """Further hooks of a training step; None is not called.
+
+    loss: (loss, outputs) → loss, for each micro-batch. after: (weights, step) → None, after the update.
+    """
+
+    loss: Callable[[Tensor, LossOutputs], Tensor] | None = None
+    after: Callable[[ShardedTensors, int], None] | None = None
+
+
 GradientHook: TypeAlias = "Callable[[ShardedTensors, ShardedTensors, int], None]"
 """(weights, gradients, step) → None: changes the gradients in place."""
-
-
-# -- strategies ------------------------------------------------------------------------------------
-
-
-class Protection(NamedTuple):
-    """How strongly a strategy protects earlier tasks, as the simulated learner understands it.
-
-    pull: share of the steps that pull the weights towards the old optimum, in [0, 1]; DGG's α.
-    buffer: number of replayed examples of each earlier task.
-    """
-
-    pull: float = 0.0
-    buffer: int = 0
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A continual-learning method. Settings are fields; every hook does nothing by default.
-
-    Each stage has a new instance. `self.memory` is the only place for what the instance remembers between
-    `begin_task` and the last step. It holds JSON values, tensors, and lists of tensors parallel to the
-    weights. A stage that resumes from a mid-stage checkpoint gets its memory back, and no `begin_task`.
-    """
-
-    __pydantic_config__ = STRICT
-    simultaneous: ClassVar[bool] = False
-    """All tasks of an order are trained at once, in one stage: an upper reference, not a sequence."""
-    starts_plain: ClassVar[bool] = False
-    """The first task of an order is plain fine-tuning: no hook is called for it, and every other strategy
-    that declares the same shares its stage. The declaration holds for its own class, not for subclasses."""
-    per_task: ClassVar[Mapping[str, float]] = {}
-    """Settings whose value may differ per task: {task: value}. Each is named with its value for the tasks
-    that such a mapping leaves out. Searches and curves vary them from the second task of an order on."""
-
-    @cached_property
-    def memory(self) -> dict[str, Any]:
-        return {}
-
-    def effect(self, task: str, earlier: Sequence[str]) -> dict[str, Any]:
-        """Return the JSON values that set this instance apart within its class, for `task` after `earlier`.
-
-        They enter the stage key: settings with an equal effect share the stage, so two settings that train
-        differently must differ here. The default is every field; see `effect_of`. A file or a folder counts
-        by its content.
-        """
-        return {f.name: setting_for_key(getattr(self, f.name)) for f in fields(self)}
-
-    def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
-        """Choose the stage's training examples from the new task's examples and the earlier tasks."""
-        return list(fresh)
-
-    def begin_task(self, weights: ShardedTensors, task: str, earlier: Sequence[str], seed: int) -> None:
-        """Prepare for a task. Called when the weights are loaded, before the first step."""
-
-    def edit_gradient(self, weights: ShardedTensors, gradients: ShardedTensors, step: int) -> None:
-        """Change `gradients` in place, right before the optimizer's step."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what the next stage needs besides the weights; it is stored as safetensors."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Load the `state` of the parent stage."""
-
-    def replayed_examples(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        """Count the examples of earlier tasks that `examples` adds, by task, for plans and costs.
-
-        sizes: number of training examples of each earlier task.
-        """
-        return {}
-
-    def protection(self, task: str, earlier: Sequence[str]) -> Protection:
-        """How strongly `earlier` tasks are protected while `task` is trained, for simulated studies alone."""
-        return Protection()
-
-
-def task_mappings(strategy: Strategy) -> dict[str, Mapping[str, Any]]:
-    """Return the strategy's settings that are given per task: setting → {task: value}."""
-    values = {name: getattr(strategy, name) for name in strategy.per_task}
-    return {name: value for name, value in values.items() if isinstance(value, Mapping)}
-
-
-def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) -> dict[str, Any]:
-    """Return the strategy's part of a stage key; {} is plain fine-tuning, {"buffer": n} plain replay.
-
-    Only a class as shipped may claim these, and only for itself: a subclass may do anything and inherits no
-    claim. For any other class, the class and its source are in the key, whatever its `effect` returns.
-
-    code: digest of the class's source (sources.source_digest); empty where the source is as shipped.
-    """
-    cls = type(strategy)
-    if cls is Strategy or plain_first(strategy, earlier):
-        return {}
-    has_own_effect = "effect" in vars(cls)
-    effect = strategy.effect(task, earlier) if has_own_effect else Strategy.effect(strategy, task, earlier)
-    if has_own_effect and not code:
-        return effect
-    # No field can be called `class`, but a user's own effect may contain that key.
-    identity = [f"{cls.__module__}:{cls.__qualname__}", code]
-    if "class" in effect:
-        identity.append(effect["class"])
-    return {**effect, "class": identity}
-
-
-def setting_for_key(value: Any) -> Any:
-    """Convert a setting to JSON for a key. Files and folders count by content, nested settings by class."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__qualname__} | {
-            f.name: setting_for_key(getattr(value, f.name)) for f in fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {key: setting_for_key(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [setting_for_key(inner) for inner in value]
-    if not isinstance(value, Path):
-        return value
-    if value.is_dir():
-        return file_hashes.hash_folder(value, ignored=())
-    return file_hashes.hash_file(value) if value.is_file() else str(value)
-
-
-def plain_first(strategy: Strategy, earlier: Sequence[str]) -> bool:
-    """Return whether a stage is an order's first one and the strategy's own class declares `starts_plain`."""
-    return not earlier and bool(vars(type(strategy)).get("starts_plain"))
-
-
-@dataclass(frozen=True)
-class ReplayStrategy(Strategy):
-    """Base class of strategies with a replay buffer.
-
-    buffer: number of training examples kept of each finished task and replayed; 0 is none.
-    """
-
-    buffer: Annotated[int, Ge(0)] = 0
-
-    def replay_effect(self, earlier: Sequence[str]) -> dict[str, Any]:
-        """Return the effect of the buffer alone."""
-        return {"buffer": self.buffer} if earlier and self.buffer else {}
-
-    def examples(self, fresh: Sequence[Example], earlier: Sequence[Task], seed: int) -> list[Example]:
-        """Return the union T_t ∪ M of DGG's loss; the training loop shuffles it."""
-        replayed = [example for task in earlier for example in replay_sample(task, self.buffer, seed)]
-        return [*fresh, *replayed]
-
-    def replayed_examples(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        return {task: min(self.buffer, size) for task, size in sizes.items()}
-
-    def protection(self, task: str, earlier: Sequence[str]) -> Protection:
-        return Protection(buffer=self.buffer)
-
-
-def replay_sample(task: Task, size: int, seed: int) -> list[Example]:
-    """Draw `size` training examples of a finished task, uniformly without replacement.
-
-    The sample is the beginning of one fixed permutation. A larger buffer therefore contains every smaller
-    one, and buffers of different sizes are compared on nested samples.
-    """
-    train = task.examples["train"]
-    order = rng.permutation(len(train), seed, task.name, "replay")
-    return [train[i] for i in order[:size]]

@@ -31,13 +31,14 @@ from typing import Any
 
 from dgg_ray.core import error_records, interfaces, sources, strategy_checks
 from dgg_ray.core.errors import Fault, StudyError, nearest_name
+from dgg_ray.core.strategy import Strategy
 
 # kind → the base class that the plug-in subclasses, or the name of the function that its file defines;
 # "" stands for a function that is named as the file.
 KINDS: dict[str, type | str] = {
     "readers": interfaces.Reader,
     "models": interfaces.Model,
-    "strategies": interfaces.Strategy,
+    "strategies": Strategy,
     "scorers": "score",
     "metrics": "",
     "figures": "draw",
@@ -261,7 +262,7 @@ def load_class(module: ModuleType, attribute: str, base: type, name: str) -> typ
     cls = getattr(module, attribute) if attribute else only_class(module, base)
     if fault := next(class_faults(cls, base, module, name), None):
         raise StudyError([fault])
-    if issubclass(cls, interfaces.Strategy) and (faults := list(strategy_checks.hook_faults(cls))):
+    if issubclass(cls, Strategy) and (faults := list(strategy_checks.hook_faults(cls))):
         raise StudyError([Fault("name", *fault) for fault in faults], "strategies")
     return cls
 

@@ -37,7 +37,7 @@ from dgg_ray.core.stale_code import is_stale
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT.name
 SHIPPED = ROOT / "shipped.json"
-PLUGIN_FOLDERS = ("metrics", "models", "readers", "scorers", "strategies")
+PLUGIN_FOLDERS = ("adapters", "metrics", "models", "readers", "scorers", "strategies")
 SCORING_HELPERS = ("core/text_normalization.py", "scorers/_choices.py", "scorers/_captions.py")
 INSTALL_FOLDERS = ("site-packages", "dist-packages")
 STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]

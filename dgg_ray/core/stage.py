@@ -20,8 +20,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from dgg_ray.core.hashing import Canonical, canonical, digest
-from dgg_ray.core.interfaces import Adapter, Strategy, Training, effect_of
+from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.core.sources import source_digest
+from dgg_ray.core.strategy import Strategy, effect_of
 
 NO_EFFECT = (
     "micro_batch_size",
@@ -132,6 +133,7 @@ def hashed_settings(adapter: Adapter, training: Training) -> tuple[Canonical, Ca
     The cache serves thousands of stages with the same settings.
     """
     adapter_settings = asdict(replace(adapter, alpha=adapter.alpha or 2.0 * adapter.rank))
+    del adapter_settings["budget"]  # it is in the rank
     training_settings = {k: v for k, v in asdict(training).items() if k not in NO_EFFECT and v is not None}
     return Canonical(canonical(adapter_settings)), Canonical(canonical(training_settings))
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dgg_ray.core.errors import nearest_name
-from dgg_ray.core.interfaces import Strategy
+from dgg_ray.core.strategy import Strategy
 
 # Hook → the names of its arguments.
 HOOKS = {
@@ -25,7 +25,13 @@ HOOKS = {
 HOOK_VERBS = (
     *("begin", "start", "end", "finish", "on", "before", "after", "pre", "post", "edit", "modify", "load"),
 )
-DECLARATIONS = ("starts_plain", "simultaneous", "per_task")  # attributes of the class that are no settings
+KEPT = {
+    "memory": "its content is saved in mid-stage checkpoints",
+    "cache": "the training loop empties it",
+    "context": "the training loop sets it",
+}
+# Attributes of the class that are no settings.
+DECLARATIONS = ("starts_plain", "simultaneous", "per_task", "needs", "known_from")
 
 
 def hook_faults(strategy: type[Strategy]) -> Iterator[tuple[str, str, str]]:
@@ -59,8 +65,9 @@ def declaration_faults(
             yield f"{name} is the class's own and no setting: write `{name} = …`, without a type", "", ""
     if unknown := sorted({*strategy.per_task} - settings):
         yield f"per_task must name settings, and {' and '.join(unknown)} is none", "", ""
-    if any("memory" in vars(cls) for cls in classes):
-        yield "memory must not be redefined: its content is saved in mid-stage checkpoints", "", ""
+    for name, reason in KEPT.items():
+        if any(name in vars(cls) for cls in classes):
+            yield f"{name} must not be redefined: {reason}", "", ""
     if vars(strategy).get("starts_plain") is not True:
         return
     if strategy.simultaneous:

@@ -15,8 +15,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from dgg_ray.core.interfaces import Strategy
 from dgg_ray.core.stage import Evaluation, Stage, WorkItem, hashed_settings, merged_items
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.storage.stage_store import StageStore
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dgg_ray.config.sections import FROM_SEARCH, name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, StudyError, nearest_name
-from dgg_ray.core.interfaces import task_mappings
+from dgg_ray.core.strategy import task_mappings
 from dgg_ray.storage.fetching import path_below
 
 FILE_WORDS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}

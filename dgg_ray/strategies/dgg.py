@@ -41,7 +41,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from dgg_ray.core import rng
-from dgg_ray.core.interfaces import Protection, ReplayStrategy, ShardedTensors
+from dgg_ray.core.interfaces import ShardedTensors
+from dgg_ray.core.strategy import Protection, ReplayStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dgg_ray.core.interfaces import Strategy
+from dgg_ray.core.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from dgg_ray.core.interfaces import ReplayStrategy
+from dgg_ray.core.strategy import ReplayStrategy
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     L(θ) = L(θ; T_t ∪ M),   M = ∪_{i<t} M_i,   |M_i| = buffer
 
 Each M_i is a uniform sample without replacement of task i's training examples, drawn once from
-the seed and nested in its size (`interfaces.replay_sample`). The union is shuffled as a whole, so
+the seed and nested in its size (`strategy.replay_sample`). The union is shuffled as a whole, so
 the share of old examples in a batch falls as the new task grows. This is the loss of DGG [1].
 
 DGG with α = 0 and the same buffer is this strategy: the control that any claim for α needs.
@@ -19,7 +19,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from dgg_ray.core.interfaces import ReplayStrategy
+from dgg_ray.core.strategy import ReplayStrategy
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dgg_ray.config.study import Study, StudyData
-from dgg_ray.core.interfaces import SPLITS, Strategy
+from dgg_ray.core.interfaces import SPLITS
 from dgg_ray.core.stage import TaskData
+from dgg_ray.core.strategy import Strategy
 
 
 def synthetic_study(

@@ -7,7 +7,7 @@ padded together with the tokens; all others (pixels, patch grids) are concatenat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ CACHE_BYTES = 2 << 30  # of prepared images, kept by a worker between stages
 class Encoded:
     """An example as the model takes it.
 
+    example: the one that was encoded.
     prompt, answer: token ids; the answer ends with the end-of-sequence token.
     per_token: by name, further inputs with one number per prompt token, such as token types.
     image_inputs: by name, the image's tensors, (images or patches, …).
     """
 
+    example: Example
     prompt: list[int]
     answer: list[int]
     per_token: dict[str, list[int]]
@@ -43,12 +45,12 @@ class Encoder:
     def __init__(self, processor: Any, device: torch.device) -> None:
         self.processor, self.tokenizer, self.device = processor, processor.tokenizer, device
         self.answer_prefix = self._find_answer_prefix()
-        self.cache: dict[int, tuple[Example, Encoded]] = {}
+        self.cache: dict[int, Encoded] = {}  # an entry holds its example, so that the example's id is unique
         self.cached_bytes = 0
 
     def __call__(self, example: Example) -> Encoded:
         if cached := self.cache.get(id(example)):
-            return cached[1]
+            return cached
         text = self._prompt(example.question, example.image is not None)
         image = None if example.image is None else load_image(example)
         # Some templates write the first special token themselves.
@@ -60,11 +62,11 @@ class Encoder:
         per_token = {n: inputs.pop(n)[0].tolist() for n in list(inputs) if inputs[n].shape == ids.shape}
         answer_text = self.answer_prefix + example.answer
         answer = self.tokenizer(answer_text, add_special_tokens=False)["input_ids"]
-        encoded = Encoded(ids[0].tolist(), [*answer, self.tokenizer.eos_token_id], per_token, inputs)
+        encoded = Encoded(example, ids[0].tolist(), [*answer, self.tokenizer.eos_token_id], per_token, inputs)
         size = sum(t.numel() * t.element_size() for t in inputs.values())
         if self.cached_bytes + size <= CACHE_BYTES:
             self.cached_bytes += size
-            self.cache[id(example)] = (example, encoded)  # holding the example keeps its id unique
+            self.cache[id(example)] = encoded
         return encoded
 
     def _prompt(self, question: str, image: bool, answer: str = "") -> str:
@@ -82,6 +84,21 @@ class Encoder:
         prompt, with_answer = self._prompt("?", True), self._prompt("?", True, "ANSWER")
         prefix, answer, _ = with_answer.removeprefix(prompt).partition("ANSWER")
         return prefix if answer and with_answer.startswith(prompt) and not prefix.strip() else " "
+
+    def with_placeholders(self, encoded: Encoded, count: int) -> Encoded:
+        """The example with this many padding tokens in its prompt, for vectors that a layout puts there.
+
+        They stand after the token that begins a text, if the prompt has one.
+        """
+        first = self.placeholders_start(encoded)
+        per_token = {n: [*v[:first], *[0] * count, *v[first:]] for n, v in encoded.per_token.items()}
+        filler = [self.tokenizer.pad_token_id] * count
+        prompt = [*encoded.prompt[:first], *filler, *encoded.prompt[first:]]
+        return replace(encoded, prompt=prompt, per_token=per_token)
+
+    def placeholders_start(self, encoded: Encoded) -> int:
+        """Number of tokens before the placeholders."""
+        return int(encoded.prompt[:1] == [self.tokenizer.bos_token_id])
 
     def collate(self, batch: Sequence[Encoded], prompts_only: bool = False) -> dict[str, Tensor]:
         """A batch padded to its longest row.

@@ -29,11 +29,16 @@ from dgg_ray.core.errors import NonFiniteError
 from dgg_ray.core.interfaces import ShardedTensors
 
 StepHook = Callable[[ShardedTensors, ShardedTensors], None]  # (weights, gradients): may edit the gradients
+WeightHook = Callable[[ShardedTensors], None]  # weights after the update: may edit them
 ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # names of AdamW's running averages in torch
 
 
 def no_hook(weights: ShardedTensors, gradients: ShardedTensors) -> None:
     """The gradient hook that edits nothing."""
+
+
+def no_weight_hook(weights: ShardedTensors) -> None:
+    """The weight hook that edits nothing."""
 
 
 class Engine(ABC):
@@ -51,14 +56,19 @@ class Engine(ABC):
     ) -> None:
         self.loss, self.parameters, self.optimizer = loss, list(parameters), optimizer
         self.gradient_hook: StepHook = no_hook
+        self.weight_hook: WeightHook = no_weight_hook
 
     @abstractmethod
     def backward(self, inputs: Mapping[str, Tensor], scale: float, last: bool) -> Tensor:
         """Add one micro-batch's gradient; after the `last`, reduce over processes. Return loss · scale."""
 
-    def step(self, gradient_hook: StepHook) -> None:
-        """Update the weights once, with the gradients as the hook leaves them."""
+    def step(self, gradient_hook: StepHook, weight_hook: WeightHook | None = None) -> None:
+        """Update the weights once, with the gradients as the first hook leaves them.
+
+        weight_hook: may change the weights after the update.
+        """
         self.gradient_hook = gradient_hook
+        self.weight_hook = weight_hook or no_weight_hook
         self._update()
 
     @abstractmethod
@@ -88,10 +98,21 @@ class Engine(ABC):
     @abstractmethod
     def _update(self) -> None: ...
 
-    def _run_hook(self, *_: Any) -> None:
-        """The optimizer's step pre-hook."""
+    def _register_hooks(self) -> None:
+        """Run the hooks right before and right after the optimizer's own step.
+
+        A ZeRO engine hands the updated shards to the other processes only after both.
+        """
+        self.optimizer.register_step_pre_hook(self._run_gradient_hook)
+        self.optimizer.register_step_post_hook(self._run_weight_hook)
+
+    def _run_gradient_hook(self, *_: Any) -> None:
         with torch.no_grad():
             self.gradient_hook(self.weights, self.gradients())
+
+    def _run_weight_hook(self, *_: Any) -> None:
+        with torch.no_grad():
+            self.weight_hook(self.weights)
 
 
 class ReplicatedEngine(Engine):
@@ -106,7 +127,7 @@ class ReplicatedEngine(Engine):
         self.module = loss
         if world_size > 1:
             self.module = DistributedDataParallel(loss, find_unused_parameters=may_skip)
-        optimizer.register_step_pre_hook(self._run_hook)
+        self._register_hooks()
 
     def backward(self, inputs, scale, last):
         postpone_reduction = isinstance(self.module, DistributedDataParallel) and not last
@@ -181,8 +202,7 @@ class ZeroEngine(Engine):
         )
         self.weights = ShardedTensors(self._views(self.flat), total=self._total)
         optimizer.state.clear()  # some ZeRO stages try the optimizer out with no gradient
-        # Registered after that trial step, which would have called the hook.
-        optimizer.register_step_pre_hook(self._run_hook)
+        self._register_hooks()  # after that trial step, which would have called the hooks
 
     def _find_shards(self) -> tuple[Tensor, list[Shard]]:
         """The flat tensor that the optimizer updates here, and each parameter's shard in it."""

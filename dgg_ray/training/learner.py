@@ -24,26 +24,31 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from dgg_ray.core import rng
 from dgg_ray.core.interfaces import (
     Adapter,
+    AdapterLayout,
     Example,
     GradientHook,
     Model,
     ShardedTensors,
     StageSetup,
+    StepHooks,
     Training,
 )
 from dgg_ray.models._architecture import checkpoint_activations, language_linears, projector_of
+from dgg_ray.training.answer_loss import AnswerLoss, HookedBatch
 from dgg_ray.training.checkpoints import is_tensor_list
-from dgg_ray.training.encoding import IGNORE, Encoded, Encoder
+from dgg_ray.training.encoding import Encoded, Encoder
 from dgg_ray.training.engines import ADAMW_STATE, Engine, ReplicatedEngine, ZeroEngine
 
 ANSWERS_PER_BATCH = 128  # examples per call of generate
+ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's name for it
+LAYOUT_FILE = "layout.safetensors"  # beside it: what a layout trains or keeps besides PEFT's weights
 
 
 class PeftLearner:
@@ -75,6 +80,8 @@ class PeftLearner:
         self.engine: Engine | None = None
         self.peft: Any = None
         self.mounted: tuple[Adapter, bool] | None = None  # (adapter, whether the projector is trained)
+        self.layout = AdapterLayout()
+        self.features: dict[tuple[str, int], Any] = {}  # (encoder, id of an example) → (example, features)
         self.checkpointing_activations = False
         self.encode = Encoder(self.processor, self.device)
 
@@ -100,8 +107,11 @@ class PeftLearner:
         assert self.engine
         return self.engine.weights
 
-    def step(self, batch: Sequence[Example], step: int, edit: GradientHook) -> float:
+    def step(
+        self, batch: Sequence[Example], step: int, edit: GradientHook, hooks: StepHooks | None = None
+    ) -> float:
         assert self.engine
+        hooks = hooks or StepHooks()
         self.peft.train()
         torch.manual_seed(rng.integer(self.seed, self.task, f"dropout {self.rank}", step))
         encoded = [self.encode(example) for example in batch]
@@ -109,15 +119,20 @@ class PeftLearner:
         loss = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches(encoded)
         for number, (micro_batch, weight) in enumerate(micro_batches, start=1):
-            inputs = self.encode.collate(micro_batch)
+            inputs = self.inputs_of(micro_batch)
+            if hooks.loss:
+                examples = [e.example for e in micro_batch]
+                self.loss.hooked = HookedBatch(hooks.loss, examples, tokens / len(batch))
             loss += self.engine.backward(inputs, weight / tokens, last=number == len(micro_batches))
+        self.loss.hooked = None
 
         def gradient_hook(weights: ShardedTensors, gradients: ShardedTensors) -> None:
             edit(weights, gradients, step)
             if self.training.clip_norm:
                 clip(gradients, self.training.clip_norm)
 
-        self.engine.step(gradient_hook)
+        after = hooks.after
+        self.engine.step(gradient_hook, after and (lambda weights: after(weights, step)))
         self.schedule.step()
         if self.world_size > 1:
             dist.all_reduce(loss)
@@ -136,15 +151,32 @@ class PeftLearner:
         missing = ceil(largest_share / size) - len(micro_batches)
         return micro_batches + [(batch[:1], 0.0)] * missing
 
-    def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+    def inputs_of(self, encoded: Sequence[Encoded], prompts_only: bool = False) -> dict[str, Tensor]:
+        """A batch as the model takes it; the layout sees it before the model does."""
+        if count := self.layout.extra_prompt_tokens:
+            encoded = [self.encode.with_placeholders(e, count) for e in encoded]
+        inputs = self.encode.collate(encoded, prompts_only)
+        width, prompts = inputs["input_ids"].shape[1], []
+        for e in encoded:
+            first = width - len(e.prompt) if prompts_only else 0
+            prompts.append((first + self.encode.placeholders_start(e), first + len(e.prompt)))
+        self.layout.before_forward(inputs, prompts)
+        return inputs
+
+    def answer(
+        self, examples: Sequence[Example], max_new_tokens: int, route: Tensor | None = None
+    ) -> list[str]:
         self.peft.eval()
         share = [self.encode(example) for example in examples[self.rank :: self.world_size]]
+        own_route = None if route is None else route[self.rank :: self.world_size].to(self.device)
         sharded = self.zero == 3  # each forward pass gathers the base model from all processes
         answers_per_rank = ceil(len(examples) / self.world_size) if sharded else len(share)
         answers: list[str] = []
         for first in range(0, answers_per_rank, ANSWERS_PER_BATCH):
             batch = share[first : first + ANSWERS_PER_BATCH]
-            inputs = self.encode.collate(batch or [self.encode(examples[0])], prompts_only=True)
+            inputs = self.inputs_of(batch or [self.encode(examples[0])], prompts_only=True)
+            if own_route is not None and route is not None:
+                self.layout.set_route(own_route[first : first + len(batch)] if batch else route[:1])
             with torch.inference_mode(not sharded), torch.no_grad(), self.autocast():
                 ids = self.peft.generate(
                     **inputs,
@@ -158,6 +190,7 @@ class PeftLearner:
             texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
             answers += [text.strip() for text in texts]
             self.on_answers()
+        self.layout.set_route(None)
         if self.world_size == 1:
             return answers
         answers_of_ranks: list[Any] = [None] * self.world_size
@@ -170,8 +203,16 @@ class PeftLearner:
     def gather(self) -> None:
         assert self.engine
         values = self.engine.gather(self.engine.weights)
-        names = {id(p): n for n, p in self.peft.named_parameters()}
-        self.gathered = {names[id(p)]: v for p, v in zip(self.engine.parameters, values, strict=True)}
+        self.gathered = dict(zip(self.names, values, strict=True))
+
+    def gather_list(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        assert self.engine
+        return self.engine.gather(shards)
+
+    def parameter_counts(self) -> dict[str, int]:
+        trainable = sum(value.numel() for value in self.gathered.values())
+        frozen = sum(tensor.numel() for tensor in self.layout.frozen_tensors().values())
+        return {"trainable": trainable, "stored": trainable + frozen}
 
     def checkpoint_tensors(self, memory: Mapping[str, Any]) -> dict[str, Tensor]:
         assert self.engine
@@ -184,7 +225,12 @@ class PeftLearner:
 
     def save(self, folder: Path) -> None:
         # To save embedding layers, PEFT would look the base model up on the hub and compare vocabularies.
-        self.peft.save_pretrained(folder, state_dict=self.gathered, save_embedding_layers=False)
+        of_peft = {name: value for name, value in self.gathered.items() if is_of_peft(name)}
+        self.peft.save_pretrained(folder, state_dict=of_peft, save_embedding_layers=False)
+        own = {name: value for name, value in self.gathered.items() if not is_of_peft(name)}
+        own |= {name: tensor.cpu().contiguous() for name, tensor in self.layout.frozen_tensors().items()}
+        if own:
+            save_file(own, folder / LAYOUT_FILE)
 
     # -- parts of a stage's setup ------------------------------------------------------------------
 
@@ -195,19 +241,23 @@ class PeftLearner:
         if self.engine:
             self.engine.close()
         self.training, self.seed, self.task = setup.training, setup.seed, setup.task
+        self.layout.detach()
         self.mount(setup.adapter, setup.training)
         if setup.parent is None:
             self.draw_weights(setup.seed)
         else:
-            file = setup.parent / "adapter" / "adapter_model.safetensors"
+            file = setup.parent / "adapter" / ADAPTER_FILE
             set_peft_model_state_dict(self.peft, load_file(file))
+        self.layout = setup.layout or AdapterLayout()
+        self.layout.attach(self.peft, setup)
         return self.make_optimizer()
 
     def start_engine(
         self, setup: StageSetup, parameters: list[nn.Parameter], optimizer: torch.optim.AdamW
     ) -> Engine:
         """Wrap the loss, parameters and optimizer in an engine, and make the learning-rate schedule."""
-        loss = AnswerLoss(self.peft, self.plain_head, self.autocast)
+        self.loss = loss = AnswerLoss(self.peft, self.plain_head, self.autocast)
+        loss.layout, loss.trained = self.layout, parameters
         if self.zero:
             engine = ZeroEngine(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
         else:
@@ -224,6 +274,8 @@ class PeftLearner:
         """The trainable parameters, LoRA's first and then a trained projector's, and AdamW for them."""
         training = self.training
         named = sorted((n, p) for n, p in self.peft.named_parameters() if p.requires_grad)
+        named.sort(key=lambda item: "lora_" not in item[0])  # a stable sort
+        self.names = [name for name, _ in named]
         lora, projector = ([p for n, p in named if ("lora_" in n) == wanted] for wanted in (True, False))
         groups: list[dict[str, Any]] = [{"params": lora}]
         groups += [{"params": projector, "lr": training.projector_learning_rate}] if projector else []
@@ -297,27 +349,14 @@ class PeftLearner:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-class AnswerLoss(nn.Module):
-    """Summed negative log-likelihood of the answer tokens, in nats.
+def is_of_peft(name: str) -> bool:
+    """Return whether PEFT stores a trained parameter of that name itself."""
+    return ".lora_A." in name or ".lora_B." in name or "lora_" not in name
 
-    plain_head: run the output head only on the answers' positions, a few among hundreds.
-    autocast: entered inside the module, because DeepSpeed disables an autocast around it.
-    """
 
-    def __init__(self, peft: nn.Module, plain_head: bool, autocast: Callable[[], Any]) -> None:
-        super().__init__()
-        self.peft, self.plain_head, self.autocast = peft, plain_head, autocast
-
-    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        model = self.peft.get_base_model()  # type: ignore[operator]
-        is_answer = labels[:, 1:] != IGNORE  # position s predicts token s + 1
-        with self.autocast():
-            if self.plain_head:
-                hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
-                logits = model.lm_head(hidden[:, :-1][is_answer])  # (answer tokens, V)
-            else:
-                logits = model(**inputs, use_cache=False).logits[:, :-1][is_answer]
-        return nn.functional.cross_entropy(logits.float(), labels[:, 1:][is_answer], reduction="sum")
+def stored_name(name: str) -> str:
+    """The name under which a stage stores a trained parameter: PEFT leaves out the adapter's name."""
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
 def tensor_list(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:

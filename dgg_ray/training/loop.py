@@ -4,9 +4,10 @@
                     it is not             → train it and publish it
                     then answer and score the evaluations that the store lacks, and publish the scores
 
-    train(stage)    load the parent's adapter, or draw a fresh one; strategy.begin_task
-                    for each batch: gradient → strategy.edit_gradient → optimizer step
-                    publish the adapter, the strategy's state and a record
+    train(stage)    load the parent's adapter, or draw a fresh one; strategy.prepare, begin_task
+                    for each batch: loss → strategy.edit_loss → gradient → strategy.edit_gradient
+                    → optimizer step → strategy.after_step
+                    strategy.end_task; publish the adapter, the strategy's state and a record
 
 This module knows a learner, tasks and a store. It knows neither Ray nor a cluster: the workers of a
 group call it, and so does a single process.
@@ -34,15 +35,17 @@ from safetensors.torch import load_file, save_file
 from dgg_ray.core import event_log, plugins, rng
 from dgg_ray.core.environment import process_environment
 from dgg_ray.core.errors import MissingParentError, NonFiniteError, StoreError
-from dgg_ray.core.interfaces import Example, Learner, Score, StageSetup, Strategy, Task, plain_first
+from dgg_ray.core.interfaces import Example, Learner, Score, StageSetup, StepHooks, Task
 from dgg_ray.core.stage import PROFILE_ANSWERS, PROFILE_ROUNDS, PROFILE_STEPS, Evaluation, Stage, WorkItem
+from dgg_ray.core.strategy import StageContext, Strategy, bind_context, plain_first, uses
 from dgg_ray.storage.backend import folder_size
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training import checkpoints
+from dgg_ray.training import checkpoints, facts
 from dgg_ray.training.checkpoints import CheckpointPolicy, StageCheckpoint
 from dgg_ray.training.memory_check import MemoryCheck, fresh_copy
 
 StepCallback = Callable[[Stage, int, int], None]  # (stage, steps done, steps in total)
+MakeContext = Callable[..., StageContext]  # with the arguments of stage_context.LearnerContext
 CURVE_POINTS = 200  # of a stored loss curve: a search reads thousands of stage records
 
 
@@ -55,6 +58,7 @@ class StageRunner:
     on_step: called after every optimizer step.
     checkpoint_policy: when to write a mid-stage checkpoint.
     origin: {study, workers}, stored with every record.
+    make_context: makes the context of a strategy's hooks; None for strategies that ask for none.
     describe_environment: hardware and versions, stored with every stage.
     source_hashes: of the study's plug-ins, by `kind/name`. A record stores those of the plug-ins that made
         it, so that an edited plug-in can be noticed.
@@ -69,6 +73,7 @@ class StageRunner:
     checkpoint_policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     origin: Mapping[str, Any] = field(default_factory=dict)
     describe_environment: Callable[[], dict[str, str]] = process_environment
+    make_context: MakeContext | None = None
     source_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, item: WorkItem) -> None:
@@ -79,6 +84,8 @@ class StageRunner:
         if missing is None:
             self.train(item.stage)
             missing = item.evaluations
+            if missing and uses(strategy_of(item.stage), "end_task"):
+                self.load_finished(item.stage)  # a ZeRO engine has the edited weights in its shards alone
         elif missing:
             self.load_finished(item.stage)
         if missing:
@@ -92,27 +99,35 @@ class StageRunner:
             self.load_finished(stage)
             return self.publish(stage, stage.strategy, {}, {"steps": 0, "examples": 0})
         parent = self.parent_folder(stage)
-        configured = Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
+        configured = strategy_of(stage)
         strategy = fresh_copy(configured)
-        if parent and (state := parent / "strategy.safetensors").exists():
-            strategy.load_state(load_file(state))
+        load_state(strategy, parent)
 
         new = [example for name in stage.trained_tasks for example in self.tasks[name].examples["train"]]
         earlier = [self.tasks[name] for name in stage.earlier]
         examples = strategy.examples(new, earlier, stage.seed)
-        batches = list(shuffled_batches(examples, stage))
+        phases = [
+            list(shuffled_batches(part, stage, phase))
+            for phase, part in enumerate(strategy.phases(examples, stage.seed))
+        ]
+        batches = [batch for part in phases for batch in part]
+        phase_at = {sum(map(len, phases[:i])): i for i in range(1, len(phases))}  # first step → phase
 
         memory_check = MemoryCheck(strategy, configured)
         checkpoint = self.read_checkpoint(stage)
         setup_start = time.perf_counter()
-        setup = StageSetup(stage.adapter, stage.training, len(batches), stage.seed, stage.task, parent)
+        setup = self.setup_of(stage, len(batches), parent)
         losses, earlier_seconds = self.start_or_resume(stage, setup, strategy, checkpoint)
+        hooks = step_hooks(strategy)
         if checkpoint is None:
             memory_check.check("in begin_task")
         start = time.perf_counter()
         self.checkpoint_policy.begin(len(losses))
         for step in range(len(losses), len(batches)):
-            losses.append(self.learner.step(batches[step], step, strategy.edit_gradient))
+            if step in phase_at:
+                with torch.no_grad():
+                    strategy.begin_phase(phase_at[step], self.learner.weights())
+            losses.append(self.learner.step(batches[step], step, strategy.edit_gradient, hooks))
             if not math.isfinite(losses[-1]):
                 raise self.divergence_error(
                     stage,
@@ -124,6 +139,8 @@ class StageRunner:
             )
             self.on_step(stage, step + 1, len(batches))
         memory_check.check("during training")
+        with torch.no_grad():
+            strategy.end_task(self.learner.weights())
         self.check_weights(stage)
         seconds = earlier_seconds + time.perf_counter() - start
         loss = {
@@ -149,13 +166,47 @@ class StageRunner:
         """
         if checkpoint is None:
             self.learner.start(setup)
+            self.prepare(strategy, stage, setup.steps)
             strategy.begin_task(self.learner.weights(), stage.task, stage.earlier, stage.seed)
             return [], 0.0
         losses = list(checkpoint.losses)
         tensors = self.learner.resume(setup, len(losses), checkpoint.tensors)
+        self.prepare(strategy, stage, setup.steps)
         strategy.memory.update(checkpoint.memory | tensors)
         event_log.log_event("resumed", stage, step=len(losses))
         return losses, checkpoint.seconds
+
+    def setup_of(self, stage: Stage, steps: int, folder: Path | None) -> StageSetup:
+        """The learner's setup: to train from the parent's folder or, with 0 steps, to answer from its own."""
+        layout = strategy_of(stage).layout()
+        return StageSetup(stage.adapter, stage.training, steps, stage.seed, stage.task, folder, layout)
+
+    def prepare(self, strategy: Strategy, stage: Stage, steps: int, own: Path | None = None) -> None:
+        """Give the strategy its context and let it load what it needs.
+
+        own: the folder of the finished stage, at its evaluation.
+        """
+        if self.make_context:
+            folders = self.earlier_folders(stage) if strategy.needs.earlier_stages else {}
+            folders |= {stage.task: own} if own else {}
+            place = (self.learner, stage, self.tasks, self.store)
+            bind_context(strategy, self.make_context(*place, self.on_rank0, folders, steps))
+        with torch.no_grad():
+            strategy.prepare()
+
+    def earlier_folders(self, stage: Stage) -> dict[str, Path]:
+        """The verified folders of the stages before this one, by their task."""
+        folders: dict[str, Path] = {}
+        parent = stage.parent
+        while parent is not None:
+            folder = self.open_stage(parent)
+            if folder is None:
+                raise MissingParentError(
+                    f"{stage} reads {parent}, whose files are gone; run the study again to train it anew"
+                )
+            folders[parent.task] = folder
+            parent = parent.parent
+        return folders
 
     def check_weights(self, stage: Stage) -> None:
         """Raise NonFiniteError if the last step, whose loss nobody computes, broke the weights."""
@@ -177,7 +228,7 @@ class StageRunner:
         folder = self.open_stage(stage) if stage.trained_tasks else None
         if stage.trained_tasks and folder is None:
             return self.train(stage)
-        self.learner.start(StageSetup(stage.adapter, stage.training, 0, stage.seed, stage.task, folder))
+        self.learner.start(self.setup_of(stage, 0, folder))
 
     def parent_folder(self, stage: Stage) -> Path | None:
         """The verified folder of the parent stage, trained first if it is missing; None without a parent."""
@@ -213,11 +264,17 @@ class StageRunner:
 
     def publish(self, stage: Stage, strategy: Strategy, loss: dict[str, Any], cost: dict[str, Any]) -> None:
         """Write the trained stage to the store: adapter, strategy state, record."""
+        state = facts.flattened(
+            {
+                name: self.learner.gather_list(value) if isinstance(value, list) else value
+                for name, value in strategy.state().items()
+            }
+        )
 
         def write_files(folder: Path) -> None:
             if stage.trained_tasks:
                 self.learner.save(folder / "adapter")
-            if state := strategy.state():
+            if state:
                 save_file(state, folder / "strategy.safetensors")
 
         train_sizes = {name: len(self.tasks[name].examples["train"]) for name in stage.earlier}
@@ -234,6 +291,7 @@ class StageRunner:
             models = {name for name in self.source_hashes if name.startswith("models/")}
             record |= self.hashes_of({f"strategies/{plugins.plugin_name(stage.strategy)}", *models})
             self.learner.gather()
+            record["parameters"] = self.learner.parameter_counts()
         self.on_rank0(self.store.publish, stage, record, write_files)
         event_log.log_event("published", stage)
         self.on_rank0(checkpoints.remove, self.store, stage)
@@ -286,11 +344,14 @@ class StageRunner:
         """Answer and score the evaluations' examples with the loaded learner; publish the scores together."""
         scores: list[dict[str, Any]] = []
         predictions: list[dict[str, Any]] = []
+        route = self.router(stage)
         for evaluation in evaluations:
             start = time.perf_counter()
             task = self.tasks[evaluation.task]
             examples = task.examples[evaluation.split]
-            answers = self.learner.answer(examples, self.max_new_tokens)
+            weights = route(examples)
+            answers = self.learner.answer(examples, self.max_new_tokens, weights)
+            slots = [None] * len(examples) if weights is None else weights.argmax(1).tolist()
             scored = plugins.find("scorers", task.scorer)(answers, examples)
             score = Score(*scored).checked(task.scorer, len(examples))
             scores.append(
@@ -312,7 +373,8 @@ class StageRunner:
                     "prediction": answer,
                     "score": value,
                 }
-                for example, answer, value in zip(examples, answers, score.each, strict=True)
+                | ({} if slot is None else {"slot": slot})
+                for example, answer, value, slot in zip(examples, answers, score.each, slots, strict=True)
             ]
 
         def write_predictions(folder: Path) -> None:
@@ -325,6 +387,16 @@ class StageRunner:
         event_log.log_event(
             "evaluated", stage, scores={f"{s['task']} {s['split']}": s["score"] for s in scores}
         )
+
+    def router(self, stage: Stage) -> Callable[[Sequence[Example]], torch.Tensor | None]:
+        """The route of the stage's strategy; for most it gives None."""
+        configured = strategy_of(stage)
+        if not uses(configured, "route") or not stage.trained_tasks:
+            return lambda examples: None
+        strategy, own = fresh_copy(configured), self.open_stage(stage)
+        load_state(strategy, own)
+        self.prepare(strategy, stage, 0, own)
+        return strategy.route
 
     # -- profiling ---------------------------------------------------------------------------------
 
@@ -376,11 +448,29 @@ class StageRunner:
             return folder_size(Path(folder))
 
 
-def shuffled_batches(examples: Sequence[Example], stage: Stage) -> Iterator[list[Example]]:
-    """The stage's batches, one per optimizer step; each epoch is a permutation of its own."""
+def strategy_of(stage: Stage) -> Strategy:
+    """The strategy that trains the stage: plain fine-tuning where it declares to start plain."""
+    return Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
+
+
+def step_hooks(strategy: Strategy) -> StepHooks:
+    """The hooks that the strategy's class defines; others cost nothing."""
+    loss = strategy.edit_loss if uses(strategy, "edit_loss") else None
+    return StepHooks(loss, strategy.after_step if uses(strategy, "after_step") else None)
+
+
+def load_state(strategy: Strategy, folder: Path | None) -> None:
+    """Give the strategy the state that a finished stage stored, if it stored one."""
+    if folder and (state := folder / "strategy.safetensors").exists():
+        strategy.load_state(dict(facts.unflattened(load_file(state))))
+
+
+def shuffled_batches(examples: Sequence[Example], stage: Stage, phase: int = 0) -> Iterator[list[Example]]:
+    """The stage's batches, one per optimizer step; each epoch of each phase is a permutation of its own."""
     size = stage.training.batch_size
+    purpose = f"shuffle {phase}" if phase else "shuffle"
     for epoch in range(stage.training.epochs):
-        order = rng.permutation(len(examples), stage.seed, stage.task, "shuffle", epoch)
+        order = rng.permutation(len(examples), stage.seed, stage.task, purpose, epoch)
         for first in range(0, len(examples), size):
             yield [examples[i] for i in order[first : first + size]]
 

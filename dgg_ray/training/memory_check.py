@@ -6,6 +6,7 @@ and resumed. The rules:
     settings             never change: the stage key is computed from them
     memory               holds JSON values, tensors and lists of tensors
     cached properties    have the value that a new computation would give
+    cache                holds what `prepare` put there, and nothing else
     other attributes     are set before `begin_task`, which a resumed stage does not call, and never change
 """
 
@@ -23,7 +24,7 @@ import torch
 
 from dgg_ray.core.errors import StageError
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.interfaces import Strategy
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.training import checkpoints
 
 ADVICE = "put what is remembered within a stage into self.memory, and what the next stage needs into state()"
@@ -91,8 +92,8 @@ def fresh_copy(strategy: Strategy) -> Strategy:
 
 
 def attributes(strategy: Strategy) -> dict[str, Any]:
-    """The instance's attributes by name, without its settings and its memory."""
-    other = {"memory", *(setting.name for setting in fields(strategy))}
+    """The instance's attributes by name, without settings, memory, cache and context."""
+    other = {"memory", "cache", "context", *(setting.name for setting in fields(strategy))}
     return {name: value for name, value in vars(strategy).items() if name not in other}
 
 

@@ -92,6 +92,7 @@ def build_training_runner(
     from dgg_ray.training.checkpoints import CheckpointPolicy
     from dgg_ray.training.learner import PeftLearner, silence_libraries
     from dgg_ray.training.loop import StageRunner
+    from dgg_ray.training.stage_context import LearnerContext
 
     workers = study.workers
     silence_libraries()
@@ -114,6 +115,7 @@ def build_training_runner(
         store,
         study.protocol.max_new_tokens,
         checkpoint_policy=CheckpointPolicy(workers.checkpoint_steps, workers.checkpoint_minutes),
+        make_context=LearnerContext,
         origin={"study": study.name, "workers": workers.setup},
         source_hashes=study.data.source_hashes,
     )

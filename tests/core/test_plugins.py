@@ -23,7 +23,7 @@ from dgg_ray.readers._task_reading import read_task
 NUMBER = count()
 STRATEGY = """
 from dataclasses import dataclass
-from dgg_ray.core.interfaces import Strategy
+from dgg_ray.core.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_the_one_class_of_a_module_needs_no_name(mine):
 def test_the_most_derived_of_several_classes_is_the_plugin(mine):
     name = mine(STRATEGY + "\nclass Base(Mine):\n    pass\n\n\nclass Last(Base):\n    pass\n")
     module = importlib.import_module(name)
-    assert plugins.only_class(module, plugins.KINDS["strategies"], name).__name__ == "Last"
+    assert plugins.only_class(module, plugins.KINDS["strategies"]).__name__ == "Last"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_missing_module_is_a_fault():
 @pytest.mark.parametrize(
     ("hook", "near"),
     [
-        ("end_task(self, weights)", ""),
+        ("finish_task(self, weights)", ""),
         ("begin_tasks(self, weights, task, earlier, seed)", "begin_task"),
         ("edit_gradients(self, weights, gradients, step)", "edit_gradient"),
         ("before_step(self)", ""),
@@ -174,7 +174,8 @@ def test_a_hook_with_the_wrong_parameters_is_a_fault(mine):
 
 def test_the_hooks_are_the_methods_that_this_package_calls():
     assert set(strategy_checks.HOOKS) == {
-        *("effect", "examples", "begin_task", "edit_gradient", "state", "load_state"),
+        *("effect", "layout", "examples", "phases", "state", "load_state", "prepare", "begin_task"),
+        *("begin_phase", "edit_loss", "edit_gradient", "after_step", "end_task", "route"),
         *("replayed_examples", "protection"),
     }
 

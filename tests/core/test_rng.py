@@ -10,7 +10,7 @@ import torch
 from llava_samples import read, sample
 
 from dgg_ray.core import rng
-from dgg_ray.core.interfaces import replay_sample
+from dgg_ray.core.strategy import replay_sample
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training import loop
 

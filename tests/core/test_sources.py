@@ -14,7 +14,7 @@ from dgg_ray.core.errors import StudyError
 EWC = '''
 """Elastic weight consolidation."""
 from dataclasses import dataclass
-from dgg_ray.core.interfaces import Strategy
+from dgg_ray.core.strategy import Strategy
 import json, numpy
 from {helper} import pull
 
@@ -187,7 +187,7 @@ def test_a_plugin_built_on_a_shipped_one_changes_when_that_is_shipped_changed(
 
 def test_a_class_without_a_file_is_refused():
     space = {"__name__": "nowhere"}
-    exec("from dgg_ray.core.interfaces import Strategy\nclass Lost(Strategy): pass", space)
+    exec("from dgg_ray.core.strategy import Strategy\nclass Lost(Strategy): pass", space)
     with pytest.raises(StudyError, match="must stand in a file"):
         sources.source_digest(space["Lost"])
 
@@ -195,7 +195,9 @@ def test_a_class_without_a_file_is_refused():
 # -- files in this package's own folders -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in sources.PLUGIN_FOLDERS for n in plugins.names(k)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k in plugins.ENTRY_POINT_KINDS for n in plugins.names(k)]
+)
 def test_a_shipped_plugin_has_no_source_digest(kind, name):
     assert sources.source_digest(plugins.find(kind, name)) == ""
 

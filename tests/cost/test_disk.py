@@ -10,8 +10,9 @@ import pytest
 from dgg_ray import cli, load_study
 from dgg_ray.config.sections import Budget, Protocol, Workers
 from dgg_ray.core.errors import OverBudgetError, StudyError
-from dgg_ray.core.interfaces import Adapter, Strategy
+from dgg_ray.core.interfaces import Adapter
 from dgg_ray.core.stage import WorkItem
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.cost import budget
 from dgg_ray.cost.budget import BudgetTracker, DiskLimit, HoursLimit
 from dgg_ray.cost.disk import CHECKPOINT, LOSS, METADATA, ROW, TOKEN, DiskModel

@@ -8,8 +8,8 @@ import pytest
 
 from dgg_ray import cli, load_study
 from dgg_ray.config.study import Workers
-from dgg_ray.core.interfaces import Strategy
 from dgg_ray.core.stage import WorkItem, untouched_stage
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.cost.makespan import WorkRequest
 from dgg_ray.cost.model import UNMEASURED, CostModel, profiled_ranks, profiling_items
 from dgg_ray.cost.rates import Estimate

@@ -17,7 +17,7 @@ from dgg_ray.storage.leases import LeaseOwner
 class ForgetfulLearner(OneWeight):
     """Answers the last of three examples wrongly."""
 
-    def answer(self, examples, max_new_tokens):
+    def answer(self, examples, max_new_tokens, route=None):
         right = super().answer(examples, max_new_tokens)
         return [*right[:2], "?"][: len(right)]
 
@@ -85,7 +85,7 @@ def test_of_workers_of_one_type_that_start_together_one_runs_the_check_and_none_
     meanwhile = []
 
     class SlowLearner(ForgetfulLearner):
-        def answer(self, examples, max_new_tokens):
+        def answer(self, examples, max_new_tokens, route=None):
             other, check = worker_on(world, study, NEW)
             check.lease_owner = LeaseOwner("another", "another host", 1)
             check.run_if_due(second)
@@ -105,7 +105,7 @@ def test_a_check_that_fails_does_not_disturb_the_work(world, study):
     runner.run(first)
 
     class BrokenLearner(OneWeight):
-        def answer(self, examples, max_new_tokens):
+        def answer(self, examples, max_new_tokens, route=None):
             raise RuntimeError("no memory")
 
     runner, check = worker_on(world, study, NEW, BrokenLearner())

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dgg_ray.core.errors import NonFiniteError
-from dgg_ray.core.interfaces import Strategy, replay_sample
 from dgg_ray.core.stage import WorkItem, untouched_stage
+from dgg_ray.core.strategy import Strategy, replay_sample
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.joint import Joint
 from dgg_ray.strategies.replay import Replay

@@ -13,7 +13,8 @@ from dgg_ray import Study, api, cli, load_study
 from dgg_ray.config import data_warnings
 from dgg_ray.core import image_conversion
 from dgg_ray.core.errors import StudyError
-from dgg_ray.core.interfaces import Example, Strategy, Task
+from dgg_ray.core.interfaces import Example, Task
+from dgg_ray.core.strategy import Strategy
 from dgg_ray.models.embedded import Embedded
 from dgg_ray.training import preflight
 from dgg_ray.training.encoding import Encoder

@@ -1,0 +1,57 @@
+"""What the layouts share: the mounted LoRA layers, and hooks on them that can be taken off again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+ADAPTER = "default"  # PEFT's name of the LoRA that a stage trains
+
+
+class LoraModule(NamedTuple):
+    """A linear layer with its LoRA: y = W x + scale · B (A drop(x)).
+
+    name: as in the model's `named_modules`. A: (r, d_in), B: (d_out, r).
+    """
+
+    name: str
+    layer: Any
+
+    @property
+    def a(self) -> Any:
+        return self.layer.lora_A[ADAPTER]
+
+    @property
+    def b(self) -> Any:
+        return self.layer.lora_B[ADAPTER]
+
+    @property
+    def scale(self) -> float:
+        return self.layer.scaling[ADAPTER]
+
+
+def lora_modules(model: nn.Module) -> list[LoraModule]:
+    """The model's LoRA layers, in the model's order."""
+    return [LoraModule(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+
+
+def stored_layout(folder: Path | None) -> Mapping[str, Tensor]:
+    """What the layout of a finished stage stored; empty where it stored nothing."""
+    file = folder and folder / "adapter" / "layout.safetensors"
+    return load_file(file) if file and file.exists() else {}
+
+
+def decoder_layer_of(name: str) -> int:
+    """Number of the decoder layer that a module belongs to, from 0; StopIteration for none.
+
+    >>> decoder_layer_of("base_model.model.model.language_model.layers.11.mlp.up_proj")
+    11
+    """
+    parts = name.split(".")
+    return next(int(after) for before, after in itertools.pairwise(parts) if before == "layers")

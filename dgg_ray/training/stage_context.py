@@ -1,0 +1,169 @@
+"""What the loop answers to a strategy's hooks, with the learner and the store (see `StageContext`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dgg_ray.core.errors import StageError
+from dgg_ray.core.interfaces import Example, Task
+from dgg_ray.core.stage import Stage
+from dgg_ray.core.strategy import Fact, Needs, StageContext, Values
+from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.training import facts, features
+from dgg_ray.training.answer_loss import evaluation_mode
+from dgg_ray.training.encoding import Encoded
+from dgg_ray.training.learner import ADAPTER_FILE, LAYOUT_FILE, PeftLearner, stored_name
+
+
+class LearnerContext(StageContext):
+    """The context of one stage, in training or at its evaluation.
+
+    folders: of the earlier stages and, at an evaluation, of the stage itself, by their task.
+    """
+
+    def __init__(
+        self,
+        learner: PeftLearner,
+        stage: Stage,
+        tasks: Mapping[str, Task],
+        store: StageStore,
+        on_rank0: Callable[..., Any],
+        folders: Mapping[str, Path],
+        steps: int = 0,
+    ) -> None:
+        self.learner, self.stage, self.tasks, self.store = learner, stage, tasks, store
+        self.on_rank0, self.folders, self.steps = on_rank0, folders, steps
+        self.needs: Needs = stage.strategy.needs
+        self.task, self.earlier, self.seed = stage.task, stage.earlier, stage.seed
+        self.layout, self.names = learner.layout, learner.names
+
+    def examples(self, task: str) -> Sequence[Example]:
+        if task not in self.stage.trained_tasks and not self.needs.old_data:
+            raise StageError(
+                f"strategy {type(self.stage.strategy).__name__} asks for examples of {task}, which is "
+                f"trained no more; declare it: needs = Needs(old_data=True)"
+            )
+        return self.tasks[task].examples["train"]
+
+    def weights_after(self, task: str) -> list[Tensor]:
+        adapter = self._folder(task) / "adapter"
+        stored = load_file(adapter / ADAPTER_FILE)
+        if (own := adapter / LAYOUT_FILE).exists():
+            stored |= load_file(own)
+        return [
+            stored[stored_name(name) if stored_name(name) in stored else name].to(self.learner.device)
+            for name in self.names
+        ]
+
+    def fact(self, fact: Fact, task: str) -> Values:
+        stage = self._stage_of(task)
+        name = facts.object_name(fact, stage)
+        values = facts.read(self.store, name)
+        # Rank 0 decides, because computing takes all ranks.
+        if not self.on_rank0(lambda: values is not None):
+            values = self._compute(fact, task)
+            self.on_rank0(facts.publish, self.store, name, values)
+        if values is None:
+            raise RuntimeError(f"rank 0 can read {name}, this worker cannot")
+        device = self.learner.device
+        return {
+            key: value.to(device) if isinstance(value, Tensor) else [t.to(device) for t in value]
+            for key, value in values.items()
+        }
+
+    def parameters(self) -> list[Tensor]:
+        return [p.detach() for p in self._engine.parameters]
+
+    def shard(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self._engine.shard(tensors)
+
+    def gradient(self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None) -> list[Tensor]:
+        encoded = [self.learner.encode(example) for example in examples]
+        tokens = sum(len(e.answer) for e in encoded)
+        total = [torch.zeros_like(p) for p in self._engine.parameters]
+        size = self.learner.training.micro_batch_size or max(1, len(encoded))
+        own = encoded[self.learner.rank :: self.learner.world_size]
+        with self.at(weights) if weights is not None else _nothing():
+            for first in range(0, len(own), size):
+                torch._foreach_add_(total, self._gradient(own[first : first + size], 1 / tokens))
+        return self._sum_over_ranks(total)
+
+    def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
+        total = [torch.zeros_like(p) for p in self._engine.parameters]
+        for example in examples[self.learner.rank :: self.learner.world_size]:
+            encoded = self.learner.encode(example)
+            one = self._gradient([encoded], 1 / len(encoded.answer))
+            torch._foreach_addcmul_(total, one, one)
+        total = self._sum_over_ranks(total)
+        torch._foreach_div_(total, len(examples))
+        return total
+
+    def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
+        return self.learner.loss.at(weights)
+
+    def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
+        return features.extract(self.learner, examples, encoder)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    @property
+    def _engine(self) -> Any:
+        assert self.learner.engine
+        return self.learner.engine
+
+    def _folder(self, task: str) -> Path:
+        if task in self.folders:
+            return self.folders[task]
+        raise StageError(
+            f"strategy {type(self.stage.strategy).__name__} asks for the weights after {task}; "
+            f"declare it: needs = Needs(earlier_stages=True)"
+        )
+
+    def _stage_of(self, task: str) -> Stage:
+        stage: Stage | None = self.stage
+        while stage is not None and stage.task != task:
+            stage = stage.parent
+        if stage is None:
+            raise StageError(f"{task} is no task of this sequence up to {self.task}")
+        return stage
+
+    def _compute(self, fact: Fact, task: str) -> Values:
+        """Compute a fact at the state that it is about; every rank calls it."""
+        with torch.no_grad(), evaluation_mode(self.learner.peft):
+            if fact.of == "data":
+                with self.at(None):
+                    return fact.compute(self, self.tasks[task])
+            with self.at(self.weights_after(task)):
+                return fact.compute(self, self.tasks[task])
+
+    def _gradient(self, encoded: Sequence[Encoded], scale: float) -> list[Tensor]:
+        """Gradient of the summed loss times `scale`, of these examples on this process alone."""
+        learner, parameters = self.learner, self._engine.parameters
+        inputs = learner.inputs_of(encoded)
+        hooked, learner.loss.hooked = learner.loss.hooked, None
+        try:
+            with torch.enable_grad(), evaluation_mode(learner.peft):
+                loss = learner.loss(**inputs) * scale
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        finally:
+            learner.loss.hooked = hooked
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    def _sum_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self.learner.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+        return tensors
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
