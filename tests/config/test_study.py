@@ -201,7 +201,7 @@ sarch: {}
         ("name: words, ", "", "tasks[1].name", "is required"),
         ("reader: embedded", "reader: []", "tasks[0].reader", "must be text, one of embedded, llava, got []"),
         ("model: embedded", "model: {name: []}", "model.name", "must be text, one of auto, embedded"),
-        ("name: dgg", "name: {}", "strategy.name", "must be text, one of dgg"),
+        ("name: dgg", "name: {}", "strategy.name", "must be text, one of a_gem"),
         (
             "{design: random, count: 2}",
             "[[digits, no, charts]]",
