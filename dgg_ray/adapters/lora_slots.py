@@ -46,6 +46,9 @@ class LoraSlots(AdapterLayout):
     def rank_for(self, rank, tasks, budget):
         return rank if budget == "trainable" else rank // tasks
 
+    def stored_copies(self, earlier):
+        return earlier + 1
+
     def attach(self, model, setup):
         import torch
 

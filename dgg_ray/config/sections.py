@@ -144,6 +144,8 @@ class Protocol:
 
     evaluate: the tasks that are evaluated after each stage of the final runs: those `seen` so far, the `next`
         one too (for forward transfer), or `all`. The search evaluates those seen.
+    old_data: whether methods may read examples of earlier tasks; `false` refuses every one that does, such as
+        replay.
     max_new_tokens: length of the longest answer that the model may give, in tokens.
     selection_split: the split on which settings are chosen; with `test`, the report warns in bold.
     held_out: number of blocks (order and seed) of the final runs that take no part in the choice. Each is a
@@ -161,6 +163,7 @@ class Protocol:
     __pydantic_config__ = STRICT
 
     evaluate: Literal["seen", "next", "all"] = "next"
+    old_data: bool = True
     max_new_tokens: Annotated[int, Ge(1)] = 16
     selection_split: Literal["validation", "test"] = "validation"
     held_out: Annotated[int, Ge(0), Le(MOST)] | tuple[tuple[str, ...], ...] = 0

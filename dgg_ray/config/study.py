@@ -213,6 +213,15 @@ class Study:
         code = self.source_hash("strategies", plugins.plugin_name(self.strategy))
         return digest(meaning | ({"code": code} if code else {}))[:8]
 
+    @property
+    def stage_adapter(self) -> Adapter:
+        """The adapter that each stage trains: of the rank that the strategy's layout gives it."""
+        layout = self.strategy.layout()
+        if layout is None:
+            return self.adapter
+        rank = layout.rank_for(self.adapter.rank, len(self.task_names), self.adapter.budget)
+        return self.adapter.with_rank(rank)
+
     # -- plug-ins ----------------------------------------------------------------------------------
 
     def source_hash(self, kind: str, name: str) -> str:
@@ -349,7 +358,7 @@ class StudyRuns(Sequence[Run]):
         study = self.study
         data = [study.data.tasks[name] for name in order]
         code = study.source_hash("strategies", plugins.plugin_name(study.strategy))
-        shared = (study.data.fingerprint, study.adapter, study.training, study.strategy, seed, code)
+        shared = (study.data.fingerprint, study.stage_adapter, study.training, study.strategy, seed, code)
         return Run(study.id, order, seed, stages_of_run(StageSettings(*shared), data, known))
 
     @cached_property

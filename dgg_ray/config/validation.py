@@ -16,7 +16,7 @@ from dgg_ray.config.check import Check, describe_problem
 from dgg_ray.config.order_rules import held_out_list_rules, order_rules, own_seed_rules, seed_rules
 from dgg_ray.config.parsing import show_value
 from dgg_ray.config.search_rules import baseline_rules, search_rules
-from dgg_ray.config.sections import Budget, Value
+from dgg_ray.config.sections import FROM_SEARCH, Budget, Value
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
@@ -86,6 +86,38 @@ def replay_rules(check: Check) -> Iterator[Fault]:
         return
     if counts.keys() - sizes.keys() or not all(isinstance(n, int) and n >= 0 for n in counts.values()):
         yield Fault("strategy", rule, show_value(counts))
+
+
+def need_rules(check: Check) -> Iterator[Fault]:
+    """Check that the engine, the rank and the protocol give every compared strategy what it needs."""
+    study = check.study
+    yield from needs_of_strategy(study, "strategy.name")
+    for i, name in enumerate(study.protocol.baselines):
+        if (
+            isinstance(name, str)
+            and name not in FROM_SEARCH
+            and not plugins.lookup_faults("strategies", name)
+        ):
+            yield from needs_of_strategy(study.with_strategy(name), f"protocol.baselines[{i}]")
+
+
+def needs_of_strategy(study: Study, path: str) -> Iterator[Fault]:
+    """Check what one strategy needs. path: where the study names it."""
+    strategy, workers, adapter = study.strategy, study.workers, study.adapter
+    name, needs = plugins.plugin_name(strategy), strategy.needs
+    if workers.engine not in needs.engines:
+        engines = ", ".join(engine for engine in needs.engines if engine != "simulated")
+        yield Fault(path, f"{name} needs one of the engines {engines}", f"workers.engine {workers.engine}")
+    replays = strategy.replayed_examples(dict.fromkeys(study.task_names, 1))
+    if not study.protocol.old_data and (needs.old_data or any(replays.values())):
+        rule = f"{name} reads examples of earlier tasks, which protocol.old_data: false forbids"
+        yield Fault(path, f"{rule}; set strategy.buffer to 0, or take a method without old data", repr(name))
+    layout, tasks = strategy.layout(), len(study.task_names)
+    for at in studies_at_values(study, "adapter.rank"):
+        rank = at.adapter.rank
+        if layout and layout.rank_for(rank, tasks, adapter.budget) < 1:
+            rule = f"is too small for {name} over {tasks} tasks with adapter.budget {adapter.budget}"
+            yield Fault("adapter.rank", rule, str(rank))
 
 
 def target_rules(check: Check) -> Iterator[Fault]:
@@ -204,6 +236,7 @@ RULES = (
     Rule(baseline_rules),
     Rule(effect_rules, ("strategy", "readers")),
     Rule(replay_rules, ("strategy", "readers")),
+    Rule(need_rules, ("strategy", "readers", "workers", "adapter", "protocol")),
     Rule(target_rules, ("model", "adapter", "workers")),
     Rule(projector_rules, ("model", "training")),
     Rule(four_bit_rules, ("workers",)),

@@ -267,6 +267,10 @@ class AdapterLayout:
         """
         return rank
 
+    def stored_copies(self, earlier: int) -> int:
+        """Bound what a stage after so many earlier tasks stores, in units of the LoRA that it trains."""
+        return 1
+
     def attach(self, model: Any, setup: StageSetup) -> None:
         """Prepare the mounted PEFT model, whose default LoRA is drawn or loaded already.
 

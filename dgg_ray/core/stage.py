@@ -22,7 +22,7 @@ from typing import Any
 from dgg_ray.core.hashing import Canonical, canonical, digest
 from dgg_ray.core.interfaces import Adapter, Training
 from dgg_ray.core.sources import source_digest
-from dgg_ray.core.strategy import Strategy, effect_of
+from dgg_ray.core.strategy import Strategy, effect_of, plain_first
 
 NO_EFFECT = (
     "micro_batch_size",
@@ -111,6 +111,11 @@ class Stage:
         sizes: number of training examples of each task of the study.
         """
         return self.strategy.replayed_examples({name: sizes[name] for name in self.earlier})
+
+    @property
+    def step_cost(self) -> float:
+        """Time of a training step in units of plain fine-tuning's, as the strategy declares it."""
+        return 1.0 if plain_first(self.strategy, self.earlier) else self.strategy.needs.step_cost
 
     @property
     def task(self) -> str:

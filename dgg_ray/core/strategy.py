@@ -52,12 +52,14 @@ class Needs:
     old_data: whether it reads examples of earlier tasks in training, beyond those that `examples` returns.
     engines: the values of workers.engine on which it can train.
     step_cost: time of a training step in units of plain fine-tuning's, for forecasts.
+    fact_values: values for each trained weight that facts keep of every finished stage, for forecasts.
     """
 
     earlier_stages: bool = False
     old_data: bool = False
     engines: tuple[str, ...] = ENGINES
     step_cost: float = 1.0
+    fact_values: int = 0
 
 
 @dataclass(frozen=True)

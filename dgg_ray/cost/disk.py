@@ -1,6 +1,6 @@
 """Upper bounds on the bytes that work adds to a store, derived from the adapters that it holds.
 
-    kept bytes         adapter · copies(strategy)  +  ROW per answer  +  METADATA
+    kept bytes         LoRA · copies(strategy)     +  ROW per answer  +  METADATA
     temporary bytes    2 · (4 · adapter + LOSS per step + METADATA)   a mid-stage checkpoint and its successor
 
 These are bounds, not estimates. A LoRA adapter takes c + m·rank bytes on the same layers, so an adapter of
@@ -81,7 +81,8 @@ class DiskModel:
     def add(self, adapters: Iterable[tuple[Mapping[str, Any], int]]) -> None:
         """Take in stages' meanings with the bytes of their adapters."""
         for meaning, size in adapters:
-            if meaning["learns"]:
+            # Layouts other than plain LoRA store several LoRAs, of which each counts for itself.
+            if meaning["learns"] and "adapter" not in meaning["effect"]:
                 by_rank, rank = self.adapters.setdefault(layers_of(meaning), {}), meaning["adapter"]["rank"]
                 by_rank[rank] = max(by_rank.get(rank, 0), size)
 
@@ -130,7 +131,9 @@ class DiskModel:
         if adapter is None or again is None:
             return None
         has_state = type(stage.strategy).state is not Strategy.state
-        copies = 1 + STATE if has_state else 1
+        layout = stage.strategy.layout()
+        copies = layout.stored_copies(len(stage.earlier)) if layout else 1
+        copies += stage.strategy.needs.fact_values + (STATE if has_state else 0)
         return adapter * copies + METADATA + self.evaluation_bytes(item.evaluations) + again
 
     def evaluation_bytes(self, evaluations: Sequence[Evaluation]) -> float:

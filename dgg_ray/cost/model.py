@@ -167,7 +167,10 @@ class CostModel:
     def measure_stage(self, stage: Record, *evaluations: Record) -> Iterator[Measurement]:
         """Measure a stage and its evaluations, as far as they were done on such workers."""
         if stage.get("workers") == self.setup:
-            cost, parts = stage["cost"], self.training_parts(stage["meaning"], stage.get("replayed", {}))
+            cost, parts = (
+                stage["cost"],
+                self.training_parts(stage["meaning"], stage.get("replayed", {}), stage.get("step_cost", 1.0)),
+            )
             if parts:
                 amounts = (cost["seconds"], cost["begin_seconds"], stage["bytes"])
                 yield from map(Measurement, parts, amounts)
@@ -215,16 +218,18 @@ class CostModel:
 
     # -- predictions -------------------------------------------------------------------------------
 
-    def training_parts(self, meaning: Record, replayed: Mapping[str, int]) -> list[Part]:
+    def training_parts(self, meaning: Record, replayed: Mapping[str, int], step_cost: float) -> list[Part]:
         """Return the parts of training a stage, of TRAINING_KINDS; none for the untouched model.
 
         replayed: number of examples of each earlier task that the stage trains on.
+        step_cost: of a step, in units of plain fine-tuning's; an example counts as so many.
         """
         if not meaning["learns"]:
             return []
         rank, epochs = meaning["adapter"]["rank"], meaning["training"]["epochs"]
         counts = {name: epochs * self.sizes[name]["train"] for name, _ in meaning["learns"]}
         counts |= {name: epochs * count for name, count in replayed.items() if count}
+        counts = {name: step_cost * count for name, count in counts.items()}
         return [self.part(kind, counts if kind == "train" else {"": 1.0}, rank) for kind in TRAINING_KINDS]
 
     def part(self, kind: str, counts: Mapping[str, float], rank: int) -> Part:
@@ -236,7 +241,7 @@ class CostModel:
         parts: list[Part] = []
         if trains:
             train_sizes = {name: sizes["train"] for name, sizes in self.sizes.items()}
-            parts = self.training_parts(stage.meaning, stage.replayed_examples(train_sizes))
+            parts = self.training_parts(stage.meaning, stage.replayed_examples(train_sizes), stage.step_cost)
         for evaluation in evaluations:
             counts = {evaluation.task: float(self.sizes[evaluation.task][evaluation.split])}
             parts += [self.part(kind, counts, stage.adapter.rank) for kind in ("answer", "predictions")]

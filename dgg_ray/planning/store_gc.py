@@ -51,6 +51,7 @@ KINDS = {  # folder of the store → the kind of garbage in it
     "checks": "objects of store checks",
     "unfinished": "drafts of writers that died",
     "files": "files of no stage",
+    "facts": "facts about no stage",
     "checkpoints": "mid-stage checkpoints without a use",
     "failed": "failure records without a use",
     "leases": "leases that ended",
@@ -266,6 +267,8 @@ class StoreContents:
                 return key in requested
             case "checkpoints":
                 return key in requested and manifest_name(key) not in self.manifests.get(key, ())
+            case "facts":
+                return key in self.manifests or key.startswith("data-")
             case "files":
                 # The files of an unrequested stage are removed with the stage.
                 return prefix in live or (key in self.manifests and key not in requested)

@@ -8,6 +8,7 @@ A store holds these objects, by name:
     files/abcdef…/WRITER/            the stage's files: adapter/, a PEFT checkpoint; strategy.safetensors,
                                      what the strategy passes to the next stage, if anything
     files/abcdef…/0123…-WRITER/      an evaluation record's: predictions.parquet, every answer
+    facts/abcdef…/0123….safetensors  what a method must know of the stage, or of a task's data (facts.py)
     profiles/abcdef…-SETUP.json      the measured seconds of a few steps and answers of the stage
     failed/abcdef….json              the error that ended the stage
     checkpoints/ leases/             mid-stage checkpoints (checkpoints.py); who works on a key (leases.py)
@@ -191,12 +192,13 @@ class StageStore:
     # -- removal -----------------------------------------------------------------------------------
 
     def discard(self, key: str) -> int:
-        """Remove a finished stage with its evaluation records and files; return the bytes freed."""
-        for name in (f"checkpoints/{key}.safetensors", f"failed/{key}.json", _removed_mark(key)):
+        """Remove a finished stage with its evaluations, files and facts; return the bytes freed."""
+        facts = self.backend.sizes(f"facts/{key}/")
+        for name in (*facts, f"checkpoints/{key}.safetensors", f"failed/{key}.json", _removed_mark(key)):
             self.backend.remove(name)
         freed = manifest.remove_manifests(self.backend, manifest_name(key), f"files/{key}")
         leases.remove(self.backend, key)
-        return freed
+        return freed + sum(facts.values())
 
     def remove_adapter(self, key: str) -> int:
         """Remove the adapter of a finished stage; return the bytes freed.

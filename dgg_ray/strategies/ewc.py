@@ -62,7 +62,7 @@ class EWC(ReplayStrategy):
     """
 
     starts_plain = True
-    needs = Needs(earlier_stages=True)
+    needs = Needs(earlier_stages=True, fact_values=1)
     known_from = "released code"
 
     strength: Annotated[float, Ge(0)] = 5000.0

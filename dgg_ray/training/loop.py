@@ -282,6 +282,7 @@ class StageRunner:
             "trained_task": stage.task,
             "earlier": list(stage.earlier),
             "replayed": stage.replayed_examples(train_sizes),
+            "step_cost": stage.step_cost,
             "loss": loss,
             "cost": cost | {"peak_memory_mb": peak_memory_mb()},
             "environment": self.describe_environment(),
