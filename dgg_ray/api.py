@@ -280,7 +280,7 @@ class Outcome:
         found = self._scored_runs(chosen, split)
         blocks = [(run.order, run.seed) for run in found]
         run = found[self._matching(blocks, order, seed, f"setting {chosen} on the {split} split")[0]]
-        columns = pd.Index([*run.tasks, *self.study.evaluate_only], name="score on")
+        columns = pd.Index([*run.tasks, *self.results.evaluate_only], name="score on")
         scores = np.hstack([run.scores.R, run.scores.outside])
         matrix = pd.DataFrame(scores, pd.Index(run.tasks, name="after"), columns)
         matrix.attrs = {"setting": chosen, "order": run.order, "seed": run.seed, "split": split}
@@ -298,7 +298,7 @@ class Outcome:
         """Every answer, one row per run, stage and example: see
         `dgg_ray.analysis.predictions.PREDICTION_COLUMNS`.
 
-        task: None is every task. order, seed: None is every one.
+        task: None is every task, those only evaluated too. order, seed: None is every one.
         questions: add the column `question`, "" where the task's files are gone or have changed.
         """
         split, chosen = self.split(split), self.setting(setting)
@@ -309,7 +309,7 @@ class Outcome:
             )
         runs = self._runs_of(chosen)
         some = [runs[i] for i in self._matching(blocks_of(runs), order, seed, f"setting {chosen}")]
-        found = stored(self.store, some, split, None if task is None else [task])
+        found = stored(self.store, some, split, known if task is None else [task])
         return self._with_questions(found, split) if questions else found
 
     def adapter(

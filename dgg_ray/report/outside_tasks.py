@@ -26,6 +26,8 @@ from dgg_ray.stats.intervals import Interval
 def outside_sentences(results: Results, split: str) -> list[str]:
     """Say how far the chosen setting ends from the untouched model on each task that is only evaluated."""
     changes = changes_outside(results, split)
+    if changes.empty:
+        return []
     label = next(iter(settings_by_label(results)))
     style = EstimateStyle(format_signed, unit=" points")
     named = [
