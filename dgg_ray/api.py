@@ -20,6 +20,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis import load, run_table
@@ -271,7 +272,7 @@ class Outcome:
         """A run's score matrix R: after each task (rows), the score on each task (columns), in [0, 1].
 
         Tasks are in the order of their training; nan is not evaluated. Without an order and a seed it is the
-        first run; `attrs` of the frame say which.
+        first run; `attrs` of the frame say which. Tasks that are only evaluated are the last columns.
 
         split: None is the split of the final comparison.
         """
@@ -279,8 +280,9 @@ class Outcome:
         found = self._scored_runs(chosen, split)
         blocks = [(run.order, run.seed) for run in found]
         run = found[self._matching(blocks, order, seed, f"setting {chosen} on the {split} split")[0]]
-        labels = pd.Index(run.tasks, name="after"), pd.Index(run.tasks, name="score on")
-        matrix = pd.DataFrame(run.scores.R, *labels)
+        columns = pd.Index([*run.tasks, *self.results.evaluate_only], name="score on")
+        scores = np.hstack([run.scores.R, run.scores.outside])
+        matrix = pd.DataFrame(scores, pd.Index(run.tasks, name="after"), columns)
         matrix.attrs = {"setting": chosen, "order": run.order, "seed": run.seed, "split": split}
         return matrix
 
@@ -296,18 +298,18 @@ class Outcome:
         """Every answer, one row per run, stage and example: see
         `dgg_ray.analysis.predictions.PREDICTION_COLUMNS`.
 
-        task: None is every task. order, seed: None is every one.
+        task: None is every task, those only evaluated too. order, seed: None is every one.
         questions: add the column `question`, "" where the task's files are gone or have changed.
         """
         split, chosen = self.split(split), self.setting(setting)
-        known = self.study.task_names
+        known = tuple(self.study.readers)
         if task is not None and task not in known:
             raise ResultsError(
                 f"no task is called {task!r}; there are {', '.join(known)}{did_you_mean(task, known)}"
             )
         runs = self._runs_of(chosen)
         some = [runs[i] for i in self._matching(blocks_of(runs), order, seed, f"setting {chosen}")]
-        found = stored(self.store, some, split, None if task is None else [task])
+        found = stored(self.store, some, split, known if task is None else [task])
         return self._with_questions(found, split) if questions else found
 
     def adapter(

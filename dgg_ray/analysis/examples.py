@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import cached, final_runs, final_split, find_setting
+from dgg_ray.analysis.run_table import cached, evaluated_tasks, final_runs, final_split, find_setting
 from dgg_ray.core.errors import ResultsError, did_you_mean
 from dgg_ray.core.interfaces import Example
 from dgg_ray.core.phrases import join_names
@@ -165,7 +165,7 @@ def examples_report(
     """Return the command's output for JSON. Raises ResultsError for names that the study does not have."""
     split = split or final_split(results)
     label, setting = find_setting(results, method)
-    tasks = sorted({str(name) for name in results.table["eval_task"].unique()})
+    tasks = sorted(evaluated_tasks(results))  # what was never trained cannot be forgotten in this sense
     if task and task not in tasks:
         raise ResultsError(
             f"{results.name} has no task {task!r}; it has {', '.join(tasks)}{did_you_mean(task, tasks)}"

@@ -107,6 +107,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         archive=value_or(
             "predictions, losses and adapters", None, make_archive, study, store.source, requested
         ),
+        evaluate_only=study.evaluate_only,
     )
 
 
@@ -116,17 +117,13 @@ class StudyContents(NamedTuple):
     comparison: its searches and the settings compared, as far as the store holds the evidence.
     requested: all runs that these requested.
     requests_by_query: the runs that each query of the study's own search requested, by the query's number.
+    untouched: the evaluations of the untouched model; None where none are requested.
     """
 
     comparison: Comparison
     requested: RequestedRuns
     requests_by_query: dict[int, list[RunRequest]]
-
-    @property
-    def untouched(self) -> WorkItem | None:
-        """The evaluations of the untouched model; None where none are requested."""
-        winner = self.comparison.winner
-        return untouched_item(winner) if winner is not None else None
+    untouched: WorkItem | None
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -151,7 +148,9 @@ def read_contents(reader: EvidenceReader) -> StudyContents:
     for runs in comparison.settings.values():
         for run in runs:
             requested.add(runs, run, runs.work_items(run, COMPARED_SPLITS, study.protocol.evaluate))
-    return StudyContents(comparison, requested, requests_by_query)
+    winner = comparison.winner
+    untouched = reader.untouched_item if winner is None else untouched_item(winner)
+    return StudyContents(comparison, requested, requests_by_query, untouched)
 
 
 class RequestedRuns:
@@ -198,13 +197,13 @@ def score_table(
         # A joint run has one stage, its last.
         numbered = list(enumerate(work_items, start=len(run.order) - len(work_items)))
         splits = {evaluation.split for item in work_items for evaluation in item.evaluations}
-        if untouched and "test" in splits:
+        if untouched and ("test" in splits or study.evaluated_outside):
             numbered.insert(0, (-1, untouched))
         for t, item in numbered:
             scores = store.score_entries(item.stage)
             record = store.record(item.stage) or {"cost": {}}
             for evaluation in item.evaluations:
-                if evaluation.key not in scores:
+                if evaluation.key not in scores or evaluation.split not in splits:
                     continue
                 cell = {
                     "stage": t,

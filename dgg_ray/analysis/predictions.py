@@ -47,13 +47,15 @@ def predictions_table(
     Unfinished evaluations are left out, so it works at any moment. Simulated stages have no predictions.
 
     runs: each with the study at its setting, which determines how answers were scored.
-    tasks: the tasks wanted; None for all tasks of the run.
+    tasks: the tasks wanted; None for all that the run trains.
     base: the untouched model's stage, to put its answers before each run's first stage.
     """
     answers_by_key: dict[tuple[str, ...], pd.DataFrame] = {}
     parts = []
     for study, run in runs:
-        names = [name for name in run.order if tasks is None or name in tasks]
+        names = run.order
+        if tasks is not None:
+            names = [name for name in (*run.order, *study.evaluate_only) if name in tasks]
         evaluations = [study.runs.evaluation(name, split) for name in names]
         stages = list(enumerate(run.stages, start=len(run.order) - len(run.stages)))
         if base:

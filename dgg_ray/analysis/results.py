@@ -263,6 +263,7 @@ class Results:
     remaining: the work that is left.
     hardware: the machine types that trained the stages, and how far their scores drift apart.
     archive: predictions, adapters and losses, read on request; None where there is no store.
+    evaluate_only: names of the tasks that are evaluated and never trained.
     """
 
     name: str
@@ -282,6 +283,7 @@ class Results:
     remaining: RemainingWork = RemainingWork()
     hardware: HardwareDrift = HardwareDrift()
     archive: Archive | None = None
+    evaluate_only: tuple[str, ...] = ()
 
     @cached_property
     def cache(self) -> dict[tuple[str, ...], Any]:

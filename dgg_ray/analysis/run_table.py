@@ -79,14 +79,22 @@ def scored_runs(results: Results, split: str) -> list[ScoredRun]:
     keys = trained[names].iloc[np.unique(run_numbers, return_index=True)[1]]
     task_orders = [tuple(order.split(" > ")) for order in keys["order"]]
     R, sizes, together = score_matrices(trained, run_numbers, task_orders)
+    outside = scores_outside(trained, run_numbers, results.evaluate_only, R.shape[:2])
     base_scores = {
-        tasks: np.array([untouched.get(task, np.nan) for task in tasks]) for tasks in set(task_orders)
+        tasks: np.array([untouched.get(task, np.nan) for task in tasks])
+        for tasks in {*task_orders, results.evaluate_only}
     }
     runs = []
     for number, (setting, strategy, order, seed) in enumerate(keys.itertuples(index=False, name=None)):
         tasks = task_orders[number]
         T = len(tasks)
-        scores = ScoreMatrix(R[number, :T, :T], sizes[number, :T], base_scores[tasks])
+        scores = ScoreMatrix(
+            R[number, :T, :T],
+            sizes[number, :T],
+            base_scores[tasks],
+            outside[number, :T],
+            base_scores[results.evaluate_only],
+        )
         runs.append(ScoredRun(setting, strategy, order, int(seed), tasks, bool(together[number]), scores))
     return runs
 
@@ -116,14 +124,27 @@ def score_matrices(
     return R, sizes, together
 
 
+def scores_outside(
+    cells: pd.DataFrame, run_numbers: np.ndarray, tasks: Sequence[str], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return the scores on tasks that are only evaluated, (runs, T, tasks); nan in empty cells.
+
+    run_numbers: the number of each cell's run, shape (cells,). shape: (runs, T).
+    """
+    scores = np.full((*shape, len(tasks)), np.nan)
+    columns = pd.Index(tasks).get_indexer(pd.Index(cells["eval_task"]))
+    there = columns >= 0
+    stages = cells["stage"].to_numpy(dtype=int)[there]
+    scores[run_numbers[there], stages, columns[there]] = cells["score"].to_numpy()[there]
+    return scores
+
+
 def stacked_by_length(matrices: Sequence[ScoreMatrix]) -> Iterator[tuple[np.ndarray, ScoreMatrix]]:
     """Yield (indices, stack) for each number of tasks: the matrices of that size stacked into one."""
     lengths = np.array([len(scores.R) for scores in matrices], dtype=int)
     for T in np.unique(lengths):
         indices = np.flatnonzero(lengths == T)
-        members = [matrices[int(i)] for i in indices]
-        stack = (np.array([getattr(member, name) for member in members]) for name in ("R", "sizes", "base"))
-        yield indices, ScoreMatrix(*stack)
+        yield indices, ScoreMatrix.stack([matrices[int(i)] for i in indices])
 
 
 def metric_values(metric: Callable[[ScoreMatrix], MetricValue], stack: ScoreMatrix) -> np.ndarray:
@@ -134,8 +155,7 @@ def metric_values(metric: Callable[[ScoreMatrix], MetricValue], stack: ScoreMatr
             return values
     except (TypeError, ValueError):  # a faulty metric raises again below
         pass
-    single = [ScoreMatrix(stack.R[i], stack.sizes[i], stack.base[i]) for i in range(count)]
-    return np.array([metric(scores) for scores in single])
+    return np.array([metric(stack.run(i)) for i in range(count)])
 
 
 def task_positions(orders: Iterable[tuple[str, ...]], names: Iterable[str]) -> np.ndarray:
@@ -329,8 +349,8 @@ def headline_metric(results: Results) -> str:
 
 @cached
 def evaluated_tasks(results: Results) -> set[str]:
-    """Return the names of all tasks that were evaluated."""
-    return set(results.table["eval_task"].unique())
+    """Return the names of all tasks of the sequence that were evaluated."""
+    return set(results.table["eval_task"].unique()) - {*results.evaluate_only}
 
 
 @cached

@@ -40,6 +40,7 @@ METRIC_LABELS = {
     "plasticity": "plasticity",
     "backward_transfer": "BWT",
 }
+OUTSIDE_LABELS = {"retention": "retention"}  # in studies with tasks that are only evaluated
 BASELINE_NAMES = {
     "finetune": "plain fine-tuning",
     "replay": "replay with the same buffer",
@@ -96,6 +97,11 @@ def verdict(results: Results) -> Verdict:
     if (better := better_baseline(results, rows)) is not None:
         return verdict_if_beaten(results, better, chosen, support)
     return verdict_over_simpler(results, rows, chosen, support)
+
+
+def metric_labels(results: Results) -> dict[str, str]:
+    """Return the metrics that tables show, with their headers."""
+    return METRIC_LABELS | (OUTSIDE_LABELS if results.evaluate_only else {})
 
 
 def verdict_without_score(results: Results, chosen: str, split: str) -> Verdict:

@@ -46,6 +46,7 @@ def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]
         sizes = [f"{n} in `{name}` ({100 / n:.1f} points)" for name, n in few.items()]
         if few:
             yield f"one answer in {split} is worth more than a point: {join_names(sizes, LISTED)}"
+    tasks = {name: tasks[name] for name in study.task_names}
     yield from buffer_warnings(study, tasks)
     yield from batch_warnings(study, tasks)
     for setting, values in task_mappings(study.strategy).items():

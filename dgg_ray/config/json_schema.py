@@ -11,6 +11,7 @@ from dgg_ray.config.sections import OwnSeeds
 from dgg_ray.core import plugins
 
 TASK_NAME = "The task's name, by which orders and per-task settings call it: letters, digits, _ and -."
+EVALUATE_ONLY = "Whether the task is never trained, and only evaluated after each stage; false by default."
 
 OWN = "A plug-in of your own: package.module:Class."
 
@@ -45,6 +46,7 @@ def schema() -> dict[str, Any]:
     tasks = [*choice("readers", "reader"), outside("reader")[1]]
     for form in tasks:
         form["properties"]["name"] = {"type": "string", "description": TASK_NAME}
+        form["properties"]["evaluate_only"] = {"type": "boolean", "description": EVALUATE_ONLY}
         form["required"].append("name")
     properties["tasks"] = {"type": "array", "minItems": 2, "items": {"anyOf": tasks}}
     order = {"type": "array", "items": {"type": "string"}}

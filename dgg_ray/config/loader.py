@@ -44,7 +44,11 @@ KEYS = {  # keys of a study file, each with its description
     "name": "The study's name, also the name of its results folder.",
     "question": "The question that the study answers, in your words; its report begins with it.",
     "model": "The vision-language model that is fine-tuned, by name and settings.",
-    "tasks": "The datasets to train one after another, at least two, each with a name and a reader.",
+    "tasks": (
+        "The datasets to train one after another, at least two, each with a name and a reader. One with "
+        "`evaluate_only: true` is never trained: it is evaluated after each stage, to see what the model "
+        "keeps of its other abilities."
+    ),
     "strategy": "The continual-learning method, by name and settings.",
     "adapter": "The LoRA adapter that is trained; the base model stays frozen.",
     "training": "How each task is trained.",
@@ -179,7 +183,7 @@ def build_study(raw: Mapping[str, Any], folder: str, files: bool = True) -> tupl
     intact = {key: part for key, part in parts.items() if part is not BROKEN}
     if "readers" not in intact:
         return None, faults
-    if len(intact["readers"]) < max(2, len(raw["tasks"])):
+    if len(intact["readers"]) < max(2, len(raw["tasks"])) or parts.get("evaluate_only") is BROKEN:
         broken.add("readers")  # a task is missing, has no name, or one that another has
     defaults = {"name": "", "model": MissingModel(), "strategy": Strategy()}
     study = Study(**{**defaults, **intact}, file=StudyFile(raw, folder))
@@ -211,6 +215,7 @@ def build_parts(raw: Mapping[str, Any], folder: str, faults: list[Fault]) -> dic
         parts |= read_own_seeds(raw["seeds"], faults)
     if "tasks" in raw:
         parts["readers"] = build_readers(raw["tasks"], folder, faults)
+        parts["evaluate_only"] = evaluate_only_names(raw["tasks"], faults)
     return parts
 
 
@@ -321,11 +326,26 @@ def build_readers(raw: Any, folder: str, faults: list[Fault]) -> Any:
             faults.append(Fault(f"{at}.name", "two tasks have this name", repr(name)))
         if not re.fullmatch(r"[\w-]+", name):
             faults.append(Fault(f"{at}.name", "must be letters, digits, _ and -", repr(name)))
-        settings = {k: v for k, v in entry.items() if k != "name"}
+        settings = {k: v for k, v in entry.items() if k not in ("name", "evaluate_only")}
         readers.setdefault(name, build_plugin("readers", settings, at, folder, faults, key="reader"))
     if len(raw) < 2:
         faults.append(Fault("tasks", f"needs at least 2 tasks, has {len(raw)}"))
     return readers or BROKEN
+
+
+def evaluate_only_names(raw: Any, faults: list[Fault]) -> Any:
+    """Return the names of the tasks that are never trained; BROKEN where fewer than two are trained."""
+    entries = [entry for entry in raw if isinstance(entry, Mapping)] if isinstance(raw, list) else []
+    found = len(faults)
+    for i, entry in enumerate(entries):
+        if not isinstance(value := entry.get("evaluate_only", False), bool):
+            faults.append(Fault(f"tasks[{i}].evaluate_only", "must be true or false", show_value(value)))
+    names = tuple(entry.get("name") for entry in entries if entry.get("evaluate_only") is True)
+    trained = len(entries) - len(names)
+    if names and trained < 2:
+        rule = "needs at least 2 tasks that are trained, has"
+        faults.append(Fault("tasks", f"{rule} {trained}; {len(names)} are only evaluated"))
+    return names if len(faults) == found else BROKEN
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -370,17 +390,18 @@ def read_tasks(
         if reader is BROKEN:
             continue
         path = f"tasks[{names.index(name)}]"
+        outside = name in study.evaluate_only
         try:
-            task = read_task(reader, name)
+            task = read_task(reader, name, outside)
         except StudyError as error:
             faults += [replace(fault, path=f"{path}.{fault.path}") for fault in error.faults]
             continue
-        broken = list(task_rules(task))
+        broken = list(task_rules(task, outside))
         faults += [replace(fault, path=f"{path}.{fault.path}") for fault in broken]
         warnings += [f"{name}: {warning}" for warning in task.warnings]
         warnings += [] if broken else data_warnings.task_warnings(study, task)
         sizes = {split: len(task.examples[split]) for split in SPLITS}
         tasks[name] = TaskData(name, dict(task.digests), sizes, task.scorer)
-        if study.orders.design == "extreme":
+        if study.orders.design == "extreme" and not outside:
             profiles.append(task_similarity.profile_of(task))
     return tasks, warnings, profiles, faults

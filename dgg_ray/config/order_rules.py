@@ -69,6 +69,9 @@ def listed_order_rules(check: Check, path: str, orders: Sequence[Order]) -> Iter
         if check.tasks_known and sorted(order) != sorted(names):
             unknown = next((name for name in order if name not in names), "")
             rule = f"must name each of {', '.join(names)} once"
+            if outside := [name for name in check.study.evaluate_only if name in order]:
+                rule += f"; {join_names(outside)} {'is' if len(outside) == 1 else 'are'} never trained "
+                rule += "(`evaluate_only: true`)"
             yield Fault(f"{path}[{i}]", rule, show_value(list(order)), nearest_name(unknown, names))
     if repeated := len(orders) - len(set(orders)):
         yield Fault(path, "must be different orders", f"{repeated} twice")

@@ -206,7 +206,8 @@ def part_hashes(raw: Mapping[str, Any]) -> dict[str, str]:
     study, _ = loader.build_study(raw, ANYWHERE, files=False)
     if study is None:
         return {}
-    readers = {name: [plugins.plugin_name(r), asdict(r)] for name, r in study.readers.items()}  # type: ignore[arg-type]
+    trained = {name: study.readers[name] for name in study.task_names}  # the others bear on no stage
+    readers = {name: [plugins.plugin_name(r), asdict(r)] for name, r in trained.items()}  # type: ignore[arg-type]
     simulated = study.workers.engine == "simulated"
     parts = {
         "model": [plugins.plugin_name(study.model), asdict(study.model)],  # type: ignore[arg-type]

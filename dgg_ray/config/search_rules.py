@@ -21,7 +21,7 @@ from dgg_ray.config.sections import (
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
-from dgg_ray.core.scores import ScoreMatrix
+from dgg_ray.core.scores import ScoreMatrix, reads_outside
 
 LARGEST_GRID = 10 * MOST
 SEARCHABLE = ("strategy", "adapter", "training")
@@ -111,7 +111,12 @@ def count_combinations(study: Study, search: Search) -> int:
 def metric_rules(study: Study, path: str, name: str) -> Iterator[Fault]:
     if broken := plugins.lookup_faults("metrics", name):
         yield from (replace(fault, path=path) for fault in broken)
-    elif rule := why_unfit(name, max(2, len(study.task_names)), study.strategy.simultaneous):
+        return
+    if not study.evaluate_only and reads_outside(plugins.find("metrics", name)):
+        yield Fault(path, "needs a task with `evaluate_only: true`, and there is none", repr(name))
+        return
+    tasks, outside = max(2, len(study.task_names)), len(study.evaluate_only)
+    if rule := why_unfit(name, tasks, study.strategy.simultaneous, outside):
         yield Fault(path, rule, repr(name))
 
 
@@ -130,23 +135,28 @@ def constraint_rules(study: Study, path: str, text: str) -> Iterator[Fault]:
         yield Fault(path, "must compare with a strategy that trains one task after another", repr(text))
 
 
-def why_unfit(name: str, tasks: int, simultaneous: bool) -> str:
+def why_unfit(name: str, tasks: int, simultaneous: bool, outside: int = 0) -> str:
     """Say why a metric cannot be an objective; empty if it can. The metric itself is asked.
 
-    The search evaluates the tasks seen so far, and maximises. So a metric must have a value there, and must
-    not fall when the final scores rise.
+    The search evaluates the tasks seen so far, and those that are only evaluated where the metric reads them.
+    It maximises. So a metric must have a value there, and must not fall when the final scores rise.
+
+    tasks, outside: number of tasks that are trained, and of those only evaluated.
     """
-    R = np.where(np.tri(tasks, dtype=bool), 0.5, np.nan)
+    scores = np.full((tasks, tasks + outside), 0.5)
+    scores[:, :tasks][~np.tri(tasks, dtype=bool)] = np.nan
     if simultaneous:
-        R[:-1] = np.nan
-    better = R.copy()
+        scores[:-1] = np.nan
+    better = scores.copy()
     better[-1] = 0.75
-    sizes, base = np.ones(tasks), np.full(tasks, np.nan)
+    sizes, base, outside_base = np.ones(tasks), np.full(tasks, np.nan), np.full(outside, 0.5)
+    matrices = [
+        ScoreMatrix(of[:, :tasks], sizes, base, of[:, tasks:], outside_base) for of in (scores, better)
+    ]
     metric = plugins.find("metrics", name)
     try:
-        before, after = (float(metric(ScoreMatrix(scores, sizes, base))) for scores in (R, better))
-        stack = [np.stack(parts) for parts in ((R, better), (sizes, sizes), (base, base))]
-        both = np.asarray(metric(ScoreMatrix(*stack)), dtype=float)
+        before, after = (float(metric(matrix)) for matrix in matrices)
+        both = np.asarray(metric(ScoreMatrix.stack(matrices)), dtype=float)
     except Exception as problem:  # a user's metric may raise anything
         return f"raised {describe_problem(problem)}"
     if both.shape != (2,) or not np.allclose(both, (before, after), equal_nan=True):
@@ -190,6 +200,8 @@ def setting_rules(
             legal = [f"{head}.{f.name}" for f in fields(getattr(study, head))]
             legal += [f"{path.rpartition('.')[0]}.{name}" for name in study.task_names]
             rule = f"no such path: {error.args[0]!r} does not exist"
+            if error.args[0] in study.evaluate_only:
+                rule = f"{error.args[0]} is only evaluated (`evaluate_only: true`), so no setting is its own"
             yield Fault(at, rule, near=nearest_name(path, legal))
             return
         section = getattr(changed, head)

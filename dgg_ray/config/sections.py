@@ -137,13 +137,21 @@ class Search:
     audit_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.1
     warm_start_from: tuple[Path, ...] = ()
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics by which settings are chosen: those of the objective and of the constraints."""
+        constraints = (Constraint.parse(text) for text in self.constraints)
+        return tuple(dict.fromkeys([*self.objective, *(c.metric for c in constraints if c)]))
+
 
 @dataclass(frozen=True)
 class Protocol:
     """What is evaluated, and what the recommended setting is compared with.
 
     evaluate: the tasks that are evaluated after each stage of the final runs: those `seen` so far, the `next`
-        one too (for forward transfer), or `all`. The search evaluates those seen.
+        one too (for forward transfer), or `all` (for zero-shot transfer). The search evaluates those seen.
+        Tasks with `evaluate_only: true` are evaluated after each stage of the final runs in any case, and in
+        the search where its objective or a constraint reads them.
     old_data: whether methods may read examples of earlier tasks; `false` refuses every one that does, such as
         replay.
     max_new_tokens: length of the longest answer that the model may give, in tokens.
@@ -284,9 +292,9 @@ class Constraint:
 
     @classmethod
     def parse(cls, text: str) -> Constraint | None:
-        """Parse a text such as `plasticity >= finetune - 2 points` or `faa >= 60 %`; None for other texts."""
+        """Parse a text such as `plasticity >= finetune - 2 points` or `retention >= -2 points`; else None."""
         number = r"(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>points?|%)?"
-        match = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{number}\s*", text)
+        match = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*(?P<sign>-)?\s*{number}\s*", text)
         if match is None:
             baseline = rf"(?P<baseline>[a-z][\w.:]*)\s*(?:(?P<sign>[+-])\s*{number})?"
             match = re.fullmatch(rf"\s*(?P<metric>[\w.:]+)\s*>=\s*{baseline}\s*", text)

@@ -10,6 +10,10 @@ A larger α keeps more of the old scores and takes from the new one, so each tas
 top, rigid and frail are drawn by each task's name. The form is ours: it has the directions that DGG reports,
 not its measured sizes. A joint stage gives s_i = top_i · c(r).
 
+A task k that is only evaluated begins at s_k = 0.7 top_k on the untouched model. Each trained task takes half
+of the share that it would take of an earlier task, with m = 0 because nothing of k is replayed; a joint stage
+does so for each of its tasks, without guidance. Training adds no noise to these scores.
+
 With bend and transfer at 0, the effect of a task's α depends on no other task's α, because scores keep their
 proportion whatever comes later. The search task by task and the curves of one task's α assume this; bend and
 transfer show how they do where it does not hold. With bend below 0 a half-forgotten score is lost faster, so
@@ -30,6 +34,7 @@ from dgg_ray.core.errors import STRICT
 from dgg_ray.core.rng import make_rng
 
 HOLD, BUFFER = 0.85, 50.0  # h, m₀
+UNTOUCHED, OUTSIDE = 0.7, 0.5  # of a task that is only evaluated: its first score, its part in forgetting
 GUESS = 0.1  # score on a task that was never trained
 
 
@@ -104,6 +109,15 @@ class ResponseModel:
         if self.bend >= 0:
             return share * left**self.bend
         return np.minimum(share * np.maximum(left, 0.01) ** self.bend, 1.0)  # arrays too, as in benchmarks
+
+    def untouched_score(self, name: str) -> float:
+        """The untouched model's true score on a task that is only evaluated."""
+        return UNTOUCHED * self.task_constants(name).top
+
+    def outside(self, score: float, name: str, task: str, alpha: float) -> float:
+        """The true score on `name`, which is only evaluated, after `task` is trained; `score` before it."""
+        share = OUTSIDE * self.task_constants(task).frail * (1 - HOLD * (1 - (1 - alpha) ** 2))
+        return score * (1 - self.lost(share, score / self.task_constants(name).top))
 
     def trained_jointly(self, tasks: tuple[str, ...], rank: float) -> dict[str, float]:
         """True scores after training all tasks at once."""

@@ -34,6 +34,7 @@ from dgg_ray.core import plugins
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import Adapter, Model, Reader, Task, Training
 from dgg_ray.core.orders import design, held_out_orders
+from dgg_ray.core.scores import reads_outside
 from dgg_ray.core.stage import (
     Evaluation,
     Run,
@@ -109,6 +110,7 @@ class Study:
     """The content of a study file, and the findings of its check.
 
     readers: the reader of each task, by the task's name, in the file's order.
+    evaluate_only: names of the tasks that are evaluated and never trained; no order holds them.
     own_seeds: whether each order has seeds of its own, made from `seeds` (see `blocks_of`).
     """
 
@@ -116,6 +118,7 @@ class Study:
     model: Model
     readers: Mapping[str, Reader]
     strategy: Strategy
+    evaluate_only: tuple[str, ...] = ()
     adapter: Adapter = Adapter()
     training: Training = Training()
     orders: Orders = Orders()
@@ -137,7 +140,16 @@ class Study:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        return tuple(self.readers)
+        """The tasks that are trained, which every order holds; `readers` has those only evaluated too."""
+        return tuple(name for name in self.readers if name not in self.evaluate_only)
+
+    @cached_property
+    def evaluated_outside(self) -> tuple[str, ...]:
+        """The evaluate-only tasks that the search must evaluate: all if its metrics read them, else none."""
+        if self.search is None or not self.evaluate_only:
+            return ()
+        known = (name for name in self.search.metrics if not plugins.lookup_faults("metrics", name))
+        return self.evaluate_only if any(reads_outside(plugins.find("metrics", m)) for m in known) else ()
 
     # -- settings ----------------------------------------------------------------------------------
 
@@ -310,7 +322,11 @@ class Study:
     def read_tasks(self) -> dict[str, Task]:
         """Read the tasks with their examples."""
         fetching.set_cache_limit(self.workers.cache_gb)
-        return {name: read_task(reader, name) for name, reader in self.readers.items()}
+        return {name: self.read_task(name) for name in self.readers}
+
+    def read_task(self, name: str) -> Task:
+        """Read one task; one that is only evaluated has no training examples."""
+        return read_task(self.readers[name], name, name in self.evaluate_only)
 
     def store(self, out: Path) -> StageStore:
         """Open the store of finished stages. out: the folder that the study is run into."""
@@ -383,17 +399,23 @@ class StudyRuns(Sequence[Run]):
     def work_items(self, run: Run, splits: Sequence[str] = (), scope: str = "seen") -> Chain:
         """A run's stages with their evaluations, in the order in which they can be done.
 
-        splits: to evaluate on; none is the split on which the search selects.
+        splits: those of the final runs, on which evaluate-only tasks are evaluated too; none is the split on
+            which the search selects, with these tasks only if its metrics read them.
         scope: the tasks evaluated after each stage, one of `Protocol.evaluate`.
         """
+        outside = self.study.evaluate_only if splits else self.study.evaluated_outside
         splits = splits or (self.study.protocol.selection_split,)
-        return [self._work_item(run, stage, splits, scope) for stage in run.stages]
+        items = []
+        for stage in run.stages:
+            known = len(stage.earlier) + len(stage.trained_tasks)
+            count = {"seen": known, "next": known + 1, "all": len(run.order)}[scope]
+            items.append(self.evaluated(stage, (*run.order[:count], *outside), splits))
+        return items
 
-    def _work_item(self, run: Run, stage: Stage, splits: Sequence[str], scope: str) -> WorkItem:
-        known = len(stage.earlier) + len(stage.trained_tasks)
-        count = {"seen": known, "next": known + 1, "all": len(run.order)}[scope]
+    def evaluated(self, stage: Stage, tasks: Sequence[str], splits: Sequence[str]) -> WorkItem:
+        """Return the stage with the evaluations of these tasks on these splits."""
         # Sorted, so that the evaluation record of a stage is the same whichever order asks for it.
-        tasks = sorted(run.order[:count])
+        tasks = sorted(tasks)
         key = (stage.key, *splits, *tasks)
         if key not in self._items:
             evaluations = tuple(self.evaluation(task, split) for split in splits for task in tasks)

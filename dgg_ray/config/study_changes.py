@@ -96,6 +96,8 @@ def flat_settings(study: Study) -> dict[str, str]:
     for name, reader in study.readers.items():
         values |= flatten(reader, f"tasks.{name}")
         plugin_at[f"tasks.{name}.reader"] = reader
+        if name in study.evaluate_only:
+            values[f"tasks.{name}.evaluate_only"] = "true"
     values |= {path: plugins.plugin_name(plugin) for path, plugin in plugin_at.items()}
     values["tasks"] = ", ".join(study.task_names)
     if study.workers.engine == "simulated":

@@ -78,7 +78,11 @@ def study_mapping(study: Study, keys: Iterable[str]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key in keys:
         if key == "tasks":
-            content[key] = [{"name": name, **plain_value(reader)} for name, reader in study.readers.items()]
+            content[key] = [
+                {"name": name, **plain_value(reader)}
+                | ({"evaluate_only": True} if name in study.evaluate_only else {})
+                for name, reader in study.readers.items()
+            ]
         elif key == "seeds" and study.own_seeds:
             content[key] = {"per_order": len(study.seeds)}
         elif (value := getattr(study, key)) != defaults[key]:

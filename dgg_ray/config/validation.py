@@ -59,9 +59,11 @@ def task_mapping_rules(check: Check) -> Iterator[Fault]:
     names = check.study.task_names
     for setting, values in task_mappings(check.study.strategy).items():
         for name in values:
-            if name not in names:
-                near = nearest_name(name, names)
-                yield Fault(f"strategy.{setting}.{name}", "no such task", near=near)
+            at = f"strategy.{setting}.{name}"
+            if name in check.study.evaluate_only:
+                yield Fault(at, "is only evaluated (`evaluate_only: true`), so no setting can be its own")
+            elif name not in names:
+                yield Fault(at, "no such task", near=nearest_name(name, names))
 
 
 def effect_rules(check: Check) -> Iterator[Fault]:
@@ -251,11 +253,12 @@ RULES = (
 # -- data ------------------------------------------------------------------------------------------
 
 
-def task_rules(task: Task) -> Iterator[Fault]:
+def task_rules(task: Task, evaluate_only: bool = False) -> Iterator[Fault]:
     """Check that a task has examples, and a scorer that can score them."""
-    for split in SPLITS:
+    for split in SPLITS[1:] if evaluate_only else SPLITS:
         if not task.examples.get(split):
-            yield Fault(split, "must hold at least 1 example, holds 0")
+            less = "; a task with `evaluate_only: true` needs none" if split == "train" else ""
+            yield Fault(split, f"must hold at least 1 example, holds 0{less}")
     if broken := plugins.lookup_faults("scorers", task.scorer):
         yield from (replace(fault, path="scorer") for fault in broken)
         return
@@ -268,8 +271,9 @@ def split_rules(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[Fault]:
     """Refuse to choose settings on the examples that they are compared on, unless the study says so."""
     if study.protocol.selection_split == "test" or not study.search:
         return
+    chosen_on = {*study.task_names, *study.evaluated_outside}
     for name, data in tasks.items():
-        if data.digests["validation"] == data.digests["test"]:
+        if name in chosen_on and data.digests["validation"] == data.digests["test"]:
             rule = (
                 f"{name}: validation and test hold the same examples, so settings would be chosen on test; "
                 "give another validation split, or say protocol.selection_split: test"

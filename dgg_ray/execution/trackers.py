@@ -112,20 +112,22 @@ class TrackedRun:
             scores = reader.score_matrix(self.runs, run, self.split)
             for t, stage in enumerate(run.stages, start=len(run.order) - len(run.stages)):
                 if StageOfRun.of(run, stage) not in reported:
-                    scores.R[t] = np.nan
+                    scores.R[t] = scores.outside[t] = np.nan
             yield run.order, scores
 
     def point(self, store: StageStore) -> dict[str, float]:
         """The values after the last reported stage."""
         run_means: list[float] = []
-        task_scores: dict[str, list[float]] = {name: [] for name in self.runs.study.task_names}
+        outside = self.runs.study.evaluate_only
+        task_scores: dict[str, list[float]] = {name: [] for name in self.runs.study.readers}
         for order, scores in self.score_matrices(store):
             evaluated = np.flatnonzero(~np.isnan(scores.R).all(axis=1))
             if not len(evaluated):
                 continue
             last_row = scores.R[evaluated[-1]]
             run_means.append(float(np.nanmean(last_row)))
-            for name, score in zip(order, last_row.tolist(), strict=True):
+            last_scores = [*last_row.tolist(), *scores.outside[evaluated[-1]].tolist()]
+            for name, score in zip((*order, *outside), last_scores, strict=True):
                 if not math.isnan(score):
                     task_scores[name].append(score)
         values = {"stages": float(self.step)}

@@ -94,7 +94,7 @@ def interim_score(
             if stage.key not in stored:
                 continue
             if stage.key not in scores:
-                scores[stage.key] = float(np.nanmean(reader.scores_after(stage, runs, run, split)))
+                scores[stage.key] = float(np.nanmean(reader.scores_after(stage, runs, run.order, split)))
             last_score[number] = scores[stage.key]
     return float(np.mean(list(last_score.values()))) if last_score else 0.0
 

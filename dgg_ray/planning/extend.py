@@ -23,7 +23,9 @@ from dgg_ray.storage.fetching import path_below
 
 FILE_WORDS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 ENDINGS = (".json", ".jsonl")
-TASK_KEYS = ("name", "train", "validation", "test", "references", "images")  # of one task, not shared by all
+TASK_KEYS = (  # of one task, not shared by all
+    *("name", "train", "validation", "test", "references", "images", "evaluate_only"),
+)
 Edit = tuple[tuple[str | int, ...], Any]  # a path in the file, its new value
 
 
@@ -91,7 +93,7 @@ def extend(
         raise StudyError(faults, str(file))
     edits: list[Edit] = [(("name",), name)]
     notes = [f"{new}: {', '.join(study.task_names)}, and then {', '.join(tasks)}"]
-    for index, entry in enumerate(entries, start=len(study.task_names)):
+    for index, entry in enumerate(entries, start=len(study.readers)):
         edits.append((("tasks", index), entry))
         notes.append(f"  tasks: {yaml_edit.to_inline(entry)}")
     notes += default_value_notes(study, list(tasks))
@@ -125,7 +127,7 @@ def task_entry(study: Study, name: str, source: str, reader: str, faults: list[F
     source: a folder, a train file, or the name of a reader that needs no files.
     """
     at, readers = f"--task {name}", plugins.all_names("readers")
-    if name in study.task_names:
+    if name in study.readers:
         rule = "the study has a task of this name; give a changed task another name"
         faults.append(Fault(at, rule))
     if reader not in readers:
@@ -136,12 +138,13 @@ def task_entry(study: Study, name: str, source: str, reader: str, faults: list[F
     entry = {"name": name, "reader": reader if has_files else source}
     if has_files:
         entry |= find_task_files(study, at, source, faults)
-    alike = [other for other in study.file.content["tasks"] if other["reader"] == entry["reader"]]
+    trained = [other for other in study.file.content["tasks"] if other["name"] in study.task_names]
+    alike = [other for other in trained if other["reader"] == entry["reader"]]
     first = alike[0] if alike else {}
     shared = {key: value for key, value in first.items() if all(e.get(key) == value for e in alike)}
     if has_files and "images" not in entry and "images" in shared:
         entry["images"] = shared["images"]
-    own_keys = TASK_KEYS if has_files else ("name",)
+    own_keys = TASK_KEYS if has_files else ("name", "evaluate_only")
     return entry | {key: value for key, value in shared.items() if key not in own_keys}
 
 

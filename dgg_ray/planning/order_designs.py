@@ -222,7 +222,7 @@ def compare_designs(
     paired_sd = paired_sd or PairedSd(ASSUMED_SD, "assumed", UNMEASURED)
     rows, available = [], available_designs(len(study.task_names))
     if "extreme" in available and not study.data.similarity:
-        profiles = [task_similarity.profile_of(reader.read(name)) for name, reader in study.readers.items()]
+        profiles = [task_similarity.profile_of(study.read_task(name)) for name in study.task_names]
         similarity = task_similarity.similarity_matrix(profiles)
         study = replace(study, data=replace(study.data, similarity=similarity))
     for name, size in available.items():

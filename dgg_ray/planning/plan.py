@@ -129,7 +129,8 @@ class Plan:
 
     def task_rows(self) -> Iterator[tuple[str, ...]]:
         for name, data in self.tasks.items():
-            yield (name, *(f"{data.sizes[split]:,}" for split in SPLITS), data.scorer)
+            sizes = (data.sizes[split] for split in SPLITS)  # one that is only evaluated trains on none
+            yield (name, *(f"{size:,}" if size else "–" for size in sizes), data.scorer)
 
 
 def plan(study: Study, store: StageStore) -> Plan:

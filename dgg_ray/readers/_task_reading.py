@@ -23,8 +23,21 @@ from dgg_ray.readers._images import inspect_images
 SHOWN = 5  # faults of one split that are shown one by one
 
 
-def read_task(reader: Reader, name: str) -> Task:
-    """Return the task called `name`; raise StudyError with all faults, also if the reader raises."""
+def read_task(reader: Reader, name: str, evaluate_only: bool = False) -> Task:
+    """Return the task called `name`; raise StudyError with all faults, also if the reader raises.
+
+    evaluate_only: leave out the training examples, of which a reader of one's own need return none.
+    """
+    if not evaluate_only:
+        return read_whole_task(reader, name, SPLITS)
+    task = read_whole_task(reader, name, SPLITS[1:])
+    return replace(
+        task, examples={**task.examples, "train": ()}, digests={**task.digests, "train": digest([])}
+    )
+
+
+def read_whole_task(reader: Reader, name: str, splits: Sequence[str]) -> Task:
+    """Return the task with all examples. splits: those that a reader of one's own must return."""
     if not sources.source_digest(type(reader)):
         return reader.read(name)
     try:
@@ -34,18 +47,18 @@ def read_task(reader: Reader, name: str) -> Task:
     except Exception as problem:
         rule = f"the reader must return a task, but raised {type(problem).__name__}: {problem}"
         raise StudyError([Fault("reader", rule, error_records.plugin_location(problem))], name) from problem
-    if faults := list(task_faults(task)):
+    if faults := list(task_faults(task, splits)):
         raise StudyError(faults, name)
-    digests = {split: digest_examples(task.examples[split]) for split in SPLITS}
+    digests = {split: digest_examples(task.examples[split]) for split in splits}
     return replace(task, name=name, digests=digests)
 
 
-def task_faults(task: Any) -> Iterator[Fault]:
-    """Yield the faults of a task that has no complete digest."""
+def task_faults(task: Any, splits: Sequence[str] = SPLITS) -> Iterator[Fault]:
+    """Yield the faults of a task that has no complete digest. splits: those that it must have."""
     if not isinstance(task, Task):
         yield Fault("reader", "must return a Task", type(task).__name__)
         return
-    for split in SPLITS:
+    for split in splits:
         if split not in task.examples:
             yield Fault("reader", f"must return examples for {split}", ", ".join(task.examples) or "none")
             continue

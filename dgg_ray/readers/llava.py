@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -76,13 +76,14 @@ class Llava(Reader):
     All paths may be URLs (s3://BUCKET/train.json): each node fetches the files once, and the whole folder of
     images once if an example has one.
 
-    train: file of the training examples, a JSON list or JSON lines.
+    train: file of the training examples, a JSON list or JSON lines; a task with `evaluate_only: true` does
+        without.
     test: file of the test examples.
     validation: file of the validation examples; without it a share of `train` is reserved, by image: all
         examples of one image are on the same side.
     validation_share: that share of the images of `train` (records of text only count as one each).
     split_seed: seed of that division, and of the samples that the limits take.
-    images: folder that `image` is relative to; None is the folder of `train`.
+    images: folder that `image` is relative to; None is the folder of `train`, or without it that of `test`.
     references: file with captions in COCO's form, matched by file name; they become the references of every
         test example of that image, and of validation examples if the file has captions for them.
     limit: largest number of training examples, a sample; the images of the others are not read.
@@ -90,8 +91,8 @@ class Llava(Reader):
     scorer: how answers are scored, the name of a file in scorers/.
     """
 
-    train: Path
-    test: Path
+    train: Path | None = None
+    test: Path = field(kw_only=True)
     validation: Path | None = None
     validation_share: Annotated[float, Gt(0), Lt(1)] = 0.1
     split_seed: Annotated[int, Ge(0)] = 0
@@ -132,14 +133,17 @@ class Llava(Reader):
     def _read_examples(self, name: str, faults: Faults) -> tuple[dict[str, list[LocatedExample]], Path]:
         """Return the examples of all splits with their captions, and the image folder."""
         files = {"train": self.train, "validation": self.validation, "test": self.test}
-        root = fetching.as_path(self.images or Path(self.train).parent)
+        root = fetching.as_path(self.images or Path(self.train or self.test).parent)
         root = root if fetching.url_of(root) else root.absolute()
-        examples = {
+        examples: dict[str, list[LocatedExample]] = {split: [] for split in files}
+        examples |= {
             split: parse_examples(fetch_to_this_machine(path, split, faults), split, root, faults)
             for split, path in files.items()
             if path is not None
         }
-        if self.validation is None:
+        if self.validation is None and self.train is None:
+            faults.add(Location("validation"), "is required without `train`, of which it would be a share")
+        elif self.validation is None:
             examples |= self._divide(examples["train"], name, faults)
         if self.references is not None:
             file = fetch_to_this_machine(self.references, "references", faults)

@@ -12,7 +12,7 @@ from dgg_ray.analysis.alpha_curves import unsearched_parameters
 from dgg_ray.analysis.comparison_tables import settings_table
 from dgg_ray.analysis.results import Results, Spending
 from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics
-from dgg_ray.analysis.verdict import METRIC_LABELS
+from dgg_ray.analysis.verdict import metric_labels
 from dgg_ray.config.sections import name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.cost.rates import Estimate, format_estimate
@@ -81,7 +81,7 @@ def evaluated_settings(results: Results, title: str) -> list[PageElement]:
         )
     if len(rows) < len(table):
         caption += f" {len(rows)} of {len(table)} settings are shown; settings.csv has all."
-    header = ["setting", "method", *parameters, "blocks", *METRIC_LABELS.values()]
+    header = ["setting", "method", *parameters, "blocks", *metric_labels(results).values()]
     return collapsible(title, Table(caption, header, rows, "settings.csv", frozenset({0, 1})))
 
 
@@ -97,7 +97,7 @@ def settings_row(results: Results, row: Mapping[Any, Any]) -> TableRow:
     if not row["whole"]:
         blocks = f"{blocks} of {results.search.blocks if results.search else 1}"
     values = [format_value(row[parameter]) for parameter in results.parameters]
-    scores = [format_metric(row, metric) for metric in METRIC_LABELS]
+    scores = [format_metric(row, metric) for metric in metric_labels(results)]
     return TableRow([row["setting"], method, *values, blocks, *scores], "best" if is_chosen else "")
 
 

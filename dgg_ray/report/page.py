@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 
 from dgg_ray.analysis import examples, order_sensitivity
 from dgg_ray.analysis.comparison_tables import compare, settings_table
+from dgg_ray.analysis.outside_scores import changes_outside
 from dgg_ray.analysis.per_task import per_task
 from dgg_ray.analysis.results import CELL_COLUMNS, Results
 from dgg_ray.analysis.run_table import chosen_setting, final_split, runs
 from dgg_ray.analysis.table_files import remove_if_incomplete, write_csv, write_sorted
-from dgg_ray.analysis.verdict import METRIC_LABELS, verdict
+from dgg_ray.analysis.verdict import METRIC_LABELS, metric_labels, verdict
 from dgg_ray.core import plugins
 from dgg_ray.core.json_files import replace_file
 from dgg_ray.core.optional_outputs import OptionalOutputs
@@ -39,6 +40,7 @@ SECTION_FIGURES = (  # shown in the sections of the page, in this order; all oth
     "per_task",
     "score_matrix",
     "learning_along",
+    "retention",
     "stability_plasticity",
     "alpha_effect",
     "order_spread",
@@ -69,6 +71,7 @@ def write_report(results: Results, folder: Path, optional: OptionalOutputs | Non
         table.parquet  table.csv        every score, without times: equal results give equal bytes
         settings.csv  comparison.csv    all evaluated settings; the chosen setting against its baselines
         per_task.csv  examples.csv      every task by method; answers that were correct once and are wrong now
+        evaluate_only.csv               tasks that are only evaluated, by method, in studies with any
         costs.csv     table.tex         costs of every stage; the comparison for LaTeX (booktabs)
         robustness*.csv                 sensitivity to the order of the tasks, see order_sensitivity.write
 
@@ -105,6 +108,7 @@ def write_tables(results: Results, folder: Path, optional: OptionalOutputs) -> N
         "settings": lambda: settings_table(results),
         "comparison": lambda: compare(results, split),
         "per_task": lambda: per_task(results, split),
+        "evaluate_only": lambda: changes_outside(results, split),
         "examples": lambda: examples.forgotten_answers(results, split, chosen_setting(results) or ""),
         "costs": lambda: results.costs,
     }
@@ -116,7 +120,8 @@ def write_tables(results: Results, folder: Path, optional: OptionalOutputs) -> N
     with optional.attempt("the tables of order sensitivity"):
         order_sensitivity.write_order_tables(results, folder)
     with optional.attempt("table.tex"), remove_if_incomplete(folder / "table.tex"):
-        (folder / "table.tex").write_text(latex_table(compare(results, split), split), encoding="utf-8")
+        text = latex_table(compare(results, split), split, metric_labels(results))
+        (folder / "table.tex").write_text(text, encoding="utf-8")
 
 
 def render(
@@ -187,8 +192,11 @@ def draw_figure(name: str, results: Results, folder: Path) -> FigureImage | None
 # -- LaTeX -------------------------------------------------------------------------------------------
 
 
-def latex_table(comparison: pd.DataFrame, split: str) -> str:
-    """Return the comparison as a booktabs table, in percent, with 95 % intervals."""
+def latex_table(comparison: pd.DataFrame, split: str, metrics: Mapping[str, str] = METRIC_LABELS) -> str:
+    """Return the comparison as a booktabs table, in percent, with 95 % intervals.
+
+    metrics: those that are shown, with their headers.
+    """
     escapes = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "−": "$-$", "–": "--", "α": r"$\alpha$"}
 
     def escape(text: object) -> str:
@@ -197,9 +205,9 @@ def latex_table(comparison: pd.DataFrame, split: str) -> str:
     lines = [
         rf"% {split} split, in percent; mean and 95\,\% interval.",
         r"% Needs \usepackage{booktabs}.",
-        rf"\begin{{tabular}}{{l{'r' * len(METRIC_LABELS)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(metrics)}}}",
         r"\toprule",
-        " & ".join(["method", *(rf"{name} $\uparrow$" for name in METRIC_LABELS.values())]) + r" \\",
+        " & ".join(["method", *(rf"{name} $\uparrow$" for name in metrics.values())]) + r" \\",
         r"\midrule",
     ]
     for label, group in comparison.groupby("label", sort=False):

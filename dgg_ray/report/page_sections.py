@@ -25,11 +25,12 @@ from dgg_ray.analysis.run_table import (
     settings_by_label,
 )
 from dgg_ray.analysis.search_summary import pareto_front
-from dgg_ray.analysis.verdict import METRIC_LABELS, verdict
+from dgg_ray.analysis.verdict import METRIC_LABELS, metric_labels, verdict
 from dgg_ray.config.sections import name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.phrases import join_names
 from dgg_ray.report.figures.stability_plasticity import AXES, constant_alpha_curves, settings_as_points
+from dgg_ray.report.outside_tasks import outside_sentences, outside_table
 from dgg_ray.report.page_elements import (
     FigureImage,
     Section,
@@ -125,7 +126,7 @@ def comparison_section(results: Results, figures: Figures, optional: OptionalOut
             f"The second line of a cell is the score of {chosen_label(results)} minus that of this method, "
             "paired over these blocks. A difference whose interval contains 0 is not significant.",
         ]
-    metrics = [m for m in METRIC_LABELS if not table[table["metric"] == m]["score"].isna().all()]
+    metrics = [m for m in metric_labels(results) if not table[table["metric"] == m]["score"].isna().all()]
     if metric not in metrics:
         metrics.insert(0, metric)
     return section_content(
@@ -162,6 +163,8 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
         "last. Plasticity: score on a task right after training on it, without the first task. BWT: change "
         "of the earlier tasks' scores since they were trained."
     )
+    if "retention" in metrics:
+        caption += " Retention: change of the tasks that are only evaluated against the untouched model."
     return Table(caption, header, rows, "comparison.csv")
 
 
@@ -222,12 +225,17 @@ def per_task_section(results: Results, figures: Figures, optional: OptionalOutpu
             sentences.append(
                 f"Forgetting of {worst['task']} by the other methods, in points: {join_names(others)}."
             )
+    sentences += optional.value_or(
+        "the sentences on tasks that are only evaluated", [], outside_sentences, results, split
+    )
     return section_content(
         sentences,
         figures.get("per_task"),
         task_table(table, label, split),
         figures.get("score_matrix"),
         collapsible("The mean score along the sequence", figures.get("learning_along")),
+        figures.get("retention"),
+        optional.value_or("the tasks that are only evaluated", None, outside_table, results, split),
     )
 
 

@@ -147,12 +147,11 @@ def final_chains(settings: Mapping[str, StudyRuns]) -> list[Chain]:
 
 
 def untouched_item(winner: StudyRuns) -> WorkItem | None:
-    """The untouched model's evaluations, the reference of forward transfer; None where it is not measured."""
-    if winner.study.protocol.evaluate == "seen":
-        return None
-    tasks = sorted(winner.study.task_names)
-    evaluations = tuple(winner.evaluation(task, split) for split in SPLITS for task in tasks)
-    return WorkItem(winner.untouched_stage, evaluations)
+    """The untouched model's evaluations, the reference of transfer and retention; None if not needed."""
+    study = winner.study
+    trained = () if study.protocol.evaluate == "seen" else study.task_names
+    tasks = (*trained, *study.evaluate_only)
+    return winner.evaluated(winner.untouched_stage, tasks, SPLITS) if tasks else None
 
 
 def runner_up(search: SearchMethod) -> Setting | None:
@@ -240,8 +239,7 @@ class ConstantSearch(BatchedSearch):
         """Values of the sequences as they are after `depth` tasks, as if they ended there."""
 
         def short(scores: list[ScoreMatrix]) -> list[ScoreMatrix]:
-            d = self.depth
-            return [ScoreMatrix(m.R[:d, :d], m.sizes[:d], m.base[:d]) for m in scores]
+            return [matrix.first(self.depth) for matrix in scores]
 
         baselines = {name: short(scores) for name, scores in evidence.baselines.items()}
         return objective_values(

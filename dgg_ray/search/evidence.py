@@ -9,7 +9,7 @@ import numpy as np
 
 from dgg_ray.config.study import Block, Chain, Study, StudyRuns
 from dgg_ray.core.scores import ScoreMatrix
-from dgg_ray.core.stage import Run, Stage
+from dgg_ray.core.stage import Run, Stage, WorkItem
 from dgg_ray.search.base import Query, SearchMethod, parse_constraints
 from dgg_ray.search.objective import Evidence
 from dgg_ray.search.pruning import should_prune
@@ -34,6 +34,10 @@ class EvidenceReader:
         self.study, self.store = study, store
         constraints = parse_constraints(study.search) if study.search else []
         self.constraint_baselines = sorted({c.baseline for c in constraints if c.baseline})
+        self.untouched_item: WorkItem | None = None  # what the search's metrics need of the untouched model
+        if outside := study.evaluated_outside:
+            runs, splits = study.runs, (study.protocol.selection_split,)
+            self.untouched_item = runs.evaluated(runs.untouched_stage, outside, splits)
 
     def with_store(self, store: StageStore) -> EvidenceReader:
         """Return a reader of the same study through another view of its store."""
@@ -89,8 +93,11 @@ class EvidenceReader:
         return next((chains for part in self.requests(query) if (chains := self.missing_items(part))), [])
 
     def missing_items(self, part: Sequence[RunRequest]) -> list[Chain]:
-        """Chains of the requested items that the store does not hold yet."""
-        chains = ([item for item in request.items if not self.store.has(item)] for request in part)
+        """Chains of the requested items that the store does not hold yet, and of `untouched_item`."""
+        requested = [request.items for request in part]
+        if self.untouched_item:
+            requested.insert(0, [self.untouched_item])
+        chains = ([item for item in items if not self.store.has(item)] for items in requested)
         return [chain for chain in chains if chain]
 
     def has_failed(self, query: Query) -> bool:
@@ -119,22 +126,24 @@ class EvidenceReader:
         return Evidence(matrices(runs), baselines)
 
     def score_matrix(self, runs: StudyRuns, run: Run, split: str, depth: int | None = None) -> ScoreMatrix:
-        """R with what the store holds of the run's first `depth` tasks; nan elsewhere.
+        """R, and the scores on evaluate-only tasks, of the run's first `depth` tasks; nan elsewhere.
 
         A run of a simultaneous strategy fills its last row alone.
         """
-        count = len(run.order)
-        R = np.full((count, count), np.nan)
+        order, outside = run.order, self.study.evaluate_only
+        count = len(order)
+        scores = np.full((count, count + len(outside)), np.nan)
         for t, stage in enumerate(run.stages, start=count - len(run.stages)):
             if depth is None or t < depth or (depth and len(run.stages) == 1):
-                R[t] = self.scores_after(stage, runs, run, split)
-        sizes = np.array([self.study.data.tasks[name].sizes[split] for name in run.order])
-        return ScoreMatrix(R, sizes, self.scores_after(runs.untouched_stage, runs, run, split))
+                scores[t] = self.scores_after(stage, runs, (*order, *outside), split)
+        sizes = np.array([self.study.data.tasks[name].sizes[split] for name in order])
+        base = self.scores_after(runs.untouched_stage, runs, (*order, *outside), split)
+        return ScoreMatrix(scores[:, :count], sizes, base[:count], scores[:, count:], base[count:])
 
-    def scores_after(self, stage: Stage, runs: StudyRuns, run: Run, split: str) -> np.ndarray:
-        """(T,): scores after one stage on the run's tasks, in the run's order; nan where not evaluated."""
+    def scores_after(self, stage: Stage, runs: StudyRuns, tasks: Sequence[str], split: str) -> np.ndarray:
+        """(tasks,): scores after one stage; nan where not evaluated."""
         cells = self.store.score_entries(stage)
-        keys = [runs.evaluation(name, split).key for name in run.order]
+        keys = [runs.evaluation(name, split).key for name in tasks]
         return np.array([cells[key]["score"] if key in cells else np.nan for key in keys])
 
     # -- searches ----------------------------------------------------------------------------------

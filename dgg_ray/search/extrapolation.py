@@ -23,8 +23,8 @@ from dgg_ray.search.objective import (
     extrapolate_run,
     first_scores,
     fit_response,
+    kept_shares,
     mean_values,
-    retention,
     values_by_block,
 )
 from dgg_ray.search.space import Space
@@ -98,14 +98,14 @@ class Extrapolator:
         )
 
     def known(self, depth: int) -> tuple[dict[str, float], list[float]]:
-        """(Lowest first score of each task, retention at each age by the better half at this depth)."""
+        """(Lowest first score of each task, kept shares at each age by the better half at this depth)."""
         if (depth, len(self.states)) != self.asked:
             runs = [pair for s in self.states for pair in zip(self.orders, s.evidence.scores, strict=True)]
             lowest = {task: min(scores) for task, scores in first_scores(runs).items()}
             here = [s for s in self.states if s.depth == depth]
             here.sort(key=lambda s: -float(np.mean([m.R[depth - 1, :depth] for m in s.evidence.scores])))
             good = [m for s in here[: ceil(len(here) / 2)] for m in s.evidence.scores]
-            self.asked, self.answer = (depth, len(self.states)), (lowest, retention(good, PESSIMISTIC))
+            self.asked, self.answer = (depth, len(self.states)), (lowest, kept_shares(good, PESSIMISTIC))
         return self.answer
 
     def continue_to_end(self, evidence: Evidence, winner: Evidence, block: int) -> np.ndarray:

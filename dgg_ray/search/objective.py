@@ -207,8 +207,10 @@ def extrapolate_run(
     own: task → its score right after training it; `unknown` for tasks that it lacks.
     kept: kept[a] is the share of a task's score that one more stage leaves, a stages after the task was
         trained; the last one stands for all later ones; an empty sequence keeps everything.
+
+    Tasks that are only evaluated keep the scores of the last stage that was reached.
     """
-    R = scores.R.copy()
+    R, outside = scores.R.copy(), scores.outside.copy()
     known = np.flatnonzero(~np.isnan(R.diagonal()))
     depth = int(known[-1]) + 1 if len(known) else 0
     ages = np.asarray(kept or (1.0,))
@@ -216,22 +218,30 @@ def extrapolate_run(
         age = t - 1 - np.arange(t)
         if t:
             R[t, :t] = R[t - 1, :t] * ages[np.minimum(age, len(ages) - 1)]
+            outside[t] = outside[t - 1]
         R[t, t] = own.get(order[t], unknown)
-    return replace(scores, R=R)
+    return replace(scores, R=R, outside=outside)
 
 
 def continue_like(scores: ScoreMatrix, other: ScoreMatrix) -> ScoreMatrix:
     """Continue a run that stopped early as another run of the same order went on from there.
 
-    Tasks trained so far keep the share that they kept there, at most doubled; later ones score the same.
+    Tasks trained so far, and those that are only evaluated, keep the share that they kept there, at most
+    doubled; later ones score the same.
     """
-    R, S = scores.R.copy(), other.R
+    R, S, outside = scores.R.copy(), other.R, scores.outside.copy()
     depth = int(np.flatnonzero(~np.isnan(R.diagonal()))[-1]) + 1
     for t in range(depth, len(R)):
-        share = np.divide(S[t, :depth], S[t - 1, :depth], out=np.zeros(depth), where=S[t - 1, :depth] > 0)
-        R[t, :depth] = np.minimum(R[t - 1, :depth] * np.minimum(share, 2.0), 1.0)
+        R[t, :depth] = continued(R[t - 1, :depth], S[t - 1, :depth], S[t, :depth])
         R[t, depth:] = S[t, depth:]
-    return replace(scores, R=R)
+        outside[t] = continued(outside[t - 1], other.outside[t - 1], other.outside[t])
+    return replace(scores, R=R, outside=outside)
+
+
+def continued(scores: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Change scores by the share by which others changed, at most doubled; 0 where the others were 0."""
+    share = np.divide(after, before, out=np.zeros(len(before)), where=before > 0)
+    return np.minimum(scores * np.minimum(share, 2.0), 1.0)
 
 
 def first_scores(evidence: Iterable[tuple[Sequence[str], ScoreMatrix]]) -> dict[str, list[float]]:
@@ -244,7 +254,7 @@ def first_scores(evidence: Iterable[tuple[Sequence[str], ScoreMatrix]]) -> dict[
     return found
 
 
-def retention(runs: Iterable[ScoreMatrix], quantile: float) -> list[float]:
+def kept_shares(runs: Iterable[ScoreMatrix], quantile: float) -> list[float]:
     """kept[a]: that quantile of R[t+1, i] / R[t, i] at age a = t - i, at most 1, over all runs."""
     ratios: list[list[float]] = []
     for scores in runs:

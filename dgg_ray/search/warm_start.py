@@ -20,6 +20,7 @@ from dgg_ray.config.sections import Search
 from dgg_ray.config.study import Setting, Study, WarmStart
 from dgg_ray.core.errors import DggError, Fault, StudyError
 from dgg_ray.core.interfaces import SPLITS
+from dgg_ray.core.stage import TaskData
 from dgg_ray.search.base import SearchMethod
 from dgg_ray.search.comparison import make_search
 from dgg_ray.search.evidence import EvidenceReader
@@ -78,7 +79,7 @@ def usable_settings(study: Study, search: Search, old: Study, searched: SearchMe
     free = {*study.task_names} - {
         name for order in study.all_orders for name in order[1 : len(old.task_names)]
     }
-    same = study.data.tasks == old.data.tasks and search.constraints == searched.search.constraints
+    same = scored_tasks(study) == scored_tasks(old) and search.constraints == searched.search.constraints
     found: dict[str, WarmStart] = {}
     for number in searched.ranking():
         whole = searched.proposed[number].setting
@@ -100,6 +101,11 @@ def shared_depth(study: Study, old: Study, setting: Setting) -> int:
         return 0
     there = {run.stages[-1].key for run in old.at(setting).runs}
     return depth if all(run.stages[depth - 1].key in there for run in study.at(setting).runs) else 0
+
+
+def scored_tasks(study: Study) -> dict[str, TaskData]:
+    """The tasks whose scores decide what the search finds: all but those only evaluated after it."""
+    return {name: study.data.tasks[name] for name in (*study.task_names, *study.evaluated_outside)}
 
 
 def describe_paths(paths: Iterable[str], old: Study) -> str:
@@ -135,7 +141,7 @@ def restore_warm_starts(study: Study, out: Path) -> Study:
 
 def warm_start_inputs(study: Study) -> tuple[Any, ...]:
     """Everything that decides what can be used of older studies."""
-    s, here = study.search, (study.id, study.blocks, study.data.tasks)
+    s, here = study.search, (study.id, study.blocks, scored_tasks(study))
     if s is None:
         return here
     code = [study.source_hash("metrics", name) for name in s.objective]
@@ -145,9 +151,14 @@ def warm_start_inputs(study: Study) -> tuple[Any, ...]:
 def changed_task_faults(study: Study, old: Study, out: Path) -> list[Fault]:
     """Find tasks that hold other examples than when the older study was run."""
     faults = []
-    for i, name in enumerate(study.task_names):
+    for i, name in enumerate(study.readers):
         now, then = study.data.tasks[name], old.data.tasks.get(name, study.data.tasks[name])
-        if splits := [split for split in SPLITS if now.digests[split] != then.digests[split]]:
+        trained = name not in (*study.evaluate_only, *old.evaluate_only)
+        if splits := [
+            split
+            for split in (SPLITS if trained else SPLITS[1:])
+            if now.digests[split] != then.digests[split]
+        ]:
             has = "has" if len(splits) == 1 else "have"
             found = [describe_split(study, name, split, then.sizes[split]) for split in splits]
             found += describe_edits(study, old, name)

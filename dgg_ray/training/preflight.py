@@ -38,7 +38,6 @@ from dgg_ray.core.errors import Fault, StudyError
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import Example, Task
 from dgg_ray.readers import _images
-from dgg_ray.readers._task_reading import read_task
 
 if TYPE_CHECKING:
     from dgg_ray.training.encoding import Encoder
@@ -113,9 +112,10 @@ def check_examples(study: Study) -> tuple[list[Fault], list[str]]:
     faults: list[Fault] = []
     notes: list[str] = []
     cut_answers: list[CutAnswers] = []
-    for i, (name, reader) in enumerate(study.readers.items()):
-        task = read_task(reader, name)
-        for split in ("train", *evaluated_splits(study)):
+    for i, name in enumerate(study.readers):
+        task = study.read_task(name)
+        trained = () if name in study.evaluate_only else ("train",)
+        for split in (*trained, *evaluated_splits(study)):
             max_new_tokens = 0 if split == "train" else study.protocol.max_new_tokens
             split_check = SplitCheck(
                 task, split, encoder, max_new_tokens, context_length, f"tasks[{i}].{split}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
@@ -32,6 +32,7 @@ class SimulatedRunner:
     """A `StageRunner` that computes scores and times from a response model instead of training.
 
     sizes: number of examples per task and split.
+    evaluate_only: tasks that are never trained; the model begins with a score on them, and forgets.
     origin, on_step, on_rank0, describe_environment: as `loop.StageRunner` has them.
     """
 
@@ -42,13 +43,14 @@ class SimulatedRunner:
     on_step: Callable[[Stage, int, int], None] = lambda stage, done, steps: None
     on_rank0: Callable[..., Any] = operator.call
     describe_environment: Callable[[], dict[str, str]] = lambda: {"device": "simulated", "host": "simulated"}
+    evaluate_only: Collection[str] = ()
 
     @classmethod
     def of(cls, study: Study, store: StageStore) -> SimulatedRunner:
         """The runner for a study's stages."""
         sizes = {name: data.sizes for name, data in study.data.tasks.items()}
         origin = {"study": study.name, "workers": study.workers.setup}
-        return cls(study.simulation, sizes, store, origin)
+        return cls(study.simulation, sizes, store, origin, evaluate_only=study.evaluate_only)
 
     def run(self, item: WorkItem) -> None:
         """Ensure that the store holds the stage and every requested evaluation, or the profile."""
@@ -110,6 +112,16 @@ class SimulatedRunner:
             for (name, score), e in zip(after.items(), noise.tolist(), strict=True)
         }
 
+    def outside_score(self, name: str, stage: Stage | None) -> float:
+        """The true score after the stage on a task that is never trained; None is the untouched model."""
+        if stage is None or not stage.trained_tasks:
+            return self.response.untouched_score(name)
+        score = self.outside_score(name, stage.parent)
+        for task in stage.trained_tasks:
+            pull = stage.strategy.protection(task, stage.earlier).pull if stage.parent else 0.0
+            score = self.response.outside(score, name, task, pull)
+        return score
+
     def evaluate(self, stage: Stage, evaluations: Sequence[Evaluation]) -> None:
         """Publish simulated scores for the evaluations, each with its own sampling noise."""
         true_scores = (self.store.record(stage) or {}).get("skills", {})
@@ -121,6 +133,8 @@ class SimulatedRunner:
         for evaluation, e in zip(evaluations, noise, strict=True):
             n = self.sizes[evaluation.task][evaluation.split]
             p = true_scores.get(evaluation.task, GUESS)
+            if evaluation.task in self.evaluate_only:
+                p = self.outside_score(evaluation.task, stage)
             scores.append(
                 {
                     "evaluation": evaluation.key,

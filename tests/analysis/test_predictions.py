@@ -18,6 +18,7 @@ class SettingStudy:
     """Stand in for a study: its setting, its strategy and the keys of its evaluations."""
 
     id = "0123abcd"
+    evaluate_only = ()
 
     def __init__(self, world) -> None:
         self.world, self.runs, self.strategy = world, self, world.stages_of("ones")[0].strategy

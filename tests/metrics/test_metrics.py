@@ -1,20 +1,26 @@
 """Every metric on a run whose numbers can be worked out by eye, and on runs for which it has no meaning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dgg_ray.analysis.run_table import metric_values, metrics, stacked_by_length
-from dgg_ray.core.scores import ScoreMatrix
+from dgg_ray.core.scores import ScoreMatrix, reads_outside
 
 NAN = np.nan
 
 # Three tasks of unequal size; the second gains after it was learned, the first loses, gains, loses.
+# Of two tasks that are only evaluated, the first one loses and the second one gains.
 RUN = ScoreMatrix(
     R=np.array([[0.80, 0.30, 0.10], [0.60, 0.50, 0.25], [0.40, 0.70, 0.90]]),
     sizes=np.array([10, 20, 30]),
     base=np.array([0.05, 0.10, 0.20]),
+    outside=np.array([[0.70, 0.20], [0.90, 0.30], [0.50, 0.45]]),
+    outside_base=np.array([0.75, 0.40]),
 )
-JOINT = ScoreMatrix(np.array([[NAN] * 3, [NAN] * 3, [0.4, 0.7, 0.9]]), RUN.sizes, RUN.base)
+LAST = np.array([[NAN], [NAN], [1.0]])
+JOINT = replace(RUN, R=RUN.R * LAST, outside=RUN.outside * LAST)
 SINGLE = ScoreMatrix(np.array([[0.8]]), np.array([10]), np.array([0.1]))
 
 EXPECTED = {
@@ -26,10 +32,13 @@ EXPECTED = {
     "backward_transfer": ((0.4 - 0.8) + (0.7 - 0.5)) / 2,
     "forgetting": ((0.8 - 0.4) + (0.5 - 0.7)) / 2,
     "forward_transfer": ((0.3 - 0.1) + (0.25 - 0.2)) / 2,
+    "zero_shot_transfer": ((0.3 - 0.1) + (0.1 - 0.2) + (0.25 - 0.2)) / 3,
+    "retention": ((0.5 - 0.75) + (0.45 - 0.4)) / 2,
     "stability": (0.4 + 0.7) / 2,
     "plasticity": (0.5 + 0.9) / 2,
 }
-LAST_ROW_ONLY = {"faa", "average_accuracy", "mfn"}
+LAST_ROW_ONLY = {"faa", "average_accuracy", "mfn", "retention"}
+TRANSFER = {"forward_transfer", "zero_shot_transfer"}  # of tasks before their turn
 
 
 def test_every_metric_has_a_value_worked_out_by_hand():
@@ -50,7 +59,8 @@ def test_a_joint_run_has_final_scores_and_no_metric_of_a_sequence(name):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_single_task_has_scores_but_no_transfer(name):
     value = metrics()[name](SINGLE)
-    assert value == pytest.approx(0.8) if name in LAST_ROW_ONLY | {"mft", "maa"} else np.isnan(value)
+    has_score = name in LAST_ROW_ONLY - {"retention"} | {"mft", "maa"}
+    assert value == pytest.approx(0.8) if has_score else np.isnan(value)
 
 
 @pytest.mark.parametrize("name", ["stability", "plasticity", "forgetting", "backward_transfer"])
@@ -59,19 +69,44 @@ def test_a_joint_run_of_two_tasks_is_no_sequence_either(name):
     assert np.isnan(metrics()[name](two))
 
 
-@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"forward_transfer"}))
-def test_only_forward_transfer_looks_at_tasks_before_their_turn(name):
-    lower = ScoreMatrix(np.where(np.tri(3), RUN.R, NAN), RUN.sizes, np.full(3, NAN))
-    assert metrics()[name](lower) == pytest.approx(EXPECTED[name])
-    assert np.isnan(metrics()["forward_transfer"](lower))
+@pytest.mark.parametrize("name", EXPECTED)
+def test_only_transfer_looks_at_tasks_before_their_turn(name):
+    lower = replace(RUN, R=np.where(np.tri(3), RUN.R, NAN), base=np.full(3, NAN))
+    value = metrics()[name](lower)
+    assert np.isnan(value) if name in TRANSFER else value == pytest.approx(EXPECTED[name])
+
+
+def test_zero_shot_transfer_needs_every_task_that_is_still_to_come():
+    next_alone = replace(RUN, R=np.where(np.tri(3, k=1), RUN.R, NAN))
+    assert metrics()["forward_transfer"](next_alone) == pytest.approx(EXPECTED["forward_transfer"])
+    assert np.isnan(metrics()["zero_shot_transfer"](next_alone))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_only_retention_looks_at_tasks_that_are_only_evaluated(name):
+    without = ScoreMatrix(RUN.R, RUN.sizes, RUN.base)
+    value = metrics()[name](without)
+    assert np.isnan(value) if name == "retention" else value == pytest.approx(EXPECTED[name])
+    assert reads_outside(metrics()[name]) == (name == "retention")
+
+
+def test_retention_needs_the_untouched_model_and_the_last_stage():
+    no_base = replace(RUN, outside_base=np.array([NAN, 0.4]))
+    no_end = replace(RUN, outside=np.where(np.arange(3)[:, None] < 2, RUN.outside, NAN))
+    assert np.isnan([metrics()["retention"](scores) for scores in (no_base, no_end)]).all()
+
+
+def test_the_first_stages_are_a_sequence_of_their_own():
+    two = RUN.first(2)
+    assert metrics()["faa"](two) == pytest.approx((0.6 * 10 + 0.5 * 20) / 30)
+    assert metrics()["retention"](two) == pytest.approx(((0.9 - 0.75) + (0.3 - 0.4)) / 2)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_unfinished_run_has_no_score_that_needs_its_end(name):
-    R = RUN.R.copy()
-    R[2] = NAN
-    value = metrics()[name](ScoreMatrix(R, RUN.sizes, RUN.base))
-    assert np.isnan(value) or name == "forward_transfer"  # it needs no more than the stage before last
+    begun = np.where(np.arange(3)[:, None] < 2, 1.0, NAN)
+    value = metrics()[name](replace(RUN, R=RUN.R * begun, outside=RUN.outside * begun))
+    assert np.isnan(value) or name in TRANSFER  # they need no more than the stage before last
 
 
 def test_forgetting_counts_from_the_best_score_and_backward_transfer_from_the_first():
@@ -88,8 +123,8 @@ def test_a_task_that_was_never_learned_is_not_stable():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_metric_gives_each_run_of_a_stack_its_own_value(name):
-    unfinished = ScoreMatrix(np.where(np.arange(3)[:, None] < 2, RUN.R, NAN), RUN.sizes, RUN.base)
-    other = ScoreMatrix(RUN.R[::-1] / 2, RUN.sizes[::-1], RUN.base * 2)
+    unfinished = replace(RUN, R=np.where(np.arange(3)[:, None] < 2, RUN.R, NAN))
+    other = ScoreMatrix(RUN.R[::-1] / 2, RUN.sizes[::-1], RUN.base * 2, RUN.outside / 2, RUN.outside_base)
     found = [RUN, JOINT, unfinished, other]
     ((places, stack),) = stacked_by_length(found)
     assert places.tolist() == [0, 1, 2, 3]

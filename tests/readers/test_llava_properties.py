@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 def read(folder, content, name="test.json"):
     (folder / name).write_bytes(content)
-    return Llava(folder / "train.json", folder / name, images=folder / "img").read("task")
+    return Llava(folder / "train.json", test=folder / name, images=folder / "img").read("task")
 
 
 # -- meanings -------------------------------------------------------------------------------------

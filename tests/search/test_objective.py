@@ -17,9 +17,9 @@ from dgg_ray.search.objective import (
     first_scores,
     fit_response,
     hypervolume,
+    kept_shares,
     objective_values,
     rank_settings,
-    retention,
     simplicity,
 )
 
@@ -131,8 +131,8 @@ def test_a_run_follows_another_by_what_that_one_kept_of_each_task():
 def test_shares_kept_are_quantiles_by_age_and_never_above_one():
     a = scores([0.8], [0.4, 0.5], [0.4, 0.25, 0.9])  # age 0: 0.5, 0.5; age 1: 1
     b = scores([0.5], [0.5, 0.6], [0.6, 0.3, 0.9])  # age 0: 1, 0.5; age 1: 1.2, cut to 1
-    assert retention([a, b], 0.5) == pytest.approx([0.5, 1.0])
-    assert retention([a, b], 1.0) == pytest.approx([1.0, 1.0])
+    assert kept_shares([a, b], 0.5) == pytest.approx([0.5, 1.0])
+    assert kept_shares([a, b], 1.0) == pytest.approx([1.0, 1.0])
     assert first_scores([(("x", "y", "z"), a)]) == {"x": [0.8], "y": [0.5], "z": [0.9]}
 
 

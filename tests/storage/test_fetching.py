@@ -122,7 +122,7 @@ def lay(folder: Path, url: str) -> str:
 
 
 def read(root, **settings):
-    reader = Llava(Path(root) / "a/train.json", Path(root) / "a/test.json", **settings)
+    reader = Llava(Path(root) / "a/train.json", test=Path(root) / "a/test.json", **settings)
     return reader.read("a")
 
 
@@ -151,7 +151,7 @@ def test_a_path_of_this_machine_is_returned_unchanged(tmp_path):
 
 
 def test_relative_paths_are_resolved_against_the_url():
-    reader = Llava(Path("a.json"), Path("/abs/t.json"), references=Path("gs://other/r.json"))
+    reader = Llava(Path("a.json"), test=Path("/abs/t.json"), references=Path("gs://other/r.json"))
     found = fetching.resolve_paths(reader, "s3://bucket/data")
     assert fetching.url_of(found.train) == "s3://bucket/data/a.json"
     assert found.test == Path("/abs/t.json")
