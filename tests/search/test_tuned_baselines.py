@@ -20,6 +20,7 @@ from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.tuned_baseline import tuned_search
 from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.strategies.ewc import EWC
 from dgg_ray.strategies.l2sp import L2SP
 from dgg_ray.testing.simulated_cluster import simulate_study
 from dgg_ray.testing.synthetic_study import synthetic_study
@@ -139,9 +140,9 @@ def test_a_study_without_a_search_compares_with_tuned_baselines():
 def test_a_strategy_shares_only_what_means_the_same_in_both():
     assert study().with_strategy("l2sp").strategy == L2SP(buffer=10)
     strong = synthetic_study(2, L2SP(buffer=10, strength=7.0))
-    assert strong.with_strategy("replay").strategy.buffer == 10
-    other = Study.with_strategy(strong, "dgg").strategy
-    assert other == DGG(buffer=10)
+    assert strong.with_strategy("dgg").strategy == DGG(buffer=10)
+    assert strong.with_strategy("ewc").strategy == EWC(buffer=10)  # whose strength has another unit
+    assert strong.with_strategy("gem").strategy.buffer == 10  # its own field, with the same meaning
 
 
 def test_the_search_of_a_baseline_continues_from_the_store_as_it_was():
