@@ -95,7 +95,7 @@ class MethodWorld:
         """The learner at the end of a stage, ready for steps, and a context of it."""
         folder = self.store.open(stage)
         self.learner.start(
-            StageSetup(stage.adapter, self.training, 4, 0, "probe", folder, strategy and strategy.layout())
+            StageSetup(stage.adapter, self.training, 4, 0, "next", folder, strategy and strategy.layout())
         )
         return LearnerContext(
             self.learner, stage, self.tasks, self.store, lambda f, *a: f(*a), {stage.task: folder}, 4

@@ -31,6 +31,7 @@ from dgg_ray.analysis.run_table import (
     setting_values,
     settings_by_label,
 )
+from dgg_ray.analysis.tuning import describe_tuning, settings_tried
 from dgg_ray.search.objective import difference_range, metric_range
 from dgg_ray.stats.intervals import (
     UNBOUNDED,
@@ -156,6 +157,8 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     p_adjusted, simultaneous_low, simultaneous_high: p value and interval that hold for all baselines of a
         metric at once. Both use Bonferroni's correction, so p is below 5 % exactly where the interval
         excludes 0. Holm's correction would not guarantee that. Joint training is a reference and not counted.
+    tuning: how the method was tuned: `tuned on 12 settings`, `default setting`; empty where it has no
+        parameters of its own.
     fixed_orders_low, fixed_orders_high, fixed_orders_n, fixed_orders_values: 95 % interval of the mean over
         seeds, for exactly these orders (`intervals.fixed_orders_interval`). The same names with the prefix
         `difference_` are of the difference.
@@ -180,6 +183,8 @@ def compare(results: Results, split: str) -> pd.DataFrame:
             rows.append([label, setting, metric, *values, *fixed[1:], *difference.fixed_orders[1:]])
     columns = ["label", "setting", "metric", *SCORE, *DIFFERENCE, *SIMULTANEOUS, *FIXED_ORDERS]
     comparison = pd.DataFrame(rows, columns=[*columns, *(f"difference_{name}" for name in FIXED_ORDERS)])
+    tuning = [describe_tuning(settings_tried(results, row[0]), row[1] == chosen) for row in rows]
+    comparison.insert(3, "tuning", tuning)
     counted = ~comparison["setting"].isin(joint_settings)
     place = cast(int, comparison.columns.get_loc("simultaneous_low"))
     comparison.insert(place, "p_adjusted", comparison["p"])
@@ -191,7 +196,8 @@ def compare(results: Results, split: str) -> pd.DataFrame:
 def settings_table(results: Results) -> pd.DataFrame:
     """Rank every setting on the selection split, best first: its values, and each metric with its interval.
 
-    setting, strategy: its id, and the name of its strategy; then one column per search parameter.
+    setting, strategy: its id, and the name of its strategy; then one column per search parameter, also those
+        of tuned baselines.
     whole: False for a setting that was pruned or is not finished. Such settings are listed after all others,
         because their few blocks may be easy ones.
     role: the label of the chosen setting or of a baseline; "" for any other.
@@ -204,6 +210,7 @@ def settings_table(results: Results) -> pd.DataFrame:
     incomplete: set[str] = set()
     if results.search:
         incomplete = set(searched_settings(results).index) - {*results.evaluated, chosen_setting(results)}
+    incomplete |= {setting for setting, whole in results.tuning.trials.items() if not whole}
     rows = []
     for setting, group in table.groupby("setting", sort=True):
         row = {
@@ -220,7 +227,7 @@ def settings_table(results: Results) -> pd.DataFrame:
         row["blocks"] = finished["seed"].nunique() if group["together"].any() else len(finished)
         rows.append(row)
     if not rows:  # no stage was finished
-        return pd.DataFrame(columns=["setting", "whole", "role", *results.parameters, *metrics()])
+        return pd.DataFrame(columns=["setting", "whole", "role", *results.all_parameters, *metrics()])
     by = ["whole", headline_metric(results), "setting"]
     return pd.DataFrame(rows).sort_values(by, ascending=[False, False, True], ignore_index=True)
 

@@ -19,8 +19,10 @@ from dgg_ray.analysis.archive import Archive
 from dgg_ray.analysis.comparison_tables import compare
 from dgg_ray.analysis.results import CELL_COLUMNS, HardwareDrift, RemainingWork, Results, Spending
 from dgg_ray.analysis.run_table import final_split
+from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import verdict
 from dgg_ray.config import saved_study, yaml_edit
+from dgg_ray.config.sections import STRATEGY_NAME
 from dgg_ray.config.study import Study, StudyRuns, value_at
 from dgg_ray.core import plugins
 from dgg_ray.core.environment import machine_kind, package_version
@@ -32,7 +34,7 @@ from dgg_ray.cost.model import CostModel
 from dgg_ray.search.comparison import SPLITS as COMPARED_SPLITS
 from dgg_ray.search.comparison import Comparison, untouched_item
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
-from dgg_ray.search.space import search_space
+from dgg_ray.search.space import parameter_paths
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import view_of
 
@@ -66,9 +68,11 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
     store = view_of(study.store(out))  # lists and reads each object once
-    parameters = tuple(search_space(study, study.search)) if study.search else ()
+    parameters = parameter_paths(study, study.search) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
+    tuning = search_summary.summarize_tuning(study, comparison)
+    columns = dict.fromkeys((*parameters, *tuning.columns))
     search, winner = comparison.search, comparison.winner
     summary = None
     if search:
@@ -79,7 +83,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     return Results(
         name=study.name,
         question=study.question,
-        table=score_table(store, requested, parameters, contents.untouched),
+        table=score_table(store, requested, tuple(columns), contents.untouched),
         parameters=parameters,
         objective=study.search.objective if study.search else ("faa",),
         recommended=winner.id if winner else None,
@@ -93,6 +97,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         spending=value_or("what was spent", Spending(), spending, study, store, out),
         search=summary,
         setup=search_summary.comparison_setup(study),
+        tuning=tuning,
         remaining=value_or(
             "what is left to do", RemainingWork(), search_summary.remaining_work, study, store, comparison
         ),
@@ -314,6 +319,8 @@ def recommendation(results: Results) -> dict[str, Any]:
         )
     own_rows = results.table[results.table["setting"] == results.recommended]
     values = json.loads(own_rows.iloc[0][list(results.parameters)].to_json()) if len(own_rows) else {}
+    if STRATEGY_NAME in values:  # without the settings of other strategies
+        values = {path: value for path, value in values.items() if value is not None}
     split = final_split(results)
     conclusion = verdict(results)
     return {
@@ -322,6 +329,8 @@ def recommendation(results: Results) -> dict[str, Any]:
         "setting": results.recommended,
         "recommended": values,
         "not_searched": list(unsearched_parameters(results)),
+        "settings_tried": results.tuning.chosen,
+        "tuning": tuning_sentences(results),
         "split": split,
         "comparison": json.loads(str(compare(results, split).to_json(orient="records"))),  # nan becomes null
         "failed_stages": len(results.failures),

@@ -195,9 +195,10 @@ def setting_sentences(results: Results, table: pd.DataFrame) -> list[str]:
 
 
 def describe_values(results: Results, setting: str) -> str:
-    """List a setting's values: `α = 0.3, buffer = 50`."""
+    """List a setting's values: `α = 0.3, buffer = 50`; without those that only other strategies have."""
     values = setting_values(results).loc[setting]
-    return ", ".join(f"{name_of(name)} = {format_value(values[name])}" for name in results.parameters)
+    named = {name_of(name): format_value(values[name]) for name in results.parameters}
+    return ", ".join(f"{name} = {value}" for name, value in named.items() if value != "–")
 
 
 def cluster_sentences(spread: pd.DataFrame) -> list[str]:

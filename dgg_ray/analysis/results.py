@@ -140,6 +140,30 @@ class ComparisonSetup:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How many settings were tried for each method of the comparison.
+
+    chosen: settings tried for the recommended one; 0 if nothing was searched, None if it has no parameters of
+        its own.
+    baselines: label of a baseline with parameters of its own → settings tried; 0 is its default setting.
+        Baselines that come from the search, and variants of the recommended setting, are not among them.
+    trials: id of each setting that only the search of a baseline tried → whether it was evaluated on every
+        block.
+    parameters: label of a tuned baseline → dotted paths of the parameters that its search searched.
+    """
+
+    chosen: int | None = None
+    baselines: Mapping[str, int] = field(default_factory=dict)
+    trials: Mapping[str, bool] = field(default_factory=dict)
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Dotted paths of the parameters of all tuned baselines."""
+        return tuple(dict.fromkeys(path for paths in self.parameters.values() for path in paths))
+
+
+@dataclass(frozen=True)
 class Spending:
     """The amounts that a study spent on its own work.
 
@@ -246,7 +270,8 @@ CELL_COLUMNS = [  # columns of the table that name a cell; one column per search
 class Results:
     """All results of a study, as the report needs them.
 
-    table: one row per cell of a score matrix, with CELL_COLUMNS and one column per search parameter.
+    table: one row per cell of a score matrix, with CELL_COLUMNS and one column per search parameter, then
+        those that only tuned baselines have.
     parameters: dotted paths of the search parameters, which are columns of the table.
     objective: names of the metrics that the search maximised, on the selection split.
     recommended: setting id of the winner; None while no setting has been evaluated.
@@ -260,6 +285,7 @@ class Results:
     spending: what the study spent, and the predictions made before.
     search: summary of the search; None where nothing was searched.
     setup: on what settings were chosen and compared.
+    tuning: how many settings were tried for each method.
     remaining: the work that is left.
     hardware: the machine types that trained the stages, and how far their scores drift apart.
     archive: predictions, adapters and losses, read on request; None where there is no store.
@@ -280,10 +306,16 @@ class Results:
     spending: Spending = Spending()
     search: SearchSummary | None = None
     setup: ComparisonSetup = ComparisonSetup()
+    tuning: Tuning = Tuning()
     remaining: RemainingWork = RemainingWork()
     hardware: HardwareDrift = HardwareDrift()
     archive: Archive | None = None
     evaluate_only: tuple[str, ...] = ()
+
+    @property
+    def all_parameters(self) -> tuple[str, ...]:
+        """The search parameters, then those that only tuned baselines have."""
+        return tuple(dict.fromkeys((*self.parameters, *self.tuning.columns)))
 
     @cached_property
     def cache(self) -> dict[tuple[str, ...], Any]:

@@ -207,7 +207,8 @@ def selection_runs(results: Results) -> list[ScoredRun]:
     comparison. These are left out: there settings would be compared on easier or harder blocks.
     """
     scored = scored_runs(results, results.setup.selection_split)
-    searched = set(searched_settings(results).index)
+    searched = set(searched_settings(results).index) if results.search or not results.tuning.trials else set()
+    searched |= set(results.tuning.trials)  # tuned baselines were chosen on the same blocks
     blocks: dict[str, set[tuple[str, int]]] = {setting: set() for setting in searched}
     for run in scored:
         blocks.setdefault(run.setting, set()).add((run.order, run.seed))
@@ -248,9 +249,9 @@ def final_table(results: Results, split: str) -> pd.DataFrame:
 
 @cached
 def setting_values(results: Results) -> pd.DataFrame:
-    """Return setting id → strategy and values of the search parameters, one row per trained setting."""
+    """Return setting id → strategy and values of `all_parameters`, one row per trained setting."""
     trained = results.table[results.table["stage"] >= 0].drop_duplicates("setting")
-    return trained.set_index("setting").sort_index()[["strategy", *results.parameters]]
+    return trained.set_index("setting").sort_index()[["strategy", *results.all_parameters]]
 
 
 @cached
@@ -260,7 +261,7 @@ def searched_settings(results: Results) -> pd.DataFrame:
     Where nothing was searched, that is the study's own setting.
     """
     values, chosen = setting_values(results), chosen_setting(results)
-    baselines = set(results.baselines.values()) - set(results.evaluated) - {chosen}
+    baselines = {*results.baselines.values(), *results.tuning.trials} - set(results.evaluated) - {chosen}
     return values[~values.index.isin(list(baselines))]
 
 
@@ -271,7 +272,7 @@ def chosen_setting(results: Results) -> str | None:
         return results.recommended
     if results.search is not None:
         return None  # before the first evaluation, a single setting in the table is not yet a choice
-    others = set(setting_values(results).index) - set(results.baselines.values())
+    others = set(setting_values(results).index) - {*results.baselines.values(), *results.tuning.trials}
     return others.pop() if len(others) == 1 else None
 
 
@@ -300,15 +301,17 @@ def chosen_label(results: Results) -> str:
 
 
 def printed_labels(results: Results) -> dict[str, str]:
-    """Map the baselines that the search yields to the words that are printed for them."""
+    """Map labels of untuned baselines, and of those that the search yields, to the words printed for them."""
+    untuned = {label: f"{label} (untuned)" for label, tried in results.tuning.baselines.items() if not tried}
     if results.search is None:
-        return {}
+        return untuned
     parameters = " and ".join(map(name_of, results.search.per_task_parameters))
     return {
         "runner_up": "the runner-up",
         "constant": f"the best constant {parameters}",
         "two_task": f"{parameters} chosen on the first two tasks, then kept",
         "curve_optimum": "α read off the curves of the search",
+        **untuned,
     }
 
 

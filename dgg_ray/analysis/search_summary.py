@@ -6,7 +6,7 @@ The functions turn the search's own objects into the plain types of `results.py`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from dgg_ray.analysis.results import (
     RemainingWork,
     SearchSummary,
     StateSummary,
+    Tuning,
 )
+from dgg_ray.config.sections import TunedBaseline
 from dgg_ray.config.study import Block, Study, StudyRuns
+from dgg_ray.core import plugins
 from dgg_ray.core.orders import count_unused_orders
 from dgg_ray.cost.makespan import WorkRequest
 from dgg_ray.cost.model import CostModel
@@ -38,6 +41,7 @@ from dgg_ray.search.objective import (
     values_by_block,
 )
 from dgg_ray.search.optuna_search import OptunaSearch
+from dgg_ray.search.space import parameter_paths
 from dgg_ray.search.stagewise import Stagewise
 from dgg_ray.storage.stage_store import StageStore
 
@@ -175,7 +179,10 @@ def comparison_setup(study: Study) -> ComparisonSetup:
     """Describe the splits and blocks on which settings are chosen and compared."""
     baselines: list[str] = []
     for baseline in study.protocol.baselines:
-        baselines += [baseline] if isinstance(baseline, str) else baseline
+        if isinstance(baseline, TunedBaseline):
+            baselines.append(baseline.title)
+        else:
+            baselines += [baseline] if isinstance(baseline, str) else baseline
     return ComparisonSetup(
         selection_split=study.protocol.selection_split,
         search_blocks=study.named_blocks if study.search else (),
@@ -183,6 +190,51 @@ def comparison_setup(study: Study) -> ComparisonSetup:
         held_out=bool(study.protocol.held_out),
         baselines=tuple(dict.fromkeys(baselines)),
     )
+
+
+def summarize_tuning(study: Study, compared: Comparison) -> Tuning:
+    """Count the settings that were tried for the recommended setting and for each tuned baseline."""
+    labels = {name for name in study.protocol.baselines if isinstance(name, str)} & {
+        *study.baseline_strategies
+    }
+    settings_tried = {label: 0 for label in labels if has_own_settings(label)}
+    trials: dict[str, bool] = {}
+    parameters: dict[str, tuple[str, ...]] = {}
+    for label, search in compared.tuning.items():
+        settings_tried[label] = count_tried(search)
+        parameters[label] = parameter_paths(search.study, search.search)
+        whole = search.evaluated()
+        for number, query in enumerate(search.proposed):
+            setting = study.at(query.setting).id
+            trials[setting] = trials.get(setting, False) or number in whole
+    of_study = {
+        study.at(q.setting).id
+        for s in compared.searches
+        if s not in compared.tuning.values()
+        for q in s.proposed
+    }
+    chosen = None
+    if compared.search:
+        chosen = count_tried(compared.search)
+    elif compared.winner and has_own_settings(plugins.plugin_name(compared.winner.study.strategy)):
+        chosen = 0
+    return Tuning(
+        chosen,
+        settings_tried,
+        {setting: whole for setting, whole in trials.items() if setting not in of_study},
+        parameters,
+    )
+
+
+def has_own_settings(strategy: str) -> bool:
+    """Return whether a strategy has settings besides the buffer, which is the recommended setting's."""
+    return any(f.name != "buffer" for f in fields(plugins.find("strategies", strategy)))
+
+
+def count_tried(search: SearchMethod) -> int:
+    """Count the different settings of which a search has evidence, also on some of the blocks."""
+    answered = [search.proposed[number] for number, evidence in search.answers.items() if evidence]
+    return len({tuple(sorted(query.setting.items())) for query in answered})
 
 
 def block_name(block: Block) -> BlockName:

@@ -21,7 +21,7 @@ from dgg_ray.analysis.run_table import (
     runs,
     setting_values,
 )
-from dgg_ray.config.sections import name_of
+from dgg_ray.config.sections import STRATEGY_NAME, name_of
 from dgg_ray.core.phrases import join_names
 from dgg_ray.search.objective import metric_range, simplicity
 from dgg_ray.stats.formats import (
@@ -247,9 +247,9 @@ def describe_setting(results: Results, setting: str) -> str:
     if common_remark:  # it is stated once, after all values
         undecided = {}
     parts = []
-    for parameter in results.parameters:
+    for parameter in results.parameters if is_chosen else results.all_parameters:
         value = format_value(values[parameter])
-        if parameter in skipped or value == "–":
+        if parameter in skipped or value == "–" or parameter == STRATEGY_NAME:
             continue
         remark = f" ({undecided[parameter]})" if parameter in undecided else ""
         parts.append(f"{name_of(parameter)} = {value}{remark}")

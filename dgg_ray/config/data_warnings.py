@@ -24,7 +24,7 @@ LISTED = 5  # names in a sentence
 
 def evaluated_splits(study: Study) -> list[str]:
     """The splits that the model will answer."""
-    if study.search and study.protocol.selection_split == "validation":
+    if study.chooses and study.protocol.selection_split == "validation":
         return ["validation", "test"]
     return ["test"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, SECTIONS
 from dgg_ray.config.parsing import json_schema
-from dgg_ray.config.sections import OwnSeeds
+from dgg_ray.config.sections import OwnSeeds, TunedBaseline
 from dgg_ray.core import plugins
 
 TASK_NAME = "The task's name, by which orders and per-task settings call it: letters, digits, _ and -."
@@ -57,6 +57,9 @@ def schema() -> dict[str, Any]:
     for key, form in {"space": space, "objective": objective}.items():
         description = {"description": properties["search"]["properties"][key]["description"]}
         properties["search"]["properties"][key] = form | description
+    definitions["TunedBaseline"] |= json_schema(TunedBaseline, {})
+    of_tuned = definitions["TunedBaseline"]["properties"]
+    of_tuned["search"] = space | {"description": of_tuned["search"]["description"]}
     definitions.pop("SearchParameter")  # replaced by `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
     seed_list = {"type": "array", "items": {"type": "integer"}, "minItems": 1}

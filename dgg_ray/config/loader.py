@@ -15,7 +15,16 @@ from typing import Any
 
 from dgg_ray.config import data_warnings, study_mapping, task_similarity, yaml_reader
 from dgg_ray.config.parsing import BROKEN, check_type, show_value
-from dgg_ray.config.sections import Budget, Orders, Output, OwnSeeds, Protocol, Search, Workers
+from dgg_ray.config.sections import (
+    Budget,
+    Orders,
+    Output,
+    OwnSeeds,
+    Protocol,
+    Search,
+    Workers,
+    baseline_form,
+)
 from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.config.study import Study, StudyData, StudyFile
 from dgg_ray.config.validation import held_out_rules, split_rules, task_rules, validate_study
@@ -248,6 +257,8 @@ def normalize(key: str, raw: Any) -> Any:
         return {"design": "given", "given": raw}
     if key == "output" and isinstance(raw, Mapping) and isinstance(raw.get("store"), str):
         return {**raw, "store": normalize_store(raw["store"])}
+    if key == "protocol" and isinstance(raw, Mapping) and isinstance(raw.get("baselines"), list):
+        return {**raw, "baselines": [normalize_baseline(baseline) for baseline in raw["baselines"]]}
     if key != "search" or not isinstance(raw, Mapping):
         return raw
     raw = dict(raw)
@@ -256,9 +267,23 @@ def normalize(key: str, raw: Any) -> Any:
             raw[name] = [raw[name]]
     if isinstance(raw.get("warm_start_from"), list):
         raw["warm_start_from"] = [normalize_folder(folder) for folder in raw["warm_start_from"]]
-    if isinstance(raw.get("space"), Mapping):
-        raw["space"] = {path: normalize_parameter(value) for path, value in raw["space"].items()}
+    if "space" in raw:
+        raw["space"] = normalize_space(raw["space"])
     return raw
+
+
+def normalize_baseline(raw: Any) -> Any:
+    """A tuned baseline with its `search` written in full; any other as it is."""
+    if not isinstance(raw, Mapping) or baseline_form(raw) != "tuned" or "search" not in raw:
+        return raw
+    return {**raw, "search": normalize_space(raw["search"])}
+
+
+def normalize_space(raw: Any) -> Any:
+    """A search space with its parameters written in full."""
+    if not isinstance(raw, Mapping):
+        return raw
+    return {path: normalize_parameter(value) for path, value in raw.items()}
 
 
 def normalize_store(raw: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -59,16 +59,16 @@ def to_faults(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Faul
     found: dict[str, list[tuple[bool, Fault]]] = {}
     for item in error.errors(include_url=False):
         path, inner = at, raw
-        for step in item["loc"]:
+        for i, step in enumerate(item["loc"]):
             if isinstance(inner, Mapping) and step in inner:
                 path, inner = f"{path}.{step}", inner[step]
             elif isinstance(inner, list) and isinstance(step, int) and step < len(inner):
                 path, inner = f"{path}[{step}]", inner[step]
-            elif item["type"] == "missing":
+            elif item["type"] == "missing" and i + 1 == len(item["loc"]):  # an earlier one may name a form
                 path = f"{path}.{step}"
         wrong_type = item["type"].endswith("_type")
         rule = rule_text(item["type"], item.get("ctx", {}), item["msg"])
-        legal = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+        legal = legal_names(kind, item["loc"][:-1])
         near = nearest_name(str(item["loc"][-1]), legal) if rule == "no such setting" else ""
         if rule == "no such setting" and legal and not near:
             rule += f"; there are {', '.join(legal)}"
@@ -86,6 +86,22 @@ def to_faults(error: ValidationError, raw: Any, at: str, kind: Any) -> list[Faul
             rules = " or ".join(dict.fromkeys(f.rule.removeprefix("must be ") for _, f in spoken))
             faults.append(replace(spoken[0][1], rule=f"must be {rules}"))
     return faults
+
+
+def legal_names(kind: Any, steps: Sequence[int | str]) -> list[str]:
+    """The settings of the dataclasses that a type has at a location; none where it has no dataclass there."""
+    kinds = dataclasses_in(kind)
+    for step in steps:
+        hints = [hints[step] for one in kinds if step in (hints := get_type_hints(one))]
+        kinds = [inner for hint in hints for inner in dataclasses_in(hint)] if hints else kinds
+    return [f.name for one in kinds for f in fields(one)]
+
+
+def dataclasses_in(kind: Any) -> list[Any]:
+    """The dataclasses that a type consists of, such as `tuple[str | A, …]` of A."""
+    if is_dataclass(kind):
+        return [kind]
+    return [inner for argument in get_args(kind) for inner in dataclasses_in(argument)]
 
 
 def rule_text(kind: str, context: Mapping[str, Any], message: str) -> str:

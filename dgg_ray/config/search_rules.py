@@ -10,12 +10,15 @@ import numpy as np
 
 from dgg_ray.config.check import Check, describe_problem
 from dgg_ray.config.parsing import check_type
+from dgg_ray.config.search_space import Parameters, owners, searched_strategies, searched_values
 from dgg_ray.config.sections import (
     FROM_SEARCH,
     MOST,
+    STRATEGY_NAME,
     Constraint,
     Search,
     SearchParameter,
+    TunedBaseline,
     Value,
 )
 from dgg_ray.config.study import Study
@@ -31,11 +34,19 @@ def baseline_rules(check: Check) -> Iterator[Fault]:
     """Check that each baseline can be run, and that labels are unique."""
     study = check.study
     strategies = [*plugins.all_names("strategies"), *FROM_SEARCH]
-    labels = [plugins.plugin_name(study.strategy)]
+    labels = [*study.strategy_names]
     for i, baseline in enumerate(study.protocol.baselines):
         path = f"protocol.baselines[{i}]"
         if isinstance(baseline, str):
             yield from named_baseline_rules(check, path, baseline, strategies)
+            labels.append(baseline)
+            continue
+        if isinstance(baseline, TunedBaseline):
+            if baseline.title in labels or baseline.label in strategies:
+                rule = "needs a label of its own: another method of the comparison has this one"
+                yield Fault(f"{path}.label", rule, repr(baseline.title))
+            labels.append(baseline.title)
+            yield from tuned_baseline_rules(check, path, baseline)
             continue
         for label, setting in baseline.items():
             if label in labels or label in strategies:
@@ -54,13 +65,55 @@ def named_baseline_rules(check: Check, path: str, name: str, strategies: Sequenc
             return
         if not search:
             yield Fault(path, "needs a search", repr(name))
+        elif name in FROM_SEARCH[1:] and STRATEGY_NAME in search.space:
+            yield Fault(path, "needs one strategy, but `strategy.name` is searched", repr(name))
         elif name in FROM_SEARCH[1:] and not any(p.per_task for p in search.space.values()):
             yield Fault(path, "needs a setting that is searched per task (`per_task: …`)", repr(name))
     elif plugins.is_outside("strategies", name):
         yield from (replace(fault, path=path) for fault in plugins.lookup_faults("strategies", name))
     elif name not in strategies:
-        rule = f"must be one of {', '.join(strategies)}, or LABEL: {{path of a setting: value}}"
+        rule = f"must be one of {', '.join(strategies)}, LABEL: {{path of a setting: value}}, or "
+        rule += "{name: STRATEGY, search: {path of a setting: values}}"
         yield Fault(path, rule, repr(name), nearest_name(name, strategies))
+
+
+def tuned_baseline_rules(check: Check, at: str, baseline: TunedBaseline) -> Iterator[Fault]:
+    """Check that a baseline can be tuned as it says, by the study's objective and constraints."""
+    study, tuned = check.study, baseline
+    if broken := plugins.lookup_faults("strategies", tuned.name):
+        yield from (replace(fault, path=f"{at}.name") for fault in broken)
+        return
+    base = study.at({STRATEGY_NAME: tuned.name})
+    for path, value in tuned.settings.items():
+        if path in tuned.search:
+            yield Fault(f"{at}.settings.{path}", "is searched as well: give it in one place", repr(value))
+        elif check.intact(path.partition(".")[0]):
+            yield from setting_rules(base, f"{at}.settings.{path}", path, path, [value])
+    for path, parameter in tuned.search.items():
+        if path == STRATEGY_NAME:
+            yield Fault(f"{at}.search.{path}", "is `name`: give each strategy a baseline of its own")
+        elif check.intact(path.partition(".")[0]):
+            yield from parameter_rules(base, tuned.method, f"{at}.search", path, path, parameter)
+    if tuned.method == "grid":
+        yield from grid_rules(study, tuned.search, f"{at}.search")
+    yield from tuning_metric_rules(study, base, f"{at}.name")
+
+
+def tuning_metric_rules(study: Study, base: Study, at: str) -> Iterator[Fault]:
+    """Check that a tuned baseline has values of the metrics by which the study chooses.
+
+    base: the study with the baseline's strategy. What is wrong for the study's own strategy too is said at
+    the search.
+    """
+    search, tasks = study.search or Search({}), max(2, len(study.task_names))
+    metrics = [("objective", name) for name in search.objective]
+    metrics += [("constraint", c.metric) for text in search.constraints if (c := Constraint.parse(text))]
+    for kind, name in metrics:
+        if plugins.lookup_faults("metrics", name) or why_unfit(name, tasks, study.strategy.simultaneous):
+            continue
+        if why_unfit(name, tasks, base.strategy.simultaneous):
+            rule = f"cannot be tuned by the study's {kind} {name}, which has no value for a strategy that "
+            yield Fault(at, f"{rule}trains all tasks at once", repr(plugins.plugin_name(base.strategy)))
 
 
 def search_rules(check: Check) -> Iterator[Fault]:
@@ -75,9 +128,65 @@ def search_rules(check: Check) -> Iterator[Fault]:
     yield from method_rules(study, search)
     if not search.space:
         yield Fault("search.space", "needs at least 1 setting, has 0")
-    for path, parameter in search.space.items():
-        if check.intact(path.partition(".")[0]):
-            yield from parameter_rules(study, search, path, parameter)
+    names = searched_strategies(search.space)
+    yield from strategy_name_rules(study, search)
+    if any(plugins.lookup_faults("strategies", name) for name in names):
+        return
+    for key, parameter in search.space.items():
+        if key != STRATEGY_NAME and check.intact(key.partition(".")[0]):
+            yield from searched_parameter_rules(study, search, key, parameter)
+
+
+def strategy_name_rules(study: Study, search: Search) -> Iterator[Fault]:
+    """Check the strategies that are searched."""
+    at, parameter = f"search.space.{STRATEGY_NAME}", search.space.get(STRATEGY_NAME)
+    if parameter is None:
+        return
+    if parameter.values is None or parameter.per_task:
+        yield Fault(at, "needs a list of strategies, which holds for all tasks")
+        return
+    if search.method == "stagewise":
+        yield Fault(at, "`stagewise` searches the settings of one strategy: use tpe, nsga2, random or grid")
+    for name in parameter.values:
+        if not isinstance(name, str):
+            yield Fault(at, "must be the name of a strategy", repr(name))
+        elif broken := plugins.lookup_faults("strategies", name):
+            yield from (replace(fault, path=at) for fault in broken)
+        elif parameter.values.count(name) > 1:
+            yield Fault(at, "must name each strategy once", repr(name))
+        elif plugins.find("strategies", name).simultaneous:
+            rule = "must be strategies that train one task after another; give the others as baselines"
+            yield Fault(at, rule, repr(name))
+
+
+def searched_parameter_rules(
+    study: Study, search: Search, key: str, parameter: SearchParameter
+) -> Iterator[Fault]:
+    """Check a searched setting with each strategy that has it."""
+    names = searched_strategies(search.space)
+    path, strategies = owners(key, names)
+    at = f"search.space.{key}"
+    if strategies == ():
+        legal = [f"strategy.{f.name}" for name in names for f in fields(plugins.find("strategies", name))]
+        rule = f"no such path: none of {', '.join(names)} has this setting"
+        yield Fault(at, rule, near=nearest_name(key, legal))
+        return
+    if path != key and path in search.space:
+        yield Fault(at, f"is searched as `{path}` too, for every strategy that has it: prefix that path")
+    for name in strategies or names or ("",):
+        found = list(
+            parameter_rules(
+                study.at({STRATEGY_NAME: name} if name else {}),
+                search.method,
+                "search.space",
+                key,
+                path,
+                parameter,
+            )
+        )
+        yield from found
+        if found:
+            return  # once is enough
 
 
 def method_rules(study: Study, search: Search) -> Iterator[Fault]:
@@ -97,15 +206,25 @@ def method_rules(study: Study, search: Search) -> Iterator[Fault]:
     if search.method == "grid":
         if search.warm_start_from:
             yield Fault("search.warm_start_from", "is not used by `grid`, which tries every combination")
-        if (count := count_combinations(study, search)) > LARGEST_GRID:
-            rule = f"has {count:,} combinations, and `grid` tries at most {LARGEST_GRID:,}: "
-            yield Fault("search.space", f"{rule}another method draws some of them")
+        yield from grid_rules(study, search.space, "search.space")
 
 
-def count_combinations(study: Study, search: Search) -> int:
-    """Count the combinations of all listed values."""
-    tasks = len(study.task_names)
-    return prod(len(p.values or ()) ** (tasks if p.per_task else 1) for p in search.space.values())
+def grid_rules(study: Study, space: Parameters, at: str) -> Iterator[Fault]:
+    """Check that all combinations of listed values can be tried."""
+    if any(plugins.lookup_faults("strategies", name) for name in searched_strategies(space)):
+        return
+    if (count := count_combinations(study, space)) > LARGEST_GRID:
+        rule = f"has {count:,} combinations, and `grid` tries at most {LARGEST_GRID:,}: "
+        yield Fault(at, f"{rule}another method draws some of them")
+
+
+def count_combinations(study: Study, space: Parameters) -> int:
+    """Count the combinations of all listed values, of each searched strategy with its own."""
+    values = [v for v in searched_values(space, study.task_names) if v.path != STRATEGY_NAME]
+    return sum(
+        prod(len(v.parameter.values or ()) for v in values if not v.strategies or name in v.strategies)
+        for name in searched_strategies(space) or ("",)
+    )
 
 
 def metric_rules(study: Study, path: str, name: str) -> Iterator[Fault]:
@@ -166,9 +285,14 @@ def why_unfit(name: str, tasks: int, simultaneous: bool, outside: int = 0) -> st
     return "falls as final scores rise, and objectives are maximised" if after < before else ""
 
 
-def parameter_rules(study: Study, search: Search, path: str, parameter: SearchParameter) -> Iterator[Fault]:
-    """Check the values of a searched setting, and that the setting takes each of them."""
-    p, at = parameter, f"search.space.{path}"
+def parameter_rules(
+    study: Study, method: str, section: str, key: str, path: str, parameter: SearchParameter
+) -> Iterator[Fault]:
+    """Check the values of a searched setting, and that the setting takes each of them.
+
+    section, key: where the parameter stands in the file. path: of the setting, in this study.
+    """
+    p, at = parameter, f"{section}.{key}"
     if (p.values is None) == (p.low is None and p.high is None):
         yield Fault(at, "needs either a list of values, or low and high")
         return
@@ -178,7 +302,7 @@ def parameter_rules(study: Study, search: Search, path: str, parameter: SearchPa
     if p.log and (p.low is None or p.low <= 0):
         yield Fault(at, "log needs low > 0", f"low {p.low}")
         return
-    if search.method == "grid" and p.values is None:
+    if method == "grid" and p.values is None:
         yield Fault(at, "the method `grid` needs a list of values")
     values = [value for value in p.values or (p.low, p.high) if value is not None]
     yield from setting_rules(study, at, path, f"{path}.{study.task_names[0]}" if p.per_task else path, values)
@@ -189,6 +313,9 @@ def setting_rules(
 ) -> Iterator[Fault]:
     """Check that a setting can take each of the values. full_path: `path`, or that of one task's value."""
     head = path.partition(".")[0]
+    if path == STRATEGY_NAME:
+        yield Fault(at, "must stay the same here: another strategy is a baseline of its own")
+        return
     if head not in SEARCHABLE:
         rule = f"no such path; a path starts with one of {', '.join(SEARCHABLE)}"
         yield Fault(at, rule, near=nearest_name(head, SEARCHABLE))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import Discriminator, Tag
 
 from dgg_ray.core.errors import STRICT
 
 Value = float | int | str | bool
+STRATEGY_NAME = "strategy.name"  # a strategy may be searched too
 ALPHA = "strategy.alpha"  # for the analysis and the report of α curves, which are about DGG's α alone
 MOST = 10_000  # orders, seeds, blocks: listing more would take too long
 FROM_SEARCH = (
@@ -98,7 +100,9 @@ class Search:
     """How settings are proposed and evaluated: on the validation split, each metric averaged over blocks.
 
     space: what is searched: the dotted path of a setting, such as `strategy.alpha`, with a list of values or
-        a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task.
+        a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task. With a list
+        of strategies for `strategy.name`, `strategy.SETTING` is searched for each of them that has it, and
+        `strategy.NAME.SETTING` for one alone.
     method: how values are proposed. `stagewise` tries values task by task on the best states so far; it
         assumes that the effect of one task's value depends little on the others'. `tpe` and `nsga2`
         (Optuna), `random`, and `grid` (every combination) propose whole settings.
@@ -145,6 +149,53 @@ class Search:
 
 
 @dataclass(frozen=True)
+class TunedBaseline:
+    """A baseline that is tuned by a search of its own, on the blocks of the study's search and after it.
+
+    It has the study's selection split, objective, constraints, seed, `parallel` and `prune_level`. What it
+    does not search, it takes from the recommended setting: adapter, training and buffer. Its other settings
+    are those of `settings`, else its defaults. The first setting tried is this one, so on the blocks of the
+    search it is never worse than its default.
+
+    name: the strategy.
+    search: what is searched, as in `search.space`.
+    trials: number of settings tried, the default among them; `grid` ignores it.
+    method: how values are proposed, as in `search.method`.
+    label: its name in the comparison; None is the strategy's.
+    settings: settings that stay as they are, by dotted path.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    search: Annotated[Mapping[str, SearchParameter], MinLen(1)]
+    trials: Annotated[int, Ge(1), Le(10 * MOST)] = 20
+    method: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    label: Annotated[str, MinLen(1)] | None = None
+    settings: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its label in the comparison."""
+        return self.label or self.name
+
+
+def baseline_form(given: object) -> str:
+    """Tell the three forms of a baseline apart: the tag of `Baseline` that it is read as."""
+    if isinstance(given, Mapping):
+        return "tuned" if isinstance(given.get("name"), str) or "search" in given else "variants"
+    return "tuned" if isinstance(given, TunedBaseline) else "name"
+
+
+Baseline = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[TunedBaseline, Tag("tuned")]
+    | Annotated[Mapping[str, Mapping[str, Value]], Tag("variants")],
+    Discriminator(baseline_form),
+]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is evaluated, and what the recommended setting is compared with.
 
@@ -162,10 +213,11 @@ class Protocol:
     final_seeds: the seeds of the final runs without held-out blocks; None is the study's seeds. Where each
         order has its own seeds, they are counted per order: 0 is an order's first seed.
     baselines: what the recommended setting is compared with on the final blocks. Strategies run at its rank
-        and its buffer. Variants of it are written `LABEL: {dotted path of a setting: value, …}`. Baselines
-        from the search are `runner_up`; `constant`, the best value that is the same for all tasks;
-        `two_task`, the value that was best after two tasks, kept for all; and `curve_optimum`, each task's
-        α where its curve is best for the mean final score, whatever the search's objective.
+        and its buffer, with their defaults, or `{name: l2sp, search: {strategy.strength: [0.1, 1]}, trials:
+        12}` with a search of their own. Variants of it are written `LABEL: {dotted path of a setting: value,
+        …}`. Baselines from the search are `runner_up`; `constant`, the best value that is the same for all
+        tasks; `two_task`, the value that was best after two tasks, kept for all; and `curve_optimum`, each
+        task's α where its curve is best for the mean final score, whatever the search's objective.
     """
 
     __pydantic_config__ = STRICT
@@ -176,7 +228,7 @@ class Protocol:
     selection_split: Literal["validation", "test"] = "validation"
     held_out: Annotated[int, Ge(0), Le(MOST)] | tuple[tuple[str, ...], ...] = 0
     final_seeds: tuple[int, ...] | None = None
-    baselines: tuple[str | Mapping[str, Mapping[str, Value]], ...] = ("finetune", "replay", "joint")
+    baselines: tuple[Baseline, ...] = ("finetune", "replay", "joint")
 
 
 @dataclass(frozen=True)
@@ -311,4 +363,5 @@ def name_of(parameter: str) -> str:
         return "α"
     if parameter.startswith(f"{ALPHA}."):
         return f"α for {parameter.removeprefix(f'{ALPHA}.')}"
-    return {"strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}.get(parameter, parameter)
+    names = {STRATEGY_NAME: "strategy", "strategy.buffer": "buffer", "adapter.rank": "LoRA rank"}
+    return names.get(parameter, parameter)

@@ -18,14 +18,17 @@ from typing import Annotated, Any, NamedTuple, overload
 
 from annotated_types import MinLen
 
+from dgg_ray.config.search_space import largest_values, searched_strategies
 from dgg_ray.config.sections import (
     FROM_SEARCH,
     SEEDS_APART,
+    STRATEGY_NAME,
     Budget,
     Orders,
     Output,
     Protocol,
     Search,
+    TunedBaseline,
     Value,
     Workers,
 )
@@ -158,9 +161,13 @@ class Study:
         key = tuple(setting.items())
         study = self._at_settings.pop(key, None)
         if study is None:
+            name = setting.get(STRATEGY_NAME)
             study = self
+            if name is not None and name != plugins.plugin_name(self.strategy):
+                study = self.with_strategy(str(name))
             for path, value in setting.items():
-                study = with_value(study, path.split("."), value, self.task_names)
+                if path != STRATEGY_NAME:
+                    study = with_value(study, path.split("."), value, self.task_names)
         self._at_settings[key] = study  # the one asked for last stands last
         if len(self._at_settings) > CACHED_SETTINGS:
             del self._at_settings[next(iter(self._at_settings))]
@@ -172,35 +179,75 @@ class Study:
 
     @property
     def most_expensive(self) -> Study:
-        """The study at the corner of its search space where every number is largest."""
-        setting = {
-            name: parameter.largest
-            for path, parameter in (self.search.space if self.search else {}).items()
-            for name in ([f"{path}.{task}" for task in self.task_names] if parameter.per_task else [path])
-        }
-        return self.at(setting)
+        """The study at the corner of its search space where every number is largest.
+
+        Where the strategy is searched too, it is the one that replays the most examples.
+        """
+        sizes = {name: data.sizes["train"] for name, data in self.data.tasks.items()}
+        corners = map(self.at, largest_values(self.search.space if self.search else {}, self.task_names))
+        return max(corners, key=lambda study: sum(study.strategy.replayed_examples(sizes).values()))
 
     def with_strategy(self, name: str) -> Study:
-        """Return the study with another strategy, sharing the settings that both have, such as the buffer."""
-        cls = plugins.find("strategies", name)
-        own = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy)}  # type: ignore[arg-type]
-        shared = {f.name: own[f.name] for f in fields(cls) if f.name in own}
-        return replace(self, strategy=cls(**shared))
+        """Return the study with another strategy, sharing the settings that mean the same in both.
 
-    def compared_settings(self, from_search: Mapping[str, Setting] | None = None) -> dict[str, StudyRuns]:
+        These are the buffer, and what both inherit from one class. Any other setting of the same name, such
+        as a strength, may have another unit, and has its default.
+        """
+        cls = plugins.find("strategies", name)
+        common = [base for base in type(self.strategy).__mro__ if base in cls.__mro__ and is_dataclass(base)]
+        shared = {"buffer", *(f.name for base in common for f in fields(base))}
+        own = {f.name: getattr(self.strategy, f.name) for f in fields(self.strategy) if f.name in shared}  # type: ignore[arg-type]
+        return replace(self, strategy=cls(**{f.name: own[f.name] for f in fields(cls) if f.name in own}))
+
+    @property
+    def strategy_names(self) -> tuple[str, ...]:
+        """The strategies that the recommended setting may have: its own, or those that are searched."""
+        searched = searched_strategies(self.search.space) if self.search else ()
+        return searched or (plugins.plugin_name(self.strategy),)
+
+    @property
+    def chooses(self) -> bool:
+        """Return whether settings are chosen: by the study's search, or by that of a baseline."""
+        return self.search is not None or bool(self.tuned_baselines)
+
+    @property
+    def tuned_baselines(self) -> tuple[TunedBaseline, ...]:
+        """The baselines with a search of their own."""
+        return tuple(b for b in self.protocol.baselines if isinstance(b, TunedBaseline))
+
+    @property
+    def baseline_strategies(self) -> tuple[str, ...]:
+        """The strategies of the baselines that are named by their strategy, tuned or not."""
+        names = (b.name if isinstance(b, TunedBaseline) else b for b in self.protocol.baselines)
+        return tuple(name for name in names if isinstance(name, str) and name not in FROM_SEARCH)
+
+    @property
+    def fixed_settings(self) -> list[Setting]:
+        """The values that baselines set by hand."""
+        settings: list[Setting] = []
+        for baseline in self.protocol.baselines:
+            if isinstance(baseline, TunedBaseline):
+                settings.append(baseline.settings)
+            elif isinstance(baseline, Mapping):
+                settings += baseline.values()
+        return settings
+
+    def compared_settings(self, from_search: Mapping[str, Study] | None = None) -> dict[str, StudyRuns]:
         """Label → runs on the final blocks: this setting under its strategy's name, then the baselines.
 
-        from_search: settings of the baselines that the search gives, by name; a baseline without one is
-            left out.
+        from_search: the study at the settings of the baselines that a search gives, by label; a baseline
+            without one is left out.
         """
+        known = from_search or {}
         compared: dict[str, Study] = {plugins.plugin_name(self.strategy): self}
         for baseline in self.protocol.baselines:
-            if not isinstance(baseline, str):
+            label = baseline.title if isinstance(baseline, TunedBaseline) else baseline
+            if isinstance(label, str) and label in known:
+                compared[label] = known[label]
+            elif isinstance(baseline, Mapping):
                 compared |= {label: self.at(setting) for label, setting in baseline.items()}
-            elif baseline not in FROM_SEARCH:
+            elif isinstance(baseline, str) and baseline not in FROM_SEARCH:
                 compared.setdefault(baseline, self.with_strategy(baseline))
-            elif baseline in (from_search or {}):
-                compared[baseline] = self.at((from_search or {})[baseline])
         return {label: StudyRuns(study, self.final_blocks) for label, study in compared.items()}
 
     def simulated(self) -> Study:
@@ -244,8 +291,9 @@ class Study:
     @property
     def plugins_used(self) -> list[tuple[str, str]]:
         """(kind, name) of every plug-in that bears on what is trained, or on a score."""
-        baselines = [b for b in self.protocol.baselines if isinstance(b, str) and b not in FROM_SEARCH]
-        used = [("strategies", name) for name in (plugins.plugin_name(self.strategy), *baselines)]
+        own = plugins.plugin_name(self.strategy)
+        names = (own, *self.strategy_names, *self.baseline_strategies)
+        used = [("strategies", name) for name in names]
         used += [("models", plugins.plugin_name(self.model))]
         used += [("readers", plugins.plugin_name(reader)) for reader in self.readers.values()]
         used += [("scorers", data.scorer) for data in self.data.tasks.values()]
@@ -443,6 +491,8 @@ def with_value(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[s
 
 def value_at(study: Study, path: str) -> Any:
     """The value of a setting by its dotted path; None where the strategy has no such setting."""
+    if path == STRATEGY_NAME:
+        return plugins.plugin_name(study.strategy)
     thing: Any = study
     for step in path.split("."):
         if isinstance(thing, Mapping):

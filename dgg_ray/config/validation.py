@@ -165,11 +165,10 @@ def projector_rules(check: Check) -> Iterator[Fault]:
 def studies_at_values(study: Study, path: str) -> list[Study]:
     """The study as it is, and at every value that the search or a baseline gives to a setting."""
     values: list[Value] = []
-    if parameter := study.search.space.get(path) if study.search else None:
+    spaces = [*([study.search.space] if study.search else []), *(b.search for b in study.tuned_baselines)]
+    for parameter in (space[path] for space in spaces if path in space):
         values += [v for v in parameter.values or (parameter.low,) if v is not None]
-    for baseline in study.protocol.baselines:
-        if not isinstance(baseline, str):
-            values += [setting[path] for setting in baseline.values() if path in setting]
+    values += [setting[path] for setting in study.fixed_settings if path in setting]
     return [study, *(study.at({path: value}) for value in values)]
 
 
@@ -269,7 +268,7 @@ def task_rules(task: Task, evaluate_only: bool = False) -> Iterator[Fault]:
 
 def split_rules(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[Fault]:
     """Refuse to choose settings on the examples that they are compared on, unless the study says so."""
-    if study.protocol.selection_split == "test" or not study.search:
+    if study.protocol.selection_split == "test" or not study.chooses:
         return
     chosen_on = {*study.task_names, *study.evaluated_outside}
     for name, data in tasks.items():

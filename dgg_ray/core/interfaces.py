@@ -395,6 +395,11 @@ class ShardedTensors(list["Tensor"]):
         super().__init__(tensors)
         self.total = total
 
+    def inner(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        """⟨a, b⟩ in fp64, over all trained weights as one vector. a, b: sharded like these tensors."""
+        products = [(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]
+        return self.total(sum(products[1:], products[0]))
+
 
 class StepHooks(NamedTuple):
     """Further hooks of a training step; None is not called.

@@ -389,7 +389,7 @@ def make_tracker(
     if study.budget is None:
         return BudgetTracker()
     reserved: list[WorkItem] = []
-    if study.search:
+    if study.chooses:
         reserved = [item for chain in comparison(study.most_expensive) for item in chain]
     limits: list[Limit] = []
     if any(getattr(study.budget, name) for name in UNITS):

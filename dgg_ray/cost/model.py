@@ -358,9 +358,10 @@ def profiling_items(study: Study) -> list[WorkItem]:
 def profiled_ranks(study: Study) -> list[int]:
     """Return the ranks of the search, or both ends of their range, or the adapter's; and the baselines'."""
     ranks: list[Any] = [study.adapter.rank]
-    if parameter := study.search.space.get(RANK) if study.search else None:
-        ranks = [*(parameter.values or (parameter.low, parameter.high))]
-    for baseline in study.protocol.baselines:
-        if not isinstance(baseline, str):
-            ranks += [setting[RANK] for setting in baseline.values() if RANK in setting]
+    searched = [baseline.search for baseline in study.tuned_baselines]
+    if study.search and RANK in study.search.space:
+        ranks, searched = [], [study.search.space, *searched]
+    parameters = [space[RANK] for space in searched if RANK in space]
+    ranks += [rank for p in parameters for rank in p.values or (p.low, p.high)]
+    ranks += [setting[RANK] for setting in study.fixed_settings if RANK in setting]
     return sorted({int(rank) for rank in ranks if rank is not None})

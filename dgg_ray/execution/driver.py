@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ from dgg_ray.search.comparison import (
     make_search,
 )
 from dgg_ray.search.evidence import EvidenceReader
+from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import view_if_remote
 
@@ -114,8 +114,15 @@ def search_and_compare(
     study, search = reader.study, None
     if study.search is not None:
         search = make_search(study, out / "search.db", optional)
-        reporter.follow(search)
-    comparison = Comparison.from_search_method(study, search, partial(run_search, reader, executor))
+
+    def carry_out(own: SearchMethod) -> SearchMethod:
+        if isinstance(own, OptunaSearch) and own is not search:  # of a tuned baseline
+            own.copy_to(out / "search.db", optional, fresh=False)
+        if isinstance(own, OptunaSearch) or own is search:
+            reporter.follow(own)
+        return run_search(reader, executor, own)
+
+    comparison = Comparison.from_search_method(study, search, carry_out)
     reporter.follow_comparison(comparison.settings)
     executor.execute(comparison.chains)
 

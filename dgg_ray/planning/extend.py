@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.config import loader, saved_study, yaml_edit
-from dgg_ray.config.sections import FROM_SEARCH, name_of
+from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, StudyError, nearest_name
@@ -214,11 +214,9 @@ def append_tasks(at: tuple[str, ...], orders: Sequence[Sequence[str]], tasks: li
 
 def describe_retraining(study: Study, has_winner: bool) -> list[str]:
     """Describe what trains the old tasks again although their stages are stored."""
-    baselines = [b for b in study.protocol.baselines if isinstance(b, str) and b not in FROM_SEARCH]
-    strategy = plugins.plugin_name(study.strategy)
     notes = [
         f"  trained again: {name}, which trains all tasks at once"
-        for name in dict.fromkeys([strategy, *baselines])
+        for name in dict.fromkeys([*study.strategy_names, *study.baseline_strategies])
         if plugins.find("strategies", name).simultaneous
     ]
     if study.search and not has_winner:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,6 +52,7 @@ class Plan:
     pruning_test: what the pruning test over these blocks can promise; empty without one.
     budget: the study's; it can be checked once something was measured.
     designs: a comparison of order designs, where one was requested.
+    tuned: label of a tuned baseline → number of settings that its own search evaluates.
     """
 
     study: str
@@ -73,6 +74,7 @@ class Plan:
     pruning_test: str = ""
     budget: Budget | None = None
     designs: DesignTable | None = None
+    tuned: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shared(self) -> int:
@@ -109,6 +111,8 @@ class Plan:
         rows = []
         if self.seeding:
             rows.append(("seeds", self.seeding))
+        if self.tuned:
+            rows.append(("tuned baselines", describe_tuning(self.tuned)))
         if self.pruning_test:
             rows.append(("pruning", self.pruning_test))
         rows += [
@@ -170,7 +174,14 @@ def plan(study: Study, store: StageStore) -> Plan:
         seeding=describe_seeding(study),
         pruning_test=describe_pruning_test(study),
         budget=study.budget,
+        tuned=dry_run.tuned,
     )
+
+
+def describe_tuning(tuned: Mapping[str, int]) -> str:
+    """Describe the searches of the baselines: `l2sp on 12 settings, each on the blocks of the search`."""
+    counts = [f"{label} on {count} setting{'s' * (count != 1)}" for label, count in tuned.items()]
+    return f"{', '.join(counts)}, each on the blocks of the search"
 
 
 def count_training(study: Study, stages: Iterable[Stage]) -> tuple[int, int]:
@@ -262,12 +273,14 @@ class DryRun(NamedTuple):
     settings: label → runs of the final comparison.
     proposed: number of different settings that were proposed.
     exact: whether the store had the evidence for all of it, so that nothing is a guess.
+    tuned: label of a tuned baseline → number of settings that its search proposed.
     """
 
     requests: list[QueryRequests]
     settings: dict[str, StudyRuns]
     proposed: int
     exact: bool
+    tuned: Mapping[str, int] = {}
 
 
 def dry_run_search(reader: EvidenceReader) -> DryRun:
@@ -277,7 +290,7 @@ def dry_run_search(reader: EvidenceReader) -> DryRun:
     many branches are kept and dropped.
     """
     study = reader.study
-    if study.search is None:
+    if not study.chooses:
         return DryRun([], study.compared_settings(), 1, True)
     runner = SimulatedRunner.of(study, MemoryStore())
     simulated = reader.with_store(runner.store)
@@ -308,11 +321,15 @@ def dry_run_search(reader: EvidenceReader) -> DryRun:
             search.tell(number, known)
             answered += 1
 
-    compared = Comparison.from_study(study, carry_out)
-    search = compared.search
-    assert search is not None
-    if compared.winner is None:  # nothing was evaluated: any setting stands for the one that will win
-        stand_in = study.at(search.proposed[0].setting)
-        return DryRun(requests, stand_in.compared_settings(), len(search.proposed), False)
-    proposed = len({tuple(sorted(query.setting.items())) for query in search.proposed})
-    return DryRun(requests, compared.settings, proposed, exact)
+    # Where nothing was evaluated, any setting stands for the one that will win.
+    compared = Comparison.from_study(study, carry_out, stand_in=True)
+    tuned = {label: count_settings(own) for label, own in compared.tuning.items()}
+    proposed = count_settings(compared.search) if compared.search else 1
+    return DryRun(requests, compared.settings, proposed, exact, tuned)
+
+
+def count_settings(search: SearchMethod) -> int:
+    """Count the different settings that a search proposed; without evidence it may propose one twice."""
+    if search.winner() is None:
+        return len(search.proposed)
+    return len({tuple(sorted(query.setting.items())) for query in search.proposed})

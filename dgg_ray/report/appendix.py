@@ -13,7 +13,7 @@ from dgg_ray.analysis.comparison_tables import settings_table
 from dgg_ray.analysis.results import Results, Spending
 from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics
 from dgg_ray.analysis.verdict import metric_labels
-from dgg_ray.config.sections import name_of
+from dgg_ray.config.sections import STRATEGY_NAME, name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.cost.rates import Estimate, format_estimate
 from dgg_ray.report.page_elements import (
@@ -68,7 +68,8 @@ def evaluated_settings(results: Results, title: str) -> list[PageElement]:
     unsearched = unsearched_parameters(results)
     parameters = [
         name_of(parameter) + (" (not searched)" if parameter in unsearched else "")
-        for parameter in results.parameters
+        for parameter in results.all_parameters
+        if parameter != STRATEGY_NAME
     ]
     caption = (
         f"{results.setup.selection_split.capitalize()} split, in percent with 95 % intervals, highest first. "
@@ -91,12 +92,14 @@ def settings_row(results: Results, row: Mapping[Any, Any]) -> TableRow:
     method = row["strategy"]
     if is_chosen:
         method += " ★"
-    elif row["role"] and row["role"] != row["strategy"]:
+    elif row["role"].startswith(method):  # `l2sp (untuned)`
+        method = row["role"]
+    elif row["role"]:
         method += f" ({row['role']})"
     blocks = str(row["blocks"])
     if not row["whole"]:
         blocks = f"{blocks} of {results.search.blocks if results.search else 1}"
-    values = [format_value(row[parameter]) for parameter in results.parameters]
+    values = [format_value(row[path]) for path in results.all_parameters if path != STRATEGY_NAME]
     scores = [format_metric(row, metric) for metric in metric_labels(results)]
     return TableRow([row["setting"], method, *values, blocks, *scores], "best" if is_chosen else "")
 

@@ -25,8 +25,9 @@ from dgg_ray.analysis.run_table import (
     settings_by_label,
 )
 from dgg_ray.analysis.search_summary import pareto_front
+from dgg_ray.analysis.tuning import tuned_values, tuning_sentences
 from dgg_ray.analysis.verdict import METRIC_LABELS, metric_labels, verdict
-from dgg_ray.config.sections import name_of
+from dgg_ray.config.sections import STRATEGY_NAME, name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.phrases import join_names
 from dgg_ray.report.figures.stability_plasticity import AXES, constant_alpha_curves, settings_as_points
@@ -100,6 +101,8 @@ def chosen_values_table(results: Results) -> Table | None:
     undecided, unsearched = undecided_alphas(results), unsearched_parameters(results)
     rows = []
     for parameter in results.parameters:
+        if STRATEGY_NAME in values and format_value(values[parameter]) == "–":
+            continue  # a setting of another strategy
         certainty = "not searched" if parameter in unsearched else undecided.get(parameter, "")
         rows.append(TableRow([name_of(parameter), format_value(values[parameter]), certainty]))
     header = ["search parameter", "value", "certainty"]
@@ -125,6 +128,7 @@ def comparison_section(results: Results, figures: Figures, optional: OptionalOut
             blocks_sentence(results, split),
             f"The second line of a cell is the score of {chosen_label(results)} minus that of this method, "
             "paired over these blocks. A difference whose interval contains 0 is not significant.",
+            *tuning_sentences(results),
         ]
     metrics = [m for m in metric_labels(results) if not table[table["metric"] == m]["score"].isna().all()]
     if metric not in metrics:
@@ -140,7 +144,7 @@ def comparison_section(results: Results, figures: Figures, optional: OptionalOut
 def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[str], split: str) -> Table:
     """Show each method in each metric, with intervals; paired differences are second lines."""
     rows = []
-    main_metric = headline_metric(results)
+    main_metric, tunable = headline_metric(results), table["tuning"].any()
     for label, group in table.groupby("label", sort=False):
         by_metric = {row["metric"]: row for row in group.to_dict("records")}
         is_chosen = group["setting"].iloc[0] == chosen_setting(results)
@@ -153,8 +157,9 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
         ]
         p_value = by_metric[main_metric]["p_adjusted"]
         p_text = "" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-        rows.append(TableRow([str(label), *cells, p_text], "best" if is_chosen else ""))
-    header = ["method", *map(metric_label, metrics), "p"]
+        tuning = [(group["tuning"].iloc[0], tuned_values(results, str(label)))] if tunable else []
+        rows.append(TableRow([str(label), *tuning, *cells, p_text], "best" if is_chosen else ""))
+    header = ["method", *(["tuning"] if tunable else []), *map(metric_label, metrics), "p"]
     caption = (
         f"{split.capitalize()} split, in percent: mean (95 % CI over other orders and seeds). The intervals "
         f"and p values (Bonferroni) of differences in {metric_label(main_metric)} hold for all methods at "

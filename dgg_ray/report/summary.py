@@ -25,6 +25,7 @@ from dgg_ray.analysis.run_table import (
     printed_labels,
     settings_by_label,
 )
+from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import BASELINE_NAMES, METRIC_LABELS, verdict
 from dgg_ray.core import error_records
 from dgg_ray.stats.formats import format_on_fixed_orders, format_paired_difference, format_percent
@@ -61,6 +62,7 @@ def detail_sentences(results: Results) -> list[str]:
     split, notices = final_split(results), notice_sentences(results)
     return [
         *unsearched_sentences(results),
+        *tuning_sentences(results),
         *comparison_sentences(results, split),
         *uncompared_sentences(results, printed_labels(results)),
         *curve_agreement_sentences(results),

@@ -8,18 +8,19 @@
 
 Baselines from the search are these two, `runner_up`, and `curve_optimum`, each task's α where its curve is
 best (curve_baseline.py). All but the runner-up keep the winner's settings that are not per task, and are
-chosen on the search's blocks.
+chosen on the search's blocks. Tuned baselines are strategies with a search of their own (tuned_baseline.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.config.sections import FROM_SEARCH, Value
+from dgg_ray.config.search_space import largest_values
+from dgg_ray.config.sections import FROM_SEARCH, STRATEGY_NAME, Value
 from dgg_ray.config.study import Chain, Setting, Study, StudyRuns
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.scores import ScoreMatrix
@@ -36,6 +37,7 @@ from dgg_ray.search.objective import (
 from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.space import value_list
 from dgg_ray.search.stagewise import Stagewise
+from dgg_ray.search.tuned_baseline import tuned_search
 
 POINTS = 5  # values of a range that are tried
 SPLITS = ("validation", "test")  # evaluated in the comparison
@@ -54,14 +56,14 @@ def make_search(
     return OptunaSearch(study, database, optional)
 
 
-def baseline_searches(search: SearchMethod) -> dict[str, SearchMethod]:
-    """Baseline → its search, for those that need one; none before the search has a winner."""
-    winner, study = search.winner(), search.study
+def baseline_searches(study: Study, winner: Setting | None) -> dict[str, SearchMethod]:
+    """Baseline → its search, for those that need one; none before the study's own search has a winner."""
     if winner is None:
         return {}
     depths = {"constant": len(study.task_names), "two_task": 2}
     wanted = [name for name in study.protocol.baselines if isinstance(name, str) and name in depths]
-    return {name: ConstantSearch(study, winner, depths[name]) for name in wanted}
+    searches: dict[str, SearchMethod] = {name: ConstantSearch(study, winner, depths[name]) for name in wanted}
+    return searches | {b.title: tuned_search(study, b, winner) for b in study.tuned_baselines}
 
 
 @dataclass
@@ -69,61 +71,82 @@ class Comparison:
     """A study's search, the searches of its baselines, and the settings that are compared in the end.
 
     search: None for a study without one.
-    baseline_searches: by the baseline's name; none before the search has a winner.
+    baseline_searches: by the baseline's label; none before the search has a winner.
+    stand_in: whether the first setting that a search proposed stands for a winner that is not known yet.
     """
 
     study: Study
     search: SearchMethod | None = None
     baseline_searches: Mapping[str, SearchMethod] = field(default_factory=dict)
+    stand_in: bool = False
 
     @classmethod
-    def from_study(cls, study: Study, carry_out: Callable[[SearchMethod], SearchMethod]) -> Comparison:
+    def from_study(
+        cls, study: Study, carry_out: Callable[[SearchMethod], SearchMethod], stand_in: bool = False
+    ) -> Comparison:
         """Carry out the study's search, then the searches of its baselines.
 
         carry_out: answers a search's queries until it is exhausted, and returns it.
         """
-        return cls.from_search_method(study, make_search(study) if study.search else None, carry_out)
+        search = make_search(study) if study.search else None
+        return cls.from_search_method(study, search, carry_out, stand_in)
 
     @classmethod
     def from_search_method(
-        cls, study: Study, search: SearchMethod | None, carry_out: Callable[[SearchMethod], SearchMethod]
+        cls,
+        study: Study,
+        search: SearchMethod | None,
+        carry_out: Callable[[SearchMethod], SearchMethod],
+        stand_in: bool = False,
     ) -> Comparison:
         """Like `from_study`, with an existing search; None for a study without one."""
-        if search is None:
-            return cls(study)
-        search = carry_out(search)
-        return cls(study, search, {name: carry_out(own) for name, own in baseline_searches(search).items()})
+        own = cls(study, carry_out(search) if search else None, stand_in=stand_in)
+        searches = baseline_searches(study, own.chosen)
+        return replace(own, baseline_searches={name: carry_out(s) for name, s in searches.items()})
 
     @property
     def searches(self) -> list[SearchMethod]:
         """All of them, the study's own first."""
-        return [self.search, *self.baseline_searches.values()] if self.search else []
+        return [*([self.search] if self.search else []), *self.baseline_searches.values()]
+
+    @property
+    def tuning(self) -> dict[str, SearchMethod]:
+        """Label of a tuned baseline → its search."""
+        labels = [baseline.title for baseline in self.study.tuned_baselines]
+        return {label: self.baseline_searches[label] for label in labels if label in self.baseline_searches}
+
+    @property
+    def chosen(self) -> Setting | None:
+        """The recommended setting: {} where nothing is searched, None before one is known."""
+        return self.winner_of(self.search) if self.search else {}
+
+    def winner_of(self, search: SearchMethod) -> Setting | None:
+        """The winner of a search, or what stands for it."""
+        winner = search.winner()
+        if winner is None and self.stand_in and search.proposed:
+            return search.proposed[0].setting
+        return winner
 
     @cached_property
-    def from_search(self) -> dict[str, Setting]:
-        """Baseline that the search gives → its setting, of those that are known so far."""
-        if self.search is None:
-            return {}
-        found: dict[str, Setting] = {}
-        if setting := runner_up(self.search):
-            found["runner_up"] = setting
-        if "curve_optimum" in self.study.protocol.baselines:
+    def from_search(self) -> dict[str, Study]:
+        """Baseline that a search gives → the study at its setting, of those that are known so far."""
+        found: dict[str, Setting | None] = {}
+        if self.search is not None:
+            found["runner_up"] = runner_up(self.search)
+        if self.search is not None and "curve_optimum" in self.study.protocol.baselines:
             from dgg_ray.search.curve_baseline import (
                 curve_optimum,
             )  # late: trials do without pandas and SciPy
 
-            if setting := curve_optimum(self.search):
-                found["curve_optimum"] = setting
-        searched = {name: own.winner() for name, own in self.baseline_searches.items()}
-        return found | {name: setting for name, setting in searched.items() if setting is not None}
+            found["curve_optimum"] = curve_optimum(self.search)
+        found |= {name: self.winner_of(own) for name, own in self.baseline_searches.items()}
+        return {name: self.study.at(setting) for name, setting in found.items() if setting is not None}
 
     @cached_property
     def settings(self) -> dict[str, StudyRuns]:
         """Label → runs on the final blocks, the recommended setting first; none before there is one."""
-        if self.search is None:
-            return self.study.compared_settings()
-        winner = self.search.winner()
-        return {} if winner is None else self.study.at(winner).compared_settings(self.from_search)
+        chosen = self.chosen
+        return {} if chosen is None else self.study.at(chosen).compared_settings(self.from_search)
 
     @property
     def winner(self) -> StudyRuns | None:
@@ -165,8 +188,13 @@ def runner_up(search: SearchMethod) -> Setting | None:
 
 
 def comparison_chains(study: Study) -> list[Chain]:
-    """Chains of all that comparing the study's setting may need, baselines from the search included."""
-    return final_chains(study.compared_settings({name: {} for name in FROM_SEARCH}))
+    """Chains of all that comparing the study's setting may need, baselines from a search included."""
+    from_search: dict[str, Study] = dict.fromkeys(FROM_SEARCH, study)
+    for baseline in study.tuned_baselines:
+        fixed = {STRATEGY_NAME: baseline.name, **baseline.settings}
+        (largest,) = largest_values(baseline.search, study.task_names)
+        from_search[baseline.title] = study.at({**fixed, **largest})
+    return final_chains(study.compared_settings(from_search))
 
 
 def first_run_items(study: Study) -> Chain:

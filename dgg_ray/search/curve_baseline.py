@@ -10,7 +10,7 @@ from dgg_ray.config.sections import Value
 from dgg_ray.config.study import Setting, value_at
 from dgg_ray.search.alpha_curve import Runs, Tradeoff, fitted, stages_of
 from dgg_ray.search.base import SearchMethod
-from dgg_ray.search.space import search_space
+from dgg_ray.search.space import parameter_paths
 
 
 def curve_optimum(search: SearchMethod) -> Setting | None:
@@ -37,13 +37,13 @@ def search_curves(search: SearchMethod, path: str) -> list[Tradeoff]:
 
     path: the setting's dotted path, such as `strategy.alpha`.
     """
-    parameters = tuple(search_space(search.study, search.search))
+    parameters = parameter_paths(search.study, search.search)
     return fitted(stages_of(evaluated_runs(search), parameters, search.study.task_names, path))
 
 
 def evaluated_runs(search: SearchMethod) -> Iterator[Runs]:
     """Yield the runs that the search has evidence of, finished or not."""
-    study, paths, found, values = search.study, (*search_space(search.study, search.search),), [], []
+    study, paths, found, values = search.study, parameter_paths(search.study, search.search), [], []
     for number, evidence in search.answers.items():
         if evidence is None:
             continue

@@ -22,19 +22,27 @@ BESIDE = ("", "-journal", "-wal", "-shm")  # SQLite's files of one database
 
 
 class Copy:
-    """The trials of a study as a database; all of its trouble is the `optional`'s."""
+    """The trials of a study as a database; all of its trouble is the `optional`'s.
+
+    fresh: whether the file is made anew; else the study is added, in place of one of the same name.
+    """
 
     def __init__(
-        self, of: optuna.Study, objectives: Sequence[str], file: Path, optional: OptionalOutputs
+        self,
+        of: optuna.Study,
+        objectives: Sequence[str],
+        file: Path,
+        optional: OptionalOutputs,
+        fresh: bool = True,
     ) -> None:
-        self.of, self.file, self.optional = of, file, optional
+        self.of, self.file, self.optional, self.fresh = of, file, optional, fresh
         self.copied: set[int] = set()
         self.study: optuna.Study | None = None
         with optional.attempt(NAME, "is not kept"):
             self.study = self.begin(objectives)
 
     def begin(self, objectives: Sequence[str]) -> optuna.Study:
-        for ending in BESIDE:
+        for ending in BESIDE if self.fresh else ():
             self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
 
         def connect() -> sqlite3.Connection:
@@ -44,6 +52,8 @@ class Copy:
         storage = RDBStorage("sqlite:///search.db", {"creator": connect})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self.of.study_name in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=self.of.study_name, storage=storage)
             study = optuna.create_study(
                 study_name=self.of.study_name, storage=storage, directions=self.of.directions
             )

@@ -9,18 +9,32 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from dgg_ray.config.sections import Search
+from dgg_ray.config.search_space import searched_values
+from dgg_ray.config.sections import STRATEGY_NAME, Search, Value
 from dgg_ray.config.study import Setting, Study, WarmStart
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.search import pruning
 from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.dashboard import Copy
 from dgg_ray.search.objective import Evidence, Values
-from dgg_ray.search.space import Space, all_combinations, search_space
+from dgg_ray.search.space import (
+    Space,
+    all_combinations,
+    belongs_to,
+    contains,
+    distribution_of,
+    grid_settings,
+    search_space,
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 WARM_SETTINGS = 3  # of an older study: tried first
@@ -30,26 +44,45 @@ class OptunaSearch(SearchMethod):
     """Whole settings, each evaluated on every block unless it is pruned.
 
     Setting n is proposed with the results of the settings 0 … n - parallel, told in their order.
+
+    fixed: values that every setting has. first: the searched values of the setting to begin with, which need
+    not lie in the space; the sampler learns of it only if it does.
     """
 
     def __init__(
-        self, study: Study, database: Path | None = None, optional: OptionalOutputs | None = None
+        self,
+        study: Study,
+        database: Path | None = None,
+        optional: OptionalOutputs | None = None,
+        fixed: Setting | None = None,
+        first: Setting | None = None,
     ) -> None:
         super().__init__(study)
-        self.space = search_space(study, self.search)
-        self.grid = all_combinations(self.space, self.search.seed) if self.search.method == "grid" else []
+        self.space = list(searched_values(self.search.space, study.task_names))
+        self.fixed, self.first = fixed or {}, first
+        self.grid = grid_settings(study, self.search) if self.search.method == "grid" else []
+        if first is not None and self.grid:
+            self.grid = [first, *(setting for setting in self.grid if setting != first)]
         self.passed_on = 0  # number of results that the sampler knows
-        self.trials: list[optuna.Trial] = []
+        self.trials: list[optuna.Trial | None] = []  # None for one that the sampler does not know
         self.optuna = optuna_study(study, self.search)
-        objectives = self.search.objective
-        self.copy = (
-            Copy(self.optuna, objectives, database, optional or OptionalOutputs()) if database else None
-        )
-        warm_start(self.optuna, self.space, study.data.warm_starts)
+        self.copy: Copy | None = None
+        if first is not None and self._in_space(first):
+            self.optuna.enqueue_trial(self._named(first))
+        self._warm_start(study.data.warm_starts)
         for setting in self.grid:
-            self.optuna.enqueue_trial(dict(setting))
-        if self.copy:
-            self.copy.update()
+            if setting is not first:
+                self.optuna.enqueue_trial(self._named(setting))
+        if database:
+            self.copy_to(database, optional or OptionalOutputs())
+
+    def copy_to(self, database: Path, optional: OptionalOutputs, fresh: bool = True) -> None:
+        """Keep a copy of the search in a file for optuna-dashboard.
+
+        fresh: whether the file is made anew; else this search is added to those that it holds.
+        """
+        self.copy = Copy(self.optuna, self.search.objective, database, optional, fresh)
+        self.copy.update()
 
     @property
     def count(self) -> int:
@@ -66,10 +99,49 @@ class OptunaSearch(SearchMethod):
             return None
         while self.passed_on <= last:
             self._pass_on(self.passed_on)
-        trial = self.optuna.ask(dict(self.space))
+        setting = self._next_values()
+        return Query({**self.fixed, **setting}, len(self.study.task_names), self._pruning_test(last))
+
+    def _next_values(self) -> Setting:
+        """The searched values of the next setting; a value is drawn only if its strategy has it."""
+        if not self.trials and self.first is not None and not self._in_space(self.first):
+            self.trials.append(None)
+            return self.first
+        common = {v.key: distribution_of(v.parameter) for v in self.space if v.strategies is None}
+        trial = self.optuna.ask(common)
         self.trials.append(trial)
-        setting = {path: trial.params[path] for path in self.space}
-        return Query(setting, len(self.study.task_names), self._pruning_test(last))
+        strategy = trial.params.get(STRATEGY_NAME)
+        for value in self.space:
+            if value.strategies and belongs_to(value, strategy):
+                suggest(trial, value.key, distribution_of(value.parameter))
+        return {v.path: trial.params[v.key] for v in self.space if belongs_to(v, strategy)}
+
+    def _in_space(self, setting: Setting) -> bool:
+        """Return whether a setting's searched values are among those that may be proposed."""
+        space = search_space(self.study, self.search, setting.get(STRATEGY_NAME))
+        return all(contains(distribution, setting[path]) for path, distribution in space.items())
+
+    def _named(self, setting: Setting) -> dict[str, Value]:
+        """A setting's searched values under the names that Optuna knows."""
+        own = [v for v in self.space if belongs_to(v, setting.get(STRATEGY_NAME))]
+        return {v.key: setting[v.path] for v in own if v.path in setting}
+
+    def _warm_start(self, warm: Sequence[WarmStart]) -> None:
+        """Tell Optuna the results of older studies, best first, and what to try first.
+
+        Tried first are all settings of a study that this one goes on from, whose stages are stored, and
+        WARM_SETTINGS of others. What a setting does not say, such as the values of a new task, is sampled.
+        """
+        for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:WARM_SETTINGS]):
+            self.optuna.enqueue_trial(self._named(known.setting), skip_if_exists=True)
+        for setting, of, _ in warm:
+            own = [v for v in self.space if belongs_to(v, setting.get(STRATEGY_NAME))]
+            if len(setting) == len(own) and of:
+                distributions = {v.key: distribution_of(v.parameter) for v in own}
+                known_values = self._named(setting)
+                self.optuna.add_trial(
+                    create_trial(params=known_values, distributions=distributions, values=list(of))
+                )
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
@@ -98,11 +170,13 @@ class OptunaSearch(SearchMethod):
     def _pass_on(self, number: int) -> None:
         """Tell the sampler the result of a setting."""
         values, trial = self.estimate(number), self.trials[number]
+        self.passed_on += 1
+        if trial is None:
+            return
         if values is not None and self.constraints:
             trial.set_user_attr("excess", list(values.excess))
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         self.optuna.tell(trial, None if values is None else list(values.objective), state=state)
-        self.passed_on += 1
         if self.copy:
             self.copy.update()
 
@@ -143,17 +217,14 @@ def sampler(search: Search) -> optuna.samplers.BaseSampler:
         )
 
 
-def warm_start(study: optuna.Study, space: Space, warm: Sequence[WarmStart]) -> None:
-    """Tell Optuna the results of older studies, best first, and what to try first.
-
-    Tried first are all settings of a study that this one goes on from, whose stages are stored, and
-    WARM_SETTINGS of others. What a setting does not say, such as the values of a new task, is sampled.
-    """
-    for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:WARM_SETTINGS]):
-        study.enqueue_trial(dict(known.setting), skip_if_exists=True)
-    for setting, of, _ in warm:
-        if len(setting) == len(space) and of:
-            study.add_trial(create_trial(params=dict(setting), distributions=dict(space), values=list(of)))
+def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    """Draw a value of a trial that is asked for already."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+    elif isinstance(distribution, FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
 def propose(

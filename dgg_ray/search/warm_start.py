@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.config import saved_study, study_changes
-from dgg_ray.config.sections import Search
+from dgg_ray.config.sections import STRATEGY_NAME, Search
 from dgg_ray.config.study import Setting, Study, WarmStart
+from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError, Fault, StudyError
 from dgg_ray.core.interfaces import SPLITS
 from dgg_ray.core.stage import TaskData
 from dgg_ray.search.base import SearchMethod
 from dgg_ray.search.comparison import make_search
 from dgg_ray.search.evidence import EvidenceReader
-from dgg_ray.search.space import contains, search_space
+from dgg_ray.search.space import contains, parameter_paths, search_space
 from dgg_ray.storage.store_view import view_of
 
 
@@ -52,7 +53,10 @@ def add_warm_starts(study: Study) -> tuple[Study, list[Fault]]:
             faults.append(Fault(at, rule, str(folder)))
         else:
             found = usable_settings(study, search, old, searched)
-            had, usable = search_space(old, searched.search), {path for one in found for path in one.setting}
+            had, usable = (
+                parameter_paths(old, searched.search),
+                {path for one in found for path in one.setting},
+            )
             said = f"{folder} searched {describe_paths(had, old)}; usable here: "
             said += describe_paths(usable, old) or "nothing"
             if not found:
@@ -74,7 +78,7 @@ def finished_search(old: Study, folder: Path) -> SearchMethod | None:
 
 def usable_settings(study: Study, search: Search, old: Study, searched: SearchMethod) -> list[WarmStart]:
     """The older study's settings as far as this one can use them, the best first, each once."""
-    here, values = search_space(study, search), searched.evaluated()
+    values = searched.evaluated()
     # Tasks whose values need not be known: new ones, and one that is first in every order.
     free = {*study.task_names} - {
         name for order in study.all_orders for name in order[1 : len(old.task_names)]
@@ -82,7 +86,14 @@ def usable_settings(study: Study, search: Search, old: Study, searched: SearchMe
     same = scored_tasks(study) == scored_tasks(old) and search.constraints == searched.search.constraints
     found: dict[str, WarmStart] = {}
     for number in searched.ranking():
-        whole = searched.proposed[number].setting
+        proposed = searched.proposed[number].setting
+        strategy = proposed.get(STRATEGY_NAME, plugins.plugin_name(old.strategy))
+        if STRATEGY_NAME in proposed and strategy not in study.strategy_names:
+            continue  # its values are those of a strategy that this study does not have
+        whole = {path: v for path, v in proposed.items() if path != STRATEGY_NAME}
+        if STRATEGY_NAME in search.space:
+            whole[STRATEGY_NAME] = strategy
+        here = search_space(study, search, strategy)
         setting = {path: v for path, v in whole.items() if path in here and contains(here[path], v)}
         objectives = values[number].objective if same and not any(values[number].excess) else ()
         all_there = len(setting) == len(whole) and all(

@@ -6,7 +6,6 @@
     symbol  here        shape               unit
     g       gradients   each tensor's       loss per unit of θ
     g_r     reference   same as g           loss per unit of θ
-    ⟨·,·⟩   inner       scalar, over all trained weights as one vector
 
 The memory is `buffer` examples of each finished task, the sample that replay would mix in. Here they are not
 trained on: they only bound the direction. The minibatch of a step depends on seed, task and step alone.
@@ -70,15 +69,7 @@ def project(weights: ShardedTensors, gradients: ShardedTensors, reference: Seque
     """Take from the gradients, in place, their part against the reference; nothing where they agree."""
     import torch  # here, so that planning with a strategy does not load torch
 
-    against = inner(weights, gradients, reference)
+    against = weights.inner(gradients, reference)
     if against < 0:
-        share = (against / inner(weights, reference, reference)).item()
+        share = (against / weights.inner(reference, reference)).item()
         torch._foreach_add_(list(gradients), list(reference), alpha=-share)
-
-
-def inner(weights: ShardedTensors, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """⟨a, b⟩ over all weights, in fp64, whole or sharded."""
-    import torch
-
-    parts = [(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]
-    return weights.total(torch.stack(parts).sum())

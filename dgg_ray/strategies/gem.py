@@ -28,12 +28,12 @@ from annotated_types import Ge
 
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import WHOLE_WEIGHTS, Needs, Strategy, remembered
-from dgg_ray.strategies.a_gem import inner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RIDGE = 1e-3
+MOST_SWEEPS, TOLERANCE = 1000, 1e-12  # of the minimisation
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class GEM(Strategy):
             references.append(context.shard(context.gradient(examples)))
         if not references:
             return
-        along = np.array([float(inner(weights, gradients, g)) for g in references])
+        along = np.array([float(weights.inner(gradients, g)) for g in references])
         if (along >= 0).all():
             return
-        gram = np.array([[float(inner(weights, a, b)) for b in references] for a in references])
+        gram = np.array([[float(weights.inner(a, b)) for b in references] for a in references])
         for v, reference in zip(dual(gram, along, self.margin), references, strict=True):
             torch._foreach_add_(list(gradients), reference, alpha=float(v))
 
@@ -89,10 +89,12 @@ def dual(gram: NDArray, along: NDArray, margin: float, ridge: float = RIDGE) -> 
 
     gram: (k, k), inner products of the references. along: (k,), theirs with the gradient.
     """
-    from scipy.optimize import nnls
-
     P = gram + ridge * gram.diagonal().max() * np.eye(len(gram))
-    # With v = margin + u, u ≥ 0 and P = LLᵀ this is ½ ‖Lᵀu + L⁻¹(along + margin · P1)‖² and a constant.
-    L = np.linalg.cholesky(P)
-    u, _ = nnls(L.T, -np.linalg.solve(L, along + margin * P.sum(1)))
-    return margin + u
+    v = np.full(len(gram), margin)
+    for _ in range(MOST_SWEEPS):  # exact minimisation of one coordinate after another; P is positive definite
+        before = v.copy()
+        for i in range(len(v)):
+            v[i] = max(margin, v[i] - (P[i] @ v + along[i]) / P[i, i])
+        if np.abs(v - before).max() <= TOLERANCE * np.abs(v).max():
+            break
+    return v

@@ -174,7 +174,7 @@ def test_the_limit_that_rejects_is_named(measured):
     item = item_of(measured, "fours")
 
     def both(**limits):
-        study = study_of(measured, budget=Budget(**limits), search=None)
+        study = study_of(measured, budget=Budget(**limits), chooses=False)
         return budget.make_tracker(study, measured.store, lambda study: [])
 
     roomy = both(worker_hours=1, disk_gb=1)

@@ -8,7 +8,7 @@ from method_samples import flat, same
 from dgg_ray.core import rng
 from dgg_ray.core.interfaces import ShardedTensors, StepHooks
 from dgg_ray.strategies import gem
-from dgg_ray.strategies.a_gem import AGEM, inner, project
+from dgg_ray.strategies.a_gem import AGEM, project
 from dgg_ray.strategies.ema import EMA
 from dgg_ray.strategies.ewc import EWC, Fisher
 from dgg_ray.strategies.finetune import Finetune
@@ -207,7 +207,7 @@ def test_after_a_conflict_the_gradient_is_orthogonal_to_the_reference():
     g, reference = tensors([1.0, 2.0], [3.0]), tensors([-1.0, 0.0], [-1.0])
     project(g, g, reference)  # ⟨g, r⟩ = -4, ⟨r, r⟩ = 2: g + 2 r
     assert flat(g).tolist() == [-1.0, 2.0, 1.0]
-    assert float(inner(g, g, reference)) == pytest.approx(0.0, abs=1e-6)
+    assert float(g.inner(g, reference)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_without_a_conflict_the_gradient_stays():
@@ -229,8 +229,8 @@ def test_gem_finds_the_nearest_gradient_that_no_task_objects_to():
         v = gem.dual(G @ G.T, G @ g, 0.0, ridge=0.0)
         new = g + v @ G
         assert (v >= 0).all()
-        assert (G @ new >= -1e-9).all()
-        assert v * (G @ new) == pytest.approx(np.zeros(3), abs=1e-9)  # complementary: the KKT conditions
+        assert (G @ new >= -1e-8).all()
+        assert v * (G @ new) == pytest.approx(np.zeros(3), abs=1e-8)  # complementary: the KKT conditions
 
 
 def test_a_margin_bounds_the_dual_from_below():

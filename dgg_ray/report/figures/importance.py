@@ -50,8 +50,10 @@ def explained_shares(results: Results) -> pd.DataFrame:
     """Compute the importance of each search parameter for the headline metric, over evaluated settings."""
     table, metric = settings_table(results), headline_metric(results)
     table = table[table["whole"].astype(bool)]  # settings on few blocks may have seen only easy ones
-    table = table[table["setting"].isin(results.evaluated)].dropna(subset=[metric, *results.parameters])
-    shares = parameter_importance(table, table[metric].tolist(), results.parameters)
+    table = table[table["setting"].isin(results.evaluated)].dropna(subset=[metric])
+    # Where the strategy is searched, a parameter that some strategies lack has no share of the whole.
+    parameters = [parameter for parameter in results.parameters if table[parameter].notna().all()]
+    shares = parameter_importance(table, table[metric].tolist(), parameters)
     rows = [["importance", name_of(parameter), share, np.nan, np.nan] for parameter, share in shares.items()]
     return pd.DataFrame(rows, columns=["kind", "name", "value", "low", "high"])
 
