@@ -23,7 +23,7 @@ from dgg_ray.analysis.verdict import verdict
 from dgg_ray.config import saved_study, yaml_edit
 from dgg_ray.config.study import Study, StudyRuns, value_at
 from dgg_ray.core import plugins
-from dgg_ray.core.environment import machine_kind, package_version
+from dgg_ray.core.environment import machine_type, package_version
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.stage import Evaluation, Run, Stage, WorkItem, distinct_stages
@@ -255,7 +255,7 @@ def stage_costs(store: StageStore, requested: RequestedRuns, stages: Mapping[str
                 "peak_memory_mb": cost["peak_memory_mb"],
                 "device": environment["device"],
                 "host": environment["host"],
-                "machine": machine_kind(environment).name,
+                "machine": machine_type(environment).name,
             }
         )
     return cost_table(rows)

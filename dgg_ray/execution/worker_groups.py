@@ -29,7 +29,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.study import Study
 from dgg_ray.core import error_records, event_log, plugins
-from dgg_ray.core.environment import machine_kind
+from dgg_ray.core.environment import machine_type
 from dgg_ray.core.errors import (
     PermanentStoreError,
     PluginError,
@@ -152,7 +152,7 @@ class WorkerLoop:
         self.runner = runner
         seen_by_all = (StageError, StoreError) if self.workers.group_size > 1 else Exception
         self.hardware_check = HardwareCheck(self.study, runner, seen_by_all)
-        event_log.log_event("started", machine_kind=machine_kind(runner.describe_environment()).name)
+        event_log.log_event("started", machine_type=machine_type(runner.describe_environment()).name)
         return True
 
     def _next_item(self, result: ItemResult | None) -> WorkItem | None:
