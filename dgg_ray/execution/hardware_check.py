@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dgg_ray.training.loop import StageRunner
     from dgg_ray.training.simulated_runner import SimulatedRunner
 
-LEASE_S = 3600.0  # not renewed: if its owner dies, another worker may try an hour later
+LEASE_S = 3600.0  # not renewed: if its owner is killed, another worker may try an hour later
 
 
 @dataclass
@@ -51,6 +51,7 @@ class HardwareCheck:
     runner: StageRunner | SimulatedRunner
     caught: type[Exception] | tuple[type[Exception], ...] = Exception
     settled: bool = field(default=False, init=False)
+    leased: bool = field(default=False, init=False)  # on rank 0 alone
     lease_owner: LeaseOwner = field(default_factory=LeaseOwner.this_process, init=False)
 
     def run_if_due(self, item: WorkItem) -> None:
@@ -59,8 +60,11 @@ class HardwareCheck:
             return
         try:
             stage, self.settled = self.runner.on_rank0(self.due_stage, item)
-            if stage is not None:
-                self.run(stage)
+            try:
+                if stage is not None:
+                    self.run(stage)
+            finally:
+                self.release_lease()
         except self.caught as problem:
             self.settled = True
             event_log.log_error("hardware check", error_record(problem), item, logging.WARNING)
@@ -87,7 +91,15 @@ class HardwareCheck:
         if reference == self.machine:
             return False
         key = check_lease_key(self.machine, self.study.data.fingerprint)
-        return self.runner.store.acquire_lease(key, self.lease_owner, LEASE_S) is None
+        self.leased = self.runner.store.acquire_lease(key, self.lease_owner, LEASE_S) is None
+        return self.leased
+
+    def release_lease(self) -> None:
+        """Let another worker run the check, if this one had the lease."""
+        if self.leased:
+            self.leased = False
+            key = check_lease_key(self.machine, self.study.data.fingerprint)
+            self.runner.store.release_lease(key, self.lease_owner)
 
     def run(self, stage: Stage) -> None:
         """Train and evaluate the reference stage into a store of its own, and keep the result."""
@@ -112,7 +124,6 @@ class HardwareCheck:
         result = check_result(scratch, stage, reference)
         result["published_weights"] = weights_digest(store.open(stage))
         put_check(store, self.machine, result)
-        store.release_lease(check_lease_key(self.machine, self.study.data.fingerprint), self.lease_owner)
         event_log.log_event(
             "hardware check",
             stage,

@@ -113,6 +113,11 @@ def test_a_check_that_fails_does_not_disturb_the_work(world, study):
     assert check.settled
     assert result_on(world, NEW) is None
 
+    runner, check = worker_on(world, study, NEW)  # the next worker of this type need not wait for a lease
+    check.lease_owner = LeaseOwner("another", "another host", 1)
+    check.run_if_due(second)
+    assert result_on(world, NEW)
+
 
 def test_without_a_first_stage_of_the_studys_own_that_of_the_present_item_is_used(world, study):
     first, second = chain(replace(study, training=replace(study.training, epochs=2)))
