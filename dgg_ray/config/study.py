@@ -252,6 +252,14 @@ class Study:
         used += [("metrics", name) for name in (self.search.objective if self.search else ())]
         return list(dict.fromkeys(used))
 
+    @property
+    def outside_plugins(self) -> list[tuple[str, str]]:
+        """(kind, name) of those from outside this package; scorers also before the data were read."""
+        scorers = [("scorers", name) for r in self.readers.values() if (name := getattr(r, "scorer", ""))]
+        missing = plugins.plugin_name(None)  # a synthetic study has neither a model nor readers
+        used = dict.fromkeys([*self.plugins_used, *scorers])
+        return [(kind, name) for kind, name in used if plugins.is_outside(kind, name) and name != missing]
+
     def local_fingerprint(self) -> str:
         """Hash the base model as its files and code are on this machine."""
         own, code = self.model.fingerprint(), plugins.plugin_hash("models", plugins.plugin_name(self.model))
