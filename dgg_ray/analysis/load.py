@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +54,6 @@ COST_COLUMNS = [  # one row per distinct stage
 ]
 
 
-def load_table(out: str | Path) -> pd.DataFrame:
-    """Load the score table of the study in a folder: CELL_COLUMNS, then one column per search parameter."""
-    return load_results(Path(out)).table
-
-
 def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     """Load everything that is stored of the study in a folder, at any moment; its data are not needed.
 
@@ -66,6 +62,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
     store = view_of(study.store(out))  # lists and reads each object once
+    cost_model = cache(partial(CostModel, study, store))
     parameters = tuple(search_space(study, study.search)) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
@@ -90,11 +87,13 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         failures=failed_stages(store, contents.stages),
         costs=costs,
         facts=value_or("the environment", {}, study_facts, study, store, requested, stages),
-        spending=value_or("what was spent", Spending(), spending, study, store, out),
+        spending=value_or("what was spent", Spending(), lambda: spending(study, cost_model(), out)),
         search=summary,
         setup=search_summary.comparison_setup(study),
         remaining=value_or(
-            "what is left to do", RemainingWork(), search_summary.remaining_work, study, store, comparison
+            "what is left to do",
+            RemainingWork(),
+            lambda: search_summary.remaining_work(study, cost_model(), comparison),
         ),
         hardware=value_or(
             "the machine types",
@@ -272,10 +271,10 @@ def stages_by_machine(costs: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(count) for name, count in counts.items()}
 
 
-def spending(study: Study, store: StageStore, out: Path) -> Spending:
+def spending(study: Study, model: CostModel, out: Path) -> Spending:
     """Compare what the study spent with what was forecast at the start of each run."""
     runs = forecast.read_forecasts(out)
-    spent = CostModel(study, store).forecast([]).as_json()["spent"]
+    spent = model.forecast([]).as_json()["spent"]
     budget = str(study.budget) if study.budget else ""
     refused = runs[-1]["refused"] if runs else 0
     return Spending(spent, budget, refused, forecast.compare_forecasts(runs, spent))
