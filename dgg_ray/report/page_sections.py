@@ -50,6 +50,7 @@ from dgg_ray.stats.formats import (
     EstimateStyle,
     format_estimate,
     format_on_fixed_orders,
+    format_p_value,
     format_percent,
     format_signed,
     score_interval,
@@ -151,9 +152,8 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
             )
             for m in metrics
         ]
-        p_value = by_metric[main_metric]["p_adjusted"]
-        p_text = "" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-        rows.append(TableRow([str(label), *cells, p_text], "best" if is_chosen else ""))
+        p_value = format_p_value(by_metric[main_metric]["p_adjusted"])
+        rows.append(TableRow([str(label), *cells, p_value], "best" if is_chosen else ""))
     header = ["method", *map(metric_label, metrics), "p"]
     caption = (
         f"{split.capitalize()} split, in percent: mean (95 % CI over other orders and seeds). The intervals "
