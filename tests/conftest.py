@@ -1,5 +1,6 @@
 """Fixtures that tests of several packages use. Each imports what it needs: xdist reads this file thrice."""
 
+import gc
 import re
 import signal
 import sys
@@ -11,6 +12,7 @@ from dgg_ray.core import plugins
 
 settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("untimed")
+gc.disable()  # while libraries are imported: nothing of theirs is garbage
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -21,6 +23,12 @@ def pytest_ignore_collect(collection_path, config):
     declared = re.search(r"^pytestmark = (\[.*?\]$|.*?$)", text, re.MULTILINE | re.DOTALL)
     marks = re.findall(r"pytest\.mark\.(\w+)", declared[1]) if declared else []
     return True if any(f"not {mark}" in config.option.markexpr for mark in marks) else None
+
+
+def pytest_collection_finish():
+    """Leave the imported libraries, a million objects, out of all garbage collections of the tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
