@@ -381,9 +381,13 @@ class StudyRuns(Sequence[Run]):
         """The run of the setting on one block. known: see `core.stage.stages_of_run`."""
         study = self.study
         data = [study.data.tasks[name] for name in order]
-        code = study.source_hash("strategies", plugins.plugin_name(study.strategy))
+        code = self._strategy_hash
         shared = (study.data.fingerprint, study.stage_adapter, study.training, study.strategy, seed, code)
         return Run(study.id, order, seed, stages_of_run(StageSettings(*shared), data, known))
+
+    @cached_property
+    def _strategy_hash(self) -> str:
+        return self.study.source_hash("strategies", plugins.plugin_name(self.study.strategy))
 
     @cached_property
     def untouched_stage(self) -> Stage:
