@@ -17,11 +17,14 @@ find-alpha: .venv/ready
 find-alpha-whole: .venv/ready
 	$(BIN)/dgg-ray run studies/find_alpha_whole.yaml
 
+# pytest compiles its assertions once, not in every run, also where the environment forbids Python to keep bytecode.
+test test-core test-all: export PYTHONDONTWRITEBYTECODE :=
+
 # Two processes: whole files go to one of them, since tests of a file share what they have run.
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not browser and not gpu"
 
-# Without Ray, whole studies, processes of its own and simulations of thousands of studies: to run after each edit.
+# To run after each edit: no Ray, whole studies, processes of their own or simulations of thousands of studies.
 test-core: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not whole and not statistics and not slow and not browser and not gpu"
 

@@ -82,11 +82,16 @@ print(f"{here} nodes, {ray.cluster_resources().get('GPU', 0):g} GPUs", flush=Tru
 PYTHON
 
 # TERM, not INT: background processes of bash ignore INT.
-out_of_time=
+out_of_time= stopped= run=
+stop_run() {
+  stopped=1
+  [[ -z $run ]] || kill -TERM "$run" 2>/dev/null || true
+}
+trap 'out_of_time=1; stop_run' USR1 # the signal requested by --signal above
+trap stop_run TERM # from scancel: the job is not requeued
 dgg-ray run "$study" --ray-address "$ip:$port" "$@" &
 run=$!
-trap 'out_of_time=1; kill -TERM "$run" 2>/dev/null' USR1 # the signal requested by --signal above
-trap 'kill -TERM "$run" 2>/dev/null' TERM # from scancel: the job is not requeued
+[[ -z $stopped ]] || stop_run # the signal came before there was a process to stop
 code=0
 wait "$run" || code=$?
 while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the process ends

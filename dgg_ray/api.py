@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dgg_ray.planning.plan import Plan
 
 REPORT = "the report"  # its name in messages
+T = TypeVar("T")
 Order = int | str | Sequence[str]  # its place among the orders, "a > b > c", or the names of the tasks
 
 
@@ -154,13 +155,13 @@ def plan_study(
     study = warm_start.restore_warm_starts(study, out)
     if changes := study_changes.describe_changes(study, out):
         warn(changes)
-    store = study.store(out)
-    predicted = replace(plan(study, store), designs=order_designs.compare_designs(study, store, detect, sd))
-    budget.make_tracker(study, store, comparison.comparison_chains).check(comparison.first_run_items(study))
+    view = view_of(study.store(out))
+    predicted = replace(plan(study, view), designs=order_designs.compare_designs(study, view, detect, sd))
+    budget.make_tracker(study, view, comparison.comparison_chains).check(comparison.first_run_items(study))
     if on_this_machine:
-        for line in capacity.missing_resources(study, store.url, predicted.cost_forecast):
+        for line in capacity.missing_resources(study, view.url, predicted.cost_forecast):
             warn(line)
-    for line in edited_plugins.describe_unused_work(study, store):
+    for line in edited_plugins.describe_unused_work(study, view):
         warn(line)
     return predicted
 
@@ -180,7 +181,7 @@ class StudyStatus:
     failed: Sequence[str]
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.plan.as_json(), **self.live, "best": self.best}
+        return {**self.plan.as_json(), **self.live, "best": self.best, "failed": list(self.failed)}
 
     def __str__(self) -> str:
         lines = [str(self.plan)]
@@ -200,14 +201,14 @@ def study_status(out: str | Path) -> StudyStatus:
 
     out, optional = Path(out).absolute(), OptionalOutputs(warn)
     study = saved_study.require_saved_study(out)
-    store = study.store(out)
-    contents = load.read_contents(EvidenceReader(study, view := view_of(store)))
+    view = view_of(study.store(out))
+    contents = load.read_contents(EvidenceReader(study, view))
     search, best = contents.comparison.search, ""
     if search:
         best = optional.value_or("the best setting so far", "", comparison.describe_best_so_far, search)
     failures = load.failed_stages(view, contents.stages)
     failed = list(dict.fromkeys(format_error_record(failure) for failure in failures))
-    return StudyStatus(plan(study, store), progress.read_live(out), best, failed)
+    return StudyStatus(plan(study, view), progress.read_live(out), best, failed)
 
 
 def open(out: str | Path) -> Outcome:
@@ -422,15 +423,19 @@ class Outcome:
 
     def _runs_of(self, setting: str) -> list[tuple[Study, Run]]:
         """The runs of a setting, each with the study at that setting; those of the final comparison first."""
-        final = {block: i for i, block in enumerate(self.study.final_blocks)}
         runs = [found for (of, *_), found in self.archive.runs.items() if of == setting]
-        return sorted(runs, key=lambda one: final.get((one[1].order, one[1].seed), len(final)))
+        return self._final_first(runs, blocks_of(runs))
 
     def _scored_runs(self, setting: str, split: str) -> list[run_table.ScoredRun]:
         """The setting's runs as evaluated on a split; those of the final comparison first."""
+        runs = [run for run in run_table.scored_runs(self.results, split) if run.setting == setting]
+        return self._final_first(runs, [(run.order, run.seed) for run in runs])
+
+    def _final_first(self, runs: Sequence[T], blocks: Sequence[tuple[str, int]]) -> list[T]:
+        """Sort runs, given with their blocks: those of the final comparison first, in its order."""
         final = {block: i for i, block in enumerate(self.results.setup.final_blocks)}
-        found = [run for run in run_table.scored_runs(self.results, split) if run.setting == setting]
-        return sorted(found, key=lambda run: final.get((run.order, run.seed), len(final)))
+        ranks = [final.get(block, len(final)) for block in blocks]
+        return [runs[i] for i in sorted(range(len(runs)), key=ranks.__getitem__)]
 
     def split(self, split: str | None) -> str:
         if split is not None and split not in SPLITS:

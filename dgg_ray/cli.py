@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +176,7 @@ def plan(
         with cluster.connected(checked, ray_address):
             pass  # it warns of what the cluster can never hold
     predicted = api.plan_study(checked, folder, detect, sd, on_this_machine=not ray_address)
-    print(json.dumps(predicted.as_json(), indent=1) if as_json else predicted)
+    print_json(predicted.as_json()) if as_json else print(predicted)
 
 
 @app.command()
@@ -276,7 +275,7 @@ def status(
             print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
             return
     found = api.study_status(results_folder(out, cluster, dashboard, store, download_to))
-    print(json.dumps(found.as_json(), indent=1) if as_json else found)
+    print_json(found.as_json()) if as_json else print(found)
 
 
 @app.command()
@@ -292,7 +291,7 @@ def best(
     from dgg_ray import api
 
     outcome = api.open(results_folder(out, cluster, dashboard, store, download_to))
-    print(json.dumps(outcome.best, indent=1) if as_json else outcome.answer_text())
+    print_json(outcome.best) if as_json else print(outcome.answer_text())
 
 
 @app.command()
@@ -318,7 +317,7 @@ def examples(
 
     outcome = api.open(results_folder(out, cluster, dashboard, store, download_to))
     report = examples.examples_report(outcome.results, task, split, count, method)
-    print(json.dumps(report, indent=1) if as_json else examples.format_examples(report))
+    print_json(report) if as_json else print(examples.format_examples(report))
 
 
 @app.command()
@@ -413,7 +412,7 @@ def studies(
     from dgg_ray.remote import submission
 
     listed = submission.list_studies(dashboard if cluster or not store else None, store)
-    print(json.dumps(listed, indent=1) if as_json else submission.format_studies(listed))
+    print_json(listed) if as_json else print(submission.format_studies(listed))
 
 
 @app.command()

@@ -1,11 +1,10 @@
 """A small study file, and the faults of changed versions."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from dgg_ray import Study, load_study
+from dgg_ray import Study
 from dgg_ray.core.errors import StudyError
 
 GOOD = """\
@@ -24,15 +23,6 @@ search:
     training.learning_rate: {low: 1e-4, high: 1e-2, log: true}
   trials: 4
 """
-
-
-@pytest.fixture()
-def load(tmp_path: Path):
-    def load(text: str) -> Study:
-        (tmp_path / "study.yaml").write_text(text)
-        return load_study(tmp_path / "study.yaml")
-
-    return load
 
 
 def faults(load, text: str) -> dict[str, str]:

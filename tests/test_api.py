@@ -13,6 +13,7 @@ import dgg_ray
 from dgg_ray import load_study, run_study
 from dgg_ray.analysis.run_table import find_setting, settings_by_label
 from dgg_ray.core.errors import ResultsError
+from dgg_ray.report import page
 
 SIZE = {"train": 12, "validation": 10, "test": 10}
 STUDY = {
@@ -30,7 +31,9 @@ STUDY = {
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> dgg_ray.Outcome:
     out = tmp_path_factory.mktemp("simulated")
-    return run_study(load_study({**STUDY, "workers": {"engine": "simulated"}}), out, local=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "figure_names", list)  # figures take seconds
+        return run_study(load_study({**STUDY, "workers": {"engine": "simulated"}}), out, local=True)
 
 
 def test_scores_are_the_score_matrix_of_a_run_with_task_names(simulated):

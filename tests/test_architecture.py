@@ -97,6 +97,7 @@ def test_no_pickle_is_read():
         assert "torch.load" not in text, file
 
 
+@pytest.mark.whole
 def test_who_only_waits_imports_nothing_heavy():
     # Drivers, brokers, controllers and trials are a dozen processes that start at the same moment.
     heavy = "torch transformers peft matplotlib scipy sklearn"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dgg_ray import cli, load_study
-from dgg_ray.analysis.load import load_table
+from dgg_ray.analysis.load import load_results
 from dgg_ray.config import yaml_reader
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -244,7 +244,7 @@ def test_a_trimmed_copy_runs_from_start_to_end(ucit, tmp_path, capsys):
         (12, 3, 1),
         (12, 3, 1),
     ]
-    finals = load_table(out).query("split == 'test' and stage == 1")
+    finals = load_results(out).table.query("split == 'test' and stage == 1")
     assert sorted(zip(finals["strategy"], finals["eval_task"], strict=True)) == [
         ("dgg", "ArxivQA"),
         ("dgg", "VizWiz"),

@@ -232,7 +232,7 @@ def test_tables_of_simulated_studies_stay_to_the_byte(name, tmp_path):
 def test_the_quickstarts_table_stays_to_the_byte(tmp_path):
     known = recorded()["quickstart"]
     if known["machine"] != machine():
-        pytest.skip("recorded on another kind of machine, whose arithmetic may round otherwise")
+        pytest.skip("recorded on another machine type, whose arithmetic may round otherwise")
     found = tables(table_of((STUDIES / "quickstart.yaml").read_text(), tmp_path))
     assert {k: found[k] for k in found.keys() & known.keys()} == {
         k: known[k] for k in found.keys() & known.keys()
@@ -240,7 +240,7 @@ def test_the_quickstarts_table_stays_to_the_byte(tmp_path):
 
 
 def machine() -> str:
-    return environment.machine_kind(environment.process_environment()).id
+    return environment.machine_type(environment.process_environment()).id
 
 
 def record(folder: Path, quickstart: Path | None) -> None:

@@ -17,7 +17,7 @@ import pytest
 from study_samples import with_data
 
 from dgg_ray import cli, load_study, run_study
-from dgg_ray.analysis.load import load_table
+from dgg_ray.analysis.load import load_results
 from dgg_ray.core.errors import StudyError
 
 pytestmark = pytest.mark.whole
@@ -82,7 +82,7 @@ def published(out: Path) -> dict[str, int]:
 
 
 def test_a_run_in_one_process_answers_the_study(undisturbed):
-    cells = load_table(undisturbed)
+    cells = load_results(undisturbed).table
     assert cells["score"].between(0, 1).all()
     finals = cells[(cells["split"] == "test") & (cells["stage"] == 2)]
     assert set(finals["strategy"]) == {"dgg", "finetune", "replay", "joint"}
@@ -91,7 +91,7 @@ def test_a_run_in_one_process_answers_the_study(undisturbed):
 
 
 def test_joint_is_trained_once_for_all_orders(undisturbed):
-    joint = load_table(undisturbed).query("strategy == 'joint' and split == 'test' and stage == 2")
+    joint = load_results(undisturbed).table.query("strategy == 'joint' and split == 'test' and stage == 2")
     assert joint["order"].nunique() == 2
     assert joint.groupby("eval_task")["score"].nunique().max() == 1
 
@@ -103,7 +103,7 @@ def test_a_second_run_from_python_trains_nothing_and_starts_no_ray(study, undist
     assert "nothing trained, all answered from the store" in str(result)
     assert published(undisturbed) == before
     assert (undisturbed / "table.parquet").read_bytes() == table_before
-    pd.testing.assert_frame_equal(result.table, load_table(undisturbed))
+    pd.testing.assert_frame_equal(result.table, load_results(undisturbed).table)
     assert result.best["study"] == "tiny"
 
 
@@ -176,7 +176,7 @@ def test_a_failed_stage_is_reported_and_leaves_the_others(study, tmp_path, capsy
     out = tmp_path / "out"
     assert cli.main(["run", str(file), "--out", str(out), "--local", "--quiet"]) == 1
     assert "NonFiniteError" in (out / "report.html").read_text()
-    evaluated = load_table(out)["training.learning_rate"].unique()
+    evaluated = load_results(out).table["training.learning_rate"].unique()
     assert 5e-3 in evaluated
     failed = [json.loads(f.read_text()) for f in (out / "stages" / "failed").iterdir()]
     assert failed

@@ -37,6 +37,8 @@ def test_status_shows_failures_of_this_study_and_not_of_another_in_its_store(two
         output = capsys.readouterr().out
         assert f"failed            ValueError: a fault of {study.name}" in output
         assert f"a fault of {other.name}" not in output
+        assert cli.main(["status", str(tmp_path / study.name), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["failed"] == [f"ValueError: a fault of {study.name}"]
 
 
 def test_status_shows_a_failed_evaluation_of_the_untouched_model(two, tmp_path, capsys):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -110,8 +109,3 @@ class World:
 
     def evaluation(self, task: str, split: str = "test") -> Evaluation:
         return Evaluation(task, split, digest([task, split]))
-
-
-@pytest.fixture()
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "stages")

@@ -27,7 +27,7 @@ from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.training import engines
 from dgg_ray.training.learner import PeftLearner
 
-STEPS, BREAK, BATCH = 24, 10, 8
+STEPS, BREAK, BATCH = 12, 5, 8
 CHECKPOINT_OF_ONE = "plain-checkpoint.safetensors"
 ADAPTER = Adapter(rank=4)
 TRAINING = Training(batch_size=BATCH, learning_rate=2e-3, schedule="cosine", warmup=0.1, clip_norm=5.0)

@@ -18,7 +18,7 @@ from typing import Any
 
 from dgg_ray.analysis.results import HardwareDrift, MachineDrift
 from dgg_ray.config.study import Study
-from dgg_ray.core.environment import machine_kind, machine_kind_named
+from dgg_ray.core.environment import machine_type, machine_type_named
 from dgg_ray.core.hashing import digest
 from dgg_ray.storage import hardware_notes
 from dgg_ray.storage.stage_store import StageStore
@@ -33,7 +33,7 @@ def machine_drifts(study: Study, store: StageStore, stages: Mapping[str, int]) -
     """
     checks = hardware_notes.list_checks(store, study.data.fingerprint)
     machine_types = tuple(
-        machine_drift(store, name, count, checks.get(machine_kind_named(name).id))
+        machine_drift(store, name, count, checks.get(machine_type_named(name).id))
         for name, count in sorted(stages.items(), key=lambda pair: (-pair[1], pair[0]))
     )
     meaning = next((check["meaning"] for check in checks.values() if was_retrained(check)), None)
@@ -44,7 +44,7 @@ def machine_drifts(study: Study, store: StageStore, stages: Mapping[str, int]) -
 
 def was_retrained(check: Mapping[str, Any]) -> bool:
     """Return whether the check retrained the reference stage; otherwise it is the reference itself."""
-    return machine_kind(check["environment"]).id != check["reference"]
+    return machine_type(check["environment"]).id != check["reference"]
 
 
 def machine_drift(store: StageStore, name: str, stages: int, check: Mapping[str, Any] | None) -> MachineDrift:

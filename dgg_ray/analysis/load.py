@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,10 @@ from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import verdict
 from dgg_ray.config import saved_study, yaml_edit
 from dgg_ray.config.sections import STRATEGY_NAME
-from dgg_ray.config.study import Study, StudyRuns, value_at
+from dgg_ray.config.setting_paths import value_at
+from dgg_ray.config.study import Study, StudyRuns
 from dgg_ray.core import plugins
-from dgg_ray.core.environment import machine_kind, package_version
+from dgg_ray.core.environment import machine_type, package_version
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.stage import Evaluation, Run, Stage, WorkItem, distinct_stages
@@ -55,11 +57,6 @@ COST_COLUMNS = [  # one row per distinct stage
 ]
 
 
-def load_table(out: str | Path) -> pd.DataFrame:
-    """Load the score table of the study in a folder: CELL_COLUMNS, then one column per search parameter."""
-    return load_results(Path(out)).table
-
-
 def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     """Load everything that is stored of the study in a folder, at any moment; its data are not needed.
 
@@ -68,6 +65,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
     store = view_of(study.store(out))  # lists and reads each object once
+    cost_model = cache(partial(CostModel, study, store))
     parameters = parameter_paths(study, study.search) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))
     comparison, requested = contents.comparison, contents.requested
@@ -94,12 +92,14 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         failures=failed_stages(store, contents.stages),
         costs=costs,
         facts=value_or("the environment", {}, study_facts, study, store, requested, stages),
-        spending=value_or("what was spent", Spending(), spending, study, store, out),
+        spending=value_or("what was spent", Spending(), lambda: spending(study, cost_model(), out)),
         search=summary,
         setup=search_summary.comparison_setup(study),
         tuning=tuning,
         remaining=value_or(
-            "what is left to do", RemainingWork(), search_summary.remaining_work, study, store, comparison
+            "what is left to do",
+            RemainingWork(),
+            lambda: search_summary.remaining_work(study, cost_model(), comparison),
         ),
         hardware=value_or(
             "the machine types",
@@ -260,7 +260,7 @@ def stage_costs(store: StageStore, requested: RequestedRuns, stages: Mapping[str
                 "peak_memory_mb": cost["peak_memory_mb"],
                 "device": environment["device"],
                 "host": environment["host"],
-                "machine": machine_kind(environment).name,
+                "machine": machine_type(environment).name,
             }
         )
     return cost_table(rows)
@@ -277,10 +277,10 @@ def stages_by_machine(costs: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(count) for name, count in counts.items()}
 
 
-def spending(study: Study, store: StageStore, out: Path) -> Spending:
+def spending(study: Study, model: CostModel, out: Path) -> Spending:
     """Compare what the study spent with what was forecast at the start of each run."""
     runs = forecast.read_forecasts(out)
-    spent = CostModel(study, store).forecast([]).as_json()["spent"]
+    spent = model.forecast([]).as_json()["spent"]
     budget = str(study.budget) if study.budget else ""
     refused = runs[-1]["refused"] if runs else 0
     return Spending(spent, budget, refused, forecast.compare_forecasts(runs, spent))

@@ -1,6 +1,7 @@
 """Further work that would most likely change the result, with the time it takes, largest gain first.
 
-Each step has an expected gain, in the unit of the headline metric:
+Each step has an expected gain. That of the search is in the unit of its first objective, that of further
+blocks in the unit of the headline metric:
 
     search      expected true score of the best of all settings minus that of the best evaluated so far, if
                 the remaining ones are like them: r s · (d(n + m) - d(n)) / 2. s is the standard deviation of

@@ -28,6 +28,7 @@ from dgg_ray.core import plugins
 from dgg_ray.core.orders import count_unused_orders
 from dgg_ray.cost.makespan import WorkRequest
 from dgg_ray.cost.model import CostModel
+from dgg_ray.planning.plan import dry_run_search
 from dgg_ray.search.base import SearchMethod
 from dgg_ray.search.comparison import Comparison, final_chains
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
@@ -243,17 +244,16 @@ def block_name(block: Block) -> BlockName:
     return " > ".join(order), seed
 
 
-def remaining_work(study: Study, store: StageStore, compared: Comparison) -> RemainingWork:
+def remaining_work(study: Study, model: CostModel, compared: Comparison) -> RemainingWork:
     """Count the stages that are left, and predict their hours.
+
+    model: the costs that the study's store has measured; the stages are looked up in the same store.
 
     While a search is running, a dry run of it says which stages it is likely to request.
     """
-    model = CostModel(study, store)
-    settings = compared.settings
+    store, settings = model.store, compared.settings
     search_requests: list[WorkRequest] = []
     if not all(search.finished for search in compared.searches):
-        from dgg_ray.planning.plan import dry_run_search  # late: only an unfinished search needs a dry run
-
         dry_run = dry_run_search(EvidenceReader(study, store))
         settings, search_requests = dry_run.settings, [request.work_request for request in dry_run.requests]
     comparison_requests = [WorkRequest([item for chain in final_chains(settings) for item in chain])]

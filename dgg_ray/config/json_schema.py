@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, SECTIONS
+from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, REQUIRED, SECTIONS
 from dgg_ray.config.parsing import json_schema
 from dgg_ray.config.sections import OwnSeeds, TunedBaseline
 from dgg_ray.core import plugins
@@ -69,7 +69,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A dgg_ray study",
         "type": "object",
-        "required": ["name", "model", "tasks", "strategy"],
+        "required": list(REQUIRED),
         "additionalProperties": False,
         "properties": {key: {**properties[key], "description": text} for key, text in KEYS.items()},
         "$defs": definitions,

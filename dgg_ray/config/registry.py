@@ -25,7 +25,7 @@ from urllib.parse import unquote
 from dgg_ray.config import loader, saved_study
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
-from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreInUseError, StudyError, nearest_name
+from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreInUseError, StudyError, did_you_mean
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.json_files import read_json, write_json
 from dgg_ray.storage.stage_store import StageStore
@@ -152,9 +152,9 @@ def fetch_results(store: StageStore, name: str, out: Path) -> Path:
     files = documents_by_study(store, document_name(name, "")).get(name, {})
     if STUDY not in files:
         names = [entry.name for entry in list_studies(store)]
-        near = f"did you mean {near!r}? " if (near := nearest_name(name, names)) else ""
         raise ResultsError(
-            f"{store.url} holds no study {name!r}; {near}it holds {', '.join(names) or 'none'}"
+            f"{store.url} holds no study {name!r}; it holds {', '.join(names) or 'none'}"
+            f"{did_you_mean(name, names)}"
         )
     if (out / "stages").exists():
         raise ResultsError(

@@ -32,6 +32,7 @@ from dgg_ray.config.sections import (
     Value,
     Workers,
 )
+from dgg_ray.config.setting_paths import with_value
 from dgg_ray.config.simulation import ResponseModel
 from dgg_ray.core import plugins
 from dgg_ray.core.hashing import digest
@@ -300,6 +301,14 @@ class Study:
         used += [("metrics", name) for name in (self.search.objective if self.search else ())]
         return list(dict.fromkeys(used))
 
+    @property
+    def outside_plugins(self) -> list[tuple[str, str]]:
+        """(kind, name) of those from outside this package; scorers also before the data were read."""
+        scorers = [("scorers", name) for r in self.readers.values() if (name := getattr(r, "scorer", ""))]
+        missing = plugins.plugin_name(None)  # a synthetic study has neither a model nor readers
+        used = dict.fromkeys([*self.plugins_used, *scorers])
+        return [(kind, name) for kind, name in used if plugins.is_outside(kind, name) and name != missing]
+
     def local_fingerprint(self) -> str:
         """Hash the base model as its files and code are on this machine."""
         own, code = self.model.fingerprint(), plugins.plugin_hash("models", plugins.plugin_name(self.model))
@@ -421,9 +430,13 @@ class StudyRuns(Sequence[Run]):
         """The run of the setting on one block. known: see `core.stage.stages_of_run`."""
         study = self.study
         data = [study.data.tasks[name] for name in order]
-        code = study.source_hash("strategies", plugins.plugin_name(study.strategy))
+        code = self._strategy_hash
         shared = (study.data.fingerprint, study.stage_adapter, study.training, study.strategy, seed, code)
         return Run(study.id, order, seed, stages_of_run(StageSettings(*shared), data, known))
+
+    @cached_property
+    def _strategy_hash(self) -> str:
+        return self.study.source_hash("strategies", plugins.plugin_name(self.study.strategy))
 
     @cached_property
     def untouched_stage(self) -> Stage:
@@ -469,34 +482,3 @@ class StudyRuns(Sequence[Run]):
             evaluations = tuple(self.evaluation(task, split) for split in splits for task in tasks)
             self._items[key] = WorkItem(stage, evaluations)
         return self._items[key]
-
-
-def with_value(thing: Any, steps: Sequence[str], value: Value, tasks: Sequence[str]) -> Any:
-    """Copy a nest of dataclasses with one field changed; KeyError names a step that does not exist.
-
-    A step that is a task's name turns one value for all tasks into a value for each.
-    """
-    head, *rest = steps
-    if isinstance(thing, Mapping):
-        if head not in tasks:
-            raise KeyError(head)
-        return {**thing, head: value}
-    if not is_dataclass(thing) or head not in (f.name for f in fields(thing)):
-        raise KeyError(head)
-    now = getattr(thing, head)
-    if rest and rest[0] in tasks and not isinstance(now, Mapping) and not is_dataclass(now):
-        now = dict.fromkeys(tasks, now)
-    return replace(thing, **{head: with_value(now, rest, value, tasks) if rest else value})  # type: ignore[type-var]
-
-
-def value_at(study: Study, path: str) -> Any:
-    """The value of a setting by its dotted path; None where the strategy has no such setting."""
-    if path == STRATEGY_NAME:
-        return plugins.plugin_name(study.strategy)
-    thing: Any = study
-    for step in path.split("."):
-        if isinstance(thing, Mapping):
-            thing = thing.get(step)
-        elif not isinstance(thing, float | int | str):  # one value for all tasks stands for each
-            thing = getattr(thing, step, None)
-    return thing

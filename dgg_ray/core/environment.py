@@ -3,7 +3,7 @@
 The same stage gives other digits on another device, driver or version of torch, and on a processor whose
 instructions differ or are restricted. With `MKL_CBWR=COMPATIBLE` on the same machine, the mean final score of
 four blocks moved from 63.9 to 65.4, because one block moved from 55.5 to 61.3. The parts of the environment
-that can change digits make up the machine kind. hardware_check.py measures how far the kinds differ.
+that can change digits make up the machine type. hardware_check.py measures how far the types differ.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ KERNEL_SWITCHES = (
 UNKNOWN = "unknown"
 
 
-class MachineKind(NamedTuple):
-    """A kind of machine. name: the parts that distinguish it; id: digest of the name, 12 hex digits."""
+class MachineType(NamedTuple):
+    """A machine type. name: the parts that distinguish it; id: digest of the name, 12 hex digits."""
 
     id: str
     name: str
 
 
-def machine_kind(environment: Mapping[str, str]) -> MachineKind:
-    """Return the machine kind of a record's `environment`."""
+def machine_type(environment: Mapping[str, str]) -> MachineType:
+    """Return the machine type of a record's `environment`."""
     parts = {name: environment[name] for name in KIND_PARTS if environment.get(name)}
     device = parts.pop("device", UNKNOWN)
     if "driver" in parts:
         parts = {name: value for name, value in parts.items() if name not in CPU_PARTS}
-    return machine_kind_named(", ".join([device, *(f"{name} {value}" for name, value in parts.items())]))
+    return machine_type_named(", ".join([device, *(f"{name} {value}" for name, value in parts.items())]))
 
 
 @cache
-def machine_kind_named(name: str) -> MachineKind:
-    """Return the machine kind with this name."""
-    return MachineKind(digest(name)[:12], name)
+def machine_type_named(name: str) -> MachineType:
+    """Return the machine type with this name."""
+    return MachineType(digest(name)[:12], name)
 
 
 def process_environment() -> dict[str, str]:

@@ -5,7 +5,7 @@
      "worker": {"name": "group-001", "rank": 0, "node": "gpu-7", "pid": 4711}}
 
     event                written by      facts
-    started              all             machine_kind, of a worker
+    started              all             machine_type, of a worker
     ended                driver, worker  –
     fetching             driver, worker  url, files, bytes: data or a model
     fetched              driver, worker  url, seconds
@@ -28,7 +28,7 @@
     cluster not readable driver          error, message: the cluster's resources are unknown
     display failed       driver          error, message
     output failed        driver          output, error, message, traceback: see optional_outputs.py
-    hardware check       worker          machine_kind, reference, scores: see hardware_check.py; or an error
+    hardware check       worker          machine_type, reference, scores: see hardware_check.py; or an error
 
 The driver writes to OUT/logs. Brokers and workers write to standard output, which Ray keeps, and to that
 folder where they can reach it. `stage` and `path` are empty for events that concern no stage.

@@ -192,8 +192,12 @@ def is_plugin_line(file: str, own: bool = False) -> bool:
 
 def file_digest(file: Path) -> str:
     """Return 16 hex digits of a Python file's syntax tree, or of another file's bytes."""
-    content = file.read_bytes()
-    if file.suffix == ".py":
+    return content_digest(file.read_bytes(), file.suffix == ".py")
+
+
+@functools.lru_cache(maxsize=64)
+def content_digest(content: bytes, is_python: bool) -> str:
+    if is_python:
         with contextlib.suppress(SyntaxError):  # the import reports a file that cannot be parsed
             content = json.dumps(syntax_as_json(ast.parse(content))).encode()
     return hashlib.sha256(content).hexdigest()[:16]

@@ -44,7 +44,7 @@ from dgg_ray.cost.rates import (
     Part,
     RateModel,
     combine,
-    format_estimate,
+    format_amount,
 )
 from dgg_ray.storage.stage_store import StageStore
 
@@ -333,7 +333,7 @@ class CostForecast:
     def rows(self) -> list[tuple[str, str]]:
         """Return the forecast as labels with values."""
         amounts = self.remaining.amounts().items() if self.remaining else ()
-        rows = [(unit, format_estimate(amount)) for unit, amount in amounts] or [("cost", UNMEASURED)]
+        rows = [(unit, format_amount(amount)) for unit, amount in amounts] or [("cost", UNMEASURED)]
         spent = (f"{self.spent * rate:.3g} {unit}" for unit, rate in unit_rates(self.workers).items())
         return [*rows, ("spent so far", ", ".join(spent))]
 

@@ -155,6 +155,6 @@ def combine(predictions: Sequence[Prediction]) -> Estimate:
     return Estimate(mean, mean * exp(-half), mean * exp(half))
 
 
-def format_estimate(amount: Estimate) -> str:
+def format_amount(amount: Estimate) -> str:
     """Format an estimate as `12.4 (95 %: 11.2 to 13.8)`."""
     return f"{amount.mean:.3g} (95 %: {amount.low:.3g} to {amount.high:.3g})"

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dgg_ray.core import event_log
-from dgg_ray.core.environment import MachineKind, machine_kind
+from dgg_ray.core.environment import MachineType, machine_type
 from dgg_ray.core.errors import error_record
 from dgg_ray.core.stage import Evaluation, Stage, WorkItem
 from dgg_ray.storage.hardware_notes import check_lease_key, get_check, put_check
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dgg_ray.training.loop import StageRunner
     from dgg_ray.training.simulated_runner import SimulatedRunner
 
-LEASE_S = 3600.0  # not renewed: if its owner dies, another worker may try an hour later
+LEASE_S = 3600.0  # not renewed: if its owner is killed, another worker may try an hour later
 
 
 @dataclass
@@ -51,6 +51,7 @@ class HardwareCheck:
     runner: StageRunner | SimulatedRunner
     caught: type[Exception] | tuple[type[Exception], ...] = Exception
     settled: bool = field(default=False, init=False)
+    leased: bool = field(default=False, init=False)  # on rank 0 alone
     lease_owner: LeaseOwner = field(default_factory=LeaseOwner.this_process, init=False)
 
     def run_if_due(self, item: WorkItem) -> None:
@@ -59,15 +60,18 @@ class HardwareCheck:
             return
         try:
             stage, self.settled = self.runner.on_rank0(self.due_stage, item)
-            if stage is not None:
-                self.run(stage)
+            try:
+                if stage is not None:
+                    self.run(stage)
+            finally:
+                self.release_lease()
         except self.caught as problem:
             self.settled = True
             event_log.log_error("hardware check", error_record(problem), item, logging.WARNING)
 
     @property
-    def machine(self) -> MachineKind:
-        return machine_kind(self.runner.describe_environment())
+    def machine(self) -> MachineType:
+        return machine_type(self.runner.describe_environment())
 
     def due_stage(self, item: WorkItem) -> tuple[Stage | None, bool]:
         """(The reference stage, if this worker has to train it; whether the check is settled then.)"""
@@ -76,18 +80,26 @@ class HardwareCheck:
             return None, True
         for stage in reference_stages(self.study, item):
             if record := store.record(stage):
-                reference = machine_kind(record["environment"])
+                reference = machine_type(record["environment"])
                 if not get_check(store, reference, model):
                     put_check(store, reference, check_result(store, stage, reference))
                 return (stage if self._is_ours(reference) else None), True
         return None, False  # no stage is finished yet that could be compared
 
-    def _is_ours(self, reference: MachineKind) -> bool:
+    def _is_ours(self, reference: MachineType) -> bool:
         """Return whether this machine is of another type, and no other worker of its type runs the check."""
         if reference == self.machine:
             return False
         key = check_lease_key(self.machine, self.study.data.fingerprint)
-        return self.runner.store.acquire_lease(key, self.lease_owner, LEASE_S) is None
+        self.leased = self.runner.store.acquire_lease(key, self.lease_owner, LEASE_S) is None
+        return self.leased
+
+    def release_lease(self) -> None:
+        """Let another worker run the check, if this one had the lease."""
+        if self.leased:
+            self.leased = False
+            key = check_lease_key(self.machine, self.study.data.fingerprint)
+            self.runner.store.release_lease(key, self.lease_owner)
 
     def run(self, stage: Stage) -> None:
         """Train and evaluate the reference stage into a store of its own, and keep the result."""
@@ -108,15 +120,14 @@ class HardwareCheck:
 
     def _keep_result(self, stage: Stage, scratch: StageStore) -> None:
         store = self.runner.store
-        reference = machine_kind((store.record(stage) or {"environment": {}})["environment"])
+        reference = machine_type((store.record(stage) or {"environment": {}})["environment"])
         result = check_result(scratch, stage, reference)
         result["published_weights"] = weights_digest(store.open(stage))
         put_check(store, self.machine, result)
-        store.release_lease(check_lease_key(self.machine, self.study.data.fingerprint), self.lease_owner)
         event_log.log_event(
             "hardware check",
             stage,
-            machine_kind=self.machine.name,
+            machine_type=self.machine.name,
             reference=reference.name,
             scores=result["scores"],
         )
@@ -133,7 +144,7 @@ def reference_stages(study: Study, item: WorkItem) -> Iterator[Stage]:
         yield stage
 
 
-def check_result(store: StageStore, stage: Stage, reference: MachineKind) -> dict[str, Any]:
+def check_result(store: StageStore, stage: Stage, reference: MachineType) -> dict[str, Any]:
     """The result of a check whose stage a store holds; reference: the machine type that published it."""
     record = store.record(stage) or {}
     scores = [

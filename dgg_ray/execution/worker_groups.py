@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 
 from dgg_ray.config.sections import Workers
 from dgg_ray.config.study import Study
-from dgg_ray.core import error_records, event_log, plugins
-from dgg_ray.core.environment import machine_kind
+from dgg_ray.core import error_records, event_log
+from dgg_ray.core.environment import machine_type
 from dgg_ray.core.errors import (
     PermanentStoreError,
     PluginError,
@@ -73,7 +73,7 @@ class WorkerConfig:
     """
 
     code: str
-    outside_plugins: tuple[tuple[str, str], ...]
+    outside_plugins: Sequence[tuple[str, str]]
     study: ray.ObjectRef
     store: ray.ObjectRef
     broker: Any
@@ -152,7 +152,7 @@ class WorkerLoop:
         self.runner = runner
         seen_by_all = (StageError, StoreError) if self.workers.group_size > 1 else Exception
         self.hardware_check = HardwareCheck(self.study, runner, seen_by_all)
-        event_log.log_event("started", machine_kind=machine_kind(runner.describe_environment()).name)
+        event_log.log_event("started", machine_type=machine_type(runner.describe_environment()).name)
         return True
 
     def _next_item(self, result: ItemResult | None) -> WorkItem | None:
@@ -246,12 +246,6 @@ def run_worker_group(workers: Workers, config: WorkerConfig, folder: str) -> Non
 # -- in the driver ---------------------------------------------------------------------------------
 
 
-def outside_plugins(study: Study) -> tuple[tuple[str, str], ...]:
-    """(kind, name) of the study's plug-ins from outside this package."""
-    missing = plugins.plugin_name(None)  # a synthetic study has neither a model nor readers
-    return tuple(p for p in study.plugins_used if plugins.is_outside(*p) and p[1] != missing)
-
-
 class WorkerGroupManager:
     """Starts worker groups while items wait, from a thread of the driver.
 
@@ -335,7 +329,7 @@ class WorkerGroupManager:
         if not self.shared:
             self.shared = {
                 "code": cluster.code_version(),
-                "outside_plugins": outside_plugins(self.study),
+                "outside_plugins": self.study.outside_plugins,
                 "study": ray.put(self.study),
                 "store": ray.put(self.store),
                 "broker": self.broker,

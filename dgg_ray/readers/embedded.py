@@ -23,7 +23,7 @@ import gzip
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,6 +77,10 @@ class Embedded(Reader):
         if name not in TASKS:
             rule = f"must be one of the embedded tasks {', '.join(TASKS)}"
             raise StudyError([Fault("name", rule, repr(name), nearest_name(name, TASKS))])
+        return self._draw(name)
+
+    @lru_cache(maxsize=16)  # noqa: B019 - readers are small values; a study is read several times
+    def _draw(self, name: str) -> Task:
         seen: set[bytes] = set()
         examples = {split: self._draw_split(name, split, seen) for split in SPLITS}
         return Task(name, examples, {split: content_digest(examples[split]) for split in SPLITS})
@@ -324,12 +328,4 @@ TASKS: dict[str, Callable[..., DrawnExample]] = {
     "relations": relations,
     "words": words,
     "charts": charts,
-}
-ANSWERS = {
-    "digits": DIGITS,
-    "shapes": tuple(COLOURS),
-    "counting": NUMBERS,
-    "relations": SIDES,
-    "words": WORDS,
-    "charts": tuple(COLOURS),
 }

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from dgg_ray.config import loader, registry, yaml_reader
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins, sources
-from dgg_ray.core.errors import ClusterError, DggError, Fault, StoreError, StudyError, nearest_name
+from dgg_ray.core.errors import ClusterError, DggError, Fault, StoreError, StudyError, did_you_mean
 from dgg_ray.core.hashing import digest
 from dgg_ray.remote.ray_jobs import Job, RayJobsClient
 from dgg_ray.storage import fetching
@@ -153,17 +153,10 @@ def runtime_environment(submission: Submission, pip: Path | None) -> Iterator[di
         yield environment
 
 
-def outside_plugins(study: Study) -> list[tuple[str, str]]:
-    """(kind, name) of the study's plug-ins that do not belong to this package."""
-    scorers = [("scorers", scorer) for r in study.readers.values() if (scorer := getattr(r, "scorer", ""))]
-    used = dict.fromkeys([*study.plugins_used, *scorers])
-    return [(kind, name) for kind, name in used if plugins.is_outside(kind, name)]
-
-
 def plugin_files(study: Study) -> dict[Path, Path]:
     """The files of the user's own plug-ins: path below a folder on Python's search path → file here."""
     files: dict[Path, Path] = {}
-    for kind, name in outside_plugins(study):
+    for kind, name in study.outside_plugins:
         for module, file in sources.own_files(plugins.find(kind, name)).items():
             # This package is uploaded as a whole; an installed one must be installed on the cluster too.
             if file.is_relative_to(sources.ROOT) or sources.is_installed(file):
@@ -176,7 +169,7 @@ def plugin_files(study: Study) -> dict[Path, Path]:
 
 def plugin_notes(study: Study) -> Iterator[str]:
     """Say which plug-ins come from installed packages, which the cluster needs too."""
-    for kind, name in outside_plugins(study):
+    for kind, name in study.outside_plugins:
         files = sources.own_files(plugins.find(kind, name)).values()
         if not plugins.is_import_path(name) or any(map(sources.is_installed, files)):
             plugin = plugins.describe_plugin(f"{kind}/{name}")
@@ -259,7 +252,7 @@ def upload_faults(relative: Mapping[Path, str], root: Path) -> Iterator[Fault]:
         elif not file.exists():
             names = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
             rule = f"must exist in {root}; if it is on the cluster, name its folder with --data DIR"
-            yield Fault(setting, rule, str(path), nearest_name(path.name, names))
+            yield Fault(setting, rule, str(path), did_you_mean(path.name, names))
         else:
             size += folder_size(file) if file.is_dir() else file.stat().st_size
     if size > MAX_UPLOAD_BYTES:
@@ -311,11 +304,10 @@ def find_job(client: RayJobsClient, name: str) -> Job:
     runs = [job for job in jobs if job.study == name]
     if not runs:
         names = sorted({job.study for job in jobs})
-        near = nearest_name(name, names)
-        question = f"did you mean {near!r}? " if near else ""
         raise ClusterError(
-            f"{client.address} has run no study {name!r}; {question}it knows {', '.join(names) or 'none'}. "
-            f"A head forgets its jobs when the cluster goes down; the store does not (--store)"
+            f"{client.address} has run no study {name!r}; it knows {', '.join(names) or 'none'}"
+            f"{did_you_mean(name, names) or '.'} A head forgets its jobs when the cluster goes down; the "
+            "store does not (--store)"
         )
     return runs[-1]
 

@@ -15,7 +15,7 @@ from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics
 from dgg_ray.analysis.verdict import metric_labels
 from dgg_ray.config.sections import STRATEGY_NAME, name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs
-from dgg_ray.cost.rates import Estimate, format_estimate
+from dgg_ray.cost.rates import Estimate, format_amount
 from dgg_ray.report.page_elements import (
     Collapsible,
     PageElement,
@@ -161,7 +161,7 @@ def spending_rows(spending: Spending) -> list[list[str]]:
     """List the forecast at the start of each run and what the run spent, a row per unit; then the totals."""
     rows = []
     for run, unit, predicted, spent in spending.runs:
-        forecast = format_estimate(Estimate(**predicted)) if predicted else "no measurements yet"
+        forecast = format_amount(Estimate(**predicted)) if predicted else "no measurements yet"
         rows.append([run, unit, forecast, f"{spent:.3g}"])
     budget = f"budget {spending.budget}" if spending.budget else ""
     return rows + [["all", unit, budget, f"{spent:.3g}"] for unit, spent in spending.spent.items()]

@@ -92,7 +92,7 @@ def adapter_lines(results: Results) -> list[str]:
     if setting is None or results.archive is None:
         return []
     final_blocks = set(results.setup.final_blocks)
-    adapters = results.archive.adapters(setting)
+    adapters = list(results.archive.adapters(setting))
     if final_blocks:
         adapters = [adapter for adapter in adapters if (adapter.order, adapter.seed) in final_blocks]
     if not adapters:

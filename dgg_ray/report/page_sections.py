@@ -51,6 +51,7 @@ from dgg_ray.stats.formats import (
     EstimateStyle,
     format_estimate,
     format_on_fixed_orders,
+    format_p_value,
     format_percent,
     format_signed,
     score_interval,
@@ -155,10 +156,9 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
             )
             for m in metrics
         ]
-        p_value = by_metric[main_metric]["p_adjusted"]
-        p_text = "" if np.isnan(p_value) else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+        p_value = format_p_value(by_metric[main_metric]["p_adjusted"])
         tuning = [(group["tuning"].iloc[0], tuned_values(results, str(label)))] if tunable else []
-        rows.append(TableRow([str(label), *tuning, *cells, p_text], "best" if is_chosen else ""))
+        rows.append(TableRow([str(label), *tuning, *cells, p_value], "best" if is_chosen else ""))
     header = ["method", *(["tuning"] if tunable else []), *map(metric_label, metrics), "p"]
     caption = (
         f"{split.capitalize()} split, in percent: mean (95 % CI over other orders and seeds). The intervals "

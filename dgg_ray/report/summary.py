@@ -28,7 +28,12 @@ from dgg_ray.analysis.run_table import (
 from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import BASELINE_NAMES, METRIC_LABELS, verdict
 from dgg_ray.core import error_records
-from dgg_ray.stats.formats import format_on_fixed_orders, format_paired_difference, format_percent
+from dgg_ray.stats.formats import (
+    format_on_fixed_orders,
+    format_p_value,
+    format_paired_difference,
+    format_percent,
+)
 from dgg_ray.stats.intervals import MIN_CLUSTERS
 
 
@@ -119,15 +124,11 @@ def baseline_sentence(label: object, row: pd.Series, metric: str) -> str:
     text += format_paired_difference(row, " points")
     if np.isnan(row["p"]):
         return f"{text}: no test is possible."
-    p_value = format_p_value(row["p_adjusted"])
+    p_value = format_p_value(row["p_adjusted"], "p")
     if row["p_adjusted"] != row["p"]:
         p_value += ", adjusted for all comparisons"
     significant = "significant" if row["p_adjusted"] < 0.05 else "not significant"
     return f"{text}, paired over {row['pairs']} independent blocks: {significant} ({p_value})."
-
-
-def format_p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def fixed_order_sentences(rows: pd.DataFrame, own: pd.Series, metric: str) -> list[str]:

@@ -168,16 +168,16 @@ def of_task(task: str, stages: pd.DataFrame) -> Tradeoff | None:
     block = numbers(stages["block"])
     peers = stages[["alike", "peers"]].apply(numbers)
     parts = [name.rpartition(", seed ") for name in stages["block"].unique()]
-    fitted = fit_effects(
+    effects = fit_effects(
         place, block, peers, stages[list(SERIES)], block_names=[(o, int(seed)) for o, _, seed in parts]
     )
     new, old = (
-        isotonic(fitted.levels[:, i], fitted.stages, rising) for i, rising in enumerate(SERIES.values())
+        isotonic(effects.levels[:, i], effects.stages, rising) for i, rising in enumerate(SERIES.values())
     )
-    level = pd.DataFrame(fitted.block_effects[block], stages.index, [f"{name}_level" for name in SERIES])
+    level = pd.DataFrame(effects.block_effects[block], stages.index, [f"{name}_level" for name in SERIES])
     stages = stages.drop(columns=["place", "number"]).join(level)
     alpha = np.array([groups[i].mean() for i in kept])
-    return Tradeoff(task, alpha, new, old, fitted, stages)
+    return Tradeoff(task, alpha, new, old, effects, stages)
 
 
 def numbers(labels: pd.Series) -> np.ndarray:

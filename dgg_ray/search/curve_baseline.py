@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from dgg_ray.config.sections import Value
-from dgg_ray.config.study import Setting, value_at
+from dgg_ray.config.setting_paths import value_at
+from dgg_ray.config.study import Setting
 from dgg_ray.search.alpha_curve import Runs, Tradeoff, fitted, stages_of
 from dgg_ray.search.base import SearchMethod
 from dgg_ray.search.space import parameter_paths

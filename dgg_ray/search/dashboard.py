@@ -47,7 +47,9 @@ class Copy:
 
         def connect() -> sqlite3.Connection:
             # By its path: as part of a URL, `?`, `%` and `{` in a folder's name would mean something.
-            return sqlite3.connect(self.file, timeout=WAIT_S, check_same_thread=False)
+            connection = sqlite3.connect(self.file, timeout=WAIT_S, check_same_thread=False)
+            connection.execute("PRAGMA synchronous = OFF")  # the next run makes the file anew in any case
+            return connection
 
         storage = RDBStorage("sqlite:///search.db", {"creator": connect})
         with warnings.catch_warnings():

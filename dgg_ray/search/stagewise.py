@@ -39,7 +39,7 @@ stages.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from math import ceil, inf, log2
@@ -56,6 +56,8 @@ from dgg_ray.search.objective import Values, fit_response, rank_settings
 from dgg_ray.search.optuna_search import WARM_SETTINGS, propose
 from dgg_ray.search.space import CategoricalDistribution, Space, distribution_of, value_list
 
+# (per-task search space, states evaluated so far, seed) → values to try next
+ValueProposer = Callable[[Space, list[PartialSetting], int], list[Setting]]
 MOST_COMBINATIONS = 4096  # of tried values, that are looked at
 
 
@@ -183,7 +185,7 @@ class Stagewise(BatchedSearch):
             self.keep_best(branch, depth, space, [parent for parent in parents if parent.branch == b])
 
     def try_values(
-        self, parents: list[Parent], depth: int, space: Space, propose_values: Any
+        self, parents: list[Parent], depth: int, space: Space, propose_values: ValueProposer
     ) -> Generator[list[Query], Any, None]:
         """Evaluate what `propose_values` proposes on each parent, and add the states to it."""
         batch: list[tuple[Parent, Setting]] = []

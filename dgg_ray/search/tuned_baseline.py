@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from dgg_ray.config.search_space import has_setting, searched_values
 from dgg_ray.config.sections import STRATEGY_NAME, Search, TunedBaseline
-from dgg_ray.config.study import Setting, Study, value_at
+from dgg_ray.config.setting_paths import value_at
+from dgg_ray.config.study import Setting, Study
 from dgg_ray.search.optuna_search import OptunaSearch
 
 SHARED = "strategy.buffer"  # means the same in every strategy that has it

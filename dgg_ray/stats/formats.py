@@ -6,6 +6,7 @@
     format_interval_suffix(0.5, 0.7) " (95 % CI 50.0 to 70.0)"          bounds that follow a number
     format_estimate(interval)        "65.6 (95 % CI 55.6 to 75.7)"      a mean with its bounds
     format_difference(interval)      "2.8 points (95 % CI 0.4 to 5.2)"  a difference with its bounds
+    format_p_value(0.012, "p")       "p = 0.012"                        a p value
 
 The functions that take a `row` read a row of the comparison table (`run_table.compare`).
 """
@@ -154,3 +155,11 @@ def format_on_fixed_orders(row: Row, difference: bool = False, unit: str = "") -
     estimate = Interval(mean, *(row[f"{prefix}{part}"] for part in ("low", "high", "n", "values")))
     number = format_signed if difference else format_percent
     return format_estimate(estimate, EstimateStyle(number, unit, replicate="seed"))
+
+
+def format_p_value(p: float, name: str = "") -> str:
+    """Format a p value: `0.012`, `< 0.001`, with a name `p = 0.012`, `p < 0.001`; empty for nan."""
+    if np.isnan(p):
+        return ""
+    number = "< 0.001" if p < 0.001 else f"= {p:.3f}"
+    return f"{name} {number}" if name else number.removeprefix("= ")

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgg_ray.core.environment import MachineKind
+from dgg_ray.core.environment import MachineType
 from dgg_ray.storage.stage_store import StageStore
 
 PREFIX = "hardware_checks"
 
 
-def document_name(machine: MachineKind, model: str) -> str:
+def document_name(machine: MachineType, model: str) -> str:
     return f"{PREFIX}/{machine.id}-{model[:8]}"
 
 
-def check_lease_key(machine: MachineKind, model: str) -> str:
+def check_lease_key(machine: MachineType, model: str) -> str:
     """Return the key of the lease that one worker holds while it runs the check."""
     return f"hardware-check-{machine.id}-{model[:8]}"
 
 
-def put_check(store: StageStore, machine: MachineKind, result: dict[str, Any]) -> None:
+def put_check(store: StageStore, machine: MachineType, result: dict[str, Any]) -> None:
     store.put_document(document_name(machine, result["meaning"]["model"]), result)
 
 
-def get_check(store: StageStore, machine: MachineKind, model: str) -> dict[str, Any] | None:
+def get_check(store: StageStore, machine: MachineType, model: str) -> dict[str, Any] | None:
     return store.get_document(document_name(machine, model))
 
 

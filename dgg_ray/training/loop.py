@@ -32,7 +32,7 @@ import pyarrow.parquet
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.core import event_log, plugins, rng
+from dgg_ray.core import event_log, plugins
 from dgg_ray.core.environment import process_environment
 from dgg_ray.core.errors import MissingParentError, NonFiniteError, StoreError
 from dgg_ray.core.interfaces import Example, Learner, Score, StageSetup, StepHooks, Task
@@ -41,6 +41,7 @@ from dgg_ray.core.strategy import StageContext, Strategy, bind_context, plain_fi
 from dgg_ray.storage.backend import folder_size
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training import checkpoints, facts
+from dgg_ray.training.batches import StageBatches, stage_batches
 from dgg_ray.training.checkpoints import CheckpointPolicy, StageCheckpoint
 from dgg_ray.training.memory_check import MemoryCheck, fresh_copy
 
@@ -103,41 +104,17 @@ class StageRunner:
         strategy = fresh_copy(configured)
         load_state(strategy, parent)
 
-        new = [example for name in stage.trained_tasks for example in self.tasks[name].examples["train"]]
-        earlier = [self.tasks[name] for name in stage.earlier]
-        examples = strategy.examples(new, earlier, stage.seed)
-        phases = [
-            list(shuffled_batches(part, stage, phase))
-            for phase, part in enumerate(strategy.phases(examples, stage.seed))
-        ]
-        batches = [batch for part in phases for batch in part]
-        phase_at = {sum(map(len, phases[:i])): i for i in range(1, len(phases))}  # first step → phase
-
+        batches = stage_batches(strategy, stage, self.tasks)
         memory_check = MemoryCheck(strategy, configured)
         checkpoint = self.read_checkpoint(stage)
         setup_start = time.perf_counter()
-        setup = self.setup_of(stage, len(batches), parent)
+        setup = self.setup_of(stage, batches.steps, parent)
         losses, earlier_seconds = self.start_or_resume(stage, setup, strategy, checkpoint)
-        hooks = step_hooks(strategy)
         if checkpoint is None:
             memory_check.check("in begin_task")
         start = time.perf_counter()
         self.checkpoint_policy.begin(len(losses))
-        for step in range(len(losses), len(batches)):
-            if step in phase_at:
-                with torch.no_grad():
-                    strategy.begin_phase(phase_at[step], self.learner.weights())
-            losses.append(self.learner.step(batches[step], step, strategy.edit_gradient, hooks))
-            if not math.isfinite(losses[-1]):
-                raise self.divergence_error(
-                    stage,
-                    f"the loss is {losses[-1]} at step {step + 1} of {len(batches)} while training "
-                    f"{stage.task}; lower training.learning_rate or raise training.warmup",
-                )
-            self.write_checkpoint_if_due(
-                stage, strategy, losses, earlier_seconds + time.perf_counter() - start
-            )
-            self.on_step(stage, step + 1, len(batches))
+        self.take_steps(stage, strategy, batches, losses, earlier_seconds)
         memory_check.check("during training")
         with torch.no_grad():
             strategy.end_task(self.learner.weights())
@@ -149,13 +126,42 @@ class StageRunner:
             "curve": loss_curve(losses),
         }
         cost = {
-            "steps": len(batches),
-            "examples": len(examples),
+            "steps": batches.steps,
+            "examples": batches.examples,
             "seconds": seconds,
             "begin_seconds": start - setup_start,
         }
-        event_log.log_event("trained", stage, loss=loss["last"], steps=len(batches), seconds=seconds)
+        event_log.log_event("trained", stage, loss=loss["last"], steps=batches.steps, seconds=seconds)
         self.publish(stage, strategy, loss, cost)
+
+    def take_steps(
+        self,
+        stage: Stage,
+        strategy: Strategy,
+        batches: StageBatches,
+        losses: list[float],
+        earlier_seconds: float,
+    ) -> None:
+        """Take the steps that are left, and append their losses.
+
+        earlier_seconds: spent on the steps before a resume.
+        """
+        hooks, start = step_hooks(strategy), time.perf_counter()
+        for step in range(len(losses), batches.steps):
+            if phase := batches.first_steps.get(step):
+                with torch.no_grad():
+                    strategy.begin_phase(phase, self.learner.weights())
+            losses.append(self.learner.step(batches.of_step[step], step, strategy.edit_gradient, hooks))
+            if not math.isfinite(losses[-1]):
+                raise self.divergence_error(
+                    stage,
+                    f"the loss is {losses[-1]} at step {step + 1} of {batches.steps} while training "
+                    f"{stage.task}; lower training.learning_rate or raise training.warmup",
+                )
+            self.write_checkpoint_if_due(
+                stage, strategy, losses, earlier_seconds + time.perf_counter() - start
+            )
+            self.on_step(stage, step + 1, batches.steps)
 
     def start_or_resume(
         self, stage: Stage, setup: StageSetup, strategy: Strategy, checkpoint: StageCheckpoint | None
@@ -464,16 +470,6 @@ def load_state(strategy: Strategy, folder: Path | None) -> None:
     """Give the strategy the state that a finished stage stored, if it stored one."""
     if folder and (state := folder / "strategy.safetensors").exists():
         strategy.load_state(dict(facts.unflattened(load_file(state))))
-
-
-def shuffled_batches(examples: Sequence[Example], stage: Stage, phase: int = 0) -> Iterator[list[Example]]:
-    """The stage's batches, one per optimizer step; each epoch of each phase is a permutation of its own."""
-    size = stage.training.batch_size
-    purpose = f"shuffle {phase}" if phase else "shuffle"
-    for epoch in range(stage.training.epochs):
-        order = rng.permutation(len(examples), stage.seed, stage.task, purpose, epoch)
-        for first in range(0, len(examples), size):
-            yield [examples[i] for i in order[first : first + size]]
 
 
 def loss_curve(losses: Sequence[float], points: int = CURVE_POINTS) -> list[float]:

@@ -5,7 +5,7 @@ from hardware_samples import NEW, OLD, two_task_study
 
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.results import HardwareDrift, MachineDrift
-from dgg_ray.core.environment import machine_kind
+from dgg_ray.core.environment import machine_type
 from dgg_ray.storage import hardware_notes
 
 
@@ -28,13 +28,13 @@ def publish_stage(world, study, seed, score, task="fours"):
 
 def put_checks(world, stage, entry, score):
     """Put the stage's result on the old machine, and another score on the new one."""
-    result = {"key": stage.key, "meaning": stage.meaning, "reference": machine_kind(OLD).id, "weights": "a"}
+    result = {"key": stage.key, "meaning": stage.meaning, "reference": machine_type(OLD).id, "weights": "a"}
     result |= {"scores": [entry | {"score": score}], "environment": NEW, "published_weights": "b"}
-    hardware_notes.put_check(world.store, machine_kind(NEW), result)
-    hardware_notes.put_check(world.store, machine_kind(OLD), result | {"environment": OLD, "scores": [entry]})
+    hardware_notes.put_check(world.store, machine_type(NEW), result)
+    hardware_notes.put_check(world.store, machine_type(OLD), result | {"environment": OLD, "scores": [entry]})
 
 
-BOTH = {machine_kind(OLD).name: 3, machine_kind(NEW).name: 1}
+BOTH = {machine_type(OLD).name: 3, machine_type(NEW).name: 1}
 
 
 def test_drift_above_the_spread_over_seeds_is_a_warning(world, study):

@@ -90,6 +90,7 @@ def search_and_compare(cluster):
     return compared.search.winner()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", ["tpe", "stagewise"])
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_dies_the_results_are_the_same_and_little_is_begun_twice(method, seed):

@@ -91,12 +91,12 @@ def test_the_driver_writes_to_a_file_and_workers_to_standard_output(tmp_path, ca
         event_log.log_event("refused")
     assert capsys.readouterr() == ("", "")
     event_log.start_logging("toy", "group-001", tmp_path / "not there")
-    event_log.log_event("started", machine_kind="old")
+    event_log.log_event("started", machine_type="old")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("careful", stacklevel=1)
     started, warned = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (started["event"], started["machine_kind"]) == ("started", "old")
+    assert (started["event"], started["machine_type"]) == ("started", "old")
     assert (warned["level"], warned["study"]) == ("WARNING", "toy")
     assert "careful" in warned["event"]
 

@@ -167,8 +167,7 @@ def run(command: list[str], folder: Path, *python_path: Path) -> str:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("engine", ["simulated", "auto"])
-@pytest.mark.parametrize("by", ["entry point", "import path"])
+@pytest.mark.parametrize(("by", "engine"), [("entry point", "auto"), ("import path", "simulated")])
 def test_a_whole_study_runs_with_the_plugins_of_an_outside_package(tmp_path, by, engine):
     study, code, outside = (
         STUDY.replace("simulated", engine),

@@ -12,7 +12,6 @@ from llava_samples import read, sample
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import replay_sample
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.training import loop
 
 MASK = 2**64 - 1
 
@@ -74,7 +73,7 @@ def test_the_examples_of_a_task_are_drawn_from_words_alone(tmp_path, other_rando
 def test_the_batches_of_a_stage_and_its_replay_are_drawn_from_words_alone(world, other_random_sources):
     (stage,) = world.stages_of("fours", strategy=DGG(alpha=0.5), batch_size=1, epochs=3)
     examples = world.tasks["fours"].examples["train"]
-    batches = [batch[0].id for batch in loop.shuffled_batches(examples, stage)]
+    batches = [batch[0].id for batch in shuffled_batches(examples, stage)]
     assert sorted(batches) == sorted([example.id for example in examples] * 3)
     assert len(replay_sample(world.tasks["fours"], 2, seed=0)) == min(2, len(examples))
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dgg_ray import cli, load_study
-from dgg_ray.analysis.load import load_table
+from dgg_ray.analysis.load import load_results
 from dgg_ray.config.sections import Protocol
 from dgg_ray.config.study import Budget, Workers
 from dgg_ray.core.errors import OverBudgetError, StudyError
@@ -27,7 +27,6 @@ from dgg_ray.storage.stage_store import StageStore, open_store
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.testing.synthetic_study import synthetic_study
 from dgg_ray.training import loop
-from dgg_ray.training.learner import PeftLearner
 from dgg_ray.training.simulated_runner import SimulatedRunner
 
 WORKERS = Workers(gpus=1, price_per_hour=2)
@@ -371,6 +370,8 @@ def test_the_most_expensive_corner_has_every_parameters_largest_value(tmp_path):
 @pytest.fixture()
 def clock(monkeypatch):
     """Make time pass by the example, so that stages cost the same on every machine."""
+    from dgg_ray.training.learner import PeftLearner  # late: it takes seconds
+
     now = [0.0]
 
     def takes(name, seconds):
@@ -412,7 +413,7 @@ def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, 
     assert code == 0
     assert "would be exceeded" in output
     assert profiled < spent_by(load_study(file), out) <= limit
-    rows = load_table(out)
+    rows = load_results(out).table
     assert set(rows[rows["split"] == "test"]["strategy"]) == {"dgg", "finetune"}  # its cost was reserved
     assert not list((out / "stages" / "failed").glob("*"))
     assert re.search(r"\d stages? w\w+ not started", (out / "report.html").read_text())
@@ -421,7 +422,7 @@ def test_a_study_ends_within_its_budget_and_goes_on_with_a_larger_one(tmp_path, 
     code, output = run("budget: {worker_hours: 1}\n")
     assert code == 0
     assert "would be exceeded" not in output
-    assert load_table(out)["setting"].nunique() > few
+    assert load_results(out).table["setting"].nunique() > few
     entries = forecast.read_forecasts(out)
     assert [entry["refused"] > 0 for entry in entries] == [True, False]
     _, last = forecast.compare_forecasts(entries, {"worker-hours": 1})

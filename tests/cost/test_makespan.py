@@ -89,6 +89,7 @@ def test_work_requested_twice_is_done_once_and_waits_for_its_parent_and_the_earl
 # -- compared with simulations ---------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("method", "orders"), [("tpe", 1), ("stagewise", 1), ("tpe", 4)])
 def test_the_predicted_wall_time_is_within_a_tenth_of_a_simulation(method, orders):
     store = profiled(study_of(method, orders, 1))

@@ -7,7 +7,7 @@ import pytest
 from hardware_samples import NEW, OLD, two_task_study
 from toy_world import OneWeight
 
-from dgg_ray.core.environment import machine_kind
+from dgg_ray.core.environment import machine_type
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution.hardware_check import HardwareCheck
 from dgg_ray.storage import hardware_notes
@@ -39,7 +39,7 @@ def worker_on(world, study, machine, learner=None):
 
 
 def result_on(world, machine):
-    return hardware_notes.get_check(world.store, machine_kind(machine), "model")
+    return hardware_notes.get_check(world.store, machine_type(machine), "model")
 
 
 def test_the_machine_type_that_published_the_stage_has_its_result_at_no_cost(world, study):
@@ -53,7 +53,7 @@ def test_the_machine_type_that_published_the_stage_has_its_result_at_no_cost(wor
     assert check.settled
     assert len(runner.learner.taught) == taught
     result = result_on(world, OLD)
-    assert (result["reference"], result["key"]) == (machine_kind(OLD).id, first.stage.key)
+    assert (result["reference"], result["key"]) == (machine_type(OLD).id, first.stage.key)
     assert [entry["score"] for entry in result["scores"]] == [1.0]
 
 
@@ -69,7 +69,7 @@ def test_another_machine_type_trains_the_stage_again_once_and_publishes_nothing(
     assert sorted(world.store.backend.root.rglob("manifest.json")) == before
     result = result_on(world, NEW)
     assert [entry["score"] for entry in result["scores"]] == [pytest.approx(2 / 3)]
-    assert result["reference"] == machine_kind(OLD).id
+    assert result["reference"] == machine_type(OLD).id
     assert result["weights"] == result["published_weights"]  # the same training, other answers
 
     again, check = worker_on(world, study, NEW)
@@ -112,6 +112,11 @@ def test_a_check_that_fails_does_not_disturb_the_work(world, study):
     check.run_if_due(second)
     assert check.settled
     assert result_on(world, NEW) is None
+
+    runner, check = worker_on(world, study, NEW)  # the next worker of this type need not wait for a lease
+    check.lease_owner = LeaseOwner("another", "another host", 1)
+    check.run_if_due(second)
+    assert result_on(world, NEW)
 
 
 def test_without_a_first_stage_of_the_studys_own_that_of_the_present_item_is_used(world, study):

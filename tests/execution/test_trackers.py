@@ -128,6 +128,7 @@ def test_a_study_that_was_stopped_continues_the_same_runs_and_repeats_no_point(t
     assert read_events(folder) == points
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")  # those of MLflow and its database
 def test_mlflow_has_a_run_for_every_setting_with_its_values_and_no_more_when_run_again(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from dgg_ray import cli
-from dgg_ray.analysis.load import load_table
+from dgg_ray import cli, load_study
+from dgg_ray.analysis.load import load_results
 from dgg_ray.config import saved_study
 from dgg_ray.config.sections import Output
 from dgg_ray.core.errors import MissingTimestampsError
+from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.stage import WorkItem
+from dgg_ray.execution import driver
 from dgg_ray.planning import store_gc
 from dgg_ray.storage.backend import LocalBackend, folder_size
 from dgg_ray.storage.leases import LeaseOwner
@@ -48,7 +50,7 @@ def adapters(monkeypatch):
         publish(self, stage, record, adapter)
 
     monkeypatch.setattr(StageStore, "publish", full)
-    monkeypatch.setattr("dgg_ray.report.page.write_report", lambda results, out: out)  # figures take seconds
+    monkeypatch.setattr("dgg_ray.storage.backend.fsync", lambda place: None)  # no power cut is tested here
 
 
 @pytest.fixture()
@@ -59,8 +61,9 @@ def run(tmp_path, adapters, capsys):
         text = STUDY.replace("NAME", name).replace("ALPHAS", str(alphas))
         (tmp_path / "study.yaml").write_text(text + f"output: {{store: '{store}'}}\n")
         out = tmp_path / name
-        arguments = ["run", str(tmp_path / "study.yaml"), "--out", str(out), "--local", "--quiet"]
-        assert cli.main(arguments) == 0
+        optional = OptionalOutputs()
+        study, stages = driver.prepare(load_study(tmp_path / "study.yaml"), out, True, optional)
+        driver.run(study, stages, out, optional, local=True, address=None, quiet=True)
         capsys.readouterr()
         return out
 
@@ -95,7 +98,7 @@ def test_a_study_needs_every_stage_that_it_requests_and_nothing_of_its_earlier_v
     now = keys(store)
     assert len(now) == 9
     aged(store)
-    before = load_table(out)
+    before = load_results(out).table
     held = folder_size(store.backend.root)
     garbage = store_gc.find_garbage([out])
     stages = {item.key for item in garbage.items if item.kind == store_gc.STAGES}
@@ -111,7 +114,7 @@ def test_a_study_needs_every_stage_that_it_requests_and_nothing_of_its_earlier_v
     assert "freed" in capsys.readouterr().out
     assert keys(store) == now - stages
     assert held - folder_size(store.backend.root) >= garbage.bytes
-    assert load_table(out).equals(before)
+    assert load_results(out).table.equals(before)
     assert store_gc.find_garbage([out]).items == []
 
 
@@ -125,7 +128,7 @@ def test_the_store_knows_what_its_other_studies_need(run, store, capsys):
 
     assert cli.main(["gc", str(one), "--deleted-study", "other", "--delete"]) == 0
     assert len(keys(store)) == everything - 2
-    assert len(load_table(one)) > 0
+    assert len(load_results(one).table) > 0
 
 
 def test_a_store_with_stages_of_an_unknown_study_is_left_alone(run, store, capsys):
@@ -250,27 +253,27 @@ def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
     out = run([0.2, 0.9])
     run([0.2])
     aged(store)
-    before = load_table(out)
+    before = load_results(out).table
     monkeypatch.setattr(
         LocalBackend, "remove_folder", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         store_gc.find_garbage([out]).delete()
     monkeypatch.undo()
-    assert load_table(out).equals(before)
+    assert load_results(out).table.equals(before)
     aged(store)
     while garbage := store_gc.find_garbage([out]).items:  # what was begun is still garbage
         assert store_gc.find_garbage([out]).delete() > 0
         assert len(garbage) < 99
         aged(store)
     assert not [name for name in store.backend.sizes("files/") if name.split("/")[1] not in keys(store)]
-    assert load_table(out).equals(before)
+    assert load_results(out).table.equals(before)
 
 
 def test_adapters_from_which_nothing_starts_go_and_tables_stay_complete(run, store, capsys):
     out = run([0.2, 0.9])
     aged(store)
-    before, held = load_table(out), folder_size(store.backend.root)
+    before, held = load_results(out).table, folder_size(store.backend.root)
     assert cli.main(["gc", str(out), "--adapters"]) == 0
     assert "would train up to 4 stages again" in capsys.readouterr().out
     garbage = store_gc.find_garbage([out], adapters=True)
@@ -279,7 +282,7 @@ def test_adapters_from_which_nothing_starts_go_and_tables_stay_complete(run, sto
     assert garbage.bytes == 4 * 100 * KB
     assert garbage.delete() == 400 * KB
     assert held - folder_size(store.backend.root) > 399 * KB  # four marks say so
-    assert load_table(out).equals(before)
+    assert load_results(out).table.equals(before)
     assert run([0.2, 0.9]) == out  # everything is answered from the store
     assert held - folder_size(store.backend.root) > 399 * KB
     assert store_gc.find_garbage([out], adapters=True).items == []
@@ -350,7 +353,7 @@ def test_a_store_at_a_url_is_cleaned_by_the_same_rules(run, tmp_path, monkeypatc
     run([0.2], store=url)
     assert store_gc.find_garbage([out]).items == []  # everything is too recent
     monkeypatch.setattr(store_gc, "RECENT_S", -1)
-    store, before = open_store(url), load_table(out)
+    store, before = open_store(url), load_results(out).table
     had = keys(store)
     garbage = store_gc.find_garbage([out], adapters=True)
     assert garbage.store.url == url
@@ -363,7 +366,7 @@ def test_a_store_at_a_url_is_cleaned_by_the_same_rules(run, tmp_path, monkeypatc
     fresh = open_store(url)
     assert garbage.size - fresh.size() >= garbage.bytes
     assert len(keys(fresh)) == len(had) - 2
-    assert load_table(out).equals(before)
+    assert load_results(out).table.equals(before)
     assert store_gc.find_garbage([out], adapters=True).items == []
 
 

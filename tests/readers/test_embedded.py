@@ -10,9 +10,17 @@ from dgg_ray.core.errors import StudyError
 from dgg_ray.core.interfaces import SPLITS
 from dgg_ray.models import embedded as model_file
 from dgg_ray.readers import embedded as task_file
-from dgg_ray.readers.embedded import ANSWERS, PHRASINGS, TASKS, Embedded
+from dgg_ray.readers.embedded import COLOURS, DIGITS, NUMBERS, PHRASINGS, SIDES, TASKS, WORDS, Embedded
 
 UNTOUCHED = 0.39
+ANSWERS = {
+    "digits": DIGITS,
+    "shapes": COLOURS,
+    "counting": NUMBERS,
+    "relations": SIDES,
+    "words": WORDS,
+    "charts": COLOURS,
+}
 TEST_DIGESTS = {  # of the default's test split, first 12 hex digits
     "digits": "50ade0e5f94e",
     "shapes": "a47050319a5a",

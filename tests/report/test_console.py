@@ -61,7 +61,8 @@ def test_the_adapters_of_the_chosen_setting_are_listed(paths, expected):
     class FakeArchive:
         def adapters(self, setting):
             assert setting == "d1"
-            return [AdapterLocation("a > b", 0, paths[0]), AdapterLocation("b > a", 1, paths[1])]
+            yield AdapterLocation("a > b", 0, paths[0])
+            yield AdapterLocation("b > a", 1, paths[1])
 
     results = small_study()
     object.__setattr__(results, "archive", FakeArchive())

@@ -15,7 +15,7 @@ import pytest
 
 from dgg_ray import cli
 from dgg_ray.analysis import load, search_summary
-from dgg_ray.analysis.load import load_table
+from dgg_ray.analysis.load import load_results
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report import console, page, page_sections
 
@@ -34,6 +34,14 @@ workers: {engine: simulated}
 """
 pytestmark = pytest.mark.whole
 PYTHON = [sys.executable, "-m", "dgg_ray"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_figure():
+    """Draw one figure in this process: all of them take seconds, and the reports here are many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "figure_names", lambda: ["search"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +136,7 @@ def test_a_part_of_the_results_that_fails_is_named_and_nothing_else_is_missing(
     loaded = load.load_results(done, optional)
     page.write_report(loaded, done, optional)
     assert f"{name} is missing: ZeroDivisionError: division by zero" in optional.messages
-    assert len(loaded.table) == len(load_table(done))
+    assert len(loaded.table) == len(load_results(done).table)
     assert loaded.recommended == load.load_results(done).recommended
 
 

@@ -18,8 +18,10 @@ from dgg_ray.report import appendix, page, summary
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder of a complete report, written once because figures take seconds."""
-    return page.write_report(small_study(), tmp_path_factory.mktemp("report")).parent
+    """The folder of a report with two figures; test_page.py has one with all of them, which take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "figure_names", lambda: ["forest", "alpha_effect"])
+        return page.write_report(small_study(), tmp_path_factory.mktemp("report")).parent
 
 
 @pytest.fixture
@@ -202,13 +204,16 @@ def test_the_latex_table_escapes_special_characters():
     assert text.count(r"\\") == 3
 
 
-def test_equal_results_give_equal_bytes_whatever_the_row_order_and_the_time(written, tmp_path):
+@pytest.mark.whole
+def test_equal_results_give_equal_bytes_whatever_the_row_order_and_the_time(tmp_path):
     results = small_study()
     shuffled = results.table.sample(frac=1, random_state=1).assign(seconds=99.0)
-    page.write_report(dataclasses.replace(results, table=shuffled), tmp_path)
-    files = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
+    first, second = tmp_path / "first", tmp_path / "second"
+    page.write_report(results, first)
+    page.write_report(dataclasses.replace(results, table=shuffled), second)
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert {path.suffix for path in files} == {".html", ".png", ".pdf", ".csv", ".parquet", ".tex"}
-    assert not [path for path in files if (written / path).read_bytes() != (tmp_path / path).read_bytes()]
+    assert not [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dgg_ray.stats.formats import (
     format_difference,
     format_estimate,
     format_interval,
+    format_p_value,
     format_percent,
     format_signed,
 )
@@ -39,3 +40,8 @@ def test_an_estimate_is_printed_with_its_interval_or_with_the_values_behind_it()
     assert text(np.nan, np.nan, np.nan, 0) == "–"
     gap = Interval(-0.028, -0.052, -0.004, 4, ())
     assert format_difference(gap, -1) == "2.8 points (95 % CI 0.4 to 5.2)"
+
+
+def test_a_p_value_is_an_equation_where_it_has_a_name():
+    assert [format_p_value(p) for p in (0.0123, 0.00099, np.nan)] == ["0.012", "< 0.001", ""]
+    assert [format_p_value(p, "p") for p in (0.0123, 0.00099)] == ["p = 0.012", "p < 0.001"]

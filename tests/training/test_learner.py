@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 
 from dgg_ray.core.errors import StageError
 from dgg_ray.core.interfaces import Adapter, StageSetup, Training
@@ -14,7 +13,6 @@ from dgg_ray.models import embedded
 from dgg_ray.models.llava_1_5 import Llava15
 from dgg_ray.readers.embedded import Embedded
 from dgg_ray.strategies.dgg import DGG
-from dgg_ray.training.learner import PeftLearner
 
 ADAPTER, TRAINING = (
     Adapter(rank=2),
@@ -28,6 +26,8 @@ def no_edit(weights, gradients, step):
 
 @pytest.fixture(scope="module")
 def learner():
+    from dgg_ray.training.learner import PeftLearner  # late, as PEFT in the tests: it takes seconds
+
     torch.set_num_threads(1)
     return PeftLearner(embedded.Embedded())
 
@@ -137,6 +137,8 @@ def test_a_saved_adapter_can_be_loaded_by_peft(learner, examples, tmp_path):
     learner.save(tmp_path / "adapter")
 
     model, _ = embedded.Embedded().load()
+    from peft import PeftModel
+
     loaded = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     inputs = learner.encode.collate([learner.encode(e) for e in examples[:10]], prompts_only=True)
     ids = loaded.generate(
@@ -234,7 +236,7 @@ def test_a_llava_in_a_folder_gives_the_answers_of_the_embedded_one(examples, tmp
     shutil.copytree(embedded.FOLDER, folder)
     model = Llava15(str(folder), dtype="float32")
     assert model.faults() == []
-    other = PeftLearner(model)
+    other = type(learner)(model)
     start(other)
     start(learner)
     assert other.answer(examples[:5], 4) == learner.answer(examples[:5], 4)

@@ -12,7 +12,8 @@ from dgg_ray.core.strategy import Strategy, replay_sample
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.strategies.joint import Joint
 from dgg_ray.strategies.replay import Replay
-from dgg_ray.training.loop import loss_curve, shuffled_batches
+from dgg_ray.training.batches import shuffled_batches
+from dgg_ray.training.loop import loss_curve
 
 
 def theta(world, stage):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dgg_ray import cli, load_study
-from dgg_ray.analysis.load import load_table
+from dgg_ray.analysis.load import load_results
 from dgg_ray.config.sections import Orders, Protocol, Search, SearchParameter, Workers
 from dgg_ray.config.simulation import GUESS, ResponseModel, rank_capacity
 from dgg_ray.core.stage import WorkItem
@@ -231,15 +231,17 @@ def simulated(tmp_path_factory):
     return folder
 
 
+@pytest.mark.whole
 def test_any_study_can_be_simulated_without_its_model(simulated):
-    cells = load_table(simulated / "out")
+    cells = load_results(simulated / "out").table
     assert set(cells["strategy"]) == {"dgg", "replay", "finetune", "joint"}
     assert (simulated / "out" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.whole
 def test_the_winner_and_all_baselines_are_compared_on_held_out_blocks(simulated):
     study = load_study(simulated / "study.yaml")
-    cells = load_table(simulated / "out")
+    cells = load_results(simulated / "out").table
     test = cells[cells["split"] == "test"]
     searched = {" > ".join(order) for order in study.all_orders}
     assert not set(test["order"]) & searched
@@ -247,6 +249,7 @@ def test_the_winner_and_all_baselines_are_compared_on_held_out_blocks(simulated)
     assert test.groupby("setting")["order"].nunique().eq(2).all()
 
 
+@pytest.mark.whole
 def test_a_simulated_study_that_runs_again_trains_nothing(simulated, capsys):
     (simulated / "out" / "report.html").unlink()
     arguments = ["run", str(simulated / "study.yaml"), "--out", str(simulated / "out"), "--local", "--quiet"]
