@@ -78,6 +78,9 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         summary = value_or("the course of the search", None, summarize, search, store, requests)
     stages = distinct_stages(item.stage for items in requested.work_items.values() for item in items)
     costs = value_or("the costs", cost_table(()), stage_costs, store, requested, stages)
+    left = partial(search_summary.remaining_work, study, compared=comparison)
+    drifts = partial(hardware_drift.machine_drifts, study, store, stages_by_machine(costs))
+    archive = partial(make_archive, study, store.source, requested)
     return Results(
         name=study.name,
         question=study.question,
@@ -96,22 +99,9 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         search=summary,
         setup=search_summary.comparison_setup(study),
         tuning=tuning,
-        remaining=value_or(
-            "what is left to do",
-            RemainingWork(),
-            lambda: search_summary.remaining_work(study, cost_model(), comparison),
-        ),
-        hardware=value_or(
-            "the machine types",
-            HardwareDrift(),
-            hardware_drift.machine_drifts,
-            study,
-            store,
-            stages_by_machine(costs),
-        ),
-        archive=value_or(
-            "predictions, losses and adapters", None, make_archive, study, store.source, requested
-        ),
+        remaining=value_or("what is left to do", RemainingWork(), lambda: left(cost_model())),
+        hardware=value_or("the machine types", HardwareDrift(), drifts),
+        archive=value_or("predictions, losses and adapters", None, archive),
         evaluate_only=study.evaluate_only,
     )
 

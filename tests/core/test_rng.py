@@ -12,6 +12,7 @@ from llava_samples import read, sample
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import replay_sample
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training.batches import shuffled_batches
 
 MASK = 2**64 - 1
 

@@ -94,7 +94,7 @@ def test_a_checkpoint_before_a_non_finite_loss_is_removed_with_the_failure(world
     (stage,) = world.stages_of("nines", epochs=3)
     world.runner.checkpoint_policy = CheckpointPolicy(steps=1)
     losses = iter([1.0, 1.0, float("nan")])
-    world.learner.step = lambda batch, step, edit: next(losses)
+    world.learner.step = lambda batch, step, edit, hooks: next(losses)
     exists = []
     world.runner.on_step = lambda *_: exists.append(checkpoint_file(world, stage).exists())
     with pytest.raises(NonFiniteError):

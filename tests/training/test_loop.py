@@ -127,7 +127,12 @@ def test_a_non_finite_loss_ends_the_stage_with_its_step(world):
 
 def test_weights_that_overflow_in_the_last_step_are_not_published(world):
     (stage,) = world.stages_of("nines", learning_rate=1e38)  # one step; the loss before it is finite
-    world.learner.step = lambda batch, step, edit: world.learner.theta.fill_(float("inf")) and 1.0
+
+    def overflow(batch, step, edit, hooks):
+        world.learner.theta.fill_(float("inf"))
+        return 1.0
+
+    world.learner.step = overflow
     with pytest.raises(NonFiniteError, match="last step of nines"):
         world.runner.run(WorkItem(stage))
     assert world.store.record(stage) is None
