@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,18 @@ def stored_layout(folder: Path | None) -> Mapping[str, Tensor]:
     """What the layout of a finished stage stored; empty where it stored nothing."""
     file = folder and folder / "adapter" / "layout.safetensors"
     return load_file(file) if file and file.exists() else {}
+
+
+def factor_indices(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Positions (of A, of B) of each linear layer in a list of parameter names, by the layer's name.
+
+    >>> factor_indices(["q.lora_A.default.weight", "q.lora_B.default.weight", "projector.weight"])
+    {'q': (0, 1)}
+    """
+    a, b = (f".lora_{factor}.{ADAPTER}.weight" for factor in "AB")
+    position = {name: i for i, name in enumerate(names)}
+    layers = [name.removesuffix(a) for name in names if name.endswith(a)]
+    return {layer: (position[layer + a], position[layer + b]) for layer in layers}
 
 
 def decoder_layer_of(name: str) -> int:

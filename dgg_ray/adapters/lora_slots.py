@@ -102,8 +102,7 @@ class LoraSlots(AdapterLayout):
         """s · Σ_{k<t} w_k B_k A_k x; and, factor by factor, the products across slots that include slot t."""
         from torch.nn.functional import linear
 
-        a = self.parts["frozen"][f"{module.name}.frozen_A"]
-        b = self.parts["frozen"][f"{module.name}.frozen_B"]
+        a, b = self.frozen(module.name)
         own_a, own_b = module.a.weight.detach(), module.b.weight.detach()
         rank = own_a.shape[0]
         if self.merge == "factorwise" and not routed and not module.layer.training:
@@ -128,6 +127,10 @@ class LoraSlots(AdapterLayout):
 
     def set_route(self, weights):
         self.parts["route"] = weights
+
+    def frozen(self, layer: str) -> tuple[Tensor, Tensor]:
+        """The frozen slots of a linear layer along the rank: A (K·r, d_in) and B (d_out, K·r)."""
+        return self.parts["frozen"][f"{layer}.frozen_A"], self.parts["frozen"][f"{layer}.frozen_B"]
 
     def frozen_tensors(self):
         return {name: tensor for name, tensor in self.parts["frozen"].items() if tensor.numel()}
