@@ -1,0 +1,183 @@
+"""Strategies with one LoRA per task and no routing, against their formulas, on the embedded model."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from method_samples import ORDER, flat, same
+
+from dgg_ray.adapters._lora_layers import factor_indices
+from dgg_ray.core.interfaces import ShardedTensors
+from dgg_ray.core.strategy import bind_context
+from dgg_ray.strategies.finetune import Finetune
+from dgg_ray.strategies.o_lora import OLoRA
+from dgg_ray.strategies.reg_lora import KeyElements, RegLoRA, key_slope
+
+# A strategy, and settings each of which trains otherwise than it.
+VARIANTS = [
+    (
+        OLoRA(norm=0.1),
+        [{"orthogonality": 0.1}, {"norm": 0.0}, {"penalty": "square"}, {"forward": "current_only"}],
+    ),
+    (RegLoRA(), [{"strength": 10.0}, {"share": 0.01}]),
+]
+STRATEGIES = [strategy for strategy, _ in VARIANTS]
+
+
+def named(value):
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=named)
+def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
+    stages = world.train(strategy, ORDER)
+    whole = world.files(stages[-1])
+    world.store.discard(stages[-1].key)
+    world.interrupted(stages[-1], after=1)
+    world.train(strategy, ORDER)
+    assert same(whole, world.files(stages[-1]))
+
+
+@pytest.mark.parametrize(("strategy", "changes"), VARIANTS, ids=named)
+def test_settings_that_train_differently_have_other_keys_and_other_weights(world, strategy, changes):
+    strategies = [strategy, *(replace(strategy, **change) for change in changes)]
+    ends = [world.train(s)[-1] for s in strategies]
+    for a, b in combinations(ends, 2):
+        assert a.key != b.key
+        assert not same(world.files(a), world.files(b))
+
+
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s.starts_plain], ids=named)
+def test_the_first_stage_is_plain_lora_and_becomes_the_frozen_slot(world, strategy):
+    first, second = world.train(strategy)
+    assert first.key == world.stages(Finetune())[0].key
+    plain, frozen = world.files(first), world.files(second)
+    assert not any("frozen" in name for name in plain)
+    slots = [name for name in frozen if ".frozen_" in name]
+    assert len(slots) == len(plain)
+    for name in slots:
+        layer, factor = name.removeprefix("layout.safetensors/").split(".frozen_")
+        assert torch.equal(frozen[name], plain[f"adapter_model.safetensors/{layer}.lora_{factor}.weight"])
+
+
+def test_without_penalties_a_fresh_lora_is_trained_on_the_frozen_sum(world):
+    o_lora, reg_lora = OLoRA(orthogonality=0.0), RegLoRA(strength=0.0)
+    ends = [world.train(s, ORDER)[-1] for s in (o_lora, reg_lora)]
+    assert same(world.files(ends[0]), world.files(ends[1]))
+    penalised = world.train(OLoRA(), ORDER)[-1]
+    assert not same(world.files(ends[0]), world.files(penalised))
+    squared = replace(o_lora, penalty="square")  # a form of nothing: no stage is trained anew
+    assert world.stages(squared, ORDER)[-1].key == world.stages(o_lora, ORDER)[-1].key
+
+
+# -- O-LoRA and RegLoRA ----------------------------------------------------------------------------
+
+
+def second_stage(world, strategy, scale=0.1):
+    """The strategy's context at the start of a second task, with a slot whose B is not 0 any more."""
+    stage = world.train(Finetune(), order=("words",))[0]
+    context = world.loaded(stage, strategy)
+    generator = torch.Generator().manual_seed(0)
+    for p in context.parameters():
+        p.add_(torch.randn(p.shape, generator=generator), alpha=scale)
+    bind_context(strategy, context)
+    return context
+
+
+def penalty_gradient(strategy, context):
+    """What the strategy adds to a gradient of 0."""
+    weights = ShardedTensors(context.parameters())
+    gradients = ShardedTensors(torch.zeros_like(p) for p in weights)
+    strategy.edit_gradient(weights, gradients, 0)
+    return list(gradients)
+
+
+def autograd(context, penalty):
+    """The gradient of penalty(theta) at the present weights."""
+    theta = [p.clone().requires_grad_() for p in context.parameters()]
+    found = torch.autograd.grad(penalty(theta), theta, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(theta, found, strict=True)]
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_o_lora_adds_the_gradient_of_its_penalties(world, power):
+    strategy = OLoRA(orthogonality=0.3, norm=0.7, penalty="abs" if power == 1 else "square")
+    context = second_stage(world, strategy)
+    layers = factor_indices(context.names)
+
+    def penalty(theta):
+        overlaps = [
+            (context.layout.frozen(name)[0] @ theta[a].T).abs() ** power for name, (a, _) in layers.items()
+        ]
+        return 0.3 * sum(overlap.sum() for overlap in overlaps) + 0.7 * sum(p.norm() for p in theta)
+
+    ours, theirs = flat(penalty_gradient(strategy, context)), flat(autograd(context, penalty))
+    assert theirs.norm() > 1
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonal_slots_have_no_penalty_and_a_zero_b_has_no_norm(world):
+    strategy = OLoRA(orthogonality=0.3)
+    context = second_stage(world, strategy)
+    theta = context.parameters()
+    for name, (a, b) in factor_indices(context.names).items():
+        half = theta[a].shape[1] // 2
+        context.layout.frozen(name)[0][:, :half] = 0
+        theta[a][:, half:] = 0
+        theta[b].zero_()
+    assert not flat(penalty_gradient(strategy, context)).any()
+    grown = flat(penalty_gradient(bound(OLoRA(orthogonality=0.0, norm=2.0), context), context))
+    assert grown.norm().item() == pytest.approx(2 * len(factor_indices(context.names)) ** 0.5, rel=1e-4)
+
+
+def bound(strategy, context):
+    bind_context(strategy, context)
+    return strategy
+
+
+def test_the_key_elements_are_the_largest_of_the_tasks_own_product(world):
+    first, second = world.train(RegLoRA(share=0.05))
+    for stage in (first, second):
+        context = world.loaded(stage, RegLoRA())
+        elements = context.fact(KeyElements(0.05), stage.task)["elements"]
+        own = context.weights_after(stage.task)
+        for (a, b), chosen in zip(factor_indices(context.names).values(), elements, strict=True):
+            size = (own[b] @ own[a]).abs().flatten()
+            assert len(chosen.unique()) == len(chosen) == int(0.05 * size.numel())
+            others = torch.ones_like(size, dtype=torch.bool)
+            others[chosen.long()] = False
+            assert size[chosen.long()].min() >= size[others].max() > 0
+
+
+def test_the_slope_counts_an_element_as_often_as_tasks_chose_it():
+    product = torch.tensor([[2.0, -3.0, 0.5], [-1.0, 4.0, 5.0]])
+    slope = key_slope(product, torch.tensor([1, 4, 1, 3], dtype=torch.int32))
+    assert slope.tolist() == [[0.0, -0.5, 0.0], [-0.25, 0.25, 0.0]]
+
+
+@pytest.mark.parametrize("count_duplicates", [True, False])
+def test_reg_lora_adds_the_gradient_of_its_penalty(world, count_duplicates):
+    strategy = RegLoRA(strength=3.0, share=0.1, count_duplicates=count_duplicates)
+    context = second_stage(world, strategy)
+    context.earlier = ("words", "words")  # two tasks that chose the same elements …
+    strategy.prepare()
+    if count_duplicates:  # … and one of them a single one more
+        strategy.cache["key"] = [torch.cat([k, k[:1]]) for k in strategy.cache["key"]]
+    layers = factor_indices(context.names)
+    key = [k.long() for k in strategy.cache["key"]]
+    size = int(0.1 * 96 * 96)
+    assert len(
+        key[list(layers).index("base_model.model.model.language_model.layers.0.self_attn.q_proj")]
+    ) == (2 * size + 1 if count_duplicates else size)
+
+    def penalty(theta):
+        means = [
+            (theta[b] @ theta[a]).flatten()[k].abs().mean()
+            for (a, b), k in zip(layers.values(), key, strict=True)
+        ]
+        return 3.0 * sum(means) / len(means)
+
+    ours, theirs = flat(penalty_gradient(strategy, context)), flat(autograd(context, penalty))
+    assert theirs.norm() > 0.01
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
