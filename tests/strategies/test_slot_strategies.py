@@ -12,6 +12,7 @@ from dgg_ray.core.interfaces import ShardedTensors
 from dgg_ray.core.strategy import bind_context
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.o_lora import OLoRA
+from dgg_ray.strategies.octopus import Octopus
 from dgg_ray.strategies.reg_lora import KeyElements, RegLoRA, key_slope
 
 # A strategy, and settings each of which trains otherwise than it.
@@ -21,6 +22,10 @@ VARIANTS = [
         [{"orthogonality": 0.1}, {"norm": 0.0}, {"penalty": "square"}, {"forward": "current_only"}],
     ),
     (RegLoRA(), [{"strength": 10.0}, {"share": 0.01}]),
+    (
+        Octopus(gradient_examples=4),
+        [{"first_share": 0.25}, {"orthogonality": 9.0}, {"norm": 1.0}, {"gradient_examples": 3}],
+    ),
 ]
 STRATEGIES = [strategy for strategy, _ in VARIANTS]
 
@@ -181,3 +186,118 @@ def test_reg_lora_adds_the_gradient_of_its_penalty(world, count_duplicates):
     ours, theirs = flat(penalty_gradient(strategy, context)), flat(autograd(context, penalty))
     assert theirs.norm() > 0.01
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+# -- Octopus ---------------------------------------------------------------------------------------
+
+
+def recorded(monkeypatch, cls):
+    """The weights, and what the strategy adds to the gradients, in each step of the following stages."""
+    steps, real = [], cls.edit_gradient
+
+    def edit_gradient(self, weights, gradients, step):
+        before = flat(gradients).clone()
+        real(self, weights, gradients, step)
+        steps.append((flat(weights).clone(), flat(gradients) - before))
+
+    monkeypatch.setattr(cls, "edit_gradient", edit_gradient)
+    return steps
+
+
+def test_the_two_phases_split_the_examples(world):
+    examples = list(range(21))
+    first, second = Octopus(first_share=0.4).phases(examples, 0)
+    assert (len(first), len(second)) == (8, 13)
+    assert sorted(first + second) == examples
+    assert first != Octopus(first_share=0.4).phases(examples, 1)[0]
+    nothing, everything = Octopus(first_share=0.0).phases(examples, 0)
+    assert (len(nothing), len(everything)) == (0, 21)
+
+
+def test_phase_one_is_free_and_starts_where_the_last_phase_one_ended(world, monkeypatch):
+    steps = recorded(monkeypatch, Octopus)
+    first, second = world.train(Octopus(gradient_examples=4))
+    assert [bool(added.any()) for _, added in steps] == [False, True, False, True]  # two steps per task
+    starts = [weights for weights, _ in steps]
+    for stage, phase_two, next_start in ((first, starts[1], starts[2]), (second, starts[3], None)):
+        files = world.files(stage)
+        count = sum(name.startswith("strategy") for name in files)
+        state = flat(files[f"strategy.safetensors/first.{i}"] for i in range(count))
+        assert torch.equal(state, phase_two)
+        if next_start is not None:
+            assert torch.equal(state, next_start)
+            assert not torch.equal(state, flat(world.loaded(stage).weights_after(stage.task)))
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_product_with_gradients_at_old_weights_is_that_of_whole_weights(world, slots):
+    strategy = Octopus()
+    stages = world.train(OLoRA(), ORDER[:2])
+    context = bound_at(world, strategy, stages[-1])
+    context.earlier = ORDER[:2]
+    theta = context.parameters()
+    generator = torch.Generator().manual_seed(0)
+    for p in theta:
+        p.add_(torch.randn(p.shape, generator=generator), alpha=0.1)
+    examples = world.tasks["shapes"].examples["train"][:3]
+    along, slope = strategy._along(theta, examples, slots)
+
+    learner, layout = world.learner, context.layout
+    linears = [layout.linear(name) for name in factor_indices(context.names)]
+    whole = [linear.layer.base_layer.weight for linear in linears]
+    pairs = list(factor_indices(context.names).values())
+    old = [torch.zeros_like(p) if i in {b for _, b in pairs} else p for i, p in enumerate(theta)]
+    encoded = [learner.encode(example) for example in examples]
+    learner.peft.eval()
+    for weight in whole:
+        weight.requires_grad_()
+    with context.at(old), layout.first_slots(slots):
+        loss = learner.loss(**learner.inputs_of(encoded)) / sum(len(e.answer) for e in encoded)
+        G = torch.autograd.grad(loss, whole)
+    for weight in whole:
+        weight.requires_grad_(False)
+
+    def product(theta):
+        update = [linear.scale * theta[b] @ theta[a] for linear, (a, b) in zip(linears, pairs, strict=True)]
+        return sum((g * d).sum() for g, d in zip(G, update, strict=True))
+
+    assert abs(along) > 1e-3
+    assert along == pytest.approx(float(product(theta)), rel=1e-3)
+    ours, theirs = flat(slope), flat(autograd(context, product))
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+def bound_at(world, strategy, stage):
+    """A context of the learner at the end of a stage, with a new slot, for a strategy to ask."""
+    return bound(strategy, world.loaded(stage, strategy)).context
+
+
+def test_octopus_adds_the_gradients_of_both_penalties(world, monkeypatch):
+    strategy = Octopus(orthogonality=3.0, norm=0.5, points="all")
+    context = second_stage(world, strategy)
+    context.earlier = ("a", "b")
+    strategy.memory["first"] = []
+    slope = [torch.full_like(p, 0.1) for p in context.parameters()]
+    asked = []
+    monkeypatch.setattr(
+        Octopus, "_along", lambda self, theta, examples, slots: asked.append(slots) or (slots, slope)
+    )
+    scales = {name: context.layout.linear(name).scale for name in factor_indices(context.names)}
+
+    def norm(theta):
+        pairs = factor_indices(context.names).items()
+        return 0.5 / 2 * sum((scales[name] * theta[b] @ theta[a]).square().sum() for name, (a, b) in pairs)
+
+    ours = flat(penalty_gradient(strategy, context))
+    theirs = flat(autograd(context, norm)) + 3.0 * (2 * 1 + 2 * 2) * flat(slope)
+    assert asked == [1, 2]
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    last = replace(strategy, points="last")
+    last.memory["first"] = []
+    penalty_gradient(bound(last, context), context)
+    assert asked == [1, 2, 2]
+
+
+def test_points_matter_from_the_third_task_on(world):
+    a, b = (world.stages(Octopus(points=points), ORDER) for points in ("last", "all"))
+    assert [x.key == y.key for x, y in zip(a, b, strict=True)] == [True, True, False]
