@@ -139,6 +139,16 @@ class StageContext(ABC):
         """
 
     @abstractmethod
+    def question_logits(
+        self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, V) at all tokens of the questions alone, without image or answer; each one's row (n,).
+
+        weights: whole tensors to look at, in evaluation mode and without a gradient; None is the present
+            weights as they are trained. Not on ZeRO-3.
+        """
+
+    @abstractmethod
     def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
         """Features of a frozen encoder: (N, F) of the images, (N, G) of the questions; fp32, on this device.
 

@@ -109,6 +109,20 @@ class LearnerContext(StageContext):
     def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
         return self.learner.loss.at(weights)
 
+    def question_logits(
+        self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        learner = self.learner
+        if weights is not None:
+            with torch.no_grad(), self.at(weights), evaluation_mode(learner.peft):
+                return self.question_logits(examples)
+        encoded = [learner.encode.question(example) for example in examples]
+        inputs = learner.encode.collate(encoded, prompts_only=True)
+        is_token = inputs["attention_mask"].bool()
+        with learner.autocast():
+            logits = learner.peft.get_base_model()(**inputs, use_cache=False).logits
+        return logits[is_token], is_token.nonzero()[:, 0]
+
     def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
         return features.extract(self.learner, examples, encoder)
 

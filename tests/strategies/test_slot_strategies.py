@@ -5,12 +5,13 @@ from itertools import combinations
 
 import pytest
 import torch
-from method_samples import ORDER, flat, same
+from method_samples import ORDER, flat, same, with_training
 
 from dgg_ray.adapters._lora_layers import factor_indices
-from dgg_ray.core.interfaces import ShardedTensors
+from dgg_ray.core.interfaces import ShardedTensors, StepHooks
 from dgg_ray.core.strategy import bind_context
 from dgg_ray.strategies.finetune import Finetune
+from dgg_ray.strategies.llava_c import LlavaC, consolidated
 from dgg_ray.strategies.o_lora import OLoRA
 from dgg_ray.strategies.octopus import Octopus
 from dgg_ray.strategies.reg_lora import KeyElements, RegLoRA, key_slope
@@ -26,6 +27,7 @@ VARIANTS = [
         Octopus(gradient_examples=4),
         [{"first_share": 0.25}, {"orthogonality": 9.0}, {"norm": 1.0}, {"gradient_examples": 3}],
     ),
+    (LlavaC(), [{"consistency": 10.0}, {"energy": 0.5}, {"scale": 0.5}]),
 ]
 STRATEGIES = [strategy for strategy, _ in VARIANTS]
 
@@ -301,3 +303,134 @@ def test_octopus_adds_the_gradients_of_both_penalties(world, monkeypatch):
 def test_points_matter_from_the_third_task_on(world):
     a, b = (world.stages(Octopus(points=points), ORDER) for points in ("last", "all"))
     assert [x.key == y.key for x, y in zip(a, b, strict=True)] == [True, True, False]
+
+
+# -- LLaVA-c ---------------------------------------------------------------------------------------
+
+
+def random_factors(rank=4, d_in=12, d_out=9):
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(shape, generator=generator) for shape in ((rank, d_in), (d_out, rank)))
+    return A, B
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.6, 0.9, 1.0])
+def test_the_leading_singular_directions_are_kept_and_scaled(energy):
+    A, B = random_factors()
+    U, sigma, Vt = torch.linalg.svd(B @ A)
+    held = [float(sigma[:k].square().sum() / sigma.square().sum()) for k in range(1, 5)]
+    k = 1 + sum(h < energy - 1e-6 for h in held)
+    new_A, new_B = consolidated(A, B, energy, 0.5)
+    assert torch.allclose(new_B @ new_A, 0.5 * (U[:, :k] * sigma[:k]) @ Vt[:k], atol=1e-5)
+    assert int(new_A.any(1).sum()) == int(new_B.any(0).sum()) == k
+
+
+def test_an_update_of_zero_or_of_too_large_a_rank_stays():
+    A, B = random_factors()
+    new_A, new_B = consolidated(A, torch.zeros_like(B), 0.9, 1.0)
+    assert not (new_B @ new_A).any()
+    A, B = random_factors(rank=20)
+    new_A, new_B = consolidated(A, B, 1.0, 1.0)
+    assert new_A.shape == A.shape
+    assert torch.allclose(new_B @ new_A, B @ A, atol=1e-4)
+
+
+def test_the_consolidated_update_is_what_the_stage_stores_and_answers_with(world, monkeypatch):
+    ends, real = [], LlavaC.end_task
+
+    def end_task(self, weights):
+        ends.append([theta.detach().clone() for theta in weights])
+        real(self, weights)
+
+    monkeypatch.setattr(LlavaC, "end_task", end_task)
+    strategy = LlavaC(energy=0.8, scale=0.5)
+    stage = world.train(strategy)[-1]
+    in_memory = logits(world)
+    world.learner.start(world.runner().setup_of(stage, 0, world.store.open(stage)))
+    assert torch.equal(in_memory, logits(world))
+    layers = factor_indices(world.learner.names)
+    stored = world.loaded(stage, strategy).weights_after(stage.task)
+    for a, b in layers.values():
+        A, B = consolidated(ends[-1][a], ends[-1][b], 0.8, 0.5)
+        assert torch.equal(stored[a], A)
+        assert torch.equal(stored[b], B)
+
+
+def logits(world):
+    """Logits of the answers to some examples, as the learner is now."""
+    learner = world.learner
+    encoded = [learner.encode(world.tasks[name].examples["test"][0]) for name in ORDER]
+    inputs = learner.inputs_of(encoded)
+    learner.peft.eval()
+    with torch.no_grad():
+        return learner.loss.answer_logits(inputs.pop("labels"), inputs)[0]
+
+
+def loss_terms(world, strategy, batch):
+    """(What the strategy adds to the loss of each micro-batch, tokens per example, the gradient)."""
+    added, gradient, tokens = [], [], []
+
+    def hook(loss, outputs):
+        edited = strategy.edit_loss(loss, outputs)
+        added.append(float(edited.detach() - loss.detach()))
+        tokens.append(outputs.tokens_per_example)
+        return edited
+
+    take = lambda weights, gradients, step: gradient.extend(g.clone() for g in gradients)  # noqa: E731
+    world.learner.step(batch, 0, take, StepHooks(hook))
+    return added, tokens[0], flat(gradient)
+
+
+def test_consistency_is_the_divergence_on_questions_without_their_images(world):
+    strategy = LlavaC(consistency=0.7)
+    context = second_stage(world, strategy)
+    strategy.prepare()
+    batch = [world.tasks[name].examples["train"][0] for name in ORDER]
+    learner = world.learner
+
+    def of_one(example, weights):
+        ids = learner.encode(replace(example, image=None)).prompt
+        with torch.no_grad(), context.at(weights):
+            learner.peft.eval()
+            return learner.peft(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    zero = [torch.zeros_like(p) for p in context.parameters()]
+    expected = 0.0
+    for example in batch:
+        old, new = of_one(example, zero), of_one(example, context.parameters())
+        expected += float((old.exp() * (old - new)).sum(-1).mean())
+    added, tokens_per_example, _ = loss_terms(world, strategy, batch)
+    assert expected > 0.1
+    assert sum(added) == pytest.approx(0.7 * tokens_per_example * expected, rel=1e-3)
+
+
+def test_a_stage_begins_without_any_inconsistency(world):
+    strategy = LlavaC()
+    context = second_stage(world, strategy)
+    strategy.prepare()
+    for _, b in factor_indices(context.names).values():
+        context.parameters()[b].zero_()
+    batch = world.tasks["digits"].examples["train"][:4]
+    added, _, with_term = loss_terms(world, strategy, batch)
+    assert sum(added) == pytest.approx(0, abs=1e-4)
+    second_stage(world, strategy)
+    for _, b in factor_indices(context.names).values():
+        context.parameters()[b].zero_()
+    _, _, plain = loss_terms(world, LlavaC(consistency=0.0), batch)
+    assert (with_term - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_micro_batches_add_up_to_the_same_loss_and_gradient(world, tmp_path):
+    found = []
+    for size in (None, 1):
+        changed = with_training(world, tmp_path / str(size), micro_batch_size=size)
+        strategy = LlavaC(consistency=0.7)
+        second_stage(changed, strategy)
+        strategy.prepare()
+        batch = [changed.tasks[name].examples["train"][0] for name in ORDER]
+        added, _, gradient = loss_terms(changed, strategy, batch)
+        assert len(added) == (3 if size else 1)
+        found.append((sum(added), gradient))
+    (a, g), (b, h) = found
+    assert a == pytest.approx(b, rel=1e-4)
+    assert (g - h).norm() < 1e-4 * g.norm()
