@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 class LlavaC(ReplayStrategy):
     """Keep the model's view of plain questions, and keep a task's strongest singular directions.
 
-    consistency: μ, the weight of the divergence on questions without their images; 0 leaves it out.
-    energy: e, the share of an update's squared singular values that is kept.
-    scale: ρ, by which what is kept is multiplied.
+    consistency: the weight μ of the divergence on questions without their images; 0 leaves it out.
+    energy: the share e of an update's squared singular values that is kept.
+    scale: the factor ρ of what is kept.
     """
 
     needs = Needs(engines=WHOLE_WEIGHTS, step_cost=1.2)  # questions are short beside their images

@@ -25,7 +25,7 @@ Where ports of it differ: some train the new slot without the earlier ones, thou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 
@@ -58,9 +58,10 @@ class OLoRA(ReplayStrategy):
     def effect(self, task, earlier):
         effect = self.replay_effect(earlier)
         if earlier:
-            effect["o_lora"] = {"norm": self.norm, "orthogonality": self.orthogonality}
+            own: dict[str, Any] = {"norm": self.norm, "orthogonality": self.orthogonality}
             if self.orthogonality:
-                effect["o_lora"]["penalty"] = self.penalty
+                own["penalty"] = self.penalty
+            effect["o_lora"] = own
         return effect
 
     def edit_gradient(self, weights, gradients, step):
@@ -68,10 +69,10 @@ class OLoRA(ReplayStrategy):
 
         from dgg_ray.adapters._lora_layers import factor_indices
 
-        theta = self.context.parameters()
+        theta, layout = self.context.parameters(), cast(LoraSlots, self.context.layout)
         penalty = [torch.zeros_like(p) for p in theta]
         for layer, (a, b) in factor_indices(self.context.names).items():
-            old, _ = self.context.layout.frozen(layer)  # A_<t
+            old, _ = layout.frozen(layer)  # A_<t
             overlap = old @ theta[a].T  # O
             slope = overlap.sign() if self.penalty == "abs" else 2 * overlap
             penalty[a] += self.orthogonality * (slope.T @ old)

@@ -28,9 +28,8 @@ in training. We claim no parity with the published results.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Lt
 
@@ -66,7 +65,7 @@ class Octopus(ReplayStrategy):
         return LoraSlots()
 
     def effect(self, task, earlier):
-        own = {"first_share": self.first_share, "norm": self.norm}
+        own: dict[str, Any] = {"first_share": self.first_share, "norm": self.norm}
         if earlier and self.orthogonality:
             own |= {"orthogonality": self.orthogonality, "examples": self.gradient_examples}
             if len(earlier) > 1:
@@ -117,9 +116,9 @@ class Octopus(ReplayStrategy):
 
         from dgg_ray.adapters._lora_layers import factor_indices
 
-        found = [torch.zeros_like(p) for p in theta]
+        found, layout = [torch.zeros_like(p) for p in theta], cast(LoraSlots, self.context.layout)
         for layer, (a, b) in factor_indices(self.context.names).items():
-            weight = self.norm * self.context.layout.linear(layer).scale ** 2
+            weight = self.norm * layout.linear(layer).scale ** 2
             found[a] += weight * (theta[b].T @ theta[b]) @ theta[a]
             found[b] += weight * theta[b] @ (theta[a] @ theta[a].T)
         return found
@@ -131,8 +130,8 @@ class Octopus(ReplayStrategy):
         from dgg_ray.adapters._lora_layers import factor_indices
 
         pairs = list(factor_indices(self.context.names).values())
-        slope, everything = [torch.zeros_like(p) for p in theta], slots == len(self.context.earlier)
-        with nullcontext() if everything else self.context.layout.first_slots(slots):
+        slope, layout = [torch.zeros_like(p) for p in theta], cast(LoraSlots, self.context.layout)
+        with layout.first_slots(slots):
             for side in (0, 1):  # the gradient of A where A is 0, and of B where B is 0
                 zeroed = {pair[side] for pair in pairs}
                 point = [torch.zeros_like(p) if i in zeroed else p for i, p in enumerate(theta)]
