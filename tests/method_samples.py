@@ -117,6 +117,16 @@ def make_tasks() -> dict:
     return {name: Embedded(train=16, validation=4, test=4).read(name) for name in ORDER}
 
 
+def answer_logits(world: MethodWorld) -> torch.Tensor:
+    """Logits (n, V) of the answers to some examples, as the learner is now."""
+    learner = world.learner
+    encoded = [learner.encode(world.tasks[name].examples["test"][0]) for name in ORDER]
+    inputs = learner.inputs_of(encoded)
+    learner.peft.eval()
+    with torch.no_grad():
+        return learner.loss.answer_logits(inputs.pop("labels"), inputs)[0]
+
+
 def flat(tensors) -> torch.Tensor:
     return torch.cat([t.flatten() for t in tensors])
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 ADAPTER = "default"  # PEFT's name of the LoRA that a stage trains
@@ -41,10 +41,25 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
     return [LoraModule(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
 
 
-def stored_layout(folder: Path | None) -> Mapping[str, Tensor]:
-    """What the layout of a finished stage stored; empty where it stored nothing."""
+def stored_layout(folder: Path | None, ending: str = "") -> Mapping[str, Tensor]:
+    """What the layout of a finished stage stored under such names; empty where it stored nothing."""
     file = folder and folder / "adapter" / "layout.safetensors"
-    return load_file(file) if file and file.exists() else {}
+    if not file or not file.exists():
+        return {}
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys() if name.endswith(ending)}  # noqa: SIM118
+
+
+def factor_indices(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Positions (of A, of B) of each linear layer in a list of parameter names, by the layer's name.
+
+    >>> factor_indices(["q.lora_A.default.weight", "q.lora_B.default.weight", "projector.weight"])
+    {'q': (0, 1)}
+    """
+    a, b = (f".lora_{factor}.{ADAPTER}.weight" for factor in "AB")
+    position = {name: i for i, name in enumerate(names)}
+    layers = [name.removesuffix(a) for name in names if name.endswith(a)]
+    return {layer: (position[layer + a], position[layer + b]) for layer in layers}
 
 
 def decoder_layer_of(name: str) -> int:

@@ -16,6 +16,8 @@ frozen ones beside it; so a first stage is a stage of plain fine-tuning.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +70,8 @@ class LoraSlots(AdapterLayout):
                 frozen[name] = torch.cat(slots, axis) if slots else own.detach().narrow(axis, 0, 0).clone()
             if setup.parent and setup.steps:
                 draw_slot(module, rng.integer(setup.seed, module.name, f"slot of {setup.task}"))
-        self.parts.update(frozen=frozen, route=None, on=True, hooks=[], kept={})
+        self.parts.update(frozen=frozen, route=None, on=True, hooks=[])
+        self.parts["linears"] = {module.name: module for module in modules}
         for module in modules:
             routed = decoder_layer_of(module.name) >= depth - (self.routed_layers or depth)
             self._hook(module, routed)
@@ -102,8 +105,7 @@ class LoraSlots(AdapterLayout):
         """s · Σ_{k<t} w_k B_k A_k x; and, factor by factor, the products across slots that include slot t."""
         from torch.nn.functional import linear
 
-        a = self.parts["frozen"][f"{module.name}.frozen_A"]
-        b = self.parts["frozen"][f"{module.name}.frozen_B"]
+        a, b = self.frozen(module.name)
         own_a, own_b = module.a.weight.detach(), module.b.weight.detach()
         rank = own_a.shape[0]
         if self.merge == "factorwise" and not routed and not module.layer.training:
@@ -128,6 +130,27 @@ class LoraSlots(AdapterLayout):
 
     def set_route(self, weights):
         self.parts["route"] = weights
+
+    def frozen(self, layer: str) -> tuple[Tensor, Tensor]:
+        """The frozen slots of a linear layer along the rank: A (K·r, d_in) and B (d_out, K·r)."""
+        return self.parts["frozen"][f"{layer}.frozen_A"], self.parts["frozen"][f"{layer}.frozen_B"]
+
+    def linear(self, layer: str) -> LoraModule:
+        """A linear layer with the LoRA that the stage trains."""
+        return self.parts["linears"][layer]
+
+    @contextmanager
+    def first_slots(self, count: int) -> Iterator[None]:
+        """In the block, only so many of the frozen slots act, the oldest, beside the new one."""
+        whole, first = self.parts["frozen"], {}
+        for layer in self.parts["linears"]:
+            (a, b), width = self.frozen(layer), count * self.linear(layer).a.weight.shape[0]
+            first |= {f"{layer}.frozen_A": a[:width], f"{layer}.frozen_B": b[:, :width]}
+        self.parts["frozen"] = first
+        try:
+            yield
+        finally:
+            self.parts["frozen"] = whole
 
     def frozen_tensors(self):
         return {name: tensor for name, tensor in self.parts["frozen"].items() if tensor.numel()}

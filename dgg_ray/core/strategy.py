@@ -139,6 +139,23 @@ class StageContext(ABC):
         """
 
     @abstractmethod
+    def question_logits(
+        self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, V) at all tokens of the questions alone, without image or answer; each one's row (n,).
+
+        weights: whole tensors to look at, in evaluation mode and without a gradient; None is the present
+            weights as they are trained. Not on ZeRO-3.
+        """
+
+    @abstractmethod
+    def input_products(self, examples: Sequence[Example], layers: Sequence[str]) -> list[Tensor]:
+        """XᵀX / n (d_in, d_in) of each of these modules, fp32, whole, at the present weights.
+
+        X: (n, d_in), the module's inputs at all tokens of the examples, questions and answers. Not on ZeRO-3.
+        """
+
+    @abstractmethod
     def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
         """Features of a frozen encoder: (N, F) of the images, (N, G) of the questions; fp32, on this device.
 
@@ -193,6 +210,10 @@ class Strategy:
     @cached_property
     def cache(self) -> dict[str, Any]:
         return {}
+
+    def faults(self) -> list[tuple[str, str, str]]:
+        """List the faults of files that settings name as (setting, rule, value found); nothing is loaded."""
+        return []
 
     def layout(self) -> AdapterLayout | None:
         """Return how the trained weights are laid out, a plug-in of adapters/; None is plain LoRA."""

@@ -47,6 +47,7 @@ class Encoder:
         self.answer_prefix = self._find_answer_prefix()
         self.cache: dict[int, Encoded] = {}  # an entry holds its example, so that the example's id is unique
         self.cached_bytes = 0
+        self.questions: dict[int, tuple[Example, Encoded]] = {}
 
     def __call__(self, example: Example) -> Encoded:
         if cached := self.cache.get(id(example)):
@@ -68,6 +69,12 @@ class Encoder:
             self.cached_bytes += size
             self.cache[id(example)] = encoded
         return encoded
+
+    def question(self, example: Example) -> Encoded:
+        """The example without its image, encoded once in a worker's life."""
+        if id(example) not in self.questions:
+            self.questions[id(example)] = (example, self(replace(example, image=None)))
+        return self.questions[id(example)][1]
 
     def _prompt(self, question: str, image: bool, answer: str = "") -> str:
         """The turns in the model's template: up to where the answer begins, or with an answer."""

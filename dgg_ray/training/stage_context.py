@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgg_ray.core.errors import StageError
 from dgg_ray.core.interfaces import Example, Task
@@ -108,6 +108,45 @@ class LearnerContext(StageContext):
 
     def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
         return self.learner.loss.at(weights)
+
+    def question_logits(
+        self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        learner = self.learner
+        if weights is not None:
+            with torch.no_grad(), self.at(weights), evaluation_mode(learner.peft):
+                return self.question_logits(examples)
+        encoded = [learner.encode.question(example) for example in examples]
+        inputs = learner.encode.collate(encoded, prompts_only=True)
+        is_token = inputs["attention_mask"].bool()
+        with learner.autocast():
+            logits = learner.peft.get_base_model()(**inputs, use_cache=False).logits
+        return logits[is_token], is_token.nonzero()[:, 0]
+
+    def input_products(self, examples: Sequence[Example], layers: Sequence[str]) -> list[Tensor]:
+        learner, modules = self.learner, [self.learner.peft.get_submodule(layer) for layer in layers]
+        sums: dict[nn.Module, Tensor] = {}
+        tokens = torch.zeros((), device=learner.device)
+
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].float().flatten(0, -2)
+            sums[module] = sums.get(module, 0) + x.T @ x
+
+        hooks = [module.register_forward_pre_hook(add) for module in modules]
+        try:
+            with torch.no_grad(), evaluation_mode(learner.peft), learner.autocast():
+                for example in examples[learner.rank :: learner.world_size]:  # one at a time: no padding
+                    inputs = learner.inputs_of([learner.encode(example)])
+                    tokens += inputs.pop("labels").numel()
+                    learner.peft.get_base_model().model(**inputs, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for module in modules:  # a process may have no example
+            if module not in sums:
+                sums[module] = torch.zeros(module.in_features, module.in_features, device=learner.device)
+        *products, count = self._sum_over_ranks([*(sums[module] for module in modules), tokens])
+        return [product / count for product in products]
 
     def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
         return features.extract(self.learner, examples, encoder)
