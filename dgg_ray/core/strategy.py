@@ -132,6 +132,14 @@ class StageContext(ABC):
         """Mean over examples of the squared gradient of each example's own mean loss per answer token."""
 
     @abstractmethod
+    def losses(self, examples: Sequence[Example]) -> Tensor:
+        """Mean loss per answer token of each example (N,), in evaluation mode, in nats.
+
+        Each example has a forward pass of its own, so that layouts and hooks can watch it without padding, and
+        every process runs all of them. They can be differentiated where gradients are switched on.
+        """
+
+    @abstractmethod
     def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
         """In the block, the model has these whole weights, or its base weights alone for None; not on ZeRO-3.
 

@@ -129,7 +129,8 @@ def test_the_first_weights_are_those_of_the_released_code_and_drawn_from_the_see
     for module in modules:
         router = module.layer.lora_router.weight.detach()
         bound = module.layer.in_features**-0.5
-        assert 0.9 * bound < float(router.abs().max()) <= bound
+        assert 0.9 * bound < float(router.max()) <= bound
+        assert -bound <= float(router.min()) < -0.9 * bound
     alike = [m for m in modules if m.a.weight.shape == modules[0].a.weight.shape]
     assert not torch.equal(alike[0].a.weight, alike[1].a.weight)
     started(world, LoraExperts(4), rank=8)

@@ -3,14 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from method_samples import same
+import torch
+from method_samples import flat, same
 
 from dgg_ray.core.interfaces import Adapter
 from dgg_ray.strategies.cl_moe import CLMoE
+from dgg_ray.strategies.cl_moe_like import CLMoELike
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.moe_lora import MoELoRA
 
-ALL = [MoELoRA(experts=2)]
+CL_MOE = CLMoELike(experts=2, top_experts=1, counted_examples=4, key_examples=8)
+ALL = [MoELoRA(experts=2), CL_MOE]
 
 
 def named(strategy):
@@ -80,3 +83,81 @@ def test_what_tables_call_cl_moe_is_moe_lora_with_six_experts(world):
     assert world.stages(CLMoE())[0].adapter.rank == 6
     plain = replace(world, adapter=Adapter(rank=6)).stages(Finetune())
     assert keys[0] != plain[0].key
+
+
+# -- CL-MoE as described ---------------------------------------------------------------------------
+
+
+def test_a_merge_moves_experts_towards_the_old_ones_and_leaves_the_routers(world, monkeypatch):
+    without = replace(CL_MOE, old_share=0.0, old_share_specific=0.0)
+    halves = torch.tensor([0.25, 1.0])
+    monkeypatch.setattr(CLMoELike, "old_shares", lambda self, before, counts: halves.expand(counts.shape))
+    first, second = world.train(CL_MOE)
+    old, merged = world.files(first), world.files(second)
+    monkeypatch.setattr(CLMoELike, "old_shares", lambda self, before, counts: 0 * halves.expand(counts.shape))
+    trained = world.files(world.train(without)[1])
+    for name, new in trained.items():
+        if "counts" in name:
+            continue
+        expected = new.clone()
+        if "lora_A" in name:  # rank 4 of two experts: rows 0 and 1, rows 2 and 3
+            expected[:2] = 0.25 * old[name][:2] + 0.75 * new[:2]
+            expected[2:] = old[name][2:]
+        elif "lora_B" in name:
+            expected[:, :2] = 0.25 * old[name][:, :2] + 0.75 * new[:, :2]
+            expected[:, 2:] = old[name][:, 2:]
+        assert torch.allclose(merged[name], expected, atol=1e-7), name
+        assert ("router" in name) == torch.equal(merged[name], new)
+
+
+def test_an_old_share_of_one_restores_the_old_experts(world):
+    first, second = world.train(replace(CL_MOE, old_share=1.0, old_share_specific=1.0))
+    old, merged = world.files(first), world.files(second)
+    experts = [name for name in old if "lora_A" in name or "lora_B" in name]
+    assert experts
+    assert all(torch.equal(old[name], merged[name]) for name in experts)
+    assert any(not torch.equal(old[name], merged[name]) for name in old if "router" in name)
+
+
+def test_an_expert_is_specific_if_the_new_task_alone_uses_it():
+    strategy = CLMoELike(experts=3, top_experts=1, old_share=0.7, old_share_specific=0.3)
+    before = torch.tensor([[[9, 1, 0], [1, 5, 1]], [[0, 7, 0], [2, 8, 2]]])  # two tasks, two layers
+    counts = torch.tensor([[0, 0, 4], [0, 6, 0]])
+    shares = strategy.old_shares(before, counts)
+    assert torch.allclose(shares, torch.tensor([[0.7, 0.7, 0.3], [0.7, 0.7, 0.7]]))
+
+
+def test_a_tasks_counts_cover_every_token_of_its_examples(world, tasks):
+    first, second = world.train(CL_MOE)
+    (one,), two = (world.files(s)["strategy.safetensors/counts"] for s in (first, second))
+    assert torch.equal(two[0], one)
+    layers = len({name for name in world.files(first) if "router" in name})
+    assert one.shape == (layers, 2)
+    assert len(set(one.sum(1).tolist())) == 1  # every layer sees the same tokens
+
+
+def test_an_example_gets_the_gates_of_the_task_whose_features_are_nearest(world, tasks):
+    stages = world.train(CL_MOE)
+    for k, task in enumerate(("words", "digits")):
+        rows = world.evaluate(stages[1], task)
+        assert [row["slot"] for row in rows] == [k] * 4
+    counts = world.files(stages[1])["strategy.safetensors/counts"].float()
+    layout = world.learner.layout
+    for number, name in enumerate(layout.module_names):
+        expected = counts[:, number] / counts[:, number].sum(1, keepdim=True)
+        assert torch.equal(layout.parts["task_gates"][name], expected)
+
+
+def test_the_losses_of_examples_are_those_of_the_model_one_by_one(world, tasks):
+    (stage,) = world.train(Finetune(), order=("words",))
+    context, examples = world.loaded(stage), tasks["words"].examples["train"][:3]
+    losses = context.losses(examples)
+    parameters = world.learner.loss.trained
+    found = torch.autograd.grad(losses[1], parameters)
+    tokens = [len(world.learner.encode(e).answer) for e in examples]
+    assert torch.allclose(flat(found), flat(context.gradient(examples[1:2])), atol=1e-6)
+    with torch.no_grad():
+        together = world.learner.loss(**world.learner.inputs_of([world.learner.encode(e) for e in examples]))
+    assert float(losses.detach() @ torch.tensor(tokens, dtype=torch.float32)) == pytest.approx(
+        float(together), rel=1e-5
+    )
