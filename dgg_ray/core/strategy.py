@@ -135,8 +135,8 @@ class StageContext(ABC):
     def losses(self, examples: Sequence[Example]) -> Tensor:
         """Mean loss per answer token of each example (N,), in evaluation mode, in nats.
 
-        Each example has a forward pass of its own, so that layouts and hooks can watch it without padding, and
-        every process runs all of them. They can be differentiated where gradients are switched on.
+        Each example has a forward pass of its own, so that layouts can watch it without padding, and every
+        process runs all of them. They can be differentiated where gradients are switched on.
         """
 
     @abstractmethod

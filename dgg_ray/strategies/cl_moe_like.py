@@ -14,8 +14,8 @@
             old_share                       scalar      for all others
 
 The counts of a task say for each layer how often each expert is among a token's `top_experts` largest gates,
-over the tokens of `counted_examples` training examples, at the end of training and before the merge. An expert
-is used by a task if it is among the `top_experts` with the largest counts of its layer. Routers are not
+over the tokens of `counted_examples` training examples, at the end of training and before the merge. A task
+uses an expert if that is among the `top_experts` with the largest counts of its layer. Routers are not
 merged, nor is a trained projector.
 
 [1] Huai et al., CVPR 2025, arXiv:2503.00413
@@ -74,11 +74,18 @@ class CLMoELike(NearestTask):
             settings |= {"old_share": self.old_share, "old_share_specific": self.old_share_specific}
         return {**self.replay_effect(earlier), "cl_moe_like": settings}
 
+    @property
+    def attached(self) -> LoraExperts:
+        """The layout as it is on the model."""
+        layout = self.context.layout
+        assert isinstance(layout, LoraExperts)
+        return layout
+
     def prepare(self):
         if not self.context.steps:  # an evaluation
             counts = self.memory["counts"].float().to(self.context.parameters()[0].device)
             gates = counts / counts.sum(-1, keepdim=True)  # (K, L, E)
-            self.context.layout.set_task_gates(list(gates.transpose(0, 1)))
+            self.attached.set_task_gates(list(gates.transpose(0, 1)))
 
     def end_task(self, weights):
         import torch  # here, so that planning with a strategy does not load torch
@@ -100,7 +107,7 @@ class CLMoELike(NearestTask):
         context = self.context
         train = context.examples(context.task)
         drawn = rng.permutation(len(train), context.seed, context.task, "experts")[: self.counted_examples]
-        with torch.no_grad(), context.layout.counting(self.top_experts) as counts:
+        with torch.no_grad(), self.attached.counting(self.top_experts) as counts:
             context.losses([train[i] for i in drawn])
         return torch.stack(list(counts.values()))
 
@@ -122,7 +129,7 @@ class CLMoELike(NearestTask):
         """
         import torch
 
-        names = self.context.layout.module_names
+        names = self.attached.module_names
         share_of = {f"{name}.lora_{side}.default.weight": i for i, name in enumerate(names) for side in "AB"}
         merged = []
         for name, before, after in zip(self.context.names, old, new, strict=True):

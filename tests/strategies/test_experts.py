@@ -7,13 +7,15 @@ import torch
 from method_samples import flat, same
 
 from dgg_ray.core.interfaces import Adapter
+from dgg_ray.strategies.branch_lora import BranchLoRA
 from dgg_ray.strategies.cl_moe import CLMoE
 from dgg_ray.strategies.cl_moe_like import CLMoELike
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.moe_lora import MoELoRA
 
 CL_MOE = CLMoELike(experts=2, top_experts=1, counted_examples=4, key_examples=8)
-ALL = [MoELoRA(experts=2), CL_MOE]
+BRANCHES = BranchLoRA(branches=4, top_branches=1, watched_examples=4, key_examples=8)
+ALL = [MoELoRA(experts=2), CL_MOE, BRANCHES]
 
 
 def named(strategy):
@@ -161,3 +163,29 @@ def test_the_losses_of_examples_are_those_of_the_model_one_by_one(world, tasks):
     assert float(losses.detach() @ torch.tensor(tokens, dtype=torch.float32)) == pytest.approx(
         float(together), rel=1e-5
     )
+
+
+# -- BranchLoRA ------------------------------------------------------------------------------------
+
+
+def test_a_frozen_branch_stays_as_it_was_and_every_task_has_a_router(world):
+    stages = world.train(BRANCHES, order=("words", "digits", "shapes"))
+    first, second, third = (world.files(stage) for stage in stages)
+    layers = [name.removesuffix(".routers") for name in third if name.endswith(".routers")]
+    assert layers
+    for layer in layers:
+        (frozen,) = first[f"{layer}.frozen"].nonzero()[:, 0].tolist()
+        as_trained = first[f"{layer}.lora_branches.{frozen}"]
+        for later in (second, third):
+            assert torch.equal(later[f"{layer}.branch_{frozen}"], as_trained)
+            assert f"{layer}.lora_branches.{frozen}" not in later
+        assert (third[f"{layer}.frozen"] >= second[f"{layer}.frozen"]).all()
+        routers = [files[f"{layer}.lora_router.weight"] for files in (first, second, third)]
+        assert torch.equal(third[f"{layer}.routers"], torch.stack(routers[:2]))
+        assert not torch.equal(routers[0], routers[1])
+
+
+def test_an_example_has_the_router_of_the_task_whose_keys_are_most_similar(world, tasks):
+    stages = world.train(BRANCHES)
+    for k, task in enumerate(("words", "digits")):
+        assert [row["slot"] for row in world.evaluate(stages[1], task)] == [k] * 4
