@@ -63,8 +63,7 @@ class NearestTask(ReplayStrategy):
 
     def keys_effect(self) -> dict[str, Any]:
         """Return what an effect says of the keys."""
-        encoder = self.encoder if self.encoder == "model" else setting_for_key(Path(self.encoder))
-        return {"encoder": encoder, "key_examples": self.key_examples}
+        return {"encoder": encoder_effect(self.encoder), "key_examples": self.key_examples}
 
     def nearest_task(self, examples: Sequence[Example]) -> Tensor:
         """Return one row (K,) for each example, 1 at its nearest task and else 0; the newest task is last."""
@@ -82,3 +81,8 @@ class NearestTask(ReplayStrategy):
     def tasks(self) -> tuple[str, ...]:
         """The tasks so far, the present one last."""
         return (*self.context.earlier, self.context.task)
+
+
+def encoder_effect(encoder: str) -> str:
+    """What an effect says of an encoder; a folder counts by its content."""
+    return encoder if encoder == "model" else setting_for_key(Path(encoder))

@@ -10,12 +10,14 @@ from dgg_ray.core.interfaces import Adapter
 from dgg_ray.strategies.branch_lora import BranchLoRA
 from dgg_ray.strategies.cl_moe import CLMoE
 from dgg_ray.strategies.cl_moe_like import CLMoELike
+from dgg_ray.strategies.d_mole import DMoLE, LayerScores
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.moe_lora import MoELoRA
 
 CL_MOE = CLMoELike(experts=2, top_experts=1, counted_examples=4, key_examples=8)
 BRANCHES = BranchLoRA(branches=4, top_branches=1, watched_examples=4, key_examples=8)
-ALL = [MoELoRA(experts=2), CL_MOE, BRANCHES]
+D_MOLE = DMoLE(scored_examples=2, recogniser_epochs=200)
+ALL = [MoELoRA(experts=2), CL_MOE, BRANCHES, D_MOLE]
 
 
 def named(strategy):
@@ -189,3 +191,68 @@ def test_an_example_has_the_router_of_the_task_whose_keys_are_most_similar(world
     stages = world.train(BRANCHES)
     for k, task in enumerate(("words", "digits")):
         assert [row["slot"] for row in world.evaluate(stages[1], task)] == [k] * 4
+
+
+# -- D-MoLE ----------------------------------------------------------------------------------------
+
+
+def test_half_of_the_layers_get_an_expert_of_double_rank(world):
+    stages = world.train(D_MOLE)
+    assert stages[0].adapter.rank == 8
+    chosen = []
+    for stage in stages:
+        b = {name: t for name, t in world.files(stage).items() if name.endswith("lora_B.weight")}
+        with_expert = {name for name, t in b.items() if t.any()}
+        assert len(with_expert) == int(len(b) / 2 + 0.5)
+        chosen.append(with_expert)
+    frozen = {name: t for name, t in world.files(stages[1]).items() if name.endswith("frozen_B")}
+    assert sum(bool(t.any()) for t in frozen.values()) == len(chosen[0])
+
+
+def test_a_layers_score_is_the_norm_of_the_gradient_of_its_frozen_weight(world, tasks):
+    stages = world.train(D_MOLE)
+    context = world.loaded(stages[0], D_MOLE)
+    names = context.layout.module_names
+    scores = context.fact(LayerScores(tuple(names), 2), "words")["scores"]
+    train = tasks["words"].examples["train"]
+    from dgg_ray.core import rng
+
+    drawn = [train[i] for i in rng.permutation(16, 0, "words", "layer scores")[:2]]
+    weights = [world.learner.peft.get_submodule(name).base_layer.weight.requires_grad_() for name in names]
+    with torch.enable_grad(), context.at(None):
+        found = torch.autograd.grad(context.losses(drawn).sum(), weights)
+    for weight in weights:
+        weight.requires_grad_(False)
+    assert torch.allclose(scores, torch.stack([g.norm() for g in found]), rtol=1e-4)
+
+
+def test_an_example_that_no_task_recognises_is_answered_by_the_base_model(world, tasks):
+    stages = world.train(D_MOLE)
+    for k, task in enumerate(("words", "digits")):
+        assert {row["slot"] for row in world.evaluate(stages[1], task)} <= {k, -1}
+    rows = world.evaluate(stages[1], "shapes")  # not trained
+    assert [row["slot"] for row in rows] == [-1] * 4
+    examples = tasks["shapes"].examples["test"]
+    with world.learner.peft.disable_adapter():
+        world.learner.layout.switch(False)
+        base = world.learner.answer(examples, 8)
+        world.learner.layout.switch(True)
+    assert [row["prediction"] for row in rows] == base
+    route = world.runner().router(stages[1])(tasks["digits"].examples["train"])
+    assert (route[:, 1] == 1).sum() >= 14  # a quantile of 0.99 leaves out the worst one
+
+
+def test_in_training_the_nearest_earlier_slot_helps_the_examples_that_it_recognises(world, monkeypatch):
+    def alone(self, examples, tasks):
+        return torch.zeros(len(examples), len(tasks))
+
+    def together(self, examples, tasks):
+        return torch.ones(len(examples), len(tasks))
+
+    files = []
+    for recognised in (alone, together):
+        monkeypatch.setattr(DMoLE, "recognised", recognised)
+        stages = world.train(D_MOLE)
+        files.append(world.files(stages[1]))
+        world.store.discard(stages[1].key)
+    assert not same(*files)
