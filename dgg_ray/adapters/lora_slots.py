@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 class LoraSlots(AdapterLayout):
     """LoRA slots, one for each task.
 
-    in_training: whether the frozen slots take part in training (`sum`), or the new slot alone (`current`).
+    in_training: whether the frozen slots take part in training (`sum`), or the new slot alone (`current`), or
+        each slot with its example's weight (`routed`).
     routed_layers: how many of the last decoder layers use an example's weights; all others use weight 1.
         0 is all of them.
     merge: how the slots of a layer that is not routed act together in evaluation: `exact`, Σ B_k A_k, or
         `factorwise`, (Σ B_k)(Σ A_k), with its cross terms.
     """
 
-    in_training: Literal["sum", "current"] = "sum"
+    in_training: Literal["sum", "current", "routed"] = "sum"
     routed_layers: int = 0
     merge: Literal["exact", "factorwise"] = "exact"
 
@@ -90,8 +91,8 @@ class LoraSlots(AdapterLayout):
             return output + self._frozen_product(module, x, routed).to(output.dtype)
 
         def weigh_own(b, inputs, output):
-            weights = self.parts["route"] if routed else None
-            if weights is None or b.training or not self.parts["on"]:
+            weights = self._route(routed, b.training)
+            if weights is None or not self.parts["on"]:
                 return output
             return output * weights[:, -1].view(-1, *[1] * (output.dim() - 1)).to(output.dtype)
 
@@ -114,11 +115,15 @@ class LoraSlots(AdapterLayout):
             own = linear(linear(x, own_a), own_b)
             return (linear(linear(x, a_sum), b_sum) - own) * module.scale
         hidden = linear(x, a)  # (N, S, K·r)
-        weights = self.parts["route"] if routed and not module.layer.training else None
+        weights = self._route(routed, module.layer.training)
         if weights is not None:
             per_column = weights[:, :-1].repeat_interleave(rank, dim=1)  # (N, K·r)
             hidden = hidden * per_column.view(len(weights), *[1] * (x.dim() - 2), -1).to(hidden.dtype)
         return linear(hidden, b) * module.scale
+
+    def _route(self, routed: bool, training: bool) -> Tensor | None:
+        """The examples' weights where they count; None is 1 for all slots."""
+        return self.parts["route"] if routed and (not training or self.in_training == "routed") else None
 
     def detach(self):
         for hook in self.parts.pop("hooks", ()):

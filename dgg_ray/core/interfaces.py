@@ -405,10 +405,12 @@ class StepHooks(NamedTuple):
     """Further hooks of a training step; None is not called.
 
     loss: (loss, outputs) → loss, for each micro-batch. after: (weights, step) → None, after the update.
+    route: examples → weights of a layout's slots, for each micro-batch.
     """
 
     loss: Callable[[Tensor, LossOutputs], Tensor] | None = None
     after: Callable[[ShardedTensors, int], None] | None = None
+    route: Callable[[Sequence[Example]], Tensor | None] | None = None
 
 
 GradientHook: TypeAlias = "Callable[[ShardedTensors, ShardedTensors, int], None]"

@@ -7,7 +7,8 @@ A stage calls a strategy's hooks in this order.
     prepare                  at every start and every resume; loads what can be computed or read again
     begin_task               at the start alone; fills `memory`
     for every step
-        edit_loss            for every micro-batch, after the forward pass
+        training_route       for every micro-batch, before the forward pass
+        edit_loss            for every micro-batch, after it
         edit_gradient        once, after accumulation and reduction, before clipping
         after_step           once, after the optimizer's update
     end_task                 edits the weights before they are published
@@ -130,6 +131,14 @@ class StageContext(ABC):
     @abstractmethod
     def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
         """Mean over examples of the squared gradient of each example's own mean loss per answer token."""
+
+    @abstractmethod
+    def losses(self, examples: Sequence[Example]) -> Tensor:
+        """Mean loss per answer token of each example (N,), in evaluation mode, in nats.
+
+        Each example has a forward pass of its own, so that layouts can watch it without padding, and every
+        process runs all of them. They can be differentiated where gradients are switched on.
+        """
 
     @abstractmethod
     def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
@@ -258,6 +267,14 @@ class Strategy:
         loss: summed negative log-likelihood of the micro-batch's answer tokens.
         """
         return loss
+
+    def training_route(self, examples: Sequence[Example]) -> Tensor | None:
+        """Return the weights (N, K) of a layout's slots for a micro-batch; None is the layout's own choice.
+
+        Called before each micro-batch, in each process with its own examples. Only a class that defines this
+        hook is asked.
+        """
+        return None
 
     def edit_gradient(self, weights: ShardedTensors, gradients: ShardedTensors, step: int) -> None:
         """Change `gradients` in place, right before the optimizer's step."""

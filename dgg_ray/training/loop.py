@@ -358,7 +358,7 @@ class StageRunner:
             examples = task.examples[evaluation.split]
             weights = route(examples)
             answers = self.learner.answer(examples, self.max_new_tokens, weights)
-            slots = [None] * len(examples) if weights is None else weights.argmax(1).tolist()
+            slots = [None] * len(examples) if weights is None else chosen_slots(weights)
             scored = plugins.find("scorers", task.scorer)(answers, examples)
             score = Score(*scored).checked(task.scorer, len(examples))
             scores.append(
@@ -462,8 +462,20 @@ def strategy_of(stage: Stage) -> Strategy:
 
 def step_hooks(strategy: Strategy) -> StepHooks:
     """The hooks that the strategy's class defines; others cost nothing."""
-    loss = strategy.edit_loss if uses(strategy, "edit_loss") else None
-    return StepHooks(loss, strategy.after_step if uses(strategy, "after_step") else None)
+    return StepHooks(
+        strategy.edit_loss if uses(strategy, "edit_loss") else None,
+        strategy.after_step if uses(strategy, "after_step") else None,
+        strategy.training_route if uses(strategy, "training_route") else None,
+    )
+
+
+def chosen_slots(weights: torch.Tensor) -> list[int]:
+    """The slot with the largest weight of each example; -1 where all weights are 0: the base model alone.
+
+    >>> chosen_slots(torch.tensor([[0.2, 0.8], [0.0, 0.0]]))
+    [1, -1]
+    """
+    return weights.argmax(1).masked_fill(~weights.any(1), -1).tolist()
 
 
 def load_state(strategy: Strategy, folder: Path | None) -> None:

@@ -106,6 +106,14 @@ class LearnerContext(StageContext):
         torch._foreach_div_(total, len(examples))
         return total
 
+    def losses(self, examples: Sequence[Example]) -> Tensor:
+        losses = []
+        with self._without_hook(), evaluation_mode(self.learner.peft):
+            for example in examples:
+                encoded = self.learner.encode(example)
+                losses.append(self.learner.loss(**self.learner.inputs_of([encoded])) / len(encoded.answer))
+        return torch.stack(losses)
+
     def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
         return self.learner.loss.at(weights)
 
@@ -187,14 +195,20 @@ class LearnerContext(StageContext):
         """Gradient of the summed loss times `scale`, of these examples on this process alone."""
         learner, parameters = self.learner, self._engine.parameters
         inputs = learner.inputs_of(encoded)
-        hooked, learner.loss.hooked = learner.loss.hooked, None
-        try:
-            with torch.enable_grad(), evaluation_mode(learner.peft):
-                loss = learner.loss(**inputs) * scale
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        finally:
-            learner.loss.hooked = hooked
+        with self._without_hook(), torch.enable_grad(), evaluation_mode(learner.peft):
+            loss = learner.loss(**inputs) * scale
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    @contextmanager
+    def _without_hook(self) -> Iterator[None]:
+        """In the block, the loss is the model's own: no strategy's hook edits it."""
+        loss = self.learner.loss
+        hooked, loss.hooked = loss.hooked, None
+        try:
+            yield
+        finally:
+            loss.hooked = hooked
 
     def _sum_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
         if self.learner.world_size > 1:
