@@ -182,7 +182,7 @@ def build_study(raw: Mapping[str, Any], folder: str, files: bool = True) -> tupl
     In the place of a broken section its default stands, so that the faults of other sections are found too.
     None where there are no tasks.
 
-    files: whether to look at the model's files.
+    files: whether to look at the files of the model and of the strategy.
     """
     faults = [Fault(str(k), "no such setting", near=nearest_name(str(k), KEYS)) for k in raw if k not in KEYS]
     faults += [Fault(key, "is required") for key in REQUIRED if raw.get(key) is None]
@@ -198,7 +198,8 @@ def build_study(raw: Mapping[str, Any], folder: str, files: bool = True) -> tupl
     study = Study(**{**defaults, **intact}, file=StudyFile(raw, folder))
     fetching.set_cache_limit(study.workers.cache_gb)
     if files and "workers" not in broken and study.workers.engine != "simulated":
-        faults += [Fault(f"model.{setting}", rule, value) for setting, rule, value in study.model.faults()]
+        for part, plugin in (("model", study.model), ("strategy", study.strategy)):
+            faults += [Fault(f"{part}.{setting}", rule, value) for setting, rule, value in plugin.faults()]
     known = {fault.path for fault in faults}
     faults += [fault for fault in validate_study(study, broken, files) if fault.path not in known]
     return study, faults
