@@ -254,6 +254,8 @@ class AdapterLayout:
     """
 
     __pydantic_config__ = STRICT
+    routed_in_training: ClassVar[bool] = False
+    """Whether the strategy's `route` also sets the slots' weights of each micro-batch in training."""
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -405,10 +407,12 @@ class StepHooks(NamedTuple):
     """Further hooks of a training step; None is not called.
 
     loss: (loss, outputs) → loss, for each micro-batch. after: (weights, step) → None, after the update.
+    route: examples → weights of a layout's slots, for each micro-batch.
     """
 
     loss: Callable[[Tensor, LossOutputs], Tensor] | None = None
     after: Callable[[ShardedTensors, int], None] | None = None
+    route: Callable[[Sequence[Example]], Tensor | None] | None = None
 
 
 GradientHook: TypeAlias = "Callable[[ShardedTensors, ShardedTensors, int], None]"

@@ -254,7 +254,8 @@ class Strategy:
     def route(self, examples: Sequence[Example]) -> Tensor | None:
         """Return the weights (N, K) of a layout's slots for each example; None is the layout's own choice.
 
-        Called before each batch of answers; the weights hold for all tokens of the answer.
+        Called before each batch of answers; the weights hold for all tokens of the answer. A layout that is
+        `routed_in_training` asks before each micro-batch of a step, too; processes then see different ones.
         """
         return None
 

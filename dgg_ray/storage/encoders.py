@@ -51,6 +51,17 @@ def faults(encoder: str) -> list[tuple[str, str]]:
     return [(f"{rule}; there is no such folder", repr(encoder))]
 
 
+def feature_size(encoder: str) -> int | None:
+    """Return the length of the features of a folder's CLIP model; 0 for the base model, None for unknown."""
+    if encoder == BASE_MODEL:
+        return 0
+    try:
+        config = json.loads(Path(encoder, "config.json").read_text(encoding="utf-8"))
+        return int(config["projection_dim"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def folder_faults(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the folder of a CLIP model."""
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""HiDe-LLaVA: one LoRA per task, chosen by likeness in the top layer and merged below it.
+"""HiDe-LLaVA: one LoRA per task, chosen by similarity in the top layer and merged below it.
 
     training    y = W x + s · B_t A_t x̃                               the new task's slot alone
     evaluation  y = W x + s · Σ_{k≤t} w_k B_k A_k x                   in the last decoder layer

@@ -119,12 +119,15 @@ class PeftLearner:
         loss = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches(encoded)
         for number, (micro_batch, weight) in enumerate(micro_batches, start=1):
-            inputs = self.inputs_of(micro_batch)
+            inputs, examples = self.inputs_of(micro_batch), [e.example for e in micro_batch]
+            if hooks.route:
+                with torch.no_grad():
+                    self.layout.set_route(hooks.route(examples))
             if hooks.loss:
-                examples = [e.example for e in micro_batch]
                 self.loss.hooked = HookedBatch(hooks.loss, examples, tokens / len(batch))
             loss += self.engine.backward(inputs, weight / tokens, last=number == len(micro_batches))
         self.loss.hooked = None
+        self.layout.set_route(None)
 
         def gradient_hook(weights: ShardedTensors, gradients: ShardedTensors) -> None:
             edit(weights, gradients, step)

@@ -463,7 +463,9 @@ def strategy_of(stage: Stage) -> Strategy:
 def step_hooks(strategy: Strategy) -> StepHooks:
     """The hooks that the strategy's class defines; others cost nothing."""
     loss = strategy.edit_loss if uses(strategy, "edit_loss") else None
-    return StepHooks(loss, strategy.after_step if uses(strategy, "after_step") else None)
+    after = strategy.after_step if uses(strategy, "after_step") else None
+    layout = strategy.layout()
+    return StepHooks(loss, after, strategy.route if layout and layout.routed_in_training else None)
 
 
 def load_state(strategy: Strategy, folder: Path | None) -> None:
