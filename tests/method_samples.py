@@ -91,14 +91,12 @@ class MethodWorld:
             return
         raise AssertionError("the stage has fewer steps")
 
-    def loaded(self, stage: Stage, strategy=None) -> LearnerContext:
-        """The learner at the end of a stage, ready for steps, and a context of it."""
-        folder = self.store.open(stage)
-        self.learner.start(
-            StageSetup(stage.adapter, self.training, 4, 0, "next", folder, strategy and strategy.layout())
-        )
+    def loaded(self, stage: Stage, strategy=None, steps=4) -> LearnerContext:
+        """The learner at the end of a stage, ready for steps or, with 0, for answers; and a context of it."""
+        folder, layout = self.store.open(stage), strategy and strategy.layout()
+        self.learner.start(StageSetup(stage.adapter, self.training, steps, 0, "next", folder, layout))
         return LearnerContext(
-            self.learner, stage, self.tasks, self.store, lambda f, *a: f(*a), {stage.task: folder}, 4
+            self.learner, stage, self.tasks, self.store, lambda f, *a: f(*a), {stage.task: folder}, steps
         )
 
 

@@ -7,7 +7,7 @@ each one rests on: of a section that is broken itself, nothing more is said.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import SPLITS, Task
 from dgg_ray.core.orders import count_unused_orders, format_count
 from dgg_ray.core.stage import TaskData
-from dgg_ray.core.strategy import effect_of, task_mappings
+from dgg_ray.core.strategy import Strategy, effect_of, task_mappings
 from dgg_ray.storage.fetching import url_of
 
 PROJECTOR = "training.projector_learning_rate"
@@ -110,8 +110,7 @@ def needs_of_strategy(study: Study, path: str) -> Iterator[Fault]:
     if workers.engine not in needs.engines:
         engines = ", ".join(engine for engine in needs.engines if engine != "simulated")
         yield Fault(path, f"{name} needs one of the engines {engines}", f"workers.engine {workers.engine}")
-    replays = strategy.replayed_examples(dict.fromkeys(study.task_names, 1))
-    if not study.protocol.old_data and (needs.old_data or any(replays.values())):
+    if not study.protocol.old_data and reads_old_data(strategy, study.task_names):
         rule = f"{name} reads examples of earlier tasks, which protocol.old_data: false forbids"
         yield Fault(path, f"{rule}; set strategy.buffer to 0, or take a method without old data", repr(name))
     layout, tasks = strategy.layout(), len(study.task_names)
@@ -120,6 +119,11 @@ def needs_of_strategy(study: Study, path: str) -> Iterator[Fault]:
         if layout and layout.rank_for(rank, tasks, adapter.budget) < 1:
             rule = f"is too small for {name} over {tasks} tasks with adapter.budget {adapter.budget}"
             yield Fault("adapter.rank", rule, str(rank))
+
+
+def reads_old_data(strategy: Strategy, tasks: Sequence[str]) -> bool:
+    """Return whether the strategy trains on examples of earlier tasks, or looks at them."""
+    return strategy.needs.old_data or any(strategy.replayed_examples(dict.fromkeys(tasks, 1)).values())
 
 
 def target_rules(check: Check) -> Iterator[Fault]:

@@ -49,7 +49,7 @@ Values: TypeAlias = "Mapping[str, Any]"  # tensors, and lists with one tensor pe
 class Needs:
     """What a strategy needs beside the new task's examples; plans and checks ask for it.
 
-    earlier_stages: whether it asks for weights or facts of earlier tasks.
+    earlier_stages: whether it asks for weights of earlier tasks, or for facts of their stages.
     old_data: whether it reads examples of earlier tasks in training, beyond those that `examples` returns.
     engines: the values of workers.engine on which it can train.
     step_cost: time of a training step in units of plain fine-tuning's, for forecasts.
@@ -169,7 +169,7 @@ class StageContext(ABC):
         """Features of a frozen encoder: (N, F) of the images, (N, G) of the questions; fp32, on this device.
 
         encoder: `model` is the untouched base model: the mean of its projected image tokens, and the mean of
-            its last hidden states of the question alone. Else a folder or hub id of a CLIP model: its
+            its last hidden states of the question alone. Else a CLIP model, see storage/encoders.py: its
             projected image embedding and its projected text embedding. A missing image has features 0.
         """
 

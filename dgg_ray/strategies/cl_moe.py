@@ -16,11 +16,12 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from dgg_ray.strategies.moe_lora import MoELoRA
+from dgg_ray.adapters.lora_experts import LoraExperts
+from dgg_ray.core.strategy import ReplayStrategy
 
 
 @dataclass(frozen=True)
-class CLMoE(MoELoRA):
+class CLMoE(ReplayStrategy):
     """Fine-tune as MoELoRA does, with as many experts as MCIT tables use under this name.
 
     experts: E, the number of experts, which share the rank of the study equally.
@@ -29,6 +30,9 @@ class CLMoE(MoELoRA):
     known_from = "released code"
 
     experts: Annotated[int, Ge(1)] = 6
+
+    def layout(self):
+        return LoraExperts(self.experts)
 
     def effect(self, task, earlier):
         return self.replay_effect(earlier)

@@ -2,7 +2,7 @@
 
     model          the untouched base model: the mean of its projected image tokens (hidden size H), and the
                    mean of its last hidden states over the question alone (H)
-    a CLIP model   a folder or hub id: the projected image embedding and the projected text embedding
+    a CLIP model   (storage/encoders.py) the projected image embedding and the projected text embedding
 
 Every example is encoded by itself, so that its features depend neither on the batch nor on the number of
 processes. An encoder's features of an example are computed once in a worker's life.
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dgg_ray.core.interfaces import Example
+from dgg_ray.storage import encoders
 from dgg_ray.training.answer_loss import evaluation_mode
 from dgg_ray.training.encoding import load_image
 
@@ -49,7 +50,7 @@ def cached_features(learner: PeftLearner, example: Example, encoder: str) -> Pai
     key = (encoder, id(example))
     if key not in learner.features:
         with torch.no_grad():
-            encode = model_features if encoder == "model" else clip_features
+            encode = model_features if encoder == encoders.BASE_MODEL else clip_features
             image, text = encode(learner, example, encoder)
         # Holding the example keeps its id unique.
         learner.features[key] = (example, (image.float().cpu(), text.float().cpu()))
@@ -91,6 +92,7 @@ def load_clip(encoder: str, device: str) -> tuple[Any, Any]:
     """A CLIP model in evaluation mode, and its processor."""
     from transformers import CLIPModel, CLIPProcessor
 
-    model: Any = CLIPModel.from_pretrained(encoder)
+    name, options = encoders.source(encoder)
+    model: Any = CLIPModel.from_pretrained(name, use_safetensors=True, **options)
     model = model.to(device).eval().requires_grad_(False)
-    return model, CLIPProcessor.from_pretrained(encoder)
+    return model, CLIPProcessor.from_pretrained(name, **options)

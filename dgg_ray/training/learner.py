@@ -119,10 +119,11 @@ class PeftLearner:
         loss = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches(encoded)
         for number, (micro_batch, weight) in enumerate(micro_batches, start=1):
-            inputs = self.inputs_of(micro_batch)
-            examples = [e.example for e in micro_batch]
-            if hooks.route and (weights := hooks.route(examples)) is not None:
-                self.layout.set_route(weights.to(self.device))
+            inputs, examples = self.inputs_of(micro_batch), [e.example for e in micro_batch]
+            if hooks.route:
+                with torch.no_grad():
+                    weights = hooks.route(examples)
+                self.layout.set_route(None if weights is None else weights.to(self.device))
             if hooks.loss:
                 self.loss.hooked = HookedBatch(hooks.loss, examples, tokens / len(batch))
             loss += self.engine.backward(inputs, weight / tokens, last=number == len(micro_batches))

@@ -30,20 +30,21 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dgg_ray.core import event_log, plugins
 from dgg_ray.core.environment import process_environment
 from dgg_ray.core.errors import MissingParentError, NonFiniteError, StoreError
-from dgg_ray.core.interfaces import Example, Learner, Score, StageSetup, StepHooks, Task
+from dgg_ray.core.interfaces import Example, Learner, Score, StageSetup, Task
 from dgg_ray.core.stage import PROFILE_ANSWERS, PROFILE_ROUNDS, PROFILE_STEPS, Evaluation, Stage, WorkItem
-from dgg_ray.core.strategy import StageContext, Strategy, bind_context, plain_first, uses
+from dgg_ray.core.strategy import StageContext, Strategy, bind_context, uses
 from dgg_ray.storage.backend import folder_size
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training import checkpoints, facts
 from dgg_ray.training.batches import StageBatches, stage_batches
 from dgg_ray.training.checkpoints import CheckpointPolicy, StageCheckpoint
 from dgg_ray.training.memory_check import MemoryCheck, fresh_copy
+from dgg_ray.training.strategy_instance import load_state, step_hooks, strategy_of
 
 StepCallback = Callable[[Stage, int, int], None]  # (stage, steps done, steps in total)
 MakeContext = Callable[..., StageContext]  # with the arguments of stage_context.LearnerContext
@@ -455,20 +456,6 @@ class StageRunner:
             return folder_size(Path(folder))
 
 
-def strategy_of(stage: Stage) -> Strategy:
-    """The strategy that trains the stage: plain fine-tuning where it declares to start plain."""
-    return Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
-
-
-def step_hooks(strategy: Strategy) -> StepHooks:
-    """The hooks that the strategy's class defines; others cost nothing."""
-    return StepHooks(
-        strategy.edit_loss if uses(strategy, "edit_loss") else None,
-        strategy.after_step if uses(strategy, "after_step") else None,
-        strategy.training_route if uses(strategy, "training_route") else None,
-    )
-
-
 def chosen_slots(weights: torch.Tensor) -> list[int]:
     """The slot with the largest weight of each example; -1 where all weights are 0: the base model alone.
 
@@ -476,12 +463,6 @@ def chosen_slots(weights: torch.Tensor) -> list[int]:
     [1, -1]
     """
     return weights.argmax(1).masked_fill(~weights.any(1), -1).tolist()
-
-
-def load_state(strategy: Strategy, folder: Path | None) -> None:
-    """Give the strategy the state that a finished stage stored, if it stored one."""
-    if folder and (state := folder / "strategy.safetensors").exists():
-        strategy.load_state(dict(facts.unflattened(load_file(state))))
 
 
 def loss_curve(losses: Sequence[float], points: int = CURVE_POINTS) -> list[float]:
