@@ -175,7 +175,7 @@ def test_a_hook_with_the_wrong_parameters_is_a_fault(mine):
 def test_the_hooks_are_the_methods_that_this_package_calls():
     assert set(strategy_checks.HOOKS) == {
         *("effect", "layout", "examples", "phases", "state", "load_state", "prepare", "begin_task"),
-        *("begin_phase", "edit_loss", "edit_gradient", "after_step", "end_task", "route"),
+        *("begin_phase", "training_route", "edit_loss", "edit_gradient", "after_step", "end_task", "route"),
         *("replayed_examples", "protection"),
     }
 
