@@ -58,8 +58,7 @@ def schema() -> dict[str, Any]:
         description = {"description": properties["search"]["properties"][key]["description"]}
         properties["search"]["properties"][key] = form | description
     definitions["TunedBaseline"] |= json_schema(TunedBaseline, {})
-    of_tuned = definitions["TunedBaseline"]["properties"]
-    of_tuned["search"] = space | {"description": of_tuned["search"]["description"]}
+    definitions["TunedBaseline"]["properties"]["search"] |= space
     definitions.pop("SearchParameter")  # replaced by `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
     seed_list = {"type": "array", "items": {"type": "integer"}, "minItems": 1}

@@ -55,8 +55,9 @@ def test_the_output_is_the_dense_sum_over_the_chosen_branches(world, routed):
             y[n] += 2.0 * share * x[n] @ module.a.weight.T @ layer.lora_branches[i].T
     assert torch.allclose(layer(x), y, atol=1e-5)
     later = torch.randn(3, 1, layer.in_features, generator=torch.Generator().manual_seed(3))
+    of_prompt = layout.parts["kept"][module.name]
     written = layer(later)  # a token of the answer has the weights of its prompt
-    hidden = (later @ module.a.weight.T)[:, :, None] * layout.parts["kept"][module.name][:, None, :, None]
+    hidden = (later @ module.a.weight.T)[:, :, None] * of_prompt[:, None, :, None]
     added = 2.0 * hidden.flatten(2) @ torch.cat(list(layer.lora_branches), 1).T
     assert torch.allclose(written, layer.base_layer(later) + added, atol=1e-5)
 
