@@ -18,6 +18,7 @@ from dgg_ray.analysis import hardware_drift, search_summary
 from dgg_ray.analysis.alpha_curves import unsearched_parameters
 from dgg_ray.analysis.archive import Archive
 from dgg_ray.analysis.comparison_tables import compare
+from dgg_ray.analysis.methods_table import methods_table
 from dgg_ray.analysis.results import CELL_COLUMNS, HardwareDrift, RemainingWork, Results, Spending
 from dgg_ray.analysis.run_table import final_split
 from dgg_ray.analysis.tuning import tuning_sentences
@@ -103,6 +104,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         hardware=value_or("the machine types", HardwareDrift(), drifts),
         archive=value_or("predictions, losses and adapters", None, archive),
         evaluate_only=study.evaluate_only,
+        methods=value_or("the methods", None, methods_table, store, comparison.settings),
     )
 
 

@@ -290,6 +290,7 @@ class Results:
     hardware: the machine types that trained the stages, and how far their scores drift apart.
     archive: predictions, adapters and losses, read on request; None where there is no store.
     evaluate_only: names of the tasks that are evaluated and never trained.
+    methods: one row per compared method (see `methods_table`); None where they could not be read.
     """
 
     name: str
@@ -311,6 +312,7 @@ class Results:
     hardware: HardwareDrift = HardwareDrift()
     archive: Archive | None = None
     evaluate_only: tuple[str, ...] = ()
+    methods: pd.DataFrame | None = None
 
     @property
     def all_parameters(self) -> tuple[str, ...]:

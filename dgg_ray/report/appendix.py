@@ -104,6 +104,32 @@ def settings_row(results: Results, row: Mapping[Any, Any]) -> TableRow:
     return TableRow([row["setting"], method, *values, blocks, *scores], "best" if is_chosen else "")
 
 
+def compared_methods(results: Results, title: str) -> list[PageElement]:
+    """Show how well each compared method is known, what it needs, and the size of its adapter."""
+    if results.methods is None or results.methods.empty:
+        return []
+    rows = [
+        TableRow(
+            [
+                row["label"],
+                row["known_from"] or "this project",
+                row["needs"] or "nothing more",
+                str(row["rank"]),
+                *(f"{row[name]:,.0f}" if row[name] == row[name] else "" for name in ("trainable", "stored")),
+                f"{row['train_seconds']:.3g}" if row["stages"] else "",
+            ]
+        )
+        for row in results.methods.to_dict("records")
+    ]
+    caption = (
+        "Known from: what of the method was read before it was written here. Trainable: numbers that a stage "
+        "trains; stored: numbers of the adapter after the last task. Seconds: mean training time of a stage, "
+        "beside whatever else the machines did."
+    )
+    header = ["method", "known from", "needs", "rank", "trainable", "stored", "seconds per stage"]
+    return collapsible(title, Table(caption, header, rows, "methods.csv", frozenset({0, 1, 2})))
+
+
 def metric_definitions(results: Results, title: str) -> list[PageElement]:
     """Show the definition of each metric, the first line of its docstring."""
     rows = [
@@ -229,6 +255,7 @@ def flatten_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str,
 APPENDIX: dict[str, Callable[[Results, str], list[PageElement]]] = {
     "Stages that failed": failure_details,
     "All evaluated settings": evaluated_settings,
+    "Compared methods": compared_methods,
     "All metrics": metric_definitions,
     "Costs": costs,
     "Machine types": machine_types,

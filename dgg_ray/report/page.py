@@ -72,6 +72,7 @@ def write_report(results: Results, folder: Path, optional: OptionalOutputs | Non
         settings.csv  comparison.csv    all evaluated settings; the chosen setting against its baselines
         per_task.csv  examples.csv      every task by method; answers that were correct once and are wrong now
         evaluate_only.csv               tasks that are only evaluated, by method, in studies with any
+        methods.csv                     what each compared method needs, trains and stores
         costs.csv     table.tex         costs of every stage; the comparison for LaTeX (booktabs)
         robustness*.csv                 sensitivity to the order of the tasks, see order_sensitivity.write
 
@@ -111,6 +112,7 @@ def write_tables(results: Results, folder: Path, optional: OptionalOutputs) -> N
         "evaluate_only": lambda: changes_outside(results, split),
         "examples": lambda: examples.forgotten_answers(results, split, chosen_setting(results) or ""),
         "costs": lambda: results.costs,
+        "methods": lambda: pd.DataFrame() if results.methods is None else results.methods,
     }
     for name, make in frames.items():
         with optional.attempt(f"{name}.csv"):
