@@ -68,7 +68,9 @@ from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import (
     SPLITS,
     Adapter,
+    AdapterLayout,
     Example,
+    LossOutputs,
     Model,
     Reader,
     Score,
@@ -78,17 +80,32 @@ from dgg_ray.core.interfaces import (
 )
 from dgg_ray.core.rng import make_rng, permutation, uniform
 from dgg_ray.core.scores import MetricValue, ScoreMatrix, mean
-from dgg_ray.core.strategy import Protection, ReplayStrategy, Strategy, replay_sample
+from dgg_ray.core.strategy import (
+    WHOLE_WEIGHTS,
+    Fact,
+    Needs,
+    Protection,
+    ReplayStrategy,
+    StageContext,
+    Strategy,
+    remembered,
+    replay_sample,
+)
 from dgg_ray.models._pretrained import Pretrained
 
 __all__ = [
     "SPLITS",
+    "WHOLE_WEIGHTS",
     "Adapter",
+    "AdapterLayout",
     "DggError",
     "Example",
+    "Fact",
     "Fault",
+    "LossOutputs",
     "MetricValue",
     "Model",
+    "Needs",
     "Pretrained",
     "Protection",
     "Reader",
@@ -96,6 +113,7 @@ __all__ = [
     "Score",
     "ScoreMatrix",
     "ShardedTensors",
+    "StageContext",
     "StageError",
     "Strategy",
     "StudyError",
@@ -105,6 +123,7 @@ __all__ = [
     "make_rng",
     "mean",
     "permutation",
+    "remembered",
     "replay_sample",
     "uniform",
 ]

@@ -1,4 +1,4 @@
-"""Pages that are made from the code: the commands with their options, and the settings of a study file."""
+"""Pages that are made from the code: commands with their options, settings of a study file, methods."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace("{{ commands }}", commands())
     if "{{ settings }}" in markdown:
         markdown = markdown.replace("{{ settings }}", settings())
+    if "{{ methods }}" in markdown:
+        markdown = markdown.replace("{{ methods }}", methods())
     return markdown
 
 
@@ -64,6 +66,23 @@ def settings() -> str:
             cls = plugins.find(kind, name)
             parts.append(f"## {kind}: {name}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
     return "\n\n".join(parts)
+
+
+def methods() -> str:
+    """Every strategy: what it is, how its weights are laid out, what it needs, how well it is known."""
+    from dgg_ray.analysis.methods_table import describe_needs
+    from dgg_ray.core import plugins
+
+    rows = []
+    for name in plugins.names("strategies"):
+        strategy = plugins.find("strategies", name)()
+        title = (plugins.plugin_module("strategies", name).__doc__ or "").partition("\n")[0]
+        layout = strategy.layout()
+        laid_out = f"`{type(layout).__module__.rpartition('.')[2]}`" if layout else "`lora`"
+        known = strategy.known_from or "this project"
+        rows.append(f"| `{name}` | {escape(title)} | {laid_out} | {describe_needs(strategy)} | {known} |")
+    header = ["| name | method | layout | needs | known from |", "|---|---|---|---|---|"]
+    return "\n".join([*header, *rows])
 
 
 def table(cls: Any, texts: dict[str, str]) -> str:

@@ -62,6 +62,8 @@ class DGG(ReplayStrategy):
         in n steps; `always` injects on every step, whatever α.
     """
 
+    known_from = "published formula"
+
     per_task: ClassVar[Mapping[str, float]] = {"alpha": 0.0}
 
     alpha: Probability | Mapping[str, Probability] = 0.1

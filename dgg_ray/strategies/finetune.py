@@ -14,5 +14,7 @@ from dgg_ray.core.strategy import Strategy
 class Finetune(Strategy):
     """Train each task from the end of the one before."""
 
+    known_from = "published formula"
+
     def effect(self, task, earlier):
         return {}

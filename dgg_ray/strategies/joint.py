@@ -15,6 +15,8 @@ from dgg_ray.core.strategy import Strategy
 class Joint(Strategy):
     """Train on the union of all tasks."""
 
+    known_from = "published formula"
+
     simultaneous = True
 
     def effect(self, task, earlier):

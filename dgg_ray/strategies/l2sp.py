@@ -35,6 +35,8 @@ class L2SP(ReplayStrategy):
     strength: λ, how strong the pull is; 0 is plain fine-tuning, or replay where there is a buffer.
     """
 
+    known_from = "published formula"
+
     strength: Annotated[float, Ge(0)] = 0.1
 
     def effect(self, task, earlier):

@@ -26,6 +26,8 @@ from dgg_ray.core.strategy import ReplayStrategy
 class Replay(ReplayStrategy):
     """Mix `buffer` examples of each finished task into the new one."""
 
+    known_from = "published formula"
+
     buffer: Annotated[int, Ge(0)] = 100
 
     def effect(self, task, earlier):
