@@ -1,6 +1,7 @@
 """Which task an example looks like: the cosine between its features and the tasks' prototypes.
 
     u_k = mean of the image features, v_k = mean of the question features, over N training examples of task k
+          (or of these features as unit vectors, which minimises Σ (1 - cos(feature, u_k)) over the examples)
     c_k(x) = cos(image(x), u_k),   d_k(x) = cos(question(x), v_k)
 
     symbol      here        shape
@@ -15,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import Fact, ReplayStrategy, setting_for_key
@@ -35,17 +36,25 @@ class Prototypes(Fact):
 
     encoder: of the features; a folder counts by its content.
     samples: number of training examples, drawn without replacement; all where the task has fewer.
+    unit: whether each feature counts as a unit vector.
     """
 
     of = "data"
 
     encoder: str | Path
     samples: int
+    unit: bool = False
 
     def compute(self, context, task):
+        from torch.nn.functional import (
+            normalize,  # here, so that planning with a strategy does not load torch
+        )
+
         train = task.examples["train"]
         drawn = rng.permutation(len(train), 0, task.name, "prototypes")[: self.samples]
         images, texts = context.features([train[i] for i in drawn], str(self.encoder))
+        if self.unit:
+            images, texts = normalize(images, dim=1), normalize(texts, dim=1)
         return {"image": images.mean(0), "text": texts.mean(0)}
 
 
@@ -56,12 +65,13 @@ class PrototypeStrategy(ReplayStrategy):
     encoder: whose features tell tasks apart. `model` is the untouched base model; else it is a folder with a
         CLIP model, or a hub name with its commit, NAME@COMMIT.
     prototype_examples: number of training examples behind a task's prototypes; all where it has fewer.
-    temperature: τ, by which similarities are divided before the softmax over tasks.
     """
+
+    unit_features: ClassVar[bool] = False
+    """Whether prototypes are means of unit vectors."""
 
     encoder: str = "model"
     prototype_examples: Annotated[int, Ge(1)] = 1000
-    temperature: Annotated[float, Gt(0)] = 0.1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoders.absolute(self.encoder))
@@ -74,15 +84,18 @@ class PrototypeStrategy(ReplayStrategy):
         encoder = setting_for_key(encoders.as_setting(self.encoder))
         return {"encoder": encoder, "examples": self.prototype_examples}
 
-    def prepare(self) -> None:
-        context = self.context
-        if context.steps:  # a stage trains its own slot alone
-            return
-        import torch
+    def _prototypes(self) -> dict[str, Tensor]:
+        """Return {image: (K, F), text: (K, G)}, loaded at the first use: training does without them."""
+        if "prototypes" not in self.cache:
+            import torch
 
-        fact = Prototypes(encoders.as_setting(self.encoder), self.prototype_examples)
-        found = [context.fact(fact, task) for task in (*context.earlier, context.task)]
-        self.cache.update({side: torch.stack([f[side] for f in found]) for side in ("image", "text")})
+            context = self.context
+            fact = Prototypes(encoders.as_setting(self.encoder), self.prototype_examples, self.unit_features)
+            found = [context.fact(fact, task) for task in (*context.earlier, context.task)]
+            self.cache["prototypes"] = {
+                side: torch.stack([f[side] for f in found]) for side in ("image", "text")
+            }
+        return self.cache["prototypes"]
 
     def cosines(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Return (N, K) cosines of the images, and of the questions, with the tasks' prototypes.
@@ -91,6 +104,14 @@ class PrototypeStrategy(ReplayStrategy):
         """
         from torch.nn.functional import cosine_similarity
 
+        prototypes = self._prototypes()
         images, texts = self.context.features(examples, self.encoder)
-        image = cosine_similarity(images[:, None], self.cache["image"][None], dim=2)
-        return image, cosine_similarity(texts[:, None], self.cache["text"][None], dim=2)
+        image = cosine_similarity(images[:, None], prototypes["image"][None], dim=2)
+        return image, cosine_similarity(texts[:, None], prototypes["text"][None], dim=2)
+
+    def nearest_task(self, examples: Sequence[Example]) -> Tensor:
+        """Return one row (K,) for each example, 1 at the task with the largest c + d, else 0."""
+        from torch.nn.functional import one_hot
+
+        image, text = self.cosines(examples)
+        return one_hot((image + text).argmax(1), image.shape[1]).float()

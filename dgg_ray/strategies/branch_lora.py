@@ -35,11 +35,11 @@ from annotated_types import Ge
 from dgg_ray.adapters.lora_branches import LoraBranches
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import WHOLE_WEIGHTS, Needs
-from dgg_ray.strategies._nearest_task import NearestTask
+from dgg_ray.strategies._prototypes import PrototypeStrategy
 
 
 @dataclass(frozen=True)
-class BranchLoRA(NearestTask):
+class BranchLoRA(PrototypeStrategy):
     """Train branches that share one A; freeze the most used ones after each task.
 
     branches: N, the number of branches, which share the rank of the study equally.
@@ -48,6 +48,7 @@ class BranchLoRA(NearestTask):
     """
 
     needs = Needs(engines=WHOLE_WEIGHTS)
+    unit_features = True
     known_from = "abstract"
 
     branches: Annotated[int, Ge(1)] = 8
@@ -58,7 +59,7 @@ class BranchLoRA(NearestTask):
         return LoraBranches(self.branches, self.top_branches)
 
     def effect(self, task, earlier):
-        settings = {"watched": self.watched_examples, **self.keys_effect()}
+        settings = {"watched": self.watched_examples, **self.prototype_effect()}
         return {**self.replay_effect(earlier), "branch_lora": settings}
 
     def end_task(self, weights):

@@ -37,14 +37,14 @@ from annotated_types import Ge, Le
 from dgg_ray.adapters.lora_experts import LoraExperts
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import WHOLE_WEIGHTS, Needs
-from dgg_ray.strategies._nearest_task import NearestTask
+from dgg_ray.strategies._prototypes import PrototypeStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class CLMoELike(NearestTask):
+class CLMoELike(PrototypeStrategy):
     """Train MoELoRA; merge its experts with the old ones after a task, and mix in the task's own gates.
 
     experts: E, the number of experts, which share the rank of the study equally.
@@ -56,6 +56,7 @@ class CLMoELike(NearestTask):
     """
 
     needs = Needs(earlier_stages=True, engines=WHOLE_WEIGHTS)
+    unit_features = True
     known_from = "published formula"
 
     experts: Annotated[int, Ge(1)] = 8
@@ -69,7 +70,7 @@ class CLMoELike(NearestTask):
         return LoraExperts(self.experts, self.token_share)
 
     def effect(self, task, earlier):
-        settings = {"top": self.top_experts, "counted": self.counted_examples, **self.keys_effect()}
+        settings = {"top": self.top_experts, "counted": self.counted_examples, **self.prototype_effect()}
         if earlier:
             settings |= {"old_share": self.old_share, "old_share_specific": self.old_share_specific}
         return {**self.replay_effect(earlier), "cl_moe_like": settings}

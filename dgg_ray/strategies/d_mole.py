@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -36,7 +37,7 @@ from annotated_types import Ge, Gt, Le
 from dgg_ray.adapters.lora_module_slots import LoraModuleSlots
 from dgg_ray.core import rng
 from dgg_ray.core.strategy import WHOLE_WEIGHTS, Fact, Needs, Strategy, setting_for_key
-from dgg_ray.strategies._nearest_task import encoder_effect
+from dgg_ray.storage import encoders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ class Recogniser(Fact):
 
     of = "data"
 
-    encoder: str
+    encoder: str | Path
     samples: int
     epochs: int
 
@@ -93,7 +94,7 @@ class Recogniser(Fact):
 
         train = task.examples["train"]
         drawn = rng.permutation(len(train), 0, task.name, "recogniser")[: self.samples]
-        z = unit_features(context, [train[i] for i in drawn], self.encoder).cpu()
+        z = unit_features(context, [train[i] for i in drawn], str(self.encoder)).cpu()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(rng.integer(0, task.name, "recogniser"))
             encode, decode = nn.Linear(z.shape[1], HIDDEN), nn.Linear(HIDDEN, z.shape[1])
@@ -115,8 +116,8 @@ class DMoLE(Strategy):
         the number of trained parameters stays that of the study's LoRA.
     scored_examples: number of training examples behind the layers' scores.
     quantile: of the errors on a task's own training examples; an example with a larger error is not of it.
-    encoder: whose features tell tasks apart: `model` is the untouched base model; else a folder or hub id of
-        a CLIP model.
+    encoder: whose features tell tasks apart. `model` is the untouched base model; else it is a folder with a
+        CLIP model, or a hub name with its commit, NAME@COMMIT.
     recogniser_examples: number of training examples behind a task's autoencoder.
     recogniser_epochs: largest number of training steps of an autoencoder.
     """
@@ -131,6 +132,12 @@ class DMoLE(Strategy):
     recogniser_examples: Annotated[int, Ge(2)] = 1024
     recogniser_epochs: Annotated[int, Ge(1)] = 1000
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", encoders.absolute(self.encoder))
+
+    def faults(self):
+        return [("encoder", rule, found) for rule, found in encoders.faults(self.encoder)]
+
     def layout(self):
         return LoraModuleSlots(in_training="routed", share=self.share)
 
@@ -138,7 +145,7 @@ class DMoLE(Strategy):
         settings = {
             "scored": self.scored_examples,
             "quantile": self.quantile,
-            "encoder": encoder_effect(self.encoder),
+            "encoder": encoders.as_setting(self.encoder),
             "recogniser": [self.recogniser_examples, self.recogniser_epochs],
         }
         return {"d_mole": setting_for_key(settings)}
@@ -180,7 +187,7 @@ class DMoLE(Strategy):
         import torch
         from torch.nn.functional import one_hot
 
-        fact = Recogniser(self.encoder, self.recogniser_examples, self.recogniser_epochs)
+        fact = Recogniser(encoders.as_setting(self.encoder), self.recogniser_examples, self.recogniser_epochs)
         z = unit_features(self.context, examples, self.encoder)
         found = [self.context.fact(fact, task) for task in tasks]
         of_tasks = torch.stack([errors(values, z) for values in found], 1)  # (N, K)

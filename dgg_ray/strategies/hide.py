@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from dgg_ray.adapters.lora_slots import LoraSlots
 from dgg_ray.strategies._prototypes import PrototypeStrategy
@@ -38,6 +38,7 @@ from dgg_ray.strategies._prototypes import PrototypeStrategy
 class HiDe(PrototypeStrategy):
     """Train a LoRA for each task; weigh them in the last layers and merge them below.
 
+    temperature: τ, by which similarities are divided before the softmax over tasks.
     routed_layers: number of the last decoder layers that weigh the slots for each example.
     merge: how the slots of the other layers act together: the sum of the products, or the product of the
         sums, with its cross terms.
@@ -47,6 +48,7 @@ class HiDe(PrototypeStrategy):
     starts_plain = True
     known_from = "released code"
 
+    temperature: Annotated[float, Gt(0)] = 0.1
     routed_layers: Annotated[int, Ge(1)] = 1
     merge: Literal["exact", "factorwise"] = "exact"
     top: Literal["softmax", "argmax"] = "softmax"

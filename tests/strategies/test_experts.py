@@ -14,8 +14,8 @@ from dgg_ray.strategies.d_mole import DMoLE, LayerScores
 from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.moe_lora import MoELoRA
 
-CL_MOE = CLMoELike(experts=2, top_experts=1, counted_examples=4, key_examples=8)
-BRANCHES = BranchLoRA(branches=4, top_branches=1, watched_examples=4, key_examples=8)
+CL_MOE = CLMoELike(experts=2, top_experts=1, counted_examples=4, prototype_examples=8)
+BRANCHES = BranchLoRA(branches=4, top_branches=1, watched_examples=4, prototype_examples=8)
 D_MOLE = DMoLE(scored_examples=2, recogniser_epochs=200)
 ALL = [MoELoRA(experts=2), CL_MOE, BRANCHES, D_MOLE]
 
