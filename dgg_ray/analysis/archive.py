@@ -87,17 +87,20 @@ class Archive:
 
     def stage_folder(self, stage: Stage) -> Path:
         """Return the files of a finished stage with an adapter; ResultsError says why there is none."""
-        folder = self.store.open(stage)
-        if folder and (folder / "adapter").is_dir():
-            return folder
         if self.store.record(stage) is None:
             raise ResultsError(f"stage {stage} is not finished; run the study again to have it")
-        if self.study.workers.engine == "simulated":
-            raise ResultsError(f"stage {stage} has no adapter: its study was simulated")
-        raise ResultsError(
-            f"stage {stage} has no adapter: `dgg-ray gc` removed it. To train it again, forget the stage in "
-            f'Python, `dgg_ray.open(DIR).store.discard("{stage.key}")`, and run the study again'
-        )
+        # Asked before the files are opened: to open what lacks its adapter would end in its quarantine.
+        if not self.store.adapter_url(stage):
+            if self.study.workers.engine == "simulated":
+                raise ResultsError(f"stage {stage} has no adapter: its study was simulated")
+            forget = f'r = dgg_ray.open(DIR); r.study.store(r.out).discard("{stage.key}")'
+            raise ResultsError(
+                f"stage {stage} has no adapter: `dgg-ray gc` removed it. To train it again, let the store "
+                f"forget the stage, in Python: `{forget}`; then run the study again"
+            )
+        if (folder := self.store.open(stage)) is None:
+            raise ResultsError(f"stage {stage} was damaged; run the study again to have it")
+        return folder
 
 
 def blocks_of(runs: Iterable[tuple[Study, Run]]) -> list[tuple[str, int]]:

@@ -192,15 +192,15 @@ def load_adapter(folder: str | Path, model: Model | None = None, device: str = "
 
     folder = Path(folder).expanduser().absolute()
     description = read_description(folder)
-    model = model or build("models", description["model"])
-    if (found := model.fingerprint()) != (wanted := description["fingerprint"]):
+    base: Model = model or build("models", description["model"])
+    if (found := base.fingerprint()) != (wanted := description["fingerprint"]):
         raise ResultsError(
             f"{folder} is an adapter of the base model with fingerprint {wanted[:16]}…, and "
-            f"{plain_value(model)} has {found[:16]}…: give load_adapter the model that it was trained on"
+            f"{plain_value(base)} has {found[:16]}…: give load_adapter the model that it was trained on"
         )
     stage = stage_of(description)
     silence_libraries()
-    learner, strategy = PeftLearner(model, device), strategy_of(stage)
+    learner, strategy = PeftLearner(base, device), strategy_of(stage)
     load_state(strategy, folder)
     setup = StageSetup(stage.adapter, stage.training, 0, stage.seed, stage.task, folder, strategy.layout())
     learner.start(setup)

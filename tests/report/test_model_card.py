@@ -23,7 +23,7 @@ from dgg_ray.strategies.hpa import HPA
 from dgg_ray.strategies.llava_c import LlavaC
 from dgg_ray.training.exported_adapter import form_of, load_adapter
 
-SIZE = {"train": 8, "validation": 4, "test": 4}
+SIZE = {"train": 12, "validation": 10, "test": 10}
 STUDY = {
     "name": "toy",
     "question": "Does a LoRA per task forget less?",
@@ -32,7 +32,7 @@ STUDY = {
     "strategy": "o_lora",
     "adapter": {"rank": 2},
     "training": {"batch_size": 8, "learning_rate": 5e-3},
-    "protocol": {"max_new_tokens": 2, "baselines": ["finetune", {"name": "disco"}]},
+    "protocol": {"max_new_tokens": 2, "baselines": ["finetune", "disco"]},
 }
 
 
@@ -108,8 +108,8 @@ def test_a_routed_method_is_loaded_with_its_routes_and_gives_the_stored_answers(
         reader = study.study.readers[task]
         examples = reader.read(task).examples["test"]
         weights = adapter.route(examples)
-        assert weights.shape == (4, 2)
-        assert torch.allclose(weights.sum(1), torch.ones(4))
+        assert weights.shape == (10, 2)
+        assert torch.allclose(weights.sum(1), torch.ones(10))
         rows = study.predictions(task, setting="disco", split="test")
         last = rows[rows["stage"] == 1]
         assert adapter.answer(examples, 2) == list(last["prediction"])
@@ -153,10 +153,10 @@ def test_the_card_states_base_data_and_scores_of_the_run(study, tmp_path):
     assert header["library_name"] == "peft"
     assert "Does a LoRA per task forget less?" in card
     for name, task in study.study.data.tasks.items():
-        assert f"| {name} | 8 | 4 | 4 | `{task.digests['train']}` |" in card
+        assert f"| {name} | 12 | 10 | 10 | `{task.digests['train']}` |" in card
     R = study.scores()
     for task in ("words", "charts"):
-        assert f"| {task} | test | {100 * R.loc['charts', task]:.1f} | 4 |" in card
+        assert f"| {task} | test | {100 * R.loc['charts', task]:.1f} | 10 |" in card
     assert "(1 block" in card or "1 independent block" in card
     assert "CI" not in card  # one run is no interval
     assert "Safety, bias" in card.split("## Not tested")[1]
@@ -203,17 +203,20 @@ def test_another_base_model_is_refused(study, tmp_path):
     with pytest.raises(ResultsError, match="has ffffffffffffffff…: give load_adapter the model"):
         load_adapter(folder, Other())
     plain = study.export(tmp_path / "plain").folder
-    with pytest.raises(ResultsError, match="PEFT folder, which PeftModel.from_pretrained loads"):
+    with pytest.raises(ResultsError, match=r"PEFT folder, which PeftModel\.from_pretrained loads"):
         load_adapter(plain)
 
 
+@pytest.mark.whole
 def test_a_removed_adapter_can_be_trained_again_as_the_message_says(study, tmp_path):
     stage = study._run(None, None, "finetune")[1].stages[-1]
     wanted = load_file(study.adapter(setting="finetune") / "adapter_model.safetensors")
-    study.store.remove_adapter(stage.key)
+    study.study.store(study.out).remove_adapter(stage.key)
+    study = dgg_ray.open(study.out)
     with pytest.raises(ResultsError, match=f'`dgg-ray gc` removed it.*discard\\("{stage.key}"\\)'):
         study.export(tmp_path / "adapter", setting="finetune")
-    dgg_ray.open(study.out).store.discard(stage.key)
+    opened = dgg_ray.open(study.out)
+    opened.study.store(opened.out).discard(stage.key)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "figure_names", list)
         again = run_study(load_study(STUDY), study.out, local=True)
