@@ -7,13 +7,14 @@ result                          # what was found, in a notebook as a small page
 result.table                    # one row per score
 result.scores()                 # R[t, i] with task names: the score on task i after task t was trained
 result.predictions("charts")    # every answer, with the example's question on request
-result.adapter()                # folder that PeftModel.from_pretrained loads
+result.adapter()                # the stored adapter's folder
+result.export("my_adapter")     # a copy with a model card, as plain LoRA where the method allows it
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from numbers import Integral
@@ -24,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis import load, run_table
-from dgg_ray.analysis.archive import Archive
+from dgg_ray.analysis.archive import Archive, blocks_of, order_name
 from dgg_ray.analysis.predictions import examples_by_id
 from dgg_ray.analysis.predictions import predictions_table as stored
 from dgg_ray.analysis.results import Results
@@ -45,6 +46,7 @@ from dgg_ray.storage.store_view import view_of
 
 if TYPE_CHECKING:
     from dgg_ray.planning.plan import Plan
+    from dgg_ray.report.model_card import Export
 
 REPORT = "the report"  # its name in messages
 T = TypeVar("T")
@@ -316,23 +318,29 @@ class Outcome:
     def adapter(
         self, order: Order | None = None, seed: int | None = None, setting: str | None = None
     ) -> Path:
-        """The folder of the PEFT adapter at the end of a run; without order and seed, of the first run.
+        """The stored folder of the adapter at the end of a run; without order and seed, of the first run.
 
         For a store at a URL it is a copy in this machine's cache, which may be deleted when the cache is
         full. Raises ResultsError where the run's last stage is not finished, or its adapter was removed.
         """
-        chosen = self.setting(setting)
-        runs = self._runs_of(chosen)
-        last = runs[self._matching(blocks_of(runs), order, seed, f"setting {chosen}")[0]][1].stages[-1]
-        folder = self.store.open(last)
-        if folder is None or not (folder / "adapter").is_dir():
-            gone = (
-                "has no adapter (a simulated one, or `dgg-ray gc` removed it)"
-                if folder
-                else "is not finished"
-            )
-            raise ResultsError(f"stage {last} {gone}; run the study again to have it")
-        return folder / "adapter"
+        return self.archive.stage_folder(self._run(order, seed, setting)[1].stages[-1]) / "adapter"
+
+    def export(
+        self,
+        folder: str | Path,
+        setting: str | None = None,
+        order: Order | None = None,
+        seed: int | None = None,
+    ) -> Export:
+        """Write such an adapter with a model card into a new or empty folder; see `dgg-ray export`.
+
+        Raises StudyError for a folder with files, ResultsError where `adapter` does.
+        """
+        from dgg_ray.report import model_card
+
+        return model_card.export_run(
+            self.results, self.archive, *self._run(order, seed, setting), Path(folder)
+        )
 
     def report(self) -> Path:
         """Write the report; return the path of its page."""
@@ -426,6 +434,12 @@ class Outcome:
         runs = [found for (of, *_), found in self.archive.runs.items() if of == setting]
         return self._final_first(runs, blocks_of(runs))
 
+    def _run(self, order: Order | None, seed: int | None, setting: str | None) -> tuple[Study, Run]:
+        """The first run that matches, with the study at its setting."""
+        chosen = self.setting(setting)
+        runs = self._runs_of(chosen)
+        return runs[self._matching(blocks_of(runs), order, seed, f"setting {chosen}")[0]]
+
     def _scored_runs(self, setting: str, split: str) -> list[run_table.ScoredRun]:
         """The setting's runs as evaluated on a split; those of the final comparison first."""
         runs = [run for run in run_table.scored_runs(self.results, split) if run.setting == setting]
@@ -482,11 +496,3 @@ class Outcome:
         texts = [asked[task].get(id_, "") for task, id_ in zip(found["task"], found["id"], strict=True)]
         found.insert(list(found.columns).index("id") + 1, "question", texts)
         return found
-
-
-def blocks_of(runs: Iterable[tuple[Study, Run]]) -> list[tuple[str, int]]:
-    return [(order_name(run.order), run.seed) for _, run in runs]
-
-
-def order_name(order: str | Sequence[str]) -> str:
-    return order if isinstance(order, str) else " > ".join(order)

@@ -8,24 +8,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
 import dgg_ray
 from dgg_ray.cli_arguments import (
+    Commands,
     Dashboard,
     Data,
     DownloadTo,
+    ExportTo,
     JobName,
     Json,
     Local,
     OnCluster,
+    Order,
     Out,
     Quiet,
     RayAddress,
     Results,
     ResultsStore,
+    Seed,
+    Setting,
     Store,
     StudyFile,
+    ask,
     checked_study,
     points,
     print_json,
@@ -35,22 +40,10 @@ from dgg_ray.cli_arguments import (
 from dgg_ray.core import process_setup, terminal
 from dgg_ray.core.errors import DggError, StudyError
 
-STUDY_IS_WRONG, STOPPED = 2, 130
+STUDY_IS_WRONG = 2
 TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to the head
 # The base class of usage errors: typer brings its own copy of click, and exports some of its classes alone.
 UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
-
-
-class Commands(typer.core.TyperGroup):
-    """The commands. Ctrl-C and signals are answered here, because typer turns them into a bare exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
-            return STOPPED
-
 
 app = typer.Typer(
     cls=Commands,
@@ -87,12 +80,6 @@ def init(
     Example: `dgg-ray init --data data/my_tasks --model llava_1_5=/models/llava-1.5-7b-hf`
     """
     from dgg_ray.planning.init import init
-
-    def ask(question: str, default: str) -> str:
-        try:
-            return input(f"{question}{default and f' [{default}]'}: ").strip() or default
-        except EOFError:
-            return default
 
     interactive = sys.stdin is not None and sys.stdin.isatty()
     print(init(data, embedded, model, name, out_file, ask if interactive else None))
@@ -292,6 +279,31 @@ def best(
 
     outcome = api.open(results_folder(out, cluster, dashboard, store, download_to))
     print_json(outcome.best) if as_json else print(outcome.answer_text())
+
+
+@app.command()
+def export(
+    out: Results,
+    to: ExportTo,
+    setting: Setting = "best",
+    order: Order = None,
+    seed: Seed = None,
+    cluster: OnCluster = False,
+    dashboard: Dashboard = TUNNEL,
+    store: ResultsStore = None,
+    download_to: DownloadTo = None,
+    as_json: Json = False,
+) -> None:
+    """Export the adapter at the end of a run with a model card, as plain LoRA where the method allows it.
+
+    Example: `dgg-ray export out/quickstart --setting best --to my_adapter`
+    """
+    from dgg_ray import api
+
+    outcome = api.open(results_folder(out, cluster, dashboard, store, download_to))
+    name = None if setting == "best" else setting
+    exported = outcome.export(to, name, int(order) if order and order.isdecimal() else order, seed)
+    print_json(exported.as_json()) if as_json else print(exported)
 
 
 @app.command()

@@ -1,17 +1,31 @@
-"""Arguments and options that several commands take."""
+"""Arguments and options, and what several commands share."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from dgg_ray.core.errors import Fault, StudyError
 
+STOPPED = 130  # exit code after Ctrl-C
 HEAD = "Dashboard of the cluster's head."
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands. Ctrl-C and signals are answered here, because typer turns them into a bare exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\nstopped; finished stages are kept, the same command goes on from them", file=sys.stderr)
+            return STOPPED
 
 
 def points(text: str) -> float:
@@ -62,6 +76,16 @@ DownloadTo = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder for what is fetched.", show_default="out/cluster/NAME"),
 ]
+Setting = Annotated[
+    str,
+    typer.Option(help="`best`, the recommended setting; a method as `best` prints it; or a setting's id."),
+]
+ExportTo = Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder.")]
+Order = Annotated[
+    str | None,
+    typer.Option(help="`a > b > c`, or its number; the first is 0.", show_default="the first run's"),
+]
+Seed = Annotated[int | None, typer.Option(help="The run's seed.", show_default="the first run's")]
 JobName = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 
 
@@ -88,6 +112,14 @@ def results_folder(
     from dgg_ray.remote import submission
 
     return submission.download_results(name, dashboard if cluster else None, store, download_to)
+
+
+def ask(question: str, default: str) -> str:
+    """Ask a person; the default where the answer is empty or there is nobody."""
+    try:
+        return input(f"{question}{default and f' [{default}]'}: ").strip() or default
+    except EOFError:
+        return default
 
 
 def print_json(content: Any) -> None:

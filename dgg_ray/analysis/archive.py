@@ -6,7 +6,7 @@ Everything is read on request. A run is named as in the study's table: by the id
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,9 @@ import pandas as pd
 
 from dgg_ray.analysis import predictions
 from dgg_ray.config.study import Study
+from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.interfaces import Example
-from dgg_ray.core.stage import Run
+from dgg_ray.core.stage import Run, Stage
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import StageStore
 
@@ -83,3 +84,30 @@ class Archive:
         for (run_setting, order, seed), (_, run) in self.runs.items():
             if run_setting == setting and run.stages and self.store.record(run.stages[-1]):
                 yield AdapterLocation(order, seed, self.store.adapter_url(run.stages[-1]))
+
+    def stage_folder(self, stage: Stage) -> Path:
+        """Return the files of a finished stage with an adapter; ResultsError says why there is none."""
+        if self.store.record(stage) is None:
+            raise ResultsError(f"stage {stage} is not finished; run the study again to have it")
+        # Asked before the files are opened: to open what lacks its adapter would end in its quarantine.
+        if not self.store.adapter_url(stage):
+            if self.study.workers.engine == "simulated":
+                raise ResultsError(f"stage {stage} has no adapter: its study was simulated")
+            forget = f'r = dgg_ray.open(DIR); r.study.store(r.out).discard("{stage.key}")'
+            raise ResultsError(
+                f"stage {stage} has no adapter: `dgg-ray gc` removed it. To train it again, let the store "
+                f"forget the stage, in Python: `{forget}`; then run the study again"
+            )
+        if (folder := self.store.open(stage)) is None:
+            raise ResultsError(f"stage {stage} was damaged; run the study again to have it")
+        return folder
+
+
+def blocks_of(runs: Iterable[tuple[Study, Run]]) -> list[tuple[str, int]]:
+    """Return the block (order, seed) of each run."""
+    return [(order_name(run.order), run.seed) for _, run in runs]
+
+
+def order_name(order: str | Sequence[str]) -> str:
+    """Return the name of an order: its tasks joined by " > "."""
+    return order if isinstance(order, str) else " > ".join(order)

@@ -29,8 +29,13 @@ def object_name(fact: Fact, stage: Stage) -> str:
     """The name in the store of a fact about the task that a stage trained."""
     cls = type(fact)
     settings = [FORMAT, f"{cls.__module__}:{cls.__qualname__}", cls.version, source_digest(cls)]
-    owner = stage.key if fact.of == "stage" else f"data-{digest([stage.model, *stage.data])[:32]}"
+    owner = stage.key if fact.of == "stage" else owner_of_data(stage)
     return f"facts/{owner}/{digest([*settings, setting_for_key(fact)])[:32]}.safetensors"
+
+
+def owner_of_data(stage: Stage) -> str:
+    """The owner of the facts about the data of the task that a stage trained."""
+    return f"data-{digest([stage.model, *stage.data])[:32]}"
 
 
 def read(store: StageStore, name: str) -> Values | None:
