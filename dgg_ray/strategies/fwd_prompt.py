@@ -111,21 +111,19 @@ class FwdPrompt(ReplayStrategy):
             moments = context.fact(EmbeddingMoments(self.task_examples), task)["moments"]
             earlier = grown(earlier, pretrained.T @ moments @ pretrained, self.task_energy)
         numbered = [torch.arange(p.numel(), device=p.device).view(p.shape) for p in context.parameters()]
-        self.cache.update(
-            pretrained=pretrained, earlier=earlier, own=context.shard(numbered)[self._place()].flatten()
-        )
+        own = context.shard(numbered)[self._place()].flatten()  # this process's elements of the prompt
+        self.cache.update(pretrained=pretrained, earlier=earlier, own=own)
 
     def begin_task(self, weights, task, earlier, seed):
-        self.memory["start"] = self.context.parameters()[self._place()].clone()
+        self.memory["start"] = [theta.detach().clone() for theta in weights]  # θ*
 
     def edit_gradient(self, weights, gradients, step):
-        place = self._place()
-        gradient = gradients[place]
-        self._set(gradient, self._projected(self._whole(gradients, gradient)))
+        gradient = gradients[self._place()]
+        gradient.copy_(self._projected_part(gradient, gradients))
 
     def after_step(self, weights, step):
-        start, prompt = self.memory["start"], weights[self._place()]
-        self._set(prompt, start + self._projected(self._whole(weights, prompt) - start))
+        prompt, start = weights[self._place()], self.memory["start"][self._place()]
+        prompt.copy_(start + self._projected_part(prompt - start, weights))
 
     def _place(self) -> int:
         """The prompt's place among the trained weights."""
@@ -137,16 +135,14 @@ class FwdPrompt(ReplayStrategy):
         inside = rows @ pretrained
         return (inside - inside @ earlier @ earlier.T) @ pretrained.T
 
-    def _whole(self, tensors: ShardedTensors, shard: Tensor) -> Tensor:
-        """The prompt (rows, H) or its gradient, of which each process may have only a part."""
-        start = self.memory["start"]
-        whole = start.new_zeros(start.numel())
-        whole[self.cache["own"].to(whole.device)] = shard.flatten().to(whole.device)
-        return tensors.total(whole).view_as(start)
-
-    def _set(self, shard: Tensor, whole: Tensor) -> None:
-        own = whole.flatten()[self.cache["own"].to(whole.device)]
-        shard.copy_(own.view_as(shard))
+    def _projected_part(self, part: Tensor, tensors: ShardedTensors) -> Tensor:
+        """This process's part of the projected rows; other processes may have the rest of the rows."""
+        pretrained = self.cache["pretrained"]
+        own = self.cache["own"].to(pretrained.device)
+        whole = pretrained.new_zeros(self.prompt_tokens * len(pretrained))
+        whole[own] = part.flatten().to(whole.device)
+        rows = tensors.total(whole).view(self.prompt_tokens, -1)
+        return self._projected(rows).flatten()[own].view_as(part).to(part.device)
 
 
 def grown(basis: Tensor, moments: Tensor, energy: float) -> Tensor:
