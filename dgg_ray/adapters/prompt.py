@@ -1,4 +1,4 @@
-"""Prompt tuning: vectors in front of the input, one set for each task.
+"""Prompt tuning: vectors in front of the input, one set for each task or a single one for all.
 
     input    [BOS] P_a P_b … P_z  image and question           the nearest set stands nearest to the input
     p_k      = mean over rows of W₂ silu(W₁ P_k + b₁) + b₂     the set's prototype, where sets have one
@@ -10,7 +10,8 @@
 
 The LoRA is frozen at zero: the set of the stage and its head are all that is trained. The sets of earlier
 tasks, and their prototypes, are frozen, and each stage stores them beside its own. A new set is drawn from
-the rows of the embedding matrix.
+the rows of the embedding matrix. A shared set is drawn for the first
+task, and later ones train it further.
 
 Every prompt gets as many placeholder tokens as rows are inserted. A hook on the embedding layer puts the rows
 in their places.
@@ -39,11 +40,13 @@ class Prompt(AdapterLayout):
     sets: how many sets are inserted at most: those with the largest weights, the largest last. Without
         weights, they are the newest.
     prototype_size: length F of a set's prototype; 0 is the embedding's own H, None is no prototype.
+    shared: whether there is a single set, which each task trains further.
     """
 
     rows: int = 10
     sets: int = 1
     prototype_size: int | None = None
+    shared: bool = False
 
     def rank_for(self, rank, tasks, budget):
         return 1  # of the LoRA at zero
@@ -78,7 +81,7 @@ class Prompt(AdapterLayout):
                 stored[f"{name}.lora_prompt"].to(device),
                 part(stored, f"{name}.lora_prompt_head."),
             )
-            if setup.steps:
+            if setup.steps and not self.shared:
                 append(frozen, "prompts", own)
                 if own_head:
                     old = make_head(size, self.prototype_size or size)

@@ -165,6 +165,13 @@ class StageContext(ABC):
         """
 
     @abstractmethod
+    def embedding_products(self, examples: Sequence[Example]) -> Tensor:
+        """XᵀX / n (H, H) of the untouched language model's input embeddings, fp32, whole.
+
+        X: (n, H), all tokens of the examples' prompts; those of images come from the projector.
+        """
+
+    @abstractmethod
     def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
         """Features of a frozen encoder: (N, F) of the images, (N, G) of the questions; fp32, on this device.
 

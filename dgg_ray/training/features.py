@@ -65,10 +65,17 @@ def model_features(learner: PeftLearner, example: Example, encoder: str) -> Pair
         text = model.model(**question, use_cache=False).last_hidden_state[0].float().mean(0)
         if example.image is None:
             return torch.zeros_like(text), text
-        inputs = learner.encode.collate([learner.encode(example)], prompts_only=True)
+    ids, embedded = input_embeddings(learner, example)
+    return embedded[ids == model.config.image_token_id].mean(0), text
+
+
+def input_embeddings(learner: PeftLearner, example: Example) -> Pair:
+    """Ids (S,) of the prompt's tokens and what the untouched language model gets for them (S, H), in fp32."""
+    model = learner.peft.get_base_model()
+    inputs = learner.encode.collate([learner.encode(example)], prompts_only=True)
+    with learner.loss.at(None), evaluation_mode(learner.peft), learner.autocast():
         embedded = model.model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[0][0]
-    is_image = inputs["input_ids"][0] == model.config.image_token_id
-    return embedded[is_image].float().mean(0), text
+    return inputs["input_ids"][0], embedded.float()
 
 
 def clip_features(learner: PeftLearner, example: Example, encoder: str) -> Pair:

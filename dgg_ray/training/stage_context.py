@@ -156,6 +156,21 @@ class LearnerContext(StageContext):
         *products, count = self._sum_over_ranks([*(sums[module] for module in modules), tokens])
         return [product / count for product in products]
 
+    def embedding_products(self, examples: Sequence[Example]) -> Tensor:
+        learner = self.learner
+        size = learner.peft.get_base_model().get_input_embeddings().weight.shape[1]
+        products, tokens = (
+            torch.zeros(size, size, device=learner.device),
+            torch.zeros((), device=learner.device),
+        )
+        with torch.no_grad():
+            for example in examples[learner.rank :: learner.world_size]:
+                _, x = features.input_embeddings(learner, example)
+                products += x.T @ x
+                tokens += len(x)
+        products, tokens = self._sum_over_ranks([products, tokens])
+        return products / tokens
+
     def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
         return features.extract(self.learner, examples, encoder)
 

@@ -1,4 +1,4 @@
-"""ModalPrompt: guidance, the choice of sets, the terms of the loss."""
+"""ModalPrompt: guidance, the choice of sets, the terms of the loss. Fwd-Prompt: subspaces and projections."""
 
 from dataclasses import replace
 
@@ -9,27 +9,30 @@ from method_samples import ORDER, same, with_training
 from torch.nn.functional import cosine_similarity
 
 from dgg_ray.adapters.prompt import Prompt
-from dgg_ray.core.interfaces import StepHooks
+from dgg_ray.core.interfaces import ShardedTensors, StepHooks
 from dgg_ray.core.strategy import bind_context
+from dgg_ray.strategies.fwd_prompt import FwdPrompt, grown
 from dgg_ray.strategies.modal_prompt import ModalPrompt
 
 STRATEGY = ModalPrompt(prompt_tokens=3, sets=2)
+PROJECTED = FwdPrompt(prompt_tokens=3, pretrained_energy=0.7, task_examples=8)
 
 
-def prepared(world, stage, steps):
+def prepared(world, stage, steps, strategy=STRATEGY):
     """The strategy after a stage, to train on or to answer."""
-    strategy = replace(STRATEGY)
+    strategy = replace(strategy)
     bind_context(strategy, world.loaded(stage, strategy, steps))
     strategy.prepare()
     return strategy
 
 
-def test_an_interrupted_stage_ends_with_the_same_bytes(world):
-    stages = world.train(STRATEGY, ORDER)
+@pytest.mark.parametrize("strategy", [STRATEGY, PROJECTED], ids=["modal_prompt", "fwd_prompt"])
+def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
+    stages = world.train(strategy, ORDER)
     whole = world.files(stages[-1])
     world.store.discard(stages[-1].key)
     world.interrupted(stages[-1], after=1)
-    world.train(STRATEGY, ORDER)
+    world.train(strategy, ORDER)
     assert same(whole, world.files(stages[-1]))
 
 
@@ -128,3 +131,206 @@ def test_an_encoder_that_is_not_there_or_of_unknown_size_is_a_fault(tmp_path):
     assert (setting, rule) == ("encoder", "no such folder")
     ((setting, rule, _),) = ModalPrompt(encoder="openai/clip@" + "0a" * 20).faults()
     assert (setting, rule.split(":")[0]) == ("encoder", "must be `model` or a folder")
+
+
+# -- Fwd-Prompt ------------------------------------------------------------------------------------
+
+
+def rows(world, stage):
+    """The prompt (rows, H) that a stage ended with; it is all that the stage stores."""
+    (prompt,) = world.files(stage).values()
+    return prompt
+
+
+def projecting(world, stages, **settings):
+    """The strategy that trains the last of the stages, from the end of the one before it.
+
+    Returns it with Q (H, q), and with QU (H, u).
+    """
+    strategy = replace(PROJECTED, **settings)
+    context = world.loaded(stages[-2], strategy)
+    context.stage, context.task, context.earlier = stages[-1], stages[-1].task, stages[-1].earlier
+    bind_context(strategy, context)
+    strategy.prepare()
+    strategy.begin_task(world.learner.weights(), context.task, context.earlier, 0)
+    pretrained = strategy.cache["pretrained"]
+    return strategy, pretrained, pretrained @ strategy.cache["earlier"]
+
+
+def outside(rows, pretrained, earlier):
+    """Shares of the rows' norm: along earlier tasks, and outside the pre-trained space."""
+    left = rows - rows @ pretrained @ pretrained.T
+    return float((rows @ earlier).norm() / rows.norm()), float(left.norm() / rows.norm())
+
+
+def orthonormal(basis):
+    return torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5)
+
+
+def test_a_basis_grows_by_the_fewest_directions_that_hold_the_share():
+    moments, nothing = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])), torch.zeros(4, 0)
+    for energy, count in [(0.0, 0), (0.3, 1), (0.4, 1), (0.5, 2), (0.7, 2), (0.9, 3), (1.0, 4)]:
+        basis = grown(nothing, moments, energy)
+        assert basis.shape == (4, count)
+        assert torch.allclose(basis.abs(), torch.eye(4)[:, :count], atol=1e-6)
+    fourth = torch.eye(4)[:, 3:]  # holds 1 of 10 already
+    assert torch.equal(grown(fourth, moments, 0.1), fourth)
+    expected = torch.eye(4)[:, [3, 0]]
+    assert torch.allclose(grown(fourth, moments, 0.5).abs(), expected, atol=1e-6)  # 1 + 4
+    assert grown(fourth, moments, 0.51).shape == (4, 3)
+    assert orthonormal(grown(fourth, moments, 1.0))
+
+
+def test_embedding_products_are_those_of_the_prompts_tokens_without_the_layouts_vectors(world, tasks):
+    (stage,) = world.train(PROJECTED, order=("words",))
+    context, learner = world.loaded(stage, PROJECTED), world.learner
+    model, projected = learner.peft.get_base_model(), []
+    projector = next(m for n, m in model.named_modules() if n.endswith("multi_modal_projector"))
+    table = learner.layout.parts["embedding"].weight.detach()
+    examples = [tasks[name].examples["train"][0] for name in ORDER]
+    ids = torch.tensor([token for e in examples for token in learner.encode(e).prompt])
+    hook = projector.register_forward_hook(lambda module, inputs, output: projected.append(output[0]))
+    found = context.embedding_products(examples)
+    hook.remove()
+    is_image = ids == model.config.image_token_id
+    images = torch.cat(projected)
+    assert len(images) == is_image.sum() > 0
+    x = torch.cat([table[ids[~is_image]], images])
+    assert torch.allclose(found, x.T @ x / len(ids), rtol=1e-4, atol=1e-3)
+
+    texts = [replace(e, image=None) for e in examples]
+    x = table[[token for e in texts for token in learner.encode(e).prompt]]
+    assert torch.allclose(context.embedding_products(texts), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+
+
+def test_the_earlier_tasks_basis_grows_holds_its_share_and_stays_orthonormal(world):
+    stages, bases = world.train(PROJECTED, ORDER), []
+    for n in (2, 3):
+        strategy, pretrained, earlier = projecting(world, stages[:n], task_examples=16)
+        assert orthonormal(pretrained)
+        assert orthonormal(earlier)
+        for task in ORDER[: n - 1]:
+            examples = world.tasks[task].examples["train"]
+            found = strategy.context.embedding_products(examples)
+            inside = (pretrained.T @ found @ pretrained).trace()
+            assert (earlier.T @ found @ earlier).trace() > 0.8999 * inside
+        bases.append(earlier)
+    first, both = bases
+    assert 0 < first.shape[1] < both.shape[1] < pretrained.shape[1]
+    assert torch.allclose(both @ both.T @ first, first, atol=1e-5)
+
+
+def test_the_projected_gradient_is_off_earlier_tasks_and_inside_the_pretrained_space(world, tasks):
+    strategy, *spaces = projecting(world, world.train(PROJECTED, ORDER))
+    seen = []
+
+    def edit(weights, gradients, step):
+        seen.append(gradients[0].clone())
+        strategy.edit_gradient(weights, gradients, step)
+        seen.append(gradients[0].clone())
+
+    world.learner.step(tasks["shapes"].examples["train"][:4], 0, edit)
+    before, after = seen
+    assert min(outside(before, *spaces)) > 0.1
+    assert max(outside(after, *spaces)) < 1e-5
+    assert 0.1 < after.norm() / before.norm() < 1
+    # the nearest one in the subspace: what was taken off is orthogonal to what is left
+    assert abs(float(((before - after) * after).sum())) < 1e-5 * float(before.norm() ** 2)
+
+
+def test_the_update_stays_in_the_subspace_although_adamw_rescales_it(world, monkeypatch):
+    world = with_training(world, world.folder.with_name("decay"), weight_decay=0.1)
+    stages = world.train(PROJECTED, ORDER)
+    _, *spaces = projecting(world, stages)
+    moved = rows(world, stages[2]) - rows(world, stages[1])
+    assert moved.abs().max() > 1e-3
+    assert max(outside(moved, *spaces)) < 1e-4
+    world.store.discard(stages[2].key)
+    monkeypatch.setattr(FwdPrompt, "after_step", lambda self, weights, step: None)
+    world.train(PROJECTED, ORDER)
+    assert min(outside(rows(world, stages[2]) - rows(world, stages[1]), *spaces)) > 0.05
+
+
+def test_each_step_projects_its_own_update(world, tasks):
+    strategy, pretrained, earlier = projecting(world, world.train(PROJECTED, ORDER))
+    seen = []
+
+    def after(weights, step):
+        raw = weights[0].detach().clone()
+        strategy.after_step(weights, step)
+        seen.append((raw, weights[0].detach().clone()))
+
+    for step in range(2):
+        batch = tasks["shapes"].examples["train"][4 * step :][:4]
+        world.learner.step(batch, step, strategy.edit_gradient, StepHooks(after=after))
+    before, (raw, now) = seen[0][1], seen[1]
+    projector = pretrained @ pretrained.T - earlier @ earlier.T
+    assert torch.allclose(now, before + (raw - before) @ projector, atol=1e-6)
+    assert not torch.allclose(now, raw, atol=1e-4)
+
+
+def test_a_process_with_a_part_of_the_prompt_projects_the_whole(world):
+    strategy, *_ = projecting(world, world.train(PROJECTED, ORDER[:2]))
+    whole = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    expected = strategy._projected(whole).flatten()
+    for part in (slice(0, 100), slice(100, 288)):
+        strategy.cache["own"] = torch.arange(288)[part]
+
+        def total(own, part=part):
+            assert torch.equal(own[part], whole.flatten()[part])
+            assert own.count_nonzero() == len(own[part])
+            return whole.flatten()
+
+        gradients = ShardedTensors([whole.flatten()[part].clone()], total=total)
+        strategy.edit_gradient(gradients, gradients, 0)
+        assert torch.equal(gradients[0], expected[part])
+
+
+def test_where_earlier_tasks_fill_the_pretrained_space_the_prompt_stays(world):
+    strategy = replace(PROJECTED, pretrained_energy=0.05, task_energy=1.0)
+    first, second = (rows(world, stage) for stage in world.train(strategy))
+    assert torch.allclose(first, second, atol=1e-6)
+    free = replace(strategy, task_energy=0.0)
+    assert not torch.allclose(first, rows(world, world.train(free)[1]), atol=1e-3)
+
+
+def test_a_trained_projector_is_left_alone(world, tasks):
+    world = with_training(world, world.folder.with_name("projector"), projector_learning_rate=1e-3)
+    strategy, *spaces = projecting(world, world.train(PROJECTED, ORDER[:2]))
+    seen = []
+
+    def edit(weights, gradients, step):
+        seen.append([g.clone() for g in gradients])
+        strategy.edit_gradient(weights, gradients, step)
+        seen.append([g.clone() for g in gradients])
+
+    world.learner.step(tasks["shapes"].examples["train"][:4], 0, edit)
+    for name, before, after in zip(strategy.context.names, *seen, strict=True):
+        assert torch.equal(before, after) != name.endswith("lora_prompt")
+        if name.endswith("lora_prompt"):
+            assert max(outside(after, *spaces)) < 1e-5
+
+
+def test_all_tasks_train_one_prompt_and_a_loaded_stage_answers_the_same(world):
+    stages = world.train(PROJECTED, ORDER)
+    assert {rows(world, stage).shape for stage in stages} == {(3, 96)}
+    world.loaded(stages[0], PROJECTED)  # the second stage begins where the first one ended
+    assert torch.equal(world.learner.weights()[0].detach(), rows(world, stages[0]))
+    first = world.evaluate(stages[2], "shapes")
+    for name, _ in list(world.store._evaluation_manifests(stages[2].key)):
+        world.store.backend.remove(name)
+    world.loaded(stages[0])
+    assert world.evaluate(stages[2], "shapes") == first
+
+
+def test_settings_that_train_the_same_share_a_stage_and_others_do_not(world):
+    different = [
+        PROJECTED, replace(PROJECTED, pretrained_energy=0.8), replace(PROJECTED, task_energy=0.8),
+        replace(PROJECTED, task_examples=9), replace(PROJECTED, prompt_tokens=4),
+        replace(PROJECTED, buffer=2),
+    ]  # fmt: skip
+    first, second = ([world.stages(strategy)[n].key for strategy in different] for n in (0, 1))
+    assert len(set(second)) == len(different)
+    assert len(set(first)) == 3  # rows and the pre-trained space alone
+    unused = replace(PROJECTED, task_energy=0.0)
+    assert world.stages(unused)[1].key == world.stages(replace(unused, task_examples=9))[1].key
