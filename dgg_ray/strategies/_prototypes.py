@@ -109,7 +109,7 @@ class PrototypeStrategy(ReplayStrategy):
         image = cosine_similarity(images[:, None], prototypes["image"][None], dim=2)
         return image, cosine_similarity(texts[:, None], prototypes["text"][None], dim=2)
 
-    def nearest_task(self, examples: Sequence[Example]) -> Tensor:
+    def _nearest_task(self, examples: Sequence[Example]) -> Tensor:
         """Return one row (K,) for each example, 1 at the task with the largest c + d, else 0."""
         from torch.nn.functional import one_hot
 

@@ -72,4 +72,4 @@ class BranchLoRA(PrototypeStrategy):
         layout.freeze(usage)
 
     def route(self, examples):
-        return self.nearest_task(examples)
+        return self._nearest_task(examples)

@@ -8,7 +8,7 @@
     θ'_e    weights_after the task before   as A, B     -
     g       adapters/lora_experts           (N, S, E)   one per token
     G_k     counts of task k, normalised    (L, E)      adds up to 1 in each of the L layers
-    k       nearest_task                    (N, K)      the task with the nearest mean features, one-hot
+    k       _nearest_task                   (N, K)      the task with the nearest mean features, one-hot
     β       token_share                     scalar      -
     λ_e     old_share_specific              scalar      for experts that the new task alone uses
             old_share                       scalar      for all others
@@ -144,7 +144,7 @@ class CLMoELike(PrototypeStrategy):
         return merged
 
     def route(self, examples):
-        return None if self.token_share == 1 else self.nearest_task(examples)
+        return None if self.token_share == 1 else self._nearest_task(examples)
 
     def state(self):
         return {"counts": self.memory["counts"]}

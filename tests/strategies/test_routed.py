@@ -185,10 +185,10 @@ def test_scores_are_the_mean_of_both_cosines_and_one_of_text(world):
 
     for strategy in (hide, disco):
         bind_context(strategy, Context())
-        strategy.cache.update(
-            image=torch.tensor([[3.0, 4.0], [0.0, 1.0]]),
-            text=torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
-        )
+        strategy.cache["prototypes"] = {
+            "image": torch.tensor([[3.0, 4.0], [0.0, 1.0]]),
+            "text": torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+        }
     example = Example("a", "?", "b")
     # cos(image) = 0.6, 0; cos(question) = 1, 0
     assert torch.allclose(hide.route([example]), (torch.tensor([[0.8, 0.0]]) / 0.5).softmax(1))
@@ -215,7 +215,9 @@ def test_with_clip_the_key_follows_the_content_of_the_folder(world, tmp_path):
     assert key(here) != key(there)
     stages = world.train(strategy := DISCO(encoder=str(here)))
     assert "slot" in world.evaluate(stages[1], "words")[0]
-    assert prepared(world, stages[1], strategy).cache["text"].shape == (2, 8)
+    ready = prepared(world, stages[1], strategy)
+    ready.route(world.tasks["words"].examples["test"][:1])
+    assert ready.cache["prototypes"]["text"].shape == (2, 8)
 
 
 # -- faults ----------------------------------------------------------------------------------------
