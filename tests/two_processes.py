@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import socket
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +146,30 @@ def main(folder: Path, names: list[str]) -> None:
         zero = int(name[4]) if name.startswith("zero") else 0
         run(PeftLearner(Model(), zero=zero, offload=name.endswith("-offload")), folder, name)
     dist.destroy_process_group()
+
+
+def start_two(program: str, folder: Path, arguments: Sequence[str]) -> None:
+    """Run a program of two processes, `program FOLDER ARGUMENTS…`, to its end; logs are in the folder."""
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    quiet = {"PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder)}
+    processes = []
+    for rank in range(2):
+        environment = os.environ | rendezvous | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with (folder / f"{rank}.log").open("w") as log:
+            command = [sys.executable, program, str(folder), *arguments]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    try:
+        codes = [process.wait(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], (folder / "0.log").read_text()[-3000:]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def load(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:

@@ -1,9 +1,6 @@
 """The same steps on every engine: plain, DDP and ZeRO agree with each other and with float64."""
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from math import ceil
@@ -42,29 +39,8 @@ def two_processes(one_process, tmp_path_factory) -> Path:
     """Results of two processes, for every engine; started once."""
     folder = tmp_path_factory.mktemp("two_processes")
     shutil.copy(one_process / two.CHECKPOINT_OF_ONE, folder)
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    quiet = {"PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder)}
-    processes = []
-    for rank in range(2):
-        environment = os.environ | rendezvous | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, two.__file__, str(folder), *TWO_PROCESSES, *BF16]
-        with (folder / f"{rank}.log").open("w") as log:
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], (folder / "0.log").read_text()[-3000:]
+    two.start_two(two.__file__, folder, [*TWO_PROCESSES, *BF16])
     return folder
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def vector(tensors) -> torch.Tensor:
