@@ -47,6 +47,7 @@ TRAINING = Training(batch_size=BATCH, learning_rate=1e-4, schedule="constant", w
 GOALS = {"ewc": 1.10, "l2sp": 1.10, "reg_lora": 1.10, "o_lora": 1.10, "lwf": 1.45, "a_gem": 2.1}
 GOAL_OF_SLOTS = 1.3  # at the tenth task
 NOT_SEQUENTIAL = ("joint",)
+SETTINGS = {name: {"reference_examples": BATCH} for name in ("a_gem", "gem")}  # as many as a step has
 
 
 def make_tasks(number: int) -> dict[str, Task]:
@@ -144,7 +145,8 @@ def ratio(run: Callable[[], Any], plain: Callable[[], Any], rounds: int) -> floa
 def measure(name: str, number: int, learners: tuple[PeftLearner, PeftLearner], rank: int, rounds: int) -> str:
     """One row of the table: a strategy at its task of that number."""
     tasks = make_tasks(number)
-    finetune, strategy = (plugins.find("strategies", n)() for n in ("finetune", name))
+    finetune = plugins.find("strategies", "finetune")()
+    strategy = plugins.find("strategies", name)(**SETTINGS.get(name, {}))
     with tempfile.TemporaryDirectory() as folder:
         plain = Side(learners[0], finetune, dict(list(tasks.items())[-FEW:]), Path(folder, "plain"), rank)
         method = Side(learners[1], strategy, tasks, Path(folder, "method"), rank)
