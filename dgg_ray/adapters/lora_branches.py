@@ -51,6 +51,10 @@ class LoraBranches(AdapterLayout):
     def rank_for(self, rank, tasks, budget):
         return rank // self.branches
 
+    def stored_copies(self, earlier):
+        # A and N branches of B; a router of N rows for each task, each row less than a LoRA of rank 1.
+        return 1 + self.branches + self.branches * (earlier + 1)
+
     def attach(self, model, setup):
         from dgg_ray.adapters._lora_layers import lora_modules, stored_layout
 

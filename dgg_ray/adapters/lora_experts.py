@@ -55,6 +55,9 @@ class LoraExperts(AdapterLayout):
     def rank_for(self, rank, tasks, budget):
         return rank - rank % self.experts
 
+    def stored_copies(self, earlier):
+        return 2  # a router of E rows adds less than a LoRA of a rank r ≥ E
+
     def attach(self, model, setup):
         from torch import nn
 
