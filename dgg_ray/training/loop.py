@@ -238,10 +238,16 @@ class StageRunner:
         self.learner.start(self.setup_of(stage, 0, folder))
 
     def parent_folder(self, stage: Stage) -> Path | None:
-        """The verified folder of the parent stage, trained first if it is missing; None without a parent."""
+        """The verified folder of the parent stage, trained first if it is missing; None without a parent.
+
+        For a strategy that reads earlier stages, all of them are trained first if they are missing.
+        """
         if stage.parent is None:
             return None
-        parent = stage.parent
+        parent = later = stage.parent
+        while later.parent and strategy_of(stage).needs.earlier_stages:
+            self.parent_folder(later)
+            later = later.parent
         folder = self.open_stage(parent)
         if folder is None:  # never trained, or damaged and quarantined
             self.train(parent)

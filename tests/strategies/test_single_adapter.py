@@ -7,6 +7,7 @@ from method_samples import flat, same
 
 from dgg_ray.core import rng
 from dgg_ray.core.interfaces import ShardedTensors, StepHooks
+from dgg_ray.core.stage import WorkItem
 from dgg_ray.strategies import gem
 from dgg_ray.strategies.a_gem import AGEM, project
 from dgg_ray.strategies.ema import EMA
@@ -99,6 +100,17 @@ def test_a_fact_is_computed_once_for_ten_who_ask_and_is_the_same_again(world, mo
         world.store.backend.remove(name)
     assert torch.equal(flat(first), flat(world.loaded(stage).fact(Fisher(samples=2), "words")["fisher"]))
     assert len(calls) == 2
+
+
+def test_an_earlier_stage_whose_adapter_was_removed_is_trained_again(world):
+    strategy, order = EWC(strength=10.0, fisher_samples=2), ("words", "digits", "shapes")
+    stages = world.train(strategy, order)
+    whole = world.files(stages[2])
+    world.store.remove_adapter(stages[0].key)
+    world.store.discard(stages[2].key)
+    with pytest.warns(UserWarning, match="lost its adapter"):
+        world.runner().run(WorkItem(stages[2]))
+    assert same(whole, world.files(stages[2]))
 
 
 def test_a_damaged_fact_is_computed_again(world):
