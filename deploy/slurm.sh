@@ -82,9 +82,9 @@ print(f"{here} nodes, {ray.cluster_resources().get('GPU', 0):g} GPUs", flush=Tru
 PYTHON
 
 # TERM, not INT: background processes of bash ignore INT.
-out_of_time= stopped= run=
+out_of_time= stopped= interrupted= run=
 stop_run() {
-  stopped=1
+  stopped=1 interrupted=1
   [[ -z $run ]] || kill -TERM "$run" 2>/dev/null || true
 }
 trap 'out_of_time=1; stop_run' USR1 # the signal requested by --signal above
@@ -92,11 +92,12 @@ trap stop_run TERM # from scancel: the job is not requeued
 dgg-ray run "$study" --ray-address "$ip:$port" "$@" &
 run=$!
 [[ -z $stopped ]] || stop_run # the signal came before there was a process to stop
-code=0
-wait "$run" || code=$?
-while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the process ends
-  code=0
-  wait "$run" || code=$?
+code=
+while :; do
+  interrupted= status=0
+  wait "$run" || status=$?
+  [[ -n $code && $status == 127 ]] || code=$status # asked again, 127: the status was given before
+  [[ -n $interrupted ]] || break # a signal ends `wait` with a status of its own: ask again for the run's
 done
 
 if [[ -n $out_of_time ]]; then
