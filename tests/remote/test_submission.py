@@ -615,5 +615,7 @@ def test_a_study_runs_once_however_often_it_is_submitted(cluster, study, monkeyp
     with pytest.raises(StudyError, match="with another strategy; give this one another name"):
         submission.submit(study, address, None, "/nowhere/stages", None)
     assert client.stop(one).state == "STOPPED"
-    with pytest.raises(ClusterError, match=r"it knows a b(, quickstart)?\. Did you mean 'a b'\? A head forgets"):
+    with pytest.raises(
+        ClusterError, match=r"it knows a b(, quickstart)?\. Did you mean 'a b'\? A head forgets"
+    ):
         submission.find_job(client, "a bb")
