@@ -312,7 +312,6 @@ class LossOutputs:
     tokens_per_example: answer tokens of the global batch over its number of examples.
     logits_at: gives the logits (n, V) of the same inputs at other whole weights, in evaluation mode and
         without a gradient; None is the untouched base model. Not on ZeRO-3.
-    last_hidden: (B, S, H), the language model's last hidden states; inputs: the batch as the model took it.
     """
 
     logits: Tensor
@@ -321,8 +320,6 @@ class LossOutputs:
     examples: Sequence[Example]
     tokens_per_example: float
     logits_at: Callable[[Sequence[Tensor] | None], Tensor]
-    last_hidden: Tensor | None
-    inputs: Mapping[str, Tensor]
 
 
 class Learner(Protocol):

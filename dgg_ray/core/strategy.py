@@ -68,7 +68,7 @@ class Fact(ABC):
     """What a method must know of a finished task. Its settings are fields.
 
     of: `stage`: computed from the task's examples at the weights that its stage ended with; `data`: from the
-        examples and the untouched base model alone.
+        examples and the untouched base model alone, in the stage's precision.
     version: raised when the same settings would give other values than before.
     """
 
@@ -153,6 +153,8 @@ class StageContext(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, V) at all tokens of the questions alone, without image or answer; each one's row (n,).
 
+        For plain LoRA and slots: layouts that look at prompts (`before_forward`) do not see the questions.
+
         weights: whole tensors to look at, in evaluation mode and without a gradient; None is the present
             weights as they are trained. Not on ZeRO-3.
         """
@@ -199,7 +201,8 @@ class Strategy:
     Each stage has a new instance. `self.memory` is the only place for what the instance remembers between
     `begin_task` and the last step. It holds JSON values, tensors, and lists of tensors parallel to the
     weights. A stage that resumes from a mid-stage checkpoint gets its memory back, and no `begin_task`.
-    `self.cache` is for what `prepare` loads. `self.context` answers questions (see `StageContext`).
+    `self.cache` is for what `load_state` and `prepare` load: a resumed stage calls them again. `self.context`
+    answers questions (see `StageContext`).
     """
 
     __pydantic_config__ = STRICT

@@ -27,7 +27,7 @@ HOOK_VERBS = (
 )
 KEPT = {
     "memory": "its content is saved in mid-stage checkpoints",
-    "cache": "the training loop empties it",
+    "cache": "it begins empty in every stage",
     "context": "the training loop sets it",
 }
 # Attributes of the class that are no settings.

@@ -78,12 +78,12 @@ class Octopus(ReplayStrategy):
         return [[examples[i] for i in part] for part in (order[:first], order[first:])]
 
     def load_state(self, state):
-        self.__dict__["start"] = state["first"]  # θ_(i-1)1, whole
+        self.cache["start"] = state["first"]  # θ_(i-1)1, whole
 
     def begin_task(self, weights, task, earlier, seed):
         import torch  # here, so that planning with a strategy does not load torch
 
-        if start := vars(self).get("start"):
+        if start := self.cache.get("start"):
             with torch.no_grad():  # ZeRO keeps whole weights for the forward pass, and shards to update
                 copy_all(start, self.context.parameters())
                 copy_all(self.context.shard(start), weights)

@@ -30,19 +30,25 @@ class AnswerLoss(nn.Module):
 
     plain_head: run the output head only on the answers' positions, a few among hundreds.
     autocast: entered inside the module, because DeepSpeed disables an autocast around it.
-    parameters: the trained ones, to look at other weights than the present ones.
+    layout, trained: of the adapter, to look at other weights than the present ones.
     """
 
     hooked: HookedBatch | None = None  # the micro-batch of the next forward pass, if there is a hook
 
-    def __init__(self, peft: nn.Module, plain_head: bool, autocast: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        peft: nn.Module,
+        plain_head: bool,
+        autocast: Callable[[], Any],
+        layout: AdapterLayout,
+        trained: Sequence[nn.Parameter],
+    ) -> None:
         super().__init__()
         self.peft, self.plain_head, self.autocast = peft, plain_head, autocast
-        self.layout: AdapterLayout | None = None
-        self.trained: list[nn.Parameter] = []
+        self.layout, self.trained = layout, list(trained)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        logits, targets, hidden = self.answer_logits(labels, inputs)
+        logits, targets = self.answer_logits(labels, inputs)
         loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         if self.hooked is None:
             return loss
@@ -53,16 +59,11 @@ class AnswerLoss(nn.Module):
             self.hooked.examples,
             self.hooked.tokens_per_example,
             lambda weights: self.logits_at(weights, labels, inputs),
-            hidden,
-            inputs,
         )
         return self.hooked.hook(loss, outputs)
 
-    def answer_logits(self, labels: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits before each answer token (n, V), these tokens (n,), the last hidden states (B, S, H).
-
-        Without `plain_head` the hidden states are there for a loss hook alone, and else empty.
-        """
+    def answer_logits(self, labels: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits before each answer token (n, V), and these tokens (n,)."""
         model = self.peft.get_base_model()  # type: ignore[operator]
         is_answer = labels[:, 1:] != IGNORE  # position s predicts token s + 1
         with self.autocast():
@@ -70,11 +71,8 @@ class AnswerLoss(nn.Module):
                 hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, S, H)
                 logits = model.lm_head(hidden[:, :-1][is_answer])  # (n, V)
             else:
-                keep = self.hooked is not None
-                output = model(**inputs, use_cache=False, output_hidden_states=keep)
-                hidden = output.hidden_states[-1] if keep else output.logits.new_empty(0)
-                logits = output.logits[:, :-1][is_answer]
-        return logits, labels[:, 1:][is_answer], hidden
+                logits = model(**inputs, use_cache=False).logits[:, :-1][is_answer]
+        return logits, labels[:, 1:][is_answer]
 
     def logits_at(
         self, weights: Sequence[Tensor] | None, labels: Tensor, inputs: Mapping[str, Tensor]
@@ -87,14 +85,12 @@ class AnswerLoss(nn.Module):
     def at(self, weights: Sequence[Tensor] | None) -> Iterator[None]:
         """In the block, the model has these whole weights, or its base weights alone for None."""
         if weights is None:
-            if self.layout:
-                self.layout.switch(False)
+            self.layout.switch(False)
             try:
                 with self.peft.disable_adapter():  # type: ignore[operator]
                     yield
             finally:
-                if self.layout:
-                    self.layout.switch(True)
+                self.layout.switch(True)
             return
         present = [p.data for p in self.trained]
         for p, other in zip(self.trained, weights, strict=True):

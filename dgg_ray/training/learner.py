@@ -172,15 +172,15 @@ class PeftLearner:
     ) -> list[str]:
         self.peft.eval()
         share = [self.encode(example) for example in examples[self.rank :: self.world_size]]
-        own_route = None if route is None else route[self.rank :: self.world_size].to(self.device)
         sharded = self.zero == 3  # each forward pass gathers the base model from all processes
         answers_per_rank = ceil(len(examples) / self.world_size) if sharded else len(share)
         answers: list[str] = []
         for first in range(0, answers_per_rank, ANSWERS_PER_BATCH):
             batch = share[first : first + ANSWERS_PER_BATCH]
             inputs = self.inputs_of(batch or [self.encode(examples[0])], prompts_only=True)
-            if own_route is not None and route is not None:
-                self.layout.set_route(own_route[first : first + len(batch)] if batch else route[:1])
+            if route is not None:
+                rows = route[self.rank :: self.world_size][first : first + len(batch)] if batch else route[:1]
+                self.layout.set_route(rows.to(self.device))
             with torch.inference_mode(not sharded), torch.no_grad(), self.autocast():
                 ids = self.peft.generate(
                     **inputs,
@@ -260,8 +260,7 @@ class PeftLearner:
         self, setup: StageSetup, parameters: list[nn.Parameter], optimizer: torch.optim.AdamW
     ) -> Engine:
         """Wrap the loss, parameters and optimizer in an engine, and make the learning-rate schedule."""
-        self.loss = loss = AnswerLoss(self.peft, self.plain_head, self.autocast)
-        loss.layout, loss.trained = self.layout, parameters
+        self.loss = loss = AnswerLoss(self.peft, self.plain_head, self.autocast, self.layout, parameters)
         if self.zero:
             engine = ZeroEngine(loss, parameters, optimizer, self.zero, self.offload, str(self.device))
         else:

@@ -6,7 +6,7 @@ and resumed. The rules:
     settings             never change: the stage key is computed from them
     memory               holds JSON values, tensors and lists of tensors
     cached properties    have the value that a new computation would give
-    cache                holds what `prepare` put there, and nothing else
+    cache                holds what `load_state` and `prepare` load again after a resume; this is not checked
     other attributes     are set before `begin_task`, which a resumed stage does not call, and never change
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class LearnerContext(StageContext):
         total = [torch.zeros_like(p) for p in self._engine.parameters]
         size = self.learner.training.micro_batch_size or max(1, len(encoded))
         own = encoded[self.learner.rank :: self.learner.world_size]
-        with self.at(weights) if weights is not None else _nothing():
+        with nullcontext() if weights is None else self.at(weights):
             for first in range(0, len(own), size):
                 torch._foreach_add_(total, self._gradient(own[first : first + size], 1 / tokens))
         return self._sum_over_ranks(total)
@@ -230,8 +230,3 @@ class LearnerContext(StageContext):
             for tensor in tensors:
                 dist.all_reduce(tensor)
         return tensors
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
