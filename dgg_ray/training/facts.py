@@ -1,7 +1,7 @@
 """Facts in the store: what methods know of finished tasks, computed once and shared.
 
 A fact is one object, `facts/OWNER/HASH.safetensors`. OWNER is the key of the stage that it is about, or
-`data-` and a hash of the task's data and the model. HASH covers the fact's class, source and settings.
+`data-` and a hash of the task's data, the model and the precision. HASH covers the fact's class, source and settings.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ def object_name(fact: Fact, stage: Stage) -> str:
 
 
 def owner_of_data(stage: Stage) -> str:
-    """The owner of the facts about the data of the task that a stage trained."""
-    return f"data-{digest([stage.model, *stage.data])[:32]}"
+    """The owner of the facts about the data of the task that a stage trained.
+
+    The precision counts: the base model's features and gradients are computed in it.
+    """
+    return f"data-{digest([stage.model, stage.training.precision, *stage.data])[:32]}"
 
 
 def read(store: StageStore, name: str) -> Values | None:

@@ -1,5 +1,7 @@
 """EWC, LwF, A-GEM, GEM and EMA against their formulas, on the embedded model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from dgg_ray.strategies.finetune import Finetune
 from dgg_ray.strategies.gem import GEM
 from dgg_ray.strategies.l2sp import L2SP
 from dgg_ray.strategies.lwf import LwF
+from dgg_ray.training import facts
 
 OFF = [EWC(strength=0.0), LwF(strength=0.0), AGEM(buffer=0), GEM(buffer=0), EMA(decay=0.0)]
 ON = [
@@ -111,6 +114,15 @@ def test_an_earlier_stage_whose_adapter_was_removed_is_trained_again(world):
     with pytest.warns(UserWarning, match="lost its adapter"):
         world.runner().run(WorkItem(stages[2]))
     assert same(whole, world.files(stages[2]))
+
+
+def test_facts_about_data_belong_to_a_precision_and_to_no_setting_of_the_stage(world):
+    (stage,) = world.stages(Finetune(), order=("words",))
+
+    def owner(**changes):
+        return facts.owner_of_data(replace(stage, training=replace(stage.training, **changes)))
+
+    assert owner(learning_rate=0.5) == owner() != owner(precision="bf16")
 
 
 def test_a_damaged_fact_is_computed_again(world):
