@@ -16,7 +16,8 @@ from dgg_ray.config.check import Check, describe_problem
 from dgg_ray.config.order_rules import held_out_list_rules, order_rules, own_seed_rules, seed_rules
 from dgg_ray.config.parsing import show_value
 from dgg_ray.config.search_rules import baseline_rules, search_rules
-from dgg_ray.config.sections import FROM_SEARCH, Budget, Value
+from dgg_ray.config.search_space import searched_strategies
+from dgg_ray.config.sections import FROM_SEARCH, Budget, TunedBaseline, Value
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
@@ -93,14 +94,29 @@ def replay_rules(check: Check) -> Iterator[Fault]:
 def need_rules(check: Check) -> Iterator[Fault]:
     """Check that the engine, the rank and the protocol give every compared strategy what it needs."""
     study = check.study
-    yield from needs_of_strategy(study, "strategy.name")
-    for i, name in enumerate(study.protocol.baselines):
-        if (
-            isinstance(name, str)
-            and name not in FROM_SEARCH
-            and not plugins.lookup_faults("strategies", name)
-        ):
-            yield from needs_of_strategy(study.with_strategy(name), f"protocol.baselines[{i}]")
+    found = list(needs_of_strategy(study, "strategy.name"))
+    if not any(baseline_rules(check)) and not any(search_rules(check)):  # broken settings cannot be looked at
+        for path, compared in compared_studies(study):
+            found += needs_of_strategy(compared, path)
+            if check.fetch and study.workers.engine != "simulated":
+                found += [Fault(f"{path}.{name}", rule, at) for name, rule, at in compared.strategy.faults()]
+    yield from dict.fromkeys(found)  # several may need a larger rank
+
+
+def compared_studies(study: Study) -> Iterator[tuple[str, Study]]:
+    """Yield (path, study) at every baseline and every searched strategy; the study's own is left out."""
+    for i, baseline in enumerate(study.protocol.baselines):
+        path = f"protocol.baselines[{i}]"
+        if isinstance(baseline, TunedBaseline):
+            yield path, study.with_strategy(baseline.name).at(baseline.settings)
+        elif isinstance(baseline, Mapping):
+            yield from ((f"{path}.{label}", study.at(setting)) for label, setting in baseline.items())
+        elif baseline not in FROM_SEARCH:
+            yield path, study.with_strategy(baseline)
+    if study.search:
+        yield "search.space", study.most_expensive
+        for name in searched_strategies(study.search.space):
+            yield "search.space.strategy.name", study.with_strategy(name)
 
 
 def needs_of_strategy(study: Study, path: str) -> Iterator[Fault]:
@@ -241,7 +257,7 @@ RULES = (
     Rule(baseline_rules),
     Rule(effect_rules, ("strategy", "readers")),
     Rule(replay_rules, ("strategy", "readers")),
-    Rule(need_rules, ("strategy", "readers", "workers", "adapter", "protocol")),
+    Rule(need_rules, ("strategy", "readers", "workers", "adapter", "protocol", "search")),
     Rule(target_rules, ("model", "adapter", "workers")),
     Rule(projector_rules, ("model", "training")),
     Rule(four_bit_rules, ("workers",)),

@@ -1,7 +1,8 @@
 """Facts in the store: what methods know of finished tasks, computed once and shared.
 
 A fact is one object, `facts/OWNER/HASH.safetensors`. OWNER is the key of the stage that it is about, or
-`data-` and a hash of the task's data, the model and the precision. HASH covers the fact's class, source and settings.
+`data-` and a hash of the task's data, the model and the precision. HASH covers the fact's class, source
+and settings.
 """
 
 from __future__ import annotations

@@ -42,6 +42,37 @@ def test_an_engine_that_a_baseline_cannot_use(load):
     assert list(faults(load, text)) == ["protocol.baselines[1]"]
 
 
+@pytest.mark.parametrize(
+    ("baseline", "path"),
+    [
+        ("{name: lwf, search: {strategy.strength: [0.1, 1]}, trials: 2}", "protocol.baselines[0]"),
+        ("half: {strategy.buffer: 5}", "protocol.baselines[0].half"),
+    ],
+)
+def test_tuned_baselines_and_variants_are_checked_as_strategies_are(load, baseline, path):
+    protocol = f"{{old_data: false, baselines: [{baseline}]}}"
+    text = with_strategy("l2sp", "workers: {engine: zero3}\n").replace("{baselines: [finetune]}", protocol)
+    assert list(faults(load, text)) == [path]
+
+
+def test_each_searched_strategy_and_the_largest_buffer_are_checked(load):
+    search = "search: {space: {strategy.name: [l2sp, lwf], strategy.buffer: [0, 5]}, trials: 2}\n"
+    text = with_strategy("l2sp", "workers: {engine: zero3}\n" + search)
+    text = text.replace("{baselines", "{old_data: false, baselines")
+    found = faults(load, text)
+    assert "lwf needs one of the engines" in found["search.space.strategy.name"]
+    assert "old_data: false forbids" in found["search.space"]
+
+
+def test_a_missing_encoder_of_a_baseline_is_a_fault(load):
+    text = with_strategy("finetune").replace(
+        "[finetune]",
+        "[{name: disco, search: {strategy.temperature: "
+        "[0.1, 1]}, settings: {strategy.encoder: /nowhere}, trials: 2}]",
+    )
+    assert "no such folder" in faults(load, text)["protocol.baselines[0].encoder"]
+
+
 @pytest.mark.parametrize("name", ["a_gem", "gem", "replay"])
 def test_old_data_where_the_protocol_forbids_it(load, name):
     text = with_strategy(name).replace("{baselines", "{old_data: false, baselines")
