@@ -1,4 +1,4 @@
-"""What each strategy costs: its training step and its evaluation against plain LoRA's, in one run.
+"""Time each strategy's training step and evaluation against plain LoRA's in the same run.
 
     python benchmarks/methods.py                    every shipped strategy on one CPU thread
     python benchmarks/methods.py --only ewc,lwf     some of them
@@ -143,7 +143,7 @@ def ratio(run: Callable[[], Any], plain: Callable[[], Any], rounds: int) -> floa
 
 
 def measure(name: str, number: int, learners: tuple[PeftLearner, PeftLearner], rank: int, rounds: int) -> str:
-    """One row of the table: a strategy at its task of that number."""
+    """Measure a strategy at its task of that number; return the row of the table."""
     tasks = make_tasks(number)
     finetune = plugins.find("strategies", "finetune")()
     strategy = plugins.find("strategies", name)(**SETTINGS.get(name, {}))

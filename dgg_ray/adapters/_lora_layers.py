@@ -1,4 +1,4 @@
-"""What the layouts share: the mounted LoRA layers, and hooks on them that can be taken off again."""
+"""The mounted LoRA layers and the stored files, as all layouts see them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from dgg_ray.core.interfaces import LAYOUT_FILE
 
 ADAPTER = "default"  # PEFT's name of the LoRA that a stage trains
 
@@ -42,8 +44,8 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
 
 
 def stored_layout(folder: Path | None, ending: str = "") -> Mapping[str, Tensor]:
-    """What the layout of a finished stage stored under such names; empty where it stored nothing."""
-    file = folder and folder / "adapter" / "layout.safetensors"
+    """Tensors that the layout of a finished stage stored, by name; those whose names have this ending."""
+    file = folder and folder / "adapter" / LAYOUT_FILE
     if not file or not file.exists():
         return {}
     with safe_open(file, "pt") as opened:

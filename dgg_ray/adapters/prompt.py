@@ -10,8 +10,7 @@
 
 The LoRA is frozen at zero: the set of the stage and its head are all that is trained. The sets of earlier
 tasks, and their prototypes, are frozen, and each stage stores them beside its own. A new set is drawn from
-the rows of the embedding matrix. A shared set is drawn for the first
-task, and later ones train it further.
+the rows of the embedding matrix. A shared set is drawn for the first task, and later ones train it further.
 
 Every prompt gets as many placeholder tokens as rows are inserted. A hook on the embedding layer puts the rows
 in their places.

@@ -1,4 +1,4 @@
-"""What each compared method is made of: how well it is known, what it needs, what its adapter holds."""
+"""Table of the compared methods: how well each is known, what it needs, what its adapter holds."""
 
 from __future__ import annotations
 

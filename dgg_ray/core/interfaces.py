@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # drivers, brokers and waiting trials handle strategies witho
     from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
+ADAPTER_FILE = "adapter_model.safetensors"  # in a stage's folder adapter/; PEFT's name for it
+LAYOUT_FILE = "layout.safetensors"  # beside it: what a layout trains or keeps besides PEFT's weights
 ROUNDING = 1e-9  # rounding error allowed when a mean is checked against [0, 1]
 Split = Literal["train", "validation", "test"]
 

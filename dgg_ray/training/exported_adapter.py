@@ -31,7 +31,16 @@ from dgg_ray.config.loader import build_plugin
 from dgg_ray.config.parsing import check_type
 from dgg_ray.config.study_mapping import plain_value
 from dgg_ray.core.errors import Fault, ResultsError, StudyError
-from dgg_ray.core.interfaces import Adapter, AdapterLayout, Example, Model, StageSetup, Training
+from dgg_ray.core.interfaces import (
+    ADAPTER_FILE,
+    LAYOUT_FILE,
+    Adapter,
+    AdapterLayout,
+    Example,
+    Model,
+    StageSetup,
+    Training,
+)
 from dgg_ray.core.stage import Stage
 from dgg_ray.core.strategy import Strategy, bind_context, uses
 from dgg_ray.storage.stage_store import StageStore, open_store
@@ -42,11 +51,7 @@ if TYPE_CHECKING:  # the parts that an export needs do without torch
     from dgg_ray.training.learner import PeftLearner
 
 DESCRIPTION = "dgg_ray.json"
-ADAPTER_CONFIG, ADAPTER_FILE, LAYOUT_FILE = (  # PEFT's names of the first two; the third is the learner's
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "layout.safetensors",
-)
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name for it
 FORMAT = 1  # raise when a folder is written in another form
 Form: TypeAlias = Literal["stored", "concatenated", "own"]
 

@@ -30,6 +30,8 @@ from transformers import get_scheduler
 
 from dgg_ray.core import rng
 from dgg_ray.core.interfaces import (
+    ADAPTER_FILE,
+    LAYOUT_FILE,
     Adapter,
     AdapterLayout,
     Example,
@@ -47,8 +49,6 @@ from dgg_ray.training.encoding import Encoded, Encoder
 from dgg_ray.training.engines import ADAMW_STATE, Engine, ReplicatedEngine, ZeroEngine
 
 ANSWERS_PER_BATCH = 128  # examples per call of generate
-ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's name for it
-LAYOUT_FILE = "layout.safetensors"  # beside it: what a layout trains or keeps besides PEFT's weights
 
 
 class PeftLearner:

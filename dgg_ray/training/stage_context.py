@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dgg_ray.core.errors import StageError
-from dgg_ray.core.interfaces import Example, Task
+from dgg_ray.core.interfaces import ADAPTER_FILE, LAYOUT_FILE, Example, Task
 from dgg_ray.core.stage import Stage
 from dgg_ray.core.strategy import Fact, Needs, StageContext, Values
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training import facts, features
 from dgg_ray.training.answer_loss import evaluation_mode
 from dgg_ray.training.encoding import Encoded
-from dgg_ray.training.learner import ADAPTER_FILE, LAYOUT_FILE, PeftLearner, stored_name
+from dgg_ray.training.learner import PeftLearner, stored_name
 
 
 class LearnerContext(StageContext):
