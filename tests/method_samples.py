@@ -91,6 +91,15 @@ class MethodWorld:
             return
         raise AssertionError("the stage has fewer steps")
 
+    def ends_the_same_when_interrupted(self, strategy, order=ORDER) -> bool:
+        """Whether the run's last stage, killed after a step and resumed, stores the same bytes as otherwise."""
+        stages = self.train(strategy, order)
+        undisturbed = self.files(stages[-1])
+        self.store.discard(stages[-1].key)
+        self.interrupted(stages[-1], after=1)
+        self.train(strategy, order)
+        return same(undisturbed, self.files(stages[-1]))
+
     def loaded(self, stage: Stage, strategy=None, steps=4) -> LearnerContext:
         """The learner at the end of a stage, ready for steps or, with 0, for answers; and a context of it."""
         folder, layout = self.store.open(stage), strategy and strategy.layout()

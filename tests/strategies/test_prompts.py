@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
-from method_samples import ORDER, same, with_training
+from method_samples import ORDER, with_training
 from torch.nn.functional import cosine_similarity
 
 from dgg_ray.adapters.prompt import Prompt
@@ -28,12 +28,7 @@ def prepared(world, stage, steps, strategy=STRATEGY):
 
 @pytest.mark.parametrize("strategy", [STRATEGY, PROJECTED], ids=["modal_prompt", "fwd_prompt"])
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
-    stages = world.train(strategy, ORDER)
-    whole = world.files(stages[-1])
-    world.store.discard(stages[-1].key)
-    world.interrupted(stages[-1], after=1)
-    world.train(strategy, ORDER)
-    assert same(whole, world.files(stages[-1]))
+    assert world.ends_the_same_when_interrupted(strategy)
 
 
 def test_the_first_stage_is_its_own_and_settings_have_keys_of_their_own(world):

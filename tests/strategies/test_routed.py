@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 import yaml
-from method_samples import ORDER, same
+from method_samples import ORDER
 
 from dgg_ray import load_study
 from dgg_ray.adapters.lora_slots import LoraSlots
@@ -63,12 +63,7 @@ def test_a_slot_is_trained_as_if_it_were_alone(world, strategy):
 
 @pytest.mark.parametrize("strategy", ALL, ids=named)
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
-    stages = world.train(strategy, ORDER)
-    whole = world.files(stages[-1])
-    world.store.discard(stages[-1].key)
-    world.interrupted(stages[-1], after=1)
-    world.train(strategy, ORDER)
-    assert same(whole, world.files(stages[-1]))
+    assert world.ends_the_same_when_interrupted(strategy)
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=named)

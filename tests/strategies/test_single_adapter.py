@@ -57,12 +57,7 @@ def test_the_first_stage_is_plain_and_the_second_differs(world, strategy):
 
 @pytest.mark.parametrize("strategy", ON, ids=named)
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
-    stages = world.train(strategy, order=("words", "digits", "shapes"))
-    whole = world.files(stages[-1])
-    world.store.discard(stages[-1].key)
-    world.interrupted(stages[-1], after=1)
-    world.train(strategy, order=("words", "digits", "shapes"))
-    assert same(whole, world.files(stages[-1]))
+    assert world.ends_the_same_when_interrupted(strategy)
 
 
 # -- EWC -------------------------------------------------------------------------------------------

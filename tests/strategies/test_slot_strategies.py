@@ -39,12 +39,7 @@ def named(value):
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=named)
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
-    stages = world.train(strategy, ORDER)
-    whole = world.files(stages[-1])
-    world.store.discard(stages[-1].key)
-    world.interrupted(stages[-1], after=1)
-    world.train(strategy, ORDER)
-    assert same(whole, world.files(stages[-1]))
+    assert world.ends_the_same_when_interrupted(strategy)
 
 
 @pytest.mark.parametrize(("strategy", "changes"), VARIANTS, ids=named)
