@@ -92,7 +92,7 @@ class MethodWorld:
         raise AssertionError("the stage has fewer steps")
 
     def ends_the_same_when_interrupted(self, strategy, order=ORDER) -> bool:
-        """Whether the run's last stage, killed after a step and resumed, stores the same bytes as otherwise."""
+        """Whether a run's last stage stores the same bytes if it is killed after a step and resumed."""
         stages = self.train(strategy, order)
         undisturbed = self.files(stages[-1])
         self.store.discard(stages[-1].key)

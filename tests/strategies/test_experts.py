@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_samples import flat, same
+from method_samples import ORDER, flat, same
 
 from dgg_ray.core.interfaces import Adapter
 from dgg_ray.strategies.branch_lora import BranchLoRA
@@ -31,12 +31,7 @@ def world(world):
 
 @pytest.mark.parametrize("strategy", ALL, ids=named)
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
-    stages = world.train(strategy)
-    whole = world.files(stages[-1])
-    world.store.discard(stages[-1].key)
-    world.interrupted(stages[-1], after=1)
-    world.train(strategy)
-    assert same(whole, world.files(stages[-1]))
+    assert world.ends_the_same_when_interrupted(strategy, ORDER[:2])
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=named)
