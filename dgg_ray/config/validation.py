@@ -99,7 +99,9 @@ def need_rules(check: Check) -> Iterator[Fault]:
         for path, compared in compared_studies(study):
             found += needs_of_strategy(compared, path)
             if check.fetch and study.workers.engine != "simulated":
-                found += [Fault(f"{path}.{name}", rule, at) for name, rule, at in compared.strategy.faults()]
+                own = study.strategy.faults()  # named at the strategy already
+                faults = [fault for fault in compared.strategy.faults() if fault not in own]
+                found += [Fault(f"{path}.{name}", rule, at) for name, rule, at in faults]
     yield from dict.fromkeys(found)  # several may need a larger rank
 
 
