@@ -24,7 +24,10 @@ test test-core test-all: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not browser and not gpu"
 
-# To run after each edit: no Ray, whole studies, processes of their own or simulations of thousands of studies.
+# To run after each edit: no Ray, whole studies, processes of their own or simulations of thousands of studies;
+# properties are checked on fewer examples. Two processes are enough for two cores: each has one thread.
+test-core: export DGG_RAY_EXAMPLES := 20
+test-core: export OMP_NUM_THREADS := 1
 test-core: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not whole and not statistics and not slow and not browser and not gpu"
 

@@ -1,6 +1,7 @@
 """Fixtures that tests of several packages use. Each imports what it needs: xdist reads this file thrice."""
 
 import gc
+import os
 import re
 import signal
 import sys
@@ -10,7 +11,8 @@ from hypothesis import settings
 
 from dgg_ray.core import plugins
 
-settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
+EXAMPLES = int(os.environ.get("DGG_RAY_EXAMPLES", "100"))
+settings.register_profile("untimed", deadline=None, max_examples=EXAMPLES)  # a busy machine fails no test
 settings.load_profile("untimed")
 gc.disable()  # while libraries are imported: nothing of theirs is garbage
 
@@ -57,6 +59,14 @@ def folders_of_plugins():
     path, folders = list(sys.path), list(plugins.SEARCH_FOLDERS)
     yield
     sys.path[:], plugins.SEARCH_FOLDERS[:] = path, folders
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """Leave out the waits that guard what is stored against a power cut: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dgg_ray.storage.backend.fsync", lambda target: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

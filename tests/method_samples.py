@@ -1,8 +1,13 @@
 """Short sequences of the embedded tasks, trained with any strategy: what the tests of the methods share."""
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -57,11 +62,11 @@ class MethodWorld:
             self.runner(**options).run(WorkItem(stage))
         return stages
 
-    def evaluate(self, stage: Stage, task: str) -> list[dict]:
-        """The rows of predictions of a task's test examples after a stage."""
+    def evaluate(self, stage: Stage, task: str, key: str = "") -> list[dict]:
+        """The rows of predictions of a task's test examples after a stage; another key asks once more."""
         import pyarrow.parquet
 
-        evaluation = Evaluation(task, "test", f"{task} test")
+        evaluation = Evaluation(task, "test", key or f"{task} test")
         self.runner().run(WorkItem(stage, (evaluation,)))
         ((_, folder),) = self.store.stored_answers(stage, [evaluation.key])
         return pyarrow.parquet.read_table(folder / "predictions.parquet").to_pylist()
@@ -94,12 +99,23 @@ class MethodWorld:
 
     def ends_the_same_when_interrupted(self, strategy, order=ORDER) -> bool:
         """Whether a run's last stage stores the same bytes if it is killed after a step and resumed."""
-        stages = self.train(strategy, order)
-        undisturbed = self.files(stages[-1])
-        self.store.discard(stages[-1].key)
-        self.interrupted(stages[-1], after=1)
-        self.train(strategy, order)
-        return same(undisturbed, self.files(stages[-1]))
+        *earlier, last = self.train(strategy, order)
+        with TemporaryDirectory() as folder:
+            killed = self.apart(Path(folder), earlier)
+            killed.interrupted(last, after=1)
+            killed.runner().run(WorkItem(last))
+            return same(self.files(last), killed.files(last))
+
+    def apart(self, folder: Path, stages: Iterable[Stage]) -> "MethodWorld":
+        """The same learner with a store of its own, which holds these finished stages."""
+        world = replace(self, folder=folder)
+        for stage in stages:
+            record, files = self.store.record(stage), self.store.open(stage)
+            assert record
+            assert files
+            copy = partial(shutil.copytree, files, dirs_exist_ok=True)
+            world.store.publish(stage, record, copy)
+        return world
 
     def loaded(self, stage: Stage, strategy=None, steps=4) -> LearnerContext:
         """The learner at the end of a stage, ready for steps or, with 0, for answers; and a context of it."""
@@ -108,6 +124,12 @@ class MethodWorld:
         return LearnerContext(
             self.learner, stage, self.tasks, self.store, lambda f, *a: f(*a), {stage.task: folder}, steps
         )
+
+
+def first_quick(strategies: list) -> list:
+    """The strategies as parameters of a test that is `whole` for all but the first of them."""
+    first, *others = strategies
+    return [first, *(pytest.param(strategy, marks=pytest.mark.whole) for strategy in others)]
 
 
 def same(a: dict, b: dict) -> bool:

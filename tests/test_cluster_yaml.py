@@ -343,7 +343,7 @@ def test_the_time_limit_requeues_the_job_and_scancel_does_not(slurm, tmp_path, s
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.05)
         os.kill(run.pid, sent)
-        assert run.wait(timeout=30) == 130
+        assert run.wait(timeout=120) == 130
     assert ("scontrol requeue" in calls.read_text()) == (sent == signal.SIGUSR1)
 
 

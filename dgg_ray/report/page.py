@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def write_tables(results: Results, folder: Path, optional: OptionalOutputs) -> N
         (folder / "table.tex").write_text(text, encoding="utf-8")
 
 
+@cache
+def page_template() -> jinja2.Template:
+    """Return the template of the page, compiled once for all reports of a process."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2")
+
+
 def render(
     results: Results, figures: Sequence[FigureImage], optional: OptionalOutputs, folder: Path | None = None
 ) -> str:
@@ -134,14 +148,7 @@ def render(
     sections = build_sections(results, by_name, optional)
     further = {name: figure for name, figure in by_name.items() if name not in SECTION_FIGURES}
     appendix_parts = appendix_elements(results, further, optional)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page_template().render(
         results=results,
         status=optional.value_or("the verdict", "", lambda: STATUS_LABELS.get(verdict(results).status, "")),
         notices=optional.value_or("the notices", [], notice_sentences, results),

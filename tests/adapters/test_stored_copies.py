@@ -17,19 +17,24 @@ def learner():
     return make_learner()
 
 
+@pytest.fixture(scope="module")
+def tasks():
+    return make_tasks()
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
         OLoRA(),
         MoELoRA(experts=4),
         BranchLoRA(branches=4, watched_examples=2),
-        DMoLE(recogniser_epochs=2),
+        DMoLE(scored_examples=2, recogniser_epochs=2),
         ModalPrompt(),
     ],
     ids=lambda strategy: type(strategy).__name__,
 )
-def test_a_stage_stores_no_more_than_its_layout_says(learner, tmp_path, strategy):
-    world = MethodWorld(learner, make_tasks(), tmp_path / "store", Adapter(rank=4))
+def test_a_stage_stores_no_more_than_its_layout_says(learner, tasks, tmp_path, strategy):
+    world = MethodWorld(learner, tasks, tmp_path / "store", Adapter(rank=4))
     stage = world.train(strategy)[-1]
     plain = MethodWorld(learner, world.tasks, tmp_path / "plain", stage.adapter)
     (of_plain,) = plain.train(Finetune(), order=("words",))

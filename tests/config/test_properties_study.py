@@ -238,6 +238,8 @@ def test_what_is_written_as_yaml_is_what_is_read(content):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, UnicodeError, ValueError):
         return
+    if "\x85" in text:  # PyYAML writes this line break as it is, and YAML reads it as a space
+        return
     try:
         read, _, faults = yaml_reader.read_yaml(text)
     except yaml_reader.UnreadableYamlError:

@@ -115,16 +115,24 @@ def test_a_result_that_reaches_a_restarted_broker_does_no_harm(world, broker, tr
 def test_a_call_of_a_groups_earlier_workers_takes_nothing_from_the_later_ones(world, broker, monkeypatch):
     """The call waits for the store; meanwhile the workers are replaced and get another item."""
     one, four = items_of(world, ["ones"], ["fours"])
-    monkeypatch.setattr(BudgetTracker, "read_item", lambda *_: time.sleep(0.3) or [])
+    reading, replaced = threading.Event(), threading.Event()
+
+    def read_item(*_):
+        reading.set()
+        assert replaced.wait(60)
+        return []
+
+    monkeypatch.setattr(BudgetTracker, "read_item", read_item)
 
     async def scenario():
         requests = [await queued(broker, item) for item in (one, four)]
         await broker.next_item("a", 60)
         world.runner.run(one)
         late = asyncio.create_task(broker.next_item("a", 60, ItemResult(one.key, True, None, 1.0)))
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(reading.wait, 60)
         broker.incarnations["a"] += 1
         broker.queue.assign(four.key, "a")
+        replaced.set()
         assert await late is None
         for request in requests:
             request.cancel()
@@ -302,13 +310,14 @@ def test_an_item_whose_lease_cannot_be_acquired_is_not_left_with_the_group(world
 def test_a_group_whose_heartbeat_names_an_item_keeps_it(world, broker):
     """The client that needs the item has queued it again; it is assigned to nobody else."""
     (item,) = items_of(world, ["ones"])
-    broker.ready_at = time.monotonic() + 0.2  # as after a restart
+    broker.ready_at = time.monotonic() + 60  # as after a restart
 
     async def scenario():
-        request = asyncio.create_task(broker.request(item))
+        request = await queued(broker, item)
         other = asyncio.create_task(broker.next_item("b", idle_timeout_s=0.4))
         await asyncio.sleep(0.1)
         await broker.heartbeat("a", item.key, (3, 8))
+        broker.ready_at = 0.0
         assert [row["group"] for row in (await broker.status())["running"]] == ["a"]
         assert await other is None
         world.runner.run(item)
@@ -491,11 +500,12 @@ def test_evaluations_that_only_one_driver_wants_follow_when_the_other_is_done(wo
 
 
 def test_a_slow_store_keeps_nobody_else_waiting(world):
-    """Every look into the store takes 0.3 s; three requests and a status do not take 0.9 s."""
+    """No look into the store ends before a status was given."""
+    given, in_time = threading.Event(), []
 
     class SlowStore(StageStore):
         def has(self, item):
-            time.sleep(0.3)
+            in_time.append(given.wait(20))
             return super().has(item)
 
     broker = new_broker(SlowStore(world.store.backend), 1)
@@ -506,11 +516,12 @@ def test_a_slow_store_keeps_nobody_else_waiting(world):
             for item in items_of(world, ["ones"], ["fours"], ["nines"])
         ]
         await asyncio.sleep(0.01)
-        start = time.monotonic()
         await broker.status()
-        seconds = time.monotonic() - start
+        given.set()
+        while len(in_time) < len(requests):
+            await asyncio.sleep(0.001)
         for request in requests:
             request.cancel()
-        return seconds
 
-    assert asyncio.run(scenario()) < 0.2
+    asyncio.run(scenario())
+    assert in_time == [True] * 3

@@ -19,10 +19,10 @@ from dgg_ray.execution.heartbeat import Watchdog
 def hang_here():
     time.sleep(60)
 
-watchdog = Watchdog(0.3, Path(sys.argv[1]))
-time.sleep(0.5)  # it does not watch yet
+watchdog = Watchdog(1.0, Path(sys.argv[1]))
+time.sleep(1.2)  # it does not watch yet
 watchdog.start()
-for _ in range(5):  # steps, each shorter than 0.3 s
+for _ in range(12):  # steps, each shorter than 1 s
     time.sleep(0.1)
     watchdog.reset()
 print("alive", flush=True)
@@ -38,7 +38,7 @@ def hang_file(tmp_path, monkeypatch):
 
 def test_a_process_that_hangs_is_ended_and_the_next_one_can_tell_where(hang_file):
     ended = subprocess.run(
-        [sys.executable, "-c", HANGS, hang_file], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", HANGS, hang_file], capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout) == (1, "alive\n")
     why = heartbeat.take_hang_error("0123", 30)
@@ -63,14 +63,20 @@ def test_a_watchdog_of_0_minutes_watches_nothing(hang_file):
 def test_an_item_is_reported_with_its_steps_from_its_start_to_its_end(world, hang_file, monkeypatch):
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.01)
     sent = []
+
+    def wait_for(steps):
+        deadline = time.monotonic() + 60
+        while steps not in [found for _, found in sent] and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     sender = Heartbeat(Watchdog(0, hang_file), lambda key, steps: sent.append((key, steps)))
     (stage,) = world.stages_of("ones")
     time.sleep(0.05)
     assert sent == []
     sender.start(WorkItem(stage))
-    time.sleep(0.05)
+    wait_for((0, 0))
     sender.on_step(stage, 3, 8)
-    time.sleep(0.05)
+    wait_for((3, 8))
     sender.stop()
     count = len(sent)
     time.sleep(0.05)

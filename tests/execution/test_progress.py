@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -183,10 +184,10 @@ def test_no_long_pause_passes_without_a_line(monkeypatch):
     monkeypatch.setattr("dgg_ray.execution.progress.MAX_SILENCE_S", 0.1)
     with Display("toy") as display:
         display.phase("loading the model")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while shown.getvalue().count("toy · ") < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert shown.getvalue().count("loading the model 0 s") >= 2
+    assert len(re.findall(r"loading the model \d+ s", shown.getvalue())) >= 2
     lines = len(shown.getvalue().splitlines())
     time.sleep(0.3)
     assert len(shown.getvalue().splitlines()) == lines  # it ended with the display

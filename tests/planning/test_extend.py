@@ -43,7 +43,6 @@ workers: {engine: simulated}
 def folder(tmp_path, monkeypatch) -> Path:
     """Return a folder with the study; it is the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dgg_ray.storage.backend.fsync", lambda place: None)  # no power cut is tested here
     (tmp_path / "small.yaml").write_text(STUDY)
     return tmp_path
 

@@ -50,7 +50,6 @@ def adapters(monkeypatch):
         publish(self, stage, record, adapter)
 
     monkeypatch.setattr(StageStore, "publish", full)
-    monkeypatch.setattr("dgg_ray.storage.backend.fsync", lambda place: None)  # no power cut is tested here
 
 
 @pytest.fixture()
@@ -131,6 +130,7 @@ def test_the_store_knows_what_its_other_studies_need(run, store, capsys):
     assert len(load_results(one).table) > 0
 
 
+@pytest.mark.whole
 def test_a_store_with_stages_of_an_unknown_study_is_left_alone(run, store, capsys):
     one, other = run([0.2], "one"), run([0.2, 0.7], "other")
     aged(store)
@@ -144,6 +144,7 @@ def test_a_store_with_stages_of_an_unknown_study_is_left_alone(run, store, capsy
     assert store_gc.find_garbage([one, other]).items == []
 
 
+@pytest.mark.whole
 def test_two_versions_of_a_study_in_two_folders_are_both_kept(run, store, tmp_path):
     out = run([0.2], "one")
     old = tmp_path / "old"
@@ -155,7 +156,16 @@ def test_two_versions_of_a_study_in_two_folders_are_both_kept(run, store, tmp_pa
     assert len([item for item in store_gc.find_garbage([new]).items if item.kind == store_gc.STAGES]) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b'{"content": {"raw": {}}}', b'{"content": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        *(
+            pytest.param(text, marks=pytest.mark.whole)
+            for text in (b'{"content": {"raw": {}}}', b'{"content": {}}')
+        ),
+    ],
+)
 def test_a_study_whose_document_cannot_be_read_may_need_everything(run, store, content, capsys):
     one, other = run([0.2], "one"), run([0.2, 0.7], "other")
     store.backend.write("studies/other/study.json.json", content)
@@ -249,6 +259,7 @@ def test_useless_leftovers_go_and_useful_ones_stay(run, store):
     assert store_gc.find_garbage([out]).items == []
 
 
+@pytest.mark.whole
 def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
     out = run([0.2, 0.9])
     run([0.2])
@@ -305,6 +316,7 @@ def test_a_stage_without_its_adapter_is_trained_again_and_keeps_its_scores(world
     assert world.learner.begun == ["ones", "ones", "fours"]
 
 
+@pytest.mark.whole
 def test_an_unfinished_study_keeps_the_adapters_that_it_still_starts_from(run, store):
     out = run([0.2, 0.9])
     last = [r["key"] for r in store if len(r["earlier"]) == 2]
@@ -346,6 +358,7 @@ def test_discarding_a_stage_that_is_not_stored_frees_nothing(store):
     assert store.discard("f" * 64) == 0
 
 
+@pytest.mark.whole
 def test_a_store_at_a_url_is_cleaned_by_the_same_rules(run, tmp_path, monkeypatch):
     monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
     url = f"memory://cleaned/{tmp_path.name}"

@@ -9,6 +9,7 @@ The tests marked as slow check the same properties on many more examples.
 
 import gzip
 import json
+import os
 import random
 import re
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ from PIL import Image
 from dgg_ray.core.errors import StudyError
 from dgg_ray.readers.llava import Llava
 
-FEW, MANY = 25, 1500  # examples of each property; each has several records
+MANY = 1500  # examples of each property; each has several records
+FEW = min(25, int(os.environ.get("DGG_RAY_EXAMPLES", "25")))
 IMAGES = ("a.png", "b.png", "sub/a.png", "sub/deep/d e.png", "é.png")
 
 

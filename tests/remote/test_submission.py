@@ -553,7 +553,7 @@ def cluster(tmp_path_factory):
         words = [*command, *(f"{name}={value}" for name, value in options.items())]
         head = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", dashboard), 1):
                 break

@@ -71,9 +71,12 @@ def searched_study() -> Results:
     return small_study(search=search, failures=[failure], facts=facts, evaluated=("d1", "d2"))
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
-    return page.write_report(searched_study(), tmp_path_factory.mktemp("page"))
+@pytest.fixture(scope="module", params=["three figures", pytest.param("all", marks=pytest.mark.whole)])
+def written(request, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "all":  # they take seconds
+            patch.setattr(page, "figure_names", lambda: ["forest", "alpha_effect", "stability_plasticity"])
+        return page.write_report(searched_study(), tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

@@ -216,16 +216,20 @@ def test_equal_results_give_equal_bytes_whatever_the_row_order_and_the_time(tmp_
     assert not [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()]
 
 
+def whole(changes):
+    return pytest.param(changes, marks=pytest.mark.whole)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"orders": ORDERS[:1]},
-        {"splits": ("validation",)},
-        {"settings": ("d1",), "baselines": {}},
+        whole({"splits": ("validation",)}),
+        whole({"settings": ("d1",), "baselines": {}}),
         {"settings": ("jt",), "recommended": None},
         {"recommended": None},
-        {"parameters": ("strategy.buffer",)},
-        {"costs": small_study().costs[:0]},
+        whole({"parameters": ("strategy.buffer",)}),
+        whole({"costs": small_study().costs[:0]}),
     ],
     ids=str,
 )

@@ -137,6 +137,7 @@ def simulated(orders, seeds: int, difference: float, sd: float, own: float) -> f
     return float(np.mean([paired_difference(d, 0 * d, clusters=clusters).p < LEVEL for d in found]))
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("name", "tasks", "seeds", "difference", "own", "needed"),
     [
@@ -154,6 +155,7 @@ def test_the_report_detects_the_difference_on_orders_needed_and_not_on_fewer(
     assert simulated(orders[: needed - 1], seeds, difference, 3.0, own) < POWER
 
 
+@pytest.mark.statistics
 def test_the_report_detects_the_difference_on_seeds_needed_of_one_order_and_not_on_fewer():
     seeds = blocks_needed(3.0, 3.0)
     assert seeds == 10

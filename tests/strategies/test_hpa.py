@@ -89,7 +89,7 @@ def base_weights(layout, whole):
 
 
 @pytest.mark.parametrize("with_safety", [True, False])
-def test_the_edited_update_is_that_of_whole_weights(world, monkeypatch, safety, with_safety):
+def test_the_edited_update_is_that_of_whole_weights(own_world, monkeypatch, safety, with_safety):
     strategy, seen, real = HPA(safety=safety if with_safety else None), {}, HPA.end_task
 
     def end_task(self, weights):
@@ -101,11 +101,11 @@ def test_the_edited_update_is_that_of_whole_weights(world, monkeypatch, safety, 
         real(self, weights)
 
     monkeypatch.setattr(HPA, "end_task", end_task)
-    stage = world.train(strategy)[-1]
-    in_memory = answer_logits(world)
-    world.learner.start(world.runner().setup_of(stage, 0, world.store.open(stage)))
-    assert torch.equal(in_memory, answer_logits(world))
-    layout, learner = world.learner.layout, world.learner
+    stage = own_world.train(strategy)[-1]
+    in_memory = answer_logits(own_world)
+    own_world.learner.start(own_world.runner().setup_of(stage, 0, own_world.store.open(stage)))
+    assert torch.equal(in_memory, answer_logits(own_world))
+    layout, learner = own_world.learner.layout, own_world.learner
     theta = dict(zip(learner.names, (p.detach() for p in learner.engine.parameters), strict=True))
     shares, whole = set(), {}
     for layer, (before, update, kept) in seen.items():
@@ -122,7 +122,7 @@ def test_the_edited_update_is_that_of_whole_weights(world, monkeypatch, safety, 
             )
         whole[layer] = after
     with base_weights(layout, whole), learner.loss.at(None):
-        dense = answer_logits(world)
+        dense = answer_logits(own_world)
     assert torch.allclose(in_memory, dense, atol=1e-3)
     assert (max(shares) > 0.05) == with_safety
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-import tiny_models
+import tiny_clip
 import torch
 from method_samples import MethodWorld, make_learner, make_tasks
 from transformers import CLIPModel, CLIPProcessor
@@ -24,7 +24,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return str(tiny_models.clip(tmp_path_factory.mktemp("encoders") / "clip"))
+    return str(tiny_clip.clip(tmp_path_factory.mktemp("encoders") / "clip"))
 
 
 @pytest.fixture(params=["model", "clip"])
@@ -114,7 +114,7 @@ def test_a_missing_image_has_features_of_zero_and_the_question_keeps_its_own(wor
 
 
 def test_pickles_are_never_read(tmp_path):
-    folder = tiny_models.clip(tmp_path / "clip")
+    folder = tiny_clip.clip(tmp_path / "clip")
     torch.save(torch.load, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert [fault[:2] for fault in DISCO(encoder=str(folder)).faults()] == [
