@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -124,12 +123,6 @@ class MethodWorld:
         return LearnerContext(
             self.learner, stage, self.tasks, self.store, lambda f, *a: f(*a), {stage.task: folder}, steps
         )
-
-
-def first_quick(strategies: list) -> list:
-    """The strategies as parameters of a test that is `whole` for all but the first of them."""
-    first, *others = strategies
-    return [first, *(pytest.param(strategy, marks=pytest.mark.whole) for strategy in others)]
 
 
 def same(a: dict, b: dict) -> bool:

@@ -21,10 +21,22 @@ CORE_FOLDERS = ("strategies", "metrics")
 
 
 @cache
+def text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+@cache
+def nodes_of(file: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a file."""
+    return tuple(ast.walk(ast.parse(text_of(file))))
+
+
+@cache
 def imports(file: Path, late: bool = True) -> frozenset[str]:
     """Dotted names that a file imports; without `late`, only those at the top and outside TYPE_CHECKING."""
-    tree = ast.parse(file.read_text())
-    nodes = ast.walk(tree) if late else iter(tree.body)
+    module, *_ = nodes_of(file)
+    assert isinstance(module, ast.Module)
+    nodes = nodes_of(file) if late else module.body
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -63,10 +75,10 @@ def test_plugins_import_no_other_plugin():
 
 
 def test_files_and_functions_stay_small():
-    long_files = {f.stem: n for f in FILES if (n := len(f.read_text().splitlines())) > 500}
+    long_files = {f.stem: n for f in FILES if (n := len(text_of(f).splitlines())) > 500}
     assert long_files == {}
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes_of(file):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno <= 55, f"{file.stem}.{node.name}"
 
@@ -92,7 +104,7 @@ def test_what_is_shipped_is_declared():
 
 def test_no_pickle_is_read():
     for file in FILES:
-        text = file.read_text()
+        text = text_of(file)
         assert "pickle.load" not in text, file
         assert "torch.load" not in text, file
 
@@ -111,7 +123,7 @@ def test_who_only_waits_imports_nothing_heavy():
 )
 def test_what_a_benchmark_takes_from_the_package_is_there(file):
     """They are run by hand, and seldom."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes_of(file):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dgg_ray"):
             module = importlib.import_module(node.module)
             missing = [a.name for a in node.names if not hasattr(module, a.name)]
@@ -121,7 +133,7 @@ def test_what_a_benchmark_takes_from_the_package_is_there(file):
 
 def test_no_text_is_read_or_written_in_the_encoding_of_the_machine():
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             if not isinstance(node, ast.Call):
                 continue
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))

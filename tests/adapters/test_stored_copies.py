@@ -28,8 +28,8 @@ def tasks():
         OLoRA(),
         MoELoRA(experts=4),
         BranchLoRA(branches=4, watched_examples=2),
-        DMoLE(scored_examples=2, recogniser_epochs=2),
         ModalPrompt(),
+        pytest.param(DMoLE(scored_examples=2, recogniser_epochs=2), marks=pytest.mark.whole),
     ],
     ids=lambda strategy: type(strategy).__name__,
 )

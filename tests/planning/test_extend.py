@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from marked import first_quick
 
 from dgg_ray import Study, cli, load_study
 from dgg_ray.config import saved_study, yaml_edit
@@ -201,7 +202,7 @@ def test_files_in_llavas_format_are_found_with_their_images(folder, capsys):
 METHODS = ["tpe", "random", "nsga2", "grid", "stagewise"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", first_quick(METHODS))
 def test_an_extended_study_trains_the_new_task_and_nothing_else(folder, method):
     text = STUDY.replace("trials: 4", f"trials: 4\n  method: {method}\n  global_candidates: 2")
     (folder / "small.yaml").write_text(text)

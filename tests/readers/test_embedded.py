@@ -141,6 +141,7 @@ def test_every_answer_is_one_token_and_a_sequence_is_short(name, tasks, loaded):
     assert max(len(row) for row in prompts(processor, tasks[name].examples["test"])) <= 32
 
 
+@pytest.mark.whole
 def test_the_untouched_model_has_the_recorded_score_on_digits(tasks, loaded):
     examples = tasks["digits"].examples["test"]
     right = [a == e.answer for a, e in zip(answers(*loaded, examples), examples, strict=True)]

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_samples import ORDER, first_quick, flat, same
+from marked import first_quick
+from method_samples import ORDER, flat, same
 
 from dgg_ray.core.interfaces import Adapter
 from dgg_ray.strategies.branch_lora import BranchLoRA

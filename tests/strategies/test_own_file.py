@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from method_samples import flat
 
@@ -13,6 +14,7 @@ from dgg_ray.strategies.ewc import EWC
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
+@pytest.mark.whole
 def test_the_ewc_of_the_documentation_is_a_plugin_and_trains_as_the_shipped_one(
     own_world, tmp_path, monkeypatch
 ):

@@ -6,7 +6,8 @@ import pytest
 import tiny_clip
 import torch
 import yaml
-from method_samples import ORDER, first_quick
+from marked import first_quick
+from method_samples import ORDER
 
 from dgg_ray import load_study
 from dgg_ray.adapters.lora_slots import LoraSlots

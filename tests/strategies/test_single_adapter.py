@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from method_samples import first_quick, flat, same
+from marked import first_quick
+from method_samples import flat, same
 
 from dgg_ray.core import rng
 from dgg_ray.core.interfaces import ShardedTensors, StepHooks

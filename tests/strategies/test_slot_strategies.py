@@ -5,7 +5,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from method_samples import ORDER, answer_logits, first_quick, flat, same, with_training
+from marked import first_quick
+from method_samples import ORDER, answer_logits, flat, same, with_training
 
 from dgg_ray.adapters._lora_layers import factor_indices
 from dgg_ray.core.interfaces import ShardedTensors, StepHooks

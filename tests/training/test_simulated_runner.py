@@ -174,6 +174,7 @@ def test_a_waiting_runner_sleeps_for_the_configured_share_of_simulated_time(monk
     assert sleeps == [pytest.approx(0.5 * runner.training_cost(stage)[1])]
 
 
+@pytest.mark.whole
 def test_thousands_of_stages_pass_through_the_work_queue_and_the_store():
     study = synthetic_study(
         6,
