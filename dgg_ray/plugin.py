@@ -63,6 +63,12 @@ installed package must be installed on every machine that trains. A plug-in ente
 by its source: after an edit its stages are trained anew.
 """
 
+from dgg_ray.adapters.lora_branches import LoraBranches
+from dgg_ray.adapters.lora_experts import LoraExperts
+from dgg_ray.adapters.lora_module_slots import LoraModuleSlots
+from dgg_ray.adapters.lora_slots import LoraSlots
+from dgg_ray.adapters.prompt import Prompt
+from dgg_ray.adapters.scaled_slots import ScaledSlots
 from dgg_ray.core.errors import DggError, Fault, StageError, StudyError
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import (
@@ -104,14 +110,20 @@ __all__ = [
     "Example",
     "Fact",
     "Fault",
+    "LoraBranches",
+    "LoraExperts",
+    "LoraModuleSlots",
+    "LoraSlots",
     "LossOutputs",
     "MetricValue",
     "Model",
     "Needs",
     "Pretrained",
+    "Prompt",
     "Protection",
     "Reader",
     "ReplayStrategy",
+    "ScaledSlots",
     "Score",
     "ScoreMatrix",
     "ShardedTensors",

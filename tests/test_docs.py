@@ -1,5 +1,6 @@
 """The documents agree with the code."""
 
+import importlib
 import re
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 import typer
 
 import dgg_ray
-from dgg_ray import api, cli, strategies
+from dgg_ray import api, cli, plugin, strategies
 from dgg_ray.core import plugins
+from dgg_ray.core.strategy_checks import HOOKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,6 +48,44 @@ def test_the_documented_strategy_works_as_one_file(monkeypatch, tmp_path):
     shrink.edit_gradient([], gradients, 0)
     assert gradients[0].item() == 0.5
     assert shrink.effect("words", ("digits",)) == {"factor": 0.25}
+
+
+def members_in_the_reference() -> dict[str, list[str]]:
+    """Module → the names that the page of the Python reference asks it for."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(
+        r"^::: (\S+)\n    options:\n      members: \[(.*?)\]$", page, re.MULTILINE | re.DOTALL
+    )
+    single = re.findall(r"^::: (\S+)\.(\w+)\n(?! )", page + "\n", re.MULTILINE)
+    members = {module: re.split(r",\s*", names) for module, names in listed}
+    for module, name in single:
+        members.setdefault(module, []).append(name)
+    return members
+
+
+def test_the_reference_asks_each_module_for_what_it_defines():
+    # mkdocstrings leaves out, without a word, what a module only imports.
+    for module, names in members_in_the_reference().items():
+        for name in names:
+            assert getattr(importlib.import_module(module), name).__module__ == module, name
+
+
+def test_everything_that_plugins_import_is_in_the_reference():
+    listed = {name for names in members_in_the_reference().values() for name in names}
+    documented = {name for name in plugin.__all__ if hasattr(getattr(plugin, name), "__module__")}
+    assert documented - {"MetricValue"} <= listed  # an alias, which signatures show
+
+
+def test_the_page_on_plugins_names_every_hook_with_its_arguments():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    others = {
+        "effect",
+        "faults",
+        "protection",
+        "replayed_examples",
+    }  # asked for plans and keys, not by a stage
+    calls = {f"`{name}({', '.join(arguments)})`" for name, arguments in HOOKS.items() if name not in others}
+    assert {call for call in calls if call not in page} == set()
 
 
 def test_the_documented_scorers_exist():

@@ -1,4 +1,4 @@
-"""Warnings before a study runs: small data, and examples that its scorers cannot use.
+"""Warnings before a study runs: small data, examples that its scorers cannot use, settings without effect.
 
 Each is a sentence with its numbers; none is a fault. Checks that need the model's processor are in
 preflight.py.
@@ -7,16 +7,18 @@ preflight.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from math import ceil
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from dgg_ray.config.parsing import BROKEN, check_type
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.interfaces import Task
 from dgg_ray.core.phrases import join_names, plural
 from dgg_ray.core.stage import TaskData
-from dgg_ray.core.strategy import ReplayStrategy, task_mappings
+from dgg_ray.core.strategy import ReplayStrategy, Strategy, effect_of, task_mappings
 
 FEW_STEPS = 10
 LISTED = 5  # names in a sentence
@@ -49,12 +51,51 @@ def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]
     tasks = {name: tasks[name] for name in study.task_names}
     yield from buffer_warnings(study, tasks)
     yield from batch_warnings(study, tasks)
+    yield from effect_warnings(study)
     for setting, values in task_mappings(study.strategy).items():
         path, left_out = f"strategy.{setting}", [f"`{name}`" for name in tasks if name not in values]
         if left_out and path not in (study.search.space if study.search else ()):
             default = f"{name_of(path)} = {study.strategy.per_task[setting]:g}"
             which = join_names(left_out, LISTED)
             yield f"{path} names no value for {which}, which will be trained with {default}"
+
+
+def effect_warnings(study: Study) -> Iterator[str]:
+    """Warn of settings that the `effect` of a strategy of the user's own leaves out.
+
+    Some other values of each setting are tried: the searched ones, and some near its own.
+    """
+    strategy, name = study.strategy, plugins.plugin_name(study.strategy)
+    if "effect" not in vars(type(strategy)) or not plugins.plugin_hash("strategies", name):
+        return
+    own, kinds = effects(strategy, study), get_type_hints(type(strategy), include_extras=True)
+    for setting in (f.name for f in fields(strategy)):
+        tried = [*tried_values(study, f"strategy.{setting}"), *near_values(getattr(strategy, setting))]
+        tried += get_args(kinds[setting])  # of a Literal; parts of other types are not legal values
+        legal = [value for value in tried if check_type(kinds[setting], value, "", []) is not BROKEN]
+        others = [replace(strategy, **{setting: value}) for value in legal]
+        if (others := [o for o in others if o != strategy]) and all(effects(o, study) == own for o in others):
+            yield (
+                f"strategy.{setting} is in no effect of `{name}`, so a stage that was trained with another "
+                f"value of it is not trained again; add it to `effect`, or leave `effect` out"
+            )
+
+
+def effects(strategy: Strategy, study: Study) -> list[dict[str, Any]]:
+    """The strategy's part of each stage key of a run in the file's order."""
+    tasks = study.task_names
+    return [effect_of(strategy, task, tasks[:i], "own") for i, task in enumerate(tasks)]
+
+
+def near_values(value: Any) -> list[Any]:
+    """Some other values of a setting; not all need be legal.
+
+    >>> near_values(True), near_values(4), near_values("sum")
+    ([False], [5, 8, 2.0, 0, 0.5], [])
+    """
+    if isinstance(value, bool):
+        return [not value]
+    return [value + 1, 2 * value, value / 2, 0, 0.5] if isinstance(value, int | float) else []
 
 
 def buffer_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.interfaces import SPLITS, Task
+from dgg_ray.core.interfaces import SPLITS, AdapterLayout, Task
 from dgg_ray.core.orders import count_unused_orders, format_count
 from dgg_ray.core.stage import TaskData
 from dgg_ray.core.strategy import Strategy, effect_of, task_mappings
@@ -78,12 +78,26 @@ def answer_style_rules(check: Check) -> Iterator[Fault]:
 def effect_rules(check: Check) -> Iterator[Fault]:
     """Check that a stage key can be made from the strategy."""
     strategy = check.study.strategy
+    if any(layout_faults(strategy, "strategy")):  # need_rules names it
+        return
     try:
         first, *rest = check.study.task_names
         digest([effect_of(strategy, first, rest, "own"), effect_of(strategy, first, (), "own")])
     except Exception as problem:  # a plug-in may raise anything
         rule = "must have settings, and an effect, that are JSON values"
         yield Fault("strategy", rule, describe_problem(problem))
+
+
+def layout_faults(strategy: Strategy, path: str) -> Iterator[Fault]:
+    """Check that a strategy's layout is one. path: where the study names the strategy."""
+    rule = f"{type(strategy).__name__}.layout must return None or a layout, such as LoraSlots()"
+    try:
+        layout = strategy.layout()
+    except Exception as problem:  # a plug-in may raise anything
+        yield Fault(path, rule, describe_problem(problem))
+        return
+    if not isinstance(layout, AdapterLayout | None):
+        yield Fault(path, rule, repr(layout))
 
 
 def replay_rules(check: Check) -> Iterator[Fault]:
@@ -139,6 +153,9 @@ def needs_of_strategy(study: Study, path: str) -> Iterator[Fault]:
     if not study.protocol.old_data and reads_old_data(strategy, study.task_names):
         rule = f"{name} reads examples of earlier tasks, which protocol.old_data: false forbids"
         yield Fault(path, f"{rule}; set strategy.buffer to 0, or take a method without old data", repr(name))
+    if faults := list(layout_faults(strategy, path)):
+        yield from faults
+        return
     layout, tasks = strategy.layout(), len(study.task_names)
     for at in studies_at_values(study, "adapter.rank"):
         rank = at.adapter.rank

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import traceback
+from dataclasses import FrozenInstanceError
 
 from dgg_ray.core import sources
 from dgg_ray.core.errors import DggError, error_record
+from dgg_ray.core.strategy import MEMORY_ADVICE
 
 # The same code raises these on the same data again, on every machine.
 DETERMINISTIC = (
@@ -65,7 +67,10 @@ def relative_path(file: str) -> str:
 
 def located_error_record(problem: BaseException) -> dict[str, str]:
     """Return the record of an error with its `location`: the line of the plug-in that raised it."""
-    return error_record(problem) | {"location": plugin_location(problem)}
+    record = error_record(problem) | {"location": plugin_location(problem)}
+    if isinstance(problem, FrozenInstanceError) and record["location"]:  # `self.x = …` in a strategy
+        record["message"] += f"; {MEMORY_ADVICE}"
+    return record
 
 
 def format_error_record(record: dict[str, str]) -> str:

@@ -126,8 +126,14 @@ class ResultsError(DggError):
 
 
 def nearest_name(name: str, legal: Iterable[str]) -> str:
-    """Return the legal name that `name` probably means; empty where none is close."""
-    return next(iter(difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)), "")
+    """Return the legal name that `name` probably means; empty where none is close.
+
+    >>> nearest_name("Ewc", ["EWC", "EMA"]), nearest_name("strenght", ["strength"]), nearest_name("x", ["y"])
+    ('EWC', 'strength', '')
+    """
+    names = list(legal)
+    same_letters = [other for other in names if other.casefold() == name.casefold()]
+    return next(iter(same_letters or difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")
 
 
 def did_you_mean(name: str, legal: Iterable[str]) -> str:

@@ -56,6 +56,8 @@ OUTSIDE_NAMES: dict[str, list[str]] = {}  # kind → names of the plug-ins that 
 SEARCH_FOLDERS: list[str] = []  # folders that `add_search_folders` added to Python's path
 OUTSIDE_FOLDERS: list[str] = []  # those of them that plug-ins were imported from; workers need them too
 
+DECORATE = "write `@dataclass(frozen=True)` above the class"
+
 
 @dataclass(frozen=True)
 class PluginLocation:
@@ -219,7 +221,7 @@ def import_plugin_module(location: PluginLocation, name: str) -> ModuleType:
     try:
         module = importlib.import_module(location.module)
     except Exception as problem:  # code of the user's own may raise anything
-        raise name_error(import_rule(location, name, problem), name) from problem
+        raise name_error(import_rule(location, name, problem), name, nearest_module(problem)) from problem
     if location.outside and (file := getattr(module, "__file__", None)):
         register_outside_module(location.module, Path(file).absolute())
     return module
@@ -237,7 +239,17 @@ def import_rule(location: PluginLocation, name: str, problem: Exception) -> str:
         rule += f" ({line})"
     if isinstance(problem, ModuleNotFoundError):
         rule += "; its package must be installed on this machine, or its file lie beside the study file"
+    if isinstance(problem, TypeError) and "non-frozen dataclass" in str(problem):
+        rule += f"; {DECORATE}"
     return rule
+
+
+def nearest_module(problem: Exception) -> str:
+    """Return the file beside the study, without .py, that a name probably means which Python did not find."""
+    if not isinstance(problem, ModuleNotFoundError):
+        return ""
+    files = [file.stem for folder in SEARCH_FOLDERS for file in Path(folder).glob("*.py")]
+    return nearest_name(str(problem.name), files)
 
 
 def register_outside_module(dotted: str, file: Path) -> None:
@@ -278,10 +290,18 @@ def class_faults(cls: Any, base: type, module: ModuleType, name: str) -> Iterato
     if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
         rule = "must stand at the top of its module under its own name, where every worker finds it"
         yield Fault("name", rule, repr(f"{cls.__module__}:{cls.__qualname__}"))
+    if bare := sorted(undeclared_settings(cls)):
+        yield Fault("name", f"{' and '.join(bare)} must be settings: {DECORATE}", repr(cls.__name__))
     parameters = inspect.signature(cls).parameters.keys()
     if others := parameters - {f.name for f in fields(cls)}:  # type: ignore[arg-type]
         rule = f"{' and '.join(sorted(others))} must be a field: no other setting is part of a stage key"
         yield Fault("name", rule, repr(cls.__name__))
+
+
+def undeclared_settings(cls: type) -> set[str]:
+    """Return the names that a class annotates as settings and that are none, as it is no dataclass itself."""
+    annotated = {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)}
+    return set() if "__dataclass_fields__" in vars(cls) else annotated
 
 
 def only_class(module: ModuleType, base: type) -> type:

@@ -89,7 +89,7 @@ def source_files(plugin: Any, named_module: str = "") -> tuple[dict[str, Path], 
     own: dict[str, Path] = {}
     shipped: dict[str, Path] = {}
     while to_visit:
-        name = to_visit.pop()
+        name = behind_plugin_name(to_visit.pop())
         if name in own or (file := module_file(name)) is None:
             continue
         if not is_own(name, file, own_packages):
@@ -100,6 +100,16 @@ def source_files(plugin: Any, named_module: str = "") -> tuple[dict[str, Path], 
         to_visit += parent_packages(name)  # Python runs them when it imports the module
         to_visit += imported_names(file, name)
     return dict(sorted(own.items())), shipped
+
+
+def behind_plugin_name(name: str) -> str:
+    """Return the module that defines what `dgg_ray.plugin` offers under a name; other names stay.
+
+    Through that module, a plug-in builds on a shipped layout as if it had imported the layout's own module.
+    """
+    module, _, attribute = name.rpartition(".")
+    offered = getattr(sys.modules.get(module), attribute, None) if module == f"{PACKAGE}.plugin" else None
+    return name if offered is None else getattr(offered, "__module__", name)
 
 
 def parent_packages(module: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 A stage calls a strategy's hooks in this order.
 
-    examples                 which examples the stage trains on
     load_state               what the parent stage handed on
+    examples, phases         which examples the stage trains on, in which parts
     prepare                  at every start and every resume; loads what can be computed or read again
     begin_task               at the start alone; fills `memory`
     for every step
@@ -13,7 +13,7 @@ A stage calls a strategy's hooks in this order.
         after_step           once, after the optimizer's update
     end_task                 edits the weights before they are published
     state                    what the next stage gets besides the weights
-    prepare, route           at every evaluation after the stage
+    load_state, prepare, route    at every evaluation after the stage
 
 `Strategy.context` answers the questions of the hooks: gradients and outputs at other weights, the weights at
 the end of earlier tasks, and facts. A `Fact` is what a method must know of a finished task, as a function of
@@ -24,7 +24,7 @@ what it depends on, and shared by all strategies and settings that ask.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
@@ -42,6 +42,9 @@ if TYPE_CHECKING:  # drivers, brokers and waiting trials handle strategies witho
 
 ENGINES = ("auto", "zero1", "zero2", "zero3", "simulated")
 WHOLE_WEIGHTS = ("auto", "zero1", "zero2", "simulated")  # where each process holds every weight whole
+MEMORY_ADVICE = (
+    "put what is remembered within a stage into self.memory, and what the next stage needs into state()"
+)
 Values: TypeAlias = "Mapping[str, Any]"  # tensors, and lists with one tensor per trained weight
 
 
@@ -51,7 +54,8 @@ class Needs:
 
     earlier_stages: whether it asks for weights of earlier tasks, or for facts of their stages.
     old_data: whether it reads examples of earlier tasks in training, beyond those that `examples` returns.
-    engines: the values of workers.engine on which it can train.
+    engines: the values of workers.engine on which it can train. WHOLE_WEIGHTS is all but zero3, for a method
+        that asks its context for what is not possible on ZeRO-3.
     step_cost: time of a training step in units of plain fine-tuning's, for forecasts.
     fact_values: values for each trained weight that facts keep of every finished stage, for forecasts.
     """
@@ -125,12 +129,27 @@ class StageContext(ABC):
     def gradient(self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Gradient of the mean loss per answer token over `examples`, whole, in evaluation mode.
 
+        It is one for all examples; `mean_of_gradients` looks at each example's own, and at other functions.
+
         weights: whole tensors at which it is taken; None is the present weights. Not on ZeRO-3.
         """
 
     @abstractmethod
     def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
         """Mean over examples of the squared gradient of each example's own mean loss per answer token."""
+
+    @abstractmethod
+    def mean_of_gradients(
+        self,
+        examples: Sequence[Example],
+        each: Callable[[Tensor], Tensor],
+        of: Callable[[LossOutputs], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Mean over examples of `each`, applied to every tensor of an example's own gradient; whole.
+
+        each: such as torch.abs. of: what the gradient is of, a tensor of shape () of the forward pass of one
+            example, in evaluation mode; None is its mean loss per answer token.
+        """
 
     @abstractmethod
     def losses(self, examples: Sequence[Example]) -> Tensor:
@@ -281,8 +300,8 @@ class Strategy:
     def training_route(self, examples: Sequence[Example]) -> Tensor | None:
         """Return the weights (N, K) of a layout's slots for a micro-batch; None is the layout's own choice.
 
-        Called before each micro-batch, in each process with its own examples. Only a class that defines this
-        hook is asked.
+        They are as in `route`. Called before each micro-batch, in each process with its own examples. Only a
+        class that defines this hook is asked.
         """
         return None
 
@@ -298,6 +317,7 @@ class Strategy:
     def route(self, examples: Sequence[Example]) -> Tensor | None:
         """Return the weights (N, K) of a layout's slots for each example; None is the layout's own choice.
 
+        The K columns are the tasks trained so far, in their order: `context.earlier`, then `context.task`.
         Called before each batch of answers; the weights hold for all tokens of the answer.
         """
         return None
@@ -310,7 +330,11 @@ class Strategy:
         return {}
 
     def load_state(self, state: dict[str, Tensor | list[Tensor]]) -> None:
-        """Load the `state` of the parent stage. Lists come whole; `context.shard` cuts them in `prepare`."""
+        """Load the `state` of the parent stage. Lists come whole; `context.shard` cuts them in `prepare`.
+
+        Called before `prepare`, also after a resume; at an evaluation with the stage's own state. Not called
+        where nothing was handed on, as in a run's first stage.
+        """
 
     def replayed_examples(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
         """Count the examples of earlier tasks that `examples` adds, by task, for plans and costs.
@@ -353,6 +377,8 @@ def effect_of(strategy: Strategy, task: str, earlier: Sequence[str], code: str) 
         return {}
     has_own_effect = "effect" in vars(cls)
     effect = strategy.effect(task, earlier) if has_own_effect else Strategy.effect(strategy, task, earlier)
+    if not isinstance(effect, Mapping):
+        raise TypeError(f"{cls.__name__}.effect must return a dict, not {effect!r}")
     if layout := strategy.layout():
         effect = {**effect, "adapter": setting_for_key(layout)}
     if has_own_effect and not code:

@@ -9,6 +9,7 @@ from dgg_ray.core import rng
 from dgg_ray.core.interfaces import Example, Task
 from dgg_ray.core.stage import Stage
 from dgg_ray.core.strategy import Strategy
+from dgg_ray.training import hook_checks
 
 
 class StageBatches(NamedTuple):
@@ -30,10 +31,11 @@ class StageBatches(NamedTuple):
 def stage_batches(strategy: Strategy, stage: Stage, tasks: Mapping[str, Task]) -> StageBatches:
     """The batches of the examples that the strategy chooses, phase after phase."""
     new = [example for name in stage.trained_tasks for example in tasks[name].examples["train"]]
-    examples = strategy.examples(new, [tasks[name] for name in stage.earlier], stage.seed)
+    earlier = [tasks[name] for name in stage.earlier]
+    examples = hook_checks.chosen_examples(strategy, new, earlier, stage.seed)
     of_step: list[list[Example]] = []
     first_steps: dict[int, int] = {}
-    for phase, part in enumerate(strategy.phases(examples, stage.seed)):
+    for phase, part in enumerate(hook_checks.phases_of(strategy, examples, stage.seed)):
         if phase:
             first_steps[len(of_step)] = phase
         of_step += shuffled_batches(part, stage, phase)

@@ -40,7 +40,7 @@ from dgg_ray.core.stage import PROFILE_ANSWERS, PROFILE_ROUNDS, PROFILE_STEPS, E
 from dgg_ray.core.strategy import StageContext, Strategy, bind_context, uses
 from dgg_ray.storage.backend import folder_size
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training import checkpoints, facts
+from dgg_ray.training import checkpoints, facts, hook_checks
 from dgg_ray.training.batches import StageBatches, stage_batches
 from dgg_ray.training.checkpoints import CheckpointPolicy, StageCheckpoint
 from dgg_ray.training.memory_check import MemoryCheck, fresh_copy
@@ -118,8 +118,8 @@ class StageRunner:
         self.take_steps(stage, strategy, batches, losses, earlier_seconds)
         memory_check.check("during training")
         with torch.no_grad():
-            strategy.end_task(self.learner.weights())
-        self.check_weights(stage)
+            hook_checks.in_place(strategy, "end_task")(self.learner.weights())
+        self.check_weights(stage, strategy)
         seconds = earlier_seconds + time.perf_counter() - start
         loss = {
             "first": losses[0],
@@ -147,17 +147,19 @@ class StageRunner:
 
         earlier_seconds: spent on the steps before a resume.
         """
-        hooks, start = step_hooks(strategy), time.perf_counter()
+        hooks, start = step_hooks(strategy, stage), time.perf_counter()
+        edit_gradient = hook_checks.in_place(strategy, "edit_gradient")
         for step in range(len(losses), batches.steps):
             if phase := batches.first_steps.get(step):
                 with torch.no_grad():
                     strategy.begin_phase(phase, self.learner.weights())
-            losses.append(self.learner.step(batches.of_step[step], step, strategy.edit_gradient, hooks))
+            losses.append(self.learner.step(batches.of_step[step], step, edit_gradient, hooks))
             if not math.isfinite(losses[-1]):
                 raise self.divergence_error(
                     stage,
                     f"the loss is {losses[-1]} at step {step + 1} of {batches.steps} while training "
-                    f"{stage.task}; lower training.learning_rate or raise training.warmup",
+                    f"{stage.task}; lower training.learning_rate or raise training.warmup"
+                    f"{hook_checks.other_cause(strategy)}",
                 )
             self.write_checkpoint_if_due(
                 stage, strategy, losses, earlier_seconds + time.perf_counter() - start
@@ -174,7 +176,7 @@ class StageRunner:
         if checkpoint is None:
             self.learner.start(setup)
             self.prepare(strategy, stage, setup.steps)
-            strategy.begin_task(self.learner.weights(), stage.task, stage.earlier, stage.seed)
+            hook_checks.begin_task(strategy, self.learner.weights(), stage)
             return [], 0.0
         losses = list(checkpoint.losses)
         tensors = self.learner.resume(setup, len(losses), checkpoint.tensors)
@@ -215,14 +217,14 @@ class StageRunner:
             parent = parent.parent
         return folders
 
-    def check_weights(self, stage: Stage) -> None:
+    def check_weights(self, stage: Stage, strategy: Strategy) -> None:
         """Raise NonFiniteError if the last step, whose loss nobody computes, broke the weights."""
         weights = self.learner.weights()
         if weights.total(torch.stack([(~theta.isfinite()).sum() for theta in weights]).sum()):
             raise self.divergence_error(
                 stage,
                 f"weights became NaN or infinite in the last step of {stage.task}; "
-                f"lower training.learning_rate",
+                f"lower training.learning_rate{hook_checks.other_cause(strategy)}",
             )
 
     def divergence_error(self, stage: Stage, message: str) -> NonFiniteError:
@@ -280,7 +282,7 @@ class StageRunner:
         state = facts.flattened(
             {
                 name: self.learner.gather_list(value) if isinstance(value, list) else value
-                for name, value in strategy.state().items()
+                for name, value in hook_checks.state_of(strategy, self.learner.weights()).items()
             }
         )
 
@@ -410,7 +412,7 @@ class StageRunner:
         strategy, own = fresh_copy(configured), self.open_stage(stage)
         load_state(strategy, own)
         self.prepare(strategy, stage, 0, own)
-        return strategy.route
+        return hook_checks.route_hook(strategy, "route", len(stage.earlier) + 1)
 
     # -- profiling ---------------------------------------------------------------------------------
 

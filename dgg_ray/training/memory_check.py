@@ -6,7 +6,7 @@ and resumed. The rules:
     settings             never change: the stage key is computed from them
     memory               holds JSON values, tensors and lists of tensors
     cached properties    have the value that a new computation would give
-    cache                holds what `load_state` and `prepare` load again after a resume; this is not checked
+    cache                holds what `load_state` and `prepare` load again after a resume; see hook_checks.py
     other attributes     are set before `begin_task`, which a resumed stage does not call, and never change
 """
 
@@ -24,10 +24,8 @@ import torch
 
 from dgg_ray.core.errors import StageError
 from dgg_ray.core.hashing import digest
-from dgg_ray.core.strategy import Strategy
+from dgg_ray.core.strategy import MEMORY_ADVICE, Strategy
 from dgg_ray.training import checkpoints
-
-ADVICE = "put what is remembered within a stage into self.memory, and what the next stage needs into state()"
 
 
 class MemoryCheck:
@@ -45,10 +43,10 @@ class MemoryCheck:
         """Raise StageError if the strategy breaks a rule; `when` says for the message when it did."""
         if changed := self.changed_settings():
             raise StageError(
-                f"strategy {self.name} changed its settings ({', '.join(changed)}) {when}; {ADVICE}"
+                f"strategy {self.name} changed its settings ({', '.join(changed)}) {when}; {MEMORY_ADVICE}"
             )
         if changed := sorted(self.changed_attributes()):
-            raise StageError(f"strategy {self.name} set {', '.join(changed)} {when}; {ADVICE}")
+            raise StageError(f"strategy {self.name} set {', '.join(changed)} {when}; {MEMORY_ADVICE}")
         for name, value in checkpoints.plain_values(self.strategy.memory).items():
             if not survives_json(value):
                 raise StageError(

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dgg_ray.core.errors import StageError
-from dgg_ray.core.interfaces import ADAPTER_FILE, LAYOUT_FILE, Example, Task
+from dgg_ray.core.interfaces import ADAPTER_FILE, LAYOUT_FILE, Example, LossOutputs, Task
 from dgg_ray.core.stage import Stage
 from dgg_ray.core.strategy import Fact, Needs, StageContext, Values
 from dgg_ray.storage.stage_store import StageStore
-from dgg_ray.training import facts, features
-from dgg_ray.training.answer_loss import evaluation_mode
+from dgg_ray.training import facts, features, hook_checks
+from dgg_ray.training.answer_loss import HookedBatch, evaluation_mode
 from dgg_ray.training.encoding import Encoded
 from dgg_ray.training.learner import PeftLearner, stored_name
 
@@ -83,6 +83,7 @@ class LearnerContext(StageContext):
         return [p.detach() for p in self._engine.parameters]
 
     def shard(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        hook_checks.check_whole(tensors, self._engine.parameters)
         return self._engine.shard(tensors)
 
     def gradient(self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -98,17 +99,28 @@ class LearnerContext(StageContext):
 
     def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
         total = [torch.zeros_like(p) for p in self._engine.parameters]
-        for example in examples[self.learner.rank :: self.learner.world_size]:
-            encoded = self.learner.encode(example)
-            one = self._gradient([encoded], 1 / len(encoded.answer))
+        for one in self._own_gradients(examples):
             torch._foreach_addcmul_(total, one, one)
+        total = self._sum_over_ranks(total)
+        torch._foreach_div_(total, len(examples))
+        return total
+
+    def mean_of_gradients(
+        self,
+        examples: Sequence[Example],
+        each: Callable[[Tensor], Tensor],
+        of: Callable[[LossOutputs], Tensor] | None = None,
+    ) -> list[Tensor]:
+        total = [torch.zeros_like(p) for p in self._engine.parameters]
+        for one in self._own_gradients(examples, of):
+            torch._foreach_add_(total, [each(gradient) for gradient in one])
         total = self._sum_over_ranks(total)
         torch._foreach_div_(total, len(examples))
         return total
 
     def losses(self, examples: Sequence[Example]) -> Tensor:
         losses = []
-        with self._without_hook(), evaluation_mode(self.learner.peft):
+        with self._with_hook(None), evaluation_mode(self.learner.peft):
             for example in examples:
                 encoded = self.learner.encode(example)
                 losses.append(self.learner.loss(**self.learner.inputs_of([encoded])) / len(encoded.answer))
@@ -199,31 +211,47 @@ class LearnerContext(StageContext):
 
     def _compute(self, fact: Fact, task: str) -> Values:
         """Compute a fact at the state that it is about; every rank calls it."""
-        with torch.no_grad(), evaluation_mode(self.learner.peft):
-            if fact.of == "data":
-                with self.at(None):
-                    return fact.compute(self, self.tasks[task])
-            with self.at(self.weights_after(task)):
-                return fact.compute(self, self.tasks[task])
+        weights = None if fact.of == "data" else self.weights_after(task)
+        with torch.no_grad(), evaluation_mode(self.learner.peft), self.at(weights):
+            values = fact.compute(self, self.tasks[task])
+        hook_checks.check_values(fact, "compute", values)
+        return values
 
-    def _gradient(self, encoded: Sequence[Encoded], scale: float) -> list[Tensor]:
-        """Gradient of the summed loss times `scale`, of these examples on this process alone."""
+    def _own_gradients(
+        self, examples: Sequence[Example], of: Callable[[LossOutputs], Tensor] | None = None
+    ) -> Iterator[list[Tensor]]:
+        """The gradient of each example of this process: of its mean loss per answer token, or of `of`."""
+        for example in examples[self.learner.rank :: self.learner.world_size]:
+            encoded = self.learner.encode(example)
+            if of is None:
+                yield self._gradient([encoded], 1 / len(encoded.answer))
+            else:
+                hook = hook_checks.function_of_outputs(of)
+                yield self._gradient([encoded], 1.0, HookedBatch(hook, [example], len(encoded.answer)))
+
+    def _gradient(
+        self, encoded: Sequence[Encoded], scale: float, hooked: HookedBatch | None = None
+    ) -> list[Tensor]:
+        """Gradient of the summed loss times `scale`, of these examples on this process alone.
+
+        hooked: whose hook gives what the gradient is of, in place of the loss.
+        """
         learner, parameters = self.learner, self._engine.parameters
         inputs = learner.inputs_of(encoded)
-        with self._without_hook(), torch.enable_grad(), evaluation_mode(learner.peft):
+        with self._with_hook(hooked), torch.enable_grad(), evaluation_mode(learner.peft):
             loss = learner.loss(**inputs) * scale
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
     @contextmanager
-    def _without_hook(self) -> Iterator[None]:
-        """In the block, the loss is the model's own: no strategy's hook edits it."""
+    def _with_hook(self, hooked: HookedBatch | None) -> Iterator[None]:
+        """In the block, this hook edits the loss; None stands for the model's own loss."""
         loss = self.learner.loss
-        hooked, loss.hooked = loss.hooked, None
+        present, loss.hooked = loss.hooked, hooked
         try:
             yield
         finally:
-            loss.hooked = hooked
+            loss.hooked = present
 
     def _sum_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
         if self.learner.world_size > 1:

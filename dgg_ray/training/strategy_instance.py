@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from dgg_ray.core.interfaces import StepHooks
 from dgg_ray.core.stage import Stage
 from dgg_ray.core.strategy import Strategy, plain_first, uses
-from dgg_ray.training import facts
+from dgg_ray.training import facts, hook_checks
 
 
 def strategy_of(stage: Stage) -> Strategy:
@@ -17,12 +17,15 @@ def strategy_of(stage: Stage) -> Strategy:
     return Strategy() if plain_first(stage.strategy, stage.earlier) else stage.strategy
 
 
-def step_hooks(strategy: Strategy) -> StepHooks:
-    """The hooks that the strategy's class defines; others cost nothing."""
+def step_hooks(strategy: Strategy, stage: Stage) -> StepHooks:
+    """The hooks that the strategy's class defines, with their results checked; others cost nothing."""
+    tasks = len(stage.earlier) + 1
     return StepHooks(
-        strategy.edit_loss if uses(strategy, "edit_loss") else None,
-        strategy.after_step if uses(strategy, "after_step") else None,
-        strategy.training_route if uses(strategy, "training_route") else None,
+        hook_checks.loss_hook(strategy) if uses(strategy, "edit_loss") else None,
+        hook_checks.in_place(strategy, "after_step") if uses(strategy, "after_step") else None,
+        hook_checks.route_hook(strategy, "training_route", tasks)
+        if uses(strategy, "training_route")
+        else None,
     )
 
 

@@ -4,7 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from itertools import count
 
@@ -71,6 +71,19 @@ def test_the_most_derived_of_several_classes_is_the_plugin(mine):
     ("kind", "text", "attribute", "message"),
     [
         ("strategies", STRATEGY, ":Mien", "Did you mean 'Mine'?"),
+        ("strategies", STRATEGY, ":MINE", "Did you mean 'Mine'?"),
+        (
+            "strategies",
+            STRATEGY.replace("@dataclass(frozen=True)\nclass Mine", "class Mine"),
+            ":Mine",
+            "strength must be settings: write `@dataclass(frozen=True)` above the class",
+        ),
+        (
+            "strategies",
+            STRATEGY.replace("@dataclass(frozen=True)\nclass Mine", "@dataclass\nclass Mine"),
+            ":Mine",
+            "; write `@dataclass(frozen=True)` above the class",
+        ),
         ("strategies", "import nothing_like_it\n", ":Mine", "ModuleNotFoundError: No module named"),
         ("strategies", "def broken(:\n", ":Mine", "line 1"),
         ("strategies", "1 / 0\n", ":Mine", "ZeroDivisionError"),
@@ -96,6 +109,17 @@ def test_an_unusable_plugin_is_a_fault_with_the_reason(mine, kind, text, attribu
 
 def test_a_missing_module_is_a_fault():
     assert "No module named 'not_there_at_all'" in faults_of("strategies", "not_there_at_all:EWC")
+
+
+def test_a_misspelt_module_is_compared_with_the_files_beside_the_study(tmp_path):
+    (tmp_path / "my_synapses.py").write_text(STRATEGY)
+    plugins.add_search_folders(tmp_path)
+    assert "Did you mean 'my_synapses'?" in faults_of("strategies", "my_synapsis:Mine")
+
+
+def test_a_class_without_settings_of_its_own_needs_no_decorator(mine):
+    name = mine(STRATEGY + "\n\nclass Undecorated(Mine):\n    pass\n")
+    assert plugins.find("strategies", f"{name}:Undecorated")(strength=2.0).strength == 2.0
 
 
 # -- hooks -----------------------------------------------------------------------------------------
@@ -227,6 +251,18 @@ def test_an_error_is_reported_with_its_place_type_and_message(mine):
         error_records.format_error_record({"error": "NonFiniteError", "message": "the loss is nan"})
         == "NonFiniteError: the loss is nan"
     )
+
+
+def test_an_attribute_set_in_a_hook_is_answered_with_where_it_belongs(mine):
+    text = STRATEGY + "    def begin_task(self, weights, task, earlier, seed):\n        self.anchor = 1\n"
+    strategy = plugins.find("strategies", f"{mine(text)}:Mine")()
+    with pytest.raises(FrozenInstanceError) as error:
+        strategy.begin_task([], "words", (), 0)
+    record = error_records.located_error_record(error.value)
+    assert record["message"].startswith(
+        "cannot assign to field 'anchor'; put what is remembered within a stage"
+    )
+    assert "self.memory" in record["message"]
 
 
 # -- whole studies ---------------------------------------------------------------------------------
@@ -460,6 +496,55 @@ def test_a_setting_that_is_no_json_value_is_a_fault(tmp_path, mine):
     text = STRATEGY.replace("strength: float = 1.0", "words: frozenset[str] = frozenset({'a'})")
     with pytest.raises(StudyError, match="strategy: must have settings, and an effect, that are JSON values"):
         plan(tmp_path, mine(text))
+
+
+@pytest.mark.parametrize("value", ["None", "'strength'", "[1]"])
+def test_an_effect_that_is_no_dict_is_a_fault(tmp_path, mine, value):
+    text = f"{STRATEGY}    def effect(self, task, earlier):\n        return {value}\n"
+    with pytest.raises(StudyError, match=r"Mine\.effect must return a dict, not "):
+        plan(tmp_path, mine(text))
+
+
+@pytest.mark.parametrize("value", ["AdapterLayout", "'lora_slots'", "self.context.layout"])
+def test_a_layout_that_is_none_is_a_fault(tmp_path, mine, value):
+    text = STRATEGY.replace("import Strategy", "import AdapterLayout, Strategy")
+    text = text.replace("dgg_ray.core.strategy", "dgg_ray.plugin")
+    with pytest.raises(
+        StudyError, match=r"strategy.name: Mine\.layout must return None or a layout"
+    ) as error:
+        plan(tmp_path, mine(f"{text}    def layout(self):\n        return {value}\n"))
+    assert len(error.value.faults) == 1
+
+
+LEFT_OUT = "strategy.strength is in no effect of"
+
+
+@pytest.mark.parametrize(
+    ("effect", "warned"),
+    [
+        ("{}", True),
+        ("{'strength': self.strength > 0}", False),  # 0 differs from 1
+        ("{'strength': self.strength} if earlier else {}", False),
+    ],
+)
+def test_a_setting_that_an_effect_leaves_out_is_warned_of(tmp_path, mine, effect, warned):
+    text = f"{STRATEGY}    def effect(self, task, earlier):\n        return {effect}\n"
+    study = plan(tmp_path, mine(text))
+    assert any(LEFT_OUT in warning for warning in study.data.warnings) == warned
+    stages = [study.at({"strategy.strength": value}).runs[0].stages for value in (0.0, 5.0)]
+    assert (stages[0][-1].key == stages[1][-1].key) == warned  # the warning is true
+
+
+def test_a_choice_that_an_effect_leaves_out_is_warned_of_and_the_default_effect_leaves_out_none(
+    tmp_path, mine
+):
+    text = STRATEGY.replace("strength: float = 1.0", 'norm: Literal["l1", "l2"] = "l2"')
+    text = text.replace("import dataclass\n", "import dataclass\nfrom typing import Literal\n")
+    said = plan(
+        tmp_path, mine(text + "    def effect(self, task, earlier):\n        return {}\n")
+    ).data.warnings
+    assert any("strategy.norm is in no effect of" in warning for warning in said)
+    assert not any("in no effect of" in warning for warning in plan(tmp_path, mine(text)).data.warnings)
 
 
 FISHER = STRATEGY.replace("strength: float = 1.0", "fisher: Path = Path('/none')").replace(

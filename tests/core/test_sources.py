@@ -155,6 +155,12 @@ def test_installed_and_shipped_modules_are_not_hashed(project):
             "strategies/dgg.py",
         ),
         (
+            "from dgg_ray.plugin import LoraSlots, Strategy\n\n\nclass Mine(Strategy):\n"
+            "    def layout(self):\n        return LoraSlots()\n",
+            "Mine",
+            "adapters/lora_slots.py",
+        ),
+        (
             "from dgg_ray.scorers import exact_match\n\nscore = exact_match.score\n\n\ndef mark(p, e):\n    "
             "return score(p, e)\n",
             "mark",
@@ -167,7 +173,7 @@ def test_installed_and_shipped_modules_are_not_hashed(project):
             "core/text_normalization.py",
         ),
     ],
-    ids=["a strategy", "a scorer", "what judges"],
+    ids=["a strategy", "a layout", "a scorer", "what judges"],
 )
 def test_a_plugin_built_on_a_shipped_one_changes_when_that_is_shipped_changed(
     tmp_path, monkeypatch, text, name, file
