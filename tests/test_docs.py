@@ -50,6 +50,15 @@ def test_the_documented_strategy_works_as_one_file(monkeypatch, tmp_path):
     assert shrink.effect("words", ("digits",)) == {"factor": 0.25}
 
 
+def test_the_documented_study_of_a_strategy_can_be_run(tmp_path, load):
+    page = ROOT / "docs" / "extending.md"
+    (tmp_path / "shrink.py").write_text(snippet(page, '"""Shrink'))
+    (text,) = re.findall(r"```yaml\n(name: .*?)```", page.read_text(), re.DOTALL)
+    study = load(text)
+    assert (type(study.strategy).__name__, study.strategy.factor) == ("Shrink", 0.25)
+    assert study.protocol.baselines == ("finetune", "replay")
+
+
 def members_in_the_reference() -> dict[str, list[str]]:
     """Module → the names that the page of the Python reference asks it for."""
     page = (ROOT / "docs" / "api.md").read_text()

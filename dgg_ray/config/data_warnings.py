@@ -6,10 +6,11 @@ preflight.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from math import ceil
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dgg_ray.config.parsing import BROKEN, check_type
 from dgg_ray.config.sections import name_of
@@ -70,11 +71,15 @@ def effect_warnings(study: Study) -> Iterator[str]:
         return
     own, kinds = effects(strategy, study), get_type_hints(type(strategy), include_extras=True)
     for setting in (f.name for f in fields(strategy)):
-        tried = [*tried_values(study, f"strategy.{setting}"), *near_values(getattr(strategy, setting))]
-        tried += get_args(kinds[setting])  # of a Literal; parts of other types are not legal values
-        legal = [value for value in tried if check_type(kinds[setting], value, "", []) is not BROKEN]
-        others = [replace(strategy, **{setting: value}) for value in legal]
-        if (others := [o for o in others if o != strategy]) and all(effects(o, study) == own for o in others):
+        value, kind = getattr(strategy, setting), kinds[setting]
+        choices = get_args(kind) if get_origin(kind) is Literal else near_values(value)
+        tried = [*tried_values(study, f"strategy.{setting}"), *choices]
+        legal = [v for v in tried if v != value and check_type(kind, v, "", []) is not BROKEN]
+        found = []
+        for other in legal:
+            with contextlib.suppress(Exception):  # a plug-in may raise anything, and more so for this value
+                found.append(effects(replace(strategy, **{setting: other}), study))
+        if found and all(effect == own for effect in found):
             yield (
                 f"strategy.{setting} is in no effect of `{name}`, so a stage that was trained with another "
                 f"value of it is not trained again; add it to `effect`, or leave `effect` out"

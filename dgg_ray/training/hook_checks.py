@@ -122,9 +122,7 @@ def in_place(strategy: Strategy, hook: str) -> Callable[..., None]:
         if returned is not None and not any(returned is argument for argument in arguments):
             wanted = "nothing, and change the tensors in place, as in `g += …`"
             raise returned_error(strategy, hook, wanted, returned)
-        if not all(
-            a is b for old, new in zip(before, lists, strict=True) for a, b in zip(old, new, strict=True)
-        ):
+        if [list(map(id, tensors)) for tensors in before] != [list(map(id, tensors)) for tensors in lists]:
             raise StageError(
                 f"strategy {type(strategy).__name__}: {hook} must change tensors in place, as in `g += …` or "
                 f"`g.copy_(…)`; it put other tensors into the list, which nobody reads"

@@ -535,6 +535,13 @@ def test_a_setting_that_an_effect_leaves_out_is_warned_of(tmp_path, mine, effect
     assert (stages[0][-1].key == stages[1][-1].key) == warned  # the warning is true
 
 
+def test_a_value_that_a_class_refuses_is_not_tried(tmp_path, mine):
+    refuse = "        if self.strength > 1:\n            raise ValueError('too strong')\n"
+    effect = "    def effect(self, task, earlier):\n        return {}\n"
+    text = f"{STRATEGY}    def __post_init__(self):\n{refuse}{effect}"
+    assert any(LEFT_OUT in warning for warning in plan(tmp_path, mine(text)).data.warnings)
+
+
 def test_a_choice_that_an_effect_leaves_out_is_warned_of_and_the_default_effect_leaves_out_none(
     tmp_path, mine
 ):

@@ -73,8 +73,12 @@ def test_tensors_that_take_the_place_of_others_in_the_list_are_refused(world, ho
     def replace_tensors(*lists):
         lists[0][:] = [tensor * 2 for tensor in lists[0]]
 
-    said = message_of(world, with_hooks(**{hook: replace_tensors}))
-    assert said.startswith(f"strategy Mine: {hook} must change tensors in place")
+    def add_a_tensor(*lists):
+        lists[0].append(torch.ones(1))
+
+    for function in (replace_tensors, add_a_tensor):
+        said = message_of(world, with_hooks(**{hook: function}))
+        assert said.startswith(f"strategy Mine: {hook} must change tensors in place")
 
 
 def test_a_hook_that_returns_the_list_that_it_changed_in_place_is_accepted(world):
