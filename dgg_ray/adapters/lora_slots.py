@@ -56,7 +56,7 @@ class LoraSlots(AdapterLayout):
     def attach(self, model, setup):
         import torch
 
-        from dgg_ray.adapters._lora_layers import ADAPTER, decoder_layer_of, lora_modules, stored_layout
+        from dgg_ray.adapters._lora_layers import decoder_layer_of, lora_modules, stored_layout
 
         modules = lora_modules(model)
         stored = stored_layout(setup.parent)
@@ -77,7 +77,7 @@ class LoraSlots(AdapterLayout):
         for module in modules:
             routed = decoder_layer_of(module.name) >= depth - (self.routed_layers or depth)
             # PEFT calls a variant in place of its own product of B, A and x. No hook is as cheap.
-            module.layer.lora_variant[ADAPTER] = SimpleNamespace(forward=self._forward_of(module, routed))
+            module.layer.lora_variant["default"] = SimpleNamespace(forward=self._forward_of(module, routed))
 
     def _forward_of(self, module: LoraModule, routed: bool) -> Callable[..., Tensor]:
         """The function that adds the slots of a layer to what its own weights make of x."""
@@ -85,7 +85,7 @@ class LoraSlots(AdapterLayout):
         def forward(layer: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
             import torch
 
-            from dgg_ray.adapters._slot_sum import SlotSum
+            from dgg_ray.adapters._slot_sum import Frozen, SlotSum
 
             x = layer.lora_dropout[active_adapter](x)
             a, b = self.frozen(module.name)
@@ -94,8 +94,8 @@ class LoraSlots(AdapterLayout):
             if acting and self.merge == "factorwise" and not routed and not layer.training:
                 return result + self._factorwise(module, x)
             if acting and torch.is_grad_enabled():
-                own = module.a.weight, module.b.weight
-                return SlotSum.apply(x, result, *own, a, b, columns, module.scale)  # type: ignore[return-value]
+                frozen = Frozen(a, b, columns, module.scale)
+                return SlotSum.apply(x, result, module.a.weight, module.b.weight, frozen)  # type: ignore[return-value]
             # Through PEFT's own modules, which a sharded engine watches.
             hidden = module.a(x)
             if columns is not None:

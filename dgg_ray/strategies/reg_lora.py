@@ -113,7 +113,7 @@ class RegLoRA(ReplayStrategy):
 
 
 def key_slope(product: Tensor, elements: Tensor, strength: float = 1.0) -> Tensor:
-    """Derivative of strength · mean of |product| over its elements at these positions; repeated ones count so often.
+    """Derivative of strength · mean of |product| over these elements; repeated ones count so often.
 
     product: (d_out, d_in). elements: (n,) positions in the flattened product; 0 everywhere for none.
     """

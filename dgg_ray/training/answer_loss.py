@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,16 @@ class HookedBatch:
     hook: LossHook
     examples: Sequence[Example]
     tokens_per_example: float
+
+
+class Call(NamedTuple):
+    """The arguments of a module's forward pass."""
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def repeat(self, module: nn.Module) -> Any:
+        return module(*self.positional, **self.named)
 
 
 class AnswerLoss(nn.Module):
@@ -52,7 +61,7 @@ class AnswerLoss(nn.Module):
         self.shared_input = plain_head and is_behind_frozen_parts(peft, self.trained)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        seen: dict[str, Any] = {}  # by the language model
+        seen: list[Call] = []
         with recorded(self._decoder, seen) if self.hooked and self.shared_input else nullcontext():
             logits, targets = self.answer_logits(labels, inputs)
         loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
@@ -64,7 +73,7 @@ class AnswerLoss(nn.Module):
             (labels[:, 1:] != IGNORE).nonzero()[:, 0],
             self.hooked.examples,
             self.hooked.tokens_per_example,
-            lambda weights: self.logits_at(weights, labels, inputs, seen),
+            lambda weights: self.logits_at(weights, labels, inputs, *seen),
         )
         return self.hooked.hook(loss, outputs)
 
@@ -74,19 +83,18 @@ class AnswerLoss(nn.Module):
         return self.peft.get_base_model().get_decoder()  # type: ignore[operator]
 
     def answer_logits(
-        self, labels: Tensor, inputs: Mapping[str, Tensor], seen: Mapping[str, Any] | None = None
+        self, labels: Tensor, inputs: Mapping[str, Tensor], seen: Call | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits before each answer token (n, V), and these tokens (n,).
 
-        seen: what the language model gets for these inputs, where that is known.
+        seen: how the language model is called for these inputs, where that is known.
         """
         model = self.peft.get_base_model()  # type: ignore[operator]
         is_answer = labels[:, 1:] != IGNORE  # position s predicts token s + 1
         with self.autocast():
             if self.plain_head:
-                run = partial(self._decoder, **seen) if seen else partial(model.model, **inputs, use_cache=False)
-                hidden = run().last_hidden_state  # (B, S, H)
-                logits = model.lm_head(hidden[:, :-1][is_answer])  # (n, V)
+                output = seen.repeat(self._decoder) if seen else model.model(**inputs, use_cache=False)
+                logits = model.lm_head(output.last_hidden_state[:, :-1][is_answer])  # (n, V)
             else:
                 logits = model(**inputs, use_cache=False).logits[:, :-1][is_answer]
         return logits, labels[:, 1:][is_answer]
@@ -96,7 +104,7 @@ class AnswerLoss(nn.Module):
         weights: Sequence[Tensor] | None,
         labels: Tensor,
         inputs: Mapping[str, Tensor],
-        seen: Mapping[str, Any] | None = None,
+        seen: Call | None = None,
     ) -> Tensor:
         """Logits of the same inputs at other whole weights, in evaluation mode, without a gradient."""
         with torch.no_grad(), self.at(weights), evaluation_mode(self.peft):
@@ -164,12 +172,11 @@ def has_dropout(settings: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def recorded(module: nn.Module, seen: dict[str, Any]) -> Iterator[None]:
-    """In the block, note in `seen` the named arguments that a module is called with."""
+def recorded(module: nn.Module, calls: list[Call]) -> Iterator[None]:
+    """In the block, append the calls of a module."""
 
-    def note(module: nn.Module, positional: Any, named: dict[str, Any]) -> None:
-        assert not positional
-        seen.update(named)
+    def note(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append(Call(positional, named))
 
     hook = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
