@@ -16,9 +16,10 @@ frozen ones beside it; so a first stage is a stage of plain fine-tuning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dgg_ray.core import rng
@@ -71,70 +72,68 @@ class LoraSlots(AdapterLayout):
                 frozen[name] = torch.cat(slots, axis) if slots else own.detach().narrow(axis, 0, 0).clone()
             if setup.parent and setup.steps:
                 draw_slot(module, rng.integer(setup.seed, module.name, f"slot of {setup.task}"))
-        self.parts.update(frozen=frozen, route=None, on=True, hooks=[])
+        self.parts.update(frozen=frozen, columns=None)
         self.parts["linears"] = {module.name: module for module in modules}
         for module in modules:
             routed = decoder_layer_of(module.name) >= depth - (self.routed_layers or depth)
-            self._hook(module, routed)
+            # PEFT calls a variant in place of its own product of B, A and x. No hook is as cheap.
+            module.layer.lora_variant["default"] = SimpleNamespace(forward=self._forward_of(module, routed))
 
-    def _hook(self, module: LoraModule, routed: bool) -> None:
-        """Add the frozen slots to a layer's output, and weigh the new one."""
-        kept: dict[str, Any] = {}  # the layer's input after dropout
+    def _forward_of(self, module: LoraModule, routed: bool) -> Callable[..., Tensor]:
+        """The function that adds the slots of a layer to what its own weights make of x."""
 
-        def keep_input(a, inputs):
-            kept["x"] = inputs[0]
+        def forward(layer: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+            import torch
 
-        def add_frozen(layer, inputs, output):
-            x = kept.pop("x", None)
-            if x is None or not self.parts["on"] or (layer.training and self.in_training == "current"):
-                return output
-            return output + self._frozen_product(module, x, routed).to(output.dtype)
+            from dgg_ray.adapters._slot_sum import Frozen, SlotSum
 
-        def weigh_own(b, inputs, output):
-            weights = self._route(routed, b.training)
-            if weights is None or not self.parts["on"]:
-                return output
-            return output * weights[:, -1].view(-1, *[1] * (output.dim() - 1)).to(output.dtype)
+            x = layer.lora_dropout[active_adapter](x)
+            a, b = self.frozen(module.name)
+            acting = len(a) and not (layer.training and self.in_training == "current")
+            columns = self._columns(x.dim()) if self._is_routed(routed, layer.training) else None
+            if acting and self.merge == "factorwise" and not routed and not layer.training:
+                return result + self._factorwise(module, x)
+            if acting and torch.is_grad_enabled():
+                frozen = Frozen(a, b, columns, module.scale)
+                return SlotSum.apply(x, result, module.a.weight, module.b.weight, frozen)  # type: ignore[return-value]
+            # Through PEFT's own modules, which a sharded engine watches.
+            hidden = module.a(x)
+            if columns is not None:
+                hidden = hidden * columns[..., -hidden.shape[-1] :].to(hidden.dtype)
+            result = result + module.b(hidden) * module.scale
+            return result + frozen_product(x, a, b, columns) * module.scale if acting else result
 
-        self.parts["hooks"] += [
-            module.a.register_forward_pre_hook(keep_input),
-            module.b.register_forward_hook(weigh_own),
-            module.layer.register_forward_hook(add_frozen),
-        ]
+        return forward
 
-    def _frozen_product(self, module: LoraModule, x: Tensor, routed: bool) -> Tensor:
-        """s · Σ_{k<t} w_k B_k A_k x; and, factor by factor, the products across slots that include slot t."""
+    def _factorwise(self, module: LoraModule, x: Tensor) -> Tensor:
+        """s · (Σ B_k) (Σ A_k) x."""
         from torch.nn.functional import linear
 
-        a, b = self.frozen(module.name)
-        own_a, own_b = module.a.weight.detach(), module.b.weight.detach()
-        rank = own_a.shape[0]
-        if self.merge == "factorwise" and not routed and not module.layer.training:
-            a_sum = a.view(-1, rank, a.shape[1]).sum(0) + own_a
-            b_sum = b.view(b.shape[0], -1, rank).sum(1) + own_b
-            own = linear(linear(x, own_a), own_b)
-            return (linear(linear(x, a_sum), b_sum) - own) * module.scale
-        hidden = linear(x, a)  # (N, S, K·r)
-        weights = self._route(routed, module.layer.training)
-        if weights is not None:
-            per_column = weights[:, :-1].repeat_interleave(rank, dim=1)  # (N, K·r)
-            hidden = hidden * per_column.view(len(weights), *[1] * (x.dim() - 2), -1).to(hidden.dtype)
-        return linear(hidden, b) * module.scale
+        (a, b), own_a, own_b = self.frozen(module.name), module.a.weight, module.b.weight
+        rank = len(own_a)
+        a_sum = a.view(-1, rank, a.shape[1]).sum(0) + own_a
+        b_sum = b.view(b.shape[0], -1, rank).sum(1) + own_b
+        return linear(linear(x, a_sum), b_sum) * module.scale
 
-    def _route(self, routed: bool, training: bool) -> Tensor | None:
-        """The examples' weights where they count; None is 1 for all slots."""
-        return self.parts["route"] if routed and (not training or self.in_training == "routed") else None
+    def _is_routed(self, routed: bool, training: bool) -> bool:
+        """Whether the examples' weights count; else all slots have weight 1."""
+        return routed and (not training or self.in_training == "routed")
+
+    def _columns(self, dim: int) -> Tensor | None:
+        """The weight of each row of the slots' A for each example, (N, 1, …, (K + 1) r); None is 1."""
+        columns = self.parts["columns"]
+        return columns if columns is None else columns.view(len(columns), *[1] * (dim - 2), -1)
 
     def detach(self):
-        for hook in self.parts.pop("hooks", ()):
-            hook.remove()
+        for module in self.parts.pop("linears", {}).values():
+            module.layer.lora_variant.pop("default", None)
         self.parts.clear()
 
-    def switch(self, on):
-        self.parts["on"] = on
-
     def set_route(self, weights):
-        self.parts["route"] = weights
+        if weights is not None:
+            rank = next(iter(self.parts["linears"].values())).layer.r["default"]
+            weights = weights.repeat_interleave(rank, dim=1)
+        self.parts["columns"] = weights
 
     def frozen(self, layer: str) -> tuple[Tensor, Tensor]:
         """The frozen slots of a linear layer along the rank: A (K·r, d_in) and B (d_out, K·r)."""
@@ -159,6 +158,16 @@ class LoraSlots(AdapterLayout):
 
     def frozen_tensors(self):
         return {name: tensor for name, tensor in self.parts["frozen"].items() if tensor.numel()}
+
+
+def frozen_product(x: Tensor, a: Tensor, b: Tensor, columns: Tensor | None) -> Tensor:
+    """Σ w_k B_k A_k x of the frozen slots along the rank, A (K·r, d_in) and B (d_out, K·r)."""
+    from torch.nn.functional import linear
+
+    hidden = linear(x, a)
+    if columns is not None:
+        hidden = hidden * columns[..., : len(a)].to(hidden.dtype)
+    return linear(hidden, b)
 
 
 def draw_slot(module: LoraModule, seed: int) -> None:

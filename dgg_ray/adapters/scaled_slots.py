@@ -32,11 +32,20 @@ class ScaledSlots(LoraSlots):
         super().attach(model, setup)
         stored = stored_layout(setup.parent, ".input_scale")
         scales = self.parts["scales"] = {}
+        self.parts.update(on=True, hooks=[])
         for name, module in self.parts["linears"].items():
             width, device = module.a.weight.shape[1], module.a.weight.device
             scales[name] = stored.get(f"{name}.input_scale", torch.ones(width)).to(device)
             base = module.layer.get_base_layer()
             self.parts["hooks"].append(base.register_forward_pre_hook(self._scaling(name)))
+
+    def detach(self):
+        for hook in self.parts.get("hooks", ()):
+            hook.remove()
+        super().detach()
+
+    def switch(self, on):
+        self.parts["on"] = on
 
     def _scaling(self, layer: str):
         """A hook that scales the inputs of a linear's own weights."""

@@ -193,13 +193,24 @@ class StageContext(ABC):
         """
 
     @abstractmethod
-    def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
-        """Features of a frozen encoder: (N, F) of the images, (N, G) of the questions; fp32, on this device.
+    def image_features(self, examples: Sequence[Example], encoder: str) -> Tensor:
+        """A frozen encoder's features (N, F) of the images, up to rounding; fp32, on this device.
 
-        encoder: `model` is the untouched base model: the mean of its projected image tokens, and the mean of
-            its last hidden states of the question alone. Else a CLIP model, see storage/encoders.py: its
-            projected image embedding and its projected text embedding. A missing image has features 0.
+        encoder: `model` is the untouched base model: the mean of its projected image tokens. Else a CLIP
+            model, see storage/encoders.py: its projected image embedding. A missing image has features 0.
         """
+
+    @abstractmethod
+    def question_features(self, examples: Sequence[Example], encoder: str) -> Tensor:
+        """A frozen encoder's features (N, G) of the questions, up to rounding; fp32, on this device.
+
+        encoder: `model` is the untouched base model: the mean of its last hidden states of the question
+            alone. Else a CLIP model: its projected text embedding.
+        """
+
+    def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
+        """The features of the images and of the questions."""
+        return self.image_features(examples, encoder), self.question_features(examples, encoder)
 
 
 class Protection(NamedTuple):

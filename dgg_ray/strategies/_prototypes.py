@@ -97,21 +97,22 @@ class PrototypeStrategy(ReplayStrategy):
             }
         return self.cache["prototypes"]
 
-    def cosines(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """Return (N, K) cosines of the images, and of the questions, with the tasks' prototypes.
+    def image_cosines(self, examples: Sequence[Example]) -> Tensor:
+        """Return (N, K) cosines of the images with the tasks' prototypes; 0 where either has no image."""
+        return self._cosines(self.context.image_features(examples, self.encoder), "image")
 
-        The cosine of an image that is missing, or of a task without images, is 0.
-        """
+    def question_cosines(self, examples: Sequence[Example]) -> Tensor:
+        """Return (N, K) cosines of the questions with the tasks' prototypes."""
+        return self._cosines(self.context.question_features(examples, self.encoder), "text")
+
+    def _cosines(self, features: Tensor, side: str) -> Tensor:
         from torch.nn.functional import cosine_similarity
 
-        prototypes = self._prototypes()
-        images, texts = self.context.features(examples, self.encoder)
-        image = cosine_similarity(images[:, None], prototypes["image"][None], dim=2)
-        return image, cosine_similarity(texts[:, None], prototypes["text"][None], dim=2)
+        return cosine_similarity(features[:, None], self._prototypes()[side][None], dim=2)
 
     def _nearest_task(self, examples: Sequence[Example]) -> Tensor:
         """Return one row (K,) for each example, 1 at the task with the largest c + d, else 0."""
         from torch.nn.functional import one_hot
 
-        image, text = self.cosines(examples)
-        return one_hot((image + text).argmax(1), image.shape[1]).float()
+        sums = self.image_cosines(examples) + self.question_cosines(examples)
+        return one_hot(sums.argmax(1), sums.shape[1]).float()

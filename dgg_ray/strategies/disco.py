@@ -53,5 +53,4 @@ class DISCO(PrototypeStrategy):
         return effect
 
     def route(self, examples):
-        _, text = self.cosines(examples)
-        return (text / self.temperature).softmax(1)
+        return (self.question_cosines(examples) / self.temperature).softmax(1)

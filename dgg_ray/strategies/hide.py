@@ -64,8 +64,7 @@ class HiDe(PrototypeStrategy):
         return effect
 
     def route(self, examples):
-        image, text = self.cosines(examples)
-        scores = (image + text) / 2
+        scores = (self.image_cosines(examples) + self.question_cosines(examples)) / 2
         if self.top == "softmax":
             return (scores / self.temperature).softmax(1)
         from torch.nn.functional import one_hot

@@ -75,8 +75,8 @@ class OLoRA(ReplayStrategy):
             old, _ = layout.frozen(layer)  # A_<t
             overlap = old @ theta[a].T  # O
             slope = overlap.sign() if self.penalty == "abs" else 2 * overlap
-            penalty[a] += self.orthogonality * (slope.T @ old)
-            for i in (a, b):
+            penalty[a] = self.orthogonality * slope.T @ old
+            for i in (a, b) if self.norm else ():
                 if length := theta[i].norm():  # a new B is 0
                     penalty[i] += self.norm / length * theta[i]
         torch._foreach_add_(list(gradients), self.context.shard(penalty))

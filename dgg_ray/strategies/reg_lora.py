@@ -94,8 +94,8 @@ class RegLoRA(ReplayStrategy):
         earlier = context.earlier if self.strength else ()
         chosen = [context.fact(KeyElements(self.share), task)["elements"] for task in earlier]
         for of_tasks in zip(*chosen, strict=True):
-            elements = torch.cat(of_tasks)
-            self.cache["key"].append(elements if self.count_duplicates else elements.unique())
+            elements = torch.cat(of_tasks)  # each step reads them in the order of memory
+            self.cache["key"].append(elements.sort().values if self.count_duplicates else elements.unique())
 
     def edit_gradient(self, weights, gradients, step):
         import torch
@@ -108,19 +108,19 @@ class RegLoRA(ReplayStrategy):
         penalty = [torch.zeros_like(p) for p in theta]
         layers = factor_indices(self.context.names)
         for (a, b), elements in zip(layers.values(), self.cache["key"], strict=True):
-            slope = key_slope(theta[b] @ theta[a], elements) * (self.strength / len(layers))
+            slope = key_slope(theta[b] @ theta[a], elements, self.strength / len(layers))
             penalty[a], penalty[b] = theta[b].T @ slope, slope @ theta[a].T
         torch._foreach_add_(list(gradients), self.context.shard(penalty))
 
 
-def key_slope(product: Tensor, elements: Tensor) -> Tensor:
-    """Derivative of the mean of |product| over its elements at these positions; repeated ones count so often.
+def key_slope(product: Tensor, elements: Tensor, strength: float = 1.0) -> Tensor:
+    """Derivative of strength · mean of |product| over these elements; repeated ones count so often.
 
     product: (d_out, d_in). elements: (n,) positions in the flattened product; 0 everywhere for none.
     """
     import torch
 
-    flat, positions = product.flatten(), elements.long()
-    slope = torch.zeros_like(flat)
-    slope.index_add_(0, positions, flat[positions].sign() / max(1, len(positions)))
-    return slope.view_as(product)
+    signs = product.flatten().index_select(0, elements).sign_()
+    slope = torch.zeros_like(product)
+    slope.view(-1).index_add_(0, elements, signs, alpha=strength / max(1, len(elements)))
+    return slope

@@ -81,7 +81,8 @@ class PeftLearner:
         self.peft: Any = None
         self.mounted: tuple[Adapter, bool] | None = None  # (adapter, whether the projector is trained)
         self.layout = AdapterLayout()
-        self.features: dict[tuple[str, int], Any] = {}  # (encoder, id of an example) → (example, features)
+        # (encoder, image or question, id of an example) → (example, features)
+        self.features: dict[tuple[str, str, int], Any] = {}
         self.checkpointing_activations = False
         self.encode = Encoder(self.processor, self.device)
 

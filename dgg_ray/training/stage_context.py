@@ -177,14 +177,17 @@ class LearnerContext(StageContext):
         )
         with torch.no_grad():
             for example in examples[learner.rank :: learner.world_size]:
-                _, x = features.input_embeddings(learner, example)
+                x = features.input_embeddings(learner, [learner.encode(example)])[1][0]  # (n, H)
                 products += x.T @ x
                 tokens += len(x)
         products, tokens = self._sum_over_ranks([products, tokens])
         return products / tokens
 
-    def features(self, examples: Sequence[Example], encoder: str) -> tuple[Tensor, Tensor]:
-        return features.extract(self.learner, examples, encoder)
+    def image_features(self, examples: Sequence[Example], encoder: str) -> Tensor:
+        return features.extract(self.learner, examples, encoder, "image")
+
+    def question_features(self, examples: Sequence[Example], encoder: str) -> Tensor:
+        return features.extract(self.learner, examples, encoder, "question")
 
     # -- parts -------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ import torch
 
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import StageError
-from dgg_ray.core.interfaces import Adapter, Example, StageSetup, Training
+from dgg_ray.core.interfaces import Adapter, Example, StageSetup, StepHooks, Training
 from dgg_ray.strategies.dgg import DGG
+from dgg_ray.training import features
 from dgg_ray.training.learner import PeftLearner
 
 pytestmark = pytest.mark.whole
@@ -247,3 +248,39 @@ def test_auto_reports_a_missing_image_processor(tmp_path):
     folder = tiny.qwen2_5_vl(tmp_path / "tiny")
     with pytest.raises((StageError, ImportError, ValueError), match=r"processor|[Tt]orchvision"):
         plugins.find("models", "auto")(str(folder)).load()
+
+
+def test_a_look_at_other_weights_reuses_what_the_language_model_saw(case):
+    model, learner = case
+    begin(learner)
+    batch, found, runs = examples()[-4:], [], []
+    draws = torch.Generator().manual_seed(0)
+    weights = [p.detach() + 0.1 * torch.randn(p.shape, generator=draws) for p in learner.engine.parameters]
+
+    def look(loss, outputs):
+        found.append(outputs.logits_at(weights))
+        return loss
+
+    whole = learner.base.model.register_forward_hook(lambda *_: runs.append(1))
+    learner.step(batch, 0, lambda *_: None, StepHooks(look))
+    whole.remove()
+    assert len(runs) == (2 if model.plain_head else 4)  # of two micro-batches
+    begin(learner)
+    for i, logits in enumerate(found):
+        inputs = learner.inputs_of([learner.encode(example) for example in batch[2 * i : 2 * i + 2]])
+        wanted = learner.loss.logits_at(weights, inputs.pop("labels"), inputs)
+        assert torch.allclose(logits, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["image", "question"])
+def test_features_of_a_batch_are_those_of_its_examples(case, side):
+    _, learner = case
+    begin(learner)
+    together = features.extract(learner, examples(), "model", side)
+    alone = []
+    for example in examples():
+        learner.features.clear()
+        alone.append(features.extract(learner, [example], "model", side))
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
+    assert together[:-1].any(1).all()
+    assert together[-1].any() == (side == "question")  # the last one has no image
