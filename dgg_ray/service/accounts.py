@@ -63,7 +63,9 @@ def add_user(
         taken = [Fault("name", "is a user already", repr(name))] if name in state.users else []
         if faults + taken:
             raise StudyError(faults + taken, "user")
-        return {"kind": "user added", "name": name, "role": role, "limits": limits, "by": by} | secret_of(token)
+        return {"kind": "user added", "name": name, "role": role, "limits": limits, "by": by} | secret_of(
+            token
+        )
 
     journal.commit(decide)
     return token

@@ -35,7 +35,9 @@ class StudyText(Body):
 
 
 class PlanRequest(StudyText):
-    detect: Annotated[float, Field(gt=0, le=100, description="A difference to detect, in points.")] | None = None
+    detect: Annotated[float, Field(gt=0, le=100, description="A difference to detect, in points.")] | None = (
+        None
+    )
 
 
 class Submission(StudyText):

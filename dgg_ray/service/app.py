@@ -21,9 +21,7 @@ ABOUT = (
 )
 
 
-def make_app(
-    service: Service, reader: ResultsReader, access: Access, hosts: Sequence[str] = ()
-) -> FastAPI:
+def make_app(service: Service, reader: ResultsReader, access: Access, hosts: Sequence[str] = ()) -> FastAPI:
     """Return the application. hosts: names by which the server may be called; empty is any."""
     context = Context(service, reader, access, Broadcast(service))
 

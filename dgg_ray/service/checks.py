@@ -216,10 +216,13 @@ def clone(text: str, name: str, changes: Mapping[str, Any]) -> str:
     raw, _, _ = yaml_reader.read_yaml(text)
     faults = []
     for path, value in {"name": name, **changes}.items():
-        steps = [int(step) if step.isdecimal() else step for step in path.replace("[", ".").replace("]", "").split(".")]
+        words = path.replace("[", ".").replace("]", "").split(".")
+        steps = [int(word) if word.isdecimal() else word for word in words]
         try:
             for depth in range(1, len(steps)):  # a section that the file leaves out
                 if lookup(raw, steps[:depth]) is None:
+                    if isinstance(steps[depth - 1], int):
+                        raise KeyError(path)
                     text = yaml_edit.set_value(text, steps[:depth], nested(steps[depth:], value))
                     break
             else:
@@ -257,7 +260,8 @@ def text_of(name: str, rules: Rules) -> str:
         raise ResultsError(f"the store holds no study {name!r}")
     content = found["content"]["raw"]
     output = {k: v for k, v in (content.get("output") or {}).items() if k != "store"}
-    return yaml_edit.to_file_text({k: v for k, v in content.items() if k != "output"} | ({"output": output} if output else {}))
+    others = {k: v for k, v in content.items() if k != "output"}
+    return yaml_edit.to_file_text(others | ({"output": output} if output else {}))
 
 
 def schema() -> dict[str, Any]:

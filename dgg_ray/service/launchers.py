@@ -65,5 +65,10 @@ class JobLauncher(Launcher):
         from dgg_ray.remote.ray_jobs import RayJobsClient  # late: it imports Ray
 
         command = shlex.join([*self.command(runner, "python"), "--ray-address", "auto"])
-        metadata = {"study": f"runner {runner}", "parts": {}, "store": self.rules.store, "out": str(self.root)}
+        metadata = {
+            "study": f"runner {runner}",
+            "parts": {},
+            "store": self.rules.store,
+            "out": str(self.root),
+        }
         RayJobsClient(self.dashboard).submit(f"runner-{runner}-1", f"exec {command}", metadata)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -200,7 +201,7 @@ def limited(receive: Receive) -> Receive:
             if not message.get("more_body"):
                 ended.append(True)
             if size > MAX_BODY:
-                raise RefusedError(f"a body may have {MAX_BODY:,} bytes", 413)
+                raise HTTPException(413, f"a body may have {MAX_BODY:,} bytes")  # FastAPI passes this kind on
         return message
 
     return receive_limited

@@ -133,7 +133,9 @@ class Service:
         if text is not None:
             found = self.check(text)
             if found["faults"]:
-                raise StudyError([Fault(**{k: v for k, v in f.items() if k != "text"}) for f in found["faults"]])
+                raise StudyError(
+                    [Fault(**{k: v for k, v in f.items() if k != "text"}) for f in found["faults"]]
+                )
             if found["name"] != name:
                 raise RefusedError(f"the text is of a study {found['name']!r}, not of {name!r}")
             changes = {key: found[key] for key in ("question", "needs")} | {"text": text}
@@ -307,9 +309,13 @@ class Service:
         """Read the progress of what may run; `quiet_s`: also of studies that were last read before that."""
         for name in list(self.known):
             known = self.known[name]
-            if self.state_of(name) in (*ACTIVE, "queued") or (
-                not known.live.get("ended") and time.time() - known.live.get("at", 0.0) < registry.FRESH_S
-            ) or (quiet_s and time.time() - known.seen_at > quiet_s and not known.live.get("ended")):
+            if (
+                self.state_of(name) in (*ACTIVE, "queued")
+                or (
+                    not known.live.get("ended") and time.time() - known.live.get("at", 0.0) < registry.FRESH_S
+                )
+                or (quiet_s and time.time() - known.seen_at > quiet_s and not known.live.get("ended"))
+            ):
                 self._look_at(name)
 
     def _look_at(self, name: str, new: bool = False) -> None:
@@ -377,7 +383,9 @@ class Service:
         if (study := state.studies.get(name)) is not None:
             return study
         if name in self.known:
-            raise RefusedError(f"{name} was not submitted to this service, so it is steered from where it runs")
+            raise RefusedError(
+                f"{name} was not submitted to this service, so it is steered from where it runs"
+            )
         self._unknown(state, name)
 
     def _unknown(self, state: State, name: str) -> NoReturn:

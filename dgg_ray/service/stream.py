@@ -96,5 +96,3 @@ class Broadcast:
                         await asyncio.wait_for(self.news.wait(), QUIET_S)
             except TimeoutError:
                 yield b": still here\n\n"
-
-
