@@ -23,7 +23,7 @@ Limits = Annotated[dict[str, float], Field(max_length=10, description="at_once, 
 class NewUser(Body):
     name: Annotated[str, Field(max_length=64)]
     role: Annotated[str, Field(max_length=20)] = "run"
-    limits: Limits = {}
+    limits: Limits = Field(default_factory=dict)
 
 
 class UserChanges(Body):

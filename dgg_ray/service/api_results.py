@@ -16,8 +16,8 @@ from dgg_ray.service.service import RefusedError
 router = APIRouter(prefix="/api/v1", tags=["results"])
 
 View = Literal[
-    "summary", "settings", "comparison", "matrices", "curves", "search", "orders", "tree", "failures", "costs",
-    "figures",
+    "summary", "settings", "comparison", "matrices", "curves", "search",
+    "orders", "tree", "failures", "costs", "figures",
 ]  # fmt: skip
 Text = Annotated[str, Query(max_length=400)]
 MOST_SUBJECTS = 8

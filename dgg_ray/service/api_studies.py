@@ -54,7 +54,9 @@ class Priority(Body):
 
 class Clone(Body):
     name: Name
-    changes: Annotated[dict[str, Any], Field(max_length=100, description="Dotted path → value.")] = {}
+    changes: Annotated[dict[str, Any], Field(max_length=100, description="Dotted path → value.")] = Field(
+        default_factory=dict
+    )
     priority: Annotated[int, Field(ge=-(10**6), le=10**6)] = 0
 
 

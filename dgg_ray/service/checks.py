@@ -273,8 +273,8 @@ def schema() -> dict[str, Any]:
 
 def spent_of(name: str, rules: Rules) -> dict[str, float]:
     """What a study has spent so far, by unit; nothing where the store does not know it."""
-    from dgg_ray.cost.model import CostModel, unit_rates
     from dgg_ray.config import saved_study
+    from dgg_ray.cost.model import CostModel, unit_rates
 
     store = open_store(rules.store)
     try:

@@ -2,11 +2,11 @@
 
     service/journal/000000001.json     {id, kind, at, by, …}
 
-An event never changes, and the next number is created by one process only (backend.py). A command looks at the
-state after all events, decides on one more, and creates it under the next number. Where another process was
-faster, it looks again and decides anew. So all servers of a store see the same history in the same order, and
-whatever holds for one command at a time holds for all of them: no name is taken twice, no study is started
-twice.
+An event never changes, and the next number is created by one process only (backend.py). A command looks at
+the state after all events, decides on one more, and creates it under the next number. Where another process
+was faster, it looks again and decides anew. So all servers of a store see the same history in the same order,
+and whatever holds for one command at a time holds for all of them: no name is taken twice, no study is
+started twice.
 """
 
 from __future__ import annotations

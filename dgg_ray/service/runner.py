@@ -195,7 +195,7 @@ class StudyRunner:
 
     @contextmanager
     def _output(self, name: str, out: Path) -> Iterator[None]:
-        """In the block, what this process and its children print goes to a file and, in parts, to the store."""
+        """In the block, what this process and its children print goes to a file, and its end to the store."""
         out.mkdir(parents=True, exist_ok=True)
         file, over = out / "output.log", threading.Event()
         sys.stdout.flush()

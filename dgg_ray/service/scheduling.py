@@ -6,8 +6,8 @@
     3  of the user's studies, the one that was submitted first
 
 The first study of the queue starts as soon as the machines have room for it; nothing overtakes it meanwhile,
-so that a large study does not wait for ever. One that needs more than there is runs alone. A study whose owner
-has reached a limit is passed over and holds nobody up.
+so that a large study does not wait for ever. One that needs more than there is runs alone. A study whose
+owner has reached a limit is passed over and holds nobody up.
 """
 
 from __future__ import annotations

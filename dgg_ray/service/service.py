@@ -57,7 +57,7 @@ class Known:
 class Service:
     """A store's service on this machine. Thread-safe; the commands wait for the store.
 
-    launcher: starts runners. capacity: of the machines. priorities: the lowest and highest that users may give.
+    launcher: starts runners. capacity: of the machines. priorities: the lowest and the highest.
     """
 
     store: StageStore
@@ -90,9 +90,7 @@ class Service:
 
     def submit(self, text: str, by: str, priority: int = 0, cloned_from: str = "") -> Submitted:
         """Put a study into the queue. Raises StudyError for its faults, RefusedError for a taken name."""
-        found = self.check(text)
-        if found["faults"]:
-            raise StudyError([Fault(**{k: v for k, v in f.items() if k != "text"}) for f in found["faults"]])
+        found = self._sound(text)
         name = found["name"]
         event = {
             "kind": "submitted",
@@ -131,11 +129,7 @@ class Service:
         """Put a study that is over into the queue again; text: with these changes."""
         changes: dict[str, Any] = {}
         if text is not None:
-            found = self.check(text)
-            if found["faults"]:
-                raise StudyError(
-                    [Fault(**{k: v for k, v in f.items() if k != "text"}) for f in found["faults"]]
-                )
+            found = self._sound(text)
             if found["name"] != name:
                 raise RefusedError(f"the text is of a study {found['name']!r}, not of {name!r}")
             changes = {key: found[key] for key in ("question", "needs")} | {"text": text}
@@ -379,6 +373,16 @@ class Service:
 
     # -- helpers -----------------------------------------------------------------------------------
 
+    def _sound(self, text: str) -> dict[str, Any]:
+        """Check a study's text; StudyError holds its faults."""
+        found = self.check(text)
+        if found["faults"]:
+            faults = [
+                {key: value for key, value in fault.items() if key != "text"} for fault in found["faults"]
+            ]
+            raise StudyError([Fault(**fault) for fault in faults])
+        return found
+
     def _submitted(self, state: State, name: str) -> Submitted:
         if (study := state.studies.get(name)) is not None:
             return study
@@ -407,7 +411,7 @@ class Children:
         self.lock, self.pool = threading.Lock(), None
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the function in the child; raise what it raises, RefusedError where the child died or hangs."""
+        """Call the function in the child; raise what it raises, RefusedError where it died or hangs."""
         with self.lock:
             if self.pool is None:
                 self.pool = ProcessPoolExecutor(1, get_context("spawn"))

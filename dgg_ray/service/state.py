@@ -16,7 +16,8 @@
     runner ready      runner     runner, owner: {id, host, pid} of its lease
     runner gone       any        runner
 
-A study's state: queued → starting → running → finished, stopped or failed; stopping while it was asked to stop.
+A study's state: queued → starting → running → finished, stopped or failed; stopping between `stop asked` and
+its end.
 Events of kinds that this version does not know change nothing.
 """
 

@@ -15,7 +15,6 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator
 
-
 from starlette.concurrency import run_in_threadpool
 
 from dgg_ray.service.service import Service

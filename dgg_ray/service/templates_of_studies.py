@@ -1,4 +1,4 @@
-"""Studies to begin with: those of the project where its files lie beside the package, else one small study."""
+"""Studies to begin with: the project's where its files lie beside the package, else one small study."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def app(service, monkeypatch):
 
 @pytest.fixture
 def tokens(service):
-    return {name: accounts.add_user(service.journal, name, role, "test")
-            for name, role in (("ann", "admin"), ("ron", "run"), ("rob", "run"), ("vic", "view"))}  # fmt: skip
+    roles = {"ann": "admin", "ron": "run", "rob": "run", "vic": "view"}
+    return {name: accounts.add_user(service.journal, name, role, "test") for name, role in roles.items()}
 
 
 @pytest.fixture
