@@ -27,6 +27,7 @@ from dgg_ray.cli_arguments import (
     Results,
     ResultsStore,
     Seed,
+    Server,
     Setting,
     Store,
     StudyFile,
@@ -248,9 +249,16 @@ def status(
     dashboard: Dashboard = TUNNEL,
     store: ResultsStore = None,
     download_to: DownloadTo = None,
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Show how far a study is, what runs now, and the best setting so far."""
+    if server:
+        from dgg_ray.service import terminal_client
+
+        card = terminal_client.client(server).study(out)
+        print_json(card) if as_json else print(terminal_client.describe(card))
+        return
     from dgg_ray import api
 
     if cluster:
@@ -397,11 +405,16 @@ def submit(
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends.")] = False,
+    server: Server = None,
 ) -> int:
-    """Run or continue a study on a cluster, from any machine that reaches its head.
+    """Run or continue a study on a cluster, or with --server by a service.
 
     Example: `dgg-ray submit studies/quickstart.yaml --follow`
     """
+    if server:
+        from dgg_ray.service import terminal_client
+
+        return terminal_client.submit(server, study, follow)
     from dgg_ray.remote import submission
 
     job, new, notes = submission.submit(study, dashboard, data, store, out, pip)
@@ -432,8 +445,13 @@ def logs(
     name: JobName,
     dashboard: Dashboard = TUNNEL,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
+    server: Server = None,
 ) -> int:
-    """Show the output of a study on a cluster."""
+    """Show the output of a study on a cluster or a service."""
+    if server:
+        from dgg_ray.service import terminal_client
+
+        return terminal_client.show_logs(server, name, follow)
     from dgg_ray.remote import submission
 
     client = submission.RayJobsClient(dashboard)
@@ -445,8 +463,13 @@ def logs(
 
 
 @app.command()
-def stop(name: JobName, dashboard: Dashboard = TUNNEL) -> None:
-    """Stop a study on a cluster as Ctrl-C does; its finished stages are kept."""
+def stop(name: JobName, dashboard: Dashboard = TUNNEL, server: Server = None) -> None:
+    """Stop a study on a cluster or a service as Ctrl-C does; its finished stages are kept."""
+    if server:
+        from dgg_ray.service import terminal_client
+
+        print(terminal_client.describe(terminal_client.client(server).stop(name)))
+        return
     from dgg_ray.remote import submission
 
     client = submission.RayJobsClient(dashboard)

@@ -72,6 +72,15 @@ ResultsStore = Annotated[
 ]
 OnCluster = Annotated[bool, typer.Option("--cluster", help="Fetch the results from the cluster's head.")]
 Dashboard = Annotated[str, typer.Option(envvar="DGG_RAY_ADDRESS", metavar="URL", help=HEAD)]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        envvar="DGG_RAY_SERVER",
+        metavar="URL",
+        help="Ask the service at this address (`dgg-ray serve`); its token is in DGG_RAY_TOKEN.",
+    ),
+]
 DownloadTo = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder for what is fetched.", show_default="out/cluster/NAME"),

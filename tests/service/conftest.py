@@ -1,7 +1,7 @@
 """A service for each test, and further servers of its store."""
 
 import pytest
-from service_samples import make_service
+from server_samples import make_service
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What a server allows a submitted study, and the faults that it finds."""
 
 import pytest
-from service_samples import text
+from server_samples import text
 
 from dgg_ray.service import checks
 from dgg_ray.service.checks import Rules

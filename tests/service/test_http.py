@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from service_samples import text
+from server_samples import NotedReader, text
 from starlette.testclient import TestClient
 
-from dgg_ray.core.errors import ResultsError
 from dgg_ray.service import accounts, security
 from dgg_ray.service.app import make_app
 from dgg_ray.service.security import Access, Buckets, csrf_of
 
 API = "/api/v1"
-
-
-class NotedReader:
-    """Answers every question with what it was asked."""
-
-    def view(self, name, view, **parameters):
-        if view == "summary" and name == "begun":
-            raise ResultsError("nothing is finished yet")
-        return json.dumps([name, view, parameters]).encode()
-
-    def file(self, name, what, **parameters):
-        raise ResultsError(f"no {what} {parameters}")
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import threading
 
 import pytest
-from service_samples import NotedLauncher, text
+from server_samples import NotedLauncher, text
 
 from dgg_ray.core.errors import StudyError
 from dgg_ray.service import runner
