@@ -54,7 +54,7 @@ METHODS = {
     "modal_prompt": ModalPrompt(prompt_tokens=3),
     "moe_lora": MoELoRA(experts=2),
     "o_lora": OLoRA(norm=0.1),
-    "octopus": Octopus(gradient_examples=3),
+    "octopus": Octopus(gradient_examples=3, orthogonality=1.0, start="previous"),
     "reg_lora": RegLoRA(),
 }
 

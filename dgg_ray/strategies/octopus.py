@@ -1,7 +1,7 @@
 """Octopus: two phases per task; the second makes the update orthogonal to gradients at old weights.
 
     task i, data D_i split into D_i1 and D_i2; θ_i = s B A is the update of all linears, as one vector
-    phase 1   θ_i1 starts from θ_(i-1)1 and descends on CE over D_i1
+    phase 1   θ_i1 starts fresh, or from θ_(i-1)1 (`start: previous`), and descends on CE over D_i1
     phase 2   θ_i2 starts from θ_i1 and descends on CE over D_i2 + λ₁ L_orth + λ₂ L_norm
     L_orth  = Σ_j ⟨G_j, θ_i⟩²,   G_j = ∂L(D_i)/∂W at θ'_j = W + Σ_(k≤j) θ_k2,   j < i
     L_norm  = ½ ‖θ_i‖²
@@ -19,11 +19,13 @@ G_j, a gradient of whole weights, is never formed. At A_i and B = 0 the model is
 of B is s G_j A_iᵀ; likewise for A at B_i and A = 0. Both are what the gradient of L_orth is made of.
 
 Source: Octopus, CVPR 2026, arXiv:2605.14938, of which we read the abstract and notes by others, not the paper
-or a code. From these we have the two phases and what they start from, the inner product with gradients of the
-new data at old weights, the form that uses θ'_(i-1) alone (`points: last`), and the sum at the end. The
-following is ours: the square of the product, taken over all linears at once; L_norm as half a squared norm;
-λ₁, λ₂ and the split; gradients on a few examples of D_i in each step; and that the earlier updates take part
-in training. We claim no parity with the published results.
+or a code. From these we have the two phases, the inner product with gradients of the new data at old weights,
+the form that uses θ'_(i-1) alone (`points: last`), and the sum at the end. The following is ours: the square
+of the product, taken over all linears at once; L_norm as half a squared norm; λ₁, λ₂ and the split; gradients
+on a few examples of D_i in each step; and that the earlier updates take part in training. Notes say that phase
+1 starts from θ_(i-1)1. Where the earlier updates take part, that counts the last of them twice: on the
+embedded tasks no later task was then learnt, whatever λ₁ and λ₂. So the default starts fresh; and λ₁ = 1 kept
+new tasks from being learnt there, where 1e-3 did not. We claim no parity with the published results.
 """
 
 from __future__ import annotations
@@ -50,22 +52,26 @@ class Octopus(ReplayStrategy):
     norm: λ₂, the weight of half the update's squared norm.
     points: whether gradients are taken at the end of the last task alone, or of all earlier tasks.
     gradient_examples: number of the task's examples behind a step's gradient at old weights.
+    start: whether phase 1 starts from a new LoRA, or from the end of the last task's phase 1.
     """
 
     needs = Needs(engines=WHOLE_WEIGHTS, step_cost=2.0)
     known_from = "abstract"
 
     first_share: Annotated[float, Ge(0), Lt(1)] = 0.5
-    orthogonality: Annotated[float, Ge(0)] = 1.0
+    orthogonality: Annotated[float, Ge(0)] = 1e-3
     norm: Annotated[float, Ge(0)] = 0.01
     points: Literal["last", "all"] = "last"
     gradient_examples: Annotated[int, Ge(1)] = 8
+    start: Literal["fresh", "previous"] = "fresh"
 
     def layout(self):
         return LoraSlots()
 
     def effect(self, task, earlier):
         own: dict[str, Any] = {"first_share": self.first_share, "norm": self.norm}
+        if self.start == "previous":
+            own["start"] = "previous"  # also of the first task, which hands on where its phase 1 ended
         if earlier and self.orthogonality:
             own |= {"orthogonality": self.orthogonality, "examples": self.gradient_examples}
             if len(earlier) > 1:
@@ -78,7 +84,8 @@ class Octopus(ReplayStrategy):
         return [[examples[i] for i in part] for part in (order[:first], order[first:])]
 
     def load_state(self, state):
-        self.cache["start"] = state["first"]  # θ_(i-1)1, whole
+        if self.start == "previous":
+            self.cache["start"] = state["first"]  # θ_(i-1)1, whole
 
     def begin_task(self, weights, task, earlier, seed):
         import torch  # here, so that planning with a strategy does not load torch
@@ -92,7 +99,7 @@ class Octopus(ReplayStrategy):
         self.memory["first"] = [theta.detach().clone() for theta in weights]  # θ_i1
 
     def state(self):
-        return {"first": self.memory["first"]}
+        return {"first": self.memory["first"]} if self.start == "previous" else {}
 
     def edit_gradient(self, weights, gradients, step):
         import torch

@@ -214,7 +214,7 @@ def test_the_two_phases_split_the_examples(world):
 
 def test_phase_one_is_free_and_starts_where_the_last_phase_one_ended(world, monkeypatch):
     steps = recorded(monkeypatch, Octopus)
-    first, second = world.train(Octopus(gradient_examples=4))
+    first, second = world.train(Octopus(gradient_examples=4, start="previous"))
     assert [bool(added.any()) for _, added in steps] == [False, True, False, True]  # two steps per task
     starts = [weights for weights, _ in steps]
     for stage, phase_two, next_start in ((first, starts[1], starts[2]), (second, starts[3], None)):
@@ -225,6 +225,22 @@ def test_phase_one_is_free_and_starts_where_the_last_phase_one_ended(world, monk
         if next_start is not None:
             assert torch.equal(state, next_start)
             assert not torch.equal(state, flat(world.loaded(stage).weights_after(stage.task)))
+
+
+def test_a_fresh_phase_one_adds_nothing_at_its_start(world, monkeypatch):
+    steps = recorded(monkeypatch, Octopus)
+    first, second = world.train(Octopus(gradient_examples=4))
+    assert not any(name.startswith("strategy") for name in world.files(first))  # nothing is handed on
+    model = world.loaded(second)
+    start = steps[2][0]  # phase 1 of the second task
+    for name, weights in zip(model.names, cut_as(start, model.parameters()), strict=True):
+        assert bool(weights.any()) == ("lora_A" in name)  # B = 0, so the update is 0
+
+
+def cut_as(vector, tensors):
+    """The vector in pieces of the tensors' shapes."""
+    pieces = vector.split([t.numel() for t in tensors])
+    return [piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)]
 
 
 @pytest.mark.parametrize("slots", [1, 2])
