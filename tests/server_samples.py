@@ -57,11 +57,17 @@ def text(name: str = "small", **changes: str) -> str:
 class NotedReader:
     """Answers every question about results with what it was asked."""
 
-    def view(self, name, view, **parameters):
-        return json.dumps([name, view, parameters]).encode()
+    def view(self, study, view, /, **params):
+        return json.dumps([study, view, params]).encode()
 
-    def file(self, name, what, **parameters):
-        raise ResultsError(f"no {what} {parameters}")
+    def compare(self, subjects):
+        return json.dumps(subjects).encode()
+
+    def file(self, study, what, /, **params):
+        raise ResultsError(f"no {what} {params}")
+
+    def picture(self, study, task, id, split=""):
+        raise ResultsError(f"no picture of {id}")
 
     def close(self):
         pass

@@ -17,7 +17,7 @@ router = APIRouter(prefix="/api/v1", tags=["results"])
 
 View = Literal[
     "summary", "settings", "comparison", "matrices", "curves", "search",
-    "orders", "tree", "failures", "costs", "figures",
+    "orders", "tree", "failures", "costs", "progress", "figures",
 ]  # fmt: skip
 Text = Annotated[str, Query(max_length=400)]
 MOST_SUBJECTS = 8
@@ -42,17 +42,11 @@ def examples(
     stage: Annotated[int | None, Query(ge=0, le=1000)] = None,
     filter: Literal["forgotten", "wrong", "all"] = "forgotten",
     page: Page = 1,
+    per_page: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> Response:
     """Questions with their answers: what was right and is wrong now, what is wrong, or all."""
-    parameters: dict[str, Any] = {
-        "task": task,
-        "setting": setting,
-        "other_setting": other_setting,
-        "split": split,
-        "stage": stage,
-        "filter": filter,
-        "page": page,
-    }
+    parameters: dict[str, Any] = {"task": task, "setting": setting, "other_setting": other_setting}
+    parameters |= {"split": split, "stage": stage, "filter": filter, "page": page, "per_page": per_page}
     return answer_bytes(request, results(server, name, "examples", **parameters))
 
 
@@ -72,19 +66,21 @@ def compare(
         study, _, setting = (text, "", "") if text in known else text.rpartition(":")
         server.service.card(study or text)
         pairs.append((study or text, setting))
-    return answer_bytes(request, server.reader.view("", "compare", subjects=tuple(pairs)))
+    return answer_bytes(request, server.reader.compare(pairs))
 
 
 @router.get("/studies/{name}/tables/{table}")
 def table(server: Server, user: Viewer, name: str, table: str) -> Response:
     """A table as a file: table.csv, table.parquet, settings.csv, comparison.csv, robustness.csv …"""
-    return file(server, name, "table", table=table)
+    stem, _, ending = table.rpartition(".")
+    return file(server, name, "table", name=stem, format=ending)
 
 
 @router.get("/studies/{name}/figures/{figure}")
 def figure(server: Server, user: Viewer, name: str, figure: str) -> Response:
     """A figure of the report: NAME.svg, .png, .pdf, or its numbers as .csv."""
-    return file(server, name, "figure", figure=figure)
+    stem, _, ending = figure.rpartition(".")
+    return file(server, name, "figure", name=stem, format=ending)
 
 
 @router.get("/studies/{name}/report")
@@ -99,9 +95,13 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 
 
 @router.get("/studies/{name}/pictures/{task}/{example}")
-def picture(server: Server, user: Viewer, name: str, task: str, example: str, split: Text = "") -> Response:
+def picture(
+    request: Request, server: Server, user: Viewer, name: str, task: str, example: str, split: Text = ""
+) -> Response:
     """The picture of a question."""
-    return file(server, name, "picture", task=task, example=example, split=split)
+    server.service.card(name)
+    content, media_type = server.reader.picture(name, task, example, split)
+    return answer_bytes(request, content, media_type)
 
 
 @router.get("/studies/{name}/adapter.zip")
@@ -112,13 +112,13 @@ def adapter(server: Server, user: Viewer, name: str, setting: Text = "") -> Resp
     return found
 
 
-def results(server: Context, name: str, view: str, **parameters: Any) -> bytes:
-    server.service.card(name)  # refuses what there is not
-    return server.reader.view(name, view, **parameters)
+def results(server: Context, study: str, view: str, /, **params: Any) -> bytes:
+    server.service.card(study)  # refuses what there is not
+    return server.reader.view(study, view, **params)
 
 
-def file(server: Context, name: str, what: str, **parameters: Any) -> Response:
-    server.service.card(name)
-    path = server.reader.file(name, what, **parameters)
+def file(server: Context, study: str, what: str, /, **params: Any) -> Response:
+    server.service.card(study)
+    path = server.reader.file(study, what, **params)
     media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return FileResponse(path, media_type=media_type, headers={"cache-control": "private, no-cache"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -15,16 +16,12 @@ from dgg_ray.service.stream import Broadcast
 
 
 class ResultsReader(Protocol):
-    """Answers questions about results, in another process. Raises ResultsError for what there is not."""
+    """What the routes ask of a `Reader` (reader.py). Raises ResultsError for what there is not."""
 
-    def view(self, name: str, view: str, **parameters: Any) -> bytes:
-        """Return a view of a study as JSON."""
-        ...
-
-    def file(self, name: str, what: str, **parameters: Any) -> Path:
-        """Return a file of a study's results."""
-        ...
-
+    def view(self, study: str, view: str, /, **params: Any) -> bytes: ...
+    def file(self, study: str, what: str, /, **params: Any) -> Path: ...
+    def picture(self, study: str, task: str, id: str, split: str = "") -> tuple[bytes, str]: ...
+    def compare(self, subjects: Sequence[tuple[str, str]]) -> bytes: ...
     def close(self) -> None: ...
 
 
