@@ -20,6 +20,7 @@ Text = Annotated[str, Field(max_length=2**20, description="The study, as a YAML 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 PerPage = Annotated[int, Query(ge=1, le=500)]
+LastEvent = Annotated[str, Query(max_length=60, description="Id of the last message that the caller had.")]
 SORTS = ("changed", "name", "state", "owner", "priority", "place")
 Sort = Literal["changed", "name", "state", "owner", "priority", "place"]
 
@@ -188,25 +189,28 @@ def logs(server: Server, user: Viewer, name: str) -> Response:
 
 
 @router.get("/events")
-def events(request: Request, server: Server, user: Viewer) -> Response:
+def events(request: Request, server: Server, user: Viewer, last: LastEvent = "") -> Response:
     """What changes in any study, as server-sent events: `study`, `gone` and `reset` (stream.py)."""
-    return event_stream(request, server, user, "")
+    return event_stream(request, server, user, "", last)
 
 
 @router.get("/studies/{name}/events")
-def study_events(request: Request, server: Server, user: Viewer, name: str) -> Response:
+def study_events(
+    request: Request, server: Server, user: Viewer, name: str, last: LastEvent = ""
+) -> Response:
     """What changes in one study, as server-sent events."""
     server.service.card(name)
-    return event_stream(request, server, user, name)
+    return event_stream(request, server, user, name, last)
 
 
-def event_stream(request: Request, server: Context, user: User, study: str) -> Response:
+def event_stream(request: Request, server: Context, user: User, study: str, last: str) -> Response:
+    last = request.headers.get("last-event-id", "") or last
     place = server.access.stream(user)
     place.__enter__()  # now, so that a refusal is an answer; the stream's end gives the place back
 
     async def messages() -> AsyncIterator[bytes]:
         try:
-            async for message in server.broadcast.follow(request.headers.get("last-event-id", ""), study):
+            async for message in server.broadcast.follow(last, study):
                 yield message
         finally:
             place.__exit__(None, None, None)
