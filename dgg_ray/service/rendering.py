@@ -7,6 +7,7 @@ A template gets what its route gives it, and `me` (the user; None before logging
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 import dgg_ray
 from dgg_ray.core.phrases import plural
@@ -63,6 +65,8 @@ def environment() -> Environment:
         "percent": percent,
         "segment": lambda text: quote(str(text), safe=""),
         "plural": plural,
+        "code": code,
+        "best": best,
     }
     found.globals |= {"static": assets.address, "query": query, "version": dgg_ray.__version__}
     return found
@@ -73,6 +77,26 @@ def query(values: Mapping[str, Any], **changes: Any) -> str:
     return "?" + urlencode(
         {k: v for k, v in {**values, **changes}.items() if v not in ("", None)}, doseq=True
     )
+
+
+def code(text: str) -> Markup:
+    """A docstring's text, with what stands between backticks as code.
+
+    >>> str(code("forgotten by `gc` & co"))
+    'forgotten by <code>gc</code> &amp; co'
+    """
+    parts = re.split(r"`([^`]+)`", text)
+    return Markup("").join(Markup("<code>{}</code>").format(t) if i % 2 else t for i, t in enumerate(parts))
+
+
+def best(text: str) -> tuple[list[tuple[str, str]], str]:
+    """The sentence about a search's best setting in its parts: [(name and value, interval)], setting.
+
+    >>> best("faa 0.746 (95 % CI 0.701 to 0.790), bwt −0.01 (one block) with adapter.rank=8")
+    ([('faa 0.746', '95 % CI 0.701 to 0.790'), ('bwt −0.01', 'one block')], 'adapter.rank=8')
+    """
+    values, _, setting = text.partition(" with ")
+    return re.findall(r"([^,(][^(]*?)\s*\(([^)]*)\),?\s*", values) or [(values, "")], setting
 
 
 # -- numbers and times -----------------------------------------------------------------------------

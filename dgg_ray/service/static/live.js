@@ -1,6 +1,8 @@
 // What changes while a page is open.
 //
 //   <body> … <section id="studies" data-live>     is fetched again, and what differs is replaced
+//                                                 by `morph`; data-live="NAME": when that study changes
+//   document's events "study" and "gone"          what changed, where the page has live regions
 //   subscribe({study(card), gone({name})}, name)  calls back for each change, of all studies or of one
 //
 // A browser opens six connections to a server at most, so a page that nobody sees gives its one back.
@@ -127,5 +129,10 @@ const alike = (a, b) => a && a.nodeType === b.nodeType && a.nodeName === b.nodeN
 export function startLive() {
   document.addEventListener("refresh", refresh);
   const region = document.querySelector("[data-live]");
-  if (region) subscribe({ study: refresh, gone: refresh, reset: refresh }, region.dataset.live);
+  if (!region) return;
+  const changed = (kind) => (detail) => {
+    document.dispatchEvent(new CustomEvent(kind, { detail }));
+    refresh();
+  };
+  subscribe({ study: changed("study"), gone: changed("gone"), reset: refresh }, region.dataset.live);
 }
