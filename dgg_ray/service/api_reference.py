@@ -18,6 +18,14 @@ ANSWERS = {
     "204": "done; no content",
     "422": "a value breaks a rule; `faults` names each",
 }
+KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "array": "list",
+    "object": "object",
+    "boolean": "true or false",
+}
 PLACES = {  # examples of what stands in an address
     "name": "quickstart",
     "view": "summary",
@@ -143,9 +151,7 @@ def kind_of(schema: Schema) -> str:
     elif "const" in schema:
         kind = str(schema["const"])
     else:
-        kind = {"string": "text", "integer": "whole number", "array": "list"}.get(
-            schema.get("type", ""), schema.get("type", "anything")
-        )
+        kind = KINDS.get(schema.get("type", ""), "anything")
     for key, words in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most")):
         if key in schema:
             kind += f", {words} {number(schema[key])}"

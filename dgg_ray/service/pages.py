@@ -29,6 +29,7 @@ SORTS = (
 )
 UNITS = ("worker-hours", "GPU-hours", "money")
 MOST_BARS = 40  # of a list of what was spent; the others are one bar together
+MOST_ROWS = 100  # of what waits
 Unit = Literal["worker-hours", "GPU-hours", "money"]
 
 
@@ -85,6 +86,7 @@ def cluster(
         "cluster.html.j2",
         user,
         queue=queue_of(server.service),
+        most=MOST_ROWS,
         facts=facts_of(server, user),
         by=by,
         unit=unit,
@@ -123,7 +125,8 @@ def bars(totals: Sequence[Mapping[str, Any]], by: str, unit: str) -> list[dict[s
         ordered = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
         rows = [(name, *values) for name, values in ordered[:MOST_BARS]]
         if others := [values for _, values in ordered[MOST_BARS:]]:
-            rows.append((f"{len(others)} others", *(sum(part) for part in zip(*others, strict=True))))
+            amounts, runs = zip(*others, strict=True)
+            rows.append((f"{len(others)} others", sum(amounts), sum(runs)))
     longest = max((amount for _, amount, _ in rows), default=0.0) or 1.0
     return [{"label": n, "amount": a, "share": max(0.0, a / longest), "runs": r} for n, a, r in rows]
 
