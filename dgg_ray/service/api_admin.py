@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from dgg_ray.service import accounts, checks, scheduling, templates_of_studies
 from dgg_ray.service.api_studies import Body
 from dgg_ray.service.context import Admin, Server, Viewer
 from dgg_ray.service.responses import answer
+from dgg_ray.service.service import Service
 from dgg_ray.service.state import User
 
 router = APIRouter(prefix="/api/v1", tags=["service"])
@@ -43,10 +44,13 @@ def me(request: Request, user: Viewer) -> Response:
 @router.get("/users")
 def users(request: Request, server: Server, user: Admin) -> Response:
     """All users, without anything of their tokens."""
-    state = server.service.journal.catch_up(at_once=False)
-    spent = {name: state.spent_by(name) for name in list(state.users)}
-    items = [shown(u) | {"worker_hours": spent[u.name]} for u in list(state.users.values())]
-    return answer(request, {"items": items})
+    return answer(request, {"items": list_users(server.service)})
+
+
+def list_users(service: Service) -> list[dict[str, Any]]:
+    """All users with the worker-hours that they spent."""
+    state = service.journal.catch_up(at_once=False)
+    return [shown(u) | {"worker_hours": state.spent_by(u.name)} for u in list(state.users.values())]
 
 
 @router.post("/users", status_code=201)
@@ -89,18 +93,22 @@ def shown(user: User) -> dict[str, Any]:
 @router.get("/queue")
 def queue(request: Request, server: Server, user: Viewer) -> Response:
     """What runs and what waits, in the order in which it will start."""
-    service = server.service
-    places = sorted(service.places().values(), key=lambda p: (p.place == 0, p.place))
+    return answer(request, queue_of(server.service))
+
+
+def queue_of(service: Service) -> dict[str, Any]:
+    """What runs, what waits, and on what: as the API answers it."""
+    places = service.places()
+    waiting = sorted(places.values(), key=lambda p: (p.place == 0, p.place))
     state = service.journal.state
-    content = {
-        "running": [service.card(study.name) for study in state.active],
-        "waiting": [service.card(p.study.name) for p in places],
+    return {
+        "running": [service.card(study.name, places) for study in state.active],
+        "waiting": [service.card(p.study.name, places) for p in waiting],
         "capacity": vars(service.capacity),
         "used": scheduling.used(state),
         "runners": [vars(found) for found in list(state.runners.values())],
         "problem": service.problem,
     }
-    return answer(request, content)
 
 
 GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -115,14 +123,19 @@ def spending(
     request: Request, server: Server, user: Viewer, by: Literal["user", "study", "week"] = "user"
 ) -> Response:
     """Worker-hours, GPU-hours and money of all runs that ended, by user, study or week."""
+    return answer(request, {"by": by, "items": totals_of(server.service.spending(), by)})
+
+
+def totals_of(spending: Iterable[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """What runs spent, by user, study or week: {BY: its name, runs, unit: amount}, by name."""
     totals: dict[str, dict[str, float]] = {}
-    for run in server.service.spending():
+    for run in spending:
         total = totals.setdefault(GROUPS[by](run), {"runs": 0})
         total["runs"] += 1
         for unit, amount in run.items():
             if isinstance(amount, int | float) and unit != "at":
                 total[unit] = total.get(unit, 0.0) + amount
-    return answer(request, {"by": by, "items": [{by: key, **total} for key, total in sorted(totals.items())]})
+    return [{by: key, **total} for key, total in sorted(totals.items())]
 
 
 # -- what a study can be made of -------------------------------------------------------------------

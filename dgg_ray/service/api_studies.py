@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/v1", tags=["studies"])
 Text = Annotated[str, Field(max_length=2**20, description="The study, as a YAML file has it.")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
-PerPage = Annotated[int, Query(ge=1, le=500)]
+LastEvent = Annotated[str, Query(max_length=60, description="Id of the last message that the caller had.")]
 SORTS = ("changed", "name", "state", "owner", "priority", "place")
 Sort = Literal["changed", "name", "state", "owner", "priority", "place"]
 
@@ -28,6 +28,17 @@ class Body(BaseModel):
     """A request's body; what it does not know is a fault."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Listing(BaseModel):
+    """What of the list of studies is wanted."""
+
+    state: Annotated[str, Field(max_length=40)] = ""
+    owner: Annotated[str, Field(max_length=100)] = ""
+    q: Annotated[str, Field(max_length=200, description="Text in the name or the question.")] = ""
+    sort: Sort = "changed"
+    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    per_page: Annotated[int, Field(ge=1, le=500)] = 50
 
 
 class StudyText(Body):
@@ -80,23 +91,20 @@ def plan(request: Request, server: Server, user: Viewer, body: PlanRequest) -> R
 
 @router.get("/studies")
 def list_studies(
-    request: Request,
-    server: Server,
-    user: Viewer,
-    state: Annotated[str, Query(max_length=40)] = "",
-    owner: Annotated[str, Query(max_length=100)] = "",
-    q: Annotated[str, Query(max_length=200, description="Text in the name or the question.")] = "",
-    sort: Sort = "changed",
-    page: Page = 1,
-    per_page: PerPage = 50,
+    request: Request, server: Server, user: Viewer, wanted: Annotated[Listing, Query()]
 ) -> Response:
     """All studies of the store, page by page."""
-    cards = [card for card in server.service.cards() if matches(card, state, owner, q)]
-    cards.sort(key=lambda card: sort_key(card, sort))
-    first = (page - 1) * per_page
-    pages = max(1, -(-len(cards) // per_page))
-    items = cards[first : first + per_page]
-    return answer(request, {"items": items, "total": len(cards), "page": page, "pages": pages})
+    return answer(request, listed(server.service.cards(), wanted))
+
+
+def listed(cards: Sequence[dict[str, Any]], wanted: Listing) -> dict[str, Any]:
+    """A page of the list: {items, total, page, pages}."""
+    cards = [card for card in cards if matches(card, wanted.state, wanted.owner, wanted.q)]
+    cards.sort(key=lambda card: sort_key(card, wanted.sort))
+    first = (wanted.page - 1) * wanted.per_page
+    pages = max(1, -(-len(cards) // wanted.per_page))
+    items = cards[first : first + wanted.per_page]
+    return {"items": items, "total": len(cards), "page": wanted.page, "pages": pages}
 
 
 def matches(card: dict[str, Any], state: str, owner: str, q: str) -> bool:
@@ -188,25 +196,26 @@ def logs(server: Server, user: Viewer, name: str) -> Response:
 
 
 @router.get("/events")
-def events(request: Request, server: Server, user: Viewer) -> Response:
+def events(request: Request, server: Server, user: Viewer, last: LastEvent = "") -> Response:
     """What changes in any study, as server-sent events: `study`, `gone` and `reset` (stream.py)."""
-    return event_stream(request, server, user, "")
+    return event_stream(request, server, user, "", last)
 
 
 @router.get("/studies/{name}/events")
-def study_events(request: Request, server: Server, user: Viewer, name: str) -> Response:
+def study_events(request: Request, server: Server, user: Viewer, name: str, last: LastEvent = "") -> Response:
     """What changes in one study, as server-sent events."""
     server.service.card(name)
-    return event_stream(request, server, user, name)
+    return event_stream(request, server, user, name, last)
 
 
-def event_stream(request: Request, server: Context, user: User, study: str) -> Response:
+def event_stream(request: Request, server: Context, user: User, study: str, last: str) -> Response:
+    last = request.headers.get("last-event-id", "") or last
     place = server.access.stream(user)
     place.__enter__()  # now, so that a refusal is an answer; the stream's end gives the place back
 
     async def messages() -> AsyncIterator[bytes]:
         try:
-            async for message in server.broadcast.follow(request.headers.get("last-event-id", ""), study):
+            async for message in server.broadcast.follow(last, study):
                 yield message
         finally:
             place.__exit__(None, None, None)

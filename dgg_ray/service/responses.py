@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -63,20 +64,30 @@ def problem_of(error: Exception) -> Response:
     return problem(500, f"{type(error).__name__}; the server's log has more")
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Let every error become a problem in the same form."""
+Page = Callable[[Request, int, str], Response | None]
+
+
+def add_handlers(app: FastAPI, page: Page) -> None:
+    """Let every error become a problem in the same form, or a page where a person asked.
+
+    page: returns the page for (request, status, detail); None where a program asked.
+    """
+
+    def shown(request: Request, found: Response) -> Response:
+        return page(request, found.status_code, json.loads(bytes(found.body))["detail"]) or found
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem(error.status_code, str(error.detail))
+        return await run_in_threadpool(shown, request, problem(error.status_code, str(error.detail)))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         faults = [fault_of(found) for found in error.errors()]
-        return problem(422, "the request breaks rules", faults=as_json(faults))
+        found = problem(422, "the request breaks rules", faults=as_json(faults))
+        return await run_in_threadpool(shown, request, found)
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return problem_of(error)
+        return await run_in_threadpool(shown, request, problem_of(error))
 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

@@ -105,8 +105,8 @@ class Access:
         token, by_cookie = token_of(request)
         user = self.user_of_token(token) if token else None
         if user is None:
-            if token and not self.wrong.take(caller):
-                raise RefusedError("too many wrong tokens; wait", 429)
+            if token:
+                self.count_wrong(caller)
             raise RefusedError("needs a token: `Authorization: Bearer TOKEN`, or log in", 401)
         if by_cookie and request.method not in SAFE:
             given = request.headers.get(CSRF_HEADER, "")
@@ -115,6 +115,17 @@ class Access:
         if not accounts.may(user, role):
             raise RefusedError(f"needs the role {role}; {user.name} has {user.role}", 403)
         return user
+
+    def log_in(self, request: Request, token: str) -> bool:
+        """Return whether the token is a user's; RefusedError after too many that were not."""
+        if self.user_of_token(token) is not None:
+            return True
+        self.count_wrong(address_of(request))
+        return False
+
+    def count_wrong(self, caller: str) -> None:
+        if not self.wrong.take(caller):
+            raise RefusedError("too many wrong tokens; wait", 429)
 
     @contextmanager
     def stream(self, user: User) -> Iterator[None]:
