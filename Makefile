@@ -3,10 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart find-alpha find-alpha-whole robustness test test-core test-all check docs format benchmark clean
+.PHONY: quickstart serve find-alpha find-alpha-whole robustness test test-core test-all check docs format benchmark clean
 
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
+
+# The page with all studies; the quickstart is its first template.
+serve: .venv/ready
+	$(BIN)/dgg-ray serve
 
 robustness: .venv/ready
 	$(BIN)/dgg-ray run studies/order_robustness.yaml

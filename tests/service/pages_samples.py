@@ -67,7 +67,15 @@ class Server:
 
     def report_progress(self, name: str, **live) -> None:
         """What a running study says of itself."""
-        content = {"at": time.time(), "done": 3, "total": 12, "exact": True, "failed": 0, "best": BEST, **live}
+        content = {
+            "at": time.time(),
+            "done": 3,
+            "total": 12,
+            "exact": True,
+            "failed": 0,
+            "best": BEST,
+            **live,
+        }
         self.store.put_document(registry.document_name(name, registry.LIVE), {"content": content})
         study = {"content": {"raw": {"question": ""}}}
         self.store.put_document(registry.document_name(name, registry.STUDY), study)

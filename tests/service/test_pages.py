@@ -168,7 +168,9 @@ def test_who_may_only_look_is_offered_no_button_that_starts_something(server, an
 
 def test_a_page_carries_the_token_that_requests_need(server, browser):
     server.submit("a")
-    [csrf] = [m["content"] for m in Elements(browser.get("/").text).named("meta") if m.get("name") == "csrf-token"]
+    [csrf] = [
+        m["content"] for m in Elements(browser.get("/").text).named("meta") if m.get("name") == "csrf-token"
+    ]
     assert browser.post("/api/v1/studies/a/stop").status_code == 403
     assert browser.post("/api/v1/studies/a/stop", headers={"x-csrf-token": csrf}).status_code == 200
 
@@ -277,7 +279,9 @@ def test_spending_is_shown_by_user_study_and_week(server, browser):
 
 
 def test_bars_beyond_the_most_are_one_bar_together():
-    totals = [{"user": f"u{i:02}", "runs": 1, "worker-hours": float(100 - i)} for i in range(pages.MOST_BARS + 2)]
+    totals = [
+        {"user": f"u{i:02}", "runs": 1, "worker-hours": float(100 - i)} for i in range(pages.MOST_BARS + 2)
+    ]
     found = pages.bars(totals, "user", "worker-hours")
     assert len(found) == pages.MOST_BARS + 1
     assert found[-1] == {"label": "2 others", "amount": 60.0 + 59.0, "share": 1.0, "runs": 2}
@@ -299,7 +303,10 @@ def test_the_python_examples_are_programs(browser):
     import ast
     from html import unescape
 
-    blocks = [unescape(b) for b in re.findall(r"<code>(import json.*?)</code>", browser.get("/docs").text, re.DOTALL)]
+    blocks = [
+        unescape(b)
+        for b in re.findall(r"<code>(import json.*?)</code>", browser.get("/docs").text, re.DOTALL)
+    ]
     assert len(blocks) > 20
     for block in blocks:
         ast.parse(block)
@@ -332,7 +339,9 @@ def test_a_page_can_be_heard(server, browser, page):
     assert levels.count(1) == 1
     labelled = {label["for"] for label in elements.named("label") if "for" in label}
     for field in elements.named("input", "select", "textarea"):
-        named = field.get("aria-label") or field.get("id") in labelled or field.get("type") in ("hidden", "radio")
+        named = (
+            field.get("aria-label") or field.get("id") in labelled or field.get("type") in ("hidden", "radio")
+        )
         assert named, field
     identifiers = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
