@@ -21,11 +21,11 @@ of B is s G_j A_iᵀ; likewise for A at B_i and A = 0. Both are what the gradien
 Source: Octopus, CVPR 2026, arXiv:2605.14938, of which we read the abstract and notes by others, not the paper
 or a code. From these we have the two phases, the inner product with gradients of the new data at old weights,
 the form that uses θ'_(i-1) alone (`points: last`), and the sum at the end. The following is ours: the square
-of the product, taken over all linears at once; L_norm as half a squared norm; λ₁, λ₂ and the split; gradients
-on a few examples of D_i in each step; and that the earlier updates take part in training. Notes say that phase
-1 starts from θ_(i-1)1. Where the earlier updates take part, that counts the last of them twice: on the
-embedded tasks no later task was then learnt, whatever λ₁ and λ₂. So the default starts fresh; and λ₁ = 1 kept
-new tasks from being learnt there, where 1e-3 did not. We claim no parity with the published results.
+of the product, taken over all linears at once; L_norm as half a squared norm; λ₁, λ₂ and the split;
+gradients on a few examples of D_i in each step; and that the earlier updates take part in training. Notes say
+that phase 1 starts from θ_(i-1)1. Where the earlier updates take part, that counts the last of them twice: on
+the embedded tasks no later task was then learnt, whatever λ₁ and λ₂. So the default starts fresh; and λ₁ = 1
+kept new tasks from being learnt there, where 1e-3 did not. We claim no parity with the published results.
 """
 
 from __future__ import annotations
