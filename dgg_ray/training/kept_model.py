@@ -20,6 +20,9 @@ from dgg_ray.core import event_log
 from dgg_ray.core.interfaces import Model
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+RECORDERS = (
+    "transformers.utils.output_capturing"  # hooks of this module do nothing unless outputs are asked for
+)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -71,8 +74,9 @@ class KeptModel:
 def describe(base: nn.Module) -> Iterator[tuple[Any, ...]]:
     """Describe all that a study could have changed on the model: two descriptions differ if it did."""
     for name, module in base.named_modules():
-        hooks = [len(getattr(module, kind)) for kind in HOOKS]
-        yield name, type(module), hooks, module.training, getattr(module, "gradient_checkpointing", None)
+        hooks = [hook for kind in HOOKS for hook in getattr(module, kind).values()]
+        own = [hook for hook in hooks if getattr(hook, "__module__", "") != RECORDERS]
+        yield name, type(module), len(own), module.training, getattr(module, "gradient_checkpointing", None)
     for name, tensor in (*base.named_parameters(), *base.named_buffers()):
         yield name, tensor.shape, tensor.dtype, str(tensor.device), tensor.requires_grad, bit_sum(tensor)
     for name in ("config", "generation_config"):

@@ -130,7 +130,7 @@ def build_training_runner(
 
 
 def keep_model(runner: StageRunner | SimulatedRunner, kept: KeptModel) -> None:
-    """Keep the runner's base model for the next study, and nothing else; the runner must not be used any more."""
+    """Keep the base model for the next study, and nothing else; the runner must not be used any more."""
     from dgg_ray.training import features  # late: it needs torch
 
     if isinstance(runner, SimulatedRunner):

@@ -254,7 +254,11 @@ def test_a_projector_that_was_trained_is_not_in_the_base_of_an_adapter_of_anothe
 
     def projector_at(rank):
         learner.start(StageSetup(Adapter(rank), replace(TRAINING, projector_learning_rate=1e-2), 4, 0, "a"))
-        return [p.detach().clone() for n, p in zip(learner.names, learner.weights(), strict=True) if "lora_" not in n]
+        return [
+            p.detach().clone()
+            for n, p in zip(learner.names, learner.weights(), strict=True)
+            if "lora_" not in n
+        ]
 
     untouched = projector_at(2)
     learner.step(examples()[:4], 0, lambda weights, gradients, step: None)

@@ -1,10 +1,11 @@
-"""A base model that is handed from study to study: the second study stores what it stores in a fresh process."""
+"""A base model handed from study to study: the second study stores what it stores in a fresh process."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dgg_ray import load_study
+from dgg_ray.models._architecture import checkpoint_activations
 from dgg_ray.models.embedded import Embedded
 from dgg_ray.storage.stage_store import open_store
 from dgg_ray.training.kept_model import KeptModel, describe
@@ -15,13 +16,18 @@ LEAVING = {
     "slots": ({"name": "o_lora"}, {}, {}),
     "experts": ({"name": "moe_lora"}, {"rank": 8}, {}),
     "prompt": ({"name": "modal_prompt"}, {}, {}),
-    "projector": ({"name": "finetune"}, {}, {"projector_learning_rate": 1e-2, "gradient_checkpointing": True}),
+    "projector": (
+        {"name": "finetune"},
+        {},
+        {"projector_learning_rate": 1e-2, "gradient_checkpointing": True},
+    ),
 }
 SECOND = {
     "name": "second",
     "model": "embedded",
     "tasks": [
-        {"name": name, "reader": "embedded", "train": 16, "validation": 10, "test": 10} for name in ("charts", "shapes")
+        {"name": name, "reader": "embedded", "train": 16, "validation": 10, "test": 10}
+        for name in ("charts", "shapes")
     ],
     "strategy": {"name": "hide"},  # reads features of the base model, which are cached by example
     "adapter": {"rank": 2},
@@ -32,7 +38,8 @@ SECOND = {
 
 def first_study(strategy, adapter, training):
     tasks = [
-        {"name": name, "reader": "embedded", "train": 16, "validation": 10, "test": 10} for name in ("words", "digits")
+        {"name": name, "reader": "embedded", "train": 16, "validation": 10, "test": 10}
+        for name in ("words", "digits")
     ]
     training = {"batch_size": 8, "learning_rate": 1e-2, **training}
     changes = {"name": "first", "tasks": tasks, "strategy": strategy, "training": training}
@@ -49,7 +56,10 @@ def run(study, folder, kept):
         folder = store.open(item.stage)
         for file in sorted(folder.rglob("*.safetensors")):
             stored |= {(item.key, file.name, name): t for name, t in load_file(file).items()}
-        stored |= {(item.key, e, "score"): torch.tensor(s["score"]) for e, s in store.score_entries(item.stage).items()}
+        stored |= {
+            (item.key, e, "score"): torch.tensor(s["score"])
+            for e, s in store.score_entries(item.stage).items()
+        }
     if kept:
         keep_model(runner, kept)
     return stored
@@ -62,8 +72,11 @@ def fresh(tmp_path_factory):
     return run(load_study(SECOND), tmp_path_factory.mktemp("fresh"), None)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("leaving", LEAVING)
-def test_a_study_on_a_kept_model_stores_the_same_bytes_as_in_a_fresh_process(leaving, fresh, tmp_path, monkeypatch):
+def test_a_study_on_a_kept_model_stores_the_same_bytes_as_in_a_fresh_process(
+    leaving, fresh, tmp_path, monkeypatch
+):
     loads, load = [], Embedded.load
     monkeypatch.setattr(Embedded, "load", lambda self: (loads.append(1), load(self))[1])
     kept = KeptModel()
@@ -108,7 +121,7 @@ def test_a_model_that_was_not_given_back_is_not_used_again():
         lambda base: base.lm_head.register_forward_hook(lambda *_: None),
         lambda base: base.train(),
         lambda base: base.lm_head.requires_grad_(True),
-        lambda base: base.gradient_checkpointing_enable(),
+        lambda base: checkpoint_activations(base, True),
         lambda base: setattr(base.generation_config, "max_new_tokens", 3),
         lambda base: base.register_buffer("extra", torch.zeros(1)),
         lambda base: base.lm_head.half(),
