@@ -56,8 +56,8 @@ class KeptModel:
         """The kept model if it is the one of that fingerprint; else the model, newly loaded."""
         loaded = self.loaded if self.fingerprint == fingerprint else None
         self.loaded = None  # what a failed study leaves behind is not used again
+        free_memory()  # there is room for one model
         if loaded is None:
-            free_memory()  # there is room for one model
             new = LoadedModel.load(model, device)
             loaded = LoadedModel(new.base, new.processor, tuple(describe(new.base)))
         self.fingerprint = fingerprint
