@@ -290,4 +290,4 @@ def undo_changes() -> Iterator[None]:
             if has_gpu:
                 torch.cuda.set_rng_state_all(of_gpus)
         with contextlib.suppress(OSError):  # the peak memory of the process is that of the study from here on
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_bytes(b"5")
