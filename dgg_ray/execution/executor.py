@@ -6,6 +6,7 @@ RayExecutor      by worker groups; Ray is started when the first item is missing
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -229,7 +230,7 @@ class RayExecutor(StageExecutor):
                 LeaseOwner.this_process(),
                 MetricsExporter.of(self.study, self.out),
             )
-            self.stack.callback(ray.kill, self.broker)  # Ray may outlive the study
+            self.stack.callback(self._end_broker)  # Ray may outlive the study
             self.groups = self.stack.enter_context(
                 WorkerGroupManager(
                     self.study, self.store, self.broker, self.out / "ray", self._on_status, self.session.warm
@@ -237,6 +238,10 @@ class RayExecutor(StageExecutor):
             )
             self.display.phase("starting workers")
         return self.broker
+
+    def _end_broker(self) -> None:
+        with contextlib.suppress(Exception):  # Ray may be gone
+            ray.kill(self.broker)
 
     def check(self) -> None:
         """Raise ClusterError where no worker group can run; the broker may know before the manager does."""
