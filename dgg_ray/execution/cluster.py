@@ -24,6 +24,7 @@ from dgg_ray.core.errors import ClusterError
 
 RAY_UP_CONFIG = Path(os.path.expanduser("~/ray_bootstrap_config.yaml"))  # by `ray up`; JSON despite its name
 ON_HEAD = {"node:__internal_head__": 0.001}  # for processes that only wait: the head is never scaled away
+HELD = ("CPU", "GPU")  # what worker groups hold
 
 # Read by Ray when it starts, and by its workers.
 ENVIRONMENT = {
@@ -233,7 +234,7 @@ def infeasible_requests() -> list[str]:
 
 
 def is_short_of_machines() -> bool:
-    """Return whether anybody waits for resources that a machine of the cluster has, but are taken."""
+    """Return whether anybody waits for CPUs or GPUs that a machine of the cluster has, but that are taken."""
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated.autoscaler_pb2 import GetClusterResourceStateReply  # pyright: ignore
 
@@ -246,8 +247,7 @@ def is_short_of_machines() -> bool:
     return any(
         workers_per_node(machine, wanted)
         for request in requests
-        if (wanted := {name: n for name, n in request.resources_bundle.items() if n > 0})
-        and not any("_group_" in name for name in wanted)  # of a reservation that is met already
+        if (wanted := {name: n for name, n in request.resources_bundle.items() if n and name in HELD})
         for machine in machines
     )
 

@@ -120,9 +120,10 @@ def test_a_second_study_gets_the_group_and_stores_what_a_fresh_process_stores(se
 
 
 def test_a_waiting_group_gives_way_to_a_study_that_needs_its_machine(session, tmp_path):
-    """The group of the test before holds one core of two, and this study needs both."""
-    assert waiting(session) == 1
-    run(study_of(1, cpus=2), tmp_path, session)
+    """A group holds one core of two, and this study needs both."""
+    if not (session.warm and waiting(session)):
+        run(study_of(0), tmp_path / "first", session)
+    run(study_of(1, cpus=2), tmp_path / "second", session)
     assert are_free(0)  # the new group waits, with both
 
 
@@ -154,11 +155,12 @@ def test_a_study_after_the_death_of_a_waiting_group_starts_a_new_one(session, tm
 
 
 def test_a_study_after_the_death_of_the_pool_starts_a_new_group_and_the_old_one_ends(session, tmp_path):
+    if not (session.warm and waiting(session)):
+        run(study_of(0), tmp_path / "first", session)
     before = session.warm.pool
-    assert waiting(session) == 1
     ray.kill(before)
     wait_until(lambda: are_free(2))
-    run(study_of(5), tmp_path, session)
+    run(study_of(5), tmp_path / "second", session)
     assert session.warm.pool != before
     assert waiting(session) == 1
 
@@ -176,9 +178,10 @@ with t.RaySession(sys.argv[1], keep_warm_s=600) as session:
 
 
 def test_the_groups_of_a_driver_that_is_killed_between_two_studies_end(session, tmp_path):
+    run(study_of(0), tmp_path / "first", session)  # Ray runs
     ray.get(session.warm.pool.release.remote())
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", DRIVER, address, str(tmp_path)]
+    command = [sys.executable, "-c", DRIVER, address, str(tmp_path / "second")]
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
