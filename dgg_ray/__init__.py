@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dgg_ray.api import study_to_dict as study_to_dict
     from dgg_ray.api import study_to_yaml as study_to_yaml
     from dgg_ray.config.study import Study as Study
+    from dgg_ray.execution.session import RaySession as RaySession
     from dgg_ray.service.client import Client as Client
     from dgg_ray.training.exported_adapter import load_adapter as load_adapter
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "Outcome",
+    "RaySession",
     "Study",
     "load_adapter",
     "load_study",
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 
 WHERE = {
     "Client": "service.client",
+    "RaySession": "execution.session",
     "Study": "config.study",
     "load_adapter": "training.exported_adapter",
     **dict.fromkeys(("Outcome", "load_study", "open", "run_study", "study_to_dict", "study_to_yaml"), "api"),

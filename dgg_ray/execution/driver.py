@@ -22,6 +22,7 @@ from dgg_ray.cost import budget, forecast
 from dgg_ray.cost.model import profiling_items
 from dgg_ray.execution.executor import RayExecutor, StageExecutor, make_executor
 from dgg_ray.execution.progress import Display
+from dgg_ray.execution.session import RaySession
 from dgg_ray.execution.trackers import TrackerReporter, tracker_reporter
 from dgg_ray.execution.tune_searcher import search_with_tune
 from dgg_ray.planning import edited_plugins
@@ -65,12 +66,12 @@ def run(
     out: Path,
     optional: OptionalOutputs,
     local: bool,
-    address: str | None,
+    session: RaySession,
     quiet: bool,
 ) -> dict[str, float]:
     """Run or continue a study into a folder; study and store are those that `prepare` returned.
 
-    address: of a Ray cluster; None starts Ray on this machine if a stage is missing.
+    session: gives Ray if a stage is missing.
     Returns the counts of stages asked for, there, trained and failed, and the seconds of the run.
     """
     from dgg_ray.planning.plan import plan  # here: it imports SciPy
@@ -78,7 +79,9 @@ def run(
     tracker = budget.make_tracker(study, store, comparison_chains)
     start = time.perf_counter()
     with (
-        StatePublisher(study, store, out, shared=address is not None or "://" in store.url) as publisher,
+        StatePublisher(
+            study, store, out, shared=session.address is not None or "://" in store.url
+        ) as publisher,
         Display(
             study.name,
             quiet=quiet,
@@ -86,7 +89,7 @@ def run(
             write_live=publisher.live,
             optional=optional,
         ) as display,
-        make_executor(study, store, out, display, tracker, local, address) as executor,
+        make_executor(study, store, out, display, tracker, local, session) as executor,
         tracker_reporter(study, store, out, optional) as reporter,
     ):
         display.on_item_finished = reporter.report_news
@@ -143,7 +146,9 @@ def profile(
     study = with_actual_workers(study, local)
     with (
         Display(f"{study.name}, profiling", quiet=quiet) as display,
-        make_executor(study, store, out, display, budget.BudgetTracker(), local, address) as executor,
+        make_executor(
+            study, store, out, display, budget.BudgetTracker(), local, RaySession(address)
+        ) as executor,
     ):
         executor.execute([[item] for item in profiling_items(study)])
     return plan(study, store), [f"{e['error']}: {e['message']}" for e in executor.errors]

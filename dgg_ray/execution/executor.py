@@ -6,6 +6,7 @@ RayExecutor      by worker groups; Ray is started when the first item is missing
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -24,11 +25,11 @@ from dgg_ray.core import error_records, event_log
 from dgg_ray.core.errors import ClusterError, error_record
 from dgg_ray.core.stage import Stage, WorkItem
 from dgg_ray.cost.budget import BudgetTracker
-from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import Broker, is_budget_exhausted, run_chains
 from dgg_ray.execution.hardware_check import HardwareCheck
 from dgg_ray.execution.progress import Display
 from dgg_ray.execution.prometheus import MetricsExporter
+from dgg_ray.execution.session import RaySession
 from dgg_ray.execution.worker_groups import WorkerGroupManager
 from dgg_ray.storage.lease_keeper import POLL_S, LeaseKeeper
 from dgg_ray.storage.leases import LeaseOwner
@@ -97,12 +98,12 @@ def make_executor(
     display: Display,
     budget: BudgetTracker,
     local: bool = False,
-    address: str | None = None,
+    session: RaySession | None = None,
 ) -> StageExecutor:
-    """The executor in this process, or the one on the Ray cluster at an address (None: on this machine)."""
+    """The executor in this process, or the one on Ray (None: on this machine, for this study alone)."""
     if local:
         return LocalExecutor(study, store, out, display, budget)
-    return RayExecutor(study, store, out, display, budget, address)
+    return RayExecutor(study, store, out, display, budget, session or RaySession())
 
 
 # -- in this process -------------------------------------------------------------------------------
@@ -199,12 +200,9 @@ class LocalExecutor(StageExecutor):
 
 @dataclass
 class RayExecutor(StageExecutor):
-    """Has items trained by worker groups. `tally` also has `seconds_to_first_stage`, once a group started.
+    """Has items trained by worker groups. `tally` also has `seconds_to_first_stage`, once a group started."""
 
-    address: of a Ray cluster; None starts one on this machine.
-    """
-
-    address: str | None = None
+    session: RaySession = field(default_factory=RaySession)
     broker: Any = field(default=None, init=False)
     counts: dict[str, int] = field(default_factory=lambda: {"trained": 0, "failed": 0}, init=False)
     last_counts: dict[str, int] = field(default_factory=dict, init=False)  # as the broker gave them
@@ -224,7 +222,7 @@ class RayExecutor(StageExecutor):
         """Start Ray, the broker and the worker groups, unless they run already; return the broker."""
         if self.broker is None:
             self.display.phase("starting Ray")
-            self.stack.enter_context(cluster.connected(self.study, self.address))
+            self.stack.enter_context(self.session.connected(self.study))
             self.broker = Broker.remote(  # type: ignore[attr-defined]
                 self.store,
                 self.study.workers.max_retries,
@@ -232,11 +230,18 @@ class RayExecutor(StageExecutor):
                 LeaseOwner.this_process(),
                 MetricsExporter.of(self.study, self.out),
             )
+            self.stack.callback(self._end_broker)  # Ray may outlive the study
             self.groups = self.stack.enter_context(
-                WorkerGroupManager(self.study, self.store, self.broker, self.out / "ray", self._on_status)
+                WorkerGroupManager(
+                    self.study, self.store, self.broker, self.out / "ray", self._on_status, self.session.warm
+                )
             )
             self.display.phase("starting workers")
         return self.broker
+
+    def _end_broker(self) -> None:
+        with contextlib.suppress(Exception):  # Ray may be gone
+            ray.kill(self.broker)
 
     def check(self) -> None:
         """Raise ClusterError where no worker group can run; the broker may know before the manager does."""

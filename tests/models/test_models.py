@@ -247,3 +247,19 @@ def test_auto_reports_a_missing_image_processor(tmp_path):
     folder = tiny.qwen2_5_vl(tmp_path / "tiny")
     with pytest.raises((StageError, ImportError, ValueError), match=r"processor|[Tt]orchvision"):
         plugins.find("models", "auto")(str(folder)).load()
+
+
+def test_a_projector_that_was_trained_is_not_in_the_base_of_an_adapter_of_another_rank(case):
+    _, learner = case
+
+    def projector_at(rank):
+        learner.start(StageSetup(Adapter(rank), replace(TRAINING, projector_learning_rate=1e-2), 4, 0, "a"))
+        return [
+            p.detach().clone()
+            for n, p in zip(learner.names, learner.weights(), strict=True)
+            if "lora_" not in n
+        ]
+
+    untouched = projector_at(2)
+    learner.step(examples()[:4], 0, lambda weights, gradients, step: None)
+    assert all(torch.equal(a, b) for a, b in zip(untouched, projector_at(3), strict=True))
