@@ -23,7 +23,7 @@ from dgg_ray.analysis.results import CELL_COLUMNS, HardwareDrift, RemainingWork,
 from dgg_ray.analysis.run_table import final_split
 from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import verdict
-from dgg_ray.config import saved_study, yaml_edit
+from dgg_ray.config import registry, saved_study, yaml_edit
 from dgg_ray.config.sections import STRATEGY_NAME
 from dgg_ray.config.setting_paths import value_at
 from dgg_ray.config.study import Study, StudyRuns
@@ -66,6 +66,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
     store = view_of(study.store(out))  # lists and reads each object once
+    study = registry.with_decisions(study, store)
     cost_model = cache(partial(CostModel, study, store))
     parameters = parameter_paths(study, study.search) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))

@@ -2,10 +2,11 @@
 
     studies/NAME/study.json       the study as it was checked, from which everything else is read
     studies/NAME/forecast.json    the predictions of each run
-    studies/NAME/progress.json    what runs now; after the end, how the run ended
+    studies/NAME/progress.json    what runs now and how far the study is; after the end, how the run ended
+    studies/NAME/decisions/000001.json …    what people decided about it since (decisions.py), each written once
 
-These are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
-every command that reads results works: the stages come from the store.
+The first three are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
+every command that reads results works: the stages and the decisions come from the store.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 from dgg_ray.config import loader, saved_study
+from dgg_ray.config.decisions import Decision
+from dgg_ray.config.sections import Budget
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreInUseError, StudyError, did_you_mean
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.json_files import read_json, write_json
 from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.store_view import StoreView
 
 STUDY, FORECAST, LIVE = saved_study.SAVED_STUDY, "forecast.json", "progress.json"
 FRESH_S = 60.0  # age at which a running study's last report is out of date
@@ -172,6 +176,13 @@ def fetch_results(store: StageStore, name: str, out: Path) -> Path:
     return out
 
 
+def stored_study(store: StageStore, name: str) -> Study:
+    """The study of that name as it was checked last, with its decisions; ResultsError without one."""
+    with tempfile.TemporaryDirectory() as folder:
+        study = saved_study.require_saved_study(fetch_results(store, name, Path(folder)))
+    return with_decisions(study, store)
+
+
 def stored_studies(
     store: StageStore, deleted: Collection[str] = (), known: Collection[str] = ()
 ) -> Iterator[Study]:
@@ -193,6 +204,31 @@ def stored_studies(
                     f"what study {name!r} needs cannot be read from {store.url} ({type(problem).__name__}: "
                     f"{problem}); name its results folder, or give --deleted-study {name} if it is deleted"
                 ) from problem
+
+
+# -- decisions -------------------------------------------------------------------------------------
+
+
+def read_decisions(store: StageStore, name: str) -> tuple[Decision, ...]:
+    """The decisions about a study, in their order, as they are now."""
+    now = store.source if isinstance(store, StoreView) else store  # a view may be old
+    found = now.list_documents(document_name(name, "decisions/"))
+    return tuple(Decision.parse(content) for _, content in found)
+
+
+def append_decision(store: StageStore, name: str, decision: Decision) -> bool:
+    """Store a decision under its number; return False if there is one of that number already."""
+    return store.create_document(document_name(name, f"decisions/{decision.number:06}"), decision.as_json())
+
+
+def with_decisions(study: Study, store: StageStore) -> Study:
+    """The study with the decisions that its store holds, and with the budget that they leave it."""
+    decisions = read_decisions(store, study.name)
+    if decisions == study.data.decisions:
+        return study
+    limits = {name: limit for decision in decisions for name, limit in decision.limits.items()}
+    budget = replace(study.budget or Budget(), **limits) if limits else study.budget
+    return replace(study, budget=budget, data=replace(study.data, decisions=decisions))
 
 
 # -- one name, one study ---------------------------------------------------------------------------
