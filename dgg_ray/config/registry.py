@@ -3,10 +3,10 @@
     studies/NAME/study.json       the study as it was checked, from which everything else is read
     studies/NAME/forecast.json    the predictions of each run
     studies/NAME/progress.json    what runs now and how far the study is; after the end, how the run ended
-    studies/NAME/decisions/000001.json …    what people decided about it since (decisions.py), each written once
+    studies/NAME/decisions/000001.json …    what people decided about it since (decisions.py)
 
-The first three are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
-every command that reads results works: the stages and the decisions come from the store.
+The first three are the small files of a results folder. `fetch_results` writes them into a folder elsewhere,
+where every command that reads results works: the stages and the decisions come from the store.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from dgg_ray.config import loader, saved_study
 from dgg_ray.config.decisions import Decision
@@ -219,6 +219,12 @@ def read_decisions(store: StageStore, name: str) -> tuple[Decision, ...]:
 def append_decision(store: StageStore, name: str, decision: Decision) -> bool:
     """Store a decision under its number; return False if there is one of that number already."""
     return store.create_document(document_name(name, f"decisions/{decision.number:06}"), decision.as_json())
+
+
+def next_decision_number(store: StageStore, name: str) -> int:
+    """The number after that of the last decision about a study."""
+    names = store.backend.list_names(quote(document_name(name, "decisions/")))
+    return 1 + max((int(PurePosixPath(name).stem) for name in names), default=0)
 
 
 def with_decisions(study: Study, store: StageStore) -> Study:
