@@ -90,7 +90,7 @@ class StageExecutor(ABC):
             self.display.item_finished()
 
     def interrupt(self) -> None:
-        """Start nothing more; what is in training ends normally. Any thread may call this, again and again."""
+        """Start nothing more; what is in training ends normally. Any thread may call this, more than once."""
         self.interrupted = True
 
     def resume(self, budget: BudgetTracker) -> None:

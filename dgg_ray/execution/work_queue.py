@@ -207,7 +207,7 @@ class WorkQueue:
                 del self.entries[key]
 
     def drop_requests(self) -> list[str]:
-        """Forget all requests; return the keys of the items that left the queue, which are all but the assigned."""
+        """Forget all requests; return the keys of the items that leave the queue: all that no group has."""
         dropped = [key for key, entry in self.entries.items() if entry.group is None]
         for key in dropped:
             del self.entries[key]

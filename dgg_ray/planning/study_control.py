@@ -2,8 +2,8 @@
 
     record(store, "quickstart", {"kind": "stop_setting", "setting": "1a2b3c4d"}, by="ada")
 
-A decision that makes no sense is refused with a StudyError, whoever takes it. One that is recorded takes effect
-at once: a running driver carries it out within seconds, and every reader of the results counts with it.
+A decision that makes no sense is refused with a StudyError, whoever takes it. One that is recorded takes
+effect at once: a running driver carries it out within seconds, and every reader of the results heeds it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ CONTENT = {  # kind of decision → the field that says what it is about
 def record(store: StageStore, study_name: str, decision: Mapping[str, Any], by: str) -> Decision:
     """Check a decision about a study and record it; return it as recorded.
 
-    decision: `kind` and what it is about: `setting`, an id or the label of a compared setting; `values`, those
-        that a branch shares, by their dotted paths; `limits`, by their names in the study's `budget`.
+    decision: `kind` and what it is about. `setting`: an id, or the label of a compared setting. `values`:
+        those that a branch shares, by their dotted paths. `limits`: by their names in the study's `budget`.
     by: who takes it.
 
     Raises StudyError where it makes no sense, and ResultsError where the store has no such study.
@@ -153,8 +153,8 @@ class StudyState:
         """Ids of the settings of which something is left to train."""
         found: set[str] = set()
         for search in self.searches.values():
-            waiting = (q for n, q in enumerate(search.proposed) if search.answers.get(n) is None)
-            found |= {self.study.at(query.setting).id for query in waiting}
+            waiting = {n for n in range(len(search.proposed)) if search.answers.get(n) is None}
+            found |= {self.study.at(search.proposed[n].setting).id for n in waiting - search.stopped.keys()}
         if self.is_compared:
             for label, runs in self.comparison.settings.items():
                 chains = final_chains({label: runs})
@@ -177,7 +177,16 @@ class StudyState:
     def stop_faults(self, setting: str) -> Iterator[Fault]:
         stopped, pinned = (of(self.study.data.decisions) for of in (stopped_settings, pinned_settings))
         winner = self.comparison.winner
-        if before := stopped.get(setting):
+        by_branch = (
+            stop
+            for search in self.searches.values()
+            for number, stop in search.stopped.items()
+            if self.study.at(search.proposed[number].setting).id == setting
+        )
+        before = stopped.get(setting)
+        if setting not in self.unfinished:
+            before = before or next(by_branch, None)
+        if before:
             yield Fault("setting", f"is stopped already, by {before.by}", setting)
         elif self.is_compared and winner and winner.id == setting:
             rule = "must not be the chosen setting, which all others are compared with; stop the whole study"

@@ -9,8 +9,8 @@ results of the settings 0 … n - parallel and of no others, told in their order
 each other. So a study that was killed and run again, on another machine or with more workers, proposes the
 same settings; with the stages in the store, it is where it was within a second.
 
-What people decide meanwhile (config/decisions.py) is part of the study. A query that is stopped is answered at
-once, with no evidence, and nobody else sees it.
+What people decide meanwhile (config/decisions.py) is part of the study. A query that is stopped is answered
+at once, with no evidence, and nobody else sees it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SearchMethod(ABC):
         ]
 
     def unfinished_pins(self) -> list[Setting]:
-        """Pinned settings that this search proposed, has not evaluated to the end, and has not asked again."""
+        """Pinned settings that this search proposed, has not evaluated to the end and not asked again."""
         left = self.pins.keys() - self.asked_again
         if not left:
             return []
