@@ -17,7 +17,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
@@ -47,12 +47,14 @@ class StatePublisher:
 
     shared: whether other machines may use the store for other people's studies. The name of another study is
         then a fault.
+    progress: says how far the study is, once the run is over.
     """
 
     study: Study
     store: StageStore
     out: Path
     shared: bool = False
+    progress: Callable[[], dict[str, Any]] = dict
     next_publication: float = field(default=0.0, init=False)
     begun: bool = field(default=False, init=False)
     publishing: threading.Thread | None = field(default=None, init=False)
@@ -77,12 +79,13 @@ class StatePublisher:
         end = time.monotonic() + END_S
         if self.publishing:  # so that it does not overwrite the last state
             self.publishing.join(END_S)
-        self.publish_aside({"at": time.time(), "running": [], "queued": 0, "ended": how})
+        over = {"at": time.time(), "running": [], "queued": 0, "ended": how}
+        self.publish_aside(self.progress() | over)
         if self.publishing:
             self.publishing.join(max(0.0, end - time.monotonic()))
 
     def live(self, content: dict[str, Any]) -> None:
-        """Publish the stages that run now: {at, running, queued}.
+        """Publish the stages that run now, and how far the study is: {at, running, queued, done, …}.
 
         A store that is out of reach neither delays this nor raises; OSError where the folder takes no file.
         """

@@ -91,6 +91,7 @@ def run(
         make_executor(study, store, out, display, tracker, local, address) as executor,
         tracker_reporter(study, store, out, optional) as reporter,
     ):
+        publisher.progress = lambda: {**display.progress(), "left_s": None}
         display.on_item_finished = reporter.report_news
         for line in edited_plugins.describe_unused_work(study, store):
             display.say(line)

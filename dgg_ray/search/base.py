@@ -69,7 +69,7 @@ class SearchMethod(ABC):
         self.returned: deque[tuple[int, Query]] = deque()
         self.stopped: dict[int, Decision] = {}
         self.pins = pinned_settings(study.data.decisions)
-        self.asked_again: set[str] = set()  # ids of pinned settings
+        self.asked_again: dict[int, str] = {}  # number of a query → id of the pinned setting
 
     @abstractmethod
     def next(self) -> Query | None:
@@ -128,7 +128,7 @@ class SearchMethod(ABC):
 
     def unfinished_pins(self) -> list[Setting]:
         """Pinned settings that this search proposed, has not evaluated to the end and not asked again."""
-        left = self.pins.keys() - self.asked_again
+        left = self.pins.keys() - self.asked_again.values()
         if not left:
             return []
         evaluated = {self.study.at(self.proposed[number].setting).id for number in self.evaluated()}
@@ -140,7 +140,7 @@ class SearchMethod(ABC):
         if not self.all_proposed or len(self.answers) < len(self.proposed):
             return None
         for setting in self.unfinished_pins():
-            self.asked_again.add(self.study.at(setting).id)
+            self.asked_again[len(self.proposed)] = self.study.at(setting).id
             return Query(setting, len(self.study.task_names))
         return None
 

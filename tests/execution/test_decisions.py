@@ -1,4 +1,4 @@
-"""Decisions about a running study: whenever they come and whatever dies, one replay gives the same results."""
+"""Decisions about a running study: whenever they come and whatever dies, a replay gives the same results."""
 
 import itertools
 import json
@@ -197,7 +197,7 @@ def described(compared):
 
 
 def known_scores(evidence):
-    """Scores on the tasks trained so far, to the bit: of later ones the store may hold more than was asked for."""
+    """Scores on the tasks trained so far, to the bit; of later ones the store may hold more."""
     return [np.tril(matrix.R).tobytes() for matrix in evidence.scores]
 
 
