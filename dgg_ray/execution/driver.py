@@ -99,18 +99,27 @@ def run(
             executor.execute([[item] for item in profiling_items(study)])
             tracker.reload()
             tracker.check(first_run_items(study))
-        with (
-            forecast.record_forecast(out, display.set_plan(plan(study, store)), optional) as entry,
-            DecisionWatch(study, store, executor) as watch,
-        ):
-            search_and_compare(EvidenceReader(study, store), out, executor, reporter, optional)
-            while watch.look():
-                study = watch.take_up()
-                reporter.begin_again()
-                search_and_compare(EvidenceReader(study, store), out, executor, reporter, optional)
+        with forecast.record_forecast(out, display.set_plan(plan(study, store)), optional) as entry:
+            heed_decisions(EvidenceReader(study, store), out, executor, reporter, optional)
             if executor.budget_exhausted:
                 entry["refused"] = plan(study, store).to_train
     return executor.tally | {"seconds": time.perf_counter() - start}
+
+
+def heed_decisions(
+    reader: EvidenceReader,
+    out: Path,
+    executor: StageExecutor,
+    reporter: TrackerReporter,
+    optional: OptionalOutputs,
+) -> None:
+    """Run what the study asks for, with the decisions that people take meanwhile."""
+    with DecisionWatch(reader.study, reader.store, executor) as watch:
+        search_and_compare(reader, out, executor, reporter, optional)
+        while watch.look():
+            reader = EvidenceReader(watch.take_up(), reader.store)
+            reporter.begin_again()
+            search_and_compare(reader, out, executor, reporter, optional)
 
 
 def search_and_compare(
