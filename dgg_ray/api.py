@@ -30,7 +30,7 @@ from dgg_ray.analysis.predictions import examples_by_id
 from dgg_ray.analysis.predictions import predictions_table as stored
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import final_split, format_value
-from dgg_ray.config import loader, saved_study, study_mapping, yaml_edit
+from dgg_ray.config import loader, registry, saved_study, study_mapping, yaml_edit
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import event_log
@@ -174,6 +174,7 @@ def plan_study(
     if changes := study_changes.describe_changes(study, out):
         warn(changes)
     view = view_of(study.store(out))
+    study = registry.with_decisions(study, view)
     predicted = replace(plan(study, view), designs=order_designs.compare_designs(study, view, detect, sd))
     budget.make_tracker(study, view, comparison.comparison_chains).check(comparison.first_run_items(study))
     if on_this_machine:
@@ -193,6 +194,7 @@ def study_status(out: str | Path) -> StudyStatus:
     out, optional = Path(out).absolute(), OptionalOutputs(warn)
     study = saved_study.require_saved_study(out)
     view = view_of(study.store(out))
+    study = registry.with_decisions(study, view)
     contents = load.read_contents(EvidenceReader(study, view))
     search, best = contents.comparison.search, ""
     if search:

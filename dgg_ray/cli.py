@@ -11,6 +11,7 @@ import typer
 
 import dgg_ray
 from dgg_ray.cli_arguments import (
+    TUNNEL,
     Commands,
     Dashboard,
     Data,
@@ -38,11 +39,11 @@ from dgg_ray.cli_arguments import (
     results_folder,
     task_and_path,
 )
+from dgg_ray.cli_control import control
 from dgg_ray.core import process_setup, terminal
 from dgg_ray.core.errors import DggError, StudyError
 
 STUDY_IS_WRONG = 2
-TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to the head
 # The base class of usage errors: typer brings its own copy of click, and exports some of its classes alone.
 UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -233,10 +234,12 @@ def gc(
     garbage = store_gc.find_garbage(out or [], store, deleted_study or [], adapters)
     freed = garbage.delete() if delete else 0
     if as_json:
-        print_json(garbage.as_json() | {"freed": freed})
-        return
+        return print_json(garbage.as_json() | {"freed": freed})
     print(garbage)
     print(f"{freed / 1e9:.3g} GB freed" if delete else "nothing was removed; --delete removes it")
+
+
+app.command()(control)
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -267,8 +270,7 @@ def status(
         job = submission.find_job(submission.RayJobsClient(dashboard), out)
         print(submission.describe_job(job), file=sys.stderr)
         if not job.is_over and (why := submission.why_unreadable(job)):
-            print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
-            return
+            return print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
     found = api.study_status(results_folder(out, cluster, dashboard, store, download_to))
     print_json(found.as_json()) if as_json else print(found)
 

@@ -13,6 +13,7 @@ import typer.core
 
 from dgg_ray.core.errors import Fault, StudyError
 
+TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to the head
 STOPPED = 130  # exit code after Ctrl-C
 HEAD = "Dashboard of the cluster's head."
 

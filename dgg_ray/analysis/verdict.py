@@ -197,8 +197,10 @@ def verdict_over_simpler(results: Results, rows: pd.DataFrame, chosen: str, supp
         rest = [f"It beats {gaps}.", *rest]
     support = [score, *rest][:3]
     if waiting.empty:
-        unfinished = results.search and not results.search.finished
-        opening = "So far the best is" if unfinished else "Use"
+        opening = "Use"
+        if results.search and not results.search.complete:
+            cut = "Of the settings that were not stopped by hand, the best is"
+            opening = cut if results.search.finished else "So far the best is"
         return Verdict(f"{opening} {description}.", support, "clear")
     names = join_names([baseline_name(label) for label in waiting.index])
     have = "has" if len(waiting) == 1 else "have"

@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, overload
 
 from annotated_types import MinLen
 
+from dgg_ray.config.decisions import Decision, pinned_label, pinned_settings
 from dgg_ray.config.search_space import largest_values, searched_strategies
 from dgg_ray.config.sections import (
     FROM_SEARCH,
@@ -101,6 +102,7 @@ class StudyData:
     source_hashes: a hash of each plug-in's source, by `kind/name`.
     warm_starts: settings of the studies in `search.warm_start_from`, the best first.
     warnings: what a person should know before the study runs.
+    decisions: what people decided about the study since, as its store has them.
     """
 
     tasks: Mapping[str, TaskData] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class StudyData:
     source_hashes: Mapping[str, str] = field(default_factory=dict)
     warm_starts: tuple[WarmStart, ...] = ()
     warnings: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,12 @@ class Study:
         return tuple(name for name in names if isinstance(name, str) and name not in FROM_SEARCH)
 
     @property
+    def pinned(self) -> dict[str, Setting]:
+        """Label → the settings that are pinned."""
+        pins = pinned_settings(self.data.decisions)
+        return {pinned_label(setting): pin.values for setting, pin in pins.items()}
+
+    @property
     def fixed_settings(self) -> list[Setting]:
         """The values that baselines set by hand."""
         settings: list[Setting] = []
@@ -238,8 +247,8 @@ class Study:
     def compared_settings(self, from_search: Mapping[str, Study] | None = None) -> dict[str, StudyRuns]:
         """Label → runs on the final blocks: this setting under its strategy's name, then the baselines.
 
-        from_search: the study at the settings of the baselines that a search gives, by label; a baseline
-            without one is left out.
+        from_search: the study at the settings of the baselines that a search gives, and at those that are
+            pinned, by label; one without is left out.
         """
         known = from_search or {}
         compared: dict[str, Study] = {plugins.plugin_name(self.strategy): self}
@@ -251,6 +260,7 @@ class Study:
                 compared |= {label: self.at(setting) for label, setting in baseline.items()}
             elif isinstance(baseline, str) and baseline not in FROM_SEARCH:
                 compared.setdefault(baseline, self.with_strategy(baseline))
+        compared |= {label: known[label] for label in self.pinned if label in known}
         return {label: StudyRuns(study, self.final_blocks) for label, study in compared.items()}
 
     def simulated(self) -> Study:

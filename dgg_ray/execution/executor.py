@@ -30,7 +30,7 @@ from dgg_ray.execution.hardware_check import HardwareCheck
 from dgg_ray.execution.progress import Display
 from dgg_ray.execution.prometheus import MetricsExporter
 from dgg_ray.execution.session import RaySession
-from dgg_ray.execution.worker_groups import WorkerGroupManager
+from dgg_ray.execution.worker_groups import BROKER_TIMEOUT_S, WorkerGroupManager
 from dgg_ray.storage.lease_keeper import POLL_S, LeaseKeeper
 from dgg_ray.storage.leases import LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
@@ -43,6 +43,7 @@ class StageExecutor(ABC):
 
     tally: counts of this run: stages asked for, there (in the store already), trained, failed.
     budget_exhausted: whether the budget kept an item from being started.
+    interrupted: whether it starts nothing more of what it was asked for, until it is resumed.
     errors: of the items given to `execute`: {error, message, traceback} each.
     """
 
@@ -55,6 +56,7 @@ class StageExecutor(ABC):
         default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0), init=False
     )
     budget_exhausted: bool = field(default=False, init=False)
+    interrupted: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
@@ -62,6 +64,7 @@ class StageExecutor(ABC):
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        self.tally["there"] = max(0, self.tally["there"])
         self.stack.close()
 
     def execute(self, chains: Sequence[Sequence[WorkItem]]) -> None:
@@ -86,6 +89,19 @@ class StageExecutor(ABC):
         self.tally["there"] += count
         for _ in range(count):
             self.display.item_finished()
+
+    def interrupt(self) -> None:
+        """Start nothing more; what is in training ends normally. Any thread may call this, more than once."""
+        self.interrupted = True
+
+    def resume(self, budget: BudgetTracker) -> None:
+        """Go on after an interruption, with the budget as it is now; all that is needed is asked for anew."""
+        budget.take_losses(self.budget)
+        self.budget, self.budget_exhausted, self.interrupted = budget, False, False
+        # What this run has finished will be asked for again, and is no longer counted as there already.
+        there = self.tally["there"] - self.display.done
+        self.tally |= {"asked": 0, "there": there}
+        self.display.total = self.display.done = 0
 
     @abstractmethod
     def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None: ...
@@ -121,7 +137,7 @@ class LocalExecutor(StageExecutor):
         """Run one chain after another; a chain whose next item another driver has is tried again later."""
         self._set_up()
         waiting, blocked_in_a_row = deque(deque(chain) for chain in chains), 0
-        while waiting:
+        while waiting and not self.interrupted:
             chain = waiting.popleft()
             if self._run_chain(chain):
                 blocked_in_a_row = 0
@@ -143,7 +159,7 @@ class LocalExecutor(StageExecutor):
 
     def _run_chain(self, chain: deque[WorkItem]) -> bool:
         """Run a chain's items and remove them from it; False where another driver has the next one."""
-        while chain:
+        while chain and not self.interrupted:
             item = chain[0]
             if item.key in self.failed:
                 break
@@ -206,6 +222,7 @@ class RayExecutor(StageExecutor):
     broker: Any = field(default=None, init=False)
     counts: dict[str, int] = field(default_factory=lambda: {"trained": 0, "failed": 0}, init=False)
     last_counts: dict[str, int] = field(default_factory=dict, init=False)  # as the broker gave them
+    resumed: int = field(default=0, init=False)
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __enter__(self) -> Self:
@@ -243,6 +260,17 @@ class RayExecutor(StageExecutor):
         with contextlib.suppress(Exception):  # Ray may be gone
             ray.kill(self.broker)
 
+    def interrupt(self) -> None:
+        super().interrupt()
+        if self.broker:
+            ray.get(self.broker.pause.remote(), timeout=BROKER_TIMEOUT_S)
+
+    def resume(self, budget: BudgetTracker) -> None:
+        super().resume(budget)
+        if self.broker:
+            self.resumed += 1
+            ray.get(self.broker.resume.remote(budget, self.resumed))
+
     def check(self) -> None:
         """Raise ClusterError where no worker group can run; the broker may know before the manager does."""
         if self.broker:
@@ -252,6 +280,8 @@ class RayExecutor(StageExecutor):
 
     def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None:
         errors = run_chains(chains, self.start(), lambda item: self.display.item_finished())
+        if self.interrupted:
+            return
         self.errors += errors
         self.budget_exhausted |= is_budget_exhausted(errors)
         for line in dict.fromkeys(
@@ -263,6 +293,10 @@ class RayExecutor(StageExecutor):
     def _on_status(self, status: dict[str, Any]) -> None:
         """Show the broker's status; called a few times a second."""
         self._add_counts(status)
+        if (
+            status["resumed"] != self.resumed and not self.interrupted
+        ):  # it was restarted with the first budget
+            self.broker.resume.remote(self.budget, self.resumed)
         self.display.update(status | self.counts)
         if status["running"]:
             self.tally.setdefault("seconds_to_first_stage", time.perf_counter() - self.start_time)

@@ -178,6 +178,55 @@ def clone(request: Request, server: Server, user: Operator, name: str, body: Clo
     return answer(request, server.service.card(study.name), 201)
 
 
+# -- decisions about a running study ---------------------------------------------------------------
+
+
+class Branch(Body):
+    values: Annotated[dict[str, Any], Field(max_length=100, description="What the branch shares, by path.")]
+
+
+class Limits(Body):
+    limits: Annotated[dict[str, float], Field(max_length=10, description="As in the study's `budget`.")]
+
+
+@router.get("/studies/{name}/decisions")
+def decisions(request: Request, server: Server, user: Viewer, name: str) -> Response:
+    """What people decided about the study while it ran: who, when, and what."""
+    return answer(request, {"items": server.service.decisions(name)})
+
+
+@router.post("/studies/{name}/settings/{setting}/{act}", status_code=201)
+def decide_about_setting(
+    request: Request,
+    server: Server,
+    user: Operator,
+    name: str,
+    setting: str,
+    act: Literal["stop", "pin", "unpin"],
+) -> Response:
+    """Stop a setting, or pin it: a pinned one is evaluated to the end and stands in the comparison."""
+    own(server, user, name)
+    kind = {"stop": "stop_setting"}.get(act, act)
+    return answer(request, server.service.decide(name, user.name, {"kind": kind, "setting": setting}), 201)
+
+
+@router.post("/studies/{name}/branches/stop", status_code=201)
+def stop_branch(request: Request, server: Server, user: Operator, name: str, body: Branch) -> Response:
+    """Stop all settings of the stagewise search that continue from these values."""
+    own(server, user, name)
+    decision = {"kind": "stop_branch", "values": body.values}
+    return answer(request, server.service.decide(name, user.name, decision), 201)
+
+
+@router.post("/studies/{name}/budget", status_code=201)
+def set_budget(request: Request, server: Server, user: Operator, name: str, body: Limits) -> Response:
+    """Put other limits in the place of the study's budget, also while it runs."""
+    own(server, user, name)
+    return answer(
+        request, server.service.decide(name, user.name, {"kind": "budget", "limits": body.limits}), 201
+    )
+
+
 def own(server: Context, user: User, name: str) -> None:
     """Refuse what another user's study is asked to do, unless the user is an admin."""
     study = server.service.journal.state.studies.get(name)

@@ -306,3 +306,10 @@ def strategies() -> list[dict[str, Any]]:
             {"name": name, "about": form["description"], "known_from": known, "parameters": parameters}
         )
     return found
+
+
+def decide(name: str, rules: Rules, decision: Mapping[str, Any], by: str) -> dict[str, Any]:
+    """Record a decision about a study; StudyError where it makes no sense (planning/study_control.py)."""
+    from dgg_ray.planning import study_control
+
+    return study_control.record(open_store(rules.store), name, decision, by).as_json()

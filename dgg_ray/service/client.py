@@ -102,6 +102,21 @@ class Client:
         """Forget a study that does not run."""
         self._request("DELETE", place(name))
 
+    def decide(self, name: str, kind: str, **about: Any) -> dict[str, Any]:
+        """Decide about a running study; return the decision as recorded.
+
+        kind: stop_setting, pin or unpin with `setting`; stop_branch with `values`; budget with `limits`.
+        """
+        if kind in ("stop_setting", "pin", "unpin"):
+            act = {"stop_setting": "stop"}.get(kind, kind)
+            return self._json("POST", place(name, "settings", about["setting"], act))
+        path = {"stop_branch": ("branches", "stop"), "budget": ("budget",)}[kind]
+        return self._json("POST", place(name, *path), json=about)
+
+    def decisions(self, name: str) -> list[dict[str, Any]]:
+        """What people decided about the study while it ran."""
+        return self._json("GET", place(name, "decisions"))["items"]
+
     def logs(self, name: str) -> str:
         """The end of what the study's runs printed."""
         return self._request("GET", place(name, "logs")).text

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dgg_ray.core.errors import DggError, StudyError
 from dgg_ray.service import checks
@@ -65,6 +66,7 @@ class StudyRunner:
         self.store: StageStore = open_store(rules.store)
         self.journal = Journal(self.store.backend)
         self.asked_to_stop = False  # rather than by a signal from outside
+        self.session: Any = None  # Ray and worker groups, from one study to the next
 
     def run(self) -> None:
         """Run studies until none has come for a while."""
@@ -81,7 +83,10 @@ class StudyRunner:
                     "owner": asdict(owner),
                 }
             )
-            self._run_studies()
+            from dgg_ray.execution.session import RaySession  # late: it imports Ray
+
+            with RaySession(self.address) as self.session:
+                self._run_studies()
         finally:
             keeper.close()
 
@@ -146,7 +151,8 @@ class StudyRunner:
 
         loaded = checks.load_text(study.text, self.rules)
         api.check(loaded)
-        outcome = api.run_checked_study(loaded, out, self.local, self.address, quiet=False)
+        session = None if self.local else self.session
+        outcome = api.run_checked_study(loaded, out, self.local, quiet=False, session=session)
         print(outcome)
         count = outcome.tally.get("failed", 0) or len(outcome.results.failures)
         return f"{count} stage{'s' * (count != 1)} failed" if count else ""

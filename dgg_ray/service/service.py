@@ -181,6 +181,17 @@ class Service:
         text = self.children.call(checks.clone, self.text(name), new_name, dict(changes))
         return self.submit(text, by, priority, cloned_from=name)
 
+    def decide(self, name: str, by: str, decision: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a decision about a running study: stop a setting or a branch, pin a setting, a budget."""
+        if name not in self.names():
+            self._unknown(self.journal.state, name)
+        return self.children.call(checks.decide, name, self.rules, dict(decision), by)
+
+    def decisions(self, name: str) -> list[dict[str, Any]]:
+        """The decisions about a study, in their order."""
+        self.card(name)
+        return [document for _, document in self.store.list_documents(f"studies/{name}/decisions/")]
+
     # -- what is shown -----------------------------------------------------------------------------
 
     def text(self, name: str) -> str:

@@ -246,6 +246,13 @@ class StageStore:
         self.format.mark(self.backend)
         self.backend.write(_document_name(name), json.dumps(content, indent=1, sort_keys=True).encode())
 
+    def create_document(self, name: str, content: dict[str, Any]) -> bool:
+        """Store a small JSON document; return False if there is one of that name already."""
+        self.format.mark(self.backend)
+        return self.backend.create(
+            _document_name(name), json.dumps(content, indent=1, sort_keys=True).encode()
+        )
+
     def get_document(self, name: str) -> dict[str, Any] | None:
         """Return the document's content; None if it is missing or cannot be parsed."""
         return _parse_document(self.backend.read(_document_name(name)))
