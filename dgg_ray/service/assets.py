@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import mimetypes
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,13 @@ def contents(name: str) -> tuple[bytes, bytes]:
     """A file as it is and compressed."""
     plain = files()[name].read_bytes()
     return plain, gzip.compress(plain, mtime=0)
+
+
+@cache
+def plotly_style_ids() -> list[str]:
+    """Ids of the style elements that Plotly adds to a page that has none of that id; pages allow none."""
+    script = contents(PLOTLY)[0].decode("utf-8")
+    return sorted(set(re.findall(r'getElementById\("([0-9a-f]{40,64})"\)', script)))
 
 
 @cache

@@ -68,7 +68,12 @@ def environment() -> Environment:
         "code": code,
         "best": best,
     }
-    found.globals |= {"static": assets.address, "query": query, "version": dgg_ray.__version__}
+    found.globals |= {
+        "static": assets.address,
+        "plotly_style_ids": assets.plotly_style_ids,
+        "query": query,
+        "version": dgg_ray.__version__,
+    }
     return found
 
 

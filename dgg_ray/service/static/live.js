@@ -111,7 +111,7 @@ export function morph(old, fresh) {
       continue;
     }
     if (found === place) place = place.nextSibling;
-    else old.insertBefore(found, place);
+    else move(old, found, place);
     if (found.nodeType === Node.ELEMENT_NODE) morph(found, node);
     else if (found.data !== node.data) found.data = node.data;
   }
@@ -120,6 +120,17 @@ export function morph(old, fresh) {
     place.remove();
     place = next;
   }
+}
+
+/** Move a child, with the focus where that is inside it. */
+function move(parent, child, place) {
+  if (parent.moveBefore) {
+    parent.moveBefore(child, place);
+    return;
+  }
+  const focused = document.activeElement;
+  parent.insertBefore(child, place);
+  if (child.contains(focused)) focused.focus({ preventScroll: true });
 }
 
 const KEPT = new Set(["open", "checked", "aria-busy"]);

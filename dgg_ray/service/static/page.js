@@ -1,6 +1,6 @@
 // What every page does.
 
-import { startActions, toast } from "./api.js";
+import { startActions } from "./api.js";
 import { startLive } from "./live.js";
 import { startTheme } from "./theme.js";
 
@@ -26,17 +26,30 @@ function startCopying() {
     const button = click.target.closest("[data-copy]");
     if (!button) return;
     const source = button.dataset.copy ? document.querySelector(button.dataset.copy) : button.parentElement.querySelector("code, input");
-    try {
-      await navigator.clipboard.writeText(source.value ?? source.textContent);
-      toast("Copied");
-    } catch {
-      const range = document.createRange(); // without a secure connection: select it, so that Ctrl-C copies
-      range.selectNodeContents(source);
-      getSelection().removeAllRanges();
-      getSelection().addRange(range);
-      toast("Selected; press Ctrl-C to copy", "info");
-    }
+    tell(button, await copied(source));
   });
+}
+
+async function copied(source) {
+  try {
+    await navigator.clipboard.writeText(source.value ?? source.textContent);
+    return "Copied";
+  } catch {
+    const range = document.createRange(); // without a secure connection: select it
+    range.selectNodeContents(source);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    return "Press Ctrl-C";
+  }
+}
+
+/** Let a button say something for a moment: a message would lie behind an open dialog. */
+function tell(button, text) {
+  const label = button.lastChild;
+  const before = button.dataset.label ?? label.textContent;
+  button.dataset.label = before;
+  label.textContent = text;
+  setTimeout(() => (label.textContent = before), 2000);
 }
 
 startTheme();
@@ -44,3 +57,4 @@ startActions();
 startCopying();
 startLive();
 setInterval(tellTimes, 20000);
+for (const tab of document.querySelectorAll(".tabs [aria-current]")) tab.scrollIntoView({ block: "nearest", inline: "nearest" });

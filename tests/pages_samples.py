@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from service_samples import make_service
+
 from dgg_ray.config import registry
 from dgg_ray.service import accounts
 from dgg_ray.service.app import make_app
-from dgg_ray.service.checks import Rules
-from dgg_ray.service.launchers import ProcessLauncher
 from dgg_ray.service.scheduling import Capacity
 from dgg_ray.service.security import Access
-from dgg_ray.service.service import Service
-from dgg_ray.storage.stage_store import open_store
 
 TOKEN = "the-token"
 SCRIPT = "<script>alert(1)</script>"
@@ -30,21 +28,12 @@ class NoResults:
         pass
 
 
-class PausedService(Service):
-    """A service that starts nothing by itself."""
-
-    def supervise(self):
-        pass
-
-
 class Server:
-    """A server's application and its service. open_to_all: without tokens."""
+    """A server's application and its service, which starts nothing. open_to_all: without tokens."""
 
     def __init__(self, folder: Path, open_to_all: bool = False) -> None:
-        self.store = open_store(folder / "store")
-        rules = Rules(self.store.url, str(folder), (str(folder),))
-        launcher = ProcessLauncher(rules, folder / "studies")
-        self.service = PausedService(self.store, rules, folder / "studies", launcher, Capacity(8, 4))
+        self.service = make_service(folder, Capacity(8, 4))
+        self.service.supervise = lambda: None
         access = Access(self.service.journal, "" if open_to_all else TOKEN, open_to_all)
         self.app = make_app(self.service, NoResults(), access)
 
@@ -76,8 +65,8 @@ class Server:
             "best": BEST,
             **live,
         }
-        self.store.put_document(registry.document_name(name, registry.LIVE), {"content": content})
+        self.service.store.put_document(registry.document_name(name, registry.LIVE), {"content": content})
         study = {"content": {"raw": {"question": ""}}}
-        self.store.put_document(registry.document_name(name, registry.STUDY), study)
+        self.service.store.put_document(registry.document_name(name, registry.STUDY), study)
         self.service.listed_at = float("-inf")
         self.service.look()
