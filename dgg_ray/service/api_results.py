@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -60,13 +61,17 @@ def compare(
     """Two to eight studies or settings beside each other, on the blocks that they share."""
     if len(subject) < 2:
         raise RefusedError("needs two to eight subjects: ?subject=STUDY&subject=STUDY:SETTING", 422)
-    known = set(server.service.names())
-    pairs = []
-    for text in subject:
+    return answer_bytes(request, server.reader.compare(pairs_of(server, subject)))
+
+
+def pairs_of(server: Context, subjects: Sequence[str]) -> list[tuple[str, str]]:
+    """Each subject, STUDY or STUDY:SETTING, as (study, setting). Raises RefusedError for an unknown study."""
+    known, pairs = set(server.service.names()), []
+    for text in subjects:
         study, _, setting = (text, "", "") if text in known else text.rpartition(":")
         server.service.card(study or text)
         pairs.append((study or text, setting))
-    return answer_bytes(request, server.reader.compare(pairs))
+    return pairs
 
 
 @router.get("/studies/{name}/tables/{table}")
