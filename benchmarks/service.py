@@ -3,9 +3,9 @@
     python benchmarks/service.py                    1,000 studies, one of 20,000 scores, 50 watchers
     python benchmarks/service.py --scores 1000000   the large study takes hours to simulate
 
-Goals: the list answers within 200 ms and a study's page within 500 ms, each at the 95th percentile of requests
-that come one after another; 50 watchers cost at most 20 % of a core and miss no event; the server itself and
-its reader stay below 500 MB; a submitted study begins its first stage within 2 s of when `dgg-ray run` does,
+Goals: the list answers within 200 ms and a study's page within 500 ms, each at the 95th percentile of
+requests that come one after another; 50 watchers cost at most 20 % of a core and miss no event; the server
+and its reader stay below 500 MB; a submitted study begins its first stage within 2 s of when `dgg-ray run` does,
 where a worker group is warm. CPU seconds are those of the server's process, without its reader.
 """
 
