@@ -63,6 +63,7 @@ def settings() -> str:
     from dgg_ray.config.descriptions import descriptions, summary
     from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, SECTIONS
     from dgg_ray.core import plugins
+    from dgg_ray.core.interfaces import AnswerStyles
 
     parts = [
         "\n".join(
@@ -71,10 +72,10 @@ def settings() -> str:
     ]
     for key, cls in SECTIONS.items():
         parts.append(f"## {key}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
-    for kind in ("readers", *PLUGIN_SECTIONS.values()):
-        for name in plugins.names(kind):
-            cls = plugins.find(kind, name)
-            parts.append(f"## {kind}: {name}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
+    kinds = ("readers", *PLUGIN_SECTIONS.values())
+    classes = {f"{kind}: {name}": plugins.find(kind, name) for kind in kinds for name in plugins.names(kind)}
+    for title, cls in {"tasks: answer_styles": AnswerStyles, **classes}.items():
+        parts.append(f"## {title}\n\n{escape(summary(cls))}\n\n{table(cls, descriptions(cls))}")
     return "\n\n".join(parts)
 
 

@@ -29,6 +29,7 @@ class MethodWorld:
     folder: Path
     adapter: Adapter = Adapter(rank=2)
     training: Training = TRAINING
+    fingerprint: str = "embedded"  # of the base model, in the keys
 
     def __post_init__(self):
         self.store = open_store(self.folder)
@@ -47,7 +48,7 @@ class MethodWorld:
         if layout:
             rank = layout.rank_for(rank, len(order), self.adapter.budget)
         adapter = self.adapter.with_rank(rank)
-        return stages_of_run(StageSettings("embedded", adapter, self.training, strategy, seed), data)
+        return stages_of_run(StageSettings(self.fingerprint, adapter, self.training, strategy, seed), data)
 
     def train(self, strategy, order=ORDER[:2], seed=0, **options) -> tuple[Stage, ...]:
         """Train the stages of a run as far as the store lacks them, and return them."""

@@ -94,7 +94,7 @@ def examples_by_id(study: Study, task: str, split: str) -> Mapping[str, Example]
     """Return id → example of one split, read from the task's files; {} if they are missing or changed."""
     with suppress(DggError, OSError):
         fetching.set_cache_limit(study.workers.cache_gb)
-        data = study.readers[task].read(task)
+        data = study.read_task(task)
         if data.digests[split] == study.data.tasks[task].digests[split]:
             return {example.id: example for example in data.examples[split]}
     return {}

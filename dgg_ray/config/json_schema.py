@@ -9,6 +9,7 @@ from dgg_ray.config.loader import KEYS, PLUGIN_SECTIONS, REQUIRED, SECTIONS
 from dgg_ray.config.parsing import json_schema
 from dgg_ray.config.sections import OwnSeeds, TunedBaseline
 from dgg_ray.core import plugins
+from dgg_ray.core.interfaces import AnswerStyles
 
 TASK_NAME = "The task's name, by which orders and per-task settings call it: letters, digits, _ and -."
 EVALUATE_ONLY = "Whether the task is never trained, and only evaluated after each stage; false by default."
@@ -57,13 +58,13 @@ def schema() -> dict[str, Any]:
     for key, form in {"space": space, "objective": objective}.items():
         description = {"description": properties["search"]["properties"][key]["description"]}
         properties["search"]["properties"][key] = form | description
-    definitions["TunedBaseline"] |= json_schema(TunedBaseline, {})
+    for cls in (AnswerStyles, TunedBaseline):
+        definitions[cls.__name__] |= json_schema(cls, {})
     definitions["TunedBaseline"]["properties"]["search"] |= space
     definitions.pop("SearchParameter")  # replaced by `space`, which has the short forms too
     properties |= {"name": {"type": "string"}, "question": {"type": "string"}}
     seed_list = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
-    own = json_schema(OwnSeeds, definitions)
-    properties["seeds"] = {"anyOf": [seed_list, {"const": "per_order"}, own]}
+    properties["seeds"] = {"anyOf": [seed_list, {"const": "per_order"}, json_schema(OwnSeeds, definitions)]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A dgg_ray study",

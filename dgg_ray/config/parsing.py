@@ -127,6 +127,7 @@ def rule_text(kind: str, context: Mapping[str, Any], message: str) -> str:
         "list_type": "must be a list",
         "dict_type": "must be a mapping",
         "mapping_type": "must be a mapping",
+        "dataclass_type": "must be a mapping of settings",
         "path_type": "must be a path",
         "none_required": "must be empty",
     }

@@ -67,6 +67,14 @@ def task_mapping_rules(check: Check) -> Iterator[Fault]:
                 yield Fault(at, "no such task", near=nearest_name(name, names))
 
 
+def answer_style_rules(check: Check) -> Iterator[Fault]:
+    """Check that training examples are rewritten only where a task is trained."""
+    for i, (name, reader) in enumerate(check.study.readers.items()):
+        if name in check.study.evaluate_only and getattr(reader, "answer_styles", None):
+            rule = "must be left out: it rewrites training examples, and the task is only evaluated"
+            yield Fault(f"tasks[{i}].answer_styles", rule)
+
+
 def effect_rules(check: Check) -> Iterator[Fault]:
     """Check that a stage key can be made from the strategy."""
     strategy = check.study.strategy
@@ -268,6 +276,7 @@ RULES = (
     Rule(store_rules, ("output",)),
     Rule(tracker_rules),
     Rule(search_rules),
+    Rule(answer_style_rules, ("readers",)),
 )
 
 

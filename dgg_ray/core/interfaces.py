@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 
 from dgg_ray.core.errors import STRICT, StageError
 
@@ -46,6 +46,8 @@ ADAPTER_FILE = "adapter_model.safetensors"  # in a stage's folder adapter/; PEFT
 LAYOUT_FILE = "layout.safetensors"  # beside it: what a layout trains or keeps besides PEFT's weights
 ROUNDING = 1e-9  # rounding error allowed when a mean is checked against [0, 1]
 Split = Literal["train", "validation", "test"]
+AnswerStyle = Literal["yes_no", "multiple_choice", "sentence"]
+STYLES: tuple[AnswerStyle, ...] = ("yes_no", "multiple_choice", "sentence")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -104,10 +106,34 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reader(ABC):
-    """Source of a task's examples. Subclasses add their settings as fields."""
+class AnswerStyles:
+    """A share of a task's training examples, asked and answered in other styles (readers/_answer_styles.py).
+
+    share: share of the training examples that are rewritten; SEFE takes 0.2, and 0 rewrites none. A larger
+        share keeps the choice of a smaller one.
+    styles: the styles, which take turns as far as the answers allow: `yes_no` asks whether an answer is
+        right, `multiple_choice` offers it among three wrong ones, and `sentence` asks for a whole sentence.
+    seed: the seed by which examples and wrong answers are drawn.
+    """
 
     __pydantic_config__ = STRICT
+
+    share: Annotated[float, Ge(0), Le(1)]
+    styles: Annotated[tuple[AnswerStyle, ...], MinLen(1)] = STYLES
+    seed: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class Reader(ABC):
+    """Source of a task's examples. Subclasses add their settings as fields.
+
+    answer_styles: rewrites a share of the training examples in other styles of answer, after they were read;
+        None leaves them as they are.
+    """
+
+    __pydantic_config__ = STRICT
+
+    answer_styles: AnswerStyles | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def read(self, name: str) -> Task:

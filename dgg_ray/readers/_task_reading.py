@@ -18,6 +18,7 @@ from dgg_ray.core import error_records, sources
 from dgg_ray.core.errors import DggError, Fault, StudyError
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.interfaces import SPLITS, Example, Reader, Task
+from dgg_ray.readers._answer_styles import with_answer_styles
 from dgg_ray.readers._images import inspect_images
 
 SHOWN = 5  # faults of one split that are shown one by one
@@ -26,10 +27,13 @@ SHOWN = 5  # faults of one split that are shown one by one
 def read_task(reader: Reader, name: str, evaluate_only: bool = False) -> Task:
     """Return the task called `name`; raise StudyError with all faults, also if the reader raises.
 
+    The training examples are in the styles that the reader's `answer_styles` asks for.
+
     evaluate_only: leave out the training examples, of which a reader of one's own need return none.
     """
     if not evaluate_only:
-        return read_whole_task(reader, name, SPLITS)
+        task = read_whole_task(reader, name, SPLITS)
+        return with_answer_styles(task, reader.answer_styles) if reader.answer_styles else task
     task = read_whole_task(reader, name, SPLITS[1:])
     return replace(
         task, examples={**task.examples, "train": ()}, digests={**task.digests, "train": digest([])}

@@ -22,6 +22,7 @@ from dgg_ray.config.study_mapping import plain_value
 from dgg_ray.core.environment import package_version
 from dgg_ray.core.errors import Fault, StudyError
 from dgg_ray.core.interfaces import Model
+from dgg_ray.core.phrases import join_names
 from dgg_ray.core.plugins import plugin_name
 from dgg_ray.core.stage import Run, Stage
 from dgg_ray.report.summary import notice_sentences
@@ -169,6 +170,10 @@ class Card:
             task = self.study.data.tasks[name]
             sizes = " | ".join(str(task.sizes.get(split, 0)) for split in ("train", "validation", "test"))
             lines.append(f"| {name} | {sizes} | `{task.digests['train']}` |")
+        for name in self.run.order:
+            if styles := self.study.readers[name].answer_styles:
+                share = f"up to {format_percent(styles.share)} % of the training examples"
+                lines += ["", f"In {name}, {share} were rewritten as {join_names(styles.styles)}."]
         return [*lines, "", f"Fingerprint of the base model: `{self.stage.model}`."]
 
     def scores(self) -> list[str]:

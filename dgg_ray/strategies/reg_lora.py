@@ -17,9 +17,10 @@ sign(B_t A_t) ⊙ N, it is S A_tᵀ with respect to B_t and B_tᵀ S with respec
 Earlier LoRAs are merged into W in [1]. Here they are frozen slots of weight 1, which is the same sum without
 rounding. As R is a mean, each element is held more weakly the more tasks there are.
 
-[1] Chen et al., SEFE, ICML 2025, arXiv:2505.02486. SEFE has a second part, answer style diversification:
-    a share of each task's answers is rewritten in other formats by a language model before the training.
-    That is a conversion of data and no part of this strategy; give such data as the task's files.
+[1] Chen et al., SEFE, ICML 2025, arXiv:2505.02486. SEFE's other part, answer style diversification, is about
+    data and no part of this strategy: the tasks' setting `answer_styles` rewrites short answers by fixed
+    rules, where SEFE takes a language model (readers/_answer_styles.py). For SEFE's own conversion, give the
+    converted examples as the task's files.
 """
 
 from __future__ import annotations

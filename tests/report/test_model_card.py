@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 import dgg_ray
 from dgg_ray import cli, load_study, run_study
 from dgg_ray.core.errors import ResultsError, StudyError
+from dgg_ray.core.interfaces import AnswerStyles
 from dgg_ray.models.embedded import Embedded
 from dgg_ray.report import page
+from dgg_ray.report.model_card import Card
 from dgg_ray.strategies.branch_lora import BranchLoRA
 from dgg_ray.strategies.disco import DISCO
 from dgg_ray.strategies.finetune import Finetune
@@ -160,6 +163,16 @@ def test_the_card_states_base_data_and_scores_of_the_run(study, tmp_path):
     assert "(1 block" in card or "1 independent block" in card
     assert "CI" not in card  # one run is no interval
     assert "Safety, bias" in card.split("## Not tested")[1]
+
+
+def test_the_card_says_which_training_examples_were_rewritten(study):
+    loaded, run = study._run(None, None, None)
+    styles = AnswerStyles(0.25, ("yes_no", "sentence"))
+    readers = loaded.readers | {"words": replace(loaded.readers["words"], answer_styles=styles)}
+    lines = Card(study, replace(loaded, readers=readers), run, "own").data()
+    said = "In words, up to 25.0 % of the training examples were rewritten as yes_no and sentence."
+    assert [line for line in lines if "rewritten" in line] == [said]
+    assert not any("rewritten" in line for line in Card(study, loaded, run, "own").data())
 
 
 @pytest.mark.parametrize(
