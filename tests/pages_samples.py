@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from service_samples import make_service
+from server_samples import NotedReader, make_service
 
 from dgg_ray.config import registry
 from dgg_ray.service import accounts
@@ -18,16 +18,6 @@ SCRIPT = "<script>alert(1)</script>"
 BEST = "faa 0.746 (95 % CI 0.701 to 0.790) with strategy.buffer=30"
 
 
-class NoResults:
-    """A reader of results that has none."""
-
-    def view(self, name, view, **parameters):
-        return b"{}"
-
-    def close(self):
-        pass
-
-
 class Server:
     """A server's application and its service, which starts nothing. open_to_all: without tokens."""
 
@@ -35,7 +25,7 @@ class Server:
         self.service = make_service(folder, Capacity(8, 4))
         self.service.supervise = lambda: None
         access = Access(self.service.journal, "" if open_to_all else TOKEN, open_to_all)
-        self.app = make_app(self.service, NoResults(), access)
+        self.app = make_app(self.service, NotedReader(), access)
 
     def event(self, kind: str, **facts) -> None:
         self.service.journal.commit(lambda state: {"kind": kind, "by": "server", **facts})

@@ -45,6 +45,31 @@ EXAMPLES: dict[str, Any] = {  # examples of a body's fields
 }
 
 
+CLIENT = {  # what Python's client calls for a request (client.py)
+    "POST /validate": 'validate(Path("study.yaml"))',
+    "POST /plan": 'plan(Path("study.yaml"))',
+    "GET /studies": 'studies(state="running")',
+    "POST /studies": 'submit(Path("study.yaml"))',
+    "GET /studies/{name}": 'study("quickstart")',
+    "DELETE /studies/{name}": 'delete("quickstart")',
+    "POST /studies/{name}/stop": 'stop("quickstart")',
+    "POST /studies/{name}/resume": 'resume("quickstart")',
+    "POST /studies/{name}/priority": 'set_priority("quickstart", 1)',
+    "POST /studies/{name}/clone": 'clone("quickstart", "quickstart-2", {"strategy.buffer": 50})',
+    "GET /studies/{name}/logs": 'logs("quickstart")',
+    "GET /studies/{name}/events": 'follow("quickstart")',
+    "GET /studies/{name}/view/{view}": 'view("quickstart", "summary")',
+    "GET /studies/{name}/examples": 'examples("quickstart", task="digits")',
+    "GET /studies/{name}/tables/{table}": 'table("quickstart")',
+    "GET /studies/{name}/report": 'report("quickstart", "report.html")',
+    "GET /studies/{name}/adapter.zip": 'adapter("quickstart", "adapter.zip")',
+    "GET /compare": 'compare("quickstart", "quickstart-2")',
+    "GET /me": "me()",
+    "GET /queue": "queue()",
+    "GET /spending": 'spending(by="user")',
+}
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of a request, or a field of its body. place: path, query or body."""
@@ -94,7 +119,8 @@ def operation_of(described: Schema, base: str, path: str, method: str, operation
         parameters=parameters,
         answers=[(status, ANSWERS.get(status, "")) for status in operation["responses"]],
         shell=shell_example(method.upper(), address, example if body else None),
-        python=python_example(method.upper(), address, example if body else None),
+        python=client_example(f"{method.upper()} {path.removeprefix('/api/v1')}", base)
+        or python_example(method.upper(), address, example if body else None),
     )
 
 
@@ -165,16 +191,24 @@ def kind_of(schema: Schema) -> str:
 
 def shell_example(method: str, address: str, body: Any) -> str:
     parts = ["curl"] if method == "GET" else [f"curl -X {method}"]
-    parts.append('-H "Authorization: Bearer $TOKEN"')
+    parts.append('-H "Authorization: Bearer $DGG_RAY_TOKEN"')
     if body is not None:
         quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
         parts += ["-H 'Content-Type: application/json'", f"-d '{quoted}'"]
     return " \\\n  ".join([*parts, f"'{address}'"])
 
 
+def client_example(request: str, base: str) -> str:
+    """The request by way of Python's client; empty where the client has no method for it."""
+    if (call := CLIENT.get(request)) is None:
+        return ""
+    lines = ["from pathlib import Path", ""] if "Path(" in call else []
+    return "\n".join([*lines, "import dgg_ray", "", f'client = dgg_ray.Client("{base}")', f"client.{call}"])
+
+
 def python_example(method: str, address: str, body: Any) -> str:
     """A request with Python's standard library."""
-    headers, given = ['"Authorization": f"Bearer {os.environ[\'TOKEN\']}"'], "url"
+    headers, given = ['"Authorization": f"Bearer {os.environ[\'DGG_RAY_TOKEN\']}"'], "url"
     lines = ["import json, os, urllib.request", "", f'url = "{address}"']
     if body is not None:
         headers.append('"Content-Type": "application/json"')

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +13,8 @@ from fastapi.testclient import TestClient
 from pages_samples import SCRIPT, TOKEN, Server
 
 from dgg_ray.service import assets, pages, sign_in
+from dgg_ray.service.api_reference import CLIENT
+from dgg_ray.service.client import Client
 from dgg_ray.service.security import COOKIE
 
 PAGES = ("/", "/cluster", "/users", "/docs")
@@ -299,17 +304,17 @@ def test_every_request_of_the_api_is_described(server, browser):
     assert "curl -X POST" in text
 
 
-def test_the_python_examples_are_programs(browser):
-    import ast
-    from html import unescape
-
-    blocks = [
-        unescape(b)
-        for b in re.findall(r"<code>(import json.*?)</code>", browser.get("/docs").text, re.DOTALL)
-    ]
-    assert len(blocks) > 20
-    for block in blocks:
-        ast.parse(block)
+def test_the_python_examples_are_programs_and_call_what_the_client_has(server, browser):
+    shown = re.findall(r"<code>((?:import|from) .*?)</code>", browser.get("/docs").text, re.DOTALL)
+    calls = []
+    for block in map(unescape, shown):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("client."):
+                method = getattr(Client, ast.unparse(node.func).removeprefix("client."))
+                inspect.signature(method).bind(None, *node.args, **{word.arg: 0 for word in node.keywords})
+                calls.append(method.__name__)
+    assert len(shown) == len([op for path in server.app.openapi()["paths"].values() for op in path])
+    assert len(calls) == len(CLIENT)  # each request that the client knows is one that there is
 
 
 # -- every page ------------------------------------------------------------------------------------

@@ -57,4 +57,5 @@ startActions();
 startCopying();
 startLive();
 setInterval(tellTimes, 20000);
-for (const tab of document.querySelectorAll(".tabs [aria-current]")) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+// Not scrollIntoView: the Tab key would then go on from there.
+for (const tab of document.querySelectorAll(".tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 16;
