@@ -5,8 +5,8 @@
 
 Goals: the list answers within 200 ms and a study's page within 500 ms, each at the 95th percentile of
 requests that come one after another; 50 watchers cost at most 20 % of a core and miss no event; the server
-and its reader stay below 500 MB; a submitted study begins its first stage within 2 s of when `dgg-ray run` does,
-where a worker group is warm. CPU seconds are those of the server's process, without its reader.
+and its reader stay below 500 MB; a submitted study begins its first stage within 2 s of when `dgg-ray run`
+does, where a worker group is warm. CPU seconds are those of the server's process, without its reader.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from dgg_ray.cli_arguments import (
     Data,
     DownloadTo,
     ExportTo,
-    JobName,
     Json,
     Local,
     OnCluster,
@@ -40,6 +39,8 @@ from dgg_ray.cli_arguments import (
     task_and_path,
 )
 from dgg_ray.cli_control import control
+from dgg_ray.cli_remote import logs, stop, studies, submit
+from dgg_ray.cli_service import serve, users
 from dgg_ray.core import process_setup, terminal
 from dgg_ray.core.errors import DggError, StudyError
 
@@ -384,227 +385,11 @@ def report(
         print(api.open(folder).report())
 
 
-# -- on a cluster ----------------------------------------------------------------------------------
+# -- on a cluster, and the service -------------------------------------------------------------------
 
-
-@app.command()
-def submit(
-    study: StudyFile,
-    dashboard: Dashboard = TUNNEL,
-    store: Store = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="URL, or folder there, of the tasks' files.", show_default="sent along"),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(help="Folder of the results on the head.", show_default="dgg_ray/NAME in its home"),
-    ] = None,
-    pip: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Install what is needed there, at this constraints file's versions."
-        ),
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends.")] = False,
-    server: Server = None,
-) -> int:
-    """Run or continue a study on a cluster, or with --server by a service.
-
-    Example: `dgg-ray submit studies/quickstart.yaml --follow`
-    """
-    if server:
-        from dgg_ray.service import terminal_client
-
-        return terminal_client.submit(server, study, follow)
-    from dgg_ray.remote import submission
-
-    job, new, notes = submission.submit(study, dashboard, data, store, out, pip)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{submission.describe_job(job)}{'' if new else '; it runs already and was not started again'}")
-    return submission.follow_job(dashboard, job) if follow else 0
-
-
-@app.command()
-def studies(
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="With --store, list those of the cluster too.")
-    ] = False,
-    dashboard: Dashboard = TUNNEL,
-    store: Annotated[str | None, typer.Option(metavar="URL", help="A store.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List all studies that a cluster or a store knows; without --store, those of the cluster."""
-    from dgg_ray.remote import submission
-
-    listed = submission.list_studies(dashboard if cluster or not store else None, store)
-    print_json(listed) if as_json else print(submission.format_studies(listed))
-
-
-@app.command()
-def logs(
-    name: JobName,
-    dashboard: Dashboard = TUNNEL,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
-    server: Server = None,
-) -> int:
-    """Show the output of a study on a cluster or a service."""
-    if server:
-        from dgg_ray.service import terminal_client
-
-        return terminal_client.show_logs(server, name, follow)
-    from dgg_ray.remote import submission
-
-    client = submission.RayJobsClient(dashboard)
-    job = submission.find_job(client, name)
-    if follow:
-        return submission.follow_job(dashboard, job)
-    print(client.log(job), end="")
-    return 0
-
-
-@app.command()
-def stop(name: JobName, dashboard: Dashboard = TUNNEL, server: Server = None) -> None:
-    """Stop a study on a cluster or a service as Ctrl-C does; its finished stages are kept."""
-    if server:
-        from dgg_ray.service import terminal_client
-
-        print(terminal_client.describe(terminal_client.client(server).stop(name)))
-        return
-    from dgg_ray.remote import submission
-
-    client = submission.RayJobsClient(dashboard)
-    print(submission.describe_job(client.stop(submission.find_job(client, name))))
-
-
-# -- the service -----------------------------------------------------------------------------------
-
-
-@app.command()
-def serve(
-    store: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DGG_RAY_STORE", metavar="URL", help="Store of the studies.", show_default="ROOT/store"
-        ),
-    ] = None,
-    root: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of results; it can be deleted and made anew.")
-    ] = Path("out/service"),
-    data: Annotated[
-        str,
-        typer.Option(
-            envvar="DGG_RAY_DATA", metavar="PLACE", help="Where relative paths in submitted studies start."
-        ),
-    ] = ".",
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PLACE", help="A further folder or URL that studies may read. Repeatable."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8750,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="HOST", help="A name by which browsers call it. Repeatable."),
-    ] = None,
-    open_to_all: Annotated[
-        bool, typer.Option("--open", help="Ask for no token; only on this machine's own address.")
-    ] = False,
-    cpus: Annotated[
-        float | None, typer.Option(min=0, help="Cores for studies.", show_default="this machine's")
-    ] = None,
-    gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs for studies.", show_default="this machine's")
-    ] = None,
-    cluster: OnCluster = False,
-    dashboard: Dashboard = "http://127.0.0.1:8265",
-) -> None:
-    """Serve all studies of a store over HTTP, with a web page.
-
-    Example: `dgg-ray serve`
-    """
-    from dgg_ray.service import server
-
-    server.serve(
-        server.Options(
-            root=root.absolute(),
-            store=store or str(root.absolute() / "store"),
-            data=data,
-            allow=tuple(allow or ()),
-            host=host,
-            port=port,
-            names=tuple(name or ()),
-            open_to_all=open_to_all,
-            capacity=server.capacity_of(cpus, gpus),
-            dashboard=dashboard if cluster else None,
-        )
-    )
-
-
-users_app = typer.Typer(help="The users of a service, and their tokens.", no_args_is_help=True)
-app.add_typer(users_app, name="user")
-ServiceStore = Annotated[
-    str, typer.Option("--store", envvar="DGG_RAY_STORE", metavar="URL", help="The service's store.")
-]
-DEFAULT_SERVICE_STORE = "out/service/store"
-UserName = Annotated[str, typer.Argument(metavar="NAME", help="The user's name.")]
-
-
-@users_app.command("add")
-def add_user(
-    name: UserName,
-    role: Annotated[str, typer.Option(help="view, run or admin.")] = "run",
-    at_once: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="The most studies that run at once.")
-    ] = None,
-    worker_hours: Annotated[
-        float | None, typer.Option(min=0, metavar="H", help="The most worker-hours in all.")
-    ] = None,
-    store: ServiceStore = DEFAULT_SERVICE_STORE,
-) -> None:
-    """Add a user and print the token, which is shown this once.
-
-    Example: `dgg-ray user add ada --role admin`
-    """
-    from dgg_ray.service import accounts
-    from dgg_ray.service.server import journal_of
-
-    limits = {"at_once": at_once, "worker_hours": worker_hours}
-    given = {key: float(value) for key, value in limits.items() if value is not None}
-    print(accounts.add_user(journal_of(store), name, role, "command line", given))
-
-
-@users_app.command("list")
-def list_users(store: ServiceStore = DEFAULT_SERVICE_STORE, as_json: Json = False) -> None:
-    """List the users with their roles and limits."""
-    from dgg_ray.service.server import journal_of
-
-    found = journal_of(store).catch_up().users.values()
-    if as_json:
-        print_json([{"name": user.name, "role": user.role, "limits": user.limits} for user in found])
-        return
-    for user in found:
-        limits = ", ".join(f"{key} {value:g}" for key, value in user.limits.items())
-        print(f"{user.name:<20} {user.role:<6} {limits}".rstrip())
-
-
-@users_app.command("token")
-def user_token(name: UserName, store: ServiceStore = DEFAULT_SERVICE_STORE) -> None:
-    """Give a user a new token and print it; the old one is worth nothing from now on."""
-    from dgg_ray.service import accounts
-    from dgg_ray.service.server import journal_of
-
-    print(accounts.new_token_for(journal_of(store), name, "command line"))
-
-
-@users_app.command("remove")
-def remove_user(name: UserName, store: ServiceStore = DEFAULT_SERVICE_STORE) -> None:
-    """Remove a user; their studies stay."""
-    from dgg_ray.service import accounts
-    from dgg_ray.service.server import journal_of
-
-    accounts.remove_user(journal_of(store), name, "command line")
+for command in (submit, studies, logs, stop, serve):
+    app.command()(command)
+app.add_typer(users, name="user")
 
 
 # -- the program -----------------------------------------------------------------------------------
