@@ -185,6 +185,15 @@ class StageStore:
             if record := records.pop(manifest_name(key), None):
                 yield record, [*records.values()]
 
+    def finished_keys(self) -> set[str]:
+        """Return the keys of all finished stages, from their listing alone."""
+        names = self.backend.list_names("stages/")
+        return {key for name in names if name == manifest_name(key := stage_key_of(name))}
+
+    def failed_keys(self) -> set[str]:
+        """Return the keys of all stages with a stored error, from their listing alone."""
+        return {stage_key_of(name) for name in self.backend.list_names("failed/")}
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the records of all finished stages, by key."""
         return (record for record, _ in self.finished())
