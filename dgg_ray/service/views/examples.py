@@ -1,4 +1,4 @@
-"""The view of answers: what the model forgot, what it gets wrong, and what two settings answer differently."""
+"""The view of answers: forgotten ones, wrong ones, and those on which two settings differ."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_PREDICTIONS = (
 )
 
 
-def examples(
+def examples(  # noqa: PLR0913 - each is a parameter of the page's address
     outcome: Outcome,
     task: str = "",
     setting: str = "",

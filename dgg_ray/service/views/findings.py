@@ -229,7 +229,7 @@ def methods_by_setting(results: Results) -> dict[str, dict[Any, Any]]:
     if results.methods is None:
         return {}
     rows, printed = results.methods.to_dict("records"), printed_labels(results)
-    found = {printed.get(row["label"], row["label"]): row for row in rows}
+    found: dict[str, dict[Any, Any]] = {printed.get(row["label"], row["label"]): row for row in rows}
     own = [row for row in rows if row["label"] not in results.baselines]
     return found | ({chosen_label(results): own[0]} if own else {})
 

@@ -15,6 +15,8 @@ from dgg_ray.execution import progress
 MAX_NODES = 5_000
 ID = 16  # hex digits of a stage's key that name its node; errors and logs show the first 8 of these
 FINISHED, RUNNING, FAILED, MISSING = STATES = ("finished", "running", "failed", "missing")
+Steps = tuple[int | None, ...]  # done, and in all
+NO_STEPS: Steps = (None, None)
 
 
 @dataclass
@@ -83,10 +85,10 @@ def merged(archive: Archive) -> dict[str, Node]:
     return nodes
 
 
-def running_steps(outcome: Outcome) -> dict[str, tuple[int | None, int | None]]:
-    """The stages that run now, as their texts, with (steps done, steps in all)."""
+def running_steps(outcome: Outcome) -> dict[str, Steps]:
+    """The stages that run now, as their texts, with their steps."""
     running = progress.read_live(outcome.out)["running"]
-    return {stage["stage"]: (*(stage.get("steps") or ()), None, None)[:2] for stage in running}
+    return {stage["stage"]: tuple(stage.get("steps") or NO_STEPS) for stage in running}
 
 
 def shown_depths(depths: Iterable[int]) -> int:
@@ -102,11 +104,11 @@ def shown_depths(depths: Iterable[int]) -> int:
 def node_row(
     node: Node,
     state: str,
-    steps: tuple[int | None, int | None] | None,
+    steps: Steps | None,
     failure: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     stage = node.stage
-    done, total = steps or (None, None)
+    done, total = steps or NO_STEPS
     return {
         "id": stage.key[:ID],
         "parent": stage.parent.key[:ID] if stage.parent else None,
