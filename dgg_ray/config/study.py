@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -54,6 +55,7 @@ from dgg_ray.readers._task_reading import read_task
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import StageStore, open_store
 
+STUDY_NAME = re.compile(r"\w[\w. -]*")  # of a study: it names a folder, and its documents in a store
 CACHED_SETTINGS = 64  # a search asks for each setting many times, and its runs have many keys
 
 Setting = Mapping[str, Value]

@@ -57,6 +57,7 @@ class Subject(NamedTuple):
         """The rows of `runs` on these blocks, by block, in their order."""
         table = runs(self.outcome.results, split)
         table = table[table["setting"] == self.setting].set_index(BLOCK, drop=False)
+        table = table.rename_axis([None, None])  # the columns have these names
         return table.loc[[block for block in blocks if block in table.index]]
 
     def data(self, split: str) -> dict[str, tuple[str, str]]:

@@ -80,8 +80,17 @@ ORDER_TABLES = tuple(
 
 
 def report_file(outcome: Outcome, folder: Path) -> Path:
-    """Write the whole report; return its page, which opens without any other file."""
-    return made(folder / "report.html", lambda file: page.write_report(outcome.results, file.parent))
+    """Write the whole report into the subfolder `report`; return its page, whose links lead to files there."""
+    target = folder / "report"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft", dir=folder))
+        try:
+            page.write_report(outcome.results, draft)
+            draft.replace(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return target / "report.html"
 
 
 def adapter_file(

@@ -33,6 +33,13 @@ from dgg_ray.report.summary import blocks_sentence, detail_sentences, failure_se
 from dgg_ray.stats.formats import UNLABELLED, format_estimate, format_score, score_interval
 
 NOT_BEGUN = "Nothing is finished yet."
+UNIT_KEYS = {  # unit → its key, as in a study's budget
+    "worker-hours": "worker_hours",
+    "GPU-hours": "gpu_hours",
+    "money": "money",
+    "wall hours": "wall_hours",
+    "GB on disk": "disk_gb",
+}
 MAX_TRACEBACK = 20_000  # characters of a traceback, its end
 
 
@@ -259,15 +266,18 @@ def costs(outcome: Outcome) -> dict[str, Any]:
     """What the study spent, by unit and by task, and what the rest of it will take.
 
     spent: unit → amount. forecast: unit → [mean, low, high] of the rest; null where nothing was measured.
+    currency: always null, because a study gives the price of its workers without one.
     runs: the forecast at the start of each run, and what the run spent.
     """
     results = outcome.results
     forecast = None
     if results.archive is not None:
         remaining = predicted(results).cost_forecast.remaining
-        forecast = {unit: list(amount) for unit, amount in remaining.amounts().items()} if remaining else None
+        if remaining:
+            forecast = {UNIT_KEYS[unit]: list(amount) for unit, amount in remaining.amounts().items()}
     return {
-        "spent": results.spending.spent,
+        "spent": {UNIT_KEYS[unit]: amount for unit, amount in results.spending.spent.items()},
+        "currency": None,
         "budget": results.spending.budget,
         "refused": results.spending.refused,
         "forecast": forecast,
