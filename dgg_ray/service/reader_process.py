@@ -99,7 +99,8 @@ def serve(connection: Connection, answerer: Answerer) -> None:
             query = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        began, content, header = time.monotonic(), b"", dict[str, Any]()
+        began, content = time.monotonic(), b""
+        header: dict[str, Any]
         try:
             media_type, content = answerer.answer(query)
             header = {"media_type": media_type}

@@ -17,15 +17,15 @@ from typing import Any
 
 from dgg_ray.api import Outcome
 from dgg_ray.core.errors import ResultsError, did_you_mean
-from dgg_ray.service.views import comparison as comparisons
+from dgg_ray.service.views.answers import examples
+from dgg_ray.service.views.answers import picture as example_picture
 from dgg_ray.service.views.as_json import to_bytes
-from dgg_ray.service.views.examples import examples
-from dgg_ray.service.views.examples import picture as example_picture
+from dgg_ray.service.views.compared_studies import compare_settings
 from dgg_ray.service.views.files import adapter_file, figure_file, figures, report_file, table_file
 from dgg_ray.service.views.findings import comparison, costs, failures, progress, settings, summary
 from dgg_ray.service.views.scores import curves, matrices, orders
-from dgg_ray.service.views.search import search
-from dgg_ray.service.views.tree import tree
+from dgg_ray.service.views.search_course import search
+from dgg_ray.service.views.stage_tree import tree
 
 VIEWS: dict[str, Callable[..., dict[str, Any]]] = {
     make.__name__: make
@@ -49,8 +49,8 @@ def view(outcome: Outcome, name: str, params: Mapping[str, Any]) -> bytes:
 
 
 def compare(subjects: Sequence[tuple[Outcome, str]]) -> bytes:
-    """Return the comparison of settings of several studies as JSON; see `comparison.compare`."""
-    return to_bytes(comparisons.compare(subjects))
+    """Return the comparison of settings of several studies as JSON; see `compared_studies`."""
+    return to_bytes(compare_settings(subjects))
 
 
 def picture(outcome: Outcome, params: Mapping[str, Any]) -> tuple[bytes, str]:

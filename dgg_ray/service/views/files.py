@@ -20,7 +20,7 @@ from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report import page
 from dgg_ray.report.figure_files import FIGURE_FORMATS, draw, figure_names, write_drawing
-from dgg_ray.service.views.examples import require
+from dgg_ray.service.views.answers import require
 
 SCORES = "table"  # the table of all scores; every other one is named as its file beside the report
 
@@ -80,7 +80,7 @@ ORDER_TABLES = tuple(
 
 
 def report_file(outcome: Outcome, folder: Path) -> Path:
-    """Write the whole report into the subfolder `report`; return its page, whose links lead to files there."""
+    """Write the report and its files into the subfolder `report`; return the path of its page."""
     target = folder / "report"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

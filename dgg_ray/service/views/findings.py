@@ -184,7 +184,7 @@ def comparison(outcome: Outcome) -> dict[str, Any]:
     split, headline = final_split(results), headline_metric(results)
     table = compare(results, split)
     metrics = compared_metrics(results, table)
-    methods = methods_by_setting(results)
+    methods = methods_by_label(results)
     values = setting_values(results)
     rows = []
     for label, group in table.groupby("label", sort=False):
@@ -231,12 +231,12 @@ def compared_score(row: Mapping[Any, Any], is_headline: bool) -> dict[str, Any]:
     }
 
 
-def methods_by_setting(results: Results) -> dict[str, dict[Any, Any]]:
+def methods_by_label(results: Results) -> dict[str, dict[Any, Any]]:
     """The rows of the table of methods by the labels of the comparison."""
     if results.methods is None:
         return {}
     rows, printed = results.methods.to_dict("records"), printed_labels(results)
-    found: dict[str, dict[Any, Any]] = {printed.get(row["label"], row["label"]): row for row in rows}
+    found: dict[str, dict[Any, Any]] = {printed.get(row["label"], str(row["label"])): row for row in rows}
     own = [row for row in rows if row["label"] not in results.baselines]
     return found | ({chosen_label(results): own[0]} if own else {})
 

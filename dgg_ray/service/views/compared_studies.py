@@ -69,7 +69,7 @@ class Subject(NamedTuple):
         }
 
 
-def compare(subjects: Sequence[tuple[Outcome, str]]) -> dict[str, Any]:
+def compare_settings(subjects: Sequence[tuple[Outcome, str]]) -> dict[str, Any]:
     """Compare 2 to 8 settings, given with their studies; "" is the setting that the study chose.
 
     rows: each subject's metrics over the blocks that all share. `difference` is this subject minus the

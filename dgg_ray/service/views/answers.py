@@ -17,7 +17,7 @@ from dgg_ray.analysis.examples import (
     was_forgotten,
 )
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import cached, scored_runs, settings_by_label
+from dgg_ray.analysis.run_table import cached, chosen_setting, scored_runs, settings_by_label
 from dgg_ray.api import Outcome
 from dgg_ray.core.errors import ResultsError, did_you_mean
 from dgg_ray.core.interfaces import SPLITS, Example
@@ -28,6 +28,7 @@ FILTERS = ("forgotten", "wrong", "all")
 PER_PAGE, MAX_PER_PAGE = 20, 100
 PICTURE_SIDE = 1024  # pixels of the longer side, at most
 RUN = ["order", "seed"]
+NO_SETTING = "No setting has been evaluated on all its orders and seeds yet; name one to see its answers."
 NO_PREDICTIONS = (
     "The store holds no predictions of this setting on this split: the simulated engine makes none, and an "
     "unfinished run has none at its end."
@@ -58,8 +59,9 @@ def examples(  # noqa: PLR0913 - each is a parameter of the page's address
     results = outcome.results
     require("task", task, ["", *outcome.study.readers])
     require("filter", filter, FILTERS)
-    if not outcome.begun:
-        return page_of([], 0, page, per_page) | {"tasks": [], "settings": [], "stages": [], "note": ""}
+    known: dict[str, Any] = {"tasks": list(outcome.study.readers), "settings": [], "stages": []}
+    if not outcome.begun or not (setting or chosen_setting(results)):
+        return page_of([], 0, page, per_page) | {"split": split, **known, "note": NO_SETTING}
     split, names = outcome.split(split or None), [outcome.setting(setting or None)]
     names += [outcome.setting(other_setting)] if other_setting else []
     tables = [stored_predictions(results, split, name) for name in names]
@@ -78,14 +80,9 @@ def examples(  # noqa: PLR0913 - each is a parameter of the page's address
     start = (max(page, 1) - 1) * limited(per_page)
     shown = first.iloc[start : start + limited(per_page)]
     items = [item(results, row, split, counts, of) for row in shown.to_dict("records")]
-    known = {
-        "split": split,
-        "tasks": list(outcome.study.readers),
-        "settings": settings_with_answers(results, split),
-        "stages": stages,
-        "note": "" if len(rows) else NO_PREDICTIONS,
-    }
-    return page_of(items, len(first), page, per_page) | known
+    known |= {"settings": settings_with_answers(results, split), "stages": stages}
+    note = "" if len(rows) else NO_PREDICTIONS
+    return page_of(items, len(first), page, per_page) | {"split": split, **known, "note": note}
 
 
 def require(what: str, value: object, known: Iterable[object]) -> None:
