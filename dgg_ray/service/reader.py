@@ -181,25 +181,25 @@ class Reader:
 
     # -- queries -----------------------------------------------------------------------------------
 
-    def view(self, name: str, view: str, **params: Any) -> bytes:
+    def view(self, study: str, view: str, /, **params: Any) -> bytes:
         """Return a view of a study as JSON.
 
         Raises ResultsError where there is no such study, view or name in it, and ReaderError where the
         process fails.
         """
-        query = self._query("view", [name], view, params)
+        query = self._query("view", [study], view, params)
         with self.lock:
             self.asked.add(query)
         return self._ask(query).content
 
-    def file(self, name: str, what: str, **params: Any) -> Path:
+    def file(self, study: str, what: str, /, **params: Any) -> Path:
         """Return the path of a file of a study: a `figure`, a `table`, the `report` or an `adapter`."""
-        return Path(self._ask(self._query("file", [name], what, params)).content.decode())
+        return Path(self._ask(self._query("file", [study], what, params)).content.decode())
 
-    def picture(self, name: str, task: str, id: str, split: str = "") -> tuple[bytes, str]:
+    def picture(self, study: str, task: str, id: str, split: str = "") -> tuple[bytes, str]:
         """Return the picture of an example and its media type."""
         params = {"task": task, "id": id, "split": split}
-        answer = self._ask(self._query("picture", [name], "", params))
+        answer = self._ask(self._query("picture", [study], "", params))
         return answer.content, answer.media_type
 
     def compare(self, subjects: Sequence[tuple[str, str]]) -> bytes:
