@@ -133,7 +133,7 @@ def test_a_query_that_takes_too_long_is_refused_for_a_while_and_then_tried_again
 def test_an_unknown_study_is_refused_without_the_process(store, reader, name):
     with pytest.raises(ResultsError, match="holds no study"):
         reader.view(name, "summary")
-    assert reader.answers == {}
+    assert (reader.answers, reader.studies) == ({}, {})
 
 
 def test_mistakes_are_raised_here_with_the_known_names(reader):

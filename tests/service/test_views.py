@@ -19,7 +19,10 @@ pytestmark = pytest.mark.whole
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    return run(sample(), tmp_path_factory.mktemp("toy"))
+    """Three orders that begin with other tasks, so that there are intervals; two seeds; three baselines."""
+    orders = [["words", "charts", "digits"], ["digits", "charts", "words"], ["charts", "words", "digits"]]
+    protocol = {"max_new_tokens": 2, "baselines": ["replay", "finetune", "joint"]}
+    return run(sample(orders=orders, protocol=protocol), tmp_path_factory.mktemp("toy"))
 
 
 def of_csv(outcome, name: str) -> pd.DataFrame:
@@ -37,13 +40,27 @@ def test_the_comparison_is_that_of_the_report(toy):
                 assert cell["difference"] is None
                 assert cell["difference_text"] == ""
             elif not np.isnan(line["difference"]):
+                bounds = "simultaneous" if metric == "faa" else "difference"
                 assert cell["difference"] == pytest.approx(line["difference"])
+                assert cell["difference_low"] == pytest.approx(line[f"{bounds}_low"])
+                assert cell["difference_high"] == pytest.approx(line[f"{bounds}_high"])
                 assert cell["pairs"] == line["pairs"]
-    assert [row["chosen"] for row in found["rows"]] == [True, False, False]
-    dgg, replay, joint = found["rows"]
+    single = table.set_index(["label", "metric"])["difference_low"]
+    assert found["rows"][1]["metrics"]["faa"]["difference_low"] < single["replay", "faa"]  # for two at once
+    assert [row["chosen"] for row in found["rows"]] == [True, False, False, False]
+    dgg, replay, _, joint = found["rows"]
     assert (dgg["strategy"], replay["strategy"], joint["strategy"]) == ("dgg", "replay", "joint")
     assert dgg["tuned"] == "tuned on 3 settings"
     assert dgg["known_from"] == "published formula"
+
+
+def test_what_a_method_needs_is_that_of_the_table_of_methods(toy):
+    table = of_csv(toy, "methods").set_index("label")
+    for row in seen(toy, "comparison")["rows"]:
+        assert row["seconds"] == pytest.approx(table["train_seconds"][row["label"]])
+        assert row["strategy"] == table["strategy"][row["label"]]
+        assert row["trainable"] is None  # a simulated stage has no adapter
+        assert row["known_from"] == table["known_from"].fillna("")[row["label"]]
 
 
 def test_texts_of_the_comparison_are_those_of_the_page(toy):
@@ -69,8 +86,8 @@ def test_the_summary_has_the_sentences_of_the_page(toy):
 def test_the_best_setting_has_the_score_of_the_chosen_one(toy):
     best = seen(toy, "summary")["best"]
     assert best["setting"] == toy.results.recommended
-    finals = [toy.scores(order, seed).iloc[-1].mean() for order in (0, 1) for seed in (0, 1)]
-    assert best["score"] == pytest.approx(sum(finals) / 4)
+    finals = [toy.scores(order, seed).iloc[-1].mean() for order in (0, 1, 2) for seed in (0, 1)]
+    assert best["score"] == pytest.approx(sum(finals) / 6)
     assert [value["value"] for value in best["values"]] == [toy.best["recommended"]["strategy.alpha"]]
 
 
@@ -88,7 +105,7 @@ def test_settings_are_those_of_the_report_in_its_order(toy):
 def test_matrices_are_those_of_the_runs_and_their_means(toy):
     found = seen(toy, "matrices")
     own = [m for m in found["matrices"] if m["setting"] == toy.results.recommended]
-    assert len(own) == len(found["blocks"]) == 4
+    assert len(own) == len(found["blocks"]) == 6
     for matrix in own:
         R = toy.scores(matrix["order"], matrix["seed"])
         assert matrix["tasks"] == list(R.columns)
@@ -104,7 +121,7 @@ def test_matrices_of_any_setting_can_be_asked_for(toy):
     other = next(s for s in toy.results.evaluated if s != toy.results.recommended)
     found = seen(toy, "matrices", setting=other, split="validation")
     assert {m["setting"] for m in found["matrices"]} == {other}
-    assert len(found["matrices"]) == 4
+    assert len(found["matrices"]) == 6
 
 
 def test_the_points_and_curves_are_the_numbers_of_the_figures(toy):

@@ -30,6 +30,13 @@ def trained(tmp_path_factory):
     return run(study, tmp_path_factory.mktemp("trained"))
 
 
+def test_the_sizes_of_adapters_are_those_of_the_table_of_methods(trained):
+    table = pd.read_csv(trained.out / "methods.csv").set_index("label")
+    for row in seen(trained, "comparison")["rows"]:
+        assert row["trainable"] == table["trainable"][row["label"]] > 0
+        assert row["stored"] == table["stored"][row["label"]] > 0
+
+
 def test_forgotten_answers_are_those_of_the_report(trained):
     table = pd.read_csv(trained.out / "examples.csv")
     assert len(table), "the sample forgets nothing"
