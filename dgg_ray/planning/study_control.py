@@ -201,21 +201,28 @@ class StudyState:
             rule = "belongs to a search by stagewise alone; stop a setting instead"
             yield Fault("kind", rule, f"stop_branch in a study with {method}")
             return
+        stops = [d for d in self.study.data.decisions if d.kind == "stop_branch"]
+        if search.finished:
+            yield Fault("kind", "needs a search that goes on; this one is over", "stop_branch")
+        elif before := next((d for d in stops if is_part(d.values, values)), None):
+            yield Fault("values", f"are stopped already, by {before.by}", repr(dict(values)))
+        elif not any(is_part(values, query.setting) for query in search.proposed):
+            yield from self.value_faults(search, values) or [
+                Fault("values", "must be those of a state that the search has tried", repr(dict(values)))
+            ]
+
+    def value_faults(self, search: SearchMethod, values: Setting) -> list[Fault]:
+        """Find the values of a branch that the search has not tried."""
+        faults = []
         paths = list(dict.fromkeys(path for query in search.proposed for path in query.setting))
         for path, value in values.items():
             tried = list(dict.fromkeys(q.setting[path] for q in search.proposed if path in q.setting))
             if path not in paths:
-                yield Fault(f"values.{path}", "is not searched here", near=nearest_name(path, paths))
+                faults.append(Fault(f"values.{path}", "is not searched here", near=nearest_name(path, paths)))
             elif value not in tried:
                 rule = f"must be a value that was tried: {join_names([str(v) for v in tried], most=20)}"
-                yield Fault(f"values.{path}", rule, str(value))
-        if search.finished:
-            yield Fault("kind", "needs a search that goes on; this one is over", "stop_branch")
-        elif not any(is_part(values, query.setting) for query in search.proposed):
-            yield Fault("values", "must be those of a state that the search has tried", repr(dict(values)))
-        stops = [d for d in self.study.data.decisions if d.kind == "stop_branch"]
-        if before := next((d for d in stops if is_part(d.values, values)), None):
-            yield Fault("values", f"are stopped already, by {before.by}", repr(dict(values)))
+                faults.append(Fault(f"values.{path}", rule, str(value)))
+        return faults
 
     def pin_faults(self, setting: str) -> Iterator[Fault]:
         if before := pinned_settings(self.study.data.decisions).get(setting):

@@ -403,7 +403,7 @@ def store_of(name: str, dashboard: str | None, store: str | None) -> StageStore:
     """The store that a study was run with: the one given, or that of its job on a cluster."""
     if store is None:
         assert dashboard is not None
-        store = find_job(RayJobsClient(dashboard), name).metadata["store"]
+        return open_reachable_store(find_job(RayJobsClient(dashboard), name).metadata["store"])
     return open_reachable_store(store)
 
 
