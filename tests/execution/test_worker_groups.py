@@ -1,6 +1,7 @@
 """Worker groups that cannot work give the reason, instead of starting again for ever."""
 
 import json
+import logging
 import threading
 import time
 from pathlib import Path
@@ -262,6 +263,7 @@ def test_a_group_goes_from_study_to_study_and_leaves_no_thread_of_the_first(worl
     for name, folder in zip(("first", "second"), logs, strict=True):
         (file,) = folder.iterdir()
         assert {json.loads(line)["study"] for line in file.read_text().splitlines()} == {name}
+    assert not any(isinstance(h, logging.FileHandler) for h in event_log.log.handlers)
     of_the_studies = [t for t in threading.enumerate() if t.name == "heartbeat" and t not in before]
     for thread in of_the_studies:
         thread.join(timeout=5)
