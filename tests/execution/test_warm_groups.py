@@ -111,8 +111,9 @@ def test_groups_end_once_somebody_waits_for_machines_for_two_checks(demand, answ
         pool = new_pool()
         demand.extend(answers)
         tasks = await parked(pool, "one", "two")
-        while demand:
+        while demand and await pool.waiting():
             await asyncio.sleep(0.01)
+        assert demand == []  # all answers were waited for
         await asyncio.sleep(0.05)
         assert await pool.waiting() == (["one", "two"] if stays else [])
         await pool.release()
@@ -145,6 +146,7 @@ def test_a_group_that_dies_while_it_waits_is_given_to_no_study():
         pool = new_pool()
         tasks = await parked(pool, "one")
         await pool.workers_died("one")
+        assert await pool.waiting() == []
         assert await tasks["one"] is False
         assert await pool.take("k", [assignment()]) == []
         assert await pool.current("one") is None  # its new workers end

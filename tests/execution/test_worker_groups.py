@@ -1,6 +1,7 @@
 """Worker groups that cannot work give the reason, instead of starting again for ever."""
 
 import json
+import logging
 import threading
 import time
 from pathlib import Path
@@ -262,9 +263,11 @@ def test_a_group_goes_from_study_to_study_and_leaves_no_thread_of_the_first(worl
     for name, folder in zip(("first", "second"), logs, strict=True):
         (file,) = folder.iterdir()
         assert {json.loads(line)["study"] for line in file.read_text().splitlines()} == {name}
-    for thread in set(threading.enumerate()) - before:
+    assert not any(isinstance(h, logging.FileHandler) for h in event_log.log.handlers)
+    of_the_studies = [t for t in threading.enumerate() if t.name == "heartbeat" and t not in before]
+    for thread in of_the_studies:
         thread.join(timeout=5)
-    assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
+    assert not any(thread.is_alive() for thread in of_the_studies)
 
 
 def test_a_group_that_ends_with_a_fault_of_its_machine_does_not_wait_for_another_study(world, monkeypatch):
