@@ -3,10 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart find-alpha find-alpha-whole robustness test test-core test-all check docs format benchmark clean
+.PHONY: quickstart serve find-alpha find-alpha-whole robustness test test-core test-browser test-all check docs format benchmark clean
 
 quickstart: .venv/ready
 	$(BIN)/dgg-ray run studies/quickstart.yaml
+
+# The page with all studies; the quickstart is its first template.
+serve: .venv/ready
+	$(BIN)/dgg-ray serve
 
 robustness: .venv/ready
 	$(BIN)/dgg-ray run studies/order_robustness.yaml
@@ -18,7 +22,7 @@ find-alpha-whole: .venv/ready
 	$(BIN)/dgg-ray run studies/find_alpha_whole.yaml
 
 # pytest compiles its assertions once, not in every run, also where the environment forbids Python to keep bytecode.
-test test-core test-all: export PYTHONDONTWRITEBYTECODE :=
+test test-core test-browser test-all: export PYTHONDONTWRITEBYTECODE :=
 
 # Two processes: whole files go to one of them, since tests of a file share what they have run.
 test: .venv/ready
@@ -30,6 +34,10 @@ test-core: export DGG_RAY_EXAMPLES := 20
 test-core: export OMP_NUM_THREADS := 1
 test-core: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not whole and not statistics and not slow and not browser and not gpu"
+
+# The pages in a real browser: Debian's package chromium, or another Chromium at /usr/bin/chromium.
+test-browser: .venv/ready
+	$(BIN)/pytest -m browser
 
 test-all: .venv/ready
 	$(BIN)/pytest

@@ -9,6 +9,8 @@ result.table, result.best, result.report()
 
 result = dgg_ray.open("out/quickstart")             # later, also while it runs
 result.scores(), result.predictions("charts"), result.adapter()
+
+client = dgg_ray.Client("http://127.0.0.1:8750")    # a service: `dgg-ray serve`
 """
 
 from __future__ import annotations
@@ -27,16 +29,32 @@ if TYPE_CHECKING:
     from dgg_ray.api import study_to_dict as study_to_dict
     from dgg_ray.api import study_to_yaml as study_to_yaml
     from dgg_ray.config.study import Study as Study
+    from dgg_ray.execution.session import RaySession as RaySession
+    from dgg_ray.service.client import Client as Client
     from dgg_ray.training.exported_adapter import load_adapter as load_adapter
 
 # Not `open`: a star import would put it in the place of Python's own.
-__all__ = ["Outcome", "Study", "load_adapter", "load_study", "run_study", "study_to_dict", "study_to_yaml"]
+__all__ = [
+    "Client",
+    "Outcome",
+    "RaySession",
+    "Study",
+    "load_adapter",
+    "load_study",
+    "run_study",
+    "study_to_dict",
+    "study_to_yaml",
+]
 
 __version__ = "0.1.0"
 
-WHERE = {"Study": "config.study", "load_adapter": "training.exported_adapter"} | dict.fromkeys(
-    ("Outcome", "load_study", "open", "run_study", "study_to_dict", "study_to_yaml"), "api"
-)
+WHERE = {
+    "Client": "service.client",
+    "RaySession": "execution.session",
+    "Study": "config.study",
+    "load_adapter": "training.exported_adapter",
+    **dict.fromkeys(("Outcome", "load_study", "open", "run_study", "study_to_dict", "study_to_yaml"), "api"),
+}
 
 
 def __getattr__(name: str) -> Any:

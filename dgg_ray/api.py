@@ -30,7 +30,7 @@ from dgg_ray.analysis.predictions import examples_by_id
 from dgg_ray.analysis.predictions import predictions_table as stored
 from dgg_ray.analysis.results import Results
 from dgg_ray.analysis.run_table import final_split, format_value
-from dgg_ray.config import loader, saved_study, study_mapping, yaml_edit
+from dgg_ray.config import loader, registry, saved_study, study_mapping, yaml_edit
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import event_log
@@ -40,11 +40,13 @@ from dgg_ray.core.interfaces import SPLITS
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.stage import Run
 from dgg_ray.core.terminal import warn
+from dgg_ray.planning.status import StudyStatus as StudyStatus
 from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import view_of
 
 if TYPE_CHECKING:
+    from dgg_ray.execution.session import RaySession
     from dgg_ray.planning.plan import Plan
     from dgg_ray.report.model_card import Export
 
@@ -89,7 +91,12 @@ def study_to_yaml(study: Study) -> str:
 
 
 def run_study(
-    study: Study, out: str | Path, local: bool = False, address: str | None = None, quiet: bool = False
+    study: Study,
+    out: str | Path,
+    local: bool = False,
+    address: str | None = None,
+    quiet: bool = False,
+    session: RaySession | None = None,
 ) -> Outcome:
     """Run or continue the study; what its store holds already is not trained again.
 
@@ -99,9 +106,10 @@ def run_study(
     local: run in this process, without Ray; the results are the same.
     address: of a Ray cluster; None starts one on this machine if a stage has to be trained.
     quiet: show no progress.
+    session: Ray with the worker groups of earlier studies of this process, in place of an address.
     """
     check(study)
-    return run_checked_study(study, Path(out), local, address, quiet)
+    return run_checked_study(study, Path(out), local, address, quiet, session)
 
 
 def check(study: Study) -> None:
@@ -113,17 +121,25 @@ def check(study: Study) -> None:
 
 
 def run_checked_study(
-    study: Study, out: Path, local: bool = False, address: str | None = None, quiet: bool = False
+    study: Study,
+    out: Path,
+    local: bool = False,
+    address: str | None = None,
+    quiet: bool = False,
+    session: RaySession | None = None,
 ) -> Outcome:
     """`run_study`, for a study whose data were checked."""
     from dgg_ray.execution import driver  # late: it needs Ray
+    from dgg_ray.execution.session import RaySession
 
+    if session and address not in (None, session.address):
+        raise ValueError(f"the session is at {session.address}, not at {address}; give one address")
     out, optional = out.absolute(), OptionalOutputs(warn)
     # Imported now and not at the end: what prevents the report is said before hours of training.
     report = optional.value_or(REPORT, None, import_module, "dgg_ray.report.page")
     study, store = driver.prepare(study, out, local, optional)
     with event_log.driver_log(study.name, out):
-        tally = driver.run(study, store, out, optional, local, address, quiet)
+        tally = driver.run(study, store, out, optional, local, session or RaySession(address), quiet)
         results = load.load_results(out, optional)
         with optional.attempt(REPORT):
             if report:
@@ -158,6 +174,7 @@ def plan_study(
     if changes := study_changes.describe_changes(study, out):
         warn(changes)
     view = view_of(study.store(out))
+    study = registry.with_decisions(study, view)
     predicted = replace(plan(study, view), designs=order_designs.compare_designs(study, view, detect, sd))
     budget.make_tracker(study, view, comparison.comparison_chains).check(comparison.first_run_items(study))
     if on_this_machine:
@@ -166,33 +183,6 @@ def plan_study(
     for line in edited_plugins.describe_unused_work(study, view):
         warn(line)
     return predicted
-
-
-@dataclass(frozen=True)
-class StudyStatus:
-    """The progress of a study.
-
-    live: what runs now, as the driver notes it: `running` stages with their steps, `queued` items.
-    best: the best setting so far with its objective; empty before one was evaluated.
-    failed: one line for each kind of failure.
-    """
-
-    plan: Plan
-    live: Mapping[str, Any]
-    best: str
-    failed: Sequence[str]
-
-    def as_json(self) -> dict[str, Any]:
-        return {**self.plan.as_json(), **self.live, "best": self.best, "failed": list(self.failed)}
-
-    def __str__(self) -> str:
-        lines = [str(self.plan)]
-        lines.append(f"  now               {len(self.live['running'])} running, {self.live['queued']} queued")
-        for stage in self.live["running"]:
-            lines.append(f"    {stage['stage']}  step {stage['steps'][0]}/{stage['steps'][1]}")
-        lines.append(f"  best so far       {self.best or 'none yet'}")
-        lines += [f"  failed            {line}" for line in self.failed]
-        return "\n".join(lines)
 
 
 def study_status(out: str | Path) -> StudyStatus:
@@ -204,6 +194,7 @@ def study_status(out: str | Path) -> StudyStatus:
     out, optional = Path(out).absolute(), OptionalOutputs(warn)
     study = saved_study.require_saved_study(out)
     view = view_of(study.store(out))
+    study = registry.with_decisions(study, view)
     contents = load.read_contents(EvidenceReader(study, view))
     search, best = contents.comparison.search, ""
     if search:

@@ -11,12 +11,12 @@ import typer
 
 import dgg_ray
 from dgg_ray.cli_arguments import (
+    TUNNEL,
     Commands,
     Dashboard,
     Data,
     DownloadTo,
     ExportTo,
-    JobName,
     Json,
     Local,
     OnCluster,
@@ -27,6 +27,7 @@ from dgg_ray.cli_arguments import (
     Results,
     ResultsStore,
     Seed,
+    Server,
     Setting,
     Store,
     StudyFile,
@@ -37,11 +38,13 @@ from dgg_ray.cli_arguments import (
     results_folder,
     task_and_path,
 )
+from dgg_ray.cli_control import control
+from dgg_ray.cli_remote import logs, stop, studies, submit
+from dgg_ray.cli_service import serve, users
 from dgg_ray.core import process_setup, terminal
 from dgg_ray.core.errors import DggError, StudyError
 
 STUDY_IS_WRONG = 2
-TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to the head
 # The base class of usage errors: typer brings its own copy of click, and exports some of its classes alone.
 UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -232,10 +235,12 @@ def gc(
     garbage = store_gc.find_garbage(out or [], store, deleted_study or [], adapters)
     freed = garbage.delete() if delete else 0
     if as_json:
-        print_json(garbage.as_json() | {"freed": freed})
-        return
+        return print_json(garbage.as_json() | {"freed": freed})
     print(garbage)
     print(f"{freed / 1e9:.3g} GB freed" if delete else "nothing was removed; --delete removes it")
+
+
+app.command()(control)
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -248,9 +253,16 @@ def status(
     dashboard: Dashboard = TUNNEL,
     store: ResultsStore = None,
     download_to: DownloadTo = None,
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Show how far a study is, what runs now, and the best setting so far."""
+    if server:
+        from dgg_ray.service import terminal_client
+
+        card = terminal_client.client(server).study(out)
+        print_json(card) if as_json else print(terminal_client.describe(card))
+        return
     from dgg_ray import api
 
     if cluster:
@@ -259,8 +271,7 @@ def status(
         job = submission.find_job(submission.RayJobsClient(dashboard), out)
         print(submission.describe_job(job), file=sys.stderr)
         if not job.is_over and (why := submission.why_unreadable(job)):
-            print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
-            return
+            return print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
     found = api.study_status(results_folder(out, cluster, dashboard, store, download_to))
     print_json(found.as_json()) if as_json else print(found)
 
@@ -374,83 +385,11 @@ def report(
         print(api.open(folder).report())
 
 
-# -- on a cluster ----------------------------------------------------------------------------------
+# -- on a cluster, and the service -------------------------------------------------------------------
 
-
-@app.command()
-def submit(
-    study: StudyFile,
-    dashboard: Dashboard = TUNNEL,
-    store: Store = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="URL, or folder there, of the tasks' files.", show_default="sent along"),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(help="Folder of the results on the head.", show_default="dgg_ray/NAME in its home"),
-    ] = None,
-    pip: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Install what is needed there, at this constraints file's versions."
-        ),
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends.")] = False,
-) -> int:
-    """Run or continue a study on a cluster, from any machine that reaches its head.
-
-    Example: `dgg-ray submit studies/quickstart.yaml --follow`
-    """
-    from dgg_ray.remote import submission
-
-    job, new, notes = submission.submit(study, dashboard, data, store, out, pip)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{submission.describe_job(job)}{'' if new else '; it runs already and was not started again'}")
-    return submission.follow_job(dashboard, job) if follow else 0
-
-
-@app.command()
-def studies(
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="With --store, list those of the cluster too.")
-    ] = False,
-    dashboard: Dashboard = TUNNEL,
-    store: Annotated[str | None, typer.Option(metavar="URL", help="A store.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List all studies that a cluster or a store knows; without --store, those of the cluster."""
-    from dgg_ray.remote import submission
-
-    listed = submission.list_studies(dashboard if cluster or not store else None, store)
-    print_json(listed) if as_json else print(submission.format_studies(listed))
-
-
-@app.command()
-def logs(
-    name: JobName,
-    dashboard: Dashboard = TUNNEL,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
-) -> int:
-    """Show the output of a study on a cluster."""
-    from dgg_ray.remote import submission
-
-    client = submission.RayJobsClient(dashboard)
-    job = submission.find_job(client, name)
-    if follow:
-        return submission.follow_job(dashboard, job)
-    print(client.log(job), end="")
-    return 0
-
-
-@app.command()
-def stop(name: JobName, dashboard: Dashboard = TUNNEL) -> None:
-    """Stop a study on a cluster as Ctrl-C does; its finished stages are kept."""
-    from dgg_ray.remote import submission
-
-    client = submission.RayJobsClient(dashboard)
-    print(submission.describe_job(client.stop(submission.find_job(client, name))))
+for command in (submit, studies, logs, stop, serve):
+    app.command()(command)
+app.add_typer(users, name="user")
 
 
 # -- the program -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import typer.core
 
 from dgg_ray.core.errors import Fault, StudyError
 
+TUNNEL = "http://127.0.0.1:8265"  # where `ray dashboard` opens the tunnel to the head
 STOPPED = 130  # exit code after Ctrl-C
 HEAD = "Dashboard of the cluster's head."
 
@@ -72,6 +73,15 @@ ResultsStore = Annotated[
 ]
 OnCluster = Annotated[bool, typer.Option("--cluster", help="Fetch the results from the cluster's head.")]
 Dashboard = Annotated[str, typer.Option(envvar="DGG_RAY_ADDRESS", metavar="URL", help=HEAD)]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        envvar="DGG_RAY_SERVER",
+        metavar="URL",
+        help="Ask the service at this address (`dgg-ray serve`); its token is in DGG_RAY_TOKEN.",
+    ),
+]
 DownloadTo = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder for what is fetched.", show_default="out/cluster/NAME"),

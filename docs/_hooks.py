@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ def commands() -> str:
     from dgg_ray import cli
 
     parts = []
-    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+    for name, command in all_commands(typer.main.get_command(cli.app)):
         rows = [
             f"| {argument_name(parameter)} | {describe(parameter)} |"
             for parameter in command.params
@@ -34,6 +35,15 @@ def commands() -> str:
         table = "\n".join(["| argument | meaning |", "|---|---|", *rows]) if rows else ""
         parts.append(f"## dgg-ray {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{table}")
     return "\n\n".join(parts)
+
+
+def all_commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each command with its name, those of a group after the group's."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from all_commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 def argument_name(parameter: Any) -> str:

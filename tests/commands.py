@@ -97,8 +97,13 @@ def parse(words: list[str]) -> dict[str, object]:
     if words == ["--version"]:
         return {}
     assert words[0] in commands, f"dgg-ray has no {words[0]!r}"
+    command = commands[words[0]]
+    if hasattr(command, "commands"):  # a group: `dgg-ray user add`
+        words = words[1:]
+        assert words[0] in command.commands, f"dgg-ray has no {words[0]!r}"
+        command = command.commands[words[0]]
     try:
-        return commands[words[0]].make_context(words[0], list(words[1:])).params
+        return command.make_context(words[0], list(words[1:])).params
     except cli.UsageError as error:
         raise AssertionError(f"{error.format_message()}: dgg-ray {shlex.join(words)}") from None
 

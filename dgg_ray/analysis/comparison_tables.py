@@ -11,7 +11,8 @@ orders and seeds is over clusters of blocks: blocks of different clusters share 
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -190,6 +191,18 @@ def compare(results: Results, split: str) -> pd.DataFrame:
     comparison.insert(place, "p_adjusted", comparison["p"])
     comparison.loc[counted, "p_adjusted"] = (comparison["p"][counted] * family).clip(upper=1)
     return comparison
+
+
+def shown_difference(row: Mapping[Any, Any], simultaneous: bool) -> Interval | None:
+    """Return the paired difference of a row of `compare`; None for the chosen setting itself.
+
+    simultaneous: whether the interval is the one that holds for all methods at once, as in the verdict.
+    """
+    if np.isnan(row["difference"]):
+        return None
+    prefix = "simultaneous" if simultaneous else "difference"
+    bounds = row[f"{prefix}_low"], row[f"{prefix}_high"]
+    return Interval(row["difference"], *bounds, row["pairs"], row["difference_values"])
 
 
 @cached

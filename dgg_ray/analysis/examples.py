@@ -11,8 +11,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from dgg_ray.analysis.predictions import PREDICTION_COLUMNS
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import cached, evaluated_tasks, final_runs, final_split, find_setting
+from dgg_ray.analysis.run_table import (
+    cached,
+    evaluated_tasks,
+    final_runs,
+    final_split,
+    find_setting,
+    scored_runs,
+)
 from dgg_ray.core.errors import ResultsError, did_you_mean
 from dgg_ray.core.interfaces import Example
 from dgg_ray.core.phrases import join_names
@@ -37,25 +45,43 @@ EXAMPLE = ["task", "id"]
 
 
 @cached
+def stored_predictions(results: Results, split: str, setting: str) -> pd.DataFrame:
+    """Return every answer in a setting's final runs, of every stage; PREDICTION_COLUMNS.
+
+    A setting without final runs is read in the runs that it has. There are no rows where the store holds no
+    predictions.
+    """
+    archive = results.archive
+    if archive is None:
+        return pd.DataFrame(columns=[*PREDICTION_COLUMNS])
+    final, scored = (
+        [run for run in runs if run.setting == setting and not run.together]
+        for runs in (final_runs(results, split), scored_runs(results, split))
+    )
+    names = [(run.setting, run.order, run.seed) for run in final or scored]
+    return archive.predictions(names[: MAX_RUNS if archive.is_local else MAX_REMOTE_RUNS], split)
+
+
+@cached
 def answer_history(results: Results, split: str, setting: str) -> pd.DataFrame:
     """Return the answers to every question in a setting's final runs, then and at the end; HISTORY_COLUMNS.
 
     There are no rows where the store holds no predictions.
     """
-    archive = results.archive
-    if archive is None:
-        return pd.DataFrame(columns=HISTORY_COLUMNS)
-    names = [
-        (run.setting, run.order, run.seed)
-        for run in final_runs(results, split)
-        if run.setting == setting and not run.together
-    ]
-    predictions = archive.predictions(names[: MAX_RUNS if archive.is_local else MAX_REMOTE_RUNS], split)
-    last_stage = predictions["order"].str.count(" > ")
+    predictions = stored_predictions(results, split, setting)
+    return history_until(predictions, predictions["order"].str.count(" > "))
+
+
+def history_until(predictions: pd.DataFrame, stage: pd.Series | int) -> pd.DataFrame:
+    """Return each question's answer right after its task was trained, and after a stage; HISTORY_COLUMNS.
+
+    stage: t, 0-based, of every row's run, or one for all of them. The columns call it the end, and the task
+    trained in it the last one.
+    """
     keys = ["order", "seed", *EXAMPLE]
     own_stage = predictions[predictions["task"] == predictions["trained_task"]]
     after_training = own_stage.set_index(keys)[["prediction", "score"]].add_prefix("earlier ")
-    at_end = predictions[predictions["stage"] == last_stage].join(after_training, on=keys)
+    at_end = predictions[predictions["stage"] == stage].join(after_training, on=keys)
     is_last_task = at_end["task"] == at_end["trained_task"]
     return at_end.rename(columns={"prediction": "prediction_at_end"}).assign(
         prediction_after_training=at_end["earlier prediction"].where(~is_last_task, "").fillna(""),
@@ -74,11 +100,16 @@ def forgotten_answers(results: Results, split: str, setting: str, task: str = ""
     """
     rows = answer_history(results, split, setting)
     rows = rows_of_task(rows[~rows["is_last_task"].astype(bool)], task)
-    dropped = rows[rows["score_drop"] >= MIN_SCORE_DROP]
+    dropped = rows[was_forgotten(rows)]
     first = dropped.drop_duplicates(EXAMPLE).set_index(EXAMPLE)
     runs_forgotten = dropped.groupby(EXAMPLE).size().rename("runs_forgotten")
     runs_followed = rows.groupby(EXAMPLE).size().rename("runs_followed")
     return first.join(runs_forgotten).join(runs_followed).reset_index()
+
+
+def was_forgotten(rows: pd.DataFrame) -> pd.Series:
+    """Mark the rows of a history whose score fell by at least MIN_SCORE_DROP."""
+    return rows["score_drop"] >= MIN_SCORE_DROP
 
 
 def rows_of_task(rows: pd.DataFrame, task: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ parts of `Results` are optional outputs: one that fails is named, and the rest i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from dgg_ray.analysis.results import CELL_COLUMNS, HardwareDrift, RemainingWork,
 from dgg_ray.analysis.run_table import final_split
 from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import verdict
-from dgg_ray.config import saved_study, yaml_edit
+from dgg_ray.config import registry, saved_study, yaml_edit
 from dgg_ray.config.sections import STRATEGY_NAME
 from dgg_ray.config.setting_paths import value_at
 from dgg_ray.config.study import Study, StudyRuns
@@ -66,6 +66,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
     value_or = (optional or OptionalOutputs()).value_or
     study = saved_study.require_saved_study(out)
     store = view_of(study.store(out))  # lists and reads each object once
+    study = registry.with_decisions(study, store)
     cost_model = cache(partial(CostModel, study, store))
     parameters = parameter_paths(study, study.search) if study.search else ()
     contents = read_contents(EvidenceReader(study, store))
@@ -78,6 +79,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         summarize, requests = search_summary.summarize_search, contents.requests_by_query
         summary = value_or("the course of the search", None, summarize, search, store, requests)
     stages = distinct_stages(item.stage for items in requested.work_items.values() for item in items)
+    stages = {key: s for key, s in stages.items() if key not in contents.given_up or store.record(s)}
     costs = value_or("the costs", cost_table(()), stage_costs, store, requested, stages)
     left = partial(search_summary.remaining_work, study, compared=comparison)
     drifts = partial(hardware_drift.machine_drifts, study, store, stages_by_machine(costs))
@@ -105,6 +107,7 @@ def load_results(out: Path, optional: OptionalOutputs | None = None) -> Results:
         archive=value_or("predictions, losses and adapters", None, archive),
         evaluate_only=study.evaluate_only,
         methods=value_or("the methods", None, methods_table, store, comparison.settings),
+        decisions=study.data.decisions,
     )
 
 
@@ -115,12 +118,14 @@ class StudyContents(NamedTuple):
     requested: all runs that these requested.
     requests_by_query: the runs that each query of the study's own search requested, by the query's number.
     untouched: the evaluations of the untouched model; None where none are requested.
+    given_up: keys of the stages that only settings requested that were stopped by hand.
     """
 
     comparison: Comparison
     requested: RequestedRuns
     requests_by_query: dict[int, list[RunRequest]]
     untouched: WorkItem | None
+    given_up: Collection[str] = ()
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -135,11 +140,14 @@ def read_contents(reader: EvidenceReader) -> StudyContents:
     study = reader.study
     comparison = Comparison.from_study(study, reader.fast_forward_past_failures)
     requested, requests_by_query = RequestedRuns(), dict[int, list[RunRequest]]()
+    wanted = {item.stage.key for chain in comparison.chains for item in chain}
     for search in comparison.searches:
         requests = {number: reader.requested(query) for number, query in enumerate(search.proposed)}
-        for query_requests in requests.values():
+        for number, query_requests in requests.items():
             for request in query_requests:
                 requested.add(*request)
+                if number not in search.stopped:
+                    wanted |= {item.stage.key for item in request.items}
         if search is comparison.search:
             requests_by_query = requests
     for runs in comparison.settings.values():
@@ -147,7 +155,10 @@ def read_contents(reader: EvidenceReader) -> StudyContents:
             requested.add(runs, run, runs.work_items(run, COMPARED_SPLITS, study.protocol.evaluate))
     winner = comparison.winner
     untouched = reader.untouched_item if winner is None else untouched_item(winner)
-    return StudyContents(comparison, requested, requests_by_query, untouched)
+    given_up: set[str] = set()
+    if study.data.decisions:
+        given_up = {item.stage.key for items in requested.work_items.values() for item in items} - wanted
+    return StudyContents(comparison, requested, requests_by_query, untouched, given_up)
 
 
 class RequestedRuns:
@@ -315,7 +326,7 @@ def recommendation(results: Results) -> dict[str, Any]:
         values = {path: value for path, value in values.items() if value is not None}
     split = final_split(results)
     conclusion = verdict(results)
-    return {
+    answer = {
         "study": results.name,
         "verdict": {"status": conclusion.status, "headline": conclusion.headline},
         "setting": results.recommended,
@@ -328,3 +339,6 @@ def recommendation(results: Results) -> dict[str, Any]:
         "failed_stages": len(results.failures),
         "machines": hardware_drift.drift_sentences(results.hardware),
     }
+    if results.decisions:
+        answer["decisions"] = [decision.as_json() for decision in results.decisions]
+    return answer

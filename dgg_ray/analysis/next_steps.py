@@ -72,13 +72,20 @@ class NextStep(NamedTuple):
     """A step and its reason as text, and its gain.
 
     gain: in the unit of scores; infinite where a result is missing entirely, 0 where it is not estimated.
+    hours: that the step takes; None where no stage was timed.
     """
 
     gain: float
     text: str
+    hours: HoursInterval | None = None
 
 
 def next_step_sentences(results: Results) -> list[str]:
+    """List the texts of `largest_steps`."""
+    return [step.text for step in largest_steps(results)]
+
+
+def largest_steps(results: Results) -> list[NextStep]:
     """List the steps with the largest expected change, the largest first; empty for a study without a stage.
 
     Steps beyond the study itself are left out if their effect would not be visible.
@@ -87,7 +94,7 @@ def next_step_sentences(results: Results) -> list[str]:
         return []
     blocks = [step for step in block_steps(results) if step.gain >= MIN_VISIBLE_GAIN]
     steps = [*unfinished_steps(results), *blocks, *alpha_steps(results)]
-    return [step.text for step in sorted(steps, key=lambda step: -step.gain)[:MAX_STEPS]]
+    return sorted(steps, key=lambda step: -step.gain)[:MAX_STEPS]
 
 
 # -- the study's own work --------------------------------------------------------------------------
@@ -103,11 +110,11 @@ def unfinished_steps(results: Results) -> list[NextStep]:
     if search:
         gain, share = expected_search_gain(results)
         text = f"Finish the search: about {search} stages are left, {format_hours(search_hours)}. "
-        steps.append(NextStep(gain, text + describe_search_gain(gain, share)))
+        steps.append(NextStep(gain, text + describe_search_gain(gain, share), search_hours))
     if comparison:
         text = f"Finish the comparison: {comparison} stages are left, {format_hours(comparison_hours)}. "
         text += "Until then the chosen setting and its baselines are not all compared."
-        steps.append(NextStep(inf, text))
+        steps.append(NextStep(inf, text, comparison_hours))
     return steps
 
 
@@ -205,13 +212,14 @@ def block_step(results: Results, gap: GapSoFar) -> NextStep:
     change = f"narrows from ±{format_percent(now)} to about ±{format_percent(then)}"
     if n < MIN_CLUSTERS:
         now, change = inf, f"can then be given, about ±{format_percent(then)}"
+    time = scale_hours(hours, k) if room else None
     if room == 0:
         text = f"Compare with {so_far} on more seeds: no order is left for a further block. {SEEDS_ADVICE}"
     else:
         others = "" if final_blocks_are_independent(results) else OTHER_ORDERS
         interval = "95 %" if family < 2 else "simultaneous 95 %"
         text = (
-            f"Compare on {plural(k, 'more block')}{others}, {format_hours(scale_hours(hours, k))}: the "
+            f"Compare on {plural(k, 'more block')}{others}, {format_hours(time)}: the "
             f"{interval} interval of the difference to {so_far} {change}."
         )
     needed = blocks_needed(gap.mean, spread) if gap.mean else None
@@ -220,7 +228,7 @@ def block_step(results: Results, gap: GapSoFar) -> NextStep:
         text += f"{needed} independent blocks in all."
         if needed > n + room > n:
             text += f" The search left orders for {room} more. {SEEDS_ADVICE}"
-    return NextStep(now - then, f"{text} {STOPPING_ADVICE}")
+    return NextStep(now - then, f"{text} {STOPPING_ADVICE}", time)
 
 
 def final_blocks_are_independent(results: Results) -> bool:
@@ -278,12 +286,13 @@ def alpha_step(results: Results, tradeoff: Tradeoff) -> tuple[float, NextStep] |
     values = sorted(others["alpha"])
     stages = len(values) + 1
     rounds = -(-stages // results.remaining.groups)  # each worker group trains one stage at a time
+    hours = scale_hours(results.remaining.stage, rounds)
     text = (
         f"Try α = {join_names([*map(format_value, values)])} for {tradeoff.task} and again {best} on "
-        f"another order or seed, {format_hours(scale_hours(results.remaining.stage, rounds))} ({stages} "
+        f"another order or seed, {format_hours(hours)} ({stages} "
         "stages, if the tasks before it are trained already): so far they cannot be distinguished."
     )
-    return float(others["gain_high"].max()), NextStep(0.0, text)
+    return float(others["gain_high"].max()), NextStep(0.0, text, hours)
 
 
 # -- time ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from dgg_ray.analysis.archive import Archive
+from dgg_ray.config.decisions import Decision
 
 BlockName = tuple[str, int]  # task names joined by " > ", seed
 
@@ -23,7 +24,7 @@ class CandidateSetting:
     """A setting with a value for every search parameter, as proposed by the search.
 
     setting: its id.
-    state: `evaluated` on every block, `pruned` before that, `failed` or `open`.
+    state: `evaluated` on every block, `pruned` or `stopped` by hand before that, `failed` or `open`.
     block_values: one row per finished block, in the study's order. A row holds every objective, then the
         margin by which each constraint is met.
     mean_objectives: mean of each objective over these blocks.
@@ -98,6 +99,7 @@ class SearchSummary:
     candidates: complete settings, each once, in the order proposed.
     depths, audited_states: of `stagewise` alone, as far as they are decided.
     stages_saved: stages that pruned settings did not need.
+    stopped: settings, and states of `stagewise`, that were stopped by hand before they were evaluated.
     """
 
     method: str
@@ -112,6 +114,12 @@ class SearchSummary:
     depths: tuple[DepthSummary, ...] = ()
     audited_states: tuple[AuditedState, ...] = ()
     stages_saved: int = 0
+    stopped: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Return whether it ended by itself, and nobody stopped a part of it."""
+        return self.finished and not self.stopped
 
     def in_state(self, state: str) -> list[CandidateSetting]:
         """Return the candidates in one state."""
@@ -291,6 +299,7 @@ class Results:
     archive: predictions, adapters and losses, read on request; None where there is no store.
     evaluate_only: names of the tasks that are evaluated and never trained.
     methods: one row per compared method (see `methods_table`); None where they could not be read.
+    decisions: what people decided about the study while it ran, in their order.
     """
 
     name: str
@@ -313,6 +322,7 @@ class Results:
     archive: Archive | None = None
     evaluate_only: tuple[str, ...] = ()
     methods: pd.DataFrame | None = None
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def all_parameters(self) -> tuple[str, ...]:

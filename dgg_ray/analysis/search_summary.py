@@ -64,6 +64,7 @@ def summarize_search(search: SearchMethod, store: StageStore, requests: Requests
         finished=search.finished,
         candidates=tuple(summarize_candidates(search, requests)),
         stages_saved=count_stages_saved(search, store),
+        stopped=count_stopped(search),
     )
     if isinstance(search, Stagewise):
         return replace(
@@ -78,15 +79,18 @@ def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Ite
     """Yield the complete settings in the order proposed, each once."""
     study, seen, stages = search.study, set[str](), set[str]()
     evaluated = search.evaluated()
+    again = {study.at(search.proposed[n].setting).id: n for n in evaluated if n in search.asked_again}
     for number, query in enumerate(search.proposed):
         stages |= {item.stage.key for request in requests.get(number, ()) for item in request.items}
         setting = study.at(query.setting).id
         if not search.asks_for_all(query) or setting in seen:
             continue
         seen.add(setting)
+        number = again.get(setting, number)
         evidence = search.answers.get(number)
         if evidence is None:
             state = "failed" if number in search.answers else "open"
+            state = "stopped" if number in search.stopped else state
             yield CandidateSetting(setting, state, stages_so_far=len(stages))
             continue
         trained_tasks = [int((~np.isnan(scores.R.diagonal())).sum()) for scores in evidence.scores]
@@ -109,6 +113,13 @@ def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Ite
             tasks_in_next_block=trained_tasks[finished] if finished < len(trained_tasks) else 0,
             stages_so_far=len(stages),
         )
+
+
+def count_stopped(search: SearchMethod) -> int:
+    """Count the settings and states that were stopped by hand and not evaluated to the end all the same."""
+    study = search.study
+    evaluated = {study.at(search.proposed[number].setting).id for number in search.evaluated()}
+    return len({study.at(search.proposed[number].setting).id for number in search.stopped} - evaluated)
 
 
 def count_stages_saved(search: SearchMethod, store: StageStore) -> int:

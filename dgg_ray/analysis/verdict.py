@@ -47,6 +47,15 @@ BASELINE_NAMES = {
     "joint": "joint training on all tasks at once",
 }
 SIMPLE_STRATEGIES = {"finetune": 0, "replay": 1}  # the simplest strategies, by rank
+STATUS_LABELS = {  # status of the verdict → its label
+    "clear": "a clear lead over the simpler methods",
+    "within noise": "within noise",
+    "beaten": "worse than another method",
+    "floor": "inconclusive: scores near the floor",
+    "ceiling": "inconclusive: scores near the ceiling",
+    "not compared": "not compared",
+    "nothing evaluated": "nothing evaluated yet",
+}
 FLOOR, CEILING = 0.10, 0.99  # scores beyond these leave no room for settings to differ
 
 
@@ -102,6 +111,22 @@ def verdict(results: Results) -> Verdict:
 def metric_labels(results: Results) -> dict[str, str]:
     """Return the metrics that tables show, with their headers."""
     return METRIC_LABELS | (OUTSIDE_LABELS if results.evaluate_only else {})
+
+
+def metric_label(metric: str) -> str:
+    """Return the header of a metric."""
+    return METRIC_LABELS.get(metric, metric.replace("_", " "))
+
+
+def compared_metrics(results: Results, comparison: pd.DataFrame) -> list[str]:
+    """Return the metrics that a table of the comparison shows: those with a score, and the headline metric.
+
+    comparison: of `compare`.
+    """
+    scored = set(comparison["metric"][comparison["score"].notna()])
+    metrics = [metric for metric in metric_labels(results) if metric in scored]
+    headline = headline_metric(results)
+    return metrics if headline in metrics else [headline, *metrics]
 
 
 def verdict_without_score(results: Results, chosen: str, split: str) -> Verdict:
@@ -172,8 +197,10 @@ def verdict_over_simpler(results: Results, rows: pd.DataFrame, chosen: str, supp
         rest = [f"It beats {gaps}.", *rest]
     support = [score, *rest][:3]
     if waiting.empty:
-        unfinished = results.search and not results.search.finished
-        opening = "So far the best is" if unfinished else "Use"
+        opening = "Use"
+        if results.search and not results.search.complete:
+            cut = "Of the settings that were not stopped by hand, the best is"
+            opening = cut if results.search.finished else "So far the best is"
         return Verdict(f"{opening} {description}.", support, "clear")
     names = join_names([baseline_name(label) for label in waiting.index])
     have = "has" if len(waiting) == 1 else "have"

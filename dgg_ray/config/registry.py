@@ -2,10 +2,11 @@
 
     studies/NAME/study.json       the study as it was checked, from which everything else is read
     studies/NAME/forecast.json    the predictions of each run
-    studies/NAME/progress.json    what runs now; after the end, how the run ended
+    studies/NAME/progress.json    what runs now and how far the study is; after the end, how the run ended
+    studies/NAME/decisions/000001.json …    what people decided about it since (decisions.py)
 
-These are the small files of a results folder. `fetch_results` writes them into a folder elsewhere, where
-every command that reads results works: the stages come from the store.
+The first three are the small files of a results folder. `fetch_results` writes them into a folder elsewhere,
+where every command that reads results works: the stages and the decisions come from the store.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from dgg_ray.config import loader, saved_study
+from dgg_ray.config.decisions import Decision
+from dgg_ray.config.sections import Budget
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreInUseError, StudyError, did_you_mean
 from dgg_ray.core.hashing import digest
 from dgg_ray.core.json_files import read_json, write_json
 from dgg_ray.storage.stage_store import StageStore
+from dgg_ray.storage.store_view import StoreView
 
 STUDY, FORECAST, LIVE = saved_study.SAVED_STUDY, "forecast.json", "progress.json"
 FRESH_S = 60.0  # age at which a running study's last report is out of date
@@ -43,12 +47,14 @@ class StatePublisher:
 
     shared: whether other machines may use the store for other people's studies. The name of another study is
         then a fault.
+    progress: says how far the study is, once the run is over.
     """
 
     study: Study
     store: StageStore
     out: Path
     shared: bool = False
+    progress: Callable[[], dict[str, Any]] = dict
     next_publication: float = field(default=0.0, init=False)
     begun: bool = field(default=False, init=False)
     publishing: threading.Thread | None = field(default=None, init=False)
@@ -73,12 +79,13 @@ class StatePublisher:
         end = time.monotonic() + END_S
         if self.publishing:  # so that it does not overwrite the last state
             self.publishing.join(END_S)
-        self.publish_aside({"at": time.time(), "running": [], "queued": 0, "ended": how})
+        over = {"at": time.time(), "running": [], "queued": 0, "ended": how}
+        self.publish_aside(self.progress() | over)
         if self.publishing:
             self.publishing.join(max(0.0, end - time.monotonic()))
 
     def live(self, content: dict[str, Any]) -> None:
-        """Publish the stages that run now: {at, running, queued}.
+        """Publish the stages that run now, and how far the study is: {at, running, queued, done, …}.
 
         A store that is out of reach neither delays this nor raises; OSError where the folder takes no file.
         """
@@ -172,6 +179,13 @@ def fetch_results(store: StageStore, name: str, out: Path) -> Path:
     return out
 
 
+def stored_study(store: StageStore, name: str) -> Study:
+    """The study of that name as it was checked last, with its decisions; ResultsError without one."""
+    with tempfile.TemporaryDirectory() as folder:
+        study = saved_study.require_saved_study(fetch_results(store, name, Path(folder)))
+    return with_decisions(study, store)
+
+
 def stored_studies(
     store: StageStore, deleted: Collection[str] = (), known: Collection[str] = ()
 ) -> Iterator[Study]:
@@ -193,6 +207,37 @@ def stored_studies(
                     f"what study {name!r} needs cannot be read from {store.url} ({type(problem).__name__}: "
                     f"{problem}); name its results folder, or give --deleted-study {name} if it is deleted"
                 ) from problem
+
+
+# -- decisions -------------------------------------------------------------------------------------
+
+
+def read_decisions(store: StageStore, name: str) -> tuple[Decision, ...]:
+    """The decisions about a study, in their order, as they are now."""
+    now = store.source if isinstance(store, StoreView) else store  # a view may be old
+    found = now.list_documents(document_name(name, "decisions/"))
+    return tuple(Decision.parse(content) for _, content in found)
+
+
+def append_decision(store: StageStore, name: str, decision: Decision) -> bool:
+    """Store a decision under its number; return False if there is one of that number already."""
+    return store.create_document(document_name(name, f"decisions/{decision.number:06}"), decision.as_json())
+
+
+def next_decision_number(store: StageStore, name: str) -> int:
+    """The number after that of the last decision about a study."""
+    names = store.backend.list_names(quote(document_name(name, "decisions/")))
+    return 1 + max((int(PurePosixPath(name).stem) for name in names), default=0)
+
+
+def with_decisions(study: Study, store: StageStore) -> Study:
+    """The study with the decisions that its store holds, and with the budget that they leave it."""
+    decisions = read_decisions(store, study.name)
+    if decisions == study.data.decisions:
+        return study
+    limits = {name: limit for decision in decisions for name, limit in decision.limits.items()}
+    budget = replace(study.budget or Budget(), **limits) if limits else study.budget
+    return replace(study, budget=budget, data=replace(study.data, decisions=decisions))
 
 
 # -- one name, one study ---------------------------------------------------------------------------

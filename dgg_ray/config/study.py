@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, overload
 
 from annotated_types import MinLen
 
+from dgg_ray.config.decisions import Decision, pinned_label, pinned_settings
 from dgg_ray.config.search_space import largest_values, searched_strategies
 from dgg_ray.config.sections import (
     FROM_SEARCH,
@@ -54,6 +56,7 @@ from dgg_ray.readers._task_reading import read_task
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import StageStore, open_store
 
+STUDY_NAME = re.compile(r"\w[\w. -]*")  # of a study: it names a folder, and its documents in a store
 CACHED_SETTINGS = 64  # a search asks for each setting many times, and its runs have many keys
 
 Setting = Mapping[str, Value]
@@ -99,6 +102,7 @@ class StudyData:
     source_hashes: a hash of each plug-in's source, by `kind/name`.
     warm_starts: settings of the studies in `search.warm_start_from`, the best first.
     warnings: what a person should know before the study runs.
+    decisions: what people decided about the study since, as its store has them.
     """
 
     tasks: Mapping[str, TaskData] = field(default_factory=dict)
@@ -107,6 +111,7 @@ class StudyData:
     source_hashes: Mapping[str, str] = field(default_factory=dict)
     warm_starts: tuple[WarmStart, ...] = ()
     warnings: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,12 @@ class Study:
         return tuple(name for name in names if isinstance(name, str) and name not in FROM_SEARCH)
 
     @property
+    def pinned(self) -> dict[str, Setting]:
+        """Label → the settings that are pinned."""
+        pins = pinned_settings(self.data.decisions)
+        return {pinned_label(setting): pin.values for setting, pin in pins.items()}
+
+    @property
     def fixed_settings(self) -> list[Setting]:
         """The values that baselines set by hand."""
         settings: list[Setting] = []
@@ -236,8 +247,8 @@ class Study:
     def compared_settings(self, from_search: Mapping[str, Study] | None = None) -> dict[str, StudyRuns]:
         """Label → runs on the final blocks: this setting under its strategy's name, then the baselines.
 
-        from_search: the study at the settings of the baselines that a search gives, by label; a baseline
-            without one is left out.
+        from_search: the study at the settings of the baselines that a search gives, and at those that are
+            pinned, by label; one without is left out.
         """
         known = from_search or {}
         compared: dict[str, Study] = {plugins.plugin_name(self.strategy): self}
@@ -249,6 +260,7 @@ class Study:
                 compared |= {label: self.at(setting) for label, setting in baseline.items()}
             elif isinstance(baseline, str) and baseline not in FROM_SEARCH:
                 compared.setdefault(baseline, self.with_strategy(baseline))
+        compared |= {label: known[label] for label in self.pinned if label in known}
         return {label: StudyRuns(study, self.final_blocks) for label, study in compared.items()}
 
     def simulated(self) -> Study:

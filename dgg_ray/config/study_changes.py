@@ -10,7 +10,7 @@ version's `study.json` stays beside the new one as `study.previous.json`. Put ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -64,26 +64,33 @@ def describe_changes(study: Study, out: Path) -> str:
     return "\n".join([*lines, f"{last}{saved_study.PREVIOUS_STUDY}"])
 
 
-def differences(old: Study, new: Study) -> Iterator[tuple[str, str, str]]:
+def differences(old: Study, new: Study) -> Iterator[tuple[str, ...]]:
     """Yield (dotted path, value before, value now) of every setting that differs, with defaults filled in."""
-    then, now = flat_settings(old), flat_settings(new)
-    for path in then | now:
-        a, b = then.get(path, ABSENT), now.get(path, ABSENT)
-        if a != b:
-            yield path, *around_first_difference(a, b)
+    for path, values in differing_values([old, new]):
+        yield path, *around_first_difference(*values)
 
 
-def around_first_difference(a: str, b: str) -> tuple[str, str]:
-    """Return both texts; of long ones the part around their first difference."""
-    if max(len(a), len(b)) <= LONGEST:
-        return a, b
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def differing_values(studies: Sequence[Study]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (dotted path, value in each study) of every setting that is not the same in all of them."""
+    settings = [flat_settings(study) for study in studies]
+    for path in dict.fromkeys(path for values in settings for path in values):
+        found = [values.get(path, ABSENT) for values in settings]
+        if len(set(found)) > 1:
+            yield path, found
+
+
+def around_first_difference(*texts: str) -> tuple[str, ...]:
+    """Return the texts; of long ones the part around their first difference."""
+    if max(map(len, texts)) <= LONGEST:
+        return texts
+    letters = enumerate(zip(*texts, strict=False))
+    same = next((i for i, at in letters if len(set(at)) > 1), min(map(len, texts)))
     start = max(same - LONGEST // 2, 0)
 
     def cut(text: str) -> str:
         return "…" * (start > 0) + text[start : start + LONGEST] + "…" * (len(text) > start + LONGEST)
 
-    return cut(a), cut(b)
+    return tuple(map(cut, texts))
 
 
 def flat_settings(study: Study) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dgg_ray.config.parsing import show_value
 from dgg_ray.config.search_rules import baseline_rules, search_rules
 from dgg_ray.config.search_space import searched_strategies
 from dgg_ray.config.sections import FROM_SEARCH, Budget, TunedBaseline, Value
-from dgg_ray.config.study import Study
+from dgg_ray.config.study import STUDY_NAME, Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
 from dgg_ray.core.hashing import digest
@@ -47,7 +47,7 @@ def validate_study(study: Study, broken: set[str], fetch: bool = True) -> list[F
 
 
 def name_rules(check: Check) -> Iterator[Fault]:
-    if not re.fullmatch(r"\w[\w. -]*", check.study.name):
+    if not STUDY_NAME.fullmatch(check.study.name):
         rule = "must be letters, digits, spaces, dots, _ and -, because it names a folder"
         yield Fault("name", rule, repr(check.study.name))
 

@@ -28,6 +28,7 @@
     cluster not readable driver          error, message: the cluster's resources are unknown
     display failed       driver          error, message
     output failed        driver          output, error, message, traceback: see optional_outputs.py
+    base model not kept  worker          –: a study changed it, and the next one loads it anew
     hardware check       worker          machine_type, reference, scores: see hardware_check.py; or an error
 
 The driver writes to OUT/logs. Brokers and workers write to standard output, which Ray keeps, and to that

@@ -98,6 +98,12 @@ class BudgetTracker:
         for limit in self.limits:
             limit.record_loss(seconds)
 
+    def take_losses(self, other: BudgetTracker) -> None:
+        """Count what another tracker of the same run counted as lost, too."""
+        for limit in self.limits:
+            if isinstance(limit, HoursLimit):
+                limit.lost += sum(before.lost for before in other.limits if isinstance(before, HoursLimit))
+
     def check(self, first_run: Iterable[WorkItem]) -> None:
         """Raise StudyError where nothing was done yet and the work items of one run would not fit."""
         first_run = list(first_run)

@@ -12,13 +12,13 @@ threads: it may be slow, and no answer may wait for another.
 A broker that Ray restarted knows nothing. Clients then request again what is still missing, and heartbeats
 tell which group has which item.
 
-A client opens one session for all its chains, because a call for each of thousands of items would take Ray
-longer than the broker. Ray repeats calls after a restart of the actor, so every call may come twice.
+A client opens one session for all its chains (client_sessions.py).
 
-    open_session(client, chains)    → the broker requests every chain's items, all chains at once
-    next_answers(client, known)     → the answers after the first `known`, once there are any; None where the
-                                      broker was restarted and does not know the client
-    close_session(client)           → nothing more is requested for the client
+When the driver has to decide anew what is needed, it pauses the broker: all requests end, and only the items
+that groups have are finished. Then clients request what is needed now.
+
+    pause()                         → every request is answered with an error, until
+    resume(budget)                  → the broker takes requests again
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +39,7 @@ from dgg_ray.core import event_log
 from dgg_ray.core.errors import OverBudgetError, error_record
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.cost.budget import BudgetTracker
+from dgg_ray.execution.client_sessions import Answer, Answers, ClientSessions
 from dgg_ray.execution.cluster import ON_HEAD, is_restarted_actor
 from dgg_ray.execution.prometheus import MetricsExporter
 from dgg_ray.execution.work_queue import MAX_OUTAGES, ItemResult, OutageCounter, WorkQueue
@@ -50,10 +50,7 @@ from dgg_ray.storage.stage_store import StageStore
 GRACE_S = 3.0  # after a restart: all groups send a heartbeat before anything is assigned
 REPLACEMENT_S = 20.0  # by then a group's dead workers are usually replaced, if there is a machine for them
 STORE_THREADS = 16
-ANSWERS_TOGETHER_S = 0.05  # answers that come within this time are sent in one reply
-
-Answer = dict[str, Any]  # {"ok": bool, "error": {error, message, traceback}}
-Answers = list[tuple[int, Answer | Exception]]  # (number of the chain, answer for its next item)
+PAUSED = {"error": "Paused", "message": "what is needed is decided anew", "traceback": ""}
 
 
 @ray.remote(  # pyright: ignore
@@ -84,7 +81,9 @@ class Broker:
         self.sessions = ClientSessions(self.request)
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         self.news = asyncio.Condition()
-        self.closed = False
+        self.closed = self.paused = False
+        self.resumed = 0  # how often the driver had resumed it, by the driver's count; 0 after a restart
+        self.finished_meanwhile: list[WorkItem] | None = None  # while the next budget is read
         self.reason = ""  # for which it was closed
         self.phase = ""  # of a worker group's start, before its first stage
         self.incarnations: Counter[str] = Counter()  # by group: how often its workers started or died
@@ -92,7 +91,7 @@ class Broker:
         self.failure_causes: dict[str, dict[str, str]] = {}  # by item key: the error that ended its group
         self.leasing: set[str] = set()  # items that groups have and whose lease is not acquired yet
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.refreshing = asyncio.Lock()
+        self.refreshing, self.resuming = asyncio.Lock(), asyncio.Lock()
         self.ready_at = time.monotonic() + GRACE_S * is_restarted_actor()
         self.lease_watch: asyncio.Task[None] | None = None
 
@@ -109,11 +108,13 @@ class Broker:
 
     async def request(self, item: WorkItem) -> Answer:
         """Wait until the store has everything that the item asks for, or the item has failed."""
-        while True:
+        while not self.paused:
             state = self.queue.known_state(item)
             if state is None:
                 stored = await self._is_stored(item)
                 await self._refresh_disk_use(item)
+                if self.paused:
+                    break
                 state = self.queue.enqueue(item, stored)
             if state == "stored":
                 return {"ok": True}
@@ -129,6 +130,7 @@ class Broker:
             result = await asyncio.shield(answer)
             if not result["ok"] or await self._is_stored(item):
                 return result
+        return {"ok": False, "error": PAUSED}
 
     # -- worker groups -----------------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ class Broker:
             self.outages.reset()
             if had_item:
                 item = self.queue.assigned[result.key].item
+                if self.finished_meanwhile is not None:
+                    self.finished_meanwhile.append(item)
                 try:
                     readings = await self._in_thread(self.queue.budget.read_item, item)
                 except Exception as problem:  # the item is finished all the same
@@ -267,9 +271,40 @@ class Broker:
             self._answer(key, {"ok": False, "error": closed_error(self.reason)})
         await asyncio.to_thread(self.leases.close)
 
+    async def pause(self) -> None:
+        """End all requests; the items that groups have are finished, and nothing else is started."""
+        self.paused = True
+        self.finished_meanwhile = self.finished_meanwhile or []
+        for key in self.queue.drop_requests():
+            self.leases.release(key)  # it may be held since the item was put back into the queue
+        for key in list(self.answers):
+            self._answer(key, {"ok": False, "error": PAUSED})
+
+    async def resume(self, budget: BudgetTracker, count: int) -> None:
+        """Take requests again, within the budget of the study now.
+
+        count: how often the driver has resumed it.
+        """
+        async with self.resuming:
+            if self.resumed == count and not self.paused:
+                return  # a repeated call
+            self.finished_meanwhile = self.finished_meanwhile or []
+            await self._in_thread(budget.reload)
+            while self.finished_meanwhile:  # after the budget was read
+                item = self.finished_meanwhile.pop()
+                budget.record_finished(item, await self._in_thread(budget.read_item, item))
+            budget.take_losses(self.queue.budget)
+            self.finished_meanwhile, self.queue.budget = None, budget
+            self.paused, self.resumed = False, count
+
     async def status(self) -> dict[str, Any]:
         """The queue's status, with `closed`: the reason, or empty, and the `phase` of the start-up."""
-        status = {**self.queue.status(), "closed": self.reason, "phase": self.phase}
+        status = {
+            **self.queue.status(),
+            "closed": self.reason,
+            "phase": self.phase,
+            "resumed": self.resumed,
+        }
         if self.metrics:
             self.metrics.export(status)
         return status
@@ -391,61 +426,7 @@ def closed_error(reason: str) -> dict[str, str]:
     return {"error": "Closed", "message": reason, "traceback": ""}
 
 
-# -- sessions --------------------------------------------------------------------------------------
-
-
-@dataclass
-class ClientSession:
-    """answers: those that the client has not confirmed; confirmed: how many it has received before."""
-
-    answers: Answers = field(default_factory=list)
-    confirmed: int = 0
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-
-class ClientSessions:
-    """The broker's side of `run_chains`. request: waits until an item is stored or has failed."""
-
-    def __init__(self, request: Callable[[WorkItem], Awaitable[Answer]]) -> None:
-        self.request = request
-        self.by_client: dict[str, ClientSession] = {}
-
-    def open(self, client: str, chains: Mapping[int, Sequence[WorkItem]]) -> None:
-        if client in self.by_client:
-            return
-        session = self.by_client[client] = ClientSession()
-        for number, chain in chains.items():
-            session.tasks.append(asyncio.create_task(self._request_chain(session, number, chain)))
-
-    async def next_answers(self, client: str, known: int) -> Answers | None:
-        if (session := self.by_client.get(client)) is None:
-            return None
-        if known > session.confirmed:  # otherwise an earlier call was repeated
-            del session.answers[: known - session.confirmed]
-            session.confirmed = known
-        while not session.answers and self.by_client.get(client) is session:
-            session.news.clear()
-            await session.news.wait()
-            await asyncio.sleep(ANSWERS_TOGETHER_S)
-        return list(session.answers)
-
-    def close(self, client: str) -> None:
-        if session := self.by_client.pop(client, None):
-            session.news.set()  # a repeated call may still wait
-            for task in session.tasks:
-                task.cancel()
-
-    async def _request_chain(self, session: ClientSession, number: int, chain: Sequence[WorkItem]) -> None:
-        for item in chain:
-            try:
-                answer = await self.request(item)
-            except Exception as problem:  # usually the store's; the client raises it
-                answer = problem
-            session.answers.append((number, answer))
-            session.news.set()
-            if isinstance(answer, Exception) or not answer["ok"]:
-                return
+# -- clients ---------------------------------------------------------------------------------------
 
 
 def run_chains(

@@ -24,6 +24,7 @@ from dgg_ray.core.errors import ClusterError
 
 RAY_UP_CONFIG = Path(os.path.expanduser("~/ray_bootstrap_config.yaml"))  # by `ray up`; JSON despite its name
 ON_HEAD = {"node:__internal_head__": 0.001}  # for processes that only wait: the head is never scaled away
+HELD = ("CPU", "GPU")  # what worker groups hold
 
 # Read by Ray when it starts, and by its workers.
 ENVIRONMENT = {
@@ -48,20 +49,26 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
 
     Raises ClusterError at once where the cluster can never hold one of the study's worker groups.
     """
+    with started(cores_for(study), address):
+        check_resources(study)
+        yield
+
+
+@contextlib.contextmanager
+def started(cores: int, address: str | None = None) -> Iterator[None]:
+    """Run a block with Ray. cores: logical ones, where Ray is started on this machine."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ |= plugin_environment()
-    workers = study.workers
-    started = not ray.is_initialized()
-    folder = process_setup.make_short_folder() if started and not address else None
+    starting = not ray.is_initialized()
+    folder = process_setup.make_short_folder() if starting and not address else None
     process_setup.leave_deleted_folder()
-    if started and address:
+    if starting and address:
         join(address)
-    elif started:
-        cores = max(os.cpu_count() or 1, ceil(workers.groups * workers.group_size * workers.cpus))
+    elif starting:
         ray.init(
             address="local",
-            num_cpus=cores,  # logical: a study that asks for more workers than cores still runs
+            num_cpus=cores,
             include_dashboard=False,
             object_store_memory=200_000_000,
             log_to_driver=False,
@@ -72,15 +79,20 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
-        check_resources(study)
         yield
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
-        if started:
+        if starting:
             ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def cores_for(study: Study) -> int:
+    """This machine's cores, or more: a study that asks for more workers than cores still runs."""
+    workers = study.workers
+    return max(os.cpu_count() or 1, ceil(workers.groups * workers.group_size * workers.cpus))
 
 
 def join(address: str) -> None:
@@ -219,6 +231,25 @@ def infeasible_requests() -> list[str]:
         " + ".join(str(dict(request.resources_bundle)) for request in gang.requests)
         for gang in state.infeasible_gang_resource_requests
     ]
+
+
+def is_short_of_machines() -> bool:
+    """Return whether anybody waits for CPUs or GPUs that a machine of the cluster has, but that are taken."""
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated.autoscaler_pb2 import GetClusterResourceStateReply  # pyright: ignore
+
+    reply, address = GetClusterResourceStateReply(), ray.get_runtime_context().gcs_address
+    reply.ParseFromString(GcsClient(address).get_cluster_resource_state(timeout_s=5))
+    state = reply.cluster_resource_state
+    gangs = [request for gang in state.pending_gang_resource_requests for request in gang.requests]
+    requests = [*gangs, *(r.request for r in state.pending_resource_requests)]
+    machines = [dict(node.total_resources) for node in state.node_states]
+    return any(
+        workers_per_node(machine, wanted)
+        for request in requests
+        if (wanted := {name: n for name, n in request.resources_bundle.items() if n and name in HELD})
+        for machine in machines
+    )
 
 
 def free_abandoned() -> int:

@@ -13,15 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dgg_ray.config import study_changes
+from dgg_ray.config import registry, study_changes
 from dgg_ray.config.registry import StatePublisher
 from dgg_ray.config.study import Study
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.terminal import warn
 from dgg_ray.cost import budget, forecast
 from dgg_ray.cost.model import profiling_items
+from dgg_ray.execution.decision_watch import DecisionWatch
 from dgg_ray.execution.executor import RayExecutor, StageExecutor, make_executor
 from dgg_ray.execution.progress import Display
+from dgg_ray.execution.session import RaySession
 from dgg_ray.execution.trackers import TrackerReporter, tracker_reporter
 from dgg_ray.execution.tune_searcher import search_with_tune
 from dgg_ray.planning import edited_plugins
@@ -65,20 +67,23 @@ def run(
     out: Path,
     optional: OptionalOutputs,
     local: bool,
-    address: str | None,
+    session: RaySession,
     quiet: bool,
 ) -> dict[str, float]:
     """Run or continue a study into a folder; study and store are those that `prepare` returned.
 
-    address: of a Ray cluster; None starts Ray on this machine if a stage is missing.
+    session: gives Ray if a stage is missing.
     Returns the counts of stages asked for, there, trained and failed, and the seconds of the run.
     """
     from dgg_ray.planning.plan import plan  # here: it imports SciPy
 
+    study = registry.with_decisions(study, store)
     tracker = budget.make_tracker(study, store, comparison_chains)
     start = time.perf_counter()
     with (
-        StatePublisher(study, store, out, shared=address is not None or "://" in store.url) as publisher,
+        StatePublisher(
+            study, store, out, shared=session.address is not None or "://" in store.url
+        ) as publisher,
         Display(
             study.name,
             quiet=quiet,
@@ -86,9 +91,10 @@ def run(
             write_live=publisher.live,
             optional=optional,
         ) as display,
-        make_executor(study, store, out, display, tracker, local, address) as executor,
+        make_executor(study, store, out, display, tracker, local, session) as executor,
         tracker_reporter(study, store, out, optional) as reporter,
     ):
+        publisher.progress = lambda: {**display.progress(), "left_s": None}
         display.on_item_finished = reporter.report_news
         for line in edited_plugins.describe_unused_work(study, store):
             display.say(line)
@@ -97,10 +103,26 @@ def run(
             tracker.reload()
             tracker.check(first_run_items(study))
         with forecast.record_forecast(out, display.set_plan(plan(study, store)), optional) as entry:
-            search_and_compare(EvidenceReader(study, store), out, executor, reporter, optional)
+            heed_decisions(EvidenceReader(study, store), out, executor, reporter, optional)
             if executor.budget_exhausted:
                 entry["refused"] = plan(study, store).to_train
     return executor.tally | {"seconds": time.perf_counter() - start}
+
+
+def heed_decisions(
+    reader: EvidenceReader,
+    out: Path,
+    executor: StageExecutor,
+    reporter: TrackerReporter,
+    optional: OptionalOutputs,
+) -> None:
+    """Run what the study asks for, with the decisions that people take meanwhile."""
+    with DecisionWatch(reader.study, reader.store, executor) as watch:
+        search_and_compare(reader, out, executor, reporter, optional)
+        while watch.look():
+            reader = EvidenceReader(watch.take_up(), reader.store)
+            reporter.begin_again()
+            search_and_compare(reader, out, executor, reporter, optional)
 
 
 def search_and_compare(
@@ -110,12 +132,17 @@ def search_and_compare(
     reporter: TrackerReporter,
     optional: OptionalOutputs,
 ) -> None:
-    """Run what the study asks for, as far as the budget goes: its search, then the comparison."""
+    """Run what the study asks for, as far as the budget goes: its search, then the comparison.
+
+    An interruption of the executor ends this early.
+    """
     study, search = reader.study, None
     if study.search is not None:
         search = make_search(study, out / "search.db", optional)
 
     def carry_out(own: SearchMethod) -> SearchMethod:
+        if executor.interrupted:
+            return own
         if isinstance(own, OptunaSearch) and own is not search:  # of a tuned baseline
             own.copy_to(out / "search.db", optional, fresh=False)
         if isinstance(own, OptunaSearch) or own is search:
@@ -123,6 +150,8 @@ def search_and_compare(
         return run_search(reader, executor, own)
 
     comparison = Comparison.from_search_method(study, search, carry_out)
+    if executor.interrupted:
+        return
     reporter.follow_comparison(comparison.settings)
     executor.execute(comparison.chains)
 
@@ -143,7 +172,9 @@ def profile(
     study = with_actual_workers(study, local)
     with (
         Display(f"{study.name}, profiling", quiet=quiet) as display,
-        make_executor(study, store, out, display, budget.BudgetTracker(), local, address) as executor,
+        make_executor(
+            study, store, out, display, budget.BudgetTracker(), local, RaySession(address)
+        ) as executor,
     ):
         executor.execute([[item] for item in profiling_items(study)])
     return plan(study, store), [f"{e['error']}: {e['message']}" for e in executor.errors]
@@ -184,6 +215,8 @@ def search_in_process(reader: EvidenceReader, search: SearchMethod, executor: St
             executor.execute(reader.missing_items(batch))
             if reader.missing_items(batch):
                 break
+        if executor.interrupted:
+            return
         evidence = reader.with_store(view_if_remote(reader.store)).evidence(query)
         if executor.budget_exhausted and evidence is None:
             return  # the query stays unanswered: with a larger budget the search proposes it again

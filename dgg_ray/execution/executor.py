@@ -6,6 +6,7 @@ RayExecutor      by worker groups; Ray is started when the first item is missing
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -24,12 +25,12 @@ from dgg_ray.core import error_records, event_log
 from dgg_ray.core.errors import ClusterError, error_record
 from dgg_ray.core.stage import Stage, WorkItem
 from dgg_ray.cost.budget import BudgetTracker
-from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import Broker, is_budget_exhausted, run_chains
 from dgg_ray.execution.hardware_check import HardwareCheck
 from dgg_ray.execution.progress import Display
 from dgg_ray.execution.prometheus import MetricsExporter
-from dgg_ray.execution.worker_groups import WorkerGroupManager
+from dgg_ray.execution.session import RaySession
+from dgg_ray.execution.worker_groups import BROKER_TIMEOUT_S, WorkerGroupManager
 from dgg_ray.storage.lease_keeper import POLL_S, LeaseKeeper
 from dgg_ray.storage.leases import LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
@@ -42,6 +43,7 @@ class StageExecutor(ABC):
 
     tally: counts of this run: stages asked for, there (in the store already), trained, failed.
     budget_exhausted: whether the budget kept an item from being started.
+    interrupted: whether it starts nothing more of what it was asked for, until it is resumed.
     errors: of the items given to `execute`: {error, message, traceback} each.
     """
 
@@ -54,6 +56,7 @@ class StageExecutor(ABC):
         default_factory=lambda: dict.fromkeys(("asked", "there", "trained", "failed"), 0), init=False
     )
     budget_exhausted: bool = field(default=False, init=False)
+    interrupted: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
@@ -61,6 +64,7 @@ class StageExecutor(ABC):
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        self.tally["there"] = max(0, self.tally["there"])
         self.stack.close()
 
     def execute(self, chains: Sequence[Sequence[WorkItem]]) -> None:
@@ -86,6 +90,19 @@ class StageExecutor(ABC):
         for _ in range(count):
             self.display.item_finished()
 
+    def interrupt(self) -> None:
+        """Start nothing more; what is in training ends normally. Any thread may call this, more than once."""
+        self.interrupted = True
+
+    def resume(self, budget: BudgetTracker) -> None:
+        """Go on after an interruption, with the budget as it is now; all that is needed is asked for anew."""
+        budget.take_losses(self.budget)
+        self.budget, self.budget_exhausted, self.interrupted = budget, False, False
+        # What this run has finished will be asked for again, and is no longer counted as there already.
+        there = self.tally["there"] - self.display.done
+        self.tally |= {"asked": 0, "there": there}
+        self.display.total = self.display.done = 0
+
     @abstractmethod
     def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None: ...
 
@@ -97,12 +114,12 @@ def make_executor(
     display: Display,
     budget: BudgetTracker,
     local: bool = False,
-    address: str | None = None,
+    session: RaySession | None = None,
 ) -> StageExecutor:
-    """The executor in this process, or the one on the Ray cluster at an address (None: on this machine)."""
+    """The executor in this process, or the one on Ray (None: on this machine, for this study alone)."""
     if local:
         return LocalExecutor(study, store, out, display, budget)
-    return RayExecutor(study, store, out, display, budget, address)
+    return RayExecutor(study, store, out, display, budget, session or RaySession())
 
 
 # -- in this process -------------------------------------------------------------------------------
@@ -120,7 +137,7 @@ class LocalExecutor(StageExecutor):
         """Run one chain after another; a chain whose next item another driver has is tried again later."""
         self._set_up()
         waiting, blocked_in_a_row = deque(deque(chain) for chain in chains), 0
-        while waiting:
+        while waiting and not self.interrupted:
             chain = waiting.popleft()
             if self._run_chain(chain):
                 blocked_in_a_row = 0
@@ -142,7 +159,7 @@ class LocalExecutor(StageExecutor):
 
     def _run_chain(self, chain: deque[WorkItem]) -> bool:
         """Run a chain's items and remove them from it; False where another driver has the next one."""
-        while chain:
+        while chain and not self.interrupted:
             item = chain[0]
             if item.key in self.failed:
                 break
@@ -199,15 +216,13 @@ class LocalExecutor(StageExecutor):
 
 @dataclass
 class RayExecutor(StageExecutor):
-    """Has items trained by worker groups. `tally` also has `seconds_to_first_stage`, once a group started.
+    """Has items trained by worker groups. `tally` also has `seconds_to_first_stage`, once a group started."""
 
-    address: of a Ray cluster; None starts one on this machine.
-    """
-
-    address: str | None = None
+    session: RaySession = field(default_factory=RaySession)
     broker: Any = field(default=None, init=False)
     counts: dict[str, int] = field(default_factory=lambda: {"trained": 0, "failed": 0}, init=False)
     last_counts: dict[str, int] = field(default_factory=dict, init=False)  # as the broker gave them
+    resumed: int = field(default=0, init=False)
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __enter__(self) -> Self:
@@ -224,7 +239,7 @@ class RayExecutor(StageExecutor):
         """Start Ray, the broker and the worker groups, unless they run already; return the broker."""
         if self.broker is None:
             self.display.phase("starting Ray")
-            self.stack.enter_context(cluster.connected(self.study, self.address))
+            self.stack.enter_context(self.session.connected(self.study))
             self.broker = Broker.remote(  # type: ignore[attr-defined]
                 self.store,
                 self.study.workers.max_retries,
@@ -232,11 +247,29 @@ class RayExecutor(StageExecutor):
                 LeaseOwner.this_process(),
                 MetricsExporter.of(self.study, self.out),
             )
+            self.stack.callback(self._end_broker)  # Ray may outlive the study
             self.groups = self.stack.enter_context(
-                WorkerGroupManager(self.study, self.store, self.broker, self.out / "ray", self._on_status)
+                WorkerGroupManager(
+                    self.study, self.store, self.broker, self.out / "ray", self._on_status, self.session.warm
+                )
             )
             self.display.phase("starting workers")
         return self.broker
+
+    def _end_broker(self) -> None:
+        with contextlib.suppress(Exception):  # Ray may be gone
+            ray.kill(self.broker)
+
+    def interrupt(self) -> None:
+        super().interrupt()
+        if self.broker:
+            ray.get(self.broker.pause.remote(), timeout=BROKER_TIMEOUT_S)
+
+    def resume(self, budget: BudgetTracker) -> None:
+        super().resume(budget)
+        if self.broker:
+            self.resumed += 1
+            ray.get(self.broker.resume.remote(budget, self.resumed))
 
     def check(self) -> None:
         """Raise ClusterError where no worker group can run; the broker may know before the manager does."""
@@ -247,6 +280,8 @@ class RayExecutor(StageExecutor):
 
     def _execute_missing(self, chains: Sequence[Sequence[WorkItem]]) -> None:
         errors = run_chains(chains, self.start(), lambda item: self.display.item_finished())
+        if self.interrupted:
+            return
         self.errors += errors
         self.budget_exhausted |= is_budget_exhausted(errors)
         for line in dict.fromkeys(
@@ -258,6 +293,10 @@ class RayExecutor(StageExecutor):
     def _on_status(self, status: dict[str, Any]) -> None:
         """Show the broker's status; called a few times a second."""
         self._add_counts(status)
+        if (
+            status["resumed"] != self.resumed and not self.interrupted
+        ):  # it was restarted with the first budget
+            self.broker.resume.remote(self.budget, self.resumed)
         self.display.update(status | self.counts)
         if status["running"]:
             self.tally.setdefault("seconds_to_first_stage", time.perf_counter() - self.start_time)

@@ -66,6 +66,7 @@ class Heartbeat:
         self.item: WorkItem | None = None
         self.steps = (0, 0)
         self.lock = threading.Lock()
+        self.closed = threading.Event()
         if send:
             threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
@@ -84,9 +85,13 @@ class Heartbeat:
             self.item = None
         self.watchdog.stop()
 
+    def close(self) -> None:
+        """End the thread: nothing is sent after this."""
+        self.stop()
+        self.closed.set()
+
     def _run(self) -> None:
-        while True:
-            time.sleep(HEARTBEAT_S)
+        while not self.closed.wait(HEARTBEAT_S):
             with self.lock, contextlib.suppress(Exception):  # the broker may be away for a moment
                 if self.item and self.send:
                     self.send(self.item.key, self.steps)

@@ -25,6 +25,7 @@ MAX_SILENCE_S = 50.0  # without a plain line, even where nothing was finished
 PLAN_EVERY_S = 5.0  # between two plans, at least
 PLAN_SHARE = 0.05  # of the time, at most, goes into plans
 LIVE_EVERY_S = 2.0  # between two updates of the file that `dgg-ray status` reads
+PROGRESS = ("done", "total", "exact", "trained", "failed", "left_s", "spent", "spent_unit", "best", "phase")
 
 
 class ProgressPlan(Protocol):
@@ -97,10 +98,11 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.running = []
         self.ended.set()
-        self.planned, self.exact = self.total, True  # nothing more is requested
+        if kind is None:
+            self.planned, self.exact = self.total, True  # nothing more is requested
         if self.live:
             self.live.stop()
 
@@ -169,7 +171,8 @@ class Display:
         if self.write_live and now >= self.next_live:
             self.next_live = now + LIVE_EVERY_S
             with self.optional.attempt("the live part of `dgg-ray status`"):
-                self.write_live({"at": time.time(), "running": self.running, "queued": self.waiting})
+                live = {"at": time.time(), "running": self.running, "queued": self.waiting}
+                self.write_live(live | self.progress())
         self.update_plan()
 
     def update_plan(self) -> None:
@@ -189,30 +192,70 @@ class Display:
 
     # -- what is shown -----------------------------------------------------------------------------
 
+    def progress(self) -> dict[str, Any]:
+        """Everything but the running stages, as JSON.
+
+        done, total: items, `total` as far as it is known now; exact: whether that is certain.
+        trained, failed: stages of this run.
+        left_s: seconds left, [mean, low, high]; None before anything was measured.
+        spent, spent_unit: by the study, in the unit of its budget; None before the first plan.
+        best: the best setting so far, in words; empty before one was evaluated.
+        phase: of the start-up; empty after it.
+        """
+        spent, unit = self.spent_amount() or (None, None)
+        left = self.seconds_left()
+        return {
+            "done": self.done,
+            "total": max(self.total, self.planned),
+            "exact": self.exact,
+            "trained": self.trained,
+            "failed": self.failed,
+            "left_s": list(left) if left else None,
+            "spent": spent,
+            "spent_unit": unit,
+            "best": self.best,
+            "phase": next(reversed(self.phases), ""),
+        }
+
     @property
     def count(self) -> str:
         """Items done, of the items in all: "3/9", or "3/about 9" while that number may change."""
         total = max(self.total, self.planned)
         return f"{self.done}/{'' if self.exact else 'about '}{total}" if total else "0"
 
-    def time_left(self) -> str:
-        """The predicted time left with its 95 % interval; empty before anything was measured."""
+    def seconds_left(self) -> tuple[float, float, float] | None:
+        """The predicted time left: mean, and the ends of its 95 % interval.
+
+        None before anything was measured, and where more time has passed than was predicted.
+        """
         if not self.cost_forecast or not self.cost_forecast.remaining:
-            return ""
+            return None
         passed = time.monotonic() - self.planned_at
         wall = self.cost_forecast.remaining.amounts()["wall hours"].scaled(3600)
         if wall.high <= passed:
+            return None
+        return max(0.0, wall.mean - passed), max(0.0, wall.low - passed), wall.high - passed
+
+    def time_left(self) -> str:
+        """The time left in words, with its 95 % interval; empty where it is unknown."""
+        left = self.seconds_left()
+        if left is None:
             return ""
-        unit, size = ("min", 60) if wall.mean - passed > 90 else ("s", 1)
-        mean, low, high = (f"{max(0.0, seconds - passed) / size:.0f}" for seconds in wall)
+        unit, size = ("min", 60) if left[0] > 90 else ("s", 1)
+        mean, low, high = (f"{seconds / size:.0f}" for seconds in left)
         return f"about {mean} {unit} left (95 %: {low} to {high})"
 
-    def spent(self) -> str:
-        """What the study has spent, in the unit of its budget."""
+    def spent_amount(self) -> tuple[float, str] | None:
+        """What the study has spent, with the unit of its budget; None before the first plan."""
         if not self.cost_forecast:
-            return ""
+            return None
         unit, rate = list(unit_rates(self.cost_forecast.workers).items())[-1]
-        return f"{self.cost_forecast.spent * rate:.3g} {unit} spent"
+        return self.cost_forecast.spent * rate, unit
+
+    def spent(self) -> str:
+        """What the study has spent, in words."""
+        spent = self.spent_amount()
+        return f"{spent[0]:.3g} {spent[1]} spent" if spent else ""
 
     def best_so_far(self) -> str:
         return f"best so far: {self.best}" if self.best else ""
@@ -250,8 +293,12 @@ class Display:
 
 
 def read_live(out: Path) -> dict[str, Any]:
-    """What is running into a folder now: {running, queued}; both empty where nothing is."""
+    """What is running into a folder now: {running, queued, progress}; empty, and None, where nothing is.
+
+    progress: of `Display.progress`.
+    """
     live = read_json(out / LIVE)
     if not live or time.time() - live["at"] >= FRESH_S:
-        return {"running": [], "queued": 0}
-    return {"running": live["running"], "queued": live["queued"]}
+        return {"running": [], "queued": 0, "progress": None}
+    progress = {name: live[name] for name in PROGRESS if name in live}
+    return {"running": live["running"], "queued": live["queued"], "progress": progress}

@@ -325,6 +325,10 @@ class TrackerReporter:
         if self.is_active:
             self.searches.append((search, set()))
 
+    def begin_again(self) -> None:
+        """Follow no search any longer; the tracked runs go on with those that are followed from now on."""
+        self.searches.clear()
+
     def follow_comparison(self, settings: Mapping[str, StudyRuns]) -> None:
         """Track the settings of the final comparison."""
         if not self.is_active:
@@ -375,6 +379,8 @@ class TrackerReporter:
     def start_run(self, run: TrackedRun, view: StageStore) -> None:
         """Start a tracked run, or continue it, and report what the store holds of it already."""
         record = self.records.setdefault(run.id, {"reported": [], "ended": False, "trackers": {}})
+        if run.id in self.open:
+            self.open[run.id].is_over = run.is_over  # of the search that is followed now
         if record["ended"] or run.id in self.open:
             return
         run.reported = [StageOfRun(*stage) for stage in record["reported"]]

@@ -112,7 +112,7 @@ class TuneSearcher(Searcher):
         self.stages: dict[str, int] = {}  # by trial: stages reported so far
 
     def suggest(self, trial_id: str) -> Any:
-        if self.executor.budget_exhausted:
+        if self.executor.budget_exhausted or self.executor.interrupted:
             return Searcher.FINISHED
         view = self.reader.with_store(view_if_remote(self.reader.store))
         while (proposal := self.search.ask()) is not None:
@@ -136,7 +136,7 @@ class TuneSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id not in self.open:
+        if trial_id not in self.open or self.executor.interrupted:
             return
         if result and not error:
             self.on_trial_result(trial_id, result)

@@ -51,6 +51,7 @@ class QueueEntry:
     losses: worker groups that died while they had it.
     furthest_step: the latest step that any of these groups reached.
     steps: (done, total) in the group that has it now.
+    abandoned: nobody requests it any more; it is finished by the group that has it, and by no other.
     """
 
     requested: WorkItem
@@ -62,6 +63,7 @@ class QueueEntry:
     furthest_step: int = 0
     started: float = 0.0
     steps: tuple[int, int] = (0, 0)
+    abandoned: bool = False
 
     @property
     def item(self) -> WorkItem:
@@ -138,6 +140,7 @@ class WorkQueue:
         if (entry := self.entries.get(item.key)) is None:
             return None
         requested = {evaluation.key: evaluation for evaluation in item.evaluations}
+        entry.abandoned = False
         if entry.group is None:
             entry.evaluations |= requested
         elif not requested.keys() <= entry.evaluations.keys():
@@ -200,6 +203,18 @@ class WorkQueue:
         self.assigned.pop(key, None)
         if entry := self.entries.get(key):
             entry.group, entry.leased_by = None, leased_by
+            if entry.abandoned:
+                del self.entries[key]
+
+    def drop_requests(self) -> list[str]:
+        """Forget all requests; return the keys of the items that leave the queue: all that no group has."""
+        dropped = [key for key, entry in self.entries.items() if entry.group is None]
+        for key in dropped:
+            del self.entries[key]
+        for entry in self.entries.values():
+            entry.abandoned = True
+        self.late_evaluations.clear()
+        return dropped
 
     def remove_stored(self, key: str) -> None:
         """Close an entry that another driver has finished."""
@@ -251,6 +266,7 @@ class WorkQueue:
             self.counts["lost"] += 1
             if entry.losses > self.max_retries:
                 given_up.append(entry.item)
+            if entry.losses > self.max_retries or entry.abandoned:
                 del self.entries[key]
         return given_up
 

@@ -16,10 +16,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import ray
@@ -39,14 +40,18 @@ from dgg_ray.core.errors import (
     error_record,
 )
 from dgg_ray.core.stage import WorkItem
-from dgg_ray.execution import cluster
+from dgg_ray.execution import cluster, warm_groups
 from dgg_ray.execution.hardware_check import HardwareCheck
 from dgg_ray.execution.heartbeat import Heartbeat, Watchdog, hang_file, take_hang_error
+from dgg_ray.execution.warm_groups import WarmGroups
 from dgg_ray.execution.work_queue import ItemResult
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.training.process_group import on_rank0, rank
-from dgg_ray.training.setup import LOADING, build_stage_runner, run_item, startup_error
+from dgg_ray.training.setup import LOADING, build_stage_runner, keep_model, run_item, startup_error
 from dgg_ray.training.simulated_runner import SimulatedRunner
+
+if TYPE_CHECKING:
+    from dgg_ray.training.kept_model import KeptModel
 
 POLL_S = 0.2
 CLUSTER_CHECK_S = 5.0
@@ -87,35 +92,54 @@ class WorkerConfig:
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Run one worker of a group until no item comes; config: of a `WorkerConfig`."""
+    """Run one worker of a group until no item comes.
+
+    config: of a `WorkerConfig`; or {code, outside_plugins, pool, member} of a group that goes from study to
+        study (see warm_groups.py).
+    """
+    pool, member = config.get("pool"), config.get("member", "")
     # Before anything of the driver's is unpickled, which imports the study's plug-ins.
     if reason := cluster.code_mismatch(config["code"]) or cluster.unusable_plugins(config["outside_plugins"]):
-        ray.get(config["broker"].close.remote(reason))
-        return
-    WorkerLoop(WorkerConfig(**config)).run()
+        ray.get(pool.refuse.remote(member, reason) if pool else config["broker"].close.remote(reason))
+    elif pool:
+        from dgg_ray.training.kept_model import KeptModel  # here: it needs torch
+
+        kept = KeptModel()
+        warm_groups.run_assignments(pool, member, lambda study: WorkerLoop(WorkerConfig(**study), kept).run())
+    else:
+        WorkerLoop(WorkerConfig(**config)).run()
 
 
 class WorkerLoop:
-    """The loop of one worker. All workers of a group run it in step; only rank 0 talks to the broker."""
+    """The loop of one worker. All workers of a group run it in step; only rank 0 talks to the broker.
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self.config, self.broker, self.group = config, config.broker, config.group
+    kept: where the base model stays for the next study of this process; None where there is none.
+    """
+
+    def __init__(self, config: WorkerConfig, kept: KeptModel | None = None) -> None:
+        self.config, self.broker, self.group, self.kept = config, config.broker, config.group, kept
         self.study: Study
         self.store: StageStore
         self.study, self.store = ray.get([config.study, config.store])
         self.workers = self.study.workers
 
-    def run(self) -> None:
-        """Train assigned items until none comes, or until a failure ends the group."""
+    def run(self) -> bool:
+        """Train assigned items until none comes; return False where a failure ends the group before."""
         self._start_process()
         if not self._set_up():
-            return
-        result: ItemResult | None = None
-        while item := on_rank0(self._next_item, result):
-            result = self._run_item(item)
-            if result is None:
-                return
+            return False
+        try:
+            result: ItemResult | None = None
+            while item := on_rank0(self._next_item, result):
+                result = self._run_item(item)
+                if result is None:
+                    return False
+        finally:
+            self.heartbeat.close()
+        if self.kept:
+            keep_model(self.runner, self.kept)
         event_log.log_event("ended")
+        return True
 
     def _start_process(self) -> None:
         event_log.start_logging(self.study.name, self.group, self.config.logs, rank())
@@ -136,7 +160,7 @@ class WorkerLoop:
         watchdog = Watchdog(60 * self.workers.hang_timeout_minutes, hang_file(self.config.group_id, rank()))
         self.broker.set_phase.remote(LOADING)
         try:
-            runner = build_stage_runner(self.study, self.store, self.workers.zero, watchdog.reset)
+            runner = build_stage_runner(self.study, self.store, self.workers.zero, watchdog.reset, self.kept)
         except MACHINE_INDEPENDENT as problem:
             ray.get(self.broker.close.remote(f"a worker cannot start: {type(problem).__name__}: {problem}"))
             return False
@@ -210,18 +234,27 @@ def is_preempted() -> bool:
 
 
 class DeathCallback(ray.train.UserCallback):
-    """Tells the broker that a group's workers died: there may be no machine for replacements."""
+    """Tells the broker or the pool that a group's workers died: there may be no machine for replacements."""
 
-    def __init__(self, broker: Any, group: str) -> None:
-        self.broker, self.group = broker, group
+    def __init__(self, actor: Any, group: str) -> None:
+        self.actor, self.group = actor, group
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.broker.workers_died.remote(self.group)
+        self.actor.workers_died.remote(self.group)
 
 
 @ray.remote(num_cpus=0, resources=cluster.ON_HEAD, max_retries=0)
-def run_worker_group(workers: Workers, config: WorkerConfig, folder: str) -> None:
-    """Run one group from start to end, in a task of its own: `fit` needs a main thread."""
+def run_worker_group(workers: Workers, config: dict[str, Any], group: str, folder: str | None) -> None:
+    """Run one group from start to end, in a task of its own: `fit` needs a main thread.
+
+    config: for `run_worker`. folder: for Ray Train's files; None is a temporary one, because a group that
+        goes from study to study may outlive the folder of the first.
+    """
+    with contextlib.nullcontext(folder) if folder else TemporaryDirectory(prefix="dgg-group-") as files:
+        fit_worker_group(workers, config, group, files)
+
+
+def fit_worker_group(workers: Workers, config: dict[str, Any], group: str, folder: str) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": workers.cpus}
@@ -229,16 +262,16 @@ def run_worker_group(workers: Workers, config: WorkerConfig, folder: str) -> Non
         resources["GPU"] = workers.gpus
     TorchTrainer(
         run_worker,
-        train_loop_config=config.as_dict(),
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.group_size, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=ray.train.RunConfig(
-            name=config.group,
+            name=group,
             storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
-            callbacks=[DeathCallback(config.broker, config.group)],
+            callbacks=[DeathCallback(config.get("pool") or config["broker"], group)],
         ),
     ).fit()
 
@@ -253,6 +286,7 @@ class WorkerGroupManager:
         start anywhere; MAX_ERRORS groups ended with an error of their own, or MAX_DEATHS for any reason, and
         no stage was finished between them; every call failed for MAX_TROUBLE_S.
     on_status: called with the broker's status a few times a second.
+    warm: groups that wait for a study, and take this one if they fit; None where all end with the study.
     """
 
     def __init__(
@@ -262,9 +296,10 @@ class WorkerGroupManager:
         broker: Any,
         folder: Path,
         on_status: Callable[[dict[str, Any]], None],
+        warm: WarmGroups | None = None,
     ) -> None:
         self.study, self.store, self.broker, self.folder = study, store, broker, folder
-        self.on_status = on_status
+        self.on_status, self.warm = on_status, warm
         self.running: dict[ray.ObjectRef, str] = {}  # task → group
         self.started = 0
         self.next_cluster_check, self.refusals = 0.0, 0
@@ -284,11 +319,21 @@ class WorkerGroupManager:
         """End the groups; a stage in training is abandoned, and trained again by the next run."""
         self.stopped.set()
         self.thread.join(timeout=10)
-        for task in self.running:
-            with contextlib.suppress(Exception):
-                ray.cancel(task)
+        if not self.warm:
+            self._cancel(self.running)
         with contextlib.suppress(Exception):
             ray.get(self.broker.close.remote("the study was stopped"), timeout=5)
+        if self.warm:
+            try:
+                self.warm.end_study(self.running)
+            except Exception as problem:  # what is left ends with the session
+                event_log.log_error("worker group failed", error_record(problem))
+                self._cancel(self.running)
+
+    def _cancel(self, tasks: Iterable[ray.ObjectRef]) -> None:
+        for task in tasks:
+            with contextlib.suppress(Exception):
+                ray.cancel(task)
 
     def _supervise(self) -> None:
         last_success = time.monotonic()
@@ -314,18 +359,34 @@ class WorkerGroupManager:
             return ""
         wanted = min(self.study.workers.groups, status["waiting"] + len(status["running"]))
         if time.monotonic() >= self.next_start:
-            # All at once: requested one by one, an autoscaler would grow one by one.
-            for _ in range(wanted - len(self.running)):
-                self._start_group()
+            self._start_groups(wanted - len(self.running))
         try:
             self.on_status(status)
         except Exception as problem:  # a display that fails does not end the work
             event_log.log_error("display failed", error_record(problem), level=logging.WARNING)
         return status["closed"] or self._check_cluster(status)
 
-    def _start_group(self) -> None:
+    def _start_groups(self, count: int) -> None:
+        """Give the study to groups that wait, and start the others all at once.
+
+        Requested one by one, an autoscaler would grow one by one.
+        """
+        assignments = [self._next_assignment() for _ in range(count)]
+        kind = warm_groups.group_kind(self.study) if self.warm and assignments else ""
+        tasks = self.warm.take(kind, assignments) if self.warm and assignments else []
+        for assignment in assignments[len(tasks) :]:
+            if self.warm:
+                tasks.append(self.warm.start(kind, assignment, self._start_task))
+            else:
+                tasks.append(self._start_task(assignment, assignment["group"], str(self.folder)))
+        self.running |= {task: a["group"] for task, a in zip(tasks, assignments, strict=True)}
+
+    def _start_task(self, config: dict[str, Any], group: str, folder: str | None = None) -> ray.ObjectRef:
+        return run_worker_group.remote(self.study.workers, config, group, folder)
+
+    def _next_assignment(self) -> dict[str, Any]:
+        """The fields of the next group's `WorkerConfig`."""
         self.started += 1
-        group = f"group-{self.started:03d}"
         if not self.shared:
             self.shared = {
                 "code": cluster.code_version(),
@@ -335,9 +396,9 @@ class WorkerGroupManager:
                 "broker": self.broker,
                 "logs": self.folder.parent / event_log.LOG_FOLDER,
             }
-        config = WorkerConfig(**self.shared, group=group, group_id=uuid4().hex[:12])
-        task = run_worker_group.remote(self.study.workers, config, str(self.folder))
-        self.running[task] = group
+        return WorkerConfig(
+            **self.shared, group=f"group-{self.started:03d}", group_id=uuid4().hex[:12]
+        ).as_dict()
 
     def _collect_finished(self, status: dict[str, Any]) -> None:
         """Take note of the groups that ended since the last round."""
@@ -347,6 +408,9 @@ class WorkerGroupManager:
         self.infrastructure_failures = failures
         if not self.running:
             return
+        if self.warm:
+            for task in self.warm.waiting(self.running):
+                del self.running[task]
         ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
         for task in ended:
             group = self.running.pop(task)

@@ -22,6 +22,8 @@ def checkpoint_activations(model: Any, on: bool) -> None:
         getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     else:
         getattr(model, f"{kind}_checkpointing_disable")()
+        if hasattr(model, "disable_input_require_grads"):  # transformers leaves the hooks that it set for it
+            model.disable_input_require_grads()
 
 
 def projector_of(model: nn.Module) -> str:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dgg_ray.config import registry
 from dgg_ray.config.sections import Budget
 from dgg_ray.config.study import Study, StudyRuns
 from dgg_ray.core.interfaces import SPLITS
@@ -144,6 +145,7 @@ def plan(study: Study, store: StageStore) -> Plan:
     counts of stages are an estimate unless the search is finished.
     """
     store = view_of(store)
+    study = registry.with_decisions(study, store)
     dry_run = dry_run_search(EvidenceReader(study, store))
     runs = len({(r.runs.id, r.run.order, r.run.seed) for query in dry_run.requests for r in query.runs})
     runs += sum(len(of_setting) for of_setting in dry_run.settings.values())

@@ -284,6 +284,7 @@ class StudyNeeds:
     """
 
     def __init__(self, study: Study, store: StageStore) -> None:
+        study = registry.with_decisions(study, store)
         reader = EvidenceReader(study, store)
         dry_run = dry_run_search(reader)  # what is left, as far as it can be predicted
         requests = [request for query in dry_run.requests for request in query.runs]

@@ -399,6 +399,14 @@ def shared_disk_advice(job: Job) -> str:
     return f". If it is a disk of the cluster, run the report there: {command}"
 
 
+def store_of(name: str, dashboard: str | None, store: str | None) -> StageStore:
+    """The store that a study was run with: the one given, or that of its job on a cluster."""
+    if store is None:
+        assert dashboard is not None
+        return open_reachable_store(find_job(RayJobsClient(dashboard), name).metadata["store"])
+    return open_reachable_store(store)
+
+
 def download_results(name: str, dashboard: str | None, store: str | None, out: Path | None) -> Path:
     """A local folder with the small files of the study's results; the stages stay in the store."""
     job = find_job(RayJobsClient(dashboard), name) if dashboard and not store else None

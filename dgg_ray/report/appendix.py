@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.alpha_curves import unsearched_parameters
 from dgg_ray.analysis.comparison_tables import settings_table
+from dgg_ray.analysis.costs_by_task import costs_by_task
 from dgg_ray.analysis.results import Results, Spending
 from dgg_ray.analysis.run_table import chosen_setting, format_value, metrics
 from dgg_ray.analysis.verdict import metric_labels
@@ -163,24 +165,16 @@ def costs(results: Results, title: str) -> list[PageElement]:
 
 def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
     """List stages asked for, trained and shared, seconds and peak memory: a row per task, then the total."""
-    if costs.empty:
-        return []
-    groups = [*costs.groupby("trained_task", sort=True), ("all", costs)]
-    rows = []
-    for task, group in groups:
-        requested, trained, memory = int(group["runs"].sum()), len(group), group["peak_memory_mb"]
-        rows.append(
-            [
-                str(task) or "(untrained model)",
-                str(requested),
-                str(trained),
-                str(requested - trained),
-                f"{group['train_seconds'].sum():,.1f}",
-                f"{group['evaluation_seconds'].sum():,.1f}",
-                "–" if memory.isna().all() else f"{memory.max():,.0f}",
-            ]
-        )
-    return rows
+    return [
+        [
+            part.task or "(untrained model)",
+            *map(str, (part.requested, part.trained, part.requested - part.trained)),
+            f"{part.train_seconds:,.1f}",
+            f"{part.evaluation_seconds:,.1f}",
+            "–" if np.isnan(part.peak_memory_mb) else f"{part.peak_memory_mb:,.0f}",
+        ]
+        for part in costs_by_task(costs)
+    ]
 
 
 def spending_rows(spending: Spending) -> list[list[str]]:

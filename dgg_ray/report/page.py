@@ -5,8 +5,6 @@ If a file, figure or section fails, the page names it and still shows the others
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,9 +13,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.figure import Figure
 
 from dgg_ray.analysis import examples, order_sensitivity
 from dgg_ray.analysis.comparison_tables import compare, settings_table
@@ -26,42 +21,15 @@ from dgg_ray.analysis.per_task import per_task
 from dgg_ray.analysis.results import CELL_COLUMNS, Results
 from dgg_ray.analysis.run_table import chosen_setting, final_split, runs
 from dgg_ray.analysis.table_files import remove_if_incomplete, write_csv, write_sorted
-from dgg_ray.analysis.verdict import METRIC_LABELS, metric_labels, verdict
-from dgg_ray.core import plugins
+from dgg_ray.analysis.verdict import METRIC_LABELS, STATUS_LABELS, metric_labels, verdict
 from dgg_ray.core.json_files import replace_file
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report.appendix import appendix_elements
+from dgg_ray.report.figure_files import SECTION_FIGURES, draw_figure, figure_names
 from dgg_ray.report.page_elements import FigureImage, Section
 from dgg_ray.report.page_sections import build_sections
 from dgg_ray.report.summary import failure_sentences, notice_sentences
 from dgg_ray.stats.formats import format_score
-
-SECTION_FIGURES = (  # shown in the sections of the page, in this order; all others go to the appendix
-    "forest",
-    "per_task",
-    "score_matrix",
-    "learning_along",
-    "retention",
-    "stability_plasticity",
-    "alpha_effect",
-    "order_spread",
-    "order_effects",
-    "order_ranks",
-    "search",
-    "importance",
-    "pareto",
-    "training_loss",
-)
-DPI = 160  # of the PNG, and of the parts of a PDF that are rasterized because they have too many marks
-STATUS_LABELS = {  # status of the verdict → its label on the page
-    "clear": "a clear lead over the simpler methods",
-    "within noise": "within noise",
-    "beaten": "worse than another method",
-    "floor": "inconclusive: scores near the floor",
-    "ceiling": "inconclusive: scores near the ceiling",
-    "not compared": "not compared",
-    "nothing evaluated": "nothing evaluated yet",
-}
 
 
 def write_report(results: Results, folder: Path, optional: OptionalOutputs | None = None) -> Path:
@@ -86,8 +54,7 @@ def write_report(results: Results, folder: Path, optional: OptionalOutputs | Non
     with optional.attempt("the folder of the figures"):
         (folder / "figures").mkdir(exist_ok=True)
     with ThreadPoolExecutor(1) as executor:  # Arrow sorts and writes the table while the figures are drawn
-        table = results.table.drop(columns="seconds")
-        table_written = executor.submit(write_sorted, table, CELL_COLUMNS, folder / "table")
+        table_written = executor.submit(write_scores, results, folder)
         figures = []
         for name in figure_names():
             image = optional.value_or(
@@ -103,19 +70,15 @@ def write_report(results: Results, folder: Path, optional: OptionalOutputs | Non
     return folder / "report.html"
 
 
+def write_scores(results: Results, folder: Path) -> None:
+    """Write every score as table.parquet and table.csv, without the times of the stages."""
+    write_sorted(results.table.drop(columns="seconds"), CELL_COLUMNS, folder / "table")
+
+
 def write_tables(results: Results, folder: Path, optional: OptionalOutputs) -> None:
     """Write all tables except the table of scores."""
     split = final_split(results)
-    frames: dict[str, Callable[[], pd.DataFrame]] = {
-        "settings": lambda: settings_table(results),
-        "comparison": lambda: compare(results, split),
-        "per_task": lambda: per_task(results, split),
-        "evaluate_only": lambda: changes_outside(results, split),
-        "examples": lambda: examples.forgotten_answers(results, split, chosen_setting(results) or ""),
-        "costs": lambda: results.costs,
-        "methods": lambda: pd.DataFrame() if results.methods is None else results.methods,
-    }
-    for name, make in frames.items():
+    for name, make in study_tables(results).items():
         with optional.attempt(f"{name}.csv"):
             frame = make()
             if len(frame.columns):
@@ -138,6 +101,23 @@ def page_template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("report.html.j2")
+
+
+def study_tables(results: Results) -> dict[str, Callable[[], pd.DataFrame]]:
+    """Map the name of each table but the scores and those about orders to the function that makes it.
+
+    A table without columns is one that the study does not have.
+    """
+    split = final_split(results)
+    return {
+        "settings": lambda: settings_table(results),
+        "comparison": lambda: compare(results, split),
+        "per_task": lambda: per_task(results, split),
+        "evaluate_only": lambda: changes_outside(results, split),
+        "examples": lambda: examples.forgotten_answers(results, split, chosen_setting(results) or ""),
+        "costs": lambda: results.costs,
+        "methods": lambda: pd.DataFrame() if results.methods is None else results.methods,
+    }
 
 
 def render(
@@ -165,37 +145,6 @@ def linked_files(folder: Path) -> list[str]:
     suffixes = (".csv", ".parquet", ".tex", ".pdf")
     paths = [*folder.iterdir(), *(folder / "figures").glob("*")]
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix in suffixes)
-
-
-# -- figures -----------------------------------------------------------------------------------------
-
-
-def figure_names() -> list[str]:
-    """List the modules in figures/: those of the sections in the page's order, then the others."""
-    available = plugins.names("figures")
-    in_sections = [name for name in SECTION_FIGURES if name in available]
-    return in_sections + [name for name in available if name not in SECTION_FIGURES]
-
-
-def draw_figure(name: str, results: Results, folder: Path) -> FigureImage | None:
-    """Draw figures/NAME.py and write its PNG, PDF and CSV; None where the study has no data for it."""
-    module = plugins.plugin_module("figures", name)
-    drawing: tuple[Figure, pd.DataFrame] | None = module.draw(results)
-    if drawing is None:
-        return None
-    figure, data = drawing
-    figure.set_dpi(DPI)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)  # `savefig` would draw everything twice
-    figure.set_layout_engine("none")  # the layout is computed once and serves the PDF too
-    (folder / f"{name}.png").write_bytes(png.getvalue())
-    metadata = {"CreationDate": None}  # a date would make every file different
-    FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata=metadata)
-    write_csv(data, folder / f"{name}.csv")
-    caption = (module.__doc__ or name).strip().splitlines()[0]
-    reading = getattr(module, "READING", "")
-    width = round(96 * figure.get_figwidth())  # CSS has 96 pixels an inch
-    return FigureImage(name, caption, reading, width, base64.b64encode(png.getvalue()).decode())
 
 
 # -- LaTeX -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dgg_ray.analysis import next_steps, order_sentences
 from dgg_ray.analysis.alpha_curves import tradeoff_rows, undecided_alphas, unsearched_parameters
-from dgg_ray.analysis.comparison_tables import compare, mean_gap, settings_table
+from dgg_ray.analysis.comparison_tables import compare, mean_gap, settings_table, shown_difference
 from dgg_ray.analysis.optimism import audit_sentences, pruning_sentences
 from dgg_ray.analysis.order_sensitivity import faa_spread, task_disparity
 from dgg_ray.analysis.per_task import most_forgotten, per_task
@@ -26,7 +26,7 @@ from dgg_ray.analysis.run_table import (
 )
 from dgg_ray.analysis.search_summary import pareto_front
 from dgg_ray.analysis.tuning import tuned_values, tuning_sentences
-from dgg_ray.analysis.verdict import METRIC_LABELS, metric_labels, verdict
+from dgg_ray.analysis.verdict import METRIC_LABELS, compared_metrics, metric_label, verdict
 from dgg_ray.config.sections import STRATEGY_NAME, name_of
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.phrases import join_names
@@ -131,9 +131,7 @@ def comparison_section(results: Results, figures: Figures, optional: OptionalOut
             "paired over these blocks. A difference whose interval contains 0 is not significant.",
             *tuning_sentences(results),
         ]
-    metrics = [m for m in metric_labels(results) if not table[table["metric"] == m]["score"].isna().all()]
-    if metric not in metrics:
-        metrics.insert(0, metric)
+    metrics = compared_metrics(results, table)
     return section_content(
         sentences,
         comparison_table(results, table, metrics, split),
@@ -173,21 +171,10 @@ def comparison_table(results: Results, table: pd.DataFrame, metrics: Sequence[st
     return Table(caption, header, rows, "comparison.csv")
 
 
-def metric_label(metric: str) -> str:
-    return METRIC_LABELS.get(metric, metric.replace("_", " "))
-
-
 def difference_line(row: Mapping[Any, Any], simultaneous: bool) -> str:
-    """Format the paired difference; empty for the chosen setting itself.
-
-    simultaneous: whether the interval is the one that holds for all methods at once, as in the verdict.
-    """
-    if np.isnan(row["difference"]):
-        return ""
-    prefix = "simultaneous" if simultaneous else "difference"
-    bounds = row[f"{prefix}_low"], row[f"{prefix}_high"]
-    difference = Interval(row["difference"], *bounds, row["pairs"], row["difference_values"])
-    return format_estimate(difference, UNLABELLED_SIGNED)
+    """Format the paired difference of `shown_difference`; empty for the chosen setting itself."""
+    difference = shown_difference(row, simultaneous)
+    return format_estimate(difference, UNLABELLED_SIGNED) if difference else ""
 
 
 def fixed_orders_table(results: Results, table: pd.DataFrame, metric: str, split: str) -> Table | None:
@@ -408,19 +395,11 @@ def format_bounds(row: Mapping[Any, Any], low: str, high: str) -> str:
 
 def search_section(results: Results, figures: Figures, optional: OptionalOutputs) -> SectionContent:
     """Show the course of the search, its audit and the training losses."""
-    search, setup = results.search, results.setup
+    search = results.search
     losses = collapsible("The training loss of every stage", figures.get("training_loss"))
     if search is None:
         return section_content(["Nothing was searched: the setting is the study's own."], losses)
-    count = len(setup.search_blocks)
-    sentences = [
-        f"The search ({search.method}) proposed {len(search.candidates)} settings and evaluated "
-        f"{len(search.in_state('evaluated'))} of them by "
-        f"{join_names([metric_label(m) for m in search.objective])} on {count} block{'s' * (count != 1)} of "
-        f"the {setup.selection_split} split."
-    ]
-    sentences += optional.value_or("how many settings were pruned", [], pruning_sentences, search)
-    audit = optional.value_or("the audit of the search", [], audit_sentences, results)
+    sentences, audit = search_sentences(results, optional)
     pareto = optional.value_or("the Pareto set", None, pareto_table, results)
     return section_content(
         [*sentences, *audit[:1]][:3],
@@ -430,6 +409,22 @@ def search_section(results: Results, figures: Figures, optional: OptionalOutputs
         collapsible("The Pareto set", figures.get("pareto"), pareto),
         losses,
     )
+
+
+def search_sentences(results: Results, optional: OptionalOutputs) -> tuple[list[str], list[str]]:
+    """Return the sentences on the course of the search, and those on its audit; none without a search."""
+    search, setup = results.search, results.setup
+    if search is None:
+        return [], []
+    count = len(setup.search_blocks)
+    sentences = [
+        f"The search ({search.method}) proposed {len(search.candidates)} settings and evaluated "
+        f"{len(search.in_state('evaluated'))} of them by "
+        f"{join_names([metric_label(m) for m in search.objective])} on {count} block{'s' * (count != 1)} of "
+        f"the {setup.selection_split} split."
+    ]
+    sentences += optional.value_or("how many settings were pruned", [], pruning_sentences, search)
+    return sentences, optional.value_or("the audit of the search", [], audit_sentences, results)
 
 
 def pareto_table(results: Results) -> Table | None:

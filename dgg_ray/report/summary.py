@@ -8,6 +8,7 @@ import pandas as pd
 from dgg_ray.analysis import hardware_drift
 from dgg_ray.analysis.alpha_curves import curve_agreement_sentences, unsearched_sentences
 from dgg_ray.analysis.comparison_tables import blocks_of_rows, compare
+from dgg_ray.analysis.decision_sentences import decision_sentences
 from dgg_ray.analysis.optimism import (
     constraint_sentences,
     optimism_sentences,
@@ -50,11 +51,12 @@ def summary_sentences(results: Results) -> list[str]:
 
 
 def notice_sentences(results: Results) -> list[str]:
-    """List what a reader must not miss: how settings were chosen, an open search, drift, the budget."""
+    """List what a reader must not miss: the choice of settings, an open or cut search, drift, the budget."""
     machines = hardware_drift.drift_warnings(results.hardware)
     return [
         *selection_split_warning(results),
         *search_progress(results),
+        *decision_sentences(results),
         *machines,
         *budget_sentences(results),
     ]

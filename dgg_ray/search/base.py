@@ -8,6 +8,9 @@ in the order in which they arrive, which depends on the machine. Here whole sett
 results of the settings 0 … n - parallel and of no others, told in their order, and stagewise batches wait for
 each other. So a study that was killed and run again, on another machine or with more workers, proposes the
 same settings; with the stages in the store, it is where it was within a second.
+
+What people decide meanwhile (config/decisions.py) is part of the study. A query that is stopped is answered
+at once, with no evidence, and nobody else sees it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dgg_ray.config.decisions import Decision, pinned_settings, pinning, stopping
 from dgg_ray.config.sections import Constraint, Search
 from dgg_ray.config.study import Setting, Study
 from dgg_ray.search.objective import Evidence, Values, objective_values, rank_settings
@@ -48,8 +52,13 @@ class SearchMethod(ABC):
     """Proposes queries and is told their evidence.
 
     proposed: every query so far, by number.
-    answers: the evidence of each query that was answered, by its number; None where a run failed.
+    answers: the evidence of each query that was answered, by its number; None where a run failed, and for
+        those in `stopped`.
+    stopped: the decision that stopped a query, by its number.
+    label: of the baseline whose search it is; empty for the study's own search.
     """
+
+    label = ""
 
     def __init__(self, study: Study) -> None:
         assert study.search is not None
@@ -58,6 +67,9 @@ class SearchMethod(ABC):
         self.proposed: list[Query] = []
         self.answers: dict[int, Evidence | None] = {}
         self.returned: deque[tuple[int, Query]] = deque()
+        self.stopped: dict[int, Decision] = {}
+        self.pins = pinned_settings(study.data.decisions)
+        self.asked_again: dict[int, str] = {}  # number of a query → id of the pinned setting
 
     @abstractmethod
     def next(self) -> Query | None:
@@ -65,17 +77,74 @@ class SearchMethod(ABC):
 
     @property
     @abstractmethod
+    def all_proposed(self) -> bool:
+        """Return whether `next` will propose no further query."""
+
+    @property
     def exhausted(self) -> bool:
-        """Return whether no further query will be proposed."""
+        """Return whether no further query will come, not even for a pinned setting."""
+        return self.all_proposed and not self.unfinished_pins()
 
     def ask(self) -> tuple[int, Query] | None:
+        """Return the next query with its number; None while it waits for results, or when there is none left.
+
+        Queries that were stopped are answered here.
+        """
+        while (proposal := self._take_next()) is not None:
+            number, query = proposal
+            stop = stopping(self.decisions_about(number, query))
+            if stop is None:
+                return proposal
+            self.stopped[number] = stop
+            self.tell(number, None)
+        return None
+
+    def _take_next(self) -> tuple[int, Query] | None:
         if self.returned:
             return self.returned.popleft()
-        query = self.next()
+        query = self.next() or self._next_pinned()
         if query is None:
             return None
+        number = len(self.proposed)
+        if query.pruning_test and pinning(self.decisions_about(number, query)):
+            query = query._replace(pruning_test=None)
         self.proposed.append(query)
-        return len(self.proposed) - 1, query
+        return number, query
+
+    # -- decisions ---------------------------------------------------------------------------------
+
+    def decisions_about(self, number: int, query: Query) -> list[Decision]:
+        """The decisions that apply to a query: those about its setting from before it was answered."""
+        decisions = self.study.data.decisions
+        if not decisions:
+            return []
+        setting = self.study.at(query.setting).id
+        return [
+            decision
+            for decision in decisions
+            if decision.concerns(setting, query.setting, self.label)
+            and number not in decision.answered.get(self.label, ())
+        ]
+
+    def unfinished_pins(self) -> list[Setting]:
+        """Pinned settings that this search proposed, has not evaluated to the end and not asked again."""
+        left = self.pins.keys() - self.asked_again.values()
+        if not left:
+            return []
+        evaluated = {self.study.at(self.proposed[number].setting).id for number in self.evaluated()}
+        proposed = {self.study.at(q.setting).id: q.setting for q in self.proposed if self.asks_for_all(q)}
+        return [proposed[pin] for pin in self.pins if pin in left - evaluated and pin in proposed]
+
+    def _next_pinned(self) -> Query | None:
+        """Ask again for a pinned setting that was pruned or stopped before; last, when all else is known."""
+        if not self.all_proposed or len(self.answers) < len(self.proposed):
+            return None
+        for setting in self.unfinished_pins():
+            self.asked_again[len(self.proposed)] = self.study.at(setting).id
+            return Query(setting, len(self.study.task_names))
+        return None
+
+    # -- answers -----------------------------------------------------------------------------------
 
     def return_query(self, number: int, query: Query) -> None:
         """Take back a query that was not answered; it is the next one to be asked for."""
@@ -156,7 +225,7 @@ class BatchedSearch(SearchMethod):
         return None
 
     @property
-    def exhausted(self) -> bool:
+    def all_proposed(self) -> bool:
         return self.over
 
     def tell(self, number: int, evidence: Evidence | None) -> None:

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dgg_ray.config.decisions import stopped_settings
 from dgg_ray.config.search_space import largest_values
 from dgg_ray.config.sections import FROM_SEARCH, STRATEGY_NAME, Value
 from dgg_ray.config.study import Chain, Setting, Study, StudyRuns
@@ -63,7 +64,10 @@ def baseline_searches(study: Study, winner: Setting | None) -> dict[str, SearchM
     depths = {"constant": len(study.task_names), "two_task": 2}
     wanted = [name for name in study.protocol.baselines if isinstance(name, str) and name in depths]
     searches: dict[str, SearchMethod] = {name: ConstantSearch(study, winner, depths[name]) for name in wanted}
-    return searches | {b.title: tuned_search(study, b, winner) for b in study.tuned_baselines}
+    searches |= {b.title: tuned_search(study, b, winner) for b in study.tuned_baselines}
+    for label, search in searches.items():
+        search.label = label
+    return searches
 
 
 @dataclass
@@ -129,7 +133,10 @@ class Comparison:
 
     @cached_property
     def from_search(self) -> dict[str, Study]:
-        """Baseline that a search gives → the study at its setting, of those that are known so far."""
+        """Baseline that a search gives → the study at its setting, of those that are known so far.
+
+        Pinned settings are among them, except the recommended one.
+        """
         found: dict[str, Setting | None] = {}
         if self.search is not None:
             found["runner_up"] = runner_up(self.search)
@@ -140,7 +147,10 @@ class Comparison:
 
             found["curve_optimum"] = curve_optimum(self.search)
         found |= {name: self.winner_of(own) for name, own in self.baseline_searches.items()}
-        return {name: self.study.at(setting) for name, setting in found.items() if setting is not None}
+        known = {name: self.study.at(setting) for name, setting in found.items() if setting is not None}
+        chosen = None if self.chosen is None else self.study.at(self.chosen).id
+        pinned = {label: self.study.at(setting) for label, setting in self.study.pinned.items()}
+        return known | {label: study for label, study in pinned.items() if study.id != chosen}
 
     @cached_property
     def settings(self) -> dict[str, StudyRuns]:
@@ -159,12 +169,16 @@ class Comparison:
 
 
 def final_chains(settings: Mapping[str, StudyRuns]) -> list[Chain]:
-    """Chains of all that comparing these settings needs, the untouched model's evaluations among them."""
+    """Chains of all that comparing these settings needs, the untouched model's evaluations among them.
+
+    Settings that were stopped by hand need nothing more, except the first, which is the recommended one.
+    """
     winner = next(iter(settings.values()), None)
     if winner is None:
         return []
-    scope = winner.study.protocol.evaluate
-    chains = [runs.work_items(run, SPLITS, scope) for runs in settings.values() for run in runs]
+    scope, stopped = winner.study.protocol.evaluate, stopped_settings(winner.study.data.decisions)
+    needed = [runs for runs in settings.values() if runs.id == winner.id or runs.id not in stopped]
+    chains = [runs.work_items(run, SPLITS, scope) for runs in needed for run in runs]
     item = untouched_item(winner)
     return [*chains, [item]] if item else chains
 
@@ -189,7 +203,7 @@ def runner_up(search: SearchMethod) -> Setting | None:
 
 def comparison_chains(study: Study) -> list[Chain]:
     """Chains of all that comparing the study's setting may need, baselines from a search included."""
-    from_search: dict[str, Study] = dict.fromkeys(FROM_SEARCH, study)
+    from_search: dict[str, Study] = dict.fromkeys([*FROM_SEARCH, *study.pinned], study)
     for baseline in study.tuned_baselines:
         fixed = {STRATEGY_NAME: baseline.name, **baseline.settings}
         (largest,) = largest_values(baseline.search, study.task_names)

@@ -90,12 +90,12 @@ class OptunaSearch(SearchMethod):
         return len(self.grid) or self.search.trials
 
     @property
-    def exhausted(self) -> bool:
+    def all_proposed(self) -> bool:
         return len(self.proposed) >= self.count
 
     def next(self) -> Query | None:
         last = len(self.proposed) - self.search.parallel  # the last setting whose result must be known
-        if self.exhausted or any(n not in self.answers for n in range(last + 1)):
+        if self.all_proposed or any(n not in self.answers for n in range(last + 1)):
             return None
         while self.passed_on <= last:
             self._pass_on(self.passed_on)

@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.config import saved_study, study_changes
+from dgg_ray.config import registry, saved_study, study_changes
 from dgg_ray.config.sections import STRATEGY_NAME, Search
 from dgg_ray.config.study import Setting, Study, WarmStart
 from dgg_ray.core import plugins
@@ -72,7 +72,9 @@ def finished_search(old: Study, folder: Path) -> SearchMethod | None:
     """The search of the study in a results folder; None where no setting was evaluated."""
     if old.search is None:
         return None
-    search = EvidenceReader(old, view_of(old.store(folder))).fast_forward_past_failures(make_search(old))
+    view = view_of(old.store(folder))
+    old = registry.with_decisions(old, view)
+    search = EvidenceReader(old, view).fast_forward_past_failures(make_search(old))
     return search if search.evaluated() else None
 
 

@@ -33,7 +33,7 @@ class MemoryBackend(StorageBackend):
         return self.objects.setdefault(name, new) is new
 
     def list_names(self, prefix: str) -> list[str]:
-        return sorted(name for name in self.objects if name.startswith(prefix))
+        return sorted(name for name in list(self.objects) if name.startswith(prefix))  # other threads write
 
     def remove(self, name: str) -> None:
         self.objects.pop(name, None)

@@ -185,6 +185,15 @@ class StageStore:
             if record := records.pop(manifest_name(key), None):
                 yield record, [*records.values()]
 
+    def finished_keys(self) -> set[str]:
+        """Return the keys of all finished stages, from their listing alone."""
+        names = self.backend.list_names("stages/")
+        return {key for name in names if name == manifest_name(key := stage_key_of(name))}
+
+    def failed_keys(self) -> set[str]:
+        """Return the keys of all stages with a stored error, from their listing alone."""
+        return {stage_key_of(name) for name in self.backend.list_names("failed/")}
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the records of all finished stages, by key."""
         return (record for record, _ in self.finished())
@@ -236,6 +245,13 @@ class StageStore:
         """Store a small JSON document, replacing an earlier one of that name."""
         self.format.mark(self.backend)
         self.backend.write(_document_name(name), json.dumps(content, indent=1, sort_keys=True).encode())
+
+    def create_document(self, name: str, content: dict[str, Any]) -> bool:
+        """Store a small JSON document; return False if there is one of that name already."""
+        self.format.mark(self.backend)
+        return self.backend.create(
+            _document_name(name), json.dumps(content, indent=1, sort_keys=True).encode()
+        )
 
     def get_document(self, name: str) -> dict[str, Any] | None:
         """Return the document's content; None if it is missing or cannot be parsed."""

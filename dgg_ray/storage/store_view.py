@@ -39,7 +39,7 @@ class ReadOnceBackend(StorageBackend):
         return list(takewhile(lambda name: name.startswith(prefix), names[bisect_left(names, prefix) :]))
 
     def read(self, name: str, fresh: bool = False) -> bytes | None:
-        if fresh:
+        if fresh or "/" not in name:  # what is in no folder is in no listing
             return self.source.read(name, fresh)
         unread = name not in self.contents and name in self.list_names(name)
         if unread and (data := self.source.read(name)) is not None:

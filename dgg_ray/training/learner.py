@@ -47,6 +47,7 @@ from dgg_ray.training.answer_loss import AnswerLoss, HookedBatch
 from dgg_ray.training.checkpoints import is_tensor_list
 from dgg_ray.training.encoding import Encoded, Encoder
 from dgg_ray.training.engines import ADAMW_STATE, Engine, ReplicatedEngine, ZeroEngine
+from dgg_ray.training.kept_model import LoadedModel
 
 ANSWERS_PER_BATCH = 128  # examples per call of generate
 
@@ -57,6 +58,7 @@ class PeftLearner:
     zero: stage of DeepSpeed's ZeRO, 1 to 3; 0 trains without it.
     offload: with ZeRO, keep the optimizer state on the CPU.
     on_answers: called after each batch of answers.
+    loaded: the model, if it is in memory already, on the device.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class PeftLearner:
         zero: int = 0,
         offload: bool = False,
         on_answers: Callable[[], None] = lambda: None,
+        loaded: LoadedModel | None = None,
     ) -> None:
         self.device = torch.device(device)
-        base, self.processor = model.load()
-        quantized = getattr(base, "is_loaded_in_4bit", False)  # placed by its loader, cannot be moved
-        self.base = (base if quantized else base.to(self.device)).requires_grad_(False).eval()
+        self.loaded = loaded or LoadedModel.load(model, self.device)
+        self.base, self.processor = self.loaded.base, self.loaded.processor
         self.plain_head = model.plain_head
         self.name = str(getattr(model, "path", type(model).__module__))
         self.tokenizer = self.processor.tokenizer
@@ -237,6 +239,22 @@ class PeftLearner:
         if own:
             save_file(own, folder / LAYOUT_FILE)
 
+    def release(self) -> LoadedModel:
+        """Take everything off the base model that stages put on it, and return it.
+
+        The learner must not be used any more.
+        """
+        if self.engine:
+            self.engine.close()
+        self.layout.detach()
+        if self.peft is not None:
+            if self.checkpointing_activations:
+                checkpoint_activations(self.peft.get_base_model(), False)
+            self.base = unload(self.peft)
+        self.engine = self.peft = self.mounted = None
+        self.base.requires_grad_(False).eval()
+        return self.loaded
+
     # -- parts of a stage's setup ------------------------------------------------------------------
 
     def mount_stage(self, setup: StageSetup) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
@@ -312,7 +330,7 @@ class PeftLearner:
         # ZeRO-3 leaves the last stage's layers sharded, so new ones are made.
         if self.mounted != (adapter, train_projector) or self.zero == 3:
             if self.peft is not None:
-                self.base = self.peft.unload()
+                self.base = unload(self.peft)
             config = LoraConfig(
                 r=adapter.rank,
                 lora_alpha=adapter.alpha or 2 * adapter.rank,  # type: ignore[arg-type]
@@ -351,6 +369,14 @@ class PeftLearner:
         if self.training.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def unload(peft: Any) -> Any:
+    """The base model without its adapter. PEFT itself would leave the trained projector in it."""
+    for layer in peft.modules():
+        if isinstance(layer, ModulesToSaveWrapper):
+            layer.modules_to_save["default"] = layer.original_module
+    return peft.unload()
 
 
 def is_of_peft(name: str) -> bool:

@@ -2,6 +2,7 @@
 
     build_stage_runner   the runner with its model, data and store
     run_item             one item; its error is the stage's fault or the machine's
+    keep_model           the end of a study, in a process that goes on to another one
 
 Nothing here needs Ray.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from socket import gethostname
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dgg_ray.config.study import Study
 from dgg_ray.core import error_records, event_log, plugins
@@ -32,6 +33,7 @@ from dgg_ray.training.process_group import world_size
 from dgg_ray.training.simulated_runner import SimulatedRunner
 
 if TYPE_CHECKING:
+    from dgg_ray.training.kept_model import KeptModel
     from dgg_ray.training.loop import StageRunner
 
 LOADING = "reading the data and loading the model"  # this phase's name in the progress display
@@ -64,18 +66,23 @@ def startup_error(error: Exception) -> ClusterError:
 
 
 def build_stage_runner(
-    study: Study, store: StageStore, zero: int = 0, on_answers: Callable[[], None] = lambda: None
+    study: Study,
+    store: StageStore,
+    zero: int = 0,
+    on_answers: Callable[[], None] = lambda: None,
+    kept: KeptModel | None = None,
 ) -> StageRunner | SimulatedRunner:
     """The runner for a study's work items, configured to give the same bytes whenever it runs.
 
     on_answers: called after each batch of answers.
+    kept: the base model of the process's study before this one, taken if it is the same.
 
     Raises PluginError where a plug-in of the user's own fails.
     """
     if study.workers.engine == "simulated":
         return SimulatedRunner.of(study, store)
     try:
-        return build_training_runner(study, store, zero, on_answers)
+        return build_training_runner(study, store, zero, on_answers, kept)
     except Exception as error:
         location = error_records.plugin_location(error, users_only=True)
         if isinstance(error, DggError) or not location:
@@ -84,7 +91,7 @@ def build_stage_runner(
 
 
 def build_training_runner(
-    study: Study, store: StageStore, zero: int, on_answers: Callable[[], None]
+    study: Study, store: StageStore, zero: int, on_answers: Callable[[], None], kept: KeptModel | None
 ) -> StageRunner:
     """The runner that trains the study's model."""
     import torch
@@ -109,8 +116,9 @@ def build_training_runner(
         rule = "has changed on this machine since the study was checked; run the study again"
         raise StudyError([Fault(path, rule) for path in changed], study.name)
     device = "cuda" if workers.gpus else "cpu"
+    loaded = kept.take(study.model, study.data.fingerprint, torch.device(device)) if kept else None
     return StageRunner(
-        PeftLearner(study.model, device, zero, workers.offload, on_answers),
+        PeftLearner(study.model, device, zero, workers.offload, on_answers, loaded),
         tasks,
         store,
         study.protocol.max_new_tokens,
@@ -119,6 +127,19 @@ def build_training_runner(
         origin={"study": study.name, "workers": workers.setup},
         source_hashes=study.data.source_hashes,
     )
+
+
+def keep_model(runner: StageRunner | SimulatedRunner, kept: KeptModel) -> None:
+    """Keep the base model for the next study, and nothing else; the runner must not be used any more."""
+    from dgg_ray.training import features  # late: it needs torch
+
+    if isinstance(runner, SimulatedRunner):
+        return
+    learner: Any = runner.learner
+    loaded = learner.release()
+    if learner.zero < 3:  # stage 3 leaves the base model in shards
+        kept.put_back(loaded)
+    features.load_clip.cache_clear()
 
 
 def changed_inputs(study: Study, tasks: Mapping[str, Task]) -> list[str]:

@@ -1,6 +1,7 @@
 """Forgotten answers, from predictions written by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from dgg_ray.analysis.examples import (
     sample_in_proportion,
     with_examples,
 )
+from dgg_ray.analysis.results import ComparisonSetup
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.core.interfaces import Example
 from dgg_ray.core.stage import Run, WorkItem
@@ -46,6 +48,16 @@ def test_an_answer_is_forgotten_if_it_was_right_after_training_and_is_wrong_at_t
 def test_a_split_without_predictions_has_no_rows():
     assert answer_history(results_with_predictions(), "validation", "d1").empty
     assert forgotten_answers(results_with_predictions(), "validation", "d1").empty
+
+
+def test_a_setting_outside_the_final_comparison_is_read_in_the_runs_that_it_has():
+    known = results_with_predictions()
+    final = known.table[known.table["order"] == "a > b"].assign(setting="d2", order="b > a")
+    blocks = ComparisonSetup(final_blocks=(("b > a", 0),))
+    own = known.table[known.table["order"] == "a > b"]
+    results = replace(known, table=pd.concat([own, final]), recommended="d2", setup=blocks)
+    assert set(answer_history(results, "test", "d1")["order"]) == {"a > b"}
+    assert set(answer_history(results, "test", "d2")["order"]) == {"b > a"}
 
 
 def test_confusions_are_the_wrong_answers_that_repeat():

@@ -525,3 +525,50 @@ def test_a_slow_store_keeps_nobody_else_waiting(world):
 
     asyncio.run(scenario())
     assert in_time == [True] * 3
+
+
+class Spent:
+    """A limit that counts the items that it is told of. stored: what the store holds when it is read."""
+
+    lost = 0.0
+
+    def __init__(self, stored):
+        self.stored, self.items = stored, []
+
+    def reload(self):
+        self.items = list(self.stored)
+
+    def decide(self, item, running=(), may_read=True):
+        return "admit"
+
+    def read_item(self, item):
+        return item
+
+    def record_finished(self, item, reading):
+        if reading not in self.items:
+            self.items.append(reading)
+
+
+def test_a_paused_broker_ends_requests_lets_groups_finish_and_goes_on_with_another_budget(world, broker):
+    one, four, nine = items_of(world, ["ones"], ["fours"], ["nines"])
+    stored, budget = [], Spent([])
+    budget.stored = stored
+
+    async def scenario():
+        requests = [await queued(broker, item) for item in (one, four)]
+        assert await broker.next_item("a", 60) == one
+        await broker.pause()
+        ended = [await request for request in requests] + [await broker.request(nine)]
+        world.runner.run(one)
+        assert await broker.next_item("a", 0.01, ItemResult(one.key, True, None, 1.0)) is None
+        await broker.resume(BudgetTracker([budget]), 1)
+        status = await broker.status()
+        again = asyncio.create_task(broker.request(nine))
+        assert await broker.next_item("a", 60) == nine
+        again.cancel()
+        return ended, status
+
+    ended, status = asyncio.run(scenario())
+    assert [answer["error"]["error"] for answer in ended] == ["Paused"] * 3
+    assert (status["trained"], status["waiting"], status["resumed"]) == (1, 0, 1)
+    assert budget.items == [one]  # it was finished after the pause, and the store was read without it

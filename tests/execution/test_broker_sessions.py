@@ -8,7 +8,9 @@ import pytest
 
 from dgg_ray.core.errors import StoreError
 from dgg_ray.execution import broker as broker_module
-from dgg_ray.execution.broker import ClientSessions, run_chains
+from dgg_ray.execution import client_sessions
+from dgg_ray.execution.broker import run_chains
+from dgg_ray.execution.client_sessions import ClientSessions
 
 OK = {"ok": True}
 FAILED = {"ok": False, "error": {"error": "NonFiniteError", "message": "nan"}}
@@ -66,7 +68,7 @@ class FakeBroker:
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
-    monkeypatch.setattr(broker_module, "ANSWERS_TOGETHER_S", 0)
+    monkeypatch.setattr(client_sessions, "ANSWERS_TOGETHER_S", 0)
     monkeypatch.setattr(broker_module, "ray", SimpleNamespace(get=lambda future: future.result(timeout=10)))
 
 

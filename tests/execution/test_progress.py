@@ -94,13 +94,53 @@ def test_other_processes_can_read_what_is_running(tmp_path):
         assert "2 queued" in display.line()
     assert [(t["running"], t["queued"]) for t in written] == [(running, 3)]
     write_json(tmp_path / LIVE, written[0])
-    assert read_live(tmp_path) == {"running": running, "queued": 3}
+    live = read_live(tmp_path)
+    assert (live["running"], live["queued"]) == (running, 3)
+
+
+def test_other_processes_can_read_how_far_a_study_is(tmp_path, monkeypatch):
+    now, written = time.monotonic(), []
+    make_plan = lambda: plan_of(60, 50, 90, gpus=2)  # noqa: E731 - an hour of one group with two GPUs
+    with Display("toy", quiet=True, make_plan=make_plan, write_live=written.append) as display:
+        display.total = 9
+        for _ in range(3):
+            display.item_finished()
+        display.planned_at, display.next_plan = now, float("inf")
+        monkeypatch.setattr(time, "monotonic", lambda: now + 20)
+        display.setting_evaluated(lambda: "faa 0.7")
+        display.update({"trained": 2, "failed": 1, "running": [], "phase": "starting Ray"})
+    write_json(tmp_path / LIVE, written[-1])
+    assert read_live(tmp_path)["progress"] == {
+        "done": 3,
+        "total": 9,
+        "exact": True,
+        "trained": 2,
+        "failed": 1,
+        "left_s": [40.0, 30.0, 70.0],
+        "spent": 2.0,
+        "spent_unit": "GPU-hours",
+        "best": "faa 0.7",
+        "phase": "starting Ray",
+    }
+
+
+def test_before_a_plan_neither_the_time_left_nor_the_spending_is_known(tmp_path):
+    written = []
+    with Display("toy", quiet=True, write_live=written.append) as display:
+        display.update({"running": [{"stage": "s", "steps": (1, 4)}]})
+    assert {name: written[0][name] for name in ("left_s", "spent", "spent_unit", "best", "phase")} == {
+        "left_s": None,
+        "spent": None,
+        "spent_unit": None,
+        "best": "",
+        "phase": "",
+    }
 
 
 def test_the_live_file_of_a_killed_run_counts_as_nothing(tmp_path):
     old = {"at": time.time() - 3600, "running": [{"stage": "s"}], "queued": 3}
     (tmp_path / LIVE).write_text(json.dumps(old))
-    assert read_live(tmp_path) == {"running": [], "queued": 0}
+    assert read_live(tmp_path) == {"running": [], "queued": 0, "progress": None}
 
 
 def test_no_total_is_shown_before_anything_is_requested(monkeypatch):

@@ -138,3 +138,37 @@ def test_a_status_lists_the_items_in_training_and_counts_those_that_wait(world, 
     status = queue.status()
     assert status["running"] == [{"stage": str(items[0]), "group": "a", "steps": (3, 8)}]
     assert status["waiting"] == 2
+
+
+def test_when_requests_are_dropped_what_a_group_has_is_finished_and_the_rest_leaves_the_queue(world, queue):
+    one, four, nine = items_of(world, ["ones"], ["fours"], ["nines"])
+    for item in (one, four, nine):
+        queue.request(item)
+    assert queue.dequeue("a") == one
+    assert queue.drop_requests() == [four.key, nine.key]
+    assert queue.dequeue("b") is None
+    assert queue.request(nine) == "queued"
+    assert finish(world, queue, "a", one)
+    assert queue.counts["trained"] == 1
+    assert queue.dequeue("b") == nine
+
+
+@pytest.mark.parametrize("requested_again", [False, True])
+def test_an_item_that_nobody_requests_any_more_is_not_assigned_again(world, queue, requested_again):
+    (item,) = items_of(world, ["ones"])
+    queue.request(item)
+    queue.dequeue("a")
+    queue.drop_requests()
+    if requested_again:
+        assert queue.request(item) == "joined"
+    assert queue.group_lost("a") == []
+    assert queue.dequeue("b") == (item if requested_again else None)
+
+
+def test_an_abandoned_item_that_another_driver_has_leaves_the_queue(world, queue):
+    (item,) = items_of(world, ["ones"])
+    queue.request(item)
+    queue.dequeue("a")
+    queue.drop_requests()
+    queue.requeue(item.key, leased_by="another driver")
+    assert queue.entries == {}

@@ -1,5 +1,8 @@
 """Worker groups that cannot work give the reason, instead of starting again for ever."""
 
+import json
+import logging
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from dgg_ray.core.errors import (
     IncompatibleCheckpointError,
     NonFiniteError,
     PermanentStoreError,
+    StageError,
     StoreError,
     StudyError,
 )
@@ -209,6 +213,80 @@ def test_gpus_that_pytorch_does_not_find_are_reported_before_anything_is_read():
         build_stage_runner(study, None)
 
 
+# -- from study to study ---------------------------------------------------------------------------
+
+
+def fake_pool(*assignments):
+    """A pool that gives these assignments, one after another, and the names of the calls to it."""
+    calls, rest = [], list(assignments)
+
+    def park(member):
+        calls.append("park")
+        del rest[0]
+        return bool(rest)
+
+    pool = SimpleNamespace(
+        current=SimpleNamespace(remote=lambda member: rest[0] if rest else None),
+        park=SimpleNamespace(remote=park),
+        refuse=SimpleNamespace(remote=lambda member, reason: calls.append(reason)),
+    )
+    return pool, calls
+
+
+def run_in_pool(pool, code=None):
+    config = {"code": code or cluster.code_version(), "outside_plugins": (), "pool": pool, "member": "0123"}
+    worker_groups.run_worker(config)
+
+
+def test_a_group_goes_from_study_to_study_and_leaves_no_thread_of_the_first(world, monkeypatch, tmp_path):
+    (stage,) = world.stages_of("ones")
+    runners = []
+
+    def build(study, *_):
+        runners.append(study.name)
+        return FailingRunner(StageError("no"))
+
+    monkeypatch.setattr(worker_groups, "build_stage_runner", build)
+    studies, brokers, logs = [], [], []
+    for name in ("first", "second"):
+        items = iter([WorkItem(stage), None])
+        brokers.append(FakeBroker(next_item=lambda *_, items=items: next(items)))
+        logs.append(tmp_path / name)
+        logs[-1].mkdir()
+        study = SimpleNamespace(name=name, workers=Workers())
+        studies.append(config_of(brokers[-1], study, world.store) | {"logs": logs[-1]})
+    before = set(threading.enumerate())
+    pool, calls = fake_pool(*studies)
+    run_in_pool(pool)
+    assert (runners, calls) == (["first", "second"], ["park", "park"])
+    assert [broker.call_names for broker in brokers] == [["group_lost", "next_item", "next_item"]] * 2
+    for name, folder in zip(("first", "second"), logs, strict=True):
+        (file,) = folder.iterdir()
+        assert {json.loads(line)["study"] for line in file.read_text().splitlines()} == {name}
+    assert not any(isinstance(h, logging.FileHandler) for h in event_log.log.handlers)
+    of_the_studies = [t for t in threading.enumerate() if t.name == "heartbeat" and t not in before]
+    for thread in of_the_studies:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in of_the_studies)
+
+
+def test_a_group_that_ends_with_a_fault_of_its_machine_does_not_wait_for_another_study(world, monkeypatch):
+    (stage,) = world.stages_of("ones")
+    monkeypatch.setattr(worker_groups, "build_stage_runner", lambda *_: FailingRunner(StoreError("full")))
+    broker = FakeBroker(next_item=WorkItem(stage))
+    pool, calls = fake_pool(config_of(broker, TOY, world.store))
+    run_in_pool(pool)
+    assert calls == []
+    assert broker.call_names[-1] == "infrastructure_failed"
+
+
+def test_a_worker_with_another_version_tells_the_pool_before_it_reads_the_study():
+    pool, calls = fake_pool({"study": None})
+    run_in_pool(pool, code="0.0.9 (0123456789ab)")
+    (reason,) = calls
+    assert "another dgg_ray than the driver" in reason
+
+
 # -- the manager -----------------------------------------------------------------------------------
 
 
@@ -309,8 +387,8 @@ def test_all_groups_that_are_wanted_are_started_at_once(monkeypatch):
     monkeypatch.setattr(worker_groups.WorkerGroupManager, "_check_cluster", lambda self, status: "")
     monkeypatch.setattr(
         worker_groups.WorkerGroupManager,
-        "_start_group",
-        lambda self: self.running.update({object(): "group"}),
+        "_start_groups",
+        lambda self, count: self.running.update({object(): "group" for _ in range(count)}),
     )
     manager = manager_of(FakeBroker(status=status), SimpleNamespace(workers=Workers(groups=4)))
     with manager:

@@ -284,3 +284,19 @@ def test_features_of_a_batch_are_those_of_its_examples(case, side):
     assert torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
     assert together[:-1].any(1).all()
     assert together[-1].any() == (side == "question")  # the last one has no image
+
+
+def test_a_projector_that_was_trained_is_not_in_the_base_of_an_adapter_of_another_rank(case):
+    _, learner = case
+
+    def projector_at(rank):
+        learner.start(StageSetup(Adapter(rank), replace(TRAINING, projector_learning_rate=1e-2), 4, 0, "a"))
+        return [
+            p.detach().clone()
+            for n, p in zip(learner.names, learner.weights(), strict=True)
+            if "lora_" not in n
+        ]
+
+    untouched = projector_at(2)
+    learner.step(examples()[:4], 0, lambda weights, gradients, step: None)
+    assert all(torch.equal(a, b) for a, b in zip(untouched, projector_at(3), strict=True))

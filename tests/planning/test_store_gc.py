@@ -17,6 +17,7 @@ from dgg_ray.core.errors import MissingTimestampsError
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.execution import driver
+from dgg_ray.execution.session import RaySession
 from dgg_ray.planning import store_gc
 from dgg_ray.storage.backend import LocalBackend, folder_size
 from dgg_ray.storage.leases import LeaseOwner
@@ -63,7 +64,7 @@ def run(tmp_path, adapters, capsys):
         out = tmp_path / name
         optional = OptionalOutputs()
         study, stages = driver.prepare(load_study(tmp_path / "study.yaml"), out, True, optional)
-        driver.run(study, stages, out, optional, local=True, address=None, quiet=True)
+        driver.run(study, stages, out, optional, local=True, session=RaySession(), quiet=True)
         capsys.readouterr()
         return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dgg_ray.analysis.comparison_tables import interval_over_blocks
 from dgg_ray.analysis.results import Results
-from dgg_ray.analysis.run_table import BLOCK, final_runs, final_split, settings_by_label
+from dgg_ray.analysis.run_table import BLOCK, ScoredRun, final_runs, final_split, settings_by_label
 from dgg_ray.report import figure_style as style
 
 READING = (
@@ -46,13 +48,22 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
 
 
 def mean_scores(results: Results, split: str) -> pd.DataFrame:
-    """Compute a row per label and stage: mean over blocks of the mean score so far, and its interval."""
+    """Compute `means_along` for the methods of the comparison."""
     labels = {setting: label for label, setting in settings_by_label(results).items()}
-    rows = []
-    for run in final_runs(results, split):
-        if run.setting in labels:
-            for t, scores in enumerate(run.scores.R):
-                rows.append([labels[run.setting], run.together, t, *run[2:4], scores[: t + 1].mean()])
+    found = final_runs(results, split)
+    return means_along([(labels[run.setting], run) for run in found if run.setting in labels])
+
+
+def means_along(runs: Iterable[tuple[str, ScoredRun]]) -> pd.DataFrame:
+    """Compute a row per label and stage: mean over blocks of the mean score so far, and its interval.
+
+    runs: each with its label.
+    """
+    rows = [
+        [label, run.together, t, *run[2:4], scores[: t + 1].mean()]
+        for label, run in runs
+        for t, scores in enumerate(run.scores.R)
+    ]
     table = pd.DataFrame(rows, columns=["label", "together", "stage", *BLOCK, "score"]).dropna()
     data = []
     for (label, together, stage), group in table.groupby(["label", "together", "stage"], sort=True):

@@ -41,20 +41,10 @@ AXES = ("stability", "plasticity")
 
 
 def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
-    """Draw stability against plasticity on the validation split; None where no setting has both.
-
-    There is one curve for each combination of the other parameters. Where blocks are held out, named methods
-    are placed by their scores on these, and all other settings by their scores on the blocks of the search.
-    """
-    points = settings_as_points(results)
+    """Draw stability against plasticity on the validation split; None where no setting has both."""
+    points, curve = points_and_curves(results)
     if points.empty:
         return None
-    curve = constant_alpha_points(results, points)
-    # Baselines with scores on held-out blocks alone do not bound settings that were searched on other blocks.
-    sequential = (points["kind"] == "setting") & (points["searched"] | (not results.setup.held_out))
-    points["pareto"] = False
-    points.loc[sequential, "pareto"] = not_dominated(points.loc[sequential, list(AXES)].to_numpy())
-
     figure, axes = style.new_figure(6.4, 6.0)
     ax = axes[0, 0]
     style.style_axes(
@@ -81,6 +71,22 @@ def draw(results: Results) -> tuple[Figure, pd.DataFrame] | None:
         text = "\n".join(notes)
         ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", fontsize=8.5, color=style.QUIET)
     return figure, pd.concat([points, curve], ignore_index=True)
+
+
+def points_and_curves(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """List the settings as points, `pareto` saying which are on the front, and the curves of constant α.
+
+    There is one curve for each combination of the other parameters. Where blocks are held out, named methods
+    are placed by their scores on these, and all other settings by their scores on the blocks of the search.
+    """
+    points = settings_as_points(results)
+    if points.empty:
+        return points, pd.DataFrame()
+    # Baselines with scores on held-out blocks alone do not bound settings that were searched on other blocks.
+    sequential = (points["kind"] == "setting") & (points["searched"] | (not results.setup.held_out))
+    points["pareto"] = False
+    points.loc[sequential, "pareto"] = not_dominated(points.loc[sequential, list(AXES)].to_numpy())
+    return points, constant_alpha_points(results, points)
 
 
 def settings_as_points(results: Results) -> pd.DataFrame:

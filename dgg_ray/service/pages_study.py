@@ -1,0 +1,209 @@
+"""The pages of one study, of its examples, and of several studies side by side.
+
+A view that is not read yet would hold a page up, so a page waits for it WAIT_S and then says that it is being
+read, and asks again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYetError
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from dgg_ray.core.errors import DggError, ResultsError
+from dgg_ray.service import accounts, rendering
+from dgg_ray.service.api_results import MOST_SUBJECTS, pairs_of
+from dgg_ray.service.context import Context, Server, Viewer
+from dgg_ray.service.state import OVER, User
+
+router = APIRouter(include_in_schema=False)
+
+WAIT_S = 2.5
+THREADS = ThreadPoolExecutor(16, "pages")  # they wait for the reader
+TABS = {
+    "results": "Results",
+    "matrices": "Score matrices",
+    "search": "Search",
+    "orders": "Orders",
+    "stages": "Stages",
+    "failures": "Failures",
+    "costs": "Costs",
+    "log": "Log",
+    "history": "History",
+    "text": "Study file",
+}
+VIEWS = {  # of the results, that a tab shows
+    "results": ("comparison",),
+    "matrices": ("matrices",),
+    "search": ("search", "settings"),
+    "orders": ("orders",),
+    "stages": ("tree",),
+    "failures": ("failures",),
+    "costs": ("costs",),
+}
+MOST_ROWS = 200  # of a table on a page; the file has all
+Tab = Literal[
+    "results", "matrices", "search", "orders", "stages", "failures", "costs", "log", "history", "text"
+]
+
+
+class Views:
+    """What a page could get of the results. pending: whether some of it is still being read."""
+
+    def __init__(self) -> None:
+        self.pending, self.problem = False, ""
+
+    def get(self, ask: Callable[..., bytes], *arguments: Any, **parameters: Any) -> Any:
+        """The view; None where there is none yet."""
+        future = THREADS.submit(ask, *arguments, **parameters)
+        try:
+            return json.loads(future.result(WAIT_S))
+        except NotYetError:
+            self.pending = True
+        except (DggError, OSError) as error:
+            self.problem = self.problem or str(error)
+        return None
+
+
+@router.get("/studies/{name}")
+def study(
+    request: Request,
+    server: Server,
+    user: Viewer,
+    name: str,
+    tab: Tab = "results",
+    setting: Annotated[str, Query(max_length=200)] = "",
+) -> Response:
+    """One study: the answer in words, its progress, and one part of the results."""
+    service = server.service
+    card, views = service.card(name), Views()
+    summary = None if not has_results(server, name) else views.get(server.reader.view, name, "summary")
+    found = {}
+    for view in VIEWS.get(tab, ()) if summary and summary["begun"] else ():
+        parameters = {"setting": setting} if view == "matrices" and setting else {}
+        found[view] = views.get(server.reader.view, name, view, **parameters)
+    submitted = service.journal.state.studies.get(name)
+    return rendering.page(
+        request,
+        "study.html.j2",
+        user,
+        card=card,
+        tab=tab,
+        tabs=TABS,
+        summary=summary,
+        views=found,
+        pending=views.pending,
+        problem=views.problem,
+        setting=setting,
+        most=MOST_ROWS,
+        actions=actions_of(card, user),
+        log=service.log(name) if tab == "log" else "",
+        history=history_of(server, name) if tab == "history" else [],
+        text=service.text(name) if tab == "text" else "",
+        run=submitted.run if submitted else 0,
+    )
+
+
+def has_results(server: Context, name: str) -> bool:
+    """Whether the store knows the study, which it does once it began to run."""
+    return name in server.service.known
+
+
+def actions_of(card: dict[str, Any], user: User) -> set[str]:
+    """What the user may do with the study in its state."""
+    mine = card["submitted_here"] and (card["owner"] == user.name or user.role == "admin")
+    allowed = {"clone"} if accounts.may(user, "run") else set[str]()
+    if not (mine and accounts.may(user, "run")):
+        return allowed
+    if card["state"] in OVER:
+        return allowed | {"resume", "delete"}
+    if card["state"] == "stopping":
+        return allowed
+    return allowed | {"stop", "priority"} | ({"decide"} if card["state"] == "running" else set())
+
+
+def history_of(server: Context, name: str) -> list[dict[str, Any]]:
+    """What was done to the study, the newest first: by the journal, and decisions while it ran."""
+    submitted = server.service.journal.state.studies.get(name)
+    events = [{"text": event["kind"], **event} for event in (submitted.history if submitted else [])]
+    decided = [{"text": describe(decision), **decision} for decision in server.service.decisions(name)]
+    return sorted([*events, *decided], key=lambda event: event["at"], reverse=True)
+
+
+def describe(decision: dict[str, Any]) -> str:
+    """A decision in words: `stop_setting 1a2b3c4d`, `budget worker_hours 3`."""
+    about = decision.get("setting") or decision.get("values") or decision.get("limits") or ""
+    if isinstance(about, dict):
+        about = ", ".join(f"{key} {value}" for key, value in about.items())
+    return f"{decision['kind'].replace('_', ' ')} {about}".strip()
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+@router.get("/studies/{name}/examples")
+def examples(
+    request: Request,
+    server: Server,
+    user: Viewer,
+    name: str,
+    task: Annotated[str, Query(max_length=200)] = "",
+    setting: Annotated[str, Query(max_length=200)] = "",
+    other_setting: Annotated[str, Query(max_length=200)] = "",
+    split: Literal["", "validation", "test"] = "",
+    stage: Annotated[str, Query(pattern=r"^\d{0,4}$")] = "",
+    filter: Literal["forgotten", "wrong", "all"] = "forgotten",
+    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+) -> Response:
+    """Questions with their pictures and answers: what was right before and is wrong now."""
+    card, views = server.service.card(name), Views()
+    wanted: dict[str, Any] = {"task": task, "setting": setting, "other_setting": other_setting}
+    wanted |= {"split": split, "filter": filter, "page": page}
+    if stage:
+        wanted["stage"] = int(stage)
+    found = views.get(server.reader.view, name, "examples", **wanted) if has_results(server, name) else None
+    return rendering.page(
+        request,
+        "examples.html.j2",
+        user,
+        card=card,
+        found=found,
+        wanted=wanted | {"stage": stage},
+        pending=views.pending,
+        problem=views.problem,
+    )
+
+
+# -- several studies -------------------------------------------------------------------------------
+
+
+@router.get("/compare")
+def compare(
+    request: Request,
+    server: Server,
+    user: Viewer,
+    subject: Annotated[list[str] | None, Query(max_length=50)] = None,
+) -> Response:
+    """Two to eight studies or settings, on the blocks that they share."""
+    chosen, views, found = list(dict.fromkeys(subject or ())), Views(), None
+    names = server.service.names()
+    if 2 <= len(chosen) <= MOST_SUBJECTS:
+        try:
+            found = views.get(server.reader.compare, pairs_of(server, chosen))
+        except (DggError, ResultsError) as error:
+            views.problem = str(error)
+    return rendering.page(
+        request,
+        "compare.html.j2",
+        user,
+        chosen=chosen,
+        names=names,
+        most=MOST_SUBJECTS,
+        found=found,
+        pending=views.pending,
+        problem=views.problem,
+    )

@@ -1,0 +1,128 @@
+"""What a server allows a submitted study, and the faults that it finds."""
+
+import pytest
+from server_samples import text
+
+from dgg_ray.service import checks
+from dgg_ray.service.checks import Rules
+
+SECRET = "/etc/passwd"
+
+
+@pytest.fixture
+def rules(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "inside.json").write_text("[]")
+    (data / "link.json").symlink_to(SECRET)
+    (data / "folder").symlink_to("/etc")
+    return Rules(str(tmp_path / "store"), str(data), (str(data), "s3://ours/data"))
+
+
+def paths(content, rules):
+    return [fault.path for fault in checks.policy_faults(content, rules)]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        SECRET,
+        "../../../../etc/passwd",
+        "folder/passwd",
+        "link.json",
+        "~/.ssh/id_rsa",
+        "~root/x",
+        "file:///etc/passwd",
+        "file:/etc/passwd",
+        "a/../../x",
+        "s3://others/data/x.json",
+        "s3://ours/data/../secret.json",
+        "s3://ours/database/x.json",
+        "https://example.org/x.json",
+    ],
+)
+@pytest.mark.parametrize("key", ["train", "images"])
+def test_no_place_outside_the_roots_is_read(rules, place, key):
+    study = {"tasks": [{"name": "a", "reader": "llava", key: place}]}
+    assert paths(study, rules) == [f"tasks[0].{key}"]
+
+
+@pytest.mark.parametrize(
+    "place", ["inside.json", "missing.json", "s3://ours/data/x.json", "a word", "{data}/x"]
+)
+def test_places_below_the_roots_are_read(rules, place):
+    place = place.replace("{data}", rules.data)
+    assert paths({"tasks": [{"name": "a", "reader": "llava", "train": place}]}, rules) == []
+
+
+@pytest.mark.parametrize(
+    ("study", "path"),
+    [
+        ({"strategy": "os:system"}, "strategy"),
+        ({"strategy": {"name": "my.module:Thing"}}, "strategy.name"),
+        ({"model": {"name": "my.module"}}, "model.name"),
+        ({"model": {"name": "auto", "path": SECRET}}, "model.path"),
+        ({"tasks": [{"name": "a", "reader": "x.y:Z"}]}, "tasks[0].reader"),
+        ({"tasks": [{"name": "a", "reader": "llava", "scorer": "x.y:Z"}]}, "tasks[0].scorer"),
+        ({"search": {"objective": "x.y:z"}}, "search.objective"),
+        ({"search": {"warm_start_from": ["/home/other/out"]}}, "search.warm_start_from[0]"),
+        ({"protocol": {"baselines": [{"name": "x.y:Z", "search": {}}]}}, "protocol.baselines[0].name"),
+        ({"strategy": {"name": "hpa", "safety": SECRET}}, "strategy.safety"),
+        ({"output": {"store": "s3://others"}}, "output.store"),
+        ({"output": {"trackers": ["wandb"]}}, "output.trackers"),
+    ],
+)
+def test_no_code_and_no_other_store_is_named(rules, study, path):
+    assert paths(study, rules) == [path]
+
+
+def test_a_sound_study_has_no_faults_and_says_what_it_needs(rules):
+    found = checks.check(text(), rules)
+    assert found["faults"] == []
+    assert (found["name"], found["needs"]) == ("small", {"cpus": 1})
+    gpus = text().replace("{engine: simulated}", "{engine: simulated, groups: 2, group_size: 2, gpus: 0.5}")
+    assert checks.check(gpus, rules)["needs"] == {"gpus": 2.0}
+
+
+def test_every_fault_has_its_line_and_no_path_of_the_server(rules):
+    broken = text().replace("model: embedded", "model: embeded").replace("trials: 4", "trials: none")
+    found = checks.check(broken, rules)["faults"]
+    assert [(fault["path"], fault["line"], fault["near"]) for fault in found] == [
+        ("model.name", 2, "embedded"),
+        ("search.trials", 14, ""),
+    ]
+    assert not any("/" in fault["text"] for fault in found)
+
+
+def test_what_is_not_allowed_is_named_beside_the_other_faults(rules):
+    broken = text().replace("reader: embedded, train: 12", f"reader: llava, train: {SECRET}", 1)
+    found = checks.check(broken.replace("trials: 4", "trials: none"), rules)["faults"]
+    assert [(fault["path"], fault["line"]) for fault in found] == [
+        ("tasks[0].train", 4),
+        ("search.trials", 14),
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "a: [", "[]", "\x00", "name: x\nname: y", "a: &a [*a]", "!!python/x 1"]
+)
+def test_any_text_gives_faults_rather_than_an_error(rules, broken):
+    assert checks.check(broken, rules)["faults"]
+
+
+def test_a_clone_keeps_comments_and_changes_what_is_asked(rules):
+    original = text().replace("strategy:", "# the method\nstrategy:")
+    changes = {"strategy.buffer": 7, "training.epochs": 2, "tasks[1].train": 11}
+    cloned = checks.clone(original, "second", changes)
+    assert "# the method" in cloned
+    study = checks.load_text(cloned, rules)
+    assert (study.name, study.strategy.buffer, study.training.epochs) == ("second", 7, 2)
+    assert study.readers["words"].train == 11
+    with pytest.raises(checks.StudyError, match=r"tasks\[9\].train"):
+        checks.clone(original, "third", {"tasks[9].train": 1})
+
+
+def test_strategies_are_listed_with_how_well_they_are_known():
+    found = {s["name"]: s for s in checks.strategies()}
+    assert found["dgg"]["known_from"]
+    assert {p["name"] for p in found["replay"]["parameters"]} >= {"buffer"}

@@ -1,0 +1,119 @@
+"""The Python client and the command line against a server on loopback."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import uvicorn
+from server_samples import NotedReader, text
+
+import dgg_ray
+from dgg_ray.core.errors import StudyError
+from dgg_ray.service import accounts
+from dgg_ray.service.app import make_app
+from dgg_ray.service.client import Client, ServerError
+from dgg_ray.service.security import Access
+from dgg_ray.service.server import Options, listen
+
+
+@pytest.fixture
+def server(service, tmp_path, monkeypatch):
+    """A server whose studies are ended by the test, and its address."""
+    monkeypatch.setattr(type(service), "start", lambda self: None)
+    options = Options(tmp_path, "", "", (), "127.0.0.1", 0, (), False, service.capacity)
+    listening = listen(options)
+    app = make_app(service, NotedReader(), Access(service.journal))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def client(server, service):
+    return Client(server, accounts.add_user(service.journal, "ada", "admin", "test"))
+
+
+def test_a_study_is_submitted_steered_and_cloned(client, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(text())
+    assert client.validate(file)["faults"] == []
+    assert client.plan(file)["distinct"] > 0
+    assert client.submit(file, priority=2)["priority"] == 2
+    assert client.set_priority("small", 5)["priority"] == 5
+    assert client.stop("small")["state"] == "stopped"
+    assert client.resume("small", text(**{"trials: 4": "trials: 5"}))["state"] == "queued"
+    assert "trials: 5" in client.study("small")["text"]
+    assert client.clone("small", "second", {"strategy.buffer": 3})["cloned_from"] == "small"
+    assert [card["name"] for card in client.studies(sort="name")] == ["second", "small"]
+    client.delete("second")
+    assert [card["name"] for card in client.studies()] == ["small"]
+    assert client.me()["name"] == "ada"
+    assert [card["name"] for card in client.queue()["waiting"]] == ["small"]
+
+
+def test_faults_are_those_of_the_file(client):
+    with pytest.raises(StudyError) as caught:
+        client.submit(text(**{"model: embedded": "model: embeded"}))
+    (fault,) = caught.value.faults
+    assert (fault.path, fault.line, fault.near) == ("model.name", 2, "embedded")
+
+
+def test_refusals_say_why(client, server):
+    with pytest.raises(ServerError, match="no study 'nobody'") as caught:
+        client.study("nobody")
+    assert caught.value.status == 404
+    with pytest.raises(ServerError, match="DGG_RAY_TOKEN"):
+        Client(server, "").me()
+    with pytest.raises(ServerError, match="does `dgg-ray serve` run"):
+        Client("http://127.0.0.1:9", "").me()
+
+
+def test_a_study_is_followed_until_it_is_over(client, service):
+    client.submit(text())
+
+    def end():
+        time.sleep(1.5)
+        service.supervise()
+        facts = {"by": "runner", "study": "small"}
+        service.journal.commit(lambda state: {"kind": "began", **facts})
+        time.sleep(1.5)
+        service.journal.commit(lambda state: {"kind": "ended", "how": "finished", **facts})
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    states = [card["state"] for card in client.follow("small")]
+    thread.join()
+    assert states[0] == "queued"
+    assert states[-1] == "finished"
+    assert "running" in states
+
+
+def test_the_command_line_asks_a_server(client, server, service, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DGG_RAY_TOKEN", client.session.headers["authorization"].split()[1])
+    file = tmp_path / "study.yaml"
+    file.write_text(text())
+    ask = ["--server", server]
+    assert run(capsys, "submit", str(file), *ask) == (
+        0,
+        "small: queued, starts now\n  owner             ada\n",
+    )
+    code, out = run(capsys, "status", "small", *ask)
+    assert (code, out.splitlines()[0]) == (0, "small: queued, starts now")
+    service.store.put_document("service/logs/small", {"at": 0.0, "text": "trained\n"})
+    assert run(capsys, "logs", "small", *ask) == (0, "trained\n")
+    assert run(capsys, "stop", "small", *ask)[1].startswith("small: stopped")
+    file.write_text(text(**{"model: embedded": "model: embeded"}))
+    assert run(capsys, "submit", str(file), *ask)[0] == 2
+    assert dgg_ray.Client is Client
+
+
+def run(capsys, *arguments):
+    from dgg_ray.cli import main
+
+    code = main(list(arguments))
+    return code, capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""The pages of one study, of its examples, and of studies side by side, made from real views."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from server_samples import NotedReader, text
+from service_samples import run, sample
+from starlette.testclient import TestClient
+
+from dgg_ray import load_study
+from dgg_ray.core.errors import ResultsError
+from dgg_ray.service import accounts, pages_study, views
+from dgg_ray.service.app import make_app
+from dgg_ray.service.security import COOKIE, Access
+from dgg_ray.service.views import compare, view
+
+
+class Here(NotedReader):
+    """Reads results in this process."""
+
+    def __init__(self):
+        self.outcomes = {}
+
+    def view(self, study, name, /, **params):
+        if study not in self.outcomes:
+            raise ResultsError(f"no results of {study}")
+        return view(self.outcomes[study], name, params)
+
+    def compare(self, subjects):
+        return compare([(self.outcomes[study], setting) for study, setting in subjects])
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """A finished study, one with a half of its stages, and one that is named like an attack."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    store = str(folder / "store")
+    found = {}
+    for name, items in (("toy", None), ("half", 5)):
+        study = load_study({**raw(name), "output": {"store": store}})
+        found[name] = run(study, folder / name, items)
+    return store, found
+
+
+def raw(name):
+    return {**sample().file.content, "name": name, "question": "<script>alert(1)</script>"}
+
+
+@pytest.fixture
+def client(outcomes, make, monkeypatch, tmp_path):
+    store, found = outcomes
+    (tmp_path / "store").symlink_to(store, target_is_directory=True)
+    service = make()
+    monkeypatch.setattr(type(service), "start", lambda self: None)
+    reader = Here()
+    reader.outcomes = found
+    tokens = {n: accounts.add_user(service.journal, n, r, "t") for n, r in (("ron", "run"), ("vic", "view"))}
+    app = make_app(service, reader, Access(service.journal))
+    with TestClient(app) as client:
+        client.service, client.tokens = service, tokens
+        client.cookies.set(COOKIE, tokens["vic"])
+        yield client
+    for document, _ in list(service.store.list_documents("service/")):
+        service.store.remove_document(document)
+
+
+@pytest.mark.parametrize("tab", pages_study.TABS)
+@pytest.mark.parametrize("name", ["toy", "half"])
+def test_every_part_of_a_study_is_a_page(client, name, tab):
+    page = client.get(f"/studies/{name}?tab={tab}")
+    assert page.status_code == 200
+    assert "<script>alert" not in page.text
+    assert f'aria-current="page">{pages_study.TABS[tab]}</a>' in page.text
+    assert not re.search(r"\sstyle=|\son\w+=|javascript:", page.text)  # the policy would refuse them
+
+
+def test_the_page_says_the_answer_and_every_compared_method(client, outcomes):
+    page = client.get("/studies/toy").text
+    summary = views.findings.summary(outcomes[1]["toy"])
+    for sentence in summary["answer"]:
+        assert sentence.replace("'", "&#39;") in page
+    for row in views.findings.comparison(outcomes[1]["toy"])["rows"]:
+        score = row["metrics"]["faa"]["score"]
+        assert f"<b>{100 * score:.1f}</b>" in page
+        assert row["label"] in page
+
+
+def test_matrices_show_the_scores_of_the_view(client, outcomes):
+    page = client.get("/studies/toy?tab=matrices").text
+    mean = views.scores.matrices(outcomes[1]["toy"])["means"][0]
+    assert f">{100 * float(mean['R'][0][0]):.1f}</td>" in page
+
+
+def test_a_study_that_waits_has_a_page_and_its_owner_may_steer_it(client):
+    client.service.submit(text("waits"), "ron")
+    page = client.get("/studies/waits").text
+    assert "There are no results yet" in page
+    assert 'data-url="/api/v1/studies/waits/stop"' not in page
+    client.cookies.set(COOKIE, client.tokens["ron"])
+    page = client.get("/studies/waits").text
+    assert 'data-url="/api/v1/studies/waits/stop"' in page
+    assert "starts now" in page
+    client.service.stop("waits", "ron")
+    page = client.get("/studies/waits?tab=history").text
+    assert 'data-url="/api/v1/studies/waits/resume"' in page
+    assert "stop asked" in page
+
+
+def test_what_is_being_read_is_said_and_asked_for_again(client, monkeypatch):
+    import threading
+
+    release = threading.Event()
+    monkeypatch.setattr(pages_study, "WAIT_S", 0.05)
+    monkeypatch.setattr(Here, "view", lambda self, *a, **k: release.wait(10) and b"{}")
+    try:
+        page = client.get("/studies/toy").text
+        assert "The results are being read" in page
+        assert "data-reading" in page
+    finally:
+        release.set()
+
+
+def test_an_unknown_study_is_named_with_the_nearest(client):
+    page = client.get("/studies/toi", headers={"accept": "text/html"})
+    assert page.status_code == 404
+    assert "Did you mean" in page.text
+
+
+def test_examples_say_why_there_are_none(client):
+    page = client.get("/studies/toy/examples?filter=all").text
+    assert "the simulated engine makes none" in page
+    assert client.get("/studies/toy/examples?filter=nothing").status_code == 422
+
+
+def test_studies_are_compared_on_shared_blocks(client):
+    page = client.get("/compare?subject=toy&subject=toy:replay").text
+    assert "toy: replay" in page
+    assert "Below each: this one minus toy" in page
+    assert "Choose what to compare" in client.get("/compare").text
+    assert "At most 8" in client.get("/compare?" + "&".join(f"subject=s{i}" for i in range(9))).text
+    assert "there is no study" in client.get("/compare?subject=toy&subject=nobody").text
