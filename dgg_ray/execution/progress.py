@@ -198,7 +198,7 @@ class Display:
         done, total: items, `total` as far as it is known now; exact: whether that is certain.
         trained, failed: stages of this run.
         left_s: seconds left, [mean, low, high]; None before anything was measured.
-        spent, spent_unit: by the study, in the unit of its budget; None before the first plan.
+        spent, spent_unit: by the study at its last plan, in the unit of its budget; None before the first.
         best: the best setting so far, in words; empty before one was evaluated.
         phase: of the start-up; empty after it.
         """

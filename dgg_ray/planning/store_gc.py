@@ -34,7 +34,7 @@ from dgg_ray.core.stage import WorkItem
 from dgg_ray.planning.plan import dry_run_search
 from dgg_ray.planning.text_table import format_table
 from dgg_ray.search.comparison import Comparison, final_chains
-from dgg_ray.search.evidence import EvidenceReader
+from dgg_ray.search.evidence import EvidenceReader, RunRequest
 from dgg_ray.storage import leases, manifest
 from dgg_ray.storage.backend import StorageBackend
 from dgg_ray.storage.leases import LeaseOwner
@@ -289,11 +289,14 @@ class StudyNeeds:
         dry_run = dry_run_search(reader)  # what is left, as far as it can be predicted
         requests = [request for query in dry_run.requests for request in query.runs]
         compared = Comparison.from_study(study, reader.fast_forward_past_failures)
+        stopped: list[RunRequest] = []  # by hand: what they have is kept
         for search in compared.searches:  # and what was proposed after failures
-            requests += [request for query in search.proposed for request in reader.requested(query)]
+            for number, query in enumerate(search.proposed):
+                (stopped if number in search.stopped else requests).extend(reader.requested(query))
         settings = compared.settings or dry_run.settings
         chains = [request.items for request in requests] + final_chains(settings)
-        self.requested = {item.stage.key for items in chains for item in items}
+        kept = chains + [request.items for request in stopped] + final_chains(settings, stopped_too=True)
+        self.requested = {item.stage.key for items in kept for item in items}
         complete = dry_run.exact and all(store.has(item) for items in chains for item in items)
         best = next(iter(settings.values()))
         runs = (*best, *best.study.runs)  # of the comparison, and of the search

@@ -168,15 +168,18 @@ class Comparison:
         return final_chains(self.settings)
 
 
-def final_chains(settings: Mapping[str, StudyRuns]) -> list[Chain]:
+def final_chains(settings: Mapping[str, StudyRuns], stopped_too: bool = False) -> list[Chain]:
     """Chains of all that comparing these settings needs, the untouched model's evaluations among them.
 
     Settings that were stopped by hand need nothing more, except the first, which is the recommended one.
+
+    stopped_too: whether to return the chains of stopped settings, too, as far as they would go.
     """
     winner = next(iter(settings.values()), None)
     if winner is None:
         return []
-    scope, stopped = winner.study.protocol.evaluate, stopped_settings(winner.study.data.decisions)
+    scope = winner.study.protocol.evaluate
+    stopped = {} if stopped_too else stopped_settings(winner.study.data.decisions)
     needed = [runs for runs in settings.values() if runs.id == winner.id or runs.id not in stopped]
     chains = [runs.work_items(run, SPLITS, scope) for runs in needed for run in runs]
     item = untouched_item(winner)

@@ -7,6 +7,7 @@ from dgg_ray.config import registry
 from dgg_ray.core.errors import ResultsError, StudyError
 from dgg_ray.planning import study_control
 from dgg_ray.planning.plan import plan
+from dgg_ray.planning.store_gc import StudyNeeds
 from dgg_ray.search.comparison import Comparison, final_chains, make_search
 from dgg_ray.search.evidence import EvidenceReader
 from dgg_ray.storage.memory import MemoryStore
@@ -242,3 +243,20 @@ def test_two_who_decide_at_once_get_numbers_of_their_own(grid, monkeypatch):
     assert grid.record("budget", limits={"worker_hours": 99}).number == 3
     decisions = registry.read_decisions(grid.store, "begun")
     assert [(d.number, d.by) for d in decisions] == [(1, "eve"), (2, "eve"), (3, "ada")]
+
+
+def test_what_stopped_settings_have_is_kept_and_what_they_lack_counts_as_nothing_missing(grid):
+    grid.answer(9)
+    runner, replay = grid.runner, grid.compared().settings["replay"]
+    first, *_ = replay.work_items(replay[0], ("validation", "test"), "next")
+    second = replay.work_items(replay[0], ("validation", "test"), "next")[1]
+    for item in (first, second):
+        runner.run(item)
+    grid.record("stop_setting", setting="replay")
+    for chain in final_chains(grid.compared().settings):
+        for item in chain:
+            runner.run(item)
+    needs = StudyNeeds(grid.study, grid.store)
+    assert {stage.key for stage in replay[0].stages} <= needs.requested
+    assert second.stage.key not in needs.adapters  # the study is complete: nothing will start from it
+    assert plan(grid.study, grid.store).to_train == 0
