@@ -10,6 +10,14 @@ import typer
 from dgg_ray.cli_arguments import TUNNEL, Dashboard, Json, OnCluster, print_json
 
 users = typer.Typer(help="The users of a service, and their tokens.", no_args_is_help=True)
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PLACE", help="A further folder or URL that studies may read. Repeatable."),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="HOST", help="A name by which browsers call it. Repeatable."),
+]
 ServiceStore = Annotated[
     str, typer.Option("--store", envvar="DGG_RAY_STORE", metavar="URL", help="The service's store.")
 ]
@@ -33,16 +41,10 @@ def serve(
             envvar="DGG_RAY_DATA", metavar="PLACE", help="Where relative paths in submitted studies start."
         ),
     ] = ".",
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PLACE", help="A further folder or URL that studies may read. Repeatable."),
-    ] = None,
+    allow: Allow = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8750,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="HOST", help="A name by which browsers call it. Repeatable."),
-    ] = None,
+    name: Names = None,
     open_to_all: Annotated[
         bool, typer.Option("--open", help="Ask for no token; only on this machine's own address.")
     ] = False,
