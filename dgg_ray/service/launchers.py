@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -60,15 +61,11 @@ class JobLauncher(Launcher):
     dashboard: str = "http://127.0.0.1:8265"
 
     def start(self, runner: str) -> None:
-        import shlex
-
         from dgg_ray.remote.ray_jobs import RayJobsClient  # late: it imports Ray
 
         command = shlex.join([*self.command(runner, "python"), "--ray-address", "auto"])
-        metadata = {
-            "study": f"runner {runner}",
-            "parts": {},
-            "store": self.rules.store,
-            "out": str(self.root),
-        }
-        RayJobsClient(self.dashboard).submit(f"runner-{runner}-1", f"exec {command}", metadata)
+        name = f"service runner {runner}"  # among the cluster's jobs
+        metadata = {"study": name, "parts": {}, "store": self.rules.store, "out": str(self.root)}
+        package = str(Path(__file__).parents[1])  # workers have its dependencies, not itself
+        client = RayJobsClient(self.dashboard)
+        client.submit(f"service-runner-{runner}-1", f"exec {command}", metadata, py_modules=[package])
