@@ -39,7 +39,7 @@ def new(request: Request, server: Server, user: Viewer, template: Name = "", clo
         template = template or next(iter(known))
         text = known[template]
     text = under_a_free_name(server, text, clone or template)
-    return shown(request, user, text, template=template, clone=clone)
+    return shown(request, user, text, started_from=template, clone=clone)
 
 
 def under_a_free_name(server: Context, text: str, name: str) -> str:
@@ -57,7 +57,7 @@ def under_a_free_name(server: Context, text: str, name: str) -> str:
 
 def shown(request: Request, user: User, text: str, status: int = 200, **values: Any) -> Response:
     """The page. values: what the person gave, and what was found."""
-    defaults = {"template": "", "clone": "", "priority": "0", "detect": "", "refusal": ""}
+    defaults = {"started_from": "", "clone": "", "priority": "0", "detect": "", "refusal": ""}
     found = {"faults": None, "warnings": [], "plan": None}
     return rendering.page(
         request,

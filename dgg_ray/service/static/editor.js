@@ -137,7 +137,7 @@ function suggest(wanted) {
   const typed = area.value.slice(start, caret);
   if (!wanted && !typed && !/[:{[,] $|- $/.test(area.value.slice(0, caret))) return chooser.hide();
   Object.assign(chooser, { start, end });
-  const at = caretPlace(start), outer = byId("choices").offsetParent.getBoundingClientRect(), origin = paper.getBoundingClientRect();
+  const at = caretPlace(start), outer = byId("choices").parentElement.getBoundingClientRect(), origin = paper.getBoundingClientRect();
   chooser.show(choices, { left: at.left + origin.left - outer.left, top: at.top + origin.top - outer.top + 4 });
   if (choices.length) say(`${choices.length} suggestions; Enter takes ${choices[0].name}`);
   else if (wanted) say("No suggestions here");
@@ -201,6 +201,7 @@ function offerDraft() {
 async function plan() {
   const body = new URLSearchParams([...new FormData(form), ["act", "plan"]]);
   byId("plan").setAttribute("aria-busy", "true");
+  byId("plan").classList.remove("stale");
   const answer = await fetch("/new", { method: "POST", body }).finally(() => byId("plan").removeAttribute("aria-busy"));
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (answer.redirected || !page.getElementById("plan")) throw new Problem({ detail: page.querySelector("main p")?.textContent ?? "Log in again" });
@@ -263,9 +264,10 @@ area.addEventListener("input", (event) => {
   const { entries } = read(area.value);
   faults = faults.map((fault) => ({ ...fault, place: place(fault, entries) }));
   draw();
-  if (event.inputType !== "historyUndo" && event.inputType !== "insertFromPaste") suggest(false);
+  byId("plan").classList.toggle("stale", Boolean(byId("plan").querySelector("dl")));
   clearTimeout(timer);
   timer = setTimeout(check, QUIET_MS);
+  if (event.inputType !== "historyUndo" && event.inputType !== "insertFromPaste") suggest(false);
   localStorage.setItem(DRAFT, JSON.stringify({ text: area.value, at: Date.now() / 1000 }));
 });
 area.addEventListener("blur", () => chooser.hide());
