@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from pages_samples import SCRIPT, TOKEN, Server
 from server_samples import text
 
-from dgg_ray.config.registry import document_name
+from dgg_ray.config import registry
 from dgg_ray.service import pages_new, templates_of_studies
 from dgg_ray.service.security import csrf_of
 
@@ -97,8 +97,8 @@ def test_every_fault_is_shown_at_its_line(browser):
     assert response.status_code == 200
     assert written(response.text) == study
     found = faults(response.text)
-    assert f"line {lines['nme']} nme no such setting . Did you mean name ?" in found
-    assert f"line {lines['trial:']} search.trial no such setting . Did you mean trials ?" in found
+    assert f"line {lines['nme']} nme no such setting. Did you mean name ?" in found
+    assert f"line {lines['trial:']} search.trial no such setting. Did you mean trials ?" in found
     assert "study name is required" in found
 
 
@@ -154,7 +154,7 @@ def test_a_taken_name_is_refused_at_its_line(browser, server):
 
 def test_another_study_of_the_store_with_the_name_is_a_fault_at_its_line(browser, server):
     stored = {"content": {"raw": {"name": "small", "seeds": [7]}}}
-    server.service.store.put_document(document_name("small", "study"), stored)
+    server.service.store.put_document(registry.document_name("small", registry.STUDY), stored)
     page = send(browser, study="# mine\n" + text()).text
     assert [fault.split(" ")[:3] for fault in faults(page)] == [["line", "2", "name"]]
 

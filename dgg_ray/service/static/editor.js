@@ -6,7 +6,7 @@ import { coloured, entryAt, read, steps } from "./editor_yaml.js";
 import { ago } from "./page.js";
 
 const QUIET_MS = 450; // without a key before the text is checked
-const COLOURED = 60000; // characters; longer texts are one colour
+const COLOURED = 60000; // characters; longer texts are one colour, without suggestions
 const form = document.getElementById("study");
 const area = document.getElementById("text");
 const editor = document.getElementById("editor");
@@ -62,7 +62,7 @@ function draw() {
 }
 
 function explain() {
-  const found = schema && explained(schema, area.value, area.selectionStart);
+  const found = schema && area.value.length < COLOURED && explained(schema, area.value, area.selectionStart);
   const said = found ? `${found.path} ${found.about}` : "";
   if (help.dataset.said === said) return;
   help.dataset.said = said;
@@ -132,7 +132,7 @@ function caretPlace(offset) {
 
 function suggest(wanted) {
   const caret = area.selectionStart;
-  if (!schema || caret !== area.selectionEnd) return chooser.hide();
+  if (!schema || area.value.length >= COLOURED || caret !== area.selectionEnd) return chooser.hide();
   const { choices, start, end } = suggestions(schema, area.value, caret);
   const typed = area.value.slice(start, caret);
   if (!wanted && !typed && !/[:{[,] $|- $/.test(area.value.slice(0, caret))) return chooser.hide();
@@ -178,7 +178,12 @@ function newLine() {
 // -- drafts --------------------------------------------------------------------------------------------
 
 function offerDraft() {
-  const draft = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
+  let draft = null;
+  try {
+    draft = JSON.parse(localStorage.getItem(DRAFT));
+  } catch {
+    return; // the browser keeps nothing, or something else
+  }
   if (!draft || draft.text === area.value) return;
   byId("draft-age").textContent = ago(draft.at);
   byId("draft-name").textContent = /^name:\s*(\S+)/m.exec(draft.text)?.[1] ?? "without a name";
@@ -195,6 +200,14 @@ function offerDraft() {
   });
 }
 
+function keepDraft() {
+  try {
+    localStorage.setItem(DRAFT, JSON.stringify({ text: area.value, at: Date.now() / 1000 }));
+  } catch {
+    // the browser keeps nothing
+  }
+}
+
 // -- plan, strategies, submit --------------------------------------------------------------------------
 
 /** Let the server do what a button says, and take its part of the page over. */
@@ -205,8 +218,10 @@ async function plan() {
   const answer = await fetch("/new", { method: "POST", body }).finally(() => byId("plan").removeAttribute("aria-busy"));
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (answer.redirected || !page.getElementById("plan")) throw new Problem({ detail: page.querySelector("main p")?.textContent ?? "Log in again" });
-  if (answer.ok) byId("plan").replaceChildren(...page.getElementById("plan").childNodes);
-  else byId("plan").replaceChildren(...[...page.querySelectorAll("#faults li")].map((li) => element("p", { className: "error" }, li.textContent)));
+  if (answer.ok) {
+    byId("plan").replaceChildren(...page.getElementById("plan").childNodes);
+    say(`Planned. ${[...byId("plan").querySelectorAll("dl > div")].map((part) => part.innerText.replace("\n", ": ")).join("; ")}`);
+  } else byId("plan").replaceChildren(...[...page.querySelectorAll("#faults li")].map((li) => element("p", { className: "error" }, li.textContent)));
 }
 
 async function submit() {
@@ -268,7 +283,7 @@ area.addEventListener("input", (event) => {
   clearTimeout(timer);
   timer = setTimeout(check, QUIET_MS);
   if (event.inputType !== "historyUndo" && event.inputType !== "insertFromPaste") suggest(false);
-  localStorage.setItem(DRAFT, JSON.stringify({ text: area.value, at: Date.now() / 1000 }));
+  keepDraft();
 });
 area.addEventListener("blur", () => chooser.hide());
 document.addEventListener("selectionchange", () => document.activeElement === area && explain());
@@ -276,6 +291,7 @@ for (const id of ["editor-hint", "key-help"]) byId(id).hidden = false;
 byId("check").hidden = true;
 editor.classList.add("live");
 area.removeAttribute("rows");
+area.setAttribute("aria-autocomplete", "list");
 draw();
 offerDraft();
 check();
