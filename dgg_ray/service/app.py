@@ -8,7 +8,16 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Response
 
 import dgg_ray
-from dgg_ray.service import api_admin, api_results, api_studies, assets, pages, pages_new, pages_study, sign_in
+from dgg_ray.service import (
+    api_admin,
+    api_results,
+    api_studies,
+    assets,
+    pages,
+    pages_new,
+    pages_study,
+    sign_in,
+)
 from dgg_ray.service.context import Context, ResultsReader
 from dgg_ray.service.responses import add_handlers, problem
 from dgg_ray.service.security import Access, Guard

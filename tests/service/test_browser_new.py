@@ -149,12 +149,14 @@ def test_a_plan_and_a_strategy_are_had_beside_it(page, server):
     write(page, text())
     page.get_by_label("Difference to detect").fill("5")
     page.get_by_role("button", name="Plan it").click()
-    page.locator("#plan").get_by_text("For 5 points").wait_for()
+    page.locator("#plan").get_by_text("Orders for 5 points").wait_for()
     page.get_by_label("Find a strategy").fill("ewc")
     row = page.locator("#strategy-list li:visible").filter(has_text="ewc").first
     row.locator("summary").click()
     row.get_by_role("button", name="Use ewc").click()
-    assert study(page) == text().replace("strategy: {name: dgg, alpha: 0.2, buffer: 5}", "strategy: {name: ewc}")
+    assert study(page) == text().replace(
+        "strategy: {name: dgg, alpha: 0.2, buffer: 5}", "strategy: {name: ewc}"
+    )
 
 
 def test_a_taken_name_is_refused_at_its_line_and_the_next_one_goes_off(page, server):

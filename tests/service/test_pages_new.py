@@ -40,7 +40,9 @@ def written(page: str) -> str:
 
 def faults(page: str) -> list[str]:
     """The faults that a page lists, as text."""
-    items = re.findall(r"<li>(.*?)</li>", re.search(r'<ol id="faults".*?</ol>', page, re.DOTALL)[0], re.DOTALL)
+    items = re.findall(
+        r"<li>(.*?)</li>", re.search(r'<ol id="faults".*?</ol>', page, re.DOTALL)[0], re.DOTALL
+    )
     return [" ".join(unescape(re.sub("<[^>]*>", " ", item)).split()) for item in items]
 
 
@@ -114,7 +116,7 @@ def test_a_study_is_planned(browser, server):
     plan = server.service.plan(text(), 5.0)
     assert f"<dt>Stages to train</dt><dd>{'' if plan['exact'] else '≈ '}{plan['to_train']}</dd>" in page
     assert "unknown <small>until profiled</small>" in page
-    assert "For 5 points" in page
+    assert "Orders for 5 points" in page
     assert server.service.journal.state.studies == {}
 
 
@@ -122,7 +124,9 @@ def test_a_study_is_planned(browser, server):
 def test_a_difference_that_cannot_be_is_a_fault(browser, detect):
     response = send(browser, "plan", text(), detect=detect)
     assert response.status_code == 422
-    assert faults(response.text) == [f"study detect must be a number above 0, and at most 100, got {detect!r}"]
+    assert faults(response.text) == [
+        f"study detect must be a number above 0, and at most 100, got {detect!r}"
+    ]
 
 
 def test_a_study_is_submitted(browser, server):
@@ -133,7 +137,7 @@ def test_a_study_is_submitted(browser, server):
 
 
 @pytest.mark.parametrize(
-    "study, priority", [(text().replace("trials", "trial"), "0"), (text(), "much"), (text(), "1.5")]
+    ("study", "priority"), [(text().replace("trials", "trial"), "0"), (text(), "much"), (text(), "1.5")]
 )
 def test_a_study_with_faults_is_not_submitted(browser, server, study, priority):
     response = send(browser, "submit", study, priority=priority)
