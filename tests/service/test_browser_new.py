@@ -147,6 +147,10 @@ def test_the_keyboard_is_not_trapped(page):
 
 def test_a_plan_and_a_strategy_are_had_beside_it(page, server):
     write(page, text())
+    verdict(page, "No faults")
+    page.get_by_label("Difference to detect").fill("none")
+    page.get_by_role("button", name="Plan it").click()
+    page.locator("#plan").get_by_text("must be a number above 0, and at most 100, got 'none'").wait_for()
     page.get_by_label("Difference to detect").fill("5")
     page.get_by_role("button", name="Plan it").click()
     page.locator("#plan").get_by_text("Orders for 5 points").wait_for()
@@ -183,3 +187,15 @@ def test_a_draft_is_offered_again(page):
     page.get_by_role("button", name="Take it up again").click()
     assert study(page) == text("draft")
     page.locator("#strategies").wait_for()
+
+
+def test_without_scripts_the_text_fills_its_place_and_is_checked(chromium, server):
+    context = chromium.new_context(java_script_enabled=False, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(f"{server.address}/login?token={TOKEN}&next=/new")
+    area, around = page.locator("#text").bounding_box(), page.locator("#editor").bounding_box()
+    assert around["width"] - area["width"] <= 2  # the border
+    page.locator("#text").fill(text().replace("trials", "trial"))
+    page.get_by_role("button", name="Check").click()
+    page.locator("#faults").get_by_text("search.trial no such setting").wait_for()
+    context.close()

@@ -124,9 +124,7 @@ def test_a_study_is_planned(browser, server):
 def test_a_difference_that_cannot_be_is_a_fault(browser, detect):
     response = send(browser, "plan", text(), detect=detect)
     assert response.status_code == 422
-    assert faults(response.text) == [
-        f"study detect must be a number above 0, and at most 100, got {detect!r}"
-    ]
+    assert faults(response.text) == [f"form detect must be a number above 0, and at most 100, got {detect!r}"]
 
 
 def test_a_study_is_submitted(browser, server):

@@ -212,6 +212,7 @@ function keepDraft() {
 
 /** Let the server do what a button says, and take its part of the page over. */
 async function plan() {
+  if (faults.length) throw new Problem({ detail: "Mend the study's faults first; then it can be planned." });
   const body = new URLSearchParams([...new FormData(form), ["act", "plan"]]);
   byId("plan").setAttribute("aria-busy", "true");
   byId("plan").classList.remove("stale");
@@ -221,10 +222,16 @@ async function plan() {
   if (answer.ok) {
     byId("plan").replaceChildren(...page.getElementById("plan").childNodes);
     say(`Planned. ${[...byId("plan").querySelectorAll("dl > div")].map((part) => part.innerText.replace("\n", ": ")).join("; ")}`);
-  } else byId("plan").replaceChildren(...[...page.querySelectorAll("#faults li")].map((li) => element("p", { className: "error" }, li.textContent)));
+  } else {
+    const refusals = [...page.querySelectorAll("#faults li > :last-child")].map((words) => words.textContent);
+    byId("plan").replaceChildren(...refusals.map((words) => element("p", { className: "error" }, words)));
+    say(refusals.join(". "));
+  }
 }
 
 async function submit() {
+  clearTimeout(timer); // a check that ends later would take the refusal away
+  asked?.abort();
   const priority = Number(form.elements.priority.value || 0);
   try {
     const { name } = await post("/api/v1/studies", { text: area.value, priority });
