@@ -8,7 +8,16 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Response
 
 import dgg_ray
-from dgg_ray.service import api_admin, api_results, api_studies, assets, pages, pages_study, sign_in
+from dgg_ray.service import (
+    api_admin,
+    api_results,
+    api_studies,
+    assets,
+    pages,
+    pages_new,
+    pages_study,
+    sign_in,
+)
 from dgg_ray.service.context import Context, ResultsReader
 from dgg_ray.service.responses import add_handlers, problem
 from dgg_ray.service.security import Access, Guard
@@ -46,7 +55,7 @@ def make_app(service: Service, reader: ResultsReader, access: Access, hosts: Seq
     )
     app.state.context = context
     add_handlers(app, sign_in.refusal)
-    for routes in (api_studies, api_results, api_admin, assets, sign_in, pages, pages_study):
+    for routes in (api_studies, api_results, api_admin, assets, sign_in, pages, pages_new, pages_study):
         app.include_router(routes.router)
     app.add_middleware(Guard, hosts=tuple(hosts))
 

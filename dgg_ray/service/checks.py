@@ -159,14 +159,14 @@ def check(text: str, rules: Rules) -> dict[str, Any]:
     return {
         "name": study.name,
         "question": study.question,
-        "faults": as_json(name_faults(study, rules)),
+        "faults": as_json(list(yaml_reader.add_lines(name_faults(study, rules), lines_of(text)))),
         "warnings": list(study.data.warnings),
         "needs": needs_of(study),
     }
 
 
 def name_faults(study: Study, rules: Rules) -> list[Fault]:
-    """A fault where another study of the store has the name; study/lines are not known any more."""
+    """A fault where another study of the store has the name."""
     before = open_store(rules.store).get_document(registry.document_name(study.name, registry.STUDY))
     if before is None:
         return []
@@ -178,6 +178,11 @@ def name_faults(study: Study, rules: Rules) -> list[Fault]:
     except StudyError as error:
         return list(error.faults)
     return []
+
+
+def lines_of(text: str) -> dict[str, int]:
+    """The line of each path of a text that can be read."""
+    return yaml_reader.read_yaml(text)[1]
 
 
 def needs_of(study: Study) -> dict[str, float]:

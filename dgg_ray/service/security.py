@@ -94,8 +94,11 @@ class Access:
         with self.journal.lock:
             return accounts.user_of(state, token)
 
-    def user(self, request: Request, role: Role) -> User:
-        """The user of a request, who may do what the role may do; RefusedError for others."""
+    def user(self, request: Request, role: Role, csrf: str = "") -> User:
+        """The user of a request, who may do what the role may do; RefusedError for others.
+
+        csrf: the page's CSRF token from a form's field; without it, the header's counts.
+        """
         caller = address_of(request)
         if not self.requests.take(caller):
             raise RefusedError("too many requests; slow down", 429)
@@ -109,7 +112,7 @@ class Access:
                 self.count_wrong(caller)
             raise RefusedError("needs a token: `Authorization: Bearer TOKEN`, or log in", 401)
         if by_cookie and request.method not in SAFE:
-            given = request.headers.get(CSRF_HEADER, "")
+            given = csrf or request.headers.get(CSRF_HEADER, "")
             if not hmac.compare_digest(given.encode(), csrf_of(token).encode()):
                 raise RefusedError("needs the page's CSRF token; reload the page", 403)
         if not accounts.may(user, role):

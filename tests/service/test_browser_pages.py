@@ -26,7 +26,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
-PAGES = ("/", "/?q=nothing", "/cluster", "/users", "/docs", "/login", "/nowhere")
+PAGES = ("/", "/?q=nothing", "/new", "/cluster", "/users", "/docs", "/login", "/nowhere")
 PHONE = {"width": 390, "height": 844}
 # The lowest contrast of any text on the page, by WCAG 2: [ratio, the text]
 LOWEST_CONTRAST = """() => {
