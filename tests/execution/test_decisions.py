@@ -93,6 +93,7 @@ class History:
     watches: list = field(default_factory=list)
     live: list = field(default_factory=list)
     taken: list = field(default_factory=list)
+    known: list = field(default_factory=list)  # at each decision: what the search had proposed and knew
     deaths: int = 0
     decide, look, die = 0.12, 0.3, 0.04  # chances at each item
 
@@ -150,6 +151,7 @@ class History:
             self.taken.append(study_control.record(self.store, study.name, content, by="ada"))
         except StudyError:
             return False
+        self.known.append(own_queries(state.comparison.search))
         return True
 
 
@@ -217,6 +219,15 @@ def described(compared):
     ]
 
 
+def own_queries(search):
+    """(setting, depth, block, scores or None) of each query but those that pins add at the end."""
+    return [
+        (*query[:2], query.block, (evidence := search.answers.get(n)) and known_scores(evidence))
+        for n, query in enumerate(search.proposed)
+        if n not in search.asked_again
+    ]
+
+
 def known_scores(evidence):
     """Scores on the tasks trained so far, to the bit; of later ones the store may hold more."""
     return [np.tril(matrix.R).tobytes() for matrix in evidence.scores]
@@ -250,6 +261,12 @@ def test_decisions_at_any_moment_and_deaths_end_as_one_uninterrupted_replay(meth
         assert stopped == stopped_again
         assert compared.chosen == compared_again.chosen
         assert list(compared.settings) == list(compared_again.settings)
+        ended = own_queries(compared.search)
+        for known in one.known:  # no decision changes what was proposed and told before it
+            for (*query, scores), (*query_now, scores_now) in zip(known, ended, strict=False):
+                assert query == query_now
+                assert scores in (None, scores_now)
+            assert len(known) <= len(ended)
         kept, kept_again = (t[~t["setting"].isin(stopped)] for t in (table, table_again))
         assert kept.to_csv() == kept_again.to_csv() or kept.to_csv(index=False) == kept_again.to_csv(
             index=False
