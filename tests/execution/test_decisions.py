@@ -4,11 +4,13 @@ import itertools
 import json
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dgg_ray import load_study
+from dgg_ray import Study, load_study
 from dgg_ray.analysis import load
 from dgg_ray.config import registry
 from dgg_ray.config.decisions import stopped_settings
@@ -86,8 +88,8 @@ class KilledError(BaseException):
 class History:
     """A study with events at random moments between its items: decisions, looks for them, deaths."""
 
-    study: object
-    out: object
+    study: Study
+    out: Path
     chance: random.Random
     store: MemoryStore = field(default_factory=Store)
     watches: list = field(default_factory=list)
@@ -136,7 +138,7 @@ class History:
         state = study_control.StudyState(study, self.store)
         proposed = [q.setting for search in state.searches.values() for q in search.proposed]
         kind = self.chance.choice(["stop_setting"] * 4 + ["stop_branch", "pin", "pin", "unpin", "budget"])
-        content = {"kind": kind}
+        content: dict[str, Any] = {"kind": kind}
         setting = self.chance.choice(proposed)
         if kind == "budget":
             content["limits"] = {"worker_hours": 1000 + self.chance.randrange(100)}
