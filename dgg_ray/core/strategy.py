@@ -71,8 +71,8 @@ class Needs:
 class Fact(ABC):
     """What a method must know of a finished task. Its settings are fields.
 
-    of: `stage`: computed from the task's examples at the weights that its stage ended with; `data`: from the
-        examples and the untouched base model alone, in the stage's precision.
+    of: `stage`: computed from the task's examples at the weights that its stage ended with, not on ZeRO-3;
+        `data`: from the examples and the untouched base model alone, in the stage's precision.
     version: raised when the same settings would give other values than before.
     """
 
@@ -136,7 +136,10 @@ class StageContext(ABC):
 
     @abstractmethod
     def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
-        """Mean over examples of the squared gradient of each example's own mean loss per answer token."""
+        """Mean over examples of the squared gradient of each example's own mean loss per answer token.
+
+        Not on ZeRO-3.
+        """
 
     @abstractmethod
     def mean_of_gradients(
@@ -146,6 +149,8 @@ class StageContext(ABC):
         of: Callable[[LossOutputs], Tensor] | None = None,
     ) -> list[Tensor]:
         """Mean over examples of `each`, applied to every tensor of an example's own gradient; whole.
+
+        Not on ZeRO-3.
 
         each: such as torch.abs. of: what the gradient is of, a tensor of shape () of the forward pass of one
             example, in evaluation mode; None is its mean loss per answer token.

@@ -33,7 +33,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from dgg_ray.core import rng
-from dgg_ray.core.strategy import Fact, Needs, ReplayStrategy
+from dgg_ray.core.strategy import WHOLE_WEIGHTS, Fact, Needs, ReplayStrategy
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EWC(ReplayStrategy):
     """
 
     starts_plain = True
-    needs = Needs(earlier_stages=True, fact_values=1)
+    needs = Needs(earlier_stages=True, engines=WHOLE_WEIGHTS, fact_values=1)
     known_from = "released code"
 
     strength: Annotated[float, Ge(0)] = 5000.0

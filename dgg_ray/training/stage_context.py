@@ -80,7 +80,7 @@ class LearnerContext(StageContext):
         }
 
     def parameters(self) -> list[Tensor]:
-        return [p.detach() for p in self._engine.parameters]
+        return [p.detach() for p in self._whole_weights()]
 
     def shard(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         hook_checks.check_whole(tensors, self._engine.parameters)
@@ -89,7 +89,7 @@ class LearnerContext(StageContext):
     def gradient(self, examples: Sequence[Example], weights: Sequence[Tensor] | None = None) -> list[Tensor]:
         encoded = [self.learner.encode(example) for example in examples]
         tokens = sum(len(e.answer) for e in encoded)
-        total = [torch.zeros_like(p) for p in self._engine.parameters]
+        total = [torch.zeros_like(p) for p in self._whole_weights()]
         size = self.learner.training.micro_batch_size or max(1, len(encoded))
         own = encoded[self.learner.rank :: self.learner.world_size]
         with nullcontext() if weights is None else self.at(weights):
@@ -98,7 +98,7 @@ class LearnerContext(StageContext):
         return self._sum_over_ranks(total)
 
     def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
-        total = [torch.zeros_like(p) for p in self._engine.parameters]
+        total = [torch.zeros_like(p) for p in self._whole_weights()]
         for one in self._own_gradients(examples):
             torch._foreach_addcmul_(total, one, one)
         total = self._sum_over_ranks(total)
@@ -111,7 +111,7 @@ class LearnerContext(StageContext):
         each: Callable[[Tensor], Tensor],
         of: Callable[[LossOutputs], Tensor] | None = None,
     ) -> list[Tensor]:
-        total = [torch.zeros_like(p) for p in self._engine.parameters]
+        total = [torch.zeros_like(p) for p in self._whole_weights()]
         for one in self._own_gradients(examples, of):
             torch._foreach_add_(total, [each(gradient) for gradient in one])
         total = self._sum_over_ranks(total)
@@ -127,6 +127,8 @@ class LearnerContext(StageContext):
         return torch.stack(losses)
 
     def at(self, weights: Sequence[Tensor] | None) -> AbstractContextManager[None]:
+        if weights is not None:
+            self._whole_weights()
         return self.learner.loss.at(weights)
 
     def question_logits(
@@ -144,6 +146,7 @@ class LearnerContext(StageContext):
         return logits[is_token], is_token.nonzero()[:, 0]
 
     def input_products(self, examples: Sequence[Example], layers: Sequence[str]) -> list[Tensor]:
+        self._whole_weights()
         learner, modules = self.learner, [self.learner.peft.get_submodule(layer) for layer in layers]
         sums: dict[nn.Module, Tensor] = {}
         tokens = torch.zeros((), device=learner.device)
@@ -195,6 +198,15 @@ class LearnerContext(StageContext):
     def _engine(self) -> Any:
         assert self.learner.engine
         return self.learner.engine
+
+    def _whole_weights(self) -> list[nn.Parameter]:
+        """The trained weights; StageError on ZeRO-3, where no process holds them whole."""
+        if self.learner.zero == 3:
+            raise StageError(
+                f"strategy {type(self.stage.strategy).__name__} asks for what needs whole weights, which "
+                f"ZeRO-3 does not keep; declare it: needs = Needs(engines=WHOLE_WEIGHTS)"
+            )
+        return self._engine.parameters
 
     def _folder(self, task: str) -> Path:
         if task in self.folders:

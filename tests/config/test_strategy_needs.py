@@ -31,9 +31,10 @@ def with_strategy(name: str, more: str = "") -> str:
     return STUDY.replace("STRATEGY", name) + more
 
 
-def test_an_engine_that_a_strategy_cannot_use(load):
-    found = faults(load, with_strategy("lwf", "workers: {engine: zero3}\n"))
-    assert "lwf needs one of the engines auto, zero1, zero2" in found["strategy.name"]
+@pytest.mark.parametrize("name", ["lwf", "ewc"])
+def test_an_engine_that_a_strategy_cannot_use(load, name):
+    found = faults(load, with_strategy(name, "workers: {engine: zero3}\n"))
+    assert f"{name} needs one of the engines auto, zero1, zero2" in found["strategy.name"]
     assert "workers.engine zero3" in found["strategy.name"]
 
 

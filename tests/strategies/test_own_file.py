@@ -87,6 +87,26 @@ def test_a_gradient_is_of_one_number_that_depends_on_the_weights(own_world, task
     assert own_world.learner.loss.hooked is None
 
 
+def test_what_needs_whole_weights_is_refused_on_zero3(own_world, tasks, monkeypatch):
+    (stage,) = own_world.train(Finetune(), order=("words",))
+    context, examples = own_world.loaded(stage), tasks["words"].examples["train"][:1]
+    parameters = context.parameters()
+    questions = [
+        context.parameters,
+        lambda: context.gradient(examples),
+        lambda: context.mean_squared_gradient(examples),
+        lambda: context.mean_of_gradients(examples, torch.abs),
+        lambda: context.at(parameters),
+        lambda: context.question_logits(examples, parameters),
+        lambda: context.input_products(examples, []),
+    ]
+    monkeypatch.setattr(own_world.learner, "zero", 3)
+    for question in questions:
+        with pytest.raises(StageError, match=r"declare it: needs = Needs\(engines=WHOLE_WEIGHTS\)"):
+            question()
+    context.at(None)  # the base weights alone are whole on every engine
+
+
 # -- Synaptic Intelligence -------------------------------------------------------------------------
 
 
