@@ -10,6 +10,8 @@ There is no registry. A package offers plug-ins under the entry point groups `dg
 plug-in's name. A name that two places offer is a fault. An import path is looked up in the folder of the
 study file, in the working folder, and wherever Python looks.
 
+Inside `installed_only` an import path is a fault: who may name a module may run it.
+
 Every machine that trains imports the plug-ins itself. Modules in the study's folder travel with a submitted
 study; an installed package must be installed on all machines.
 """
@@ -23,6 +25,8 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
@@ -55,6 +59,8 @@ SINGULAR = {
 OUTSIDE_NAMES: dict[str, list[str]] = {}  # kind → names of the plug-ins that were found outside this package
 SEARCH_FOLDERS: list[str] = []  # folders that `add_search_folders` added to Python's path
 OUTSIDE_FOLDERS: list[str] = []  # those of them that plug-ins were imported from; workers need them too
+
+INSTALLED_ONLY: ContextVar[bool] = ContextVar("INSTALLED_ONLY", default=False)
 
 DECORATE = "write `@dataclass(frozen=True)` above the class"
 
@@ -147,9 +153,21 @@ def is_outside(kind: str, name: str) -> bool:
     return is_import_path(name) or name in installed(kind)
 
 
+@contextmanager
+def installed_only() -> Iterator[None]:
+    """In the block, take plug-ins of this package and of installed ones alone, and no folders to search."""
+    token = INSTALLED_ONLY.set(True)
+    try:
+        yield
+    finally:
+        INSTALLED_ONLY.reset(token)
+
+
 def locate(kind: str, name: str) -> PluginLocation:
     """Find the place of a plug-in; StudyError where none or several places offer the name."""
     if is_import_path(name):
+        if INSTALLED_ONLY.get():
+            raise name_error("must be the name of an installed plug-in: no import path is taken here", name)
         module, _, attribute = name.partition(":")
         return PluginLocation(module, attribute, name)
     locations = list(installed(kind).get(name, ()))
@@ -170,7 +188,7 @@ def locate(kind: str, name: str) -> PluginLocation:
 
 def add_search_folders(*folders: str | Path) -> None:
     """Look for plug-ins in these folders too, after all places where Python looks."""
-    for folder in map(str, folders):
+    for folder in map(str, folders if not INSTALLED_ONLY.get() else ()):
         if folder and folder not in sys.path:
             sys.path.append(folder)
             SEARCH_FOLDERS.append(folder)
@@ -188,9 +206,14 @@ def lookup_faults(kind: str, name: str) -> Sequence[Fault]:
     return ()
 
 
-@cache
 def find(kind: str, name: str) -> Any:
     """Return a plug-in by name; StudyError, with the nearest name, where there is none or it is broken."""
+    return _find(kind, name, INSTALLED_ONLY.get())
+
+
+@cache
+def _find(kind: str, name: str, installed_only: bool) -> Any:
+    """Return the plug-in. installed_only: what was found outside such a block does not count inside it."""
     location = locate(kind, name)
     module = import_plugin_module(location, name)
     wanted = KINDS[kind]

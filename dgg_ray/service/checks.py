@@ -5,7 +5,7 @@ anything is read, the text is held against the server's rules:
 
     paths      relative ones start in the server's data folder; all must lie, links followed, below an allowed
                root; URLs must begin with an allowed one
-    plug-ins   by name only: an import path would run any module that Python finds
+    plug-ins   installed ones only: an import path would run any module that Python finds (core/plugins.py)
     store      the server's own
     trackers   none: they would report to wherever the server's environment points
 """
@@ -26,7 +26,6 @@ from dgg_ray.core.errors import DggError, Fault, ResultsError, StudyError
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import open_store
 
-NAMES = ("name", "reader", "scorer", "objective", "metric")  # keys whose values name plug-ins
 PLACES = ("model", "tasks", "strategy", "search", "protocol")  # sections that may name files
 
 
@@ -51,12 +50,8 @@ def policy_faults(raw: Any, rules: Rules) -> Iterator[Fault]:
     if not isinstance(raw, Mapping):
         return
     for section in PLACES:
-        for path, key, value in texts(raw.get(section), section):
-            named = key in NAMES and not (section == "tasks" and key == "name")
-            if (named or section in (path, key)) and plugins.is_import_path(value):
-                rule = "must be the name of an installed plug-in: this server takes no import paths"
-                yield Fault(path, rule, repr(value))
-            elif fault := place_fault(path, value, rules):
+        for path, value in texts(raw.get(section), section):
+            if fault := place_fault(path, value, rules):
                 yield fault
     output = raw.get("output")
     if isinstance(output, Mapping):
@@ -66,16 +61,16 @@ def policy_faults(raw: Any, rules: Rules) -> Iterator[Fault]:
             yield Fault("output.trackers", "must be left out: this server reports to no tracker")
 
 
-def texts(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (path, the innermost key, text) of all text below a value."""
+def texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield (path, text) of all text below a value."""
     if isinstance(value, str):
-        yield path, key, value
+        yield path, value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from texts(inner, f"{path}.{name}", str(name))
+            yield from texts(inner, f"{path}.{name}")
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            yield from texts(inner, f"{path}[{i}]", key)
+            yield from texts(inner, f"{path}[{i}]")
 
 
 def place_fault(path: str, value: str, rules: Rules) -> Fault | None:
@@ -112,6 +107,11 @@ def is_below_url(url: str, root: str) -> bool:
 
 def load_text(text: str, rules: Rules) -> Study:
     """Load and check a study that came as text; StudyError holds every fault with its line."""
+    with plugins.installed_only():
+        return _load_text(text, rules)
+
+
+def _load_text(text: str, rules: Rules) -> Study:
     from dgg_ray import api  # late: it needs pandas
 
     try:
@@ -278,13 +278,11 @@ def schema() -> dict[str, Any]:
 
 def spent_of(name: str, rules: Rules) -> dict[str, float]:
     """What a study has spent so far, by unit; nothing where the store does not know it."""
-    from dgg_ray.config import saved_study
     from dgg_ray.cost.model import CostModel, unit_rates
 
     store = open_store(rules.store)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            study = saved_study.require_saved_study(registry.fetch_results(store, name, Path(folder)))
+        study = registry.stored_study(store, name)
     except DggError:
         return {}
     seconds = sum(CostModel(study, store).spent.values())

@@ -71,10 +71,10 @@ def site(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     for module in ("mine", "broken_plugin"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    plugins.find.cache_clear()
+    plugins._find.cache_clear()
     monkeypatch.setattr(plugins, "OUTSIDE_NAMES", {})
     yield folder
-    plugins.find.cache_clear()
+    plugins._find.cache_clear()
 
 
 def fault_of(kind: str, name: str) -> str:

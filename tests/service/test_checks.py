@@ -1,5 +1,7 @@
 """What a server allows a submitted study, and the faults that it finds."""
 
+import sys
+
 import pytest
 from server_samples import text
 
@@ -58,22 +60,49 @@ def test_places_below_the_roots_are_read(rules, place):
 @pytest.mark.parametrize(
     ("study", "path"),
     [
-        ({"strategy": "os:system"}, "strategy"),
-        ({"strategy": {"name": "my.module:Thing"}}, "strategy.name"),
-        ({"model": {"name": "my.module"}}, "model.name"),
         ({"model": {"name": "auto", "path": SECRET}}, "model.path"),
-        ({"tasks": [{"name": "a", "reader": "x.y:Z"}]}, "tasks[0].reader"),
-        ({"tasks": [{"name": "a", "reader": "llava", "scorer": "x.y:Z"}]}, "tasks[0].scorer"),
-        ({"search": {"objective": "x.y:z"}}, "search.objective"),
         ({"search": {"warm_start_from": ["/home/other/out"]}}, "search.warm_start_from[0]"),
-        ({"protocol": {"baselines": [{"name": "x.y:Z", "search": {}}]}}, "protocol.baselines[0].name"),
+        ({"search": {"space": {"strategy.safety": [SECRET]}}}, "search.space.strategy.safety[0]"),
         ({"strategy": {"name": "hpa", "safety": SECRET}}, "strategy.safety"),
         ({"output": {"store": "s3://others"}}, "output.store"),
         ({"output": {"trackers": ["wandb"]}}, "output.trackers"),
     ],
 )
-def test_no_code_and_no_other_store_is_named(rules, study, path):
+def test_no_file_and_no_other_store_is_named(rules, study, path):
     assert paths(study, rules) == [path]
+
+
+SEARCHED = "    strategy.alpha: {per_task: [0, 0.5]}\n"
+NAMED = {
+    "strategy": {"{name: dgg, alpha: 0.2, buffer: 5}": "own_code:X", SEARCHED: ""},
+    "strategy.name": {"{name: dgg, alpha: 0.2, buffer: 5}": "{name: 'own_code:X'}", SEARCHED: ""},
+    "model.name": {"model: embedded": "model: {name: 'own_code:X'}"},
+    "tasks[0].reader": {"digits, reader: embedded": "digits, reader: 'own_code:X'"},
+    "search.objective": {"  trials: 4": "  trials: 4\n  objective: 'own_code:x'"},
+    "search.constraints[0]": {"  trials: 4": "  trials: 4\n  constraints: 'own_code:x >= 0.1'"},
+    "search.space.strategy.name": {SEARCHED: "    strategy.name: [dgg, 'own_code:X']\n"},
+    "protocol.baselines[0]": {"workers:": "protocol: {baselines: ['own_code:X']}\nworkers:"},
+    "protocol.baselines[0].name": {
+        "workers:": "protocol: {baselines: [{name: 'own_code:X', search: {strategy.buffer: [1, 2]}}]}\nworkers:"
+    },
+}
+
+
+@pytest.mark.parametrize("place", NAMED)
+def test_no_module_is_imported_wherever_a_study_names_it(rules, place, tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    (tmp_path / "own_code.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = checks.check(text(**NAMED[place]), rules)["faults"]
+    assert not ran.exists()
+    named = [fault for fault in found if "no import path is taken here" in fault["rule"]]
+    assert [fault["path"].removesuffix(".name") for fault in named] == [place.removesuffix(".name")]
+
+
+def test_checking_many_texts_leaves_the_search_path_alone(rules):
+    before = list(sys.path)
+    checks.check(text(), rules)
+    assert sys.path == before
 
 
 def test_a_sound_study_has_no_faults_and_says_what_it_needs(rules):
