@@ -42,7 +42,7 @@ def make_service(folder, capacity=None, launcher=None) -> Service:
     rules = Rules(store.url, str(folder), (str(folder),))
     launcher = launcher or NotedLauncher(rules, folder / "root")
     service = Service(store, rules, folder / "root", launcher, capacity or Capacity(2))
-    service.children = NoChild()
+    service.child = NoChild()
     return service
 
 

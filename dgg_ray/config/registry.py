@@ -179,6 +179,12 @@ def fetch_results(store: StageStore, name: str, out: Path) -> Path:
     return out
 
 
+def study_names(store: StageStore) -> set[str]:
+    """Return the names of all studies that were run with the store."""
+    documents = (unquote(name) for name in store.backend.list_names("studies/"))
+    return {path.split("/")[1] for path in documents if path.endswith(f"/{STUDY}.json")}
+
+
 def stored_study(store: StageStore, name: str) -> Study:
     """The study of that name as it was checked last, with its decisions; ResultsError without one."""
     with tempfile.TemporaryDirectory() as folder:
@@ -195,9 +201,7 @@ def stored_studies(
 
     deleted: names of studies to leave out. known: names of studies that are known from elsewhere.
     """
-    documents = (unquote(name) for name in store.backend.list_names("studies/"))
-    names = {path.split("/")[1] for path in documents if path.endswith(f"/{STUDY}.json")}
-    for name in sorted(names - {*deleted}):
+    for name in sorted(study_names(store) - {*deleted}):
         try:
             with tempfile.TemporaryDirectory() as folder:
                 yield saved_study.require_saved_study(fetch_results(store, name, Path(folder)))

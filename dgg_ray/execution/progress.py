@@ -25,7 +25,8 @@ MAX_SILENCE_S = 50.0  # without a plain line, even where nothing was finished
 PLAN_EVERY_S = 5.0  # between two plans, at least
 PLAN_SHARE = 0.05  # of the time, at most, goes into plans
 LIVE_EVERY_S = 2.0  # between two updates of the file that `dgg-ray status` reads
-PROGRESS = ("done", "total", "exact", "trained", "failed", "left_s", "spent", "spent_unit", "best", "phase")
+PROGRESS = ("done", "total", "exact", "trained", "failed", "left_s")
+PROGRESS += ("spent", "spent_unit", "worker_hours", "best", "phase")
 
 
 class ProgressPlan(Protocol):
@@ -199,11 +200,13 @@ class Display:
         trained, failed: stages of this run.
         left_s: seconds left, [mean, low, high]; None before anything was measured.
         spent, spent_unit: by the study at its last plan, in the unit of its budget; None before the first.
+        worker_hours: the same in worker-hours.
         best: the best setting so far, in words; empty before one was evaluated.
         phase: of the start-up; empty after it.
         """
         spent, unit = self.spent_amount() or (None, None)
-        left = self.seconds_left()
+        cost, left = self.cost_forecast, self.seconds_left()
+        worker_hours = cost.spent * unit_rates(cost.workers)["worker-hours"] if cost else None
         return {
             "done": self.done,
             "total": max(self.total, self.planned),
@@ -213,6 +216,7 @@ class Display:
             "left_s": list(left) if left else None,
             "spent": spent,
             "spent_unit": unit,
+            "worker_hours": worker_hours,
             "best": self.best,
             "phase": next(reversed(self.phases), ""),
         }

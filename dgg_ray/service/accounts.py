@@ -18,6 +18,7 @@ from dgg_ray.service.journal import Journal
 from dgg_ray.service.state import ROLES, Event, Role, State, User
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+LOCAL = "local"  # the name of whoever holds the token that a server printed when it started
 PREFIX = "dgg-"  # so that a token is recognised as one, by people and by scanners
 LIMITS = ("at_once", "worker_hours")
 
@@ -58,6 +59,10 @@ def add_user(
     faults = [*role_faults(role), *limit_faults(limits)]
     if not NAME.fullmatch(name):
         faults.append(Fault("name", "must be up to 64 letters, digits, _ . and -", repr(name)))
+    elif name == LOCAL:
+        faults.append(
+            Fault("name", "is who holds the link that a server prints; take another one", repr(name))
+        )
 
     def decide(state: State) -> Event:
         taken = [Fault("name", "is a user already", repr(name))] if name in state.users else []

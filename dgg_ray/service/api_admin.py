@@ -141,16 +141,22 @@ def totals_of(spending: Iterable[dict[str, Any]], by: str) -> list[dict[str, Any
 # -- what a study can be made of -------------------------------------------------------------------
 
 
+@router.get("/openapi.json", include_in_schema=False)
+def openapi(request: Request, user: Viewer) -> Response:
+    """The description of this API, in OpenAPI's form."""
+    return answer(request, request.app.openapi())
+
+
 @router.get("/schema")
 def schema(request: Request, server: Server, user: Viewer) -> Response:
     """The JSON Schema of a study file."""
-    return answer(request, server.service.children.call(checks.schema))
+    return answer(request, server.service.child.call(checks.schema))
 
 
 @router.get("/strategies")
 def strategies(request: Request, server: Server, user: Viewer) -> Response:
     """The strategies with their parameters, and how well each is known."""
-    return answer(request, {"items": server.service.children.call(checks.strategies)})
+    return answer(request, {"items": server.service.child.call(checks.strategies)})
 
 
 @router.get("/templates")

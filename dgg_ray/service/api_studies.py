@@ -20,7 +20,6 @@ Text = Annotated[str, Field(max_length=2**20, description="The study, as a YAML 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 LastEvent = Annotated[str, Query(max_length=60, description="Id of the last message that the caller had.")]
-SORTS = ("changed", "name", "state", "owner", "priority", "place")
 Sort = Literal["changed", "name", "state", "owner", "priority", "place"]
 
 
@@ -228,10 +227,14 @@ def set_budget(request: Request, server: Server, user: Operator, name: str, body
 
 
 def own(server: Context, user: User, name: str) -> None:
-    """Refuse what another user's study is asked to do, unless the user is an admin."""
+    """Refuse what is asked of a study that is not the user's, unless the user is an admin."""
     study = server.service.journal.state.studies.get(name)
-    if study and study.owner != user.name and user.role != "admin":
-        raise RefusedError(f"{name} is {study.owner}'s study; only its owner or an admin may do that", 403)
+    if user.role == "admin" or (study and study.owner == user.name):
+        return
+    server.service.card(name)  # one that there is not is named as such
+    if study is None:
+        raise RefusedError(f"{name} was run elsewhere and has no owner here; only an admin may do that", 403)
+    raise RefusedError(f"{name} is {study.owner}'s study; only its owner or an admin may do that", 403)
 
 
 @router.get("/studies/{name}/logs")
@@ -259,15 +262,12 @@ def study_events(request: Request, server: Server, user: Viewer, name: str, last
 
 def event_stream(request: Request, server: Context, user: User, study: str, last: str) -> Response:
     last = request.headers.get("last-event-id", "") or last
-    place = server.access.stream(user)
-    place.__enter__()  # now, so that a refusal is an answer; the stream's end gives the place back
+    server.access.check_streams(user)  # now, so that a refusal is an answer
 
     async def messages() -> AsyncIterator[bytes]:
-        try:
+        with server.access.stream(user):
             async for message in server.broadcast.follow(last, study):
                 yield message
-        finally:
-            place.__exit__(None, None, None)
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(messages(), media_type="text/event-stream", headers=headers)

@@ -51,7 +51,7 @@ def make_app(service: Service, reader: ResultsReader, access: Access, hosts: Seq
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
-        openapi_url="/api/v1/openapi.json",
+        openapi_url=None,  # it is below, for who has a token
     )
     app.state.context = context
     add_handlers(app, sign_in.refusal)

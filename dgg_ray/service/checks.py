@@ -201,11 +201,12 @@ def as_json(faults: Sequence[Fault]) -> list[dict[str, Any]]:
 def plan(text: str, rules: Rules, out: str, detect: float | None = None) -> dict[str, Any]:
     """Predict what a study costs and what its designs detect: `Plan.as_json`, with its `text`.
 
-    out: where its results would lie. detect: a difference in points of 100.
+    out: folder of all studies' results. detect: a difference in points of 100.
     """
     from dgg_ray import api
 
-    predicted = api.plan_study(load_text(text, rules), Path(out), detect, on_this_machine=False)
+    study = load_text(text, rules)
+    predicted = api.plan_study(study, Path(out, study.name), detect, on_this_machine=False)
     return predicted.as_json() | {"text": str(predicted)}
 
 

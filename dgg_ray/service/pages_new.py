@@ -50,7 +50,7 @@ def under_a_free_name(server: Context, text: str, name: str) -> str:
     if new_name == name:
         return text
     try:
-        return server.service.children.call(checks.clone, text, new_name, {})
+        return server.service.child.call(checks.clone, text, new_name, {})
     except StudyError:
         return text  # the editor shows where it is broken
 

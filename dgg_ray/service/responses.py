@@ -91,7 +91,7 @@ def add_handlers(app: FastAPI, page: Page) -> None:
 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    for kind in (RefusedError, DggError, OSError):
+    for kind in (RefusedError, DggError, OSError, Exception):  # the last is also logged, with its traceback
         app.add_exception_handler(kind, on_error)
 
 

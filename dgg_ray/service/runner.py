@@ -42,6 +42,11 @@ def lease_key(runner: str) -> str:
     return f"runners-{runner}"
 
 
+def results_folder(root: Path, study: str) -> Path:
+    """The folder of a study's results: apart from the store and the caches, whatever the study's name."""
+    return root / "studies" / study
+
+
 def log_name(study: str) -> str:
     return f"service/logs/{study}"
 
@@ -123,7 +128,7 @@ class StudyRunner:
 
     def run_study(self, study: Submitted) -> None:
         """Run a study to its end, and add how it ended."""
-        out, how, message = self.root / study.name, "failed", ""
+        out, how, message = results_folder(self.root, study.name), "failed", ""
         before = self._spent(study.name)
         self._add(study, {"kind": "began"})
         with self._output(study.name, out):

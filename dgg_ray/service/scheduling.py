@@ -1,25 +1,28 @@
 """Which study runs next: priority, then fair share between users, then who came first.
 
     1  the highest priority
-    2  of these, the user with the fewest worker-hours: of the last week's runs, and one for each study of
-       theirs that runs or stands before in the queue, or what it is predicted to take
+    2  of these, the user with the fewest worker-hours: of the last week's runs, of what runs now, and one
+       hour for each study of theirs that stands before in the queue
     3  of the user's studies, the one that was submitted first
 
-The first study of the queue starts as soon as the machines have room for it; nothing overtakes it meanwhile,
-so that a large study does not wait for ever. One that needs more than there is runs alone. A study whose
-owner has reached a limit is passed over and holds nobody up.
+A study that runs counts as one hour at least, because nobody knows what it will take. The first study of the
+queue starts as soon as the machines have room for it; nothing overtakes it meanwhile, so that a large study
+does not wait for ever. One that needs more than there is runs alone. A study whose owner has reached a limit
+is passed over and holds nobody up.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dgg_ray.service.state import State, Submitted
 
 SHARE_S = 7 * 86_400.0  # of the past, which counts for the fair share
-UNKNOWN_HOURS = 1.0  # of a study whose hours nobody has predicted
+STUDY_HOURS = 1.0  # that a study counts as, before it has spent more
+WORKER_HOURS = "worker-hours"
 
 
 @dataclass(frozen=True)
@@ -45,34 +48,39 @@ class Place:
 
 
 def queue(
-    state: State, capacity: Capacity, hours: Mapping[str, float] | None = None, now: float | None = None
+    state: State, capacity: Capacity, running_hours: Mapping[str, float], now: float | None = None
 ) -> list[Place]:
     """The waiting studies in the order in which they start, each with the reason for which it waits.
 
-    hours: predicted worker-hours by study, as far as they are known.
+    running_hours: worker-hours that active studies have spent in all their runs, as far as they are known.
     """
-    hours, now = hours or {}, time.time() if now is None else now
-    shares = shares_of(state, hours, now)
-    running: dict[str, int] = {}
-    for study in state.active:
-        running[study.owner] = running.get(study.owner, 0) + 1
-    waiting, places, held = list(state.queued), list[Place](), list[Place]()
-    while waiting:
-        study = min(waiting, key=lambda s: (-s.priority, shares.get(s.owner, 0.0), s.number))
-        waiting.remove(study)
-        if reason := limit_reason(state, study, running.get(study.owner, 0)):
+    spent = spent_now(state, running_hours)
+    shares = shares_of(state, spent, time.time() if now is None else now)
+    active = Counter(study.owner for study in state.active)
+    waiting: dict[int, dict[str, deque[Submitted]]] = {}  # priority → owner → studies, the first first
+    places, held = list[Place](), list[Place]()
+    for study in sorted(state.queued, key=lambda study: study.number):
+        if reason := limit_reason(state, study.owner, active[study.owner], spent):
             held.append(Place(study, 0, reason))
-            continue
-        shares[study.owner] = shares.get(study.owner, 0.0) + hours.get(study.name, UNKNOWN_HOURS)
-        places.append(Place(study, len(places) + 1, waiting_reason(state, capacity, study, len(places))))
+        else:
+            waiting.setdefault(study.priority, {}).setdefault(study.owner, deque()).append(study)
+    for priority in sorted(waiting, reverse=True):
+        of_owner = waiting[priority]
+        while of_owner:
+            owner = min(of_owner, key=lambda name: (shares[name], of_owner[name][0].number))
+            study = of_owner[owner].popleft()
+            if not of_owner[owner]:
+                del of_owner[owner]
+            shares[owner] += STUDY_HOURS
+            places.append(Place(study, len(places) + 1, waiting_reason(state, capacity, study, len(places))))
     return places + held
 
 
 def next_study(
-    state: State, capacity: Capacity, hours: Mapping[str, float] | None = None, now: float | None = None
+    state: State, capacity: Capacity, running_hours: Mapping[str, float], now: float | None = None
 ) -> Submitted | None:
     """The study to start now; None where nothing waits or the first has no room yet."""
-    first = next((p for p in queue(state, capacity, hours, now) if p.place), None)
+    first = next((p for p in queue(state, capacity, running_hours, now) if p.place), None)
     return first.study if first and capacity.has_room(first.study.needs, used(state)) else None
 
 
@@ -85,25 +93,33 @@ def used(state: State) -> dict[str, float]:
     return total
 
 
-def shares_of(state: State, hours: Mapping[str, float], now: float) -> dict[str, float]:
-    """Worker-hours by user: of the last week's runs, and predicted for what runs now."""
-    shares = dict[str, float]()
+def spent_now(state: State, running_hours: Mapping[str, float]) -> dict[str, float]:
+    """Worker-hours by user that the runs of now have spent; earlier runs of their studies count elsewhere."""
+    hours = defaultdict[str, float](float)
+    for study in state.active:
+        earlier = study.spent.get(WORKER_HOURS, 0.0)
+        hours[study.owner] += max(STUDY_HOURS, running_hours.get(study.name, 0.0) - earlier)
+    return hours
+
+
+def shares_of(state: State, spent: Mapping[str, float], now: float) -> defaultdict[str, float]:
+    """Worker-hours by user: of the last week's runs, and of what runs now."""
+    shares = defaultdict[str, float](float, spent)
     for run in state.spending:
         if run["at"] >= now - SHARE_S:
-            shares[run["user"]] = shares.get(run["user"], 0.0) + run.get("worker-hours", 0.0)
-    for study in state.active:
-        shares[study.owner] = shares.get(study.owner, 0.0) + hours.get(study.name, UNKNOWN_HOURS)
+            shares[run["user"]] += run.get(WORKER_HOURS, 0.0)
     return shares
 
 
-def limit_reason(state: State, study: Submitted, running: int) -> str:
-    """The reason for which the owner's limits keep the study back; empty where they do not."""
-    user = state.users.get(study.owner)
+def limit_reason(state: State, owner: str, active: int, spent: Mapping[str, float]) -> str:
+    """The reason for which the owner's limits keep a study back; empty where they do not."""
+    user = state.users.get(owner)
     limits = user.limits if user else {}
-    if (most := limits.get("at_once")) is not None and running >= most:
-        return f"{study.owner} may run {most:g} at once"
-    if (most := limits.get("worker_hours")) is not None and (spent := state.spent_by(study.owner)) >= most:
-        return f"{study.owner} has spent {spent:.3g} of {most:g} worker-hours"
+    if (most := limits.get("at_once")) is not None and active >= most:
+        return f"{owner} may run {most:g} at once"
+    hours = state.spent_by(owner) + spent.get(owner, 0.0)
+    if (most := limits.get("worker_hours")) is not None and hours >= most:
+        return f"{owner} has spent {hours:.3g} of {most:g} worker-hours"
     return ""
 
 

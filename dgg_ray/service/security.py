@@ -2,7 +2,7 @@
 
     token      `Authorization: Bearer TOKEN`, or the cookie that logging in sets (HttpOnly, SameSite=Strict)
     CSRF       a request that changes something and comes with the cookie must carry the page's CSRF token
-    limits     bytes of a body, requests of a caller per second, streams of a user and of all
+    limits     bytes of a body, requests of a user per second, streams of a user and of all
     headers    a content security policy without inline scripts and styles, and what belongs to it
 
 Without users the only way in is the token that the server printed when it started; `open` lets everybody in,
@@ -33,7 +33,7 @@ COOKIE, CSRF_HEADER = "dgg_ray_token", "x-csrf-token"
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 2_000_000  # bytes; a study's text has at most 2²⁰ characters
 BODY_S = 20.0  # for a body to arrive
-RATE, BURST = 50.0, 300.0  # requests of a caller per second, and at once
+RATE, BURST = 50.0, 300.0  # requests of a user per second, and at once
 LOGIN_RATE, LOGIN_BURST = 1.0, 10.0  # of wrong tokens from an address
 STREAMS_OF_USER, STREAMS = 60, 500
 CALLERS = 10_000  # that are remembered
@@ -85,7 +85,7 @@ class Access:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def local_user(self) -> User:
-        return User("local", "admin", "", "", {}, 0.0, "")
+        return User(accounts.LOCAL, "admin", "", "", {}, 0.0, "")
 
     def user_of_token(self, token: str) -> User | None:
         if self.start_token and hmac.compare_digest(token.encode(), self.start_token.encode()):
@@ -99,24 +99,28 @@ class Access:
 
         csrf: the page's CSRF token from a form's field; without it, the header's counts.
         """
-        caller = address_of(request)
-        if not self.requests.take(caller):
-            raise RefusedError("too many requests; slow down", 429)
         if self.open_to_all:
             check_origin(request)
-            return self.local_user()
+            return self.within_rate(self.local_user())
         token, by_cookie = token_of(request)
         user = self.user_of_token(token) if token else None
         if user is None:
             if token:
-                self.count_wrong(caller)
+                self.count_wrong(address_of(request))
             raise RefusedError("needs a token: `Authorization: Bearer TOKEN`, or log in", 401)
+        self.within_rate(user)
         if by_cookie and request.method not in SAFE:
             given = csrf or request.headers.get(CSRF_HEADER, "")
             if not hmac.compare_digest(given.encode(), csrf_of(token).encode()):
                 raise RefusedError("needs the page's CSRF token; reload the page", 403)
         if not accounts.may(user, role):
             raise RefusedError(f"needs the role {role}; {user.name} has {user.role}", 403)
+        return user
+
+    def within_rate(self, user: User) -> User:
+        """Return the user; RefusedError for too many requests. Behind a proxy all share one address."""
+        if not self.requests.take(user.name):
+            raise RefusedError("too many requests; slow down", 429)
         return user
 
     def log_in(self, request: Request, token: str) -> bool:
@@ -130,12 +134,16 @@ class Access:
         if not self.wrong.take(caller):
             raise RefusedError("too many wrong tokens; wait", 429)
 
-    @contextmanager
-    def stream(self, user: User) -> Iterator[None]:
-        """Count a stream of the user in the block; RefusedError where there are too many."""
+    def check_streams(self, user: User) -> None:
+        """Raise RefusedError where the user, or all together, have too many open streams."""
         with self.lock:
             if self.streams.get(user.name, 0) >= STREAMS_OF_USER or sum(self.streams.values()) >= STREAMS:
                 raise RefusedError("too many open streams; close other pages", 429)
+
+    @contextmanager
+    def stream(self, user: User) -> Iterator[None]:
+        """Count a stream of the user in the block."""
+        with self.lock:
             self.streams[user.name] = self.streams.get(user.name, 0) + 1
         try:
             yield

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dgg_ray.config import registry
-from dgg_ray.core.errors import DggError, Fault, ResultsError, StudyError, nearest_name
+from dgg_ray.core.errors import DggError, Fault, StudyError, nearest_name
 from dgg_ray.service import checks, runner, scheduling
 from dgg_ray.service.checks import Rules
 from dgg_ray.service.journal import Journal
@@ -32,6 +32,7 @@ from dgg_ray.storage.stage_store import StageStore
 SUPERVISE_S = 1.0  # between looks for work
 LISTING_S = 10.0  # between listings of the registry, which finds studies that were run elsewhere
 LIVE_S = 2.0  # between looks at what runs
+SILENT_S = 120.0  # between looks at what was begun elsewhere and is silent
 START_S = 60.0  # for a runner to begin; then its study waits again
 CHECK_S = 60.0  # for checking a study
 
@@ -68,7 +69,6 @@ class Service:
     priorities: tuple[int, int] = (-10, 10)
     journal: Journal = field(init=False)
     known: dict[str, Known] = field(default_factory=dict, init=False)
-    hours: dict[str, float] = field(default_factory=dict, init=False)  # predicted worker-hours, by study
     stopped: threading.Event = field(default_factory=threading.Event, init=False)
     listed_at: float = field(default=float("-inf"), init=False)
     looked_at: float = field(default=float("-inf"), init=False)
@@ -76,17 +76,17 @@ class Service:
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.store.backend)
-        self.children = Children()
+        self.child = Child()
 
     # -- commands ----------------------------------------------------------------------------------
 
     def check(self, text: str) -> dict[str, Any]:
         """Check a study's text: {name, question, faults, warnings, needs}."""
-        return self.children.call(checks.check, text, self.rules)
+        return self.child.call(checks.check, text, self.rules)
 
     def plan(self, text: str, detect: float | None = None) -> dict[str, Any]:
         """Predict what a study costs. Raises StudyError where it has faults."""
-        return self.children.call(checks.plan, text, self.rules, str(self.root / "planned"), detect)
+        return self.child.call(checks.plan, text, self.rules, str(self.root / "studies"), detect)
 
     def submit(self, text: str, by: str, priority: int = 0, cloned_from: str = "") -> Submitted:
         """Put a study into the queue. Raises StudyError for its faults, RefusedError for a taken name."""
@@ -178,14 +178,14 @@ class Service:
         self, name: str, by: str, new_name: str, changes: Mapping[str, Any], priority: int = 0
     ) -> Submitted:
         """Submit a study's text under another name, with changed settings: dotted path → value."""
-        text = self.children.call(checks.clone, self.text(name), new_name, dict(changes))
+        text = self.child.call(checks.clone, self.text(name), new_name, dict(changes))
         return self.submit(text, by, priority, cloned_from=name)
 
     def decide(self, name: str, by: str, decision: Mapping[str, Any]) -> dict[str, Any]:
         """Record a decision about a running study: stop a setting or a branch, pin a setting, a budget."""
         if name not in self.names():
             self._unknown(self.journal.state, name)
-        return self.children.call(checks.decide, name, self.rules, dict(decision), by)
+        return self.child.call(checks.decide, name, self.rules, dict(decision), by)
 
     def decisions(self, name: str) -> list[dict[str, Any]]:
         """The decisions about a study, in their order."""
@@ -201,7 +201,7 @@ class Service:
             return study.text
         if name not in self.known:
             self._unknown(state, name)
-        return self.children.call(checks.text_of, name, self.rules)
+        return self.child.call(checks.text_of, name, self.rules)
 
     def names(self) -> list[str]:
         """The names of all studies: submitted ones, and those that were run with the store elsewhere."""
@@ -211,13 +211,13 @@ class Service:
 
     def state_of(self, name: str) -> str:
         """The study's state: of the service's own, or running, finished, stopped, failed or silent."""
-        if study := self.journal.state.studies.get(name):
-            return study.state
-        live = self.known[name].live
-        ended = str(live.get("ended", ""))
-        if ended:
-            return {"ended": "finished", "stopped": "stopped"}.get(ended, "failed")
-        return "running" if time.time() - live.get("at", 0.0) < registry.FRESH_S else "silent"
+        return self.card(name)["state"]
+
+    def running_hours(self) -> dict[str, float]:
+        """Worker-hours that the active studies have spent in all their runs, as far as they are known."""
+        active = {study.name for study in self.journal.state.active}
+        live = {name: known.live for name, known in list(self.known.items()) if name in active}
+        return {name: hours for name, found in live.items() if (hours := found.get("worker_hours"))}
 
     def card(self, name: str, places: Mapping[str, scheduling.Place] | None = None) -> dict[str, Any]:
         """What the list of studies shows of a study. Raises RefusedError for one that there is not."""
@@ -228,11 +228,11 @@ class Service:
         places = self.places() if places is None else places
         place = places.get(name)
         live = known.live if known else {}
-        running = self.state_of(name) in ("running", "stopping")
+        state_now = study.state if study else outside_state(live)
         return {
             "name": name,
             "question": study.question if study else known.question if known else "",
-            "state": self.state_of(name),
+            "state": state_now,
             "owner": study.owner if study else "",
             "priority": study.priority if study else 0,
             "place": place.place if place else None,
@@ -245,7 +245,7 @@ class Service:
             }
             if live
             else None,
-            "left_s": live.get("left_s") if running else None,
+            "left_s": live.get("left_s") if state_now in ("running", "stopping") else None,
             "spent": live.get("spent"),
             "spent_unit": live.get("spent_unit"),
             "submitted_at": study.submitted_at if study else None,
@@ -255,13 +255,17 @@ class Service:
         }
 
     def cards(self) -> list[dict[str, Any]]:
-        places = self.places()
-        return [self.card(name, places) for name in self.names()]
+        places, found = self.places(), []
+        for name in self.names():
+            with suppress(RefusedError):  # it was deleted meanwhile
+                found.append(self.card(name, places))
+        return found
 
     def places(self) -> dict[str, scheduling.Place]:
         """Every waiting study's place in the queue."""
         with self.journal.lock:
-            return {p.study.name: p for p in scheduling.queue(self.journal.state, self.capacity, self.hours)}
+            found = scheduling.queue(self.journal.state, self.capacity, self.running_hours())
+        return {place.study.name: place for place in found}
 
     def log(self, name: str) -> str:
         """The end of what the study's runs printed."""
@@ -281,7 +285,7 @@ class Service:
 
     def close(self) -> None:
         self.stopped.set()
-        self.children.close()
+        self.child.close()
 
     def _supervise_for_ever(self) -> None:
         while not self.stopped.wait(SUPERVISE_S):
@@ -295,33 +299,27 @@ class Service:
     def look(self) -> None:
         """Read what the registry says: of all studies now and then, of those that run more often."""
         now = time.monotonic()
-        if now - self.listed_at >= LISTING_S:
-            self.listed_at = self.looked_at = now
-            names = {name.split("/")[1] for name in self.store.backend.list_names("studies/")}
-            from urllib.parse import unquote
-
-            names = {unquote(name) for name in names}
+        listing = now - self.listed_at >= LISTING_S
+        if not listing and now - self.looked_at < LIVE_S:
+            return
+        self.looked_at = now
+        if listing:
+            self.listed_at = now
+            names = registry.study_names(self.store)
             for name in names - self.known.keys():
                 self._look_at(name, new=True)
             for name in self.known.keys() - names:
-                del self.known[name]
-            self._look_at_running(registry.FRESH_S * 2)
-        elif now - self.looked_at >= LIVE_S:
-            self.looked_at = now
-            self._look_at_running(0.0)
-
-    def _look_at_running(self, quiet_s: float) -> None:
-        """Read the progress of what may run; `quiet_s`: also of studies that were last read before that."""
-        for name in list(self.known):
-            known = self.known[name]
-            if (
-                self.state_of(name) in (*ACTIVE, "queued")
-                or (
-                    not known.live.get("ended") and time.time() - known.live.get("at", 0.0) < registry.FRESH_S
-                )
-                or (quiet_s and time.time() - known.seen_at > quiet_s and not known.live.get("ended"))
-            ):
+                self.known.pop(name, None)
+        for name, known in list(self.known.items()):
+            if self._has_news(name, known):
                 self._look_at(name)
+
+    def _has_news(self, name: str, known: Known) -> bool:
+        """Whether a study may have gone on: an active one, and one that runs or was silent elsewhere."""
+        if (study := self.journal.state.studies.get(name)) is not None:
+            return study.state in ACTIVE or study.since > known.seen_at - LIVE_S
+        running = outside_state(known.live) == "running"
+        return running or (not known.live.get("ended") and time.time() - known.seen_at > SILENT_S)
 
     def _look_at(self, name: str, new: bool = False) -> None:
         live = self.store.get_document(registry.document_name(name, registry.LIVE))
@@ -369,7 +367,7 @@ class Service:
         def decide(state: State) -> Event | None:
             nonlocal launch
             launch = ""
-            study = scheduling.next_study(state, self.capacity, self.hours)
+            study = scheduling.next_study(state, self.capacity, self.running_hours())
             if study is None:
                 return None
             idle = next((r.id for r in state.idle_runners if runner.is_alive(self.store, r.id)), "")
@@ -415,8 +413,15 @@ class Service:
         return priority
 
 
-class Children:
-    """One child process for what needs the large libraries, so that the server stays small and answers."""
+def outside_state(live: Mapping[str, Any]) -> str:
+    """The state of a study that runs outside the service, by its last progress."""
+    if ended := str(live.get("ended", "")):
+        return {"ended": "finished", "stopped": "stopped"}.get(ended, "failed")
+    return "running" if time.time() - live.get("at", 0.0) < registry.FRESH_S else "silent"
+
+
+class Child:
+    """A process for what needs the large libraries, so that the server stays small and answers."""
 
     def __init__(self) -> None:
         self.lock, self.pool = threading.Lock(), None
@@ -446,6 +451,3 @@ class Children:
     def close(self) -> None:
         if self.pool:
             self._drop(self.pool)
-
-
-__all__ = ["RefusedError", "ResultsError", "Service"]

@@ -6,14 +6,13 @@ No study is lost, none has two runners, and the order of the queue is the order 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -35,18 +34,8 @@ class Server:
         self.root, self.process = root, None
 
     def start(self) -> Client:
-        command = [
-            sys.executable,
-            "-m",
-            "dgg_ray",
-            "serve",
-            "--root",
-            str(self.root),
-            "--port",
-            "0",
-            "--cpus",
-            "2",
-        ]
+        command = [sys.executable, "-m", "dgg_ray", "serve", "--root", str(self.root), "--port", "0"]
+        command += ["--cpus", "2"]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, cwd=self.root, start_new_session=True
         )
@@ -56,10 +45,8 @@ class Server:
         raise AssertionError("the server did not start")
 
     def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        for child in psutil.Process(self.process.pid).children() if self.process.poll() is None else []:
-            if "runner" not in " ".join(child.cmdline()):  # its readers; runners are no children in spirit
-                child.kill()
+        """Kill the server alone; its runners go on, and the processes that read for it end by themselves."""
+        self.process.kill()
         self.process.wait()
         self.process.stdout.close()
 
@@ -74,20 +61,28 @@ def runners_of(root: Path) -> list[psutil.Process]:
     return found
 
 
-def every_state(store) -> list[State]:
-    """The state after each event."""
-    states = []
+class Moment(NamedTuple):
+    """An event, the studies that waited before it as they came, and the busy runners after it."""
+
+    event: dict[str, Any]
+    waiting: list[str]
+    runners: list[str]
+
+
+def every_moment(store) -> list[Moment]:
+    moments = []
 
     class Noted(State):
         def apply(self, number, event):
+            waiting = [study.name for study in sorted(self.queued, key=lambda study: study.number)]
             super().apply(number, event)
             runners = [study.runner for study in self.studies.values() if study.state in ACTIVE]
-            states.append((number, event, runners))
+            moments.append(Moment(event, waiting, runners))
 
     journal = Journal(store.backend)
     journal.state = Noted()
     journal.catch_up()
-    return states
+    return moments
 
 
 @pytest.mark.parametrize(
@@ -132,10 +127,13 @@ def test_a_killed_server_loses_nothing_and_starts_nothing_twice(tmp_path, kills)
             time.sleep(1.0)
         assert set(accepted) <= set(states)
         assert {state for name, state in states.items() if name in accepted} == {"finished"}
-        journal = every_state(open_store(tmp_path / "store"))
-        assert all(len(runners) == len(set(runners)) <= 2 for _, _, runners in journal)
-        starts = [event["study"] for _, event, _ in journal if event["kind"] == "submitted"]
-        assert [name for name in starts if name in accepted] == accepted
+        journal = every_moment(open_store(tmp_path / "store"))
+        assert all(len(at.runners) == len(set(at.runners)) <= 2 for at in journal)
+        submitted = [at.event["study"] for at in journal if at.event["kind"] == "submitted"]
+        assert [name for name in submitted if name in accepted] == accepted
+        started = [at for at in journal if at.event["kind"] == "started"]
+        assert all(at.event["study"] == at.waiting[0] for at in started)
+        assert {at.event["study"] for at in started} >= set(accepted)
     finally:
         server.kill()
         for runner in runners_of(tmp_path):

@@ -119,6 +119,7 @@ def test_other_processes_can_read_how_far_a_study_is(tmp_path, monkeypatch):
         "left_s": [40.0, 30.0, 70.0],
         "spent": 2.0,
         "spent_unit": "GPU-hours",
+        "worker_hours": 1.0,
         "best": "faa 0.7",
         "phase": "starting Ray",
     }

@@ -43,6 +43,7 @@ def test_a_role_includes_those_before_it(journal):
     [
         ("a b", "run", {}, ["name"]),
         ("../x", "boss", {"at_one": 1}, ["role", "limits.at_one", "name"]),
+        ("local", "run", {}, ["name"]),
         ("ada", "run", {"at_once": -1}, ["limits.at_once"]),
         ("ada", "run", {"worker_hours": float("nan")}, ["limits.worker_hours"]),
     ],

@@ -83,7 +83,7 @@ NAMED = {
     "search.space.strategy.name": {SEARCHED: "    strategy.name: [dgg, 'own_code:X']\n"},
     "protocol.baselines[0]": {"workers:": "protocol: {baselines: ['own_code:X']}\nworkers:"},
     "protocol.baselines[0].name": {
-        "workers:": "protocol: {baselines: [{name: 'own_code:X', search: {strategy.buffer: [1, 2]}}]}\nworkers:"
+        "workers:": "protocol: {baselines: [{name: 'own_code:X', search: {strategy.buffer: [1]}}]}\nworkers:"
     },
 }
 

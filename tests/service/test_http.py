@@ -6,6 +6,7 @@ import pytest
 from server_samples import NotedReader, text
 from starlette.testclient import TestClient
 
+from dgg_ray.config import registry
 from dgg_ray.service import accounts, security
 from dgg_ray.service.app import make_app
 from dgg_ray.service.security import Access, Buckets, csrf_of
@@ -57,7 +58,8 @@ def routes(app):
 
 ADMIN = ("/users",)
 RUN = {("POST", "/studies"), ("DELETE", "/studies/{name}")}
-RUN |= {("POST", f"/studies/{{name}}/{act}") for act in ("stop", "resume", "priority", "clone")}
+ACTS = ("stop", "resume", "priority", "clone", "budget", "branches/stop", "settings/{setting}/{act}")
+RUN |= {("POST", f"/studies/{{name}}/{act}") for act in ACTS}
 
 
 def test_every_route_asks_for_a_token_and_for_its_role(app, ask):
@@ -89,8 +91,28 @@ def test_only_the_owner_or_an_admin_steers_a_study(ask):
         assert (answer.status_code, "ron's study" in answer.json()["detail"]) == (403, True)
     assert ask("rob", "DELETE", "/studies/small").status_code == 403
     assert ask("ann", "POST", "/studies/small/stop").json()["state"] == "stopped"
+    assert ask("rob", "POST", "/studies/small/budget", {"limits": {"hours": 4}}).status_code == 403
     clone = ask("rob", "POST", "/studies/small/clone", {"name": "mine", "changes": {"seeds": [4]}})
     assert (clone.status_code, clone.json()["owner"], clone.json()["cloned_from"]) == (201, "rob", "small")
+
+
+def test_only_an_admin_decides_about_a_study_that_was_run_elsewhere(ask, service):
+    study = {"content": {"raw": {"question": "Which one?"}}}
+    service.store.put_document(registry.document_name("older", registry.STUDY), study)
+    service.listed_at = float("-inf")  # as if the last listing were long ago
+    service.look()
+    assert ask("rob", "GET", "/studies/older").json()["owner"] == ""
+    for act in ("settings/a/stop", "settings/a/pin"):
+        answer = ask("rob", "POST", f"/studies/older/{act}", {})
+        assert (answer.status_code, "only an admin" in answer.json()["detail"]) == (403, True)
+    assert ask("rob", "DELETE", "/studies/older").status_code == 403
+    assert ask("rob", "DELETE", "/studies/oldest").status_code == 404
+    assert ask("ann", "DELETE", "/studies/older").status_code == 204
+
+
+def test_the_description_of_the_api_asks_for_a_token_too(ask):
+    assert ask(None, "GET", "/openapi.json").status_code == 401
+    assert "/api/v1/studies" in ask("vic", "GET", "/openapi.json").json()["paths"]
 
 
 def test_a_cookie_needs_the_csrf_token_to_change_anything(client, tokens):
@@ -270,6 +292,16 @@ def test_a_store_that_does_not_answer_is_said_in_the_same_form(ask, service, mon
 
 
 # -- users, the queue, spending --------------------------------------------------------------------
+
+
+def test_an_unexpected_error_is_said_in_the_same_form(ask, service, monkeypatch):
+    def broken(self):
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(type(service), "cards", broken)
+    answer = ask("vic", "GET", "/studies")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "secret" not in answer.text
 
 
 def test_an_admin_manages_users_over_http(ask, client):

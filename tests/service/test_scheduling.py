@@ -31,7 +31,7 @@ def waiting(name, owner, priority=0, cpus=1.0):
 
 
 def names(state, capacity=Capacity(1), hours=None):  # noqa: B008 - it is frozen
-    return [p.study.name for p in queue(state, capacity, hours, NOW)]
+    return [p.study.name for p in queue(state, capacity, hours or {}, NOW)]
 
 
 def test_priority_comes_before_everything():
@@ -52,42 +52,51 @@ def test_who_has_spent_less_this_week_comes_first():
     assert names(state) == ["a", "b"]
 
 
-def test_predicted_hours_count_for_the_share():
-    studies = [waiting("a0", "ada"), waiting("a1", "ada"), *[waiting(f"b{i}", "bob") for i in range(3)]]
-    hours = {"a0": 2.5, "b0": 1.0, "b1": 1.0, "b2": 1.0}
-    assert names(state_of(*studies), hours=hours) == ["a0", "b0", "b1", "b2", "a1"]
+def test_what_runs_counts_with_what_it_has_spent_and_at_least_an_hour():
+    running = [("ra", "ada", 0, {"cpus": 1.0}, True), ("rb", "bob", 0, {"cpus": 1.0}, True)]
+    studies = [
+        *running,
+        *[waiting(f"a{i}", "ada") for i in range(2)],
+        *[waiting(f"b{i}", "bob") for i in range(4)],
+    ]
+    state = state_of(*studies)
+    assert names(state) == ["a0", "b0", "a1", "b1", "b2", "b3"]
+    assert names(state, hours={"ra": 3.5}) == ["b0", "b1", "b2", "a0", "b3", "a1"]
+    state.studies["ra"].spent["worker-hours"] = 3.0  # of earlier runs, which count with these
+    assert names(state, hours={"ra": 3.5}) == ["a0", "b0", "a1", "b1", "b2", "b3"]
 
 
 def test_nothing_overtakes_the_first_study():
     running = ("r", "ada", 0, {"cpus": 2.0}, True)
     state = state_of(running, waiting("large", "bob", cpus=3), waiting("tiny", "cy", cpus=1))
-    assert next_study(state, Capacity(4), now=NOW) is None
-    assert queue(state, Capacity(4), now=NOW)[0].reason == "needs 3 cores, 2 are free"
-    assert next_study(state, Capacity(5), now=NOW).name == "large"
+    assert next_study(state, Capacity(4), {}, NOW) is None
+    assert queue(state, Capacity(4), {}, NOW)[0].reason == "needs 3 cores, 2 are free"
+    assert next_study(state, Capacity(5), {}, NOW).name == "large"
 
 
 def test_a_study_larger_than_the_machines_runs_alone():
     state = state_of(waiting("huge", "ada", cpus=64))
-    assert next_study(state, Capacity(2), now=NOW).name == "huge"
+    assert next_study(state, Capacity(2), {}, NOW).name == "huge"
 
 
 def test_gpus_and_cores_are_counted_apart():
     running = ("r", "ada", 0, {"gpus": 4.0}, True)
     state = state_of(running, ("g", "bob", 1, {"gpus": 1.0}, False), waiting("c", "bob", cpus=2))
-    assert next_study(state, Capacity(2, 4), now=NOW) is None
+    assert next_study(state, Capacity(2, 4), {}, NOW) is None
     state = state_of(running, waiting("c", "bob", cpus=2))
-    assert next_study(state, Capacity(2, 4), now=NOW).name == "c"
+    assert next_study(state, Capacity(2, 4), {}, NOW).name == "c"
 
 
 def test_a_user_at_a_limit_holds_nobody_up():
     running = ("r", "ada", 0, {"cpus": 1.0}, True)
     state = state_of(running, waiting("a", "ada", 5), waiting("b", "bob"), limits={"ada": {"at_once": 1}})
-    assert next_study(state, Capacity(4), now=NOW).name == "b"
-    assert queue(state, Capacity(4), now=NOW)[-1].reason == "ada may run 1 at once"
-    spent = [{"at": 0.0, "user": "ada", "study": "x", "worker-hours": 3.0}]
-    state = state_of(waiting("a", "ada"), limits={"ada": {"worker_hours": 3}}, spending=spent)
-    assert next_study(state, Capacity(4), now=NOW) is None
-    assert queue(state, Capacity(4), now=NOW)[0].reason == "ada has spent 3 of 3 worker-hours"
+    assert next_study(state, Capacity(4), {}, NOW).name == "b"
+    assert queue(state, Capacity(4), {}, NOW)[-1].reason == "ada may run 1 at once"
+    spent = [{"at": 0.0, "user": "ada", "study": "x", "worker-hours": 2.0}]
+    studies = [("r", "ada", 0, {"cpus": 1.0}, True), waiting("a", "ada")]  # what runs counts too
+    state = state_of(*studies, limits={"ada": {"worker_hours": 3}}, spending=spent)
+    assert next_study(state, Capacity(4), {}, NOW) is None
+    assert queue(state, Capacity(4), {}, NOW)[0].reason == "ada has spent 3 of 3 worker-hours"
 
 
 def test_every_study_has_one_place_whatever_the_queue():
@@ -96,7 +105,7 @@ def test_every_study_has_one_place_whatever_the_queue():
         studies = [
             waiting(f"s{i}", rng.choice("abc"), rng.randint(-1, 1), rng.choice([1.0, 2.0])) for i in range(12)
         ]
-        found = queue(state_of(*studies), Capacity(2), now=NOW)
+        found = queue(state_of(*studies), Capacity(2), {}, NOW)
         assert sorted(p.study.name for p in found) == sorted(s[0] for s in studies)
         assert [p.place for p in found] == list(range(1, 13))
         priorities = [p.study.priority for p in found]

@@ -183,6 +183,17 @@ def test_a_study_that_runs_is_not_deleted_and_a_deleted_one_is_gone(service):
     service.submit(text(), "bob")  # the name is free again
 
 
+def test_a_study_that_vanishes_while_it_is_listed_is_left_out(service, monkeypatch):
+    service.submit(text("a"), "ada")
+    monkeypatch.setattr(type(service), "names", lambda self: ["a", "gone"])
+    assert [card["name"] for card in service.cards()] == ["a"]
+
+
+def test_a_studys_results_lie_apart_from_the_store_whatever_its_name(tmp_path):
+    for name in ("store", "cache", "studies"):
+        assert runner.results_folder(tmp_path, name) == tmp_path / "studies" / name
+
+
 def test_an_unknown_study_is_named_with_the_nearest(service):
     service.submit(text(), "ada")
     with pytest.raises(RefusedError, match="Did you mean 'small'") as caught:
