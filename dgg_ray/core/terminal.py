@@ -7,9 +7,6 @@
 Printing a message must not end the work that it reports. Output is dropped where its reader is gone (`|
 head`), the terminal is closed, or the disk is full. A character that the terminal's encoding lacks becomes
 `?`.
-
-SIGTERM, and the SIGHUP of a closed terminal, end a command as Ctrl-C does: finished stages are stored. Under
-`nohup` SIGHUP stays ignored.
 """
 
 from __future__ import annotations
@@ -18,13 +15,11 @@ import contextlib
 import io
 import os
 import select
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-INTERRUPTING = (signal.SIGTERM, signal.SIGHUP)
+from dgg_ray.core.interrupts import interrupted_by_signals
 
 
 class NeverFailingFile(io.FileIO):
@@ -76,20 +71,6 @@ def robust_output() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
-
-
-@contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block for SIGTERM and SIGHUP, unless they are ignored or handled."""
-    is_main = threading.current_thread() is threading.main_thread()
-    handled = [name for name in INTERRUPTING if is_main and signal.getsignal(name) == signal.SIG_DFL]
-    for name in handled:
-        signal.signal(name, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for name in handled:
-            signal.signal(name, signal.SIG_DFL)
 
 
 def warn(line: str) -> None:

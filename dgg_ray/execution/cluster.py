@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from dgg_ray.config.study import Study
-from dgg_ray.core import environment, plugins, process_setup
+from dgg_ray.core import environment, interrupts, plugins, process_setup
 from dgg_ray.core.errors import ClusterError
 
 RAY_UP_CONFIG = Path(os.path.expanduser("~/ray_bootstrap_config.yaml"))  # by `ray up`; JSON despite its name
@@ -77,7 +77,7 @@ def started(cores: int, address: str | None = None) -> Iterator[None]:
         )
     # Ray answers SIGTERM with a stack trace; our handler ends the worker groups, as Ctrl-C does.
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    before = signal.signal(signal.SIGTERM, interrupts.interrupt) if main else None
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dgg_ray.core.errors import DggError, StudyError
+from dgg_ray.core.interrupts import interrupt
 from dgg_ray.service import checks
 from dgg_ray.service.journal import Journal
 from dgg_ray.service.state import Event, State, Submitted
@@ -259,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--idle-seconds", type=float, default=IDLE_S)
     o = parser.parse_args(arguments)
     rules = checks.Rules(o.store, o.data, tuple(o.allow))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # finished stages are kept, groups are ended
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)  # finished stages are kept, groups are ended
     StudyRunner(o.id, rules, o.root, o.ray_address, o.local, o.idle_seconds).run()
 
 
