@@ -39,7 +39,7 @@ class NoChild:
 
 def make_service(folder, capacity=None, launcher=None) -> Service:
     store = open_store(folder / "store")
-    rules = Rules(store.url, str(folder), (str(folder),))
+    rules = Rules(store.url, str(folder), (str(folder),), str(folder / "root" / "studies"))
     launcher = launcher or NotedLauncher(rules, folder / "root")
     service = Service(store, rules, folder / "root", launcher, capacity or Capacity(2))
     service.child = NoChild()

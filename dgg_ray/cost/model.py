@@ -323,6 +323,19 @@ class CostForecast:
     spent: float
     workers: Workers
 
+    @property
+    def unit(self) -> str:
+        """The unit in which the workers' owner counts: money where there is a price, else hours."""
+        return list(unit_rates(self.workers))[-1]
+
+    def total(self, unit: str) -> Estimate | None:
+        """What the study will have spent at its end; None where nothing was measured."""
+        if self.remaining is None:
+            return None
+        spent = self.spent * unit_rates(self.workers)[unit]
+        left = self.remaining.amounts()[unit]
+        return Estimate(*(spent + amount for amount in left))
+
     def as_json(self) -> dict[str, Any]:
         spent = {unit: self.spent * rate for unit, rate in unit_rates(self.workers).items()}
         if self.remaining is None:

@@ -26,7 +26,7 @@ PLAN_EVERY_S = 5.0  # between two plans, at least
 PLAN_SHARE = 0.05  # of the time, at most, goes into plans
 LIVE_EVERY_S = 2.0  # between two updates of the file that `dgg-ray status` reads
 PROGRESS = ("done", "total", "exact", "trained", "failed", "left_s")
-PROGRESS += ("spent", "spent_unit", "worker_hours", "best", "phase")
+PROGRESS += ("spent", "spent_unit", "forecast", "worker_hours", "best", "phase")
 
 
 class ProgressPlan(Protocol):
@@ -200,13 +200,14 @@ class Display:
         trained, failed: stages of this run.
         left_s: seconds left, [mean, low, high]; None before anything was measured.
         spent, spent_unit: by the study at its last plan, in the unit of its budget; None before the first.
-        worker_hours: the same in worker-hours.
+        forecast: what the study will have spent at its end, [mean, low, high] in the same unit; None before
+            anything was measured. worker_hours: what it has spent, in worker-hours.
         best: the best setting so far, in words; empty before one was evaluated.
         phase: of the start-up; empty after it.
         """
         spent, unit = self.spent_amount() or (None, None)
         cost, left = self.cost_forecast, self.seconds_left()
-        worker_hours = cost.spent * unit_rates(cost.workers)["worker-hours"] if cost else None
+        total = cost.total(unit) if cost and unit else None
         return {
             "done": self.done,
             "total": max(self.total, self.planned),
@@ -216,7 +217,8 @@ class Display:
             "left_s": list(left) if left else None,
             "spent": spent,
             "spent_unit": unit,
-            "worker_hours": worker_hours,
+            "forecast": list(total) if total else None,
+            "worker_hours": cost.spent * unit_rates(cost.workers)["worker-hours"] if cost else None,
             "best": self.best,
             "phase": next(reversed(self.phases), ""),
         }
@@ -253,8 +255,8 @@ class Display:
         """What the study has spent, with the unit of its budget; None before the first plan."""
         if not self.cost_forecast:
             return None
-        unit, rate = list(unit_rates(self.cost_forecast.workers).items())[-1]
-        return self.cost_forecast.spent * rate, unit
+        unit = self.cost_forecast.unit
+        return self.cost_forecast.spent * unit_rates(self.cost_forecast.workers)[unit], unit
 
     def spent(self) -> str:
         """What the study has spent, in words."""

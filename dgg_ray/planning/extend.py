@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgg_ray.config import loader, saved_study, yaml_edit
+from dgg_ray.config import loader, saved_study, yaml_edit, yaml_reader
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
@@ -73,26 +73,55 @@ def extend(
     from dgg_ray.search import warm_start  # late: a mistyped command does without Optuna
 
     study = loader.load_file(file, data, further=warm_start.add_warm_starts)
-    suffix = "-".join(tasks)
-    new = new or file.with_name(f"{file.stem}-{suffix}{file.suffix}")
-    name = name or f"{study.name}-{suffix}"
+    new = new or file.with_name(f"{file.stem}-{'-'.join(tasks)}{file.suffix}")
     faults = [Fault("--out-file", "must be a new file", repr(str(new)))] if new.exists() else []
+    folder = results or Path("out") / study.name
+    if results and saved_study.load_saved_study(folder) is None:
+        faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
+    edits, notes, found = plan_extension(study, tasks, reader, folder, name)
+    if faults := faults + found:
+        raise StudyError(faults, str(file))
+    write_extended(study, file, new, edits, data)
+    return ExtendedStudy(new, (f"{new}: {', '.join(study.task_names)}, and then {', '.join(tasks)}", *notes))
+
+
+def extended_text(
+    study: Study, text: str, tasks: Mapping[str, str], reader: str, results: Path, name: str | None = None
+) -> str:
+    """Return the study's text with these tasks after its own; StudyError holds every fault.
+
+    text: from which the study was loaded. results: folder of its results, if there are any.
+    """
+    edits, _, faults = plan_extension(study, tasks, reader, results, name)
+    if faults:
+        raise StudyError(faults, study.name)
+    return edited(study, text, edits, study.name)[0]
+
+
+def plan_extension(
+    study: Study, tasks: Mapping[str, str], reader: str, results: Path, name: str | None
+) -> tuple[list[Edit], list[str], list[Fault]]:
+    """Return the edits of the file, notes on them, and the faults of what was asked for.
+
+    results: folder of the old study's results, if there are any. The others are as for `extend`.
+    """
+    from dgg_ray.search import warm_start
+
+    name = name or f"{study.name}-{'-'.join(tasks)}"
+    faults: list[Fault] = []
     if name == study.name:
         rule = "must differ from the old study's name, because the old results stay"
         faults.append(Fault("--name", rule, repr(name)))
     entries = [task_entry(study, task, source, reader, faults) for task, source in tasks.items()]
-    folder = results or Path("out") / study.name
-    old_study = saved_study.load_saved_study(folder)
-    if results and old_study is None:
-        faults.append(Fault("--from", "must be the results folder of a study", repr(str(results))))
+    old_study = saved_study.load_saved_study(results)
     if old_study:
-        faults += warm_start.changed_task_faults(study, old_study, folder)
-    has_winner = old_study is not None and warm_start.finished_search(old_study, folder) is not None
-    old = OldResults(folder, old_study, has_winner)
+        faults += warm_start.changed_task_faults(study, old_study, results)
+    has_winner = old_study is not None and warm_start.finished_search(old_study, results) is not None
+    old = OldResults(results, old_study, has_winner)
     if faults:
-        raise StudyError(faults, str(file))
+        return [], [], faults
     edits: list[Edit] = [(("name",), name)]
-    notes = [f"{new}: {', '.join(study.task_names)}, and then {', '.join(tasks)}"]
+    notes = []
     for index, entry in enumerate(entries, start=len(study.readers)):
         edits.append((("tasks", index), entry))
         notes.append(f"  tasks: {yaml_edit.to_inline(entry)}")
@@ -102,8 +131,7 @@ def extend(
         notes += more_notes
     if old_study:
         notes += describe_retraining(study, has_winner)
-    write_extended(study, file, new, edits, data)
-    return ExtendedStudy(new, tuple(notes))
+    return edits, notes, []
 
 
 def default_value_notes(study: Study, tasks: Sequence[str]) -> list[str]:
@@ -253,28 +281,37 @@ def connect_results(study: Study, old: OldResults) -> tuple[list[Edit], list[str
 
 
 def write_extended(study: Study, file: Path, new: Path, edits: list[Edit], data: Path | None) -> None:
-    """Write the edited text, after checking that it is a study with the old content and the edits alone."""
+    """Write the edited text, after checking that it is a study."""
     from dgg_ray.search import warm_start
 
-    text, wanted = file.read_text(encoding="utf-8"), copy.deepcopy(dict(study.file.content))
-    try:
-        for path, value in edits:
-            text = yaml_edit.set_value(text, path, value)
-            set_content(wanted, path, value)
-    except KeyError as error:
-        raise uneditable(file, edits) from error
+    text, wanted = edited(study, file.read_text(encoding="utf-8"), edits, str(file))
     new.write_text(text, encoding="utf-8")
     try:
-        try:
-            content = loader.parse_file(new)[0]
-        except StudyError as error:
-            raise uneditable(file, edits) from error
-        if content != wanted:
-            raise uneditable(file, edits)
+        if loader.parse_file(new)[0] != wanted:
+            raise uneditable(str(file), edits)
         loader.load_file(new, data, further=warm_start.add_warm_starts)
     except BaseException:
         new.unlink()
         raise
+
+
+def edited(study: Study, text: str, edits: list[Edit], place: str) -> tuple[str, dict[str, Any]]:
+    """Return the edited text and its content; StudyError unless that is the old one with the edits alone.
+
+    place: where the text is, for the error.
+    """
+    wanted = copy.deepcopy(dict(study.file.content))
+    try:
+        for path, value in edits:
+            text = yaml_edit.set_value(text, path, value)
+            set_content(wanted, path, value)
+        content = yaml_reader.read_yaml(text)[0]
+    except (KeyError, yaml_reader.UnreadableYamlError) as error:
+        raise uneditable(place, edits) from error
+    store = study.output.store  # it may have been given beside the text
+    if loader.with_store(content, store)[0] != loader.with_store(wanted, store)[0]:
+        raise uneditable(place, edits)
+    return text, wanted
 
 
 def set_content(content: Any, path: tuple[str | int, ...], value: Any) -> None:
@@ -288,8 +325,8 @@ def set_content(content: Any, path: tuple[str | int, ...], value: Any) -> None:
         content[last] = value
 
 
-def uneditable(file: Path, edits: list[Edit]) -> StudyError:
+def uneditable(place: str, edits: list[Edit]) -> StudyError:
     """Return the error of a file whose text cannot be edited."""
     changes = "; ".join(f"{'.'.join(map(str, path))}: {yaml_edit.to_inline(value)}" for path, value in edits)
     rule = f"cannot be edited as it is written (does it have anchors?); copy it and change {changes}"
-    return StudyError([Fault("study", rule)], str(file))
+    return StudyError([Fault("study", rule)], place)

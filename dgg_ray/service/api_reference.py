@@ -56,6 +56,7 @@ CLIENT = {  # what Python's client calls for a request (client.py)
     "POST /studies/{name}/resume": 'resume("quickstart")',
     "POST /studies/{name}/priority": 'set_priority("quickstart", 1)',
     "POST /studies/{name}/clone": 'clone("quickstart", "quickstart-2", {"strategy.buffer": 50})',
+    "POST /studies/{name}/extend": 'extend("quickstart", {"menus": "menus"})',
     "GET /studies/{name}/logs": 'logs("quickstart")',
     "GET /studies/{name}/events": 'follow("quickstart")',
     "GET /studies/{name}/view/{view}": 'view("quickstart", "summary")',

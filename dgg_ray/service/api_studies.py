@@ -70,6 +70,16 @@ class Clone(Body):
     priority: Annotated[int, Field(ge=-(10**6), le=10**6)] = 0
 
 
+class Extension(Body):
+    tasks: Annotated[
+        dict[Name, Annotated[str, Field(min_length=1, max_length=2000)]],
+        Field(min_length=1, max_length=20, description="Name → folder, train file, or reader without files."),
+    ]
+    reader: Annotated[str, Field(max_length=200, description="Of the tasks' files.")] = "llava"
+    name: Name | None = None
+    priority: Annotated[int, Field(ge=-(10**6), le=10**6)] = 0
+
+
 # -- before submitting -----------------------------------------------------------------------------
 
 
@@ -174,6 +184,13 @@ def priority(request: Request, server: Server, user: Operator, name: str, body: 
 def clone(request: Request, server: Server, user: Operator, name: str, body: Clone) -> Response:
     """Submit a study again under another name, with changed settings."""
     study = server.service.clone(name, user.name, body.name, body.changes, body.priority)
+    return answer(request, server.service.card(study.name), 201)
+
+
+@router.post("/studies/{name}/extend", status_code=201)
+def extend(request: Request, server: Server, user: Operator, name: str, body: Extension) -> Response:
+    """Submit a study under another name with more tasks after its own, which alone are trained."""
+    study = server.service.extend(name, user.name, body.tasks, body.reader, body.name, body.priority)
     return answer(request, server.service.card(study.name), 201)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dgg_ray.core.errors import DggError, Fault, ResultsError, StudyError
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import open_store
 
+WARM_START = "search.warm_start_from["
 PLACES = ("model", "tasks", "strategy", "search", "protocol")  # sections that may name files
 
 
@@ -34,12 +36,13 @@ class Rules:
     """What a server allows a study.
 
     store: its place. data: folder or URL where relative paths start. roots: folders and URLs below which
-    data and models may lie, `data` among them.
+    data and models may lie, `data` among them. results: folder of the results of all studies, by name.
     """
 
     store: str
     data: str
     roots: tuple[str, ...]
+    results: str
 
 
 # -- before anything is read -----------------------------------------------------------------------
@@ -51,6 +54,8 @@ def policy_faults(raw: Any, rules: Rules) -> Iterator[Fault]:
         return
     for section in PLACES:
         for path, value in texts(raw.get(section), section):
+            if path.startswith(WARM_START) and results_of(value, rules):
+                continue
             if fault := place_fault(path, value, rules):
                 yield fault
     output = raw.get("output")
@@ -59,6 +64,13 @@ def policy_faults(raw: Any, rules: Rules) -> Iterator[Fault]:
             yield Fault("output.store", f"must be this server's store, {rules.store}, or be left out")
         if output.get("trackers"):
             yield Fault("output.trackers", "must be left out: this server reports to no tracker")
+
+
+def results_of(folder: str, rules: Rules) -> str:
+    """The name of the study whose results folder this is; empty where it is none."""
+    place = Path(folder)
+    inside = ".." not in place.parts and place.parent == Path(rules.results)
+    return place.name if inside else ""
 
 
 def texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -121,6 +133,9 @@ def _load_text(text: str, rules: Rules) -> Study:
     if faults := list(policy_faults(raw, rules)):
         faults += notation_and_shape_faults(text, rules, {fault.path for fault in faults})
         raise StudyError(list(yaml_reader.add_lines(faults, lines)))
+    for path, value in texts(raw.get("search") if isinstance(raw, Mapping) else None, "search"):
+        if path.startswith(WARM_START) and results_of(value, rules):
+            fetch_results(value, rules)
     with tempfile.TemporaryDirectory(prefix="dgg-") as folder:
         file = Path(folder) / "study.yaml"
         file.write_text(text, encoding="utf-8")
@@ -210,6 +225,20 @@ def plan(text: str, rules: Rules, out: str, detect: float | None = None) -> dict
     return predicted.as_json() | {"text": str(predicted)}
 
 
+def predict(text: str, rules: Rules, out: str) -> dict[str, Any]:
+    """Predict how long a study runs and what it will have spent: {wall_s, unit, forecast}.
+
+    forecast: [mean, low, high] in the unit; it and wall_s are None where nothing was measured.
+    """
+    from dgg_ray import api
+
+    study = load_text(text, rules)
+    cost = api.plan_study(study, Path(out, study.name), None, on_this_machine=False).cost_forecast
+    total = cost.total(cost.unit)
+    wall_s = cost.remaining.wall.mean if cost.remaining else None
+    return {"wall_s": wall_s, "unit": cost.unit, "forecast": list(total) if total else None}
+
+
 # -- new texts from old ones -----------------------------------------------------------------------
 
 
@@ -239,6 +268,33 @@ def clone(text: str, name: str, changes: Mapping[str, Any]) -> str:
     if faults:
         raise StudyError(faults, "changes")
     return text
+
+
+def extend(text: str, rules: Rules, tasks: Mapping[str, str], reader: str, name: str | None) -> str:
+    """Return the study's text with these tasks after its own (planning/extend.py); StudyError for faults.
+
+    tasks: name → a folder, a train file, or the name of a reader that needs no files.
+    """
+    from dgg_ray.planning.extend import extended_text
+
+    found = (place_fault(f"tasks.{task}", source, rules) for task, source in tasks.items())
+    if faults := list(filter(None, found)):
+        raise StudyError(faults, "tasks")
+    study = load_text(text, rules)
+    results = str(Path(rules.results) / study.name)
+    fetch_results(results, rules)
+    try:
+        with plugins.installed_only():
+            return extended_text(study, text, tasks, reader, Path(results), name)
+    except StudyError as error:
+        raise StudyError([replace(f, path=f.path.removeprefix("--")) for f in error.faults]) from None
+
+
+def fetch_results(folder: str, rules: Rules) -> None:
+    """Make a study's results folder from the store where this machine lacks it, if the store knows it."""
+    with suppress(DggError):
+        if not Path(folder).exists():
+            registry.fetch_results(open_store(rules.store), Path(folder).name, Path(folder))
 
 
 def lookup(raw: Any, steps: Sequence[str | int]) -> Any:

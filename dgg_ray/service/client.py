@@ -95,6 +95,21 @@ class Client:
         body = {"name": new_name, "changes": dict(changes or {}), "priority": priority}
         return self._json("POST", place(name, "clone"), json=body)
 
+    def extend(
+        self,
+        name: str,
+        tasks: Mapping[str, str],
+        new_name: str | None = None,
+        reader: str = "llava",
+        priority: int = 0,
+    ) -> dict[str, Any]:
+        """Submit a study with more tasks after its own.
+
+        tasks: name → a folder below the server's data, a train file, or a reader that needs no files.
+        """
+        body = {"tasks": dict(tasks), "name": new_name, "reader": reader, "priority": priority}
+        return self._json("POST", place(name, "extend"), json=body)
+
     def set_priority(self, name: str, priority: int) -> dict[str, Any]:
         return self._json("POST", place(name, "priority"), json={"priority": priority})
 

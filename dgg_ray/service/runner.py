@@ -43,9 +43,13 @@ def lease_key(runner: str) -> str:
     return f"runners-{runner}"
 
 
+def studies_folder(root: Path) -> Path:
+    """The folder of all studies' results: apart from the store and the caches, whatever a study's name."""
+    return root.absolute() / "studies"
+
+
 def results_folder(root: Path, study: str) -> Path:
-    """The folder of a study's results: apart from the store and the caches, whatever the study's name."""
-    return root / "studies" / study
+    return studies_folder(root) / study
 
 
 def log_name(study: str) -> str:
@@ -259,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--local", action="store_true")
     parser.add_argument("--idle-seconds", type=float, default=IDLE_S)
     o = parser.parse_args(arguments)
-    rules = checks.Rules(o.store, o.data, tuple(o.allow))
+    rules = checks.Rules(o.store, o.data, tuple(o.allow), str(studies_folder(o.root)))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)  # finished stages are kept, groups are ended
     StudyRunner(o.id, rules, o.root, o.ray_address, o.local, o.idle_seconds).run()

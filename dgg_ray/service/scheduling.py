@@ -13,9 +13,11 @@ is passed over and holds nobody up.
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dgg_ray.service.state import State, Submitted
@@ -23,6 +25,7 @@ from dgg_ray.service.state import State, Submitted
 SHARE_S = 7 * 86_400.0  # of the past, which counts for the fair share
 STUDY_HOURS = 1.0  # that a study counts as, before it has spent more
 WORKER_HOURS = "worker-hours"
+STARTS_NOW = "starts now"  # what a study waits for that only has to be given to a runner
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,16 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study stands in the queue. place: from 1; 0 for one that is passed over. reason: in words."""
+    """Where a study stands in the queue.
+
+    place: from 1; 0 for one that is passed over. reason: for which it waits, in words.
+    starts_at: when it will probably start, in seconds since 1970; None where nobody knows.
+    """
 
     study: Submitted
     place: int
     reason: str
+    starts_at: float | None = None
 
 
 def queue(
@@ -84,13 +92,46 @@ def next_study(
     return first.study if first and capacity.has_room(first.study.needs, used(state)) else None
 
 
+def start_times(
+    state: State,
+    capacity: Capacity,
+    places: Sequence[Place],
+    ends: Mapping[str, float],
+    wall_s: Mapping[str, float],
+) -> dict[str, float]:
+    """When waiting studies will probably start, in the unit of `ends`, as far as that can be predicted.
+
+    A study that must wait for one whose end nobody knows is left out. A user's limits are not foreseen.
+
+    ends: when active studies will end. wall_s: seconds that waiting studies will run.
+    """
+    now = time.time()
+    running = [(max(now, ends.get(s.name, math.inf)), s.number, s.needs) for s in state.active]
+    heapq.heapify(running)
+    starts: dict[str, float] = {}
+    for place in places:
+        if not place.place:
+            continue
+        study = place.study
+        while not capacity.has_room(study.needs, total_needs(needs for *_, needs in running)):
+            now, _, _ = heapq.heappop(running)
+        if math.isinf(now):
+            break
+        starts[study.name] = now
+        heapq.heappush(running, (now + wall_s.get(study.name, math.inf), study.number, study.needs))
+    return starts
+
+
 def used(state: State) -> dict[str, float]:
     """What the active studies need together."""
-    total: dict[str, float] = {}
-    for study in state.active:
-        for unit, amount in study.needs.items():
-            total[unit] = total.get(unit, 0.0) + amount
-    return total
+    return total_needs(study.needs for study in state.active)
+
+
+def total_needs(needs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total = Counter[str]()
+    for amounts in needs:
+        total.update(amounts)
+    return dict(total)
 
 
 def spent_now(state: State, running_hours: Mapping[str, float]) -> dict[str, float]:
@@ -128,7 +169,7 @@ def waiting_reason(state: State, capacity: Capacity, study: Submitted, before: i
         return f"{before} before it"
     taken = used(state)
     if capacity.has_room(study.needs, taken):
-        return "starts now"
+        return STARTS_NOW
     unit = "gpus" if study.needs.get("gpus") else "cpus"
     name = {"gpus": "GPUs", "cpus": "cores"}[unit]
     free = max(0.0, getattr(capacity, unit) - taken.get(unit, 0.0))

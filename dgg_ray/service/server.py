@@ -17,6 +17,7 @@ from dgg_ray.service.checks import Rules
 from dgg_ray.service.journal import Journal
 from dgg_ray.service.launchers import JobLauncher, ProcessLauncher
 from dgg_ray.service.reader import Reader
+from dgg_ray.service.runner import studies_folder
 from dgg_ray.service.scheduling import Capacity
 from dgg_ray.service.security import Access
 from dgg_ray.service.service import Service
@@ -100,7 +101,7 @@ def make_service(options: Options) -> Service:
     store.check()
     data = fetching.absolute(options.data)
     roots = dict.fromkeys([data, *map(fetching.absolute, options.allow)])
-    rules = Rules(store.url, data, tuple(roots))
+    rules = Rules(store.url, data, tuple(roots), str(studies_folder(options.root)))
     if options.dashboard:
         launcher = JobLauncher(rules, options.root, dashboard=options.dashboard)
     else:

@@ -7,6 +7,7 @@ one of them succeed. What is shown is read from the journal and from the store's
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ LIVE_S = 2.0  # between looks at what runs
 SILENT_S = 120.0  # between looks at what was begun elsewhere and is silent
 START_S = 60.0  # for a runner to begin; then its study waits again
 CHECK_S = 60.0  # for checking a study
+PREDICTED = 20  # studies at the head of the queue, whose times are predicted
 
 
 class RefusedError(DggError):
@@ -69,6 +71,9 @@ class Service:
     priorities: tuple[int, int] = (-10, 10)
     journal: Journal = field(init=False)
     known: dict[str, Known] = field(default_factory=dict, init=False)
+    predicted: dict[tuple[str, int], dict[str, Any]] = field(
+        default_factory=dict, init=False
+    )  # by study, run
     stopped: threading.Event = field(default_factory=threading.Event, init=False)
     listed_at: float = field(default=float("-inf"), init=False)
     looked_at: float = field(default=float("-inf"), init=False)
@@ -86,7 +91,7 @@ class Service:
 
     def plan(self, text: str, detect: float | None = None) -> dict[str, Any]:
         """Predict what a study costs. Raises StudyError where it has faults."""
-        return self.child.call(checks.plan, text, self.rules, str(self.root / "studies"), detect)
+        return self.child.call(checks.plan, text, self.rules, self.rules.results, detect)
 
     def submit(self, text: str, by: str, priority: int = 0, cloned_from: str = "") -> Submitted:
         """Put a study into the queue. Raises StudyError for its faults, RefusedError for a taken name."""
@@ -181,6 +186,22 @@ class Service:
         text = self.child.call(checks.clone, self.text(name), new_name, dict(changes))
         return self.submit(text, by, priority, cloned_from=name)
 
+    def extend(
+        self,
+        name: str,
+        by: str,
+        tasks: Mapping[str, str],
+        reader: str,
+        new_name: str | None,
+        priority: int = 0,
+    ) -> Submitted:
+        """Submit a study with more tasks after its own; its stages are not trained again.
+
+        tasks: name → a folder, a train file, or the name of a reader that needs no files.
+        """
+        text = self.child.call(checks.extend, self.text(name), self.rules, dict(tasks), reader, new_name)
+        return self.submit(text, by, priority, cloned_from=name)
+
     def decide(self, name: str, by: str, decision: Mapping[str, Any]) -> dict[str, Any]:
         """Record a decision about a running study: stop a setting or a branch, pin a setting, a budget."""
         if name not in self.names():
@@ -229,6 +250,7 @@ class Service:
         place = places.get(name)
         live = known.live if known else {}
         state_now = study.state if study else outside_state(live)
+        predicted = self.predicted.get((study.name, study.run), {}) if study else {}
         return {
             "name": name,
             "question": study.question if study else known.question if known else "",
@@ -237,6 +259,7 @@ class Service:
             "priority": study.priority if study else 0,
             "place": place.place if place else None,
             "waits_for": place.reason if place else "",
+            "starts_at": place.starts_at if place else None,
             "message": study.message if study else live.get("ended", "").partition("failed: ")[2],
             "best": live.get("best", ""),
             "progress": {
@@ -247,7 +270,8 @@ class Service:
             else None,
             "left_s": live.get("left_s") if state_now in ("running", "stopping") else None,
             "spent": live.get("spent"),
-            "spent_unit": live.get("spent_unit"),
+            "spent_unit": live.get("spent_unit") or predicted.get("unit"),
+            "forecast": live.get("forecast") or predicted.get("forecast"),
             "submitted_at": study.submitted_at if study else None,
             "changed_at": max(study.since if study else 0.0, live.get("at", 0.0)),
             "cloned_from": study.cloned_from if study else "",
@@ -263,9 +287,20 @@ class Service:
 
     def places(self) -> dict[str, scheduling.Place]:
         """Every waiting study's place in the queue."""
+        ends = {
+            name: known.live["at"] + known.live["left_s"][0]
+            for name, known in list(self.known.items())
+            if known.live.get("left_s") and not known.live.get("ended")
+        }
+        wall_s = {
+            name: found["wall_s"] for (name, _), found in list(self.predicted.items()) if found.get("wall_s")
+        }
         with self.journal.lock:
-            found = scheduling.queue(self.journal.state, self.capacity, self.running_hours())
-        return {place.study.name: place for place in found}
+            state = self.journal.state
+            found = scheduling.queue(state, self.capacity, self.running_hours())
+            starts = scheduling.start_times(state, self.capacity, found, ends, wall_s)
+        minutes = {name: 60.0 * math.ceil(at / 60) for name, at in starts.items()}  # so that it rarely moves
+        return {p.study.name: replace(p, starts_at=minutes.get(p.study.name)) for p in found}
 
     def log(self, name: str) -> str:
         """The end of what the study's runs printed."""
@@ -282,6 +317,7 @@ class Service:
     def start(self) -> None:
         """Begin to supervise, in a thread."""
         threading.Thread(target=self._supervise_for_ever, name="supervisor", daemon=True).start()
+        threading.Thread(target=self._predict_for_ever, name="predictions", daemon=True).start()
 
     def close(self) -> None:
         self.stopped.set()
@@ -295,6 +331,23 @@ class Service:
                 self.problem = ""
             except Exception as error:  # the store may answer again at the next look
                 self.problem = f"{type(error).__name__}: {error}"
+
+    def _predict_for_ever(self) -> None:
+        while not self.stopped.wait(SUPERVISE_S):
+            with suppress(Exception):  # a list without predictions is still a list
+                self.predict_next()
+
+    def predict_next(self) -> None:
+        """Predict how long the first waiting study without a prediction will run, and what it will spend."""
+        waiting = sorted(self.places().values(), key=lambda place: place.place)
+        for place in waiting[:PREDICTED]:
+            key = place.study.name, place.study.run
+            if place.reason != scheduling.STARTS_NOW and key not in self.predicted:
+                self.predicted[key] = {}
+                self.predicted[key] = self.child.call(
+                    checks.predict, place.study.text, self.rules, self.rules.results
+                )
+                return
 
     def look(self) -> None:
         """Read what the registry says: of all studies now and then, of those that run more often."""

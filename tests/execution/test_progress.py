@@ -7,6 +7,7 @@ import time
 from functools import partial
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from dgg_ray.config.registry import LIVE
@@ -119,6 +120,7 @@ def test_other_processes_can_read_how_far_a_study_is(tmp_path, monkeypatch):
         "left_s": [40.0, 30.0, 70.0],
         "spent": 2.0,
         "spent_unit": "GPU-hours",
+        "forecast": pytest.approx([2 + 2 / 3600] * 3),  # a second of one group is left
         "worker_hours": 1.0,
         "best": "faa 0.7",
         "phase": "starting Ray",

@@ -5,6 +5,7 @@ import sys
 import pytest
 from server_samples import text
 
+from dgg_ray.core.errors import StudyError
 from dgg_ray.service import checks
 from dgg_ray.service.checks import Rules
 
@@ -18,7 +19,7 @@ def rules(tmp_path):
     (data / "inside.json").write_text("[]")
     (data / "link.json").symlink_to(SECRET)
     (data / "folder").symlink_to("/etc")
-    return Rules(str(tmp_path / "store"), str(data), (str(data), "s3://ours/data"))
+    return Rules(str(tmp_path / "store"), str(data), (str(data), "s3://ours/data"), str(tmp_path / "studies"))
 
 
 def paths(content, rules):
@@ -155,3 +156,30 @@ def test_strategies_are_listed_with_how_well_they_are_known():
     found = {s["name"]: s for s in checks.strategies()}
     assert found["dgg"]["known_from"]
     assert {p["name"] for p in found["replay"]["parameters"]} >= {"buffer"}
+
+
+def test_a_study_is_extended_by_tasks_that_the_server_allows(rules):
+    two = "\n".join(line for line in text().splitlines() if "charts" not in line) + "\n"
+    new = checks.extend(two, rules, {"charts": "embedded"}, "llava", None)
+    found = checks.load_text(new, rules)
+    assert (found.name, found.task_names) == ("small-charts", ("digits", "words", "charts"))
+    old = checks.load_text(two, rules)
+    assert [order[:2] for order in found.all_orders] == list(old.all_orders)
+    for tasks, path, rule in [
+        ({"charts": "/etc"}, "tasks.charts", "must lie below"),
+        ({"charts": "../other"}, "tasks.charts", "must lie below"),
+        ({"digits": "embedded"}, "task digits", "has a task of this name"),
+    ]:
+        with pytest.raises(StudyError) as caught:
+            checks.extend(two, rules, tasks, "llava", None)
+        (fault,) = caught.value.faults
+        assert (fault.path, rule in fault.rule) == (path, True)
+
+
+def test_a_search_starts_from_results_of_this_server_and_no_others(rules):
+    results = f"{rules.results}/older"
+    for place, path in [(results, []), ("/etc", ["search.warm_start_from[0]"])]:
+        raw = {"search": {"warm_start_from": [place]}}
+        assert [fault.path for fault in checks.policy_faults(raw, rules)] == path
+    outside = {"search": {"warm_start_from": [f"{rules.results}/../other"]}}
+    assert [fault.path for fault in checks.policy_faults(outside, rules)] == ["search.warm_start_from[0]"]

@@ -58,7 +58,16 @@ def routes(app):
 
 ADMIN = ("/users",)
 RUN = {("POST", "/studies"), ("DELETE", "/studies/{name}")}
-ACTS = ("stop", "resume", "priority", "clone", "budget", "branches/stop", "settings/{setting}/{act}")
+ACTS = (
+    "stop",
+    "resume",
+    "priority",
+    "clone",
+    "extend",
+    "budget",
+    "branches/stop",
+    "settings/{setting}/{act}",
+)
 RUN |= {("POST", f"/studies/{{name}}/{act}") for act in ACTS}
 
 
@@ -151,6 +160,15 @@ def test_no_answer_holds_a_secret(ask, service, tokens):
         found = ask("ann", "GET", path)
         assert found.status_code == 200
         assert not any(secret in found.text for secret in secrets)
+
+
+def test_a_study_goes_on_with_one_more_task(ask):
+    two = "\n".join(line for line in text().splitlines() if "charts" not in line) + "\n"
+    ask("ron", "POST", "/studies", {"text": two})
+    answer = ask("rob", "POST", "/studies/small/extend", {"tasks": {"charts": "embedded"}})
+    assert (answer.status_code, answer.json()["name"], answer.json()["owner"]) == (201, "small-charts", "rob")
+    refused = ask("rob", "POST", "/studies/small/extend", {"tasks": {"digits": "embedded"}, "name": "other"})
+    assert (refused.status_code, refused.json()["faults"][0]["path"]) == (422, "task digits")
 
 
 # -- limits ----------------------------------------------------------------------------------------

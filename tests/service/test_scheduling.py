@@ -2,7 +2,8 @@
 
 import random
 
-from dgg_ray.service.scheduling import Capacity, next_study, queue
+from dgg_ray.service import scheduling
+from dgg_ray.service.scheduling import Capacity, next_study, queue, start_times
 from dgg_ray.service.state import State
 
 NOW = 1_000_000.0
@@ -116,3 +117,19 @@ def test_every_study_has_one_place_whatever_the_queue():
                     p.study.number for p in found if (p.study.owner, p.study.priority) == (owner, priority)
                 ]
                 assert own == sorted(own)
+
+
+def test_waiting_studies_start_when_those_before_them_have_ended(monkeypatch):
+    monkeypatch.setattr(scheduling.time, "time", lambda: NOW)
+    running = [(name, "ada", 0, {"cpus": 1.0}, True) for name in ("r1", "r2")]
+    state = state_of(
+        *running, waiting("first", "bob", 2), ("wide", "bob", 1, {"cpus": 2.0}, False), waiting("last", "bob")
+    )
+    places = queue(state, Capacity(2), {}, NOW)
+    ends = {"r1": NOW + 100, "r2": NOW + 300}
+    wall_s = {"first": 50.0, "wide": 1000.0, "last": 1.0}
+    found = start_times(state, Capacity(2), places, ends, wall_s)
+    # `first` takes the place of r1, `wide` needs both places, and `last` follows it.
+    assert found == {"first": NOW + 100, "wide": NOW + 300, "last": NOW + 1300}
+    assert start_times(state, Capacity(2), places, ends, {}) == {"first": NOW + 100}
+    assert start_times(state, Capacity(2), places, {"r1": NOW - 5}, wall_s) == {"first": NOW}

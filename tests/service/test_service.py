@@ -194,6 +194,22 @@ def test_a_studys_results_lie_apart_from_the_store_whatever_its_name(tmp_path):
         assert runner.results_folder(tmp_path, name) == tmp_path / "studies" / name
 
 
+def test_a_waiting_study_says_what_it_will_spend_and_when_it_will_start(make, monkeypatch):
+    service = make(capacity=Capacity(1))
+    for name in "ab":
+        service.submit(text(name), "ada")
+    service.supervise()
+    found = {"wall_s": 60.0, "unit": "worker-hours", "forecast": [2.0, 1.0, 3.0]}
+    monkeypatch.setattr(module.checks, "predict", lambda *_: found)
+    service.predict_next()
+    service.known["a"] = module.Known("", {"at": 1e9, "left_s": [90.0, 80.0, 100.0]}, 1e9)
+    monkeypatch.setattr(module.scheduling.time, "time", lambda: 1e9)
+    card = service.card("b")
+    assert (card["forecast"], card["spent_unit"]) == ([2.0, 1.0, 3.0], "worker-hours")
+    assert 0 <= card["starts_at"] - (1e9 + 90) < 60
+    assert service.card("a")["starts_at"] is None
+
+
 def test_an_unknown_study_is_named_with_the_nearest(service):
     service.submit(text(), "ada")
     with pytest.raises(RefusedError, match="Did you mean 'small'") as caught:
