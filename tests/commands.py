@@ -31,6 +31,7 @@ OTHERS: dict[str, set[str]] = {
     "kubectl delete": {"--filename"},
     "kubectl port-forward": set(),
     "kubectl get raycluster": set(),
+    "kubectl logs": {"--selector", "--container"},
     "kubectl create secret generic": {"--from-file", "--from-env-file"},
     "docker build": {"--file", "--tag"},
     "docker push": set(),

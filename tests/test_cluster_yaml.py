@@ -12,8 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer.main
 import yaml
 from commands import ROOT, check, in_comments
+
+from dgg_ray import cli
 
 DEPLOY = ROOT / "deploy"
 AUTOSCALED = [ROOT / "cluster.yaml", DEPLOY / "gcp.yaml"]
@@ -144,6 +147,9 @@ CONTAINER = {
     "image": str,
     "ports": [{"containerPort": int, "name": str}],
     "envFrom": [{"secretRef": {"name": str}}],
+    "command": [str],
+    "args": [str],
+    "env": [{"name": str, "value": str, "valueFrom": {"secretKeyRef": {"name": str, "key": str}}}],
     "resources": REQUIREMENTS,
     "volumeMounts": [{"name": str, "mountPath": str}],
 }
@@ -222,7 +228,8 @@ def test_the_kubernetes_file_has_only_legal_fields(kube):
 
 def test_pods_have_consistent_volumes_images_and_resources(kube):
     for pod in pods(kube):
-        (container,) = pod["containers"]
+        container, *others = pod["containers"]
+        assert {other["image"] for other in others} <= {container["image"]}
         assert {m["name"] for m in container.get("volumeMounts", ())} == {
             v["name"] for v in pod.get("volumes", ())
         }
@@ -237,6 +244,17 @@ def test_pods_have_consistent_volumes_images_and_resources(kube):
         g["rayStartParams"] for g in (kube["spec"]["headGroupSpec"], *kube["spec"]["workerGroupSpecs"])
     ]
     assert all(isinstance(v, str) for params in strings for v in params.values())
+
+
+def test_on_kubernetes_the_head_serves_the_page(kube):
+    head, gpu = kube["spec"]["headGroupSpec"], kube["spec"]["workerGroupSpecs"][0]
+    service = head["template"]["spec"]["containers"][1]
+    program, command, *words = [*service["command"], *service["args"]]
+    found = typer.main.get_command(cli.app).commands[command].make_context("serve", words)
+    assert (program, found.params["cluster"], found.params["host"]) == ("dgg-ray", True, "127.0.0.1")
+    gpus = int(gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+    assert found.params["gpus"] == gpu["maxReplicas"] * gpus
+    assert service["envFrom"] == [{"secretRef": {"name": "dgg-ray-store"}}]
 
 
 def test_on_kubernetes_the_head_trains_nothing_and_spot_gpus_scale_from_zero(kube):
