@@ -29,7 +29,7 @@ PROGRAMS = (
 OTHERS: dict[str, set[str]] = {
     "kubectl apply": {"--filename"},
     "kubectl delete": {"--filename"},
-    "kubectl port-forward": set(),
+    "kubectl port-forward": {"--selector", "--output"},  # of the pod that it names
     "kubectl get raycluster": set(),
     "kubectl logs": {"--selector", "--container"},
     "kubectl create secret generic": {"--from-file", "--from-env-file"},
