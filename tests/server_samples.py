@@ -26,6 +26,9 @@ class NotedLauncher(Launcher):
     def start(self, runner: str) -> None:
         self.started.append(runner)
 
+    def output_of(self, runner: str) -> str:
+        return f"{runner}.log"
+
 
 class NoChild:
     """Calls functions in this process, where the tests have loaded the libraries already."""

@@ -28,6 +28,10 @@ class Launcher(ABC):
     def start(self, runner: str) -> None:
         """Start the runner with this id and return at once."""
 
+    @abstractmethod
+    def output_of(self, runner: str) -> str:
+        """Where the runner writes what goes wrong before it runs a study, for a person."""
+
     def command(self, runner: str, python: str) -> list[str]:
         words = [python, "-m", "dgg_ray.service.runner", runner, "--store", self.rules.store]
         words += ["--root", str(self.root), "--data", self.rules.data]
@@ -40,10 +44,13 @@ class Launcher(ABC):
 class ProcessLauncher(Launcher):
     """Starts runners as processes of this machine, which outlive the server."""
 
+    def output_of(self, runner: str) -> str:
+        return str(self.root / ".runners" / f"{runner}.log")
+
     def start(self, runner: str) -> None:
-        folder = self.root / ".runners"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{runner}.log").open("ab") as log:
+        file = Path(self.output_of(runner))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as log:
             subprocess.Popen(
                 self.command(runner, sys.executable),
                 stdin=subprocess.DEVNULL,
@@ -60,6 +67,9 @@ class JobLauncher(Launcher):
 
     dashboard: str = "http://127.0.0.1:8265"
 
+    def output_of(self, runner: str) -> str:
+        return f"the log of the Ray Job {job_id(runner)}"
+
     def start(self, runner: str) -> None:
         from dgg_ray.remote.ray_jobs import RayJobsClient  # late: it imports Ray
 
@@ -68,4 +78,8 @@ class JobLauncher(Launcher):
         metadata = {"study": name, "parts": {}, "store": self.rules.store, "out": str(self.root)}
         package = str(Path(__file__).parents[1])  # workers have its dependencies, not itself
         client = RayJobsClient(self.dashboard)
-        client.submit(f"service-runner-{runner}-1", f"exec {command}", metadata, py_modules=[package])
+        client.submit(job_id(runner), f"exec {command}", metadata, py_modules=[package])
+
+
+def job_id(runner: str) -> str:
+    return f"service-runner-{runner}-1"

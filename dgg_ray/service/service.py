@@ -35,6 +35,7 @@ LISTING_S = 10.0  # between listings of the registry, which finds studies that w
 LIVE_S = 2.0  # between looks at what runs
 SILENT_S = 120.0  # between looks at what was begun elsewhere and is silent
 START_S = 60.0  # for a runner to begin; then its study waits again
+MOST_LOSSES = 4  # runners that a study may lose one after another
 CHECK_S = 60.0  # for checking a study
 PREDICTED = 20  # studies at the head of the queue, whose times are predicted
 
@@ -397,12 +398,18 @@ class Service:
             pass
 
     def _runner_gone(self, runner_id: str) -> None:
-        """Let the runner's study wait again, and forget the runner."""
+        """Let the runner's study wait again, or fail where it lost too many, and forget the runner."""
 
         def lose(state: State) -> Event | None:
             found = state.runners.get(runner_id)
             if found is None or not found.study:
                 return None
+            study = state.studies[found.study]
+            if study.losses + 1 >= MOST_LOSSES and study.state != "stopping":
+                message = f"lost {MOST_LOSSES} runners one after another; "
+                message += f"the last one wrote to {self.launcher.output_of(runner_id)}"
+                facts = {"how": "failed", "message": message}
+                return {"kind": "ended", "by": "server", "study": found.study, **facts}
             return {"kind": "lost", "by": "server", "study": found.study, "runner": runner_id}
 
         def forget(state: State) -> Event | None:

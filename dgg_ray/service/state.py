@@ -59,6 +59,7 @@ class Submitted:
     number: of the event that put it into the queue first; smaller ones were there earlier.
     needs: {cpus, gpus} of all its worker groups together.
     run: how often it was started. runner: that it was given to, while it is active.
+    losses: runners that it lost one after another, without an end.
     since: when the present state began. message: why it ended, if it failed.
     spent: {worker-hours, …} of all its runs. history: {at, by, kind, …} of each event, without texts.
     """
@@ -74,6 +75,7 @@ class Submitted:
     state: Phase = "queued"
     run: int = 0
     runner: str = ""
+    losses: int = 0
     since: float = 0.0
     message: str = ""
     cloned_from: str = ""
@@ -172,7 +174,7 @@ class State:
 
     def _resumed(self, event: Event) -> None:
         study = self._enter(event, "queued")
-        study.message = ""
+        study.message, study.losses = "", 0
         for key in ("text", "question", "needs"):
             if key in event:
                 setattr(study, key, event[key])
@@ -195,7 +197,7 @@ class State:
 
     def _ended(self, event: Event) -> None:
         study = self._enter(event, cast(Phase, event["how"]))
-        study.message = event.get("message", "")
+        study.message, study.losses = event.get("message", ""), 0
         spent = event.get("spent", {})
         for unit, amount in spent.items():
             study.spent[unit] = study.spent.get(unit, 0.0) + amount
@@ -203,7 +205,7 @@ class State:
 
     def _lost(self, event: Event) -> None:
         stopping = self.studies[event["study"]].state == "stopping"
-        self._enter(event, "stopped" if stopping else "queued")
+        self._enter(event, "stopped" if stopping else "queued").losses += 1
 
     # -- runners -----------------------------------------------------------------------------------
 

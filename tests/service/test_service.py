@@ -134,6 +134,19 @@ def test_the_study_of_a_dead_runner_waits_again(service, monkeypatch):
     assert first not in service.journal.state.runners
 
 
+def test_a_study_whose_runners_all_die_fails_and_says_where_to_look(service, monkeypatch):
+    monkeypatch.setattr(module, "START_S", -1.0)  # no runner comes up in time
+    service.submit(text(), "ada")
+    for _ in range(module.MOST_LOSSES + 1):
+        service.supervise()
+    card = service.card("small")
+    assert (card["state"], len(service.launcher.started)) == ("failed", module.MOST_LOSSES)
+    assert card["message"].endswith(f"{service.launcher.started[-1]}.log")
+    service.resume("small", "ada")
+    service.supervise()
+    assert service.card("small")["state"] == "starting"
+
+
 def test_a_runner_that_never_came_up_is_given_up_after_a_while(service, monkeypatch):
     service.submit(text(), "ada")
     service.supervise()
