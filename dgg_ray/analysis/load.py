@@ -202,8 +202,10 @@ def score_table(
             "seed": run.seed,
         }
         parameter_values = {parameter: value_at(study, parameter) for parameter in parameters}
-        # A joint run has one stage, its last.
-        numbered = list(enumerate(work_items, start=len(run.order) - len(work_items)))
+        stages = [item.stage for item in work_items]
+        # A joint stage trains several tasks, and counts as the last of them.
+        positions = [len(stage.earlier) + len(stage.trained_tasks) - 1 for stage in stages]
+        numbered = list(zip(positions, work_items, strict=True))
         splits = {evaluation.split for item in work_items for evaluation in item.evaluations}
         if untouched and ("test" in splits or study.evaluated_outside):
             numbered.insert(0, (-1, untouched))

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 Path = Sequence[str | int]
+LINE_BREAKS = "\x85\u2028\u2029"
 WIDTH = 100_000  # columns; a value stays on one line
 
 
@@ -97,15 +98,29 @@ def as_block(parent: Any, value: Any) -> str:
     return "".join(indent + to_inline(v) for v in value)
 
 
+class InlineDumper(yaml.SafeDumper):
+    """Quotes strings with characters that YAML alone takes for line breaks, so that they are escaped."""
+
+
+def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(mark in text for mark in LINE_BREAKS) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+InlineDumper.add_representer(str, represent_text)
+
+
 def to_inline(value: Any) -> str:
     """Format a value on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=WIDTH, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(
+        value, Dumper=InlineDumper, default_flow_style=True, width=WIDTH, sort_keys=False, allow_unicode=True
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 # -- whole files -----------------------------------------------------------------------------------
 
-PLAIN = re.compile(r"[A-Za-z/~][^:#'\"{}\[\],&*!|>%@`\n]*")
+PLAIN = re.compile(rf"[A-Za-z/~][^:#'\"{{}}\[\],&*!|>%@`\n{LINE_BREAKS}]*")
 RESERVED = ("true", "false", "yes", "no", "on", "off", "y", "n", "null", "~")
 
 

@@ -98,6 +98,7 @@ def faults(load) -> dict[str, str]:
             "a:\n  - b: 1\n    c: |\n      text\n  - 5\n\nd: 2",
         ),
         ("a: 'it''s'  # α\n", ("a",), "no: 1", "a: 'no: 1'  # α\n"),
+        ("a: 1\n", ("a",), "x\x85y\u2028z", 'a: "x\\Ny\\Lz"\n'),  # line breaks to YAML alone
     ],
 )
 def test_one_value_of_a_text_changes_and_nothing_else(text, path, value, after):
@@ -106,6 +107,11 @@ def test_one_value_of_a_text_changes_and_nothing_else(text, path, value, after):
     for step in path:
         content = content[step]
     assert content == value
+
+
+def test_a_whole_file_keeps_every_text():
+    content = {"a": "x\x85y", "b": "\u2028", "c": "plain text", "d": "no", "e": "α: β"}
+    assert yaml.safe_load(yaml_edit.to_file_text(content)) == content
 
 
 def test_a_path_that_leads_nowhere_is_a_key_error():
