@@ -90,6 +90,15 @@ def test_the_plan_of_ucit_has_the_right_counts(ucit, capsys):
     assert plan["exact"]
 
 
+def test_ucits_list_of_published_baselines_is_one_that_runs(ucit, tmp_path):
+    text = UCIT.read_text()
+    found = re.search(r"^  # (baselines: .*)$", text, re.MULTILINE)
+    own = re.search(r"^  baselines: .*$", text, re.MULTILINE)
+    study = tmp_path / "ucit.yaml"
+    study.write_text(text.replace(own[0], f"  {found[1]}"))
+    assert len(load_study(study, ucit).protocol.baselines) == 12
+
+
 def test_the_plan_of_vqav2_has_the_right_counts(vqav2, capsys):
     plan = run_plan(VQAV2, vqav2, capsys)
     assert {name: (counts["train"], counts["test"]) for name, counts in plan["tasks"].items()} == {
