@@ -36,6 +36,9 @@ class NoChild:
     def call(self, function, *arguments):
         return function(*arguments)
 
+    def rest(self):
+        pass
+
     def close(self):
         pass
 

@@ -37,6 +37,7 @@ SILENT_S = 120.0  # between looks at what was begun elsewhere and is silent
 START_S = 60.0  # for a runner to begin; then its study waits again
 MOST_LOSSES = 4  # runners that a study may lose one after another
 CHECK_S = 60.0  # for checking a study
+CHILD_IDLE_S = 5 * CHECK_S  # without a check, until the process that checks ends
 PREDICTED = 20  # studies at the head of the queue, whose times are predicted
 
 
@@ -76,6 +77,7 @@ class Service:
         default_factory=dict, init=False
     )  # by study, run
     stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    news: threading.Event = field(default_factory=threading.Event, init=False)  # something may start
     listed_at: float = field(default=float("-inf"), init=False)
     looked_at: float = field(default=float("-inf"), init=False)
     problem: str = field(default="", init=False)  # why the store could not be reached at the last look
@@ -118,6 +120,7 @@ class Service:
             return event
 
         self.journal.commit(decide)
+        self.news.set()
         return self.journal.state.studies[name]
 
     def stop(self, name: str, by: str) -> None:
@@ -147,6 +150,7 @@ class Service:
             return {"kind": "resumed", "by": by, "study": name, **changes}
 
         self.journal.commit(decide)
+        self.news.set()
 
     def set_priority(self, name: str, by: str, priority: int) -> None:
         """Change a study's priority; one that runs already keeps its machines."""
@@ -322,18 +326,24 @@ class Service:
 
     def close(self) -> None:
         self.stopped.set()
+        self.news.set()
         self.child.close()
 
     def _supervise_for_ever(self) -> None:
-        while not self.stopped.wait(SUPERVISE_S):
+        while not self.stopped.is_set():
+            self.news.wait(SUPERVISE_S)
+            self.news.clear()
             try:
                 self.look()
                 self.supervise()
+                self.child.rest()
                 self.problem = ""
             except Exception as error:  # the store may answer again at the next look
                 self.problem = f"{type(error).__name__}: {error}"
 
     def _predict_for_ever(self) -> None:
+        with suppress(Exception):
+            self.child.call(checks.strategies)  # it imports for seconds; the first check need not wait
         while not self.stopped.wait(SUPERVISE_S):
             with suppress(Exception):  # a list without predictions is still a list
                 self.predict_next()
@@ -484,11 +494,12 @@ class Child:
     """A process for what needs the large libraries, so that the server stays small and answers."""
 
     def __init__(self) -> None:
-        self.lock, self.pool = threading.Lock(), None
+        self.lock, self.pool, self.used_at = threading.Lock(), None, 0.0
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the function in the child; raise what it raises, RefusedError where it died or hangs."""
         with self.lock:
+            self.used_at = time.monotonic()
             if self.pool is None:
                 self.pool = ProcessPoolExecutor(1, get_context("spawn"))
             pool = self.pool
@@ -498,6 +509,12 @@ class Child:
             self._drop(pool)
             why = "took too long" if isinstance(error, TimeoutError) else "ended unexpectedly"
             raise RefusedError(f"the check {why}; try again, or look at the study's data", 503) from error
+
+    def rest(self) -> None:
+        """End the process where it was not used for a while, because its libraries fill memory."""
+        pool = self.pool
+        if pool and time.monotonic() - self.used_at > CHILD_IDLE_S:
+            self._drop(pool)
 
     def _drop(self, pool: ProcessPoolExecutor) -> None:
         with self.lock:

@@ -90,8 +90,8 @@ class Broadcast:
             if wanted:
                 yield wanted
             try:
-                async with self.news:
-                    if self.number == seen:
-                        await asyncio.wait_for(self.news.wait(), QUIET_S)
+                async with asyncio.timeout(QUIET_S), self.news:
+                    while self.number == seen:
+                        await self.news.wait()
             except TimeoutError:
                 yield b": still here\n\n"
