@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYetError
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from dgg_ray.core.errors import DggError, ResultsError
+from dgg_ray.config.decisions import Decision
+from dgg_ray.core.errors import DggError
 from dgg_ray.service import accounts, rendering
 from dgg_ray.service.api_results import MOST_SUBJECTS, pairs_of
 from dgg_ray.service.context import Context, Server, Viewer
@@ -51,17 +53,37 @@ Tab = Literal[
 ]
 
 
+class Readings:
+    """Views that are being read, each by one thread, however many pages wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.futures: dict[tuple[Callable[..., bytes], str], Future[bytes]] = {}
+
+    def of(self, ask: Callable[..., bytes], *arguments: Any, **parameters: Any) -> Future[bytes]:
+        """The answer that is on its way already, or else a new one."""
+        key = (ask, json.dumps([arguments, parameters], sort_keys=True))
+        with self.lock:
+            if key in self.futures:
+                return self.futures[key]
+            future = self.futures[key] = THREADS.submit(ask, *arguments, **parameters)
+        future.add_done_callback(lambda _: self.futures.pop(key))
+        return future
+
+
+READINGS = Readings()
+
+
 class Views:
-    """What a page could get of the results. pending: whether some of it is still being read."""
+    """The results that a page could get. pending: whether some of them are still being read."""
 
     def __init__(self) -> None:
         self.pending, self.problem = False, ""
 
     def get(self, ask: Callable[..., bytes], *arguments: Any, **parameters: Any) -> Any:
         """The view; None where there is none yet."""
-        future = THREADS.submit(ask, *arguments, **parameters)
         try:
-            return json.loads(future.result(WAIT_S))
+            return json.loads(READINGS.of(ask, *arguments, **parameters).result(WAIT_S))
         except NotYetError:
             self.pending = True
         except (DggError, OSError) as error:
@@ -130,16 +152,10 @@ def history_of(server: Context, name: str) -> list[dict[str, Any]]:
     """What was done to the study, the newest first: by the journal, and decisions while it ran."""
     submitted = server.service.journal.state.studies.get(name)
     events = [{"text": event["kind"], **event} for event in (submitted.history if submitted else [])]
-    decided = [{"text": describe(decision), **decision} for decision in server.service.decisions(name)]
+    decided = [
+        {"text": Decision.parse(decision).deed, **decision} for decision in server.service.decisions(name)
+    ]
     return sorted([*events, *decided], key=lambda event: event["at"], reverse=True)
-
-
-def describe(decision: dict[str, Any]) -> str:
-    """A decision in words: `stop_setting 1a2b3c4d`, `budget worker_hours 3`."""
-    about = decision.get("setting") or decision.get("values") or decision.get("limits") or ""
-    if isinstance(about, dict):
-        about = ", ".join(f"{key} {value}" for key, value in about.items())
-    return f"{decision['kind'].replace('_', ' ')} {about}".strip()
 
 
 # -- examples --------------------------------------------------------------------------------------
@@ -189,12 +205,12 @@ def compare(
     subject: Annotated[list[str] | None, Query(max_length=50)] = None,
 ) -> Response:
     """Two to eight studies or settings, on the blocks that they share."""
-    chosen, views, found = list(dict.fromkeys(subject or ())), Views(), None
+    chosen, views, found = [s for s in dict.fromkeys(subject or ()) if s], Views(), None
     names = server.service.names()
     if 2 <= len(chosen) <= MOST_SUBJECTS:
         try:
             found = views.get(server.reader.compare, pairs_of(server, chosen))
-        except (DggError, ResultsError) as error:
+        except DggError as error:
             views.problem = str(error)
     return rendering.page(
         request,
