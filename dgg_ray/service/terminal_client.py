@@ -13,10 +13,6 @@ from dgg_ray.service.client import OVER, Client
 LOG_S = 2.0  # between looks at a study's output
 
 
-def client(url: str) -> Client:
-    return Client(url)
-
-
 def describe(card: Mapping[str, Any]) -> str:
     """A study's card in lines."""
     reason = f", {card['waits_for']}" if card["waits_for"] else ""
@@ -33,15 +29,14 @@ def describe(card: Mapping[str, Any]) -> str:
 
 def submit(url: str, file: Path, follow: bool) -> int:
     """Submit a study's file; with `follow`, show its output until it ends. Return the exit code."""
-    server = client(url)
-    card = server.submit(file)
+    card = Client(url).submit(file)
     print(describe(card))
     return show_logs(url, card["name"], True) if follow else 0
 
 
 def show_logs(url: str, name: str, follow: bool) -> int:
     """Print a study's output; with `follow`, go on until it ends. Return 1 where it failed."""
-    server, shown = client(url), ""
+    server, shown = Client(url), ""
     while True:
         card = server.study(name)
         text = server.logs(name)

@@ -8,8 +8,11 @@ import time
 import pytest
 import uvicorn
 from server_samples import NotedReader, text
+from service_samples import begin as study_runs_here
+from service_samples import sample
 
 import dgg_ray
+from dgg_ray.cli import main
 from dgg_ray.core.errors import StudyError
 from dgg_ray.service import accounts
 from dgg_ray.service.app import make_app
@@ -112,8 +115,39 @@ def test_the_command_line_asks_a_server(client, server, service, tmp_path, monke
     assert dgg_ray.Client is Client
 
 
-def run(capsys, *arguments):
-    from dgg_ray.cli import main
+def test_status_reads_other_results_where_only_the_environment_names_a_server(
+    client, server, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DGG_RAY_TOKEN", client.session.headers["authorization"].split()[1])
+    monkeypatch.setenv("DGG_RAY_SERVER", server)
+    monkeypatch.chdir(tmp_path)
+    client.submit(text())
+    study_runs_here(sample(name="small"), tmp_path / "small")
+    (tmp_path / "empty").mkdir()
+    assert run(capsys, "status", "small")[1].startswith("small: 3 settings")
+    assert run(capsys, "status", "small", "--server", server)[1].startswith("small: queued")
+    assert run(capsys, "status", "empty")[0] == 1  # the server knows none of that name
+    store = str(tmp_path / "nothing")
+    code = main(["status", "other", "--store", store])
+    assert (code, store in capsys.readouterr().err) == (1, True)
+    code = main(["status", "small", "--server", server, "--store", store, "--download-to", "x"])
+    assert code == 2
+    assert "--store, --download-to" in " ".join(capsys.readouterr().err.split())
 
+
+@pytest.mark.parametrize("option", ["--store", "--data", "--out", "--pip"])
+def test_what_a_service_would_not_heed_is_refused(option, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(text())
+    monkeypatch.setenv("DGG_RAY_SERVER", "http://127.0.0.1:9")
+    monkeypatch.setenv("DGG_RAY_STORE", str(tmp_path))  # it is for every command, and no option of this one
+    assert main(["submit", str(file)]) == 1
+    assert "no answer from" in capsys.readouterr().err
+    assert main(["submit", str(file), option, str(file)]) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"so {option} would do nothing; leave that out, or submit to a cluster" in said
+
+
+def run(capsys, *arguments):
     code = main(list(arguments))
     return code, capsys.readouterr().out
