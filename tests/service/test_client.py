@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import uvicorn
@@ -16,7 +17,8 @@ from dgg_ray.cli import main
 from dgg_ray.core.errors import StudyError
 from dgg_ray.service import accounts
 from dgg_ray.service.app import make_app
-from dgg_ray.service.client import Client, ServerError
+from dgg_ray.service.client import ANSWER_S, Client, ServerError
+from dgg_ray.service.reader import TIME_LIMIT_S
 from dgg_ray.service.security import Access
 from dgg_ray.service.server import Options, listen
 
@@ -74,6 +76,74 @@ def test_refusals_say_why(client, server):
         Client(server, "").me()
     with pytest.raises(ServerError, match="does `dgg-ray serve` run"):
         Client("http://127.0.0.1:9", "").me()
+
+
+@pytest.fixture
+def stranger():
+    """A server of something else: (its address, its answers by path, each (status, media type, bytes))."""
+    answers = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, media_type, body, length = answers[self.path.removeprefix("/api/v1").partition("?")[0]]
+            self.send_response(status)
+            self.send_header("content-type", media_type)
+            self.send_header("content-length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", answers
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "media_type", "body", "found"),
+    [
+        (200, "text/html", b"<h1>Welcome</h1>", "what is no JSON"),
+        (502, "text/html", b"<h1>Bad gateway</h1>", "status 502"),
+        (400, "application/json", b'["no", "problem"]', "status 400"),
+    ],
+)
+def test_an_answer_of_something_else_is_said_to_be_one(stranger, status, media_type, body, found):
+    address, answers = stranger
+    answers["/me"] = (status, media_type, body, len(body))
+    with pytest.raises(ServerError, match=f"answers with {found}; is it a dgg_ray service") as caught:
+        Client(address).me()
+    assert caught.value.status == status
+    answers["/studies/a/events"] = (200, "text/html", body, len(body))
+    with pytest.raises(ServerError, match="what is no stream of events; is it a dgg_ray service"):
+        next(Client(address).follow("a"))
+
+
+def test_a_download_that_breaks_off_leaves_no_file_and_says_so(stranger, tmp_path):
+    address, answers = stranger
+    answers["/studies/a/report"] = (200, "text/html", b"<html>", 1000)
+    (tmp_path / "old.html").write_text("the old one")
+    with pytest.raises(ServerError, match=r"was lost while .*old\.html was downloaded; ask again"):
+        Client(address).report("a", tmp_path / "old.html")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"old.html": "the old one"}
+    answers["/studies/a/report"] = (200, "text/html", b"<html>", 6)
+    assert Client(address).report("a", tmp_path / "old.html").read_text() == "<html>"
+
+
+def test_a_decision_of_an_unknown_kind_is_refused_here(client):
+    with pytest.raises(ServerError, match=r"'stop_seting'; there are .*Did you mean 'stop_setting'"):
+        client.decide("small", "stop_seting", setting="1a2b3c4d")
+    with pytest.raises(ServerError, match="pin needs a setting"):
+        client.decide("small", "pin")
+    with pytest.raises(ServerError, match="no study 'small'"):
+        client.decide("small", "pin", setting="1a2b3c4d")
+
+
+def test_the_client_waits_longer_than_the_server_reads():
+    assert ANSWER_S > TIME_LIMIT_S
 
 
 def test_a_study_is_followed_until_it_is_over(client, service):

@@ -61,6 +61,8 @@ def examples(  # noqa: PLR0913 - each is a parameter of the page's address
     require("filter", filter, FILTERS)
     known: dict[str, Any] = {"tasks": list(outcome.study.readers), "settings": [], "stages": []}
     if not outcome.begun or not (setting or chosen_setting(results)):
+        if outcome.begun:
+            known["settings"] = settings_with_answers(results, outcome.split(split or None))
         return page_of([], 0, page, per_page) | {"split": split, **known, "note": NO_SETTING}
     split, names = outcome.split(split or None), [outcome.setting(setting or None)]
     names += [outcome.setting(other_setting)] if other_setting else []
