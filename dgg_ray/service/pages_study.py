@@ -20,6 +20,7 @@ from dgg_ray.core.errors import DggError
 from dgg_ray.service import accounts, rendering
 from dgg_ray.service.api_results import MOST_SUBJECTS, pairs_of
 from dgg_ray.service.context import Context, Server, Viewer
+from dgg_ray.service.examples_query import ExamplesQuery
 from dgg_ray.service.state import OVER, User
 
 router = APIRouter(include_in_schema=False)
@@ -167,28 +168,19 @@ def examples(
     server: Server,
     user: Viewer,
     name: str,
-    task: Annotated[str, Query(max_length=200)] = "",
-    setting: Annotated[str, Query(max_length=200)] = "",
-    other_setting: Annotated[str, Query(max_length=200)] = "",
-    split: Literal["", "validation", "test"] = "",
-    stage: Annotated[str, Query(pattern=r"^\d{0,4}$")] = "",
-    filter: Literal["forgotten", "wrong", "all"] = "forgotten",
-    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+    wanted: Annotated[ExamplesQuery, Query()],
 ) -> Response:
     """Questions with their pictures and answers: what was right before and is wrong now."""
-    card, views = server.service.card(name), Views()
-    wanted: dict[str, Any] = {"task": task, "setting": setting, "other_setting": other_setting}
-    wanted |= {"split": split, "filter": filter, "page": page}
-    if stage:
-        wanted["stage"] = int(stage)
-    found = views.get(server.reader.view, name, "examples", **wanted) if has_results(server, name) else None
+    card, views, found = server.service.card(name), Views(), None
+    if has_results(server, name):
+        found = views.get(server.reader.view, name, "examples", **wanted.model_dump())
     return rendering.page(
         request,
         "examples.html.j2",
         user,
         card=card,
         found=found,
-        wanted=wanted | {"stage": stage},
+        wanted=wanted.model_dump() | {"stage": "" if wanted.stage is None else str(wanted.stage)},
         pending=views.pending,
         problem=views.problem,
     )

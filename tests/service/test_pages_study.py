@@ -173,6 +173,23 @@ def test_examples_say_why_there_are_none(client):
     assert client.get("/studies/toy/examples?filter=nothing").status_code == 422
 
 
+def test_a_page_of_examples_and_the_api_take_the_same_query(client, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Here, "view", lambda self, study, view, /, **query: asked.append(query) or b"null")
+    form = "task=words&setting=&other_setting=replay&split=test&stage=&filter=wrong&page=2"
+    for address in ("/studies/toy/examples", "/api/v1/studies/toy/examples"):
+        assert client.get(f"{address}?{form}").status_code == 200
+        assert client.get(f"{address}?stage=0").status_code == 200
+        for wrong in ("stage=first", "stage=-1", "split=tests", "page=0", "filter=right"):
+            assert client.get(f"{address}?{wrong}").status_code == 422, wrong
+    wanted = {"task": "words", "setting": "", "other_setting": "replay", "split": "test", "filter": "wrong"}
+    assert asked[0] == wanted | {"stage": None, "page": 2}
+    assert asked[2] == asked[0] | {"per_page": 20}
+    assert asked[1]["stage"] == asked[3]["stage"] == 0
+    for most, status in ((200, 200), (201, 422)):
+        assert client.get(f"/api/v1/studies/toy/examples?per_page={most}").status_code == status
+
+
 def test_studies_are_compared_on_shared_blocks(client):
     page = client.get("/compare?subject=toy&subject=toy:replay").text
     assert "toy: replay" in page
