@@ -279,7 +279,7 @@ def status(
 
 
 def asks_service(ctx: typer.Context, out: str) -> bool:
-    """Whether `status` asks the service: one that only the environment names gives way to other results."""
+    """Return whether `status` asks the service; one of the environment alone gives way to other results."""
     from dgg_ray.config.saved_study import SAVED_STUDY
 
     elsewhere = given(ctx, "cluster", "store", "download_to")

@@ -314,7 +314,7 @@ def seconds_of(record: Record) -> float:
 
 @dataclass(frozen=True)
 class CostForecast:
-    """What a study has spent and what the rest of it will cost.
+    """The spending of a study, and the predicted cost of the rest.
 
     remaining: None where nothing was measured. spent: seconds of a worker group.
     """

@@ -139,7 +139,7 @@ class Client:
         return self._json("POST", place(name, *path), json=about or None)
 
     def decisions(self, name: str) -> list[dict[str, Any]]:
-        """What people decided about the study while it ran."""
+        """The decisions that people took about the study while it ran."""
         return self._json("GET", place(name, "decisions"))["items"]
 
     def logs(self, name: str) -> str:
@@ -211,7 +211,7 @@ class Client:
         return self._json("GET", "/me")
 
     def queue(self) -> dict[str, Any]:
-        """What runs, what waits for what, and what the machines hold."""
+        """The studies that run, those that wait and for what, and the machines' capacity."""
         return self._json("GET", "/queue")
 
     def spending(self, by: str = "user") -> list[dict[str, Any]]:

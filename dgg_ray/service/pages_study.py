@@ -132,12 +132,12 @@ def study(
 
 
 def has_results(server: Context, name: str) -> bool:
-    """Whether the store knows the study, which it does once it began to run."""
+    """Return whether the store knows the study, which it does once it began to run."""
     return name in server.service.known
 
 
 def actions_of(card: dict[str, Any], user: User) -> set[str]:
-    """What the user may do with the study in its state."""
+    """The actions that the user may take on the study in its state."""
     mine = card["submitted_here"] and (card["owner"] == user.name or user.role == "admin")
     allowed = {"clone"} if accounts.may(user, "run") else set[str]()
     if not (mine and accounts.may(user, "run")):
@@ -150,7 +150,7 @@ def actions_of(card: dict[str, Any], user: User) -> set[str]:
 
 
 def history_of(server: Context, name: str) -> list[dict[str, Any]]:
-    """What was done to the study, the newest first: by the journal, and decisions while it ran."""
+    """The study's history, the newest event first: the journal's, and decisions while it ran."""
     submitted = server.service.journal.state.studies.get(name)
     events = [{"text": event["kind"], **event} for event in (submitted.history if submitted else [])]
     decided = [

@@ -150,7 +150,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(at: float, now: float | None = None) -> str:
-    """How long ago a time was, in its largest unit.
+    """The time since a moment, in its largest unit.
 
     >>> ago(100.0, now=110.0), ago(0.0, now=7300.0), ago(0.0, now=2.5 * 86400)
     ('just now', '2 h ago', '2 d ago')

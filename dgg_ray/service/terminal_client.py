@@ -1,4 +1,4 @@
-"""What the command line shows of a service: a study's card as lines, its output as it comes."""
+"""The command line's view of a service: a study's card as lines, its output as it comes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def show_logs(url: str, name: str, follow: bool) -> int:
 
 
 def new_part(shown: str, text: str) -> str:
-    """What of the text was not shown yet; its beginning may be cut off meanwhile."""
+    """The part of the text that was not shown yet; its beginning may be cut off meanwhile."""
     if text.startswith(shown):
         return text[len(shown) :]
     tail = shown[-500:]

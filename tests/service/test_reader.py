@@ -313,6 +313,7 @@ def test_the_oldest_answers_are_forgotten_beyond_the_limit(reader):
 
 def test_the_server_imports_nothing_heavy():
     heavy = "pandas torch scipy matplotlib ray optuna transformers sklearn"
-    code = f"import sys, dgg_ray.service.reader; print([m for m in {heavy.split()} if m in sys.modules])"
+    modules = "sys, dgg_ray.service.app, dgg_ray.service.reader, dgg_ray.service.server"
+    code = f"import {modules}; print([m for m in {heavy.split()} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

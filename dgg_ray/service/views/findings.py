@@ -263,7 +263,7 @@ def failures(outcome: Outcome) -> dict[str, Any]:
 
 
 def costs(outcome: Outcome) -> dict[str, Any]:
-    """What the study spent, by unit and by task, and what the rest of it will take.
+    """The study's spending, by unit and by task, and the forecast of the rest.
 
     spent: unit → amount. forecast: unit → [mean, low, high] of the rest; null where nothing was measured.
     runs: the forecast at the start of each run, and what the run spent.
