@@ -329,7 +329,7 @@ class CostForecast:
         return list(unit_rates(self.workers))[-1]
 
     def total(self, unit: str) -> Estimate | None:
-        """What the study will have spent at its end; None where nothing was measured."""
+        """The predicted spending of the study at its end; None where nothing was measured."""
         if self.remaining is None:
             return None
         spent = self.spent * unit_rates(self.workers)[unit]

@@ -7,7 +7,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import uvicorn
 from server_samples import NotedReader, text
 from service_samples import begin as study_runs_here
 from service_samples import sample
@@ -20,22 +19,13 @@ from dgg_ray.service.app import make_app
 from dgg_ray.service.client import ANSWER_S, Client, ServerError
 from dgg_ray.service.reader import TIME_LIMIT_S
 from dgg_ray.service.security import Access
-from dgg_ray.service.server import Options, listen
 
 
 @pytest.fixture
-def server(service, tmp_path, monkeypatch):
-    """A server whose studies are ended by the test, and its address."""
+def server(service, listen, monkeypatch):
+    """The address of a server whose studies are ended by the test."""
     monkeypatch.setattr(type(service), "start", lambda self: None)
-    options = Options(tmp_path, "", "", (), "127.0.0.1", 0, (), False, service.capacity)
-    listening = listen(options)
-    app = make_app(service, NotedReader(), Access(service.journal))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    return listen(make_app(service, NotedReader(), Access(service.journal)))
 
 
 @pytest.fixture
