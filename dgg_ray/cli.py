@@ -33,6 +33,7 @@ from dgg_ray.cli_arguments import (
     StudyFile,
     ask,
     checked_study,
+    given,
     points,
     print_json,
     results_folder,
@@ -248,6 +249,7 @@ app.command()(control)
 
 @app.command()
 def status(
+    ctx: typer.Context,
     out: Results,
     cluster: OnCluster = False,
     dashboard: Dashboard = TUNNEL,
@@ -257,10 +259,10 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show how far a study is, what runs now, and the best setting so far."""
-    if server:
+    if server and asks_service(ctx, out):
         from dgg_ray.service import terminal_client
 
-        card = terminal_client.client(server).study(out)
+        card = terminal_client.Client(server).study(out)
         print_json(card) if as_json else print(terminal_client.describe(card))
         return
     from dgg_ray import api
@@ -274,6 +276,20 @@ def status(
             return print(f"{why}; `dgg-ray logs {job.study}` shows its output", file=sys.stderr)
     found = api.study_status(results_folder(out, cluster, dashboard, store, download_to))
     print_json(found.as_json()) if as_json else print(found)
+
+
+def asks_service(ctx: typer.Context, out: str) -> bool:
+    """Return whether `status` asks the service; one of the environment alone gives way to other results."""
+    from dgg_ray.config.saved_study import SAVED_STUDY
+
+    elsewhere = given(ctx, "cluster", "store", "download_to")
+    if not given(ctx, "server"):
+        return not elsewhere and not Path(out, SAVED_STUDY).exists()
+    if elsewhere:
+        raise typer.BadParameter(
+            f"--server asks a service, and {', '.join(elsewhere)} reads results elsewhere; leave one out"
+        )
+    return True
 
 
 @app.command()

@@ -124,6 +124,13 @@ def results_folder(
     return submission.download_results(name, dashboard if cluster else None, store, download_to)
 
 
+def given(ctx: typer.Context, *names: str) -> list[str]:
+    """Return those of these options that the command line has, not the environment: `--download-to`."""
+    options = [p for p in ctx.command.params if p.name in names]
+    sources = {p.opts[0]: ctx.get_parameter_source(str(p.name)) for p in options}
+    return [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
 def ask(question: str, default: str) -> str:
     """Ask a person; the default where the answer is empty or there is nobody."""
     try:

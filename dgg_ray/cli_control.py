@@ -14,7 +14,7 @@ from dgg_ray.cli_arguments import TUNNEL, Dashboard, Json, OnCluster, Results, R
 
 
 class Action(StrEnum):
-    """What `control` does."""
+    """An action of `control`."""
 
     STOP_SETTING = "stop-setting"
     STOP_BRANCH = "stop-branch"

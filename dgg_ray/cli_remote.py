@@ -8,10 +8,21 @@ from typing import Annotated
 
 import typer
 
-from dgg_ray.cli_arguments import TUNNEL, Dashboard, JobName, Json, Server, Store, StudyFile, print_json
+from dgg_ray.cli_arguments import (
+    TUNNEL,
+    Dashboard,
+    JobName,
+    Json,
+    Server,
+    Store,
+    StudyFile,
+    given,
+    print_json,
+)
 
 
 def submit(
+    ctx: typer.Context,
     study: StudyFile,
     dashboard: Dashboard = TUNNEL,
     store: Store = None,
@@ -39,6 +50,12 @@ def submit(
     if server:
         from dgg_ray.service import terminal_client
 
+        if of_cluster := given(ctx, "store", "data", "out", "pip"):
+            options = ", ".join(of_cluster)
+            raise typer.BadParameter(
+                f"the service at {server} has a store, data and packages of its own, so {options} would do "
+                'nothing; leave that out, or submit to a cluster with --server ""'
+            )
         return terminal_client.submit(server, study, follow)
     from dgg_ray.remote import submission
 
@@ -90,7 +107,7 @@ def stop(name: JobName, dashboard: Dashboard = TUNNEL, server: Server = None) ->
     if server:
         from dgg_ray.service import terminal_client
 
-        print(terminal_client.describe(terminal_client.client(server).stop(name)))
+        print(terminal_client.describe(terminal_client.Client(server).stop(name)))
         return
     from dgg_ray.remote import submission
 

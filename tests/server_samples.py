@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import uvicorn
 from study_samples import GOOD
 
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.service.checks import Rules
 from dgg_ray.service.launchers import Launcher
 from dgg_ray.service.scheduling import Capacity
+from dgg_ray.service.server import Options, listen
 from dgg_ray.service.service import Service
 from dgg_ray.storage.stage_store import open_store
 
@@ -50,6 +56,19 @@ def make_service(folder, capacity=None, launcher=None) -> Service:
     service = Service(store, rules, folder / "root", launcher, capacity or Capacity(2))
     service.child = NoChild()
     return service
+
+
+@contextmanager
+def listening(app) -> Iterator[str]:
+    """Let an application listen at a free port, as `dgg-ray serve` does; yield its address."""
+    socket = listen(Options(Path(), "", "", (), "127.0.0.1", 0, (), False, Capacity(0)))
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def text(name: str = "small", **changes: str) -> str:

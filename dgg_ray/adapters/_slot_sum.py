@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Frozen(NamedTuple):
-    """What a slot is trained on top of: the frozen slots, and the weights and the scale of all.
+    """The base on which a slot is trained: the frozen slots, and the weights and the scale of all.
 
     a: (K·r, d_in). b: (d_out, K·r). columns: broadcast to (…, (K + 1) r); None is 1.
     """

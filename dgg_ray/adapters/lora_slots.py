@@ -116,7 +116,7 @@ class LoraSlots(AdapterLayout):
         return linear(linear(x, a_sum), b_sum) * module.scale
 
     def _is_routed(self, routed: bool, training: bool) -> bool:
-        """Whether the examples' weights count; else all slots have weight 1."""
+        """Return whether the examples' weights count; else all slots have weight 1."""
         return routed and (not training or self.in_training == "routed")
 
     def _columns(self, dim: int) -> Tensor | None:

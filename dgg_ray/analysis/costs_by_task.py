@@ -1,4 +1,4 @@
-"""What the stages of a study cost, summed over the stages that trained a task."""
+"""Costs of a study's stages, summed over the stages that trained a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people decided about a study by hand, in sentences: which settings or branches, when, and who."""
+"""Decisions of people about a study, in sentences: which settings or branches, when, and who."""
 
 from __future__ import annotations
 

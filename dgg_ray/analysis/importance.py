@@ -1,4 +1,4 @@
-"""How much of the objective each search parameter explains: functional ANOVA over the evaluated settings.
+"""The share of the objective that each search parameter explains: functional ANOVA over evaluated settings.
 
 Hutter, Hoos & Leyton-Brown, ICML 2014: a random forest is fitted to (values, objective). A parameter's
 importance is the share of the forest's variance over the whole space that this parameter explains alone. It

@@ -149,7 +149,7 @@ class ComparisonSetup:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How many settings were tried for each method of the comparison.
+    """The number of settings tried for each method of the comparison.
 
     chosen: settings tried for the recommended one; 0 if nothing was searched, None if it has no parameters of
         its own.

@@ -1,4 +1,4 @@
-"""Whether the methods of a comparison were tuned alike: how many settings were tried for each."""
+"""The tuning of a comparison's methods: the number of settings tried for each."""
 
 from __future__ import annotations
 

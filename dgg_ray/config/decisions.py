@@ -65,7 +65,7 @@ class Decision:
 
     @property
     def deed(self) -> str:
-        """What was done, as the words after who did it: `stopped setting 1a2b3c4d`."""
+        """The decision in the words that follow a name: `stopped setting 1a2b3c4d`."""
         match self.kind:
             case "budget":
                 return f"set the budget to {Budget(**self.limits)}"

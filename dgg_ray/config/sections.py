@@ -97,7 +97,7 @@ class SearchParameter:
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are proposed and evaluated: on the validation split, each metric averaged over blocks.
+    """The search: it proposes settings and evaluates them on the validation split, averaged over blocks.
 
     space: what is searched: the dotted path of a setting, such as `strategy.alpha`, with a list of values or
         a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task. With a list
@@ -197,7 +197,7 @@ Baseline = Annotated[
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is evaluated, and what the recommended setting is compared with.
+    """The evaluations, and the baselines that the recommended setting is compared with.
 
     evaluate: the tasks that are evaluated after each stage of the final runs: those `seen` so far, the `next`
         one too (for forward transfer), or `all` (for zero-shot transfer). The search evaluates those seen.
@@ -321,7 +321,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go.
+    """The places of the results.
 
     store: where finished stages are kept: a folder, or a URL on an object store (`s3://bucket/path`,
         `gs://…`, `abfs://…`) that studies may share. None is DIR/stages.

@@ -1,4 +1,4 @@
-"""How similar the training examples of two tasks are, by words and simple image statistics, without a model.
+"""The similarity of two tasks' training examples, by words and simple image statistics, without a model.
 
     similarity(a, b) = mean over three views of  Σ_x √( p_a(x) · p_b(x) )       Bhattacharyya's coefficient
 

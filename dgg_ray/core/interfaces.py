@@ -217,7 +217,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Training:
-    """How one stage is optimised.
+    """The optimisation of one stage.
 
     epochs: number of passes over the stage's examples.
     batch_size: number of examples behind one optimizer step, over all workers and micro-batches.
@@ -254,7 +254,7 @@ class Training:
 
 @dataclass(frozen=True)
 class StageSetup:
-    """What a learner needs to begin a stage.
+    """The inputs with which a learner begins a stage.
 
     steps: optimizer steps of the whole stage; 0 where the learner only answers.
     seed, task: they name the stage's random streams.
@@ -274,7 +274,7 @@ class StageSetup:
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """How the trained weights are laid out on the language model's linear layers. This is plain LoRA.
+    """The layout of the trained weights on the language model's linear layers. This is plain LoRA.
 
     Subclasses, one file each in adapters/, build on the PEFT LoRA called `default`: they add parts to its
     layers, or change what they compute. Settings are fields, which a strategy gives. All else that a layout
@@ -285,7 +285,7 @@ class AdapterLayout:
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        """What the layout remembers of the model that it is attached to."""
+        """The facts that the layout keeps about the model that it is attached to."""
         return {}
 
     def rank_for(self, rank: int, tasks: int, budget: str) -> int:

@@ -67,7 +67,7 @@ DECORATE = "write `@dataclass(frozen=True)` above the class"
 
 @dataclass(frozen=True)
 class PluginLocation:
-    """Where a plug-in is defined.
+    """The place where a plug-in is defined.
 
     module: dotted name; attribute: class or function in it, empty for the one that its kind prescribes.
     provider: the place as messages name it; outside: whether it lies outside this package.

@@ -61,7 +61,7 @@ class ScoreMatrix:
 
     @property
     def together(self) -> np.ndarray | np.bool_:
-        """Whether only the last row is filled: a joint run, or a single task."""
+        """Return whether only the last row is filled: a joint run, or a single task."""
         return np.isnan(self.R[..., :-1, :]).all(axis=(-2, -1))
 
 

@@ -50,7 +50,7 @@ Values: TypeAlias = "Mapping[str, Any]"  # tensors, and lists with one tensor pe
 
 @dataclass(frozen=True)
 class Needs:
-    """What a strategy needs beside the new task's examples; plans and checks ask for it.
+    """The needs of a strategy beside the new task's examples; plans and checks ask for them.
 
     earlier_stages: whether it asks for weights of earlier tasks, or for facts of their stages.
     old_data: whether it reads examples of earlier tasks in training, beyond those that `examples` returns.
@@ -69,7 +69,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Fact(ABC):
-    """What a method must know of a finished task. Its settings are fields.
+    """Knowledge of a finished task that a method needs. Its settings are fields.
 
     of: `stage`: computed from the task's examples at the weights that its stage ended with, not on ZeRO-3;
         `data`: from the examples and the untouched base model alone, in the stage's precision.
@@ -88,7 +88,7 @@ class Fact(ABC):
 
 
 class StageContext(ABC):
-    """What the hooks of a strategy may ask for, on every engine in `Needs.engines`.
+    """The values that a strategy's hooks may ask for, on every engine in `Needs.engines`.
 
     task, earlier: the task that is trained, or was trained last; the tasks before it, in their order.
     seed: the run's. steps: optimizer steps of the stage. layout: where the trained weights are.
@@ -219,7 +219,7 @@ class StageContext(ABC):
 
 
 class Protection(NamedTuple):
-    """How strongly a strategy protects earlier tasks, as the simulated learner understands it.
+    """The strength of a strategy's protection of earlier tasks, as the simulated learner understands it.
 
     pull: share of the steps that pull the weights towards the old optimum, in [0, 1]; DGG's α.
     buffer: number of replayed examples of each earlier task.
@@ -251,7 +251,7 @@ class Strategy:
     that such a mapping leaves out. Searches and curves vary them from the second task of an order on."""
     needs: ClassVar[Needs] = Needs()
     known_from: ClassVar[Literal["released code", "published formula", "abstract", ""]] = ""
-    """How well the method is known: what of it was read. Reports print it beside the name."""
+    """The source from which the method is known. Reports print it beside the name."""
 
     @cached_property
     def memory(self) -> dict[str, Any]:
@@ -360,7 +360,7 @@ class Strategy:
         return {}
 
     def protection(self, task: str, earlier: Sequence[str]) -> Protection:
-        """How strongly `earlier` tasks are protected while `task` is trained, for simulated studies alone."""
+        """The protection of `earlier` tasks while `task` is trained, for simulated studies alone."""
         return Protection()
 
 

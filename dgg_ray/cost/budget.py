@@ -196,7 +196,7 @@ class Limit(ABC):
         return ""
 
     def unmeasured(self, work_items: Sequence[WorkItem]) -> str:
-        """What would make the bounds of the items tighter, in parentheses; empty for nothing."""
+        """Advice that would make the items' bounds tighter, in parentheses; empty for none."""
         return ""
 
     def format(self, amount: float) -> str:

@@ -15,7 +15,7 @@ from dgg_ray.cost.model import CostForecast
 
 
 class RunForecast(Protocol):
-    """What `plan.Plan` predicts of a run."""
+    """The predictions of `plan.Plan` about a run."""
 
     @property
     def to_train(self) -> int: ...

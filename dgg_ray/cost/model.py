@@ -314,7 +314,7 @@ def seconds_of(record: Record) -> float:
 
 @dataclass(frozen=True)
 class CostForecast:
-    """What a study has spent and what the rest of it will cost.
+    """The spending of a study, and the predicted cost of the rest.
 
     remaining: None where nothing was measured. spent: seconds of a worker group.
     """
@@ -329,7 +329,7 @@ class CostForecast:
         return list(unit_rates(self.workers))[-1]
 
     def total(self, unit: str) -> Estimate | None:
-        """What the study will have spent at its end; None where nothing was measured."""
+        """The predicted spending of the study at its end; None where nothing was measured."""
         if self.remaining is None:
             return None
         spent = self.spent * unit_rates(self.workers)[unit]

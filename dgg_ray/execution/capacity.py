@@ -1,4 +1,4 @@
-"""What this machine lacks for a study: GPUs and CPUs for its workers, disk for its store.
+"""Shortages of this machine for a study: GPUs and CPUs for its workers, disk for its store.
 
 `dgg-ray plan` prints it, so that nobody finds out during a run. It is no fault: the study may be meant for a
 cluster.

@@ -252,14 +252,14 @@ class Display:
         return f"about {mean} {unit} left (95 %: {low} to {high})"
 
     def spent_amount(self) -> tuple[float, str] | None:
-        """What the study has spent, with the unit of its budget; None before the first plan."""
+        """The study's spending, with the unit of its budget; None before the first plan."""
         if not self.cost_forecast:
             return None
         unit = self.cost_forecast.unit
         return self.cost_forecast.spent * unit_rates(self.cost_forecast.workers)[unit], unit
 
     def spent(self) -> str:
-        """What the study has spent, in words."""
+        """The study's spending, in words."""
         spent = self.spent_amount()
         return f"{spent[0]:.3g} {spent[1]} spent" if spent else ""
 
@@ -299,7 +299,7 @@ class Display:
 
 
 def read_live(out: Path) -> dict[str, Any]:
-    """What is running into a folder now: {running, queued, progress}; empty, and None, where nothing is.
+    """The stages that run into a folder now: {running, queued, progress}; empty, and None, where none do.
 
     progress: of `Display.progress`.
     """

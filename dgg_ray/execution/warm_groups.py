@@ -88,7 +88,7 @@ class GroupPool:
     # -- worker groups -----------------------------------------------------------------------------
 
     async def current(self, member: str) -> Assignment | None:
-        """What the group has to do; None where it must end."""
+        """The group's assignment; None where it must end."""
         while member not in self.members:
             await asyncio.sleep(0.05)  # its workers asked before the driver's call came
         return self.members[member].assignment
@@ -255,7 +255,7 @@ def run_assignments(pool: Any, member: str, run: Callable[[Assignment], bool]) -
 
 
 def next_assignment(pool: Any, member: str) -> Assignment | None:
-    """What the group has to do, the same on all ranks; None where it must end."""
+    """The group's assignment, the same on all ranks; None where it must end."""
     assignment = ask(pool.current, member)
     if on_rank0(lambda: assignment is not None) != (assignment is not None):
         # The pool died in between. The group must end as one: a rank alone would wait for the others.

@@ -69,7 +69,7 @@ BACK_OFF_S, MAX_BACK_OFF_S = 5.0, 120.0  # before a group that failed is replace
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What every worker of a group is started with.
+    """The arguments with which every worker of a group is started.
 
     code: the driver's `cluster.code_version()`. outside_plugins: (kind, name) of each plug-in that the
         worker's machine must provide. study, store: references to Ray's object store.

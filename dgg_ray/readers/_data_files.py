@@ -51,7 +51,7 @@ TOO_DEEP = "must not be nested so deeply"
 
 
 class Location(NamedTuple):
-    """Where a value stands: its path `train[12].image`, the file and the 1-based line (0: unknown)."""
+    """The place of a value: its path `train[12].image`, the file and the 1-based line (0: unknown)."""
 
     path: str
     file: str = ""

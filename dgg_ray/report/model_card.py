@@ -128,7 +128,7 @@ class Card:
         return ["---", *yaml_edit.to_file_text(content).splitlines(), "---"]
 
     def opening(self) -> list[str]:
-        """What it is, where it comes from, and who can load it."""
+        """The adapter's kind and origin, and the programs that can load it."""
         tasks = order_name(self.run.order)
         taught = "on all tasks at once" if self.study.strategy.simultaneous else "on one task after another"
         lines = [

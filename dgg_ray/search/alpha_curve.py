@@ -72,7 +72,7 @@ class Tradeoff:
 
     @property
     def anchors(self) -> tuple[bool, bool]:
-        """Whether α = 0 and α = 1 were tried."""
+        """Return whether α = 0 and α = 1 were tried."""
         return bool(self.alpha[0] == 0), bool(self.alpha[-1] == 1)
 
     @property

@@ -62,7 +62,7 @@ MOST_COMBINATIONS = 4096  # of tried values, that are looked at
 
 
 class Level(NamedTuple):
-    """What was tried at one depth for one global candidate.
+    """The values tried at one depth for one global candidate.
 
     extrapolated: the states' values as read off the fitted curve; kept: the beam.
     """

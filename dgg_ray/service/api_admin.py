@@ -37,7 +37,7 @@ class UserChanges(Body):
 
 @router.get("/me")
 def me(request: Request, user: Viewer) -> Response:
-    """Who the token belongs to."""
+    """The user to whom the token belongs."""
     return answer(request, shown(user))
 
 
@@ -92,12 +92,12 @@ def shown(user: User) -> dict[str, Any]:
 
 @router.get("/queue")
 def queue(request: Request, server: Server, user: Viewer) -> Response:
-    """What runs and what waits, in the order in which it will start."""
+    """The studies that run, and those that wait in the order in which they will start."""
     return answer(request, queue_of(server.service))
 
 
 def queue_of(service: Service) -> dict[str, Any]:
-    """What runs, what waits, and on what: as the API answers it."""
+    """The studies that run, those that wait, and the machines: as the API answers it."""
     places = service.places()
     waiting = sorted(places.values(), key=lambda p: (p.place == 0, p.place))
     state = service.journal.state
@@ -127,7 +127,7 @@ def spending(
 
 
 def totals_of(spending: Iterable[dict[str, Any]], by: str) -> list[dict[str, Any]]:
-    """What runs spent, by user, study or week: {BY: its name, runs, unit: amount}, by name."""
+    """The spending of runs, by user, study or week: {BY: its name, runs, unit: amount}, by name."""
     totals: dict[str, dict[str, float]] = {}
     for run in spending:
         total = totals.setdefault(GROUPS[by](run), {"runs": 0})

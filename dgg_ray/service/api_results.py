@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import FileResponse
 
-from dgg_ray.service.api_studies import Page
 from dgg_ray.service.context import Context, Server, Viewer
+from dgg_ray.service.examples_query import PagedExamplesQuery
 from dgg_ray.service.responses import answer_bytes
 from dgg_ray.service.service import RefusedError
 
@@ -36,19 +36,10 @@ def examples(
     server: Server,
     user: Viewer,
     name: str,
-    task: Text = "",
-    setting: Text = "",
-    other_setting: Text = "",
-    split: Text = "",
-    stage: Annotated[int | None, Query(ge=0, le=1000)] = None,
-    filter: Literal["forgotten", "wrong", "all"] = "forgotten",
-    page: Page = 1,
-    per_page: Annotated[int, Query(ge=1, le=200)] = 20,
+    wanted: Annotated[PagedExamplesQuery, Query()],
 ) -> Response:
     """Questions with their answers: what was right and is wrong now, what is wrong, or all."""
-    parameters: dict[str, Any] = {"task": task, "setting": setting, "other_setting": other_setting}
-    parameters |= {"split": split, "stage": stage, "filter": filter, "page": page, "per_page": per_page}
-    return answer_bytes(request, results(server, name, "examples", **parameters))
+    return answer_bytes(request, results(server, name, "examples", **wanted.model_dump()))
 
 
 @router.get("/compare")

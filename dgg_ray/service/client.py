@@ -20,15 +20,22 @@ from urllib.parse import quote
 
 import requests
 
-from dgg_ray.core.errors import DggError, Fault, StudyError
+from dgg_ray.core.errors import DggError, Fault, StudyError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONNECT_S, ANSWER_S = 10.0, 120.0
+CONNECT_S, ANSWER_S = 10.0, 660.0  # the server gives up on a view after 600 s, and says so
 RECONNECT_S = 60.0  # for the server to answer again while a study is followed
 OVER = ("finished", "stopped", "failed")
 CHUNK = 1 << 20  # bytes of a download at a time
+DECISIONS = {  # kind → where it is posted, in a study
+    "stop_setting": ("settings", "{setting}", "stop"),
+    "pin": ("settings", "{setting}", "pin"),
+    "unpin": ("settings", "{setting}", "unpin"),
+    "stop_branch": ("branches", "stop"),
+    "budget": ("budget",),
+}
 
 
 class ServerError(DggError):
@@ -122,14 +129,17 @@ class Client:
 
         kind: stop_setting, pin or unpin with `setting`; stop_branch with `values`; budget with `limits`.
         """
-        if kind in ("stop_setting", "pin", "unpin"):
-            act = {"stop_setting": "stop"}.get(kind, kind)
-            return self._json("POST", place(name, "settings", about["setting"], act))
-        path = {"stop_branch": ("branches", "stop"), "budget": ("budget",)}[kind]
-        return self._json("POST", place(name, *path), json=about)
+        if kind not in DECISIONS:
+            known = ", ".join(DECISIONS) + did_you_mean(kind, DECISIONS)
+            raise ServerError(f"no decision is of the kind {kind!r}; there are {known}")
+        setting = about.pop("setting", "")
+        if (DECISIONS[kind][0] == "settings") != bool(setting):
+            raise ServerError(f"{kind} needs {'a' if not setting else 'no'} setting, by its id")
+        path = [part.format(setting=setting) for part in DECISIONS[kind]]
+        return self._json("POST", place(name, *path), json=about or None)
 
     def decisions(self, name: str) -> list[dict[str, Any]]:
-        """What people decided about the study while it ran."""
+        """The decisions that people took about the study while it ran."""
         return self._json("GET", place(name, "decisions"))["items"]
 
     def logs(self, name: str) -> str:
@@ -201,7 +211,7 @@ class Client:
         return self._json("GET", "/me")
 
     def queue(self) -> dict[str, Any]:
-        """What runs, what waits for what, and what the machines hold."""
+        """The studies that run, those that wait and for what, and the machines' capacity."""
         return self._json("GET", "/queue")
 
     def spending(self, by: str = "user") -> list[dict[str, Any]]:
@@ -226,30 +236,48 @@ class Client:
             content = response.json()
             detail = content["detail"]
         except (ValueError, KeyError, TypeError):
-            content, detail = {}, f"{self.url} answers {response.status_code}; is it a dgg_ray service?"
+            content, detail = {}, self._stranger(f"status {response.status_code}")
         if faults := content.get("faults"):
             fields = ("path", "rule", "found", "near", "file", "line")
-            return StudyError([Fault(**{key: fault[key] for key in fields}) for fault in faults], self.url)
+            known = [{key: fault[key] for key in fields if key in fault} for fault in faults]
+            return StudyError([Fault(**fault) for fault in known], self.url)
         if response.status_code == 401:
             detail += "; set DGG_RAY_TOKEN to a user's token (dgg-ray user add NAME)"
         return ServerError(detail, response.status_code)
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
-        return self._request(method, path, **options).json()
+        response = self._request(method, path, **options)
+        try:
+            return response.json()
+        except ValueError as error:
+            text = self._stranger("what is no JSON")
+            raise ServerError(text, response.status_code) from error
+
+    def _stranger(self, found: str) -> str:
+        advice = "is it a dgg_ray service? Check the address, and any proxy before it"
+        return f"{self.url} answers with {found}; {advice}"
 
     def _download(self, path: str, file: Path, **options: Any) -> Path:
         with self._request("GET", path, stream=True, **options) as response:
             draft = file.with_name(f".{file.name}.part")
-            with draft.open("wb") as opened:
-                for chunk in response.iter_content(CHUNK):
-                    opened.write(chunk)
-            draft.replace(file)
+            try:
+                with draft.open("wb") as opened:
+                    for chunk in response.iter_content(CHUNK):
+                        opened.write(chunk)
+                draft.replace(file)
+            except requests.RequestException as error:
+                text = f"the connection to {self.url} was lost while {file} was downloaded; ask again"
+                raise ServerError(text) from error
+            finally:
+                draft.unlink(missing_ok=True)
         return file
 
     def _events(self, path: str, last: str) -> Iterator[tuple[str, str, Any]]:
         """Yield (id, kind, data) of server-sent events until the connection ends."""
         headers = {"last-event-id": last} if last else {}
         with self._request("GET", path, stream=True, headers=headers, timeout=(CONNECT_S, 60.0)) as response:
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise ServerError(self._stranger("what is no stream of events"), response.status_code)
             fields: dict[str, str] = {}
             for line in response.iter_lines(chunk_size=1):
                 if not line:

@@ -1,4 +1,4 @@
-"""What the routes share: the service, the reader of results, and who may do what."""
+"""The context that the routes share: the service, the reader of results, and the users' rights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgg_ray.service.stream import Broadcast
 
 
 class ResultsReader(Protocol):
-    """What the routes ask of a `Reader` (reader.py). Raises ResultsError for what there is not."""
+    """The part of a `Reader` (reader.py) that routes use. Raises ResultsError for what there is not."""
 
     def view(self, study: str, view: str, /, **params: Any) -> bytes: ...
     def file(self, study: str, what: str, /, **params: Any) -> Path: ...

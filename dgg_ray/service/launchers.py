@@ -30,7 +30,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def output_of(self, runner: str) -> str:
-        """Where the runner writes what goes wrong before it runs a study, for a person."""
+        """The place, for a person, where the runner writes its troubles before it runs a study."""
 
     def command(self, runner: str, python: str) -> list[str]:
         words = [python, "-m", "dgg_ray.service.runner", runner, "--store", self.rules.store]

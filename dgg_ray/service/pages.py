@@ -76,7 +76,7 @@ def cluster(
     by: Literal["user", "study", "week"] = "user",
     unit: Unit = "worker-hours",
 ) -> Response:
-    """What runs, what waits and why, and what was spent."""
+    """The studies that run, those that wait and why, and the spending."""
     runs = server.service.spending()
     totals = totals_of(runs, by)
     units = [name for name in UNITS if any(total.get(name) for total in totals)] or [UNITS[0]]
@@ -98,7 +98,7 @@ def cluster(
 
 
 def facts_of(server: Context, user: User) -> dict[str, dict[str, Any]]:
-    """What the cards of the queue do not say of a study: {needs, since, host, mine}."""
+    """Facts about a study that the queue's cards lack: {needs, since, host, mine}."""
     state = server.service.journal.state
     hosts = {runner.study: runner.owner.get("host", "") for runner in list(state.runners.values())}
     return {

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYetError
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from dgg_ray.core.errors import DggError, ResultsError
+from dgg_ray.config.decisions import Decision
+from dgg_ray.core.errors import DggError
 from dgg_ray.service import accounts, rendering
 from dgg_ray.service.api_results import MOST_SUBJECTS, pairs_of
 from dgg_ray.service.context import Context, Server, Viewer
+from dgg_ray.service.examples_query import ExamplesQuery
 from dgg_ray.service.state import OVER, User
 
 router = APIRouter(include_in_schema=False)
@@ -51,17 +54,37 @@ Tab = Literal[
 ]
 
 
+class Readings:
+    """Views that are being read, each by one thread, however many pages wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.futures: dict[tuple[Callable[..., bytes], str], Future[bytes]] = {}
+
+    def of(self, ask: Callable[..., bytes], *arguments: Any, **parameters: Any) -> Future[bytes]:
+        """The answer that is on its way already, or else a new one."""
+        key = (ask, json.dumps([arguments, parameters], sort_keys=True))
+        with self.lock:
+            if key in self.futures:
+                return self.futures[key]
+            future = self.futures[key] = THREADS.submit(ask, *arguments, **parameters)
+        future.add_done_callback(lambda _: self.futures.pop(key))
+        return future
+
+
+READINGS = Readings()
+
+
 class Views:
-    """What a page could get of the results. pending: whether some of it is still being read."""
+    """The results that a page could get. pending: whether some of them are still being read."""
 
     def __init__(self) -> None:
         self.pending, self.problem = False, ""
 
     def get(self, ask: Callable[..., bytes], *arguments: Any, **parameters: Any) -> Any:
         """The view; None where there is none yet."""
-        future = THREADS.submit(ask, *arguments, **parameters)
         try:
-            return json.loads(future.result(WAIT_S))
+            return json.loads(READINGS.of(ask, *arguments, **parameters).result(WAIT_S))
         except NotYetError:
             self.pending = True
         except (DggError, OSError) as error:
@@ -109,12 +132,12 @@ def study(
 
 
 def has_results(server: Context, name: str) -> bool:
-    """Whether the store knows the study, which it does once it began to run."""
+    """Return whether the store knows the study, which it does once it began to run."""
     return name in server.service.known
 
 
 def actions_of(card: dict[str, Any], user: User) -> set[str]:
-    """What the user may do with the study in its state."""
+    """The actions that the user may take on the study in its state."""
     mine = card["submitted_here"] and (card["owner"] == user.name or user.role == "admin")
     allowed = {"clone"} if accounts.may(user, "run") else set[str]()
     if not (mine and accounts.may(user, "run")):
@@ -127,19 +150,13 @@ def actions_of(card: dict[str, Any], user: User) -> set[str]:
 
 
 def history_of(server: Context, name: str) -> list[dict[str, Any]]:
-    """What was done to the study, the newest first: by the journal, and decisions while it ran."""
+    """The study's history, the newest event first: the journal's, and decisions while it ran."""
     submitted = server.service.journal.state.studies.get(name)
     events = [{"text": event["kind"], **event} for event in (submitted.history if submitted else [])]
-    decided = [{"text": describe(decision), **decision} for decision in server.service.decisions(name)]
+    decided = [
+        {"text": Decision.parse(decision).deed, **decision} for decision in server.service.decisions(name)
+    ]
     return sorted([*events, *decided], key=lambda event: event["at"], reverse=True)
-
-
-def describe(decision: dict[str, Any]) -> str:
-    """A decision in words: `stop_setting 1a2b3c4d`, `budget worker_hours 3`."""
-    about = decision.get("setting") or decision.get("values") or decision.get("limits") or ""
-    if isinstance(about, dict):
-        about = ", ".join(f"{key} {value}" for key, value in about.items())
-    return f"{decision['kind'].replace('_', ' ')} {about}".strip()
 
 
 # -- examples --------------------------------------------------------------------------------------
@@ -151,28 +168,19 @@ def examples(
     server: Server,
     user: Viewer,
     name: str,
-    task: Annotated[str, Query(max_length=200)] = "",
-    setting: Annotated[str, Query(max_length=200)] = "",
-    other_setting: Annotated[str, Query(max_length=200)] = "",
-    split: Literal["", "validation", "test"] = "",
-    stage: Annotated[str, Query(pattern=r"^\d{0,4}$")] = "",
-    filter: Literal["forgotten", "wrong", "all"] = "forgotten",
-    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+    wanted: Annotated[ExamplesQuery, Query()],
 ) -> Response:
     """Questions with their pictures and answers: what was right before and is wrong now."""
-    card, views = server.service.card(name), Views()
-    wanted: dict[str, Any] = {"task": task, "setting": setting, "other_setting": other_setting}
-    wanted |= {"split": split, "filter": filter, "page": page}
-    if stage:
-        wanted["stage"] = int(stage)
-    found = views.get(server.reader.view, name, "examples", **wanted) if has_results(server, name) else None
+    card, views, found = server.service.card(name), Views(), None
+    if has_results(server, name):
+        found = views.get(server.reader.view, name, "examples", **wanted.model_dump())
     return rendering.page(
         request,
         "examples.html.j2",
         user,
         card=card,
         found=found,
-        wanted=wanted | {"stage": stage},
+        wanted=wanted.model_dump() | {"stage": "" if wanted.stage is None else str(wanted.stage)},
         pending=views.pending,
         problem=views.problem,
     )
@@ -189,12 +197,12 @@ def compare(
     subject: Annotated[list[str] | None, Query(max_length=50)] = None,
 ) -> Response:
     """Two to eight studies or settings, on the blocks that they share."""
-    chosen, views, found = list(dict.fromkeys(subject or ())), Views(), None
+    chosen, views, found = [s for s in dict.fromkeys(subject or ()) if s], Views(), None
     names = server.service.names()
     if 2 <= len(chosen) <= MOST_SUBJECTS:
         try:
             found = views.get(server.reader.compare, pairs_of(server, chosen))
-        except (DggError, ResultsError) as error:
+        except DggError as error:
             views.problem = str(error)
     return rendering.page(
         request,

@@ -9,7 +9,8 @@
 
 One process (reader_process.py) answers all queries in the order of their arrival. It is started again when it
 dies or takes too long. Answers are kept in memory by study, revision and query, so that a repeated query
-costs nothing.
+costs nothing. Refusals are kept for a while; where a study cannot be loaded, that is the refusal of all
+queries about this revision of it.
 
 A study has one revision at a time. When its documents in the store change, its results are loaded and the
 views that were asked for are made again, and only then does the revision change: pages of a running study
@@ -46,9 +47,13 @@ CACHE_BYTES = 64_000_000
 LOOK_EVERY_S = 2.0  # between two looks at a study's documents
 CHANGE_EVERY_S = 5.0  # between two revisions of a running study, at least
 BUILD_SHARE = 20  # and at least so many times as long as it took to make the answers of the last one
-REST_S = 30.0  # after a query that ended the process, before it is tried again
+REST_S = 30.0  # after a refusal, at least, and as long as it took: then the query is tried again
 REVISION = 16  # hex digits
+LOAD = "load"  # the query that only loads a study
 FILE = "path"  # the media type of an answer that is the path of a file
+
+
+CLOSED = "the server is being stopped"
 
 
 class ReaderError(DggError):
@@ -65,6 +70,15 @@ class Query(NamedTuple):
 
     def as_json(self) -> bytes:
         return json.dumps(self._asdict() | {"params": json.loads(self.params)}).encode()
+
+    @property
+    def needed(self) -> list[Query]:
+        """The queries that load the studies of this one."""
+        return [] if self.do == LOAD else [loading(*study) for study in self.studies]
+
+
+def loading(name: str, revision: str) -> Query:
+    return Query(LOAD, ((name, revision),))
 
 
 class Answer(NamedTuple):
@@ -167,7 +181,8 @@ class Reader:
         self.lock = threading.Lock()
         self.asked: set[Query] = set()  # views of the present revisions that somebody asked for
         self.pending: dict[Query, Future[Answer]] = {}
-        self.refused: dict[Query, tuple[float, ReaderError]] = {}
+        self.refused: dict[Query, tuple[float, DggError]] = {}  # until when, and why
+        self.closed = False
         self.queue: SimpleQueue[Query | Callable[[], object] | None] = SimpleQueue()
         self.process: Process | None = None
         self.worker = threading.Thread(target=self._work, name="reader", daemon=True)
@@ -175,8 +190,12 @@ class Reader:
         self.queue.put(self._start_process)  # it imports for seconds; the first page need not wait
 
     def close(self) -> None:
-        """End the process; queries that wait are answered before."""
-        self.queue.put(None)
+        """End the process. Queries that wait, and later ones, are refused with ReaderError."""
+        with self.lock:
+            self.closed = True
+            self.queue.put(None)
+            if self.process is not None:
+                self.process.running.kill()  # so that the worker does not wait for its answer
         self.worker.join()
 
     # -- queries -----------------------------------------------------------------------------------
@@ -217,14 +236,23 @@ class Reader:
             if (kept := self.answers.get(query)) and kept.is_there:
                 self.answers.move_to_end(query)
                 return kept
-            until, error = self.refused.get(query, (0.0, None))
-            if error is not None and self.clock() < until:
+            if error := self._resting(query):
                 raise error
             future = self._queued(query)
         return future.result()
 
+    def _resting(self, query: Query) -> DggError | None:
+        """Return why the query, or one that it needs, is not tried now; the lock is held."""
+        for wanted in (*query.needed, query):
+            until, error = self.refused.get(wanted, (0.0, None))
+            if error is not None and self.clock() < until:
+                return error.with_traceback(None)  # each raising adds to it
+        return None
+
     def _queued(self, query: Query) -> Future[Answer]:
         """Queue a query, unless it waits already; the lock is held."""
+        if self.closed:
+            raise ReaderError(CLOSED)
         if query not in self.pending:
             self.pending[query] = Future()
             self.queue.put(query)
@@ -255,7 +283,8 @@ class Reader:
                 first = StudyRevision(newest, now + LOOK_EVERY_S, now)
                 return self.studies.setdefault(name, first).revision
             may_change = not is_running or now >= known.next_change
-            if newest != known.revision and not known.refreshing and may_change:
+            may_change = may_change and not known.refreshing and not self._resting(loading(name, newest))
+            if newest != known.revision and may_change:
                 self._refresh(name, known, newest)
             return known.revision
 
@@ -276,7 +305,7 @@ class Reader:
         old, new = ((name, known.revision),), ((name, newest),)
         wanted = [query for query in self.asked if query.studies == old and query in self.answers]
         self.asked -= {query for query in self.asked if query.studies == old}
-        loaded = self._queued(Query("load", new))
+        loaded = self._queued(loading(name, newest))
         for query in wanted:
             self._queued(query._replace(studies=new))
 
@@ -297,7 +326,8 @@ class Reader:
             if isinstance(job, Query):
                 self._work_on(job)
             else:
-                with contextlib.suppress(OSError):  # of a process that cannot be started; a query says so
+                # A process that cannot be started is no fault of this job; a query says so.
+                with contextlib.suppress(OSError, ReaderError):
                     job()
         self._end_process()
 
@@ -305,48 +335,62 @@ class Reader:
         error: BaseException | None = None
         answer = None
         try:
+            for needed in query.needed:
+                if needed not in self.answers:
+                    self._answer(needed)
             answer = self._answer(query)
         except BaseException as problem:  # the caller's thread raises it
             error = problem
         with self.lock:
             future = self.pending.pop(query)
-            if answer is not None:
-                self._keep(query, answer)
         if answer is not None:
             future.set_result(answer)
         else:
             future.set_exception(error)
 
     def _answer(self, query: Query) -> Answer:
-        """Ask the process; where it died, a new one, once."""
+        """Ask the process and keep its answer; its refusal is kept for a while."""
+        began = self.clock()
+        with self.lock:
+            if error := self._resting(query):
+                raise error
+        try:
+            answer = self._ask_process(query)
+        except DggError as problem:
+            now = self.clock()
+            rest = max(REST_S, now - began)
+            error = problem
+            if isinstance(problem, ReaderError):  # others are mistakes of the caller
+                error = ReaderError(f"{problem}; try again in {rest:.0f} s")
+            with self.lock:
+                self.refused = {q: known for q, known in self.refused.items() if known[0] > now}
+                self.refused[query] = (now + rest, error)
+            raise error from problem.__cause__
+        with self.lock:
+            self._keep(query, answer)
+        return answer
+
+    def _ask_process(self, query: Query) -> Answer:
+        """Ask the process; where it died, a new one, once. Raises DggError for everything that it refuses."""
+        names = ", ".join(dict.fromkeys(name for name, _ in query.studies))
+        failed = f"{query.what or query.do} of {names}"
         for attempt in (1, 2):
             try:
                 return self._start_process().ask(query, self.time_limit_s)
             except TimeoutError:
                 self._end_process()
-                message = f"was not made within {self.time_limit_s:.0f} s"
-                raise self._refuse(query, message) from None
+                raise ReaderError(f"{failed} was not made within {self.time_limit_s:.0f} s") from None
             except (EOFError, OSError) as problem:
                 self._end_process()
                 if attempt == 2:
-                    message = f"could not be made: its process ended, twice ({type(problem).__name__})"
-                    raise self._refuse(query, message) from problem
+                    message = f"{failed} could not be made: its process ended, twice"
+                    raise ReaderError(f"{message} ({type(problem).__name__})") from problem
         raise AssertionError  # the loop returns or raises
-
-    def _refuse(self, query: Query, message: str) -> ReaderError:
-        """Remember for a while that a query ended the process, so that it does not delay all others."""
-        names = ", ".join(dict.fromkeys(name for name, _ in query.studies))
-        what = query.what or query.do
-        error = ReaderError(f"{what} of {names} {message}; try again in {REST_S:.0f} s")
-        with self.lock:
-            self.refused = {q: known for q, known in self.refused.items() if known[0] > self.clock()}
-            self.refused[query] = (self.clock() + REST_S, error)
-        return error
 
     def _keep(self, query: Query, answer: Answer) -> None:
         """Keep an answer, forget the oldest ones beyond the limit; the lock is held."""
         self.answers[query] = answer
-        if query.do in ("load", "view") and (known := self.studies.get(query.studies[0][0])):
+        if query.do in (LOAD, "view") and (known := self.studies.get(query.studies[0][0])):
             known.building_s += answer.seconds
         size = sum(len(kept.content) for kept in self.answers.values())
         while size > self.cache_bytes and len(self.answers) > 1:
@@ -355,12 +399,16 @@ class Reader:
         self.asked &= self.answers.keys() | self.pending.keys()
 
     def _start_process(self) -> Process:
-        """Return the process, which is started if there is none."""
-        if self.process is None:
-            self.process = Process.start(self.store.url, self.folder)
-        return self.process
+        """Return the process, which is started if there is none. Raises ReaderError once closed."""
+        with self.lock:
+            if self.closed:
+                raise ReaderError(CLOSED)
+            if self.process is None:
+                self.process = Process.start(self.store.url, self.folder)
+            return self.process
 
     def _end_process(self) -> None:
-        if self.process is not None:
-            self.process.end()
-            self.process = None
+        with self.lock:
+            ended, self.process = self.process, None
+        if ended is not None:
+            ended.end()

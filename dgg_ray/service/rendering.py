@@ -107,15 +107,19 @@ def best(text: str) -> tuple[list[tuple[str, str]], str]:
 # -- numbers and times -----------------------------------------------------------------------------
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, with a comma between thousands; a dash for None.
+def number(value: float | bool | None, digits: int = 3) -> str:
+    """Three significant digits, with a comma between thousands; a dash for None; `true` as in a study.
 
-    >>> number(0.01234), number(12.3456), number(12345.6), number(7), number(None)
-    ('0.0123', '12.3', '12,346', '7', '–')
+    >>> number(0.01234), number(12.3456), number(12345.6), number(999.6), number(7)
+    ('0.0123', '12.3', '12,346', '1,000', '7')
+    >>> number(None), number(True)
+    ('–', 'true')
     """
+    if isinstance(value, bool):
+        return str(value).lower()
     if value is None or not math.isfinite(value):
         return "–"
-    if value == int(value) or abs(value) >= 10**digits:
+    if value == int(value) or abs(value) >= 10**digits - 0.5:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
 
@@ -146,7 +150,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(at: float, now: float | None = None) -> str:
-    """How long ago a time was, in its largest unit.
+    """The time since a moment, in its largest unit.
 
     >>> ago(100.0, now=110.0), ago(0.0, now=7300.0), ago(0.0, now=2.5 * 86400)
     ('just now', '2 h ago', '2 d ago')

@@ -1,4 +1,4 @@
-"""Who may come in, from where, and how much at once.
+"""Access to the server: users, the hosts they come from, and limits on what they ask at once.
 
     token      `Authorization: Bearer TOKEN`, or the cookie that logging in sets (HttpOnly, SameSite=Strict)
     CSRF       a request that changes something and comes with the cookie must carry the page's CSRF token
@@ -197,7 +197,7 @@ class Guard:
         await self.app(scope, limited(receive), with_headers(send))
 
     def _host_is_known(self, host: bytes) -> bool:
-        """Whether the request is for this server: a page of another site may have its name point here."""
+        """Return whether the request is for this server; another site may have its name point here."""
         if not self.hosts:
             return True
         name = host.decode("latin-1").rsplit(":", 1)[0] if host.count(b":") == 1 else host.decode("latin-1")

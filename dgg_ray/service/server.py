@@ -31,7 +31,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Options:
-    """What a server is started with. dashboard: of a cluster's head; None runs studies on this machine."""
+    """A server's options. dashboard: of a cluster's head; None runs studies on this machine."""
 
     root: Path
     store: str
@@ -110,7 +110,7 @@ def make_service(options: Options) -> Service:
 
 
 def capacity_of(cpus: float | None, gpus: float | None) -> Capacity:
-    """What studies may use: what is given, else what this machine has."""
+    """The capacity that studies may use: as given, else this machine's."""
     if gpus is None:
         gpus = float(len(list(GPUS.iterdir()))) if GPUS.is_dir() else 0.0
     return Capacity(float(os.cpu_count() or 1) if cpus is None else cpus, gpus)

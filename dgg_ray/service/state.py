@@ -1,4 +1,4 @@
-"""What the service knows: users, studies and runners, as they follow from the journal's events.
+"""The service's state: users, studies and runners, as they follow from the journal's events.
 
     kind              by         facts
     user added        admin      name, role, salt, token_hash, limits: {at_once, worker_hours}
@@ -126,7 +126,7 @@ class State:
         return (runner for runner in self.runners.values() if runner.owner and not runner.study)
 
     def spent_by(self, user: str, since: float = 0.0, unit: str = "worker-hours") -> float:
-        """What the user's runs that ended since that time spent."""
+        """The spending of the user's runs that ended since that time."""
         return sum(s.get(unit, 0.0) for s in self.spending if s["user"] == user and s["at"] >= since)
 
     # -- users -------------------------------------------------------------------------------------

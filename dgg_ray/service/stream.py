@@ -1,4 +1,4 @@
-"""What changes, as server-sent events: one message for each study whose card has changed.
+"""Changes as server-sent events: one message for each study whose card has changed.
 
     id: 4f2a-17        the server's own name, and a number that grows by one
     event: study       data: the study's card;  `gone`: {name};  `reset`: all cards follow

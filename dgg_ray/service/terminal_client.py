@@ -1,4 +1,4 @@
-"""What the command line shows of a service: a study's card as lines, its output as it comes."""
+"""The command line's view of a service: a study's card as lines, its output as it comes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from typing import Any
 from dgg_ray.service.client import OVER, Client
 
 LOG_S = 2.0  # between looks at a study's output
-
-
-def client(url: str) -> Client:
-    return Client(url)
 
 
 def describe(card: Mapping[str, Any]) -> str:
@@ -33,15 +29,14 @@ def describe(card: Mapping[str, Any]) -> str:
 
 def submit(url: str, file: Path, follow: bool) -> int:
     """Submit a study's file; with `follow`, show its output until it ends. Return the exit code."""
-    server = client(url)
-    card = server.submit(file)
+    card = Client(url).submit(file)
     print(describe(card))
     return show_logs(url, card["name"], True) if follow else 0
 
 
 def show_logs(url: str, name: str, follow: bool) -> int:
     """Print a study's output; with `follow`, go on until it ends. Return 1 where it failed."""
-    server, shown = client(url), ""
+    server, shown = Client(url), ""
     while True:
         card = server.study(name)
         text = server.logs(name)
@@ -56,7 +51,7 @@ def show_logs(url: str, name: str, follow: bool) -> int:
 
 
 def new_part(shown: str, text: str) -> str:
-    """What of the text was not shown yet; its beginning may be cut off meanwhile."""
+    """The part of the text that was not shown yet; its beginning may be cut off meanwhile."""
     if text.startswith(shown):
         return text[len(shown) :]
     tail = shown[-500:]

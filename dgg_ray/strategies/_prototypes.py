@@ -68,7 +68,7 @@ class PrototypeStrategy(ReplayStrategy):
     """
 
     unit_features: ClassVar[bool] = False
-    """Whether prototypes are means of unit vectors."""
+    """Return whether prototypes are means of unit vectors."""
 
     encoder: str = "model"
     prototype_examples: Annotated[int, Ge(1)] = 1000

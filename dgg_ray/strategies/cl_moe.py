@@ -1,4 +1,4 @@
-"""What tables of other papers call CL-MoE: MoELoRA with six experts.
+"""The method that tables of other papers call CL-MoE: MoELoRA with six experts.
 
 CL-MoE [1] adds to MoELoRA a merge of experts after each task, and gates of a task beside those of a token. In
 the released codes of MCITlib and Prism neither takes part: the merge is not called or changes no tensor, and

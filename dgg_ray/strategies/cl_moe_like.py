@@ -154,7 +154,7 @@ class CLMoELike(PrototypeStrategy):
 
 
 def used(counts: Tensor, top: int) -> Tensor:
-    """Whether each expert is among the `top` with the largest counts of its layer; (…, E), bool.
+    """Mask of the `top` experts with the largest counts of their layer; (…, E), bool.
 
     Of equal counts, the first experts come first.
     """

@@ -1,4 +1,4 @@
-"""How several processes train as one: every process holds all tensors, or a shard of each.
+"""Engines, by which several processes train as one: each holds all tensors, or a shard of each.
 
     engine             who holds weights, optimizer state and gradient     what reduces the gradient
     plain              the only process, all of it                         -

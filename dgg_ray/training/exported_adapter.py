@@ -57,7 +57,7 @@ Form: TypeAlias = Literal["stored", "concatenated", "own"]
 
 
 def form_of(stage: Stage) -> Form:
-    """How a stage's adapter can be exported: as `stored` LoRA, as `concatenated` slots, or in our `own` form.
+    """The form of a stage's exported adapter: `stored` LoRA, `concatenated` slots, or our `own` form.
 
     Slots whose weights are all 1 are one sum of products. Weights that depend on the example, a product of
     sums and scaled base weights are not.
@@ -218,7 +218,7 @@ def load_adapter(folder: str | Path, model: Model | None = None, device: str = "
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of itself."""
+    """The description in an exported folder."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -28,7 +28,7 @@ def returned_error(owner: object, hook: str, wanted: str, found: object) -> Stag
 
 
 def describe_value(value: object) -> str:
-    """What a value is, in a few words.
+    """A value in a few words.
 
     >>> describe_value([1, 2]), describe_value(None), describe_value(0.5)
     ('a list of 2', 'None', 'a value of type float')

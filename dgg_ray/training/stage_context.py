@@ -1,4 +1,4 @@
-"""What the loop answers to a strategy's hooks, with the learner and the store (see `StageContext`)."""
+"""The loop's answers to a strategy's hooks, with the learner and the store (see `StageContext`)."""
 
 from __future__ import annotations
 
@@ -98,12 +98,7 @@ class LearnerContext(StageContext):
         return self._sum_over_ranks(total)
 
     def mean_squared_gradient(self, examples: Sequence[Example]) -> list[Tensor]:
-        total = [torch.zeros_like(p) for p in self._whole_weights()]
-        for one in self._own_gradients(examples):
-            torch._foreach_addcmul_(total, one, one)
-        total = self._sum_over_ranks(total)
-        torch._foreach_div_(total, len(examples))
-        return total
+        return self._mean_over(examples, lambda total, one: torch._foreach_addcmul_(total, one, one))
 
     def mean_of_gradients(
         self,
@@ -111,12 +106,10 @@ class LearnerContext(StageContext):
         each: Callable[[Tensor], Tensor],
         of: Callable[[LossOutputs], Tensor] | None = None,
     ) -> list[Tensor]:
-        total = [torch.zeros_like(p) for p in self._whole_weights()]
-        for one in self._own_gradients(examples, of):
+        def add(total: list[Tensor], one: list[Tensor]) -> None:
             torch._foreach_add_(total, [each(gradient) for gradient in one])
-        total = self._sum_over_ranks(total)
-        torch._foreach_div_(total, len(examples))
-        return total
+
+        return self._mean_over(examples, add, of)
 
     def losses(self, examples: Sequence[Example]) -> Tensor:
         losses = []
@@ -231,6 +224,20 @@ class LearnerContext(StageContext):
             values = fact.compute(self, self.tasks[task])
         hook_checks.check_values(fact, "compute", values)
         return values
+
+    def _mean_over(
+        self,
+        examples: Sequence[Example],
+        add: Callable[[list[Tensor], list[Tensor]], object],
+        of: Callable[[LossOutputs], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The mean over all ranks' examples of what `add` adds to a sum for each example's gradient."""
+        total = [torch.zeros_like(p) for p in self._whole_weights()]
+        for one in self._own_gradients(examples, of):
+            add(total, one)
+        total = self._sum_over_ranks(total)
+        torch._foreach_div_(total, len(examples))
+        return total
 
     def _own_gradients(
         self, examples: Sequence[Example], of: Callable[[LossOutputs], Tensor] | None = None

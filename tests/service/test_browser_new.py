@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
-import time
-
 import pytest
-import uvicorn
 from pages_samples import TOKEN, Server
 from server_samples import text
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = os.environ.get("DGG_RAY_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")]
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, listen):
     found = Server(tmp_path)
-    running = uvicorn.Server(
-        uvicorn.Config(found.app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    [socket] = running.servers[0].sockets
-    found.address = f"http://127.0.0.1:{socket.getsockname()[1]}"
-    yield found
-    running.should_exit = True
-    thread.join()
+    found.address = listen(found.app)
+    return found
 
 
 @pytest.fixture
-def page(chromium, server):
+def page(watched_page, server):
     """The page, ready to be typed in; it must not complain of anything."""
-    context = chromium.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    complaints = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page = watched_page(server.address, viewport={"width": 390, "height": 844})
     page.goto(f"{server.address}/login?token={TOKEN}&next=/new")
     page.locator("#strategies").wait_for()  # comes last
     yield page
     expected = ("409", "422")  # what the browser says of an answer that refuses
-    assert [text for text in complaints if not any(f"status of {code}" in text for code in expected)] == []
+    assert [t for t in page.complaints if not any(f"status of {code}" in t for code in expected)] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
 
 
 def study(page) -> str:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
-import time
-
 import pytest
-import uvicorn
 from pages_samples import SCRIPT, TOKEN, Server
 
 from dgg_ray.service import accounts, rendering
 from dgg_ray.service.security import HEADERS
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = os.environ.get("DGG_RAY_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")]
+pytestmark = pytest.mark.browser
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
+PAGES = (
+    *("/", "/?q=nothing", "/new", "/cluster", "/users", "/docs", "/login", "/nowhere"),
+    *("/studies/extended", "/studies/extended?tab=history", "/studies/extended/examples", "/compare"),
 )
-PAGES = ("/", "/?q=nothing", "/new", "/cluster", "/users", "/docs", "/login", "/nowhere")
 PHONE = {"width": 390, "height": 844}
 # The lowest contrast of any text on the page, by WCAG 2: [ratio, the text]
 LOWEST_CONTRAST = """() => {
@@ -59,16 +46,8 @@ LOWEST_CONTRAST = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, listen):
     """A server that listens; its studies are in several states."""
     found = Server(tmp_path)
     for i, name in enumerate(("orders", "ranks", "extended", SCRIPT)):
@@ -80,43 +59,20 @@ def server(tmp_path):
     found.report_progress("orders", left_s=[5400, 3600, 7200], spent=1.25, spent_unit="GPU-hours")
     found.end("ranks", how="failed", message="2 stages failed", spent={"worker-hours": 2.5})
     found.add_user("ana", "admin")
-    running = uvicorn.Server(
-        uvicorn.Config(found.app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    [socket] = running.servers[0].sockets
-    found.address = f"http://127.0.0.1:{socket.getsockname()[1]}"
-    yield found
-    running.should_exit = True
-    thread.join()
+    found.address = listen(found.app)
+    return found
 
 
 @pytest.fixture
-def new_page(chromium, server):
-    """Make pages that have logged in; whatever they complain of is in `complaints`."""
-    contexts = []
+def new_page(watched_page, server):
+    """Make pages that have logged in."""
 
     def new_page(**options):
-        contexts.append(chromium.new_context(**options))
-        page = contexts[-1].new_page()
-        page.complaints = []
-        page.on(
-            "console", lambda m: page.complaints.append(m.text) if m.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith((server.address, "data:")) else page.complaints.append(r.url),
-        )
+        page = watched_page(server.address, **options)
         page.goto(f"{server.address}/login?token={TOKEN}")
         return page
 
-    yield new_page
-    for context in contexts:
-        context.close()
+    return new_page
 
 
 @pytest.fixture

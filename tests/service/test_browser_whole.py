@@ -7,22 +7,11 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import psutil
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium"),
-]
-sync_api = pytest.importorskip("playwright.sync_api")
-
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--disable-quic"),
-]
+pytestmark = pytest.mark.browser
 STUDY = """\
 name: {name}
 question: Which α keeps two small tasks?
@@ -62,24 +51,13 @@ def link(tmp_path_factory):
 
 
 @pytest.fixture
-def page(link):
-    complaints = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        host = link.split("/login")[0]
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith((host, "data:", "blob:")) else complaints.append(r.url),
-        )
-        page.set_default_timeout(120_000)
-        page.goto(link)
-        yield page
-        browser.close()
+def page(link, watched_page):
+    page = watched_page(link.split("/login")[0], viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(120_000)
+    page.goto(link)
+    yield page
     allowed = ("422", "409", "404")  # the browser reports a refusal that the page shows
-    assert [text for text in complaints if not any(code in text for code in allowed)] == []
+    assert [text for text in page.complaints if not any(code in text for code in allowed)] == []
 
 
 def write(page, host, text):

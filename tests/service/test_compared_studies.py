@@ -101,6 +101,15 @@ def test_equal_blocks_with_other_data_are_not_shared(studies):
     )
 
 
+def test_the_test_split_is_compared_only_where_every_setting_has_finished_a_run_on_it(studies, tmp_path):
+    two_stages = run(sample(name="begun", **COMMON), tmp_path, 2)  # of the first run's three
+    found = parsed(views.compare([(studies["a"], ""), (two_stages, "")]))
+    assert found["split"] == "validation"
+    assert found["warnings"][0].startswith("Not every setting has finished a run on the test split")
+    assert found["warnings"][1].startswith("No block (order and seed, with equal data)")
+    assert compared(studies, "a", "b")["split"] == "test"
+
+
 def test_what_cannot_be_compared_is_refused(studies, tmp_path):
     with pytest.raises(ResultsError, match="is of 2 to 8 settings, got 1"):
         compared(studies, "a")

@@ -17,7 +17,7 @@ from dgg_ray.service.api_reference import CLIENT
 from dgg_ray.service.client import Client
 from dgg_ray.service.security import COOKIE
 
-PAGES = ("/", "/new", "/cluster", "/users", "/docs")
+PAGES = ("/", "/new", "/cluster", "/users", "/docs", "/studies/a", "/studies/a/examples", "/compare")
 
 
 @pytest.fixture

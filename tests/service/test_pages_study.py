@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 
 import pytest
 from server_samples import NotedReader, text
@@ -109,8 +111,6 @@ def test_a_study_that_waits_has_a_page_and_its_owner_may_steer_it(client):
 
 
 def test_what_is_being_read_is_said_and_asked_for_again(client, monkeypatch):
-    import threading
-
     release = threading.Event()
     monkeypatch.setattr(pages_study, "WAIT_S", 0.05)
     monkeypatch.setattr(Here, "view", lambda self, *a, **k: release.wait(10) and b"{}")
@@ -120,6 +120,45 @@ def test_what_is_being_read_is_said_and_asked_for_again(client, monkeypatch):
         assert "data-reading" in page
     finally:
         release.set()
+
+
+def test_readers_of_one_slow_view_wait_for_one_reading(monkeypatch):
+    monkeypatch.setattr(pages_study, "WAIT_S", 0.01)
+    release, asked = threading.Event(), []
+
+    def slow(study, view, **parameters):
+        asked.append((study, view, parameters))
+        assert release.wait(10)
+        return b'"read"'
+
+    def get(*about, **parameters):
+        views = pages_study.Views()
+        return views.get(slow, *about, **parameters), views.pending
+
+    try:
+        for _ in range(40):
+            assert get("toy", "tree") == (None, True)
+        assert get("toy", "matrices", setting="a") == get("toy", "matrices", setting="b") == (None, True)
+    finally:
+        release.set()
+    while pages_study.READINGS.futures:
+        time.sleep(0.01)
+    each = [("tree", {}), ("matrices", {"setting": "a"}), ("matrices", {"setting": "b"})]
+    assert sorted(map(str, asked)) == sorted(str(("toy", *about)) for about in each)
+    monkeypatch.setattr(pages_study, "WAIT_S", 10)
+    assert get("toy", "tree") == ("read", False)  # whoever asks from now on is answered anew
+    assert len(asked) == 4
+
+
+def test_decisions_are_told_as_the_report_tells_them(client, monkeypatch):
+    decisions = [
+        {"kind": "stop_setting", "number": 1, "at": 2.0, "by": "ana", "setting": "1a2b3c4d"},
+        {"kind": "budget", "number": 2, "at": 3.0, "by": "ana", "limits": {"worker_hours": 3}},
+    ]
+    monkeypatch.setattr(type(client.service), "decisions", lambda self, name: decisions)
+    page = client.get("/studies/toy?tab=history").text
+    assert "stopped setting 1a2b3c4d" in page
+    assert "set the budget to 3 worker-hours" in page
 
 
 def test_an_unknown_study_is_named_with_the_nearest(client):
@@ -134,10 +173,29 @@ def test_examples_say_why_there_are_none(client):
     assert client.get("/studies/toy/examples?filter=nothing").status_code == 422
 
 
+def test_a_page_of_examples_and_the_api_take_the_same_query(client, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Here, "view", lambda self, study, view, /, **query: asked.append(query) or b"null")
+    form = "task=words&setting=&other_setting=replay&split=test&stage=&filter=wrong&page=2"
+    for address in ("/studies/toy/examples", "/api/v1/studies/toy/examples"):
+        assert client.get(f"{address}?{form}").status_code == 200
+        assert client.get(f"{address}?stage=0").status_code == 200
+        for wrong in ("stage=first", "stage=-1", "split=tests", "page=0", "filter=right"):
+            assert client.get(f"{address}?{wrong}").status_code == 422, wrong
+    wanted = {"task": "words", "setting": "", "other_setting": "replay", "split": "test", "filter": "wrong"}
+    assert asked[0] == wanted | {"stage": None, "page": 2}
+    assert asked[2] == asked[0] | {"per_page": 20}
+    assert asked[1]["stage"] == asked[3]["stage"] == 0
+    for most, status in ((200, 200), (201, 422)):
+        assert client.get(f"/api/v1/studies/toy/examples?per_page={most}").status_code == status
+
+
 def test_studies_are_compared_on_shared_blocks(client):
     page = client.get("/compare?subject=toy&subject=toy:replay").text
     assert "toy: replay" in page
     assert "Below each: this one minus toy" in page
-    assert "Choose what to compare" in client.get("/compare").text
+    for nothing in ("", "?subject=", "?subject=&subject="):
+        assert "Choose what to compare" in client.get(f"/compare{nothing}").text
+    assert client.get("/compare?subject=toy&subject=toy:replay&subject=").text == page
     assert "At most 8" in client.get("/compare?" + "&".join(f"subject=s{i}" for i in range(9))).text
     assert "there is no study" in client.get("/compare?subject=toy&subject=nobody").text

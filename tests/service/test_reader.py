@@ -1,8 +1,11 @@
 """The reader answers from the store alone, by a process that may die at any time."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -10,9 +13,9 @@ from service_samples import parsed, run, sample
 
 import dgg_ray
 from dgg_ray.config import registry
-from dgg_ray.core.errors import ResultsError
+from dgg_ray.core.errors import DggError, ResultsError
 from dgg_ray.service import views
-from dgg_ray.service.reader import Query, Reader, ReaderError
+from dgg_ray.service.reader import Process, Query, Reader, ReaderError
 from dgg_ray.storage.stage_store import open_store
 
 pytestmark = pytest.mark.whole
@@ -117,7 +120,7 @@ def test_a_process_that_died_is_started_again(reader):
 
 
 def test_a_query_that_takes_too_long_is_refused_for_a_while_and_then_tried_again(reader):
-    wait(reader)
+    reader.view("a", "summary")
     before, reader.time_limit_s = reader.time_limit_s, 0.0
     with pytest.raises(ReaderError, match="curves of a was not made within 0 s; try again in 30 s"):
         reader.view("a", "curves")
@@ -127,6 +130,78 @@ def test_a_query_that_takes_too_long_is_refused_for_a_while_and_then_tried_again
     assert parsed(reader.view("a", "summary"))["begun"]  # other queries go on
     reader.clock.now += 31
     assert parsed(reader.view("a", "curves"))["learning"]
+
+
+def test_a_study_that_cannot_be_loaded_is_not_loaded_again_for_any_view_of_it(store, reader, monkeypatch):
+    document = registry.document_name("broken", registry.STUDY)
+    store.put_document(document, {"content": {"raw": {}}})
+    sent = []
+    ask = Process.ask
+    monkeypatch.setattr(
+        Process, "ask", lambda self, query, limit: sent.append(query) or ask(self, query, limit)
+    )
+    try:
+        for view in ("summary", "costs", "summary", "tree"):
+            with pytest.raises(DggError) as caught:
+                reader.view("broken", view)
+        assert [query.do for query in sent] == ["load"]
+        assert len(caught.traceback) < 12  # the one error was raised four times
+        assert parsed(reader.view("a", "summary"))["begun"]
+        reader.clock.now += 31
+        with pytest.raises(DggError):
+            reader.view("broken", "summary")
+        assert [query.do for query in sent if query.studies[0][0] == "broken"] == ["load", "load"]
+    finally:
+        store.remove_document(document)
+
+
+def test_a_revision_that_cannot_be_loaded_is_tried_once_in_a_while(store, reader, monkeypatch):
+    publish(store, "b", queued=7, ended="ended")
+    first = reader.revision("b")
+    reader.view("b", "summary")
+    loads = []
+
+    def refuse(self, query, limit):
+        loads.append(query.studies)
+        raise ResultsError("damaged")
+
+    monkeypatch.setattr(Process, "ask", refuse)
+    publish(store, "b", queued=8, ended="ended")
+    for _ in range(5):
+        reader.clock.now += 3
+        assert reader.revision("b") == first
+        wait(reader)
+    assert len(loads) == 1
+    assert parsed(reader.view("b", "summary"))["begun"]  # as it was
+    reader.clock.now += 31
+    reader.revision("b")
+    wait(reader)
+    assert len(loads) == 2
+
+
+def test_a_reader_that_is_closed_ends_its_process_and_refuses_who_waits(store, tmp_path):
+    reader = Reader(store.url, tmp_path / "cache")
+    wait(reader)
+    process = reader.process.running
+    process.send_signal(signal.SIGSTOP)  # it never answers
+    refusals = []
+
+    def ask(view):
+        with pytest.raises(ReaderError, match="is being stopped") as caught:
+            reader.view("a", view)
+        refusals.append(caught.value)
+
+    waiting = [threading.Thread(target=ask, args=(view,)) for view in ("summary", "costs")]
+    for thread in waiting:
+        thread.start()
+    while len(reader.pending) < 2:
+        time.sleep(0.01)
+    reader.close()
+    for thread in waiting:
+        thread.join(60)
+    assert process.returncode is not None
+    ask("summary")
+    assert (len(refusals), reader.process) == (3, None)
 
 
 @pytest.mark.parametrize("name", ["c", "../a", "a/../a", "", "a\n"])
@@ -238,6 +313,7 @@ def test_the_oldest_answers_are_forgotten_beyond_the_limit(reader):
 
 def test_the_server_imports_nothing_heavy():
     heavy = "pandas torch scipy matplotlib ray optuna transformers sklearn"
-    code = f"import sys, dgg_ray.service.reader; print([m for m in {heavy.split()} if m in sys.modules])"
+    modules = "sys, dgg_ray.service.app, dgg_ray.service.reader, dgg_ray.service.server"
+    code = f"import {modules}; print([m for m in {heavy.split()} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

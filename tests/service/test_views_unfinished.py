@@ -74,6 +74,15 @@ def test_every_view_can_be_made_at_every_moment(study):
             assert all(0 <= score <= 1 for score in scores)
 
 
+def test_settings_can_be_named_before_one_is_chosen(tmp_path):
+    outcome = one_item(tmp_path)
+    found = seen(outcome, "examples")
+    assert "name one to see its answers" in found["note"]
+    assert {row["setting"] for row in found["settings"]} == set(outcome.results.table["setting"])
+    for row in found["settings"]:
+        assert seen(outcome, "examples", setting=row["setting"])["settings"] == found["settings"]
+
+
 def test_a_study_that_has_only_begun_says_so(tmp_path):
     outcome = begun(tmp_path)
     found = seen(outcome, "summary")

@@ -1,4 +1,4 @@
-"""What the pages of a study show, from its results: each view is a function from an `Outcome` to JSON.
+"""Views of a study's results, which its pages show: each is a function from an `Outcome` to JSON.
 
     view(outcome, "summary", {})                         the bytes of the JSON
     picture(outcome, "charts", "17")                     the bytes of an example's picture, its media type

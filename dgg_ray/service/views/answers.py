@@ -22,10 +22,9 @@ from dgg_ray.api import Outcome
 from dgg_ray.core.errors import ResultsError, did_you_mean
 from dgg_ray.core.interfaces import SPLITS, Example
 from dgg_ray.report.thumbnails import small_copy
+from dgg_ray.service.examples_query import FILTERS, PER_PAGE
 from dgg_ray.service.views.findings import label_of
 
-FILTERS = ("forgotten", "wrong", "all")
-PER_PAGE, MAX_PER_PAGE = 20, 100
 PICTURE_SIDE = 1024  # pixels of the longer side, at most
 RUN = ["order", "seed"]
 NO_SETTING = "No setting has been evaluated on all its orders and seeds yet; name one to see its answers."
@@ -61,6 +60,8 @@ def examples(  # noqa: PLR0913 - each is a parameter of the page's address
     require("filter", filter, FILTERS)
     known: dict[str, Any] = {"tasks": list(outcome.study.readers), "settings": [], "stages": []}
     if not outcome.begun or not (setting or chosen_setting(results)):
+        if outcome.begun:
+            known["settings"] = settings_with_answers(results, outcome.split(split or None))
         return page_of([], 0, page, per_page) | {"split": split, **known, "note": NO_SETTING}
     split, names = outcome.split(split or None), [outcome.setting(setting or None)]
     names += [outcome.setting(other_setting)] if other_setting else []
@@ -77,8 +78,8 @@ def examples(  # noqa: PLR0913 - each is a parameter of the page's address
         selected = rows[rows["score_after"] < WRONG_BELOW]
     counts, of = (part.groupby(EXAMPLE).size() for part in (selected, rows))
     first = selected.drop_duplicates(EXAMPLE).sort_values(EXAMPLE, kind="stable")
-    start = (max(page, 1) - 1) * limited(per_page)
-    shown = first.iloc[start : start + limited(per_page)]
+    start = (page - 1) * per_page
+    shown = first.iloc[start : start + per_page]
     items = [item(results, row, split, counts, of) for row in shown.to_dict("records")]
     known |= {"settings": settings_with_answers(results, split), "stages": stages}
     note = "" if len(rows) else NO_PREDICTIONS
@@ -98,11 +99,7 @@ def require(what: str, value: object, known: Iterable[object]) -> None:
 
 def page_of(items: list[dict[str, Any]], total: int, page: int, per_page: int) -> dict[str, Any]:
     """The counts of a paged list; page: 1 is the first."""
-    return {"items": items, "total": total, "page": max(page, 1), "pages": -(-total // limited(per_page))}
-
-
-def limited(per_page: int) -> int:
-    return min(max(per_page, 1), MAX_PER_PAGE)
+    return {"items": items, "total": total, "page": page, "pages": -(-total // per_page)}
 
 
 def answers(predictions: pd.DataFrame, stage: int | None) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def compare_settings(subjects: Sequence[tuple[Outcome, str]]) -> dict[str, Any]:
     if not FEWEST <= len(subjects) <= MOST:
         raise ResultsError(f"a comparison is of {FEWEST} to {MOST} settings, got {len(subjects)}")
     compared = named_subjects(subjects)
-    on_test = all(subject.scored("test") for subject in compared)
+    on_test = all(finished_blocks(subject, "test") for subject in compared)
     split = "test" if on_test else "validation"
     shared = shared_blocks(compared, split)
     rows, warnings = [], data_warnings(compared, split)
@@ -236,7 +236,9 @@ def data_warnings(subjects: Sequence[Subject], split: str) -> list[str]:
 
 
 def block_warnings(subjects: Sequence[Subject], split: str, shared: Sequence[Block]) -> Iterator[str]:
-    """Say which blocks the comparison rests on, where these are few or none."""
+    """Say on which split and blocks the comparison rests: where not on the test split, and few or none."""
+    if split != "test":
+        yield "Not every setting has finished a run on the test split: the scores are of the validation one."
     if not shared:
         without = [s.name for s in subjects[1:] if not shared_blocks([subjects[0], s], split)]
         yield (
@@ -252,8 +254,6 @@ def block_warnings(subjects: Sequence[Subject], split: str, shared: Sequence[Blo
             f"The settings share {plural(clusters, 'independent block')}, and {MIN_CLUSTERS} are needed for "
             "an interval."
         )
-    if split != "test":
-        yield "Not every setting was evaluated on the test split, so the scores are of the validation split."
 
 
 def choice_warnings(subjects: Sequence[Subject], split: str) -> Iterator[str]:

@@ -263,10 +263,9 @@ def failures(outcome: Outcome) -> dict[str, Any]:
 
 
 def costs(outcome: Outcome) -> dict[str, Any]:
-    """What the study spent, by unit and by task, and what the rest of it will take.
+    """The study's spending, by unit and by task, and the forecast of the rest.
 
     spent: unit → amount. forecast: unit → [mean, low, high] of the rest; null where nothing was measured.
-    currency: always null, because a study gives the price of its workers without one.
     runs: the forecast at the start of each run, and what the run spent.
     """
     results = outcome.results
@@ -277,7 +276,6 @@ def costs(outcome: Outcome) -> dict[str, Any]:
             forecast = {UNIT_KEYS[unit]: list(amount) for unit, amount in remaining.amounts().items()}
     return {
         "spent": {UNIT_KEYS[unit]: amount for unit, amount in results.spending.spent.items()},
-        "currency": None,
         "budget": results.spending.budget,
         "refused": results.spending.refused,
         "forecast": forecast,

@@ -146,7 +146,7 @@ def point(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def alpha_effects(results: Results) -> list[dict[str, Any]]:
-    """What each task's α does, a point for each α tried.
+    """The effect of each task's α, a point for each α tried.
 
     mean, low, high: of the gain in the mean final score, against the best α; at most 0. new, old: the new
     task's score and the change of the old tasks, with bands. best: the α with the highest gain. open:
@@ -189,7 +189,7 @@ def learning(results: Results) -> list[dict[str, Any]]:
 
 
 def orders(outcome: Outcome) -> dict[str, Any]:
-    """What the results show about the order of the tasks: in sentences, and every table about it."""
+    """The findings about the order of the tasks, in sentences, and every table about it."""
     results = outcome.results
     if not outcome.begun or chosen_setting(results) not in setting_values(results).index:
         return {"sentences": [], "tables": {}}
