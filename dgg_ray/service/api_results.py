@@ -11,8 +11,8 @@ from starlette.responses import FileResponse
 
 from dgg_ray.service.context import Context, Server, Viewer
 from dgg_ray.service.examples_query import PagedExamplesQuery
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.responses import answer_bytes
-from dgg_ray.service.service import RefusedError
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
 

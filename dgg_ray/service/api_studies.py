@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
 from dgg_ray.service.context import Context, Operator, Server, Viewer
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.responses import answer
-from dgg_ray.service.service import RefusedError
 from dgg_ray.service.state import User
 
 router = APIRouter(prefix="/api/v1", tags=["studies"])

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse
 from dgg_ray.core.errors import Fault, StudyError
 from dgg_ray.service import accounts, checks, rendering, templates_of_studies
 from dgg_ray.service.context import Context, Server, Viewer, context_of
-from dgg_ray.service.service import RefusedError
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.state import User
 
 router = APIRouter(include_in_schema=False)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreError, StudyError
 from dgg_ray.service.checks import as_json
-from dgg_ray.service.service import RefusedError
+from dgg_ray.service.refused import RefusedError
 
 PROBLEM = "application/problem+json"
 

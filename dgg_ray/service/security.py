@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgg_ray.service import accounts
 from dgg_ray.service.journal import Journal
-from dgg_ray.service.service import RefusedError
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.state import Role, User
 
 COOKIE, CSRF_HEADER = "dgg_ray_token", "x-csrf-token"

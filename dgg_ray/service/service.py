@@ -11,21 +11,20 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dgg_ray.config import registry
-from dgg_ray.core.errors import DggError, Fault, StudyError, nearest_name
+from dgg_ray.core.errors import Fault, StudyError, nearest_name
 from dgg_ray.service import checks, runner, scheduling
+from dgg_ray.service.check_process import CheckProcess
 from dgg_ray.service.checks import Rules
 from dgg_ray.service.journal import Journal
 from dgg_ray.service.launchers import Launcher
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.scheduling import Capacity
 from dgg_ray.service.state import ACTIVE, OVER, Event, State, Submitted
 from dgg_ray.storage.stage_store import StageStore
@@ -36,17 +35,7 @@ LIVE_S = 2.0  # between looks at what runs
 SILENT_S = 120.0  # between looks at what was begun elsewhere and is silent
 START_S = 60.0  # for a runner to begin; then its study waits again
 MOST_LOSSES = 4  # runners that a study may lose one after another
-CHECK_S = 60.0  # for checking a study
-CHILD_IDLE_S = 5 * CHECK_S  # without a check, until the process that checks ends
 PREDICTED = 20  # studies at the head of the queue, whose times are predicted
-
-
-class RefusedError(DggError):
-    """The service does not do what was asked for. status: of HTTP."""
-
-    def __init__(self, text: str, status: int = 409) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass
@@ -84,7 +73,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.store.backend)
-        self.child = Child()
+        self.child = CheckProcess()
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -488,43 +477,3 @@ def outside_state(live: Mapping[str, Any]) -> str:
     if ended := str(live.get("ended", "")):
         return {"ended": "finished", "stopped": "stopped"}.get(ended, "failed")
     return "running" if time.time() - live.get("at", 0.0) < registry.FRESH_S else "silent"
-
-
-class Child:
-    """A process for what needs the large libraries, so that the server stays small and answers."""
-
-    def __init__(self) -> None:
-        self.lock, self.pool, self.used_at = threading.Lock(), None, 0.0
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the function in the child; raise what it raises, RefusedError where it died or hangs."""
-        with self.lock:
-            self.used_at = time.monotonic()
-            if self.pool is None:
-                self.pool = ProcessPoolExecutor(1, get_context("spawn"))
-            pool = self.pool
-        try:
-            return pool.submit(function, *arguments).result(CHECK_S)
-        except (BrokenProcessPool, TimeoutError) as error:
-            self._drop(pool)
-            why = "took too long" if isinstance(error, TimeoutError) else "ended unexpectedly"
-            raise RefusedError(f"the check {why}; try again, or look at the study's data", 503) from error
-
-    def rest(self) -> None:
-        """End the process where it was not used for a while, because its libraries fill memory."""
-        pool = self.pool
-        if pool and time.monotonic() - self.used_at > CHILD_IDLE_S:
-            self._drop(pool)
-
-    def _drop(self, pool: ProcessPoolExecutor) -> None:
-        with self.lock:
-            if self.pool is pool:
-                self.pool = None
-        for process in list((pool._processes or {}).values()):
-            with suppress(OSError):
-                process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-    def close(self) -> None:
-        if self.pool:
-            self._drop(self.pool)

@@ -17,8 +17,8 @@ from starlette.responses import RedirectResponse
 
 from dgg_ray.service import rendering
 from dgg_ray.service.context import Server, context_of
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.security import COOKIE, check_origin, token_of
-from dgg_ray.service.service import RefusedError
 
 router = APIRouter(include_in_schema=False)
 

@@ -11,8 +11,8 @@ from server_samples import NotedLauncher, text
 from dgg_ray.core.errors import StudyError
 from dgg_ray.service import runner
 from dgg_ray.service import service as module
+from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.scheduling import Capacity
-from dgg_ray.service.service import RefusedError
 from dgg_ray.storage.leases import LeaseOwner, host_id
 
 

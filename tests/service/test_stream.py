@@ -8,9 +8,8 @@ from contextlib import aclosing
 
 import pytest
 
-from dgg_ray.service import service as service_module
-from dgg_ray.service import stream
-from dgg_ray.service.service import Child
+from dgg_ray.service import check_process, stream
+from dgg_ray.service.check_process import CheckProcess
 from dgg_ray.service.stream import Broadcast
 
 
@@ -118,12 +117,12 @@ def test_readers_wait_for_news_hear_that_the_server_lives_and_may_leave_at_any_m
 
 
 def test_the_process_that_checks_rests_and_comes_back(monkeypatch):
-    child = Child()
+    child = CheckProcess()
     try:
         assert child.call(sum, [1, 2]) == 3
         child.rest()
         assert child.pool is not None
-        monkeypatch.setattr(service_module, "CHILD_IDLE_S", -1.0)
+        monkeypatch.setattr(check_process, "IDLE_S", -1.0)
         child.rest()
         assert child.pool is None
         assert child.call(sum, [3, 4]) == 7
