@@ -125,6 +125,7 @@ def test_a_plan_has_a_table_of_the_tasks(vqav2, capsys):
     assert ["answers", "to", "score", "788"] in lines
 
 
+@pytest.mark.whole
 def test_a_model_on_disk_changes_the_keys_and_no_count(vqav2, tmp_path, capsys):
     copy = with_model(VQAV2, mock.model(tmp_path / "llava"), tmp_path / "copy.yaml")
     assert run_plan(copy, vqav2, capsys) == run_plan(VQAV2, vqav2, capsys)

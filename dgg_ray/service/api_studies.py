@@ -18,7 +18,6 @@ router = APIRouter(prefix="/api/v1", tags=["studies"])
 
 Text = Annotated[str, Field(max_length=2**20, description="The study, as a YAML file has it.")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Page = Annotated[int, Query(ge=1, le=1_000_000)]
 LastEvent = Annotated[str, Query(max_length=60, description="Id of the last message that the caller had.")]
 Sort = Literal["changed", "name", "state", "owner", "priority", "place"]
 
@@ -30,7 +29,7 @@ class Body(BaseModel):
 
 
 class Listing(BaseModel):
-    """What of the list of studies is wanted."""
+    """The part of the list of studies that is wanted."""
 
     state: Annotated[str, Field(max_length=40)] = ""
     owner: Annotated[str, Field(max_length=100)] = ""
@@ -207,7 +206,7 @@ class Limits(Body):
 
 @router.get("/studies/{name}/decisions")
 def decisions(request: Request, server: Server, user: Viewer, name: str) -> Response:
-    """What people decided about the study while it ran: who, when, and what."""
+    """The decisions of people about the study while it ran: who, when, and what."""
     return answer(request, {"items": server.service.decisions(name)})
 
 
@@ -266,13 +265,13 @@ def logs(server: Server, user: Viewer, name: str) -> Response:
 
 @router.get("/events")
 def events(request: Request, server: Server, user: Viewer, last: LastEvent = "") -> Response:
-    """What changes in any study, as server-sent events: `study`, `gone` and `reset` (stream.py)."""
+    """Changes of all studies, as server-sent events: `study`, `gone` and `reset` (stream.py)."""
     return event_stream(request, server, user, "", last)
 
 
 @router.get("/studies/{name}/events")
 def study_events(request: Request, server: Server, user: Viewer, name: str, last: LastEvent = "") -> Response:
-    """What changes in one study, as server-sent events."""
+    """Changes of one study, as server-sent events."""
     server.service.card(name)
     return event_stream(request, server, user, name, last)
 

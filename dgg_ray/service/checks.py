@@ -33,7 +33,7 @@ PLACES = ("model", "tasks", "strategy", "search", "protocol")  # sections that m
 
 @dataclass(frozen=True)
 class Rules:
-    """What a server allows a study.
+    """The limits that a server sets a study.
 
     store: its place. data: folder or URL where relative paths start. roots: folders and URLs below which
     data and models may lie, `data` among them. results: folder of the results of all studies, by name.
@@ -334,7 +334,7 @@ def schema() -> dict[str, Any]:
 
 
 def spent_of(name: str, rules: Rules) -> dict[str, float]:
-    """What a study has spent so far, by unit; nothing where the store does not know it."""
+    """Return what a study has spent so far, by unit; nothing where the store does not know it."""
     from dgg_ray.cost.model import CostModel, unit_rates
 
     store = open_store(rules.store)

@@ -30,7 +30,7 @@ STARTS_NOW = "starts now"  # what a study waits for that only has to be given to
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the machines hold at most: cores for studies on CPUs, and GPUs."""
+    """The most that the machines hold: cores for studies on CPUs, and GPUs."""
 
     cpus: float
     gpus: float = 0.0
@@ -43,7 +43,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study stands in the queue.
+    """The place of a study in the queue.
 
     place: from 1; 0 for one that is passed over. reason: for which it waits, in words.
     starts_at: when it will probably start, in seconds since 1970; None where nobody knows.
@@ -99,7 +99,7 @@ def start_times(
     ends: Mapping[str, float],
     wall_s: Mapping[str, float],
 ) -> dict[str, float]:
-    """When waiting studies will probably start, in the unit of `ends`, as far as that can be predicted.
+    """Predict when waiting studies will start, in the unit of `ends`.
 
     A study that must wait for one whose end nobody knows is left out. A user's limits are not foreseen.
 
@@ -123,7 +123,7 @@ def start_times(
 
 
 def used(state: State) -> dict[str, float]:
-    """What the active studies need together."""
+    """The needs of all active studies together."""
     return total_needs(study.needs for study in state.active)
 
 

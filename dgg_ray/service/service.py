@@ -40,7 +40,7 @@ PREDICTED = 20  # studies at the head of the queue, whose times are predicted
 
 @dataclass
 class Known:
-    """What the registry says of a study. live: its last progress; seen_at: when it was read."""
+    """An entry of the registry. live: its last progress; seen_at: when it was read."""
 
     question: str
     live: dict[str, Any]
@@ -235,7 +235,7 @@ class Service:
         return {name: hours for name, found in live.items() if (hours := found.get("worker_hours"))}
 
     def card(self, name: str, places: Mapping[str, scheduling.Place] | None = None) -> dict[str, Any]:
-        """What the list of studies shows of a study. Raises RefusedError for one that there is not."""
+        """The study as the list of studies shows it. Raises RefusedError for one that there is not."""
         state = self.journal.state
         study, known = state.studies.get(name), self.known.get(name)
         if study is None and known is None:
@@ -302,7 +302,7 @@ class Service:
         return document["text"] if document else ""
 
     def spending(self) -> list[dict[str, Any]]:
-        """What each run spent: {at, user, study, unit: amount}."""
+        """The spending of each run: {at, user, study, unit: amount}."""
         with self.journal.lock:
             return [dict(run) for run in self.journal.catch_up(at_once=False).spending]
 
@@ -368,7 +368,7 @@ class Service:
                 self._look_at(name)
 
     def _has_news(self, name: str, known: Known) -> bool:
-        """Whether a study may have gone on: an active one, and one that runs or was silent elsewhere."""
+        """Return whether a study may have gone on: it is active, or runs or was silent elsewhere."""
         if (study := self.journal.state.studies.get(name)) is not None:
             return study.state in ACTIVE or study.since > known.seen_at - LIVE_S
         running = outside_state(known.live) == "running"

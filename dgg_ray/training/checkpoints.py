@@ -120,7 +120,7 @@ def is_tensor_list(value: Any) -> bool:
 
 @dataclass
 class CheckpointPolicy:
-    """When to write a mid-stage checkpoint.
+    """The moments at which a checkpoint is written within a stage.
 
     steps, minutes: the most that may pass since the last checkpoint or the stage's start; 0 is no limit.
     notice: whether the machine is about to be preempted. All ranks of a group ask together.

@@ -146,6 +146,7 @@ def test_a_submission_carries_modules_beside_the_study_and_names_installed_packa
     )
 
 
+@pytest.mark.whole
 def test_another_source_of_an_installed_package_gives_another_key(tmp_path):
     """As after an upgrade: in processes of their own."""
     code = "from dgg_ray.core import plugins; print(plugins.plugin_hash('strategies', 'pull'))"

@@ -198,6 +198,7 @@ def learned(strategy: Strategy, folder) -> tuple[list[Any], list[list[float]]]:
 
 
 @pytest.mark.parametrize("name", WITHOUT_MODEL)
+@pytest.mark.whole
 def test_settings_of_equal_effect_end_with_equal_weights_and_others_do_not(name, tmp_path):
     found = [
         (s, learned(s, tmp_path / str(i)))
@@ -209,6 +210,7 @@ def test_settings_of_equal_effect_end_with_equal_weights_and_others_do_not(name,
             assert (ends[t] == ends_of_b[t]) == same, f"{a} and {b}, stage {t + 1}"
 
 
+@pytest.mark.whole
 def test_equal_effects_of_two_strategies_end_with_equal_weights(tmp_path):
     strategies = [s for n in WITHOUT_MODEL for s in settings_of(plugins.find("strategies", n))]
     ends: dict[str, set[str]] = {}

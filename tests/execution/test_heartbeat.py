@@ -36,6 +36,7 @@ def hang_file(tmp_path, monkeypatch):
     return heartbeat.hang_file("0123", 0)
 
 
+@pytest.mark.whole
 def test_a_process_that_hangs_is_ended_and_the_next_one_can_tell_where(hang_file):
     ended = subprocess.run(
         [sys.executable, "-c", HANGS, hang_file], capture_output=True, text=True, timeout=120

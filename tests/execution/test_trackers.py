@@ -116,6 +116,7 @@ def test_tensorboard_has_the_values_of_a_setting_as_hparams(tmp_path):
     assert ALPHA.encode() in content
 
 
+@pytest.mark.whole
 def test_a_study_that_was_stopped_continues_the_same_runs_and_repeats_no_point(tmp_path):
     study, store = study_of("tensorboard"), MemoryStore()
     folder = tmp_path / FOLDER / "tensorboard" / run(study, store, tmp_path, stages=2)

@@ -251,6 +251,7 @@ def test_the_comparison_goes_on_on_its_own_blocks(folder, before, after):
     assert trained == {"charts": 4, "counting": 4, " + ".join(sorted(new.task_names)): 2}
 
 
+@pytest.mark.whole
 def test_an_extended_search_trains_the_new_task_alone_on_held_out_blocks(folder):
     # With this seed the winner keeps its values for the old tasks; any other is trained on these blocks.
     (folder / "small.yaml").write_text(HELD.replace("trials: 4", "method: stagewise\n  seed: 2"))

@@ -159,6 +159,7 @@ def test_the_study_is_named_after_the_data_folder(tmp_path, monkeypatch):
     assert load_study("mine.yaml").name == "mine"
 
 
+@pytest.mark.whole
 def test_the_next_command_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(init(embedded=True, file=Path("my data.yaml"))).endswith("next: dgg-ray plan 'my data.yaml'")

@@ -88,6 +88,7 @@ def keys(store):
     return {record["key"] for record in store}
 
 
+@pytest.mark.whole
 def test_a_study_needs_every_stage_that_it_requests_and_nothing_of_its_earlier_version(run, store, capsys):
     out = run([0.2, 0.9])
     earlier = keys(store)
@@ -274,6 +275,7 @@ def test_an_interruption_leaves_a_valid_store(run, store, monkeypatch):
     assert load_results(out).table.equals(before)
 
 
+@pytest.mark.whole
 def test_adapters_from_which_nothing_starts_go_and_tables_stay_complete(run, store, capsys):
     out = run([0.2, 0.9])
     aged(store)

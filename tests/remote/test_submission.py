@@ -249,6 +249,7 @@ def finished(tmp_path_factory):
     return out, store
 
 
+@pytest.mark.whole
 def test_a_study_is_read_from_its_store_by_name(finished, tmp_path, capsys, monkeypatch):
     out, store = finished
     monkeypatch.setattr(page, "figure_names", list)
@@ -356,6 +357,7 @@ def test_a_download_never_replaces_another_studys_results(finished, tmp_path):
         assert (copy / "study.json").read_text() == before
 
 
+@pytest.mark.whole
 def test_a_store_at_a_url_refuses_another_study_of_the_same_name(study, tmp_path, monkeypatch):
     monkeypatch.setenv("DGG_RAY_CACHE", str(tmp_path / "cache"))
     store = f"memory://{uuid.uuid4().hex}/stages"

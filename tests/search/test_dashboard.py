@@ -44,6 +44,7 @@ def test_the_copy_holds_every_trial_whatever_its_folder_is_called(folder, tmp_pa
     assert [trial.params["x"] for trial in opened.trials] == found
 
 
+@pytest.mark.whole
 def test_a_writer_that_holds_it_costs_the_copy_and_not_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(dashboard, "WAIT_S", 0.1)
     file, optional = tmp_path / "search.db", OptionalOutputs()

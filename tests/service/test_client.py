@@ -136,6 +136,7 @@ def test_the_client_waits_longer_than_the_server_reads():
     assert ANSWER_S > TIME_LIMIT_S
 
 
+@pytest.mark.whole
 def test_a_study_is_followed_until_it_is_over(client, service):
     client.submit(text())
 

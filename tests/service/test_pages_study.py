@@ -18,6 +18,8 @@ from dgg_ray.service.app import make_app
 from dgg_ray.service.security import COOKIE, Access
 from dgg_ray.service.views import compare, view
 
+pytestmark = pytest.mark.whole
+
 
 class Here(NotedReader):
     """Reads results in this process."""

@@ -122,6 +122,7 @@ def opened(alpha, gate="bernoulli", task="words", seed=3):
     return {step for step in range(STEPS) if dgg.is_open(step)}
 
 
+@pytest.mark.whole
 def test_the_gate_opens_on_a_share_alpha_of_the_steps():
     for alpha in (0.05, 0.2, 0.7):
         deviation = abs(len(opened(alpha)) - STEPS * alpha)
@@ -134,6 +135,7 @@ def test_a_larger_alpha_opens_on_a_superset_of_the_steps():
     assert len(steps[-1]) == STEPS
 
 
+@pytest.mark.whole
 def test_draws_differ_between_tasks_and_seeds_and_are_reproducible():
     assert opened(0.3) == opened(0.3)
     assert opened(0.3) != opened(0.3, task="charts")

@@ -57,6 +57,7 @@ def test_a_stage_answers_alike_after_training_and_from_the_store(own_world, stra
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=named)
+@pytest.mark.whole
 def test_a_mixed_batch_is_answered_as_batches_of_one(world, tasks, strategy):
     stages = world.train(strategy)
     runner, learner = world.runner(), world.learner

@@ -28,6 +28,7 @@ def prepared(world, stage, steps, strategy=STRATEGY):
 
 
 @pytest.mark.parametrize("strategy", first_quick([STRATEGY, PROJECTED]), ids=["modal_prompt", "fwd_prompt"])
+@pytest.mark.whole
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
     assert world.ends_the_same_when_interrupted(strategy)
 
@@ -198,6 +199,7 @@ def test_embedding_products_are_those_of_the_prompts_tokens_without_the_layouts_
     assert torch.allclose(context.embedding_products(texts), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.whole
 def test_the_earlier_tasks_basis_grows_holds_its_share_and_stays_orthonormal(world):
     stages, bases = world.train(PROJECTED, ORDER), []
     for n in (2, 3):
@@ -233,6 +235,7 @@ def test_the_projected_gradient_is_off_earlier_tasks_and_inside_the_pretrained_s
     assert abs(float(((before - after) * after).sum())) < 1e-5 * float(before.norm() ** 2)
 
 
+@pytest.mark.whole
 def test_the_update_stays_in_the_subspace_although_adamw_rescales_it(own_world, monkeypatch):
     world = with_training(own_world, own_world.folder, weight_decay=0.1)
     stages = world.train(PROJECTED, ORDER)

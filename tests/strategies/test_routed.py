@@ -64,6 +64,7 @@ def test_a_slot_is_trained_as_if_it_were_alone(world, strategy):
 
 
 @pytest.mark.parametrize("strategy", first_quick(ALL), ids=named)
+@pytest.mark.whole
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
     assert world.ends_the_same_when_interrupted(strategy)
 
@@ -202,6 +203,7 @@ def test_hide_routes_the_last_layer_and_merges_the_others():
     assert HiDe(merge="factorwise").layout() == LoraSlots("current", 1, "factorwise")
 
 
+@pytest.mark.whole
 def test_with_clip_the_key_follows_the_content_of_the_folder(world, tmp_path):
     def key(folder):
         return world.stages(DISCO(encoder=str(folder)))[1].key

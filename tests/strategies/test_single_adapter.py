@@ -37,6 +37,7 @@ def named(strategy):
 
 
 @pytest.mark.parametrize("strategy", OFF, ids=named)
+@pytest.mark.whole
 def test_strength_zero_is_fine_tuning_and_shares_its_stages(world, own_world, strategy):
     keys = [stage.key for stage in world.stages(strategy)]
     assert keys == [stage.key for stage in world.stages(Finetune())]
@@ -54,6 +55,7 @@ def test_the_first_stage_is_plain_and_the_second_differs(world, strategy):
 
 
 @pytest.mark.parametrize("strategy", first_quick(ON), ids=named)
+@pytest.mark.whole
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
     assert world.ends_the_same_when_interrupted(strategy)
 
@@ -98,6 +100,7 @@ def test_a_fact_is_computed_once_for_ten_who_ask_and_is_the_same_again(own_world
     assert len(calls) == 2
 
 
+@pytest.mark.whole
 def test_an_earlier_stage_whose_adapter_was_removed_is_trained_again(own_world):
     strategy, order = EWC(strength=10.0, fisher_samples=2), ("words", "digits", "shapes")
     stages = own_world.train(strategy, order)

@@ -39,6 +39,7 @@ def named(value):
 
 
 @pytest.mark.parametrize("strategy", first_quick(STRATEGIES), ids=named)
+@pytest.mark.whole
 def test_an_interrupted_stage_ends_with_the_same_bytes(world, strategy):
     assert world.ends_the_same_when_interrupted(strategy)
 
@@ -73,6 +74,7 @@ def test_the_first_stage_is_plain_lora_and_becomes_the_frozen_slot(world, strate
         assert torch.equal(frozen[name], plain[f"adapter_model.safetensors/{layer}.lora_{factor}.weight"])
 
 
+@pytest.mark.whole
 def test_without_penalties_a_fresh_lora_is_trained_on_the_frozen_sum(world):
     o_lora, reg_lora = OLoRA(orthogonality=0.0), RegLoRA(strength=0.0)
     ends = [world.train(s, ORDER)[-1] for s in (o_lora, reg_lora)]
@@ -356,6 +358,7 @@ def test_an_update_of_zero_or_of_too_large_a_rank_stays():
     assert torch.allclose(new_B @ new_A, B @ A, atol=1e-4)
 
 
+@pytest.mark.whole
 def test_the_consolidated_update_is_what_the_stage_stores_and_answers_with(own_world, monkeypatch):
     ends, real = [], LlavaC.end_task
 
@@ -431,6 +434,7 @@ def test_a_stage_begins_without_any_inconsistency(world):
     assert (with_term - plain).norm() < 1e-4 * plain.norm()
 
 
+@pytest.mark.whole
 def test_micro_batches_add_up_to_the_same_loss_and_gradient(world):
     found = []
     for size in (None, 1):

@@ -87,6 +87,7 @@ def test_a_study_on_a_kept_model_stores_the_same_bytes_as_in_a_fresh_process(
     assert len(loads) == 1  # by the first study
 
 
+@pytest.mark.whole
 def test_a_model_that_a_study_changed_is_loaded_anew(monkeypatch):
     model, device, kept = Embedded(), torch.device("cpu"), KeptModel()
     loaded = kept.take(model, "a", device)
@@ -98,6 +99,7 @@ def test_a_model_that_a_study_changed_is_loaded_anew(monkeypatch):
     assert kept.take(model, "a", device) is not loaded
 
 
+@pytest.mark.whole
 def test_another_model_is_loaded_and_takes_the_place_of_the_kept_one():
     model, device, kept = Embedded(), torch.device("cpu"), KeptModel()
     loaded = kept.take(model, "a", device)
@@ -108,6 +110,7 @@ def test_another_model_is_loaded_and_takes_the_place_of_the_kept_one():
     assert kept.take(model, "a", device) is not loaded
 
 
+@pytest.mark.whole
 def test_a_model_that_was_not_given_back_is_not_used_again():
     """The study failed: whatever it left on the model stays with it."""
     model, device, kept = Embedded(), torch.device("cpu"), KeptModel()
