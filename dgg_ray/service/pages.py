@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from dgg_ray.service import accounts, rendering, templates_of_studies
 from dgg_ray.service.api_admin import list_users, queue_of, totals_of
 from dgg_ray.service.api_reference import sections
+from dgg_ray.service.api_results import MOST_SUBJECTS
 from dgg_ray.service.api_studies import Listing, listed
 from dgg_ray.service.context import Admin, Context, Server, Viewer
 from dgg_ray.service.state import ROLES, User
@@ -60,6 +61,7 @@ def studies(request: Request, server: Server, user: Viewer, wanted: Annotated[Li
         sorts=SORTS,
         wanted=wanted,
         values=wanted.model_dump(exclude_defaults=True),
+        most_compared=MOST_SUBJECTS,
         may_run=accounts.may(user, "run"),
         first=templates_of_studies.templates()[0],
     )

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from dgg_ray.config.decisions import Decision
+from dgg_ray.config.decisions import Decision, pinned_settings, stopped_settings
 from dgg_ray.core.errors import DggError
 from dgg_ray.service import accounts, rendering
 from dgg_ray.service.api_results import MOST_SUBJECTS, pairs_of
@@ -124,6 +124,7 @@ def study(
         setting=setting,
         most=MOST_ROWS,
         actions=actions_of(card, user),
+        **(decided(server, name) if tab == "search" else {"pinned": (), "stopped": ()}),
         log=service.log(name) if tab == "log" else "",
         history=history_of(server, name) if tab == "history" else [],
         text=service.text(name) if tab == "text" else "",
@@ -143,10 +144,16 @@ def actions_of(card: dict[str, Any], user: User) -> set[str]:
     if not (mine and accounts.may(user, "run")):
         return allowed
     if card["state"] in OVER:
-        return allowed | {"resume", "delete"}
+        return allowed | {"resume", "delete", "budget"}
     if card["state"] == "stopping":
         return allowed
-    return allowed | {"stop", "priority"} | ({"decide"} if card["state"] == "running" else set())
+    return allowed | {"stop", "priority"} | ({"decide", "budget"} if card["state"] == "running" else set())
+
+
+def decided(server: Context, name: str) -> dict[str, Any]:
+    """Ids of the settings that are pinned and stopped by decisions about the study."""
+    decisions = [Decision.parse(found) for found in server.service.decisions(name)]
+    return {"pinned": pinned_settings(decisions), "stopped": stopped_settings(decisions)}
 
 
 def history_of(server: Context, name: str) -> list[dict[str, Any]]:

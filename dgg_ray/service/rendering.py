@@ -26,7 +26,7 @@ from dgg_ray.service import assets
 from dgg_ray.service.context import context_of
 from dgg_ray.service.responses import answer_bytes
 from dgg_ray.service.security import csrf_of, token_of
-from dgg_ray.service.state import User
+from dgg_ray.service.state import OVER, User
 
 THEME = "dgg_ray_theme"  # a cookie, so that a page comes in its colours at once
 UNITS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
@@ -73,6 +73,8 @@ def environment() -> Environment:
         "plotly_style_ids": assets.plotly_style_ids,
         "query": query,
         "version": dgg_ray.__version__,
+        "OVER": OVER,
+        "THEME": THEME,
     }
     return found
 

@@ -54,6 +54,23 @@ export function toast(text, kind = "good") {
   if (kind !== "bad") setTimeout(() => box.remove(), 6000);
 }
 
+/** In a figure's place: why it is not there, and a button that tries again. */
+export function unavailable(place, error, again) {
+  const words = document.createElement("p");
+  words.className = "quiet";
+  words.textContent = `This figure could not be drawn: ${error.message}`;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "button small";
+  button.textContent = "Try again";
+  button.addEventListener("click", again);
+  const box = document.createElement("div");
+  box.className = "unavailable";
+  box.setAttribute("role", "status");
+  box.append(words, button);
+  place.replaceChildren(box);
+}
+
 /** Ask a question; resolves to whether the answer is yes. The focus returns to where it was. */
 export function confirm({ title, text, yes, danger = false }) {
   const dialog = document.getElementById("confirm");

@@ -1,32 +1,25 @@
 // Interactive charts of the curves, drawn with Plotly from the same numbers as the report's figures.
 
-import { get } from "./api.js";
+import { get, Problem, unavailable } from "./api.js";
+import { colours } from "./theme.js";
 
-const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00", "#7a7a7a"]; // told apart by all
 const SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon"];
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], showLink: false };
 
 const percent = (value) => (value === null || value === undefined ? null : 100 * value);
 const shown = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1));
 
+const series = () => colours(...SYMBOLS.map((_, i) => `series-${i + 1}`));
+
 /** Plotly's look in the page's colours. */
 function look(titleX, titleY) {
-  const style = getComputedStyle(document.documentElement);
-  const resolve = (name) => {
-    const probe = document.createElement("span");
-    probe.style.color = `var(${name})`;
-    document.body.append(probe);
-    const colour = getComputedStyle(probe).color;
-    probe.remove();
-    return colour;
-  };
-  const [ink, quiet, line, surface] = ["--ink", "--quiet", "--line", "--surface"].map(resolve);
+  const [ink, quiet, line, surface] = colours("ink", "quiet", "line", "surface");
   const axis = (title) => ({ title: { text: title, font: { size: 13 } }, gridcolor: line, zerolinecolor: line, linecolor: line, tickcolor: line, automargin: true });
   return {
-    font: { family: style.getPropertyValue("--sans"), size: 12.5, color: ink },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: ink },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 56, r: 16, t: 16, b: 48 },
     xaxis: axis(titleX), yaxis: axis(titleY), hoverlabel: { bgcolor: surface, font: { color: ink }, bordercolor: quiet },
-    legend: { orientation: "h", y: -0.2, font: { color: ink } }, hovermode: "closest", colorway: LINES,
+    legend: { orientation: "h", y: -0.2, font: { color: ink } }, hovermode: "closest", colorway: series(),
   };
 }
 
@@ -63,9 +56,10 @@ function stabilityPlasticity(place, { stability_plasticity: found }) {
 
 function learning(place, view) {
   const lines = (view.learning ?? view.curves.learning).filter((line) => line.points.length);
+  const hues = series();
   const traces = lines.map((line, i) => ({
     name: line.label ?? line.name, mode: line.points.length > 1 ? "lines+markers" : "markers", x: line.points.map((p) => p.tasks), y: line.points.map((p) => percent(p.score)),
-    error_y: bounds(line.points, "score", "low", "high"), line: { color: LINES[i % LINES.length], width: 2 }, marker: { symbol: SYMBOLS[i % SYMBOLS.length], size: 8, color: LINES[i % LINES.length] },
+    error_y: bounds(line.points, "score", "low", "high"), line: { color: hues[i % hues.length], width: 2 }, marker: { symbol: SYMBOLS[i % SYMBOLS.length], size: 8, color: hues[i % hues.length] },
     hovertemplate: `<b>${escape(line.label ?? line.name)}</b><br>after %{x} tasks: %{y:.1f} %<extra></extra>`,
   }));
   const layout = look("tasks trained", "mean score on them, %");
@@ -91,30 +85,38 @@ function alpha(place, view) {
 }
 
 const CHARTS = { stability_plasticity: stabilityPlasticity, learning, alpha };
-const drawn = [];
-
 function draw(place, traces, layout) {
-  place.replaceChildren();
   window.Plotly.newPlot(place, traces, layout, CONFIG);
 }
 
 /** Draw all charts of the page; again where the colours change. */
 export async function drawCharts() {
-  const places = [...document.querySelectorAll("[data-chart]")];
-  if (!places.length || !window.Plotly) return;
-  const views = new Map();
-  for (const url of new Set(places.map((place) => place.dataset.url))) views.set(url, await get(url).catch(() => null));
-  const all = () => {
-    for (const place of places) {
-      const view = views.get(place.dataset.url);
-      if (place.dataset.chart === "alpha") place.replaceChildren();
-      if (view) CHARTS[place.dataset.chart](place, view);
-    }
-  };
-  all();
-  drawn.push(all);
-  new MutationObserver(() => drawn.forEach((again) => again())).observe(document.documentElement, { attributeFilter: ["data-theme"] });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((again) => again()));
+  const groups = new Map(); // address of a view → places that show it
+  for (const place of document.querySelectorAll("[data-chart]"))
+    groups.set(place.dataset.url, [...(groups.get(place.dataset.url) ?? []), place]);
+  const drawn = new Map();
+  document.addEventListener("themechange", () => drawn.forEach((again) => again()));
+  await Promise.all([...groups].map(([url, places]) => drawGroup(url, places, drawn)));
+}
+
+async function drawGroup(url, places, drawn) {
+  let view;
+  try {
+    if (!window.Plotly) throw new Problem({ detail: "the script that draws was not loaded." });
+    view = await get(url);
+  } catch (error) {
+    const again = () => (window.Plotly ? drawGroup(url, places, drawn) : location.reload());
+    for (const place of places) unavailable(place, error, again);
+    return;
+  }
+  for (const place of places) {
+    const again = () => {
+      place.replaceChildren();
+      CHARTS[place.dataset.chart](place, view);
+    };
+    drawn.set(place, again);
+    again();
+  }
 }
 
 const interval = (low, high) => (low === null || low === undefined ? "" : ` (${shown(low)} to ${shown(high)})`);

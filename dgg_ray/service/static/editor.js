@@ -73,17 +73,17 @@ function explain() {
 
 async function check() {
   asked?.abort();
-  asked = new AbortController();
-  editor.setAttribute("aria-busy", "true");
-  const text = area.value;
+  const own = (asked = new AbortController());
+  const verdict = title.parentElement, text = area.value;
+  verdict.setAttribute("aria-busy", "true");
   try {
-    const found = await call("POST", "/api/v1/validate", { text }, { signal: asked.signal });
+    const found = await call("POST", "/api/v1/validate", { text }, { signal: own.signal });
     if (text === area.value) tell(found.faults, found.warnings);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    title.textContent = error.message;
+    if (error.name !== "AbortError") title.textContent = error.message;
+  } finally {
+    if (asked === own) verdict.removeAttribute("aria-busy"); // else another check runs
   }
-  editor.removeAttribute("aria-busy");
 }
 
 function tell(found, warnings = []) {
@@ -177,13 +177,23 @@ function newLine() {
 
 // -- drafts --------------------------------------------------------------------------------------------
 
-function offerDraft() {
-  let draft = null;
+/** Do something with what the browser keeps; null where it keeps nothing, as in a private window. */
+function kept(act) {
   try {
-    draft = JSON.parse(localStorage.getItem(DRAFT));
+    return act(localStorage);
   } catch {
-    return; // the browser keeps nothing, or something else
+    return null;
   }
+}
+
+const dropDraft = () => kept((storage) => storage.removeItem(DRAFT));
+
+function keepDraft() {
+  kept((storage) => storage.setItem(DRAFT, JSON.stringify({ text: area.value, at: Date.now() / 1000 })));
+}
+
+function offerDraft() {
+  const draft = kept((storage) => JSON.parse(storage.getItem(DRAFT)));
   if (!draft || draft.text === area.value) return;
   byId("draft-age").textContent = ago(draft.at);
   byId("draft-name").textContent = /^name:\s*(\S+)/m.exec(draft.text)?.[1] ?? "without a name";
@@ -194,18 +204,10 @@ function offerDraft() {
     byId("draft").hidden = true;
   });
   byId("draft-drop").addEventListener("click", () => {
-    localStorage.removeItem(DRAFT);
+    dropDraft();
     byId("draft").hidden = true;
     area.focus();
   });
-}
-
-function keepDraft() {
-  try {
-    localStorage.setItem(DRAFT, JSON.stringify({ text: area.value, at: Date.now() / 1000 }));
-  } catch {
-    // the browser keeps nothing
-  }
 }
 
 // -- plan, strategies, submit --------------------------------------------------------------------------
@@ -235,7 +237,7 @@ async function submit() {
   const priority = Number(form.elements.priority.value || 0);
   try {
     const { name } = await post("/api/v1/studies", { text: area.value, priority });
-    localStorage.removeItem(DRAFT);
+    dropDraft();
     location.assign(`/studies/${encodeURIComponent(name)}`);
   } catch (error) {
     if (!(error instanceof Problem) || ![409, 422].includes(error.status)) throw error;

@@ -3,15 +3,14 @@
 //   <body> … <section id="studies" data-live>     is fetched again, and what differs is replaced
 //                                                 by `morph`; data-live="NAME": when that study changes
 //   document's events "study" and "gone"          what changed, where the page has live regions
-//   subscribe({study(card), gone({name})}, name)  calls back for each change, of all studies or of one
 //
 // A browser opens six connections to a server at most, so a page that nobody sees gives its one back.
 
 const QUIET_MS = 1500; // between two fetches of a page
 const RETRY_MS = [1000, 2000, 5000, 10000, 30000];
 
-/** Follow what changes; returns a function that ends it. study: a name; "" is all. */
-export function subscribe(handlers, study = "") {
+/** Call back for each change: {study(card), gone({name}), reset()}. study: a name; "" is all. */
+function subscribe(handlers, study = "") {
   const path = study ? `/api/v1/studies/${encodeURIComponent(study)}/events` : "/api/v1/events";
   let last = document.querySelector('meta[name="last-event"]')?.content ?? "";
   let source = null;
@@ -46,12 +45,6 @@ export function subscribe(handlers, study = "") {
   addEventListener("pagehide", close);
   addEventListener("pageshow", open);
   open();
-  return () => {
-    close();
-    document.removeEventListener("visibilitychange", look);
-    removeEventListener("pagehide", close);
-    removeEventListener("pageshow", open);
-  };
 }
 
 function connection(state) {
@@ -69,7 +62,7 @@ let fetching = false;
 let again = false;
 
 /** Fetch this page again soon, and replace what differs in its [data-live] regions. */
-export function refresh() {
+function refresh() {
   if (fetching) again = true;
   else if (!waiting)
     waiting = setTimeout(async () => {
@@ -97,7 +90,7 @@ async function fetchRegions() {
 }
 
 /** Make `old` like `fresh`, keeping every element that stays: its focus, selection and what was entered. */
-export function morph(old, fresh) {
+function morph(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && !KEPT.has(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value && !KEPT.has(name)) old.setAttribute(name, value);
@@ -133,7 +126,7 @@ function move(parent, child, place) {
   if (child.contains(focused)) focused.focus({ preventScroll: true });
 }
 
-const KEPT = new Set(["open", "checked", "aria-busy"]);
+const KEPT = new Set(["open", "checked", "aria-busy", "tabindex"]);
 const alike = (a, b) => a && a.nodeType === b.nodeType && a.nodeName === b.nodeName && !a.dataset?.key && (a.id || "") === (b.id || "");
 
 /** Follow what changes wherever the page has live regions. */

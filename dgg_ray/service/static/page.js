@@ -5,6 +5,7 @@ import { startLive } from "./live.js";
 import { startTheme } from "./theme.js";
 
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"]];
+const SCROLLED = ".wide-table, .scroll, .tree";
 
 /** How long ago a Unix time was; rendering.ago says the same. */
 export function ago(at) {
@@ -52,10 +53,25 @@ function tell(button, text) {
   setTimeout(() => (label.textContent = before), 2000);
 }
 
+const sizes = new ResizeObserver((changes) => {
+  for (const { target } of changes) {
+    const place = target.closest(SCROLLED);
+    if (place.scrollWidth > place.clientWidth || place.scrollHeight > place.clientHeight) place.tabIndex = 0;
+    else place.removeAttribute("tabindex");
+  }
+});
+
+/** What is larger than its place can be reached by keyboard, and then scrolled. */
+function scrollByKeyboard() {
+  for (const place of document.querySelectorAll(SCROLLED)) for (const part of [place, ...place.children]) sizes.observe(part);
+}
+
 startTheme();
 startActions();
 startCopying();
 startLive();
+scrollByKeyboard();
+document.addEventListener("refreshed", scrollByKeyboard);
 setInterval(tellTimes, 20000);
 // Not scrollIntoView: the Tab key would then go on from there.
 for (const tab of document.querySelectorAll(".tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 16;

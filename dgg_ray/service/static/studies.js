@@ -2,11 +2,10 @@
 
 import { toast } from "./api.js";
 
-const FEWEST = 2;
-const MOST = 8;
-const OVER = { finished: "good", stopped: "info", failed: "bad" };
+const ENDED = { finished: ["has finished", "good"], stopped: ["was stopped", "info"], failed: ["has failed", "bad"] };
 
 const form = document.querySelector("[data-selection]");
+const asked = form?.querySelector("[data-count]").textContent;
 const me = document.querySelector(".tools .me")?.textContent;
 
 function selected() {
@@ -15,13 +14,13 @@ function selected() {
 
 function count() {
   const number = selected().length;
-  const right = number >= FEWEST && number <= MOST;
+  const most = Number(form.dataset.selection);
   form.querySelector("[data-count]").textContent =
-    number === 0 ? "Select two to eight studies to compare them."
+    number === 0 ? asked
     : number === 1 ? "1 selected; select one more to compare."
-    : number > MOST ? `${number} selected; at most ${MOST} can be compared.`
+    : number > most ? `${number} selected; at most ${most} can be compared.`
     : `${number} selected`;
-  form.querySelector("[type=submit]").disabled = !right;
+  form.querySelector("[type=submit]").disabled = number < 2 || number > most;
   form.querySelector("[data-clear]").hidden = number === 0;
   form.classList.toggle("active", number > 0);
 }
@@ -43,5 +42,6 @@ for (const choice of document.querySelectorAll("[data-filters] select"))
 document.addEventListener("study", ({ detail: card }) => {
   const row = document.querySelector(`tr[data-study="${CSS.escape(card.name)}"]`);
   if (!row || row.dataset.state === card.state || card.owner !== me) return;
-  if (card.state in OVER) toast(`${card.name} ${card.state === "finished" ? "has finished" : card.state === "stopped" ? "was stopped" : "has failed"}`, OVER[card.state]);
+  const [words, kind] = ENDED[card.state] ?? [];
+  if (words) toast(`${card.name} ${words}`, kind);
 });

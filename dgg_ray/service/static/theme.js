@@ -1,22 +1,22 @@
 // Colours: as the system has them, light, or dark. The choice is a cookie, so that the server sends it with the page.
 
-const COOKIE = "dgg_ray_theme";
 const NEXT = { "": "light", light: "dark", dark: "" };
 const WORDS = { "": "as the system has them", light: "light", dark: "dark" };
 const root = document.documentElement;
 
 const chosen = () => root.dataset.theme || "";
+const cookie = () => document.querySelector("[data-theme-switch]").dataset.themeSwitch; // its name
 
 function label(button) {
   button.setAttribute("aria-label", `Colours: ${WORDS[chosen()]}. Change`);
   button.title = `Colours: ${WORDS[chosen()]}`;
 }
 
-export function setTheme(theme) {
+function setTheme(theme) {
   if (theme) root.dataset.theme = theme;
   else delete root.dataset.theme;
   const age = theme ? 365 * 86400 : 0;
-  document.cookie = `${COOKIE}=${theme}; path=/; max-age=${age}; samesite=lax`;
+  document.cookie = `${cookie()}=${theme}; path=/; max-age=${age}; samesite=lax`;
   document.dispatchEvent(new CustomEvent("themechange"));
 }
 

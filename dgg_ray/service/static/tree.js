@@ -1,5 +1,7 @@
 // The stage tree as SVG: a column for each number of trained tasks, a stage once however many runs share it.
 
+import { get, unavailable } from "./api.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 150;
 const HEIGHT = 22;
@@ -28,14 +30,25 @@ function rowsOf(nodes) {
   return { rows, count: next };
 }
 
-export function drawTree(place, view) {
+/** Draw the tree of the page, if it has one. */
+export async function showTree() {
+  const place = document.querySelector("[data-tree]");
+  if (!place) return;
+  try {
+    draw(place, await get(place.dataset.url));
+  } catch (error) {
+    unavailable(place, error, showTree);
+  }
+}
+
+function draw(place, view) {
   const nodes = view.nodes.filter((node) => !node.count).slice(0, MOST);
   if (!nodes.length) return;
   const { rows, count } = rowsOf(nodes);
   const depths = 1 + Math.max(...nodes.map((node) => node.depth));
   const x = (node) => 14 + node.depth * WIDTH;
   const y = (node) => 34 + rows.get(node.id) * HEIGHT;
-  const svg = element("svg", { width: 40 + depths * WIDTH, height: 50 + count * HEIGHT, role: "img", "aria-label": `${nodes.length} stages` });
+  const svg = element("svg", { width: 40 + depths * WIDTH, height: 50 + count * HEIGHT, "aria-hidden": "true" });
   for (let depth = 0; depth < depths; depth++) svg.append(element("text", { x: 8 + depth * WIDTH, y: 14, class: "column" }, depth ? `after ${depth}` : "first task"));
   const byId = new Map(nodes.map((node) => [node.id, node]));
   for (const node of nodes) {
@@ -52,10 +65,11 @@ export function drawTree(place, view) {
     svg.append(group);
   }
   place.replaceChildren(svg);
-  if (view.nodes.length > nodes.length) {
+  const single = view.nodes.filter((node) => !node.count).length; // `note` on the page speaks of the others
+  if (single > nodes.length) {
     const note = document.createElement("p");
     note.className = "quiet";
-    note.textContent = `${nodes.length} of ${view.nodes.length} stages are drawn.`;
+    note.textContent = `The first ${nodes.length} of ${single} stages are drawn.`;
     place.append(note);
   }
 }

@@ -6,7 +6,7 @@ const dialog = document.getElementById("user-dialog");
 const form = document.getElementById("user-form");
 const error = document.getElementById("user-error");
 const tokens = document.getElementById("token-dialog");
-const LIMITS = ["at_once", "worker_hours"];
+const LIMITS = [...form.querySelectorAll("[data-limit]")].map((field) => field.name);
 let changed = ""; // name of the user who is changed; empty while one is added
 
 for (const button of document.querySelectorAll("[data-edit-user]"))

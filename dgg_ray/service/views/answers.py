@@ -10,6 +10,7 @@ import pandas as pd
 
 from dgg_ray.analysis.examples import (
     EXAMPLE,
+    MIN_SCORE_DROP,
     WRONG_BELOW,
     history_until,
     rows_of_task,
@@ -52,6 +53,7 @@ def examples(  # noqa: PLR0913 - each is a parameter of the page's address
     in the same run. An item is of the first run that passes the filter; `runs` of `runs_of` do.
 
     task: by default all. stage: t, 0-based; by default the last one of each run.
+    drop, wrong_below: MIN_SCORE_DROP and WRONG_BELOW.
     filter: `forgotten` are the answers whose score fell by at least MIN_SCORE_DROP from before to after,
         `wrong` those that are wrong after, `all` every one.
     """
@@ -98,8 +100,9 @@ def require(what: str, value: object, known: Iterable[object]) -> None:
 
 
 def page_of(items: list[dict[str, Any]], total: int, page: int, per_page: int) -> dict[str, Any]:
-    """The counts of a paged list; page: 1 is the first."""
-    return {"items": items, "total": total, "page": page, "pages": -(-total // per_page)}
+    """A page of the list, with its counts and what the filters mean; page: 1 is the first."""
+    counts = {"total": total, "page": page, "per_page": per_page, "pages": -(-total // per_page)}
+    return {"items": items, **counts, "drop": MIN_SCORE_DROP, "wrong_below": WRONG_BELOW}
 
 
 def answers(predictions: pd.DataFrame, stage: int | None) -> pd.DataFrame:

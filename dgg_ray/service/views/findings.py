@@ -26,7 +26,10 @@ from dgg_ray.analysis.run_table import (
 from dgg_ray.analysis.verdict import STATUS_LABELS, compared_metrics, metric_label, metric_labels, verdict
 from dgg_ray.api import Outcome
 from dgg_ray.config.sections import STRATEGY_NAME, name_of
+from dgg_ray.config.study import Study
 from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.cost.budget import UNITS, DiskLimit
+from dgg_ray.cost.model import unit_rates
 from dgg_ray.planning.plan import Plan, plan
 from dgg_ray.report.page_sections import difference_line, format_metric
 from dgg_ray.report.summary import blocks_sentence, detail_sentences, failure_sentences, notice_sentences
@@ -266,6 +269,7 @@ def costs(outcome: Outcome) -> dict[str, Any]:
     """The study's spending, by unit and by task, and the forecast of the rest.
 
     spent: unit → amount. forecast: unit → [mean, low, high] of the rest; null where nothing was measured.
+    units: key → unit. limits: those that a budget of the study can have, with the present ones; null is none.
     runs: the forecast at the start of each run, and what the run spent.
     """
     results = outcome.results
@@ -276,7 +280,9 @@ def costs(outcome: Outcome) -> dict[str, Any]:
             forecast = {UNIT_KEYS[unit]: list(amount) for unit, amount in remaining.amounts().items()}
     return {
         "spent": {UNIT_KEYS[unit]: amount for unit, amount in results.spending.spent.items()},
+        "units": {key: unit for unit, key in UNIT_KEYS.items()},
         "budget": results.spending.budget,
+        "limits": limits_of(results.archive.study) if results.archive else {},
         "refused": results.spending.refused,
         "forecast": forecast,
         "runs": [
@@ -290,6 +296,13 @@ def costs(outcome: Outcome) -> dict[str, Any]:
         ],
         "by_part": [part._asdict() for part in costs_by_task(results.costs)],
     }
+
+
+def limits_of(study: Study) -> dict[str, float | None]:
+    """The limits that a budget of the study can have, by their names there; None where there is none now."""
+    rates = unit_rates(study.workers)
+    names = [name for name, unit in UNITS.items() if unit in rates]
+    return {name: getattr(study.budget, name, None) for name in (*names, DiskLimit.name)}
 
 
 def progress(outcome: Outcome) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report.figures.importance import explained_shares
 from dgg_ray.report.figures.search import search_table
 from dgg_ray.report.page_sections import search_sentences
+from dgg_ray.service.views.open_branches import open_branches
 
 NOTHING_SEARCHED = "Nothing was searched: the setting is the study's own."
 
@@ -21,12 +22,13 @@ def search(outcome: Outcome) -> dict[str, Any]:
 
     history: `values` and `objective` are null for a setting without a finished stage. states: of stagewise
     search and of its audit, rows of the figure `search`. pareto: ids of the settings on the front, where
-    there are several objectives.
+    there are several objectives. branches: those of stagewise search that can be stopped (open_branches.py).
     """
     results = outcome.results
     found = results.search
     if found is None:
-        empty: dict[str, Any] = {"history": [], "importance": [], "states": [], "pareto": []}
+        lists = ("history", "importance", "states", "pareto", "branches")
+        empty: dict[str, Any] = {name: [] for name in lists}
         return {"method": "", "objective": results.objective, **empty, "sentences": [NOTHING_SEARCHED]}
     optional = OptionalOutputs()
     sentences, audit = search_sentences(results, optional)
@@ -41,6 +43,7 @@ def search(outcome: Outcome) -> dict[str, Any]:
         "history": history(results, found),
         "importance": importance(results) if outcome.begun else [],
         "states": states[states["kind"] != "finished"],
+        "branches": open_branches(outcome),
         "pareto": [candidate.setting for candidate in pareto_front(found)] if several else [],
         "hypervolume": hypervolumes(found) if several else [],
         "sentences": [*sentences, *audit],

@@ -38,7 +38,8 @@ def tree(outcome: Outcome) -> dict[str, Any]:
 
     nodes: parents before children. A node with `count` stands for that many stages of one depth and task:
     depths beyond MAX_NODES nodes are summed up so, and `note` says it. counts: stages by state. missing is
-    a stage that has not ended; one of a pruned setting may never be trained.
+    a stage that has not ended; one of a pruned setting may never be trained. shared: the number of runs that
+    have the stage, or one of those that the node stands for.
     """
     archive = outcome.results.archive
     if archive is None:
@@ -132,9 +133,9 @@ def summed_rows(nodes: Mapping[str, Node], states: Mapping[str, str]) -> list[di
     rows = []
     for (depth, task), keys in sorted(groups.items()):
         counts = Counter(states[key] for key in keys)
-        settings = {setting for key in keys for setting in nodes[key].settings}
+        runs = sum(nodes[key].runs for key in keys)  # a run has one stage of each depth
         row = {"id": f"{depth}/{task}", "parent": None, "task": task, "seed": None, "depth": depth}
         row["state"] = next(state for state in (FAILED, RUNNING, MISSING, FINISHED) if counts[state])
-        row |= {"settings": [], "shared": len(settings), "step": None, "steps": None, "error": None}
+        row |= {"settings": [], "shared": runs, "step": None, "steps": None, "error": None}
         rows.append(row | {"count": len(keys), "states": dict(counts)})
     return rows
