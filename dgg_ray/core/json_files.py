@@ -10,7 +10,7 @@ from typing import Any
 
 def write_json(file: Path, content: Any) -> None:
     """Write a small JSON file, replacing an earlier one; a reader sees either one whole."""
-    replace_file(file, json.dumps(content, indent=1, sort_keys=True).encode())
+    replace_file(file, json.dumps(content, indent=1).encode())
 
 
 def read_json(file: Path) -> Any:

@@ -244,14 +244,12 @@ class StageStore:
     def put_document(self, name: str, content: dict[str, Any]) -> None:
         """Store a small JSON document, replacing an earlier one of that name."""
         self.format.mark(self.backend)
-        self.backend.write(_document_name(name), json.dumps(content, indent=1, sort_keys=True).encode())
+        self.backend.write(_document_name(name), json.dumps(content, indent=1).encode())
 
     def create_document(self, name: str, content: dict[str, Any]) -> bool:
         """Store a small JSON document; return False if there is one of that name already."""
         self.format.mark(self.backend)
-        return self.backend.create(
-            _document_name(name), json.dumps(content, indent=1, sort_keys=True).encode()
-        )
+        return self.backend.create(_document_name(name), json.dumps(content, indent=1).encode())
 
     def get_document(self, name: str) -> dict[str, Any] | None:
         """Return the document's content; None if it is missing or cannot be parsed."""

@@ -317,3 +317,16 @@ def test_the_server_imports_nothing_heavy():
     code = f"import {modules}; print([m for m in {heavy.split()} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_study_that_is_read_by_its_name_proposes_what_was_run(tmp_path):
+    """The order of the parameters decides what Optuna draws for each, so the store keeps it."""
+    space = {"strategy.buffer": [4, 8], "strategy.alpha": [0, 0.5, 1], "adapter.rank": [4, 8]}
+    search = {"space": space, "trials": 3, "parallel": 1}
+    study = sample(search=search, protocol={"baselines": []}, output={"store": str(tmp_path / "store")})
+    results = run(study, tmp_path / "out").results
+    fetched = registry.fetch_results(open_store(tmp_path / "store"), "toy", tmp_path / "copy")
+    copy = dgg_ray.open(fetched).results
+    assert list(copy.archive.study.search.space) == list(space)
+    assert copy.evaluated == results.evaluated
+    assert len(results.evaluated) > 1
