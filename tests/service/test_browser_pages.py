@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from pages_samples import SCRIPT, TOKEN, Server
+from server_samples import text
 
-from dgg_ray.service import accounts, rendering
+from dgg_ray.service import accounts, assets, rendering, runner
 from dgg_ray.service.security import HEADERS
 
 pytestmark = pytest.mark.browser
@@ -219,3 +220,174 @@ def test_plotly_draws_under_the_pages_policy(page, server):
     assert page.locator("main .scatterlayer").count() == 1
     assert page.evaluate("document.getElementById('plotly.js-style-global').sheet.cssRules.length") > 10
     assert page.complaints == []
+
+
+# -- the pages of a study --------------------------------------------------------------------------
+
+CURVES = {
+    "curves": {
+        "learning": [
+            {"label": "dgg", "points": [{"tasks": 1, "score": 0.5, "low": 0.25, "high": 0.75}]},
+            {"label": "replay", "points": [{"tasks": 1, "score": 0.25, "low": None, "high": None}]},
+        ]
+    }
+}
+CHART = """<figure class="chart" data-chart="learning" data-url="/curves"></figure>
+<div data-chart-table="learning"></div>"""
+
+
+def show(page, server, main: str) -> None:
+    """Show a page with this main part, the scripts of a study's page and the pages' policy."""
+    head = f"""{rendering.environment().get_template("macros.html.j2").module.plotly()}
+<link rel="stylesheet" href="{assets.address("study.css")}">
+<script type="module" src="{assets.address("study.js")}"></script>"""
+    template = """{% extends "base.html.j2" %}
+{% block head %}{{ head|safe }}{% endblock %}
+{% block main %}{{ main|safe }}{% endblock %}"""
+    values = {"me": None, "csrf": "", "theme": "", "path": "/", "last_event": "", "open_to_all": True}
+    body = rendering.environment().from_string(template).render(head=head, main=main, **values)
+    policy = {"content-security-policy": HEADERS["content-security-policy"], "content-type": "text/html"}
+    page.route("**/part", lambda route: route.fulfill(body=body, headers=policy))
+    page.goto(f"{server.address}/part")
+
+
+def test_a_figure_that_cannot_be_fetched_says_so_and_is_tried_again(page, server):
+    page.route("**/curves", lambda route: route.fulfill(status=503, json={"detail": "the reader is busy"}))
+    show(page, server, CHART)
+    page.get_by_text("This figure could not be drawn: the reader is busy").wait_for()
+    page.unroute("**/curves")
+    page.route("**/curves", lambda route: route.fulfill(json=CURVES))
+    press_until(page, "Tab", "Try again")
+    page.keyboard.press("Enter")
+    page.locator(".scatterlayer .trace").nth(1).wait_for()
+    assert page.get_by_text("could not be drawn").count() == 0
+    assert page.get_by_role("row", name="dgg 1 50.0 (25.0 to 75.0)").count() == 1
+    assert page.get_by_role("row", name="replay 1 25.0").count() == 1
+
+
+def test_a_figure_takes_the_colours_of_the_page(page, server):
+    page.route("**/curves", lambda route: route.fulfill(json=CURVES))
+    show(page, server, CHART)
+    first = page.locator(".xtick text").first
+    first.wait_for()
+    ink = "getComputedStyle(document.body).color"
+    colours = []
+    for name in ("Colours: as the system has them", "Colours: light"):
+        page.get_by_role("button", name=name).click()
+        colours.append(page.evaluate(ink))
+        assert first.evaluate("tick => getComputedStyle(tick).fill") == colours[-1]
+    assert colours[0] != colours[1]
+
+
+def test_rows_without_a_value_come_last_whichever_way_they_are_sorted(page, server):
+    cells = [("a", ""), ("b", "-0.5"), ("c", "10"), ("d", "9")]
+    rows = "".join(f'<tr><th>{name}</th><td data-value="{value}">–</td></tr>' for name, value in cells)
+    heading = '<th></th><th><button class="sort" data-sort="1">Score</button></th>'
+    show(page, server, f"<table data-sortable><thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table>")
+    for order in ("c d b a", "b d c a", "c d b a"):
+        page.get_by_role("button", name="Score").click()
+        assert page.locator("tbody th").all_inner_texts() == order.split()
+
+
+def test_the_log_shows_what_was_printed_last_though_the_study_is_over(page, server):
+    log = runner.log_name("extended")
+    server.service.store.put_document(log, {"text": "stage 1"})
+    page.goto(f"{server.address}/studies/extended?tab=log")
+    page.get_by_text("stage 1").wait_for()
+    server.end("extended")
+    page.locator("#head[data-over]").wait_for(state="attached")
+    server.service.store.put_document(log, {"text": "stage 1\nreport written"})
+    page.get_by_text("report written").wait_for()
+
+
+def test_new_results_are_offered_when_stages_end_and_not_when_the_state_changes(page, server):
+    region = '<div id="head" data-live="orders" data-done="3" data-failed="0"></div>'
+    show(page, server, f'{region}<p id="fresh" hidden>There are new results</p>')
+    tell = """card => document.dispatchEvent(new CustomEvent("study", { detail: card }))"""
+    said = page.get_by_text("There are new results")
+    for state, done, failed, expected in (
+        ("running", 3, 0, False),
+        ("finished", 3, 0, False),
+        ("running", 3, 1, True),
+        ("running", 4, 0, True),
+    ):
+        page.evaluate(tell, {"state": state, "progress": {"done": done, "failed": failed}})
+        assert said.is_visible() == expected, (state, done, failed)
+    page.evaluate(tell, {"state": "queued", "progress": None})
+    assert said.is_visible()  # what was offered stays
+
+
+def test_a_budget_is_changed_by_keyboard_and_faults_stand_beside_their_fields(page, server):
+    limits = {"worker_hours": 5.0, "disk_gb": None}
+    units = {"worker_hours": "worker-hours", "disk_gb": "GB on disk"}
+    costs = {"spent": {}, "forecast": {}, "by_part": [], "budget": "", "limits": limits, "units": units}
+    values = {"views": {"costs": costs}, "actions": {"budget"}, "url": "/api/v1/studies/x"}
+    part = rendering.environment().get_template("study_costs.html.j2")
+    main = part.render(**values, card={"state": "running"}, summary={"next_steps": []})
+    rule = "must be at least what is spent already, 2"
+    fault = {"path": "budget.worker_hours", "rule": rule, "text": rule}
+    sent = []
+
+    def answer(route):
+        sent.append(route.request.post_data_json)
+        route.fulfill(status=422, json={"detail": "1 fault", "faults": [fault]})
+
+    page.route("**/studies/x/budget", answer)
+    show(page, server, main)
+    page.get_by_role("button", name="Change the budget").click()
+    page.get_by_text("Change a limit first.").wait_for()
+    hours = page.get_by_label("Worker-hours")
+    assert (hours.input_value(), page.get_by_label("GB on disk").input_value()) == ("5", "")
+    hours.fill("")
+    hours.press("Enter")
+    page.get_by_text("needs a number").wait_for()
+    hours.fill("1.5")
+    hours.press("Enter")
+    page.get_by_role("dialog", name="Change the budget?").get_by_text("Worker-hours: 1.5.").wait_for()
+    page.keyboard.press("Escape")
+    assert sent == []
+    hours.press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Change the budget").click()
+    page.get_by_text(rule).wait_for()
+    assert sent == [{"limits": {"worker_hours": 1.5}}]
+    assert hours.get_attribute("aria-invalid") == "true"
+    assert page.evaluate("document.activeElement.name") == "worker_hours"
+    assert page.locator(f"#{hours.get_attribute('aria-describedby')}").inner_text() == rule
+
+
+def test_a_study_is_written_where_the_browser_keeps_nothing(page, server):
+    refuse = "get() { throw new DOMException('no', 'SecurityError'); }"
+    page.add_init_script(f"Object.defineProperty(window, 'localStorage', {{ {refuse} }})")
+    page.goto(f"{server.address}/new")
+    page.locator("#strategies").wait_for()
+    page.get_by_label("Study, in YAML").fill(text("private"))
+    page.get_by_role("heading", name="No faults").wait_for()
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url("**/studies/private")
+    assert server.service.state_of("private") == "queued"
+    assert page.complaints == []
+
+
+def test_the_verdict_is_busy_while_a_check_runs(page, server):
+    held = []
+    page.route("**/api/v1/validate", lambda route: held.append(route))
+    page.goto(f"{server.address}/new")
+    busy = page.locator(".verdict[aria-busy=true]")
+    busy.wait_for(state="attached")
+    page.get_by_label("Study, in YAML").fill("name: other")  # the next check ends the first one
+    while len(held) < 2:
+        page.wait_for_timeout(50)
+    assert busy.count() == 1
+    held[1].fulfill(json={"faults": [], "warnings": []})
+    busy.wait_for(state="detached")
+    page.get_by_role("heading", name="No faults").wait_for()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_is_wider_than_the_page_can_be_scrolled_by_keyboard(new_page, server, width):
+    page = new_page(viewport={"width": width, "height": 844})
+    cells = "".join(f"<td>{'x' * 12}</td>" for _ in range(8))
+    show(page, server, f'<div class="wide-table"><table><tr>{cells}</tr></table></div>')
+    table = page.locator(".wide-table")
+    page.wait_for_timeout(100)
+    assert table.get_attribute("tabindex") == ("0" if width == 390 else None)

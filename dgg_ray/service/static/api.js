@@ -71,9 +71,12 @@ export function unavailable(place, error, again) {
   place.replaceChildren(box);
 }
 
+let refuse = null; // answers the question that is asked now with no
+
 /** Ask a question; resolves to whether the answer is yes. The focus returns to where it was. */
 export function confirm({ title, text, yes, danger = false }) {
   const dialog = document.getElementById("confirm");
+  refuse?.();
   document.getElementById("confirm-title").textContent = title;
   document.getElementById("confirm-text").textContent = text;
   const button = document.getElementById("confirm-yes");
@@ -81,9 +84,16 @@ export function confirm({ title, text, yes, danger = false }) {
   button.className = `button ${danger ? "danger" : "primary"}`;
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) =>
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }),
-  );
+  return new Promise((resolve) => {
+    const answer = (found) => {
+      dialog.removeEventListener("close", closed);
+      refuse = null;
+      resolve(found);
+    };
+    const closed = () => dialog.open || answer(dialog.returnValue === "yes"); // open: the event is of the question before
+    dialog.addEventListener("close", closed);
+    refuse = () => answer(false);
+  });
 }
 
 /** Do something, and show what prevents it. busy: a button that waits meanwhile. */

@@ -97,10 +97,12 @@ function changeBudget() {
   const form = document.querySelector("[data-budget]");
   form?.addEventListener("submit", (submit) => {
     submit.preventDefault();
-    const fields = [...form.querySelectorAll("input")];
-    const limits = Object.fromEntries(fields.filter((field) => field.value !== field.defaultValue).map((field) => [field.name, Number(field.value)]));
-    tellFaults(form, Object.keys(limits).length ? [] : [{ path: "", rule: "Change a limit first." }]);
-    if (Object.keys(limits).length) attempt(() => sendBudget(form, limits), form.querySelector("[type=submit]"));
+    const changed = [...form.querySelectorAll("input")].filter((field) => field.value !== field.defaultValue);
+    const limits = Object.fromEntries(changed.map((field) => [field.name, Number(field.value)]));
+    const faults = changed.filter((field) => field.value === "").map((field) => ({ path: field.name, rule: "needs a number" }));
+    if (!changed.length) faults.push({ path: "", rule: "Change a limit first." });
+    tellFaults(form, faults);
+    if (!faults.length) attempt(() => sendBudget(form, limits), form.querySelector("[type=submit]"));
   });
 }
 
