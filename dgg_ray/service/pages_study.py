@@ -110,6 +110,7 @@ def study(
         parameters = {"setting": setting} if view == "matrices" and setting else {}
         found[view] = views.get(server.reader.view, name, view, **parameters)
     submitted = service.journal.state.studies.get(name)
+    decisions = decisions_of(server, name) if tab == "search" else []
     return rendering.page(
         request,
         "study.html.j2",
@@ -124,7 +125,8 @@ def study(
         setting=setting,
         most=MOST_ROWS,
         actions=actions_of(card, user),
-        **(decided(server, name) if tab == "search" else {"pinned": (), "stopped": ()}),
+        pinned=pinned_settings(decisions),
+        stopped=stopped_settings(decisions),
         log=service.log(name) if tab == "log" else "",
         history=history_of(server, name) if tab == "history" else [],
         text=service.text(name) if tab == "text" else "",
@@ -150,10 +152,9 @@ def actions_of(card: dict[str, Any], user: User) -> set[str]:
     return allowed | {"stop", "priority"} | ({"decide", "budget"} if card["state"] == "running" else set())
 
 
-def decided(server: Context, name: str) -> dict[str, Any]:
-    """Ids of the settings that are pinned and stopped by decisions about the study."""
-    decisions = [Decision.parse(found) for found in server.service.decisions(name)]
-    return {"pinned": pinned_settings(decisions), "stopped": stopped_settings(decisions)}
+def decisions_of(server: Context, name: str) -> list[Decision]:
+    """The decisions about the study, in their order."""
+    return [Decision.parse(found) for found in server.service.decisions(name)]
 
 
 def history_of(server: Context, name: str) -> list[dict[str, Any]]:

@@ -11,12 +11,16 @@ from server_samples import NotedReader, text
 from service_samples import run, sample
 from starlette.testclient import TestClient
 
+import dgg_ray
 from dgg_ray import load_study
+from dgg_ray.analysis.examples import MIN_SCORE_DROP
 from dgg_ray.core.errors import ResultsError
-from dgg_ray.service import accounts, pages_study, views
+from dgg_ray.planning import study_control
+from dgg_ray.service import accounts, pages_study, rendering, views
 from dgg_ray.service.app import make_app
 from dgg_ray.service.security import COOKIE, Access
 from dgg_ray.service.views import compare, view
+from dgg_ray.storage.stage_store import open_store
 
 pytestmark = pytest.mark.whole
 
@@ -201,3 +205,150 @@ def test_studies_are_compared_on_shared_blocks(client):
     assert client.get("/compare?subject=toy&subject=toy:replay&subject=").text == page
     assert "At most 8" in client.get("/compare?" + "&".join(f"subject=s{i}" for i in range(9))).text
     assert "there is no study" in client.get("/compare?subject=toy&subject=nobody").text
+
+
+# -- steering --------------------------------------------------------------------------------------
+
+
+def rendered(template, **values):
+    """A part of the page as the page's template includes it."""
+    usual = {"actions": set(), "url": "/api/v1/studies/x", "card": {"state": "running"}, "most": 200}
+    usual |= {"summary": {"next_steps": []}, "pinned": (), "stopped": ()}
+    return rendering.environment().get_template(f"study_{template}.html.j2").render({**usual, **values})
+
+
+def test_settings_are_pinned_and_stopped_by_buttons_that_name_them(outcomes):
+    found = {"search": None, "settings": views.findings.settings(outcomes[1]["toy"])}
+    first, second = (row["setting"] for row in found["settings"]["rows"][:2])
+    page = rendered("search", views=found, actions={"decide"}, pinned={first: None}, stopped={second: None})
+    labels = re.findall(r'aria-label="([^"]*setting[^"]*)"', page)
+    assert {f"Unpin setting {first}", f"Stop setting {first}", f"Pin setting {second}"} <= set(labels)
+    assert {f"Pin setting {first}", f"Stop setting {second}"}.isdisjoint(labels)
+    assert f'data-url="/api/v1/studies/x/settings/{first}/unpin"' in page
+    assert "setting " not in "".join(re.findall(r'aria-label="([^"]*)"', rendered("search", views=found)))
+
+
+@pytest.fixture(scope="module")
+def searching(tmp_path_factory):
+    """A stagewise search: 2 values of α for one task on each of 2 learning rates; 4 stages are there."""
+    folder = tmp_path_factory.mktemp("searching")
+    space = {"strategy.alpha": {"per_task": [0, 1.0]}, "training.learning_rate": [0.005, 0.01]}
+    search = {"method": "stagewise", "space": space, "values_per_task": 2, "global_candidates": 2}
+    return run(sample(search=search, output={"store": str(folder / "store")}), folder / "out", 4)
+
+
+def test_every_open_branch_can_be_stopped_and_is_then_gone(searching):
+    branches = views.search_course.search(searching)["branches"]
+    assert [(branch["text"], branch["waiting"]) for branch in branches] == [
+        ("training.learning_rate = 0.005", 2),
+        ("training.learning_rate = 0.005, α for charts = 0", 1),
+        ("training.learning_rate = 0.005, α for charts = 1", 1),
+        ("training.learning_rate = 0.01", 2),
+        ("training.learning_rate = 0.01, α for charts = 0", 1),
+        ("training.learning_rate = 0.01, α for charts = 1", 1),
+    ]
+    store = open_store(searching.archive.store.url)
+    for number, stopped in enumerate((1, 3), 1):  # one state, and all of a learning rate
+        asked = {"kind": "stop_branch", "values": branches[stopped]["values"]}
+        assert study_control.record(store, "toy", asked, by="ada").number == number
+    left = views.search_course.search(dgg_ray.open(searching.out))["branches"]
+    for number in (1, 2):
+        store.remove_document(f"studies/toy/decisions/{number:06}.json")
+    assert [(branch["text"], branch["waiting"]) for branch in left] == [
+        ("training.learning_rate = 0.005", 1),
+        ("training.learning_rate = 0.005, α for charts = 1", 1),
+    ]
+
+
+def test_branches_are_stopped_by_buttons_that_name_them(searching):
+    found = {"search": views.search_course.search(searching), "settings": None}
+    page = rendered("search", views=found, actions={"decide"})
+    assert page.count('data-url="/api/v1/studies/x/branches/stop"') == 6
+    assert 'aria-label="Stop the branch with training.learning_rate = 0.01, α for charts = 1"' in page
+    assert "{&#34;values&#34;: {&#34;training.learning_rate&#34;: 0.005}}" in page
+    assert "branches/stop" not in rendered("search", views=found)
+
+
+def test_a_finished_search_has_no_open_branch(outcomes):
+    assert views.search_course.search(outcomes[1]["toy"])["branches"] == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "budget", "limits"),
+    [
+        ({}, {"worker_hours": 2.0}, {"worker_hours": 2.0, "disk_gb": None}),
+        ({"price_per_hour": 3.0}, None, {"worker_hours": None, "money": None, "disk_gb": None}),
+    ],
+)
+def test_the_budget_has_the_limits_that_the_study_can_have(workers, budget, limits):
+    study = sample(workers={"engine": "simulated", **workers}, budget=budget)
+    assert views.findings.limits_of(study) == limits
+
+
+def test_the_budget_is_changed_by_who_may_steer_the_study(client, outcomes):
+    for name, offered in (("vic", False), ("ron", False)):  # the study was run elsewhere: it is nobody's
+        client.cookies.set(COOKIE, client.tokens[name])
+        assert ("data-budget" in client.get("/studies/toy?tab=costs").text) == offered
+    user = accounts.user_of(client.service.journal.state, client.tokens["ron"])
+    card = {"submitted_here": True, "owner": "ron", "state": "running"}
+    assert {"budget", "decide"} <= pages_study.actions_of(card, user)
+    assert "budget" in pages_study.actions_of(card | {"state": "finished"}, user)
+    assert "budget" not in pages_study.actions_of(card | {"owner": "ana"}, user)
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tab", "found", "said"),
+    [
+        ("results", {"comparison": {"rows": []}}, "No method has been compared yet"),
+        ("orders", {"orders": {"sentences": [], "tables": {}}}, "Nothing is known about orders yet"),
+        ("stages", {"tree": {"nodes": [], "counts": {}, "note": ""}}, "No stage is known yet"),
+    ],
+)
+def test_an_empty_part_says_why_and_what_can_be_done(tab, found, said):
+    summary = {"next_steps": [], "details": []}
+    assert said in rendered(tab, views=found, summary=summary)
+    assert "resume it" not in rendered(tab, views=found, summary=summary)
+    assert "resume it" in rendered(tab, views=found, summary=summary, actions={"resume"})
+
+
+def test_no_part_of_a_half_finished_study_is_blank(client):
+    for tab in pages_study.TABS:
+        page = client.get(f"/studies/half?tab={tab}").text
+        part = page.partition('<div id="tab" class="tab">')[2].partition("</main>")[0]
+        assert len(re.sub(r"<[^>]*>|\s", "", part)) > 20, tab
+
+
+def test_stages_say_how_many_runs_share_them(client, outcomes):
+    page = client.get("/studies/toy?tab=stages").text
+    nodes = views.stage_tree.tree(outcomes[1]["toy"])["nodes"]
+    shared = max(node["shared"] for node in nodes)
+    assert 'class="num">Shared by</th>' in page
+    assert page.count(f'<td class="num">{shared} runs</td>') == sum(n["shared"] == shared for n in nodes)
+
+
+def test_forgotten_answers_are_said_to_be_what_the_view_selects(client, monkeypatch):
+    page = client.get("/studies/toy/examples").text
+    assert f"whose score is now at least {100 * MIN_SCORE_DROP:g} points lower than before" in page
+    monkeypatch.setattr(views.answers, "MIN_SCORE_DROP", 0.125)
+    assert "at least 12.5 points lower" in client.get("/studies/toy/examples").text
+
+
+def test_a_second_study_is_asked_for_only_where_none_is_chosen(client):
+    assert 'id="second"' in client.get("/compare").text
+    one = client.get("/compare?subject=toy").text
+    assert 'id="another"' in one
+    assert 'id="second"' not in one
+
+
+def test_no_two_parts_of_a_page_have_one_id_and_every_field_has_a_label(client):
+    paths = [f"/studies/toy?tab={tab}" for tab in pages_study.TABS]
+    for path in (*paths, "/studies/toy/examples", "/compare", "/compare?subject=toy&subject=toy:replay"):
+        page = client.get(path).text
+        ids = re.findall(r'\sid="([^"]*)"', page)
+        assert len(ids) == len(set(ids)), path
+        for field in re.findall(r"<(?:input|select|textarea)\s[^>]*>", page):
+            if 'type="hidden"' not in field and 'type="checkbox"' not in field:
+                assert f'<label for="{re.search(" id=.([^ >]*). ", field + " ")[1]}"' in page, field

@@ -17,8 +17,9 @@ from dgg_ray.storage.store_view import view_of
 def open_branches(outcome: Outcome) -> list[dict[str, Any]]:
     """The states from which an unfinished stagewise search trains something now: {values, text, waiting}.
 
-    values: what all of the branch shares, as `branches/stop` takes it; text: the same in words. waiting: the number of settings in it
-    that have no result yet. Branches come before those that continue from them; other searches have none.
+    values: what all of the branch shares, as `branches/stop` takes it; text: the same in words. waiting: the
+    number of settings in it that have no result yet. Branches come before those that continue from them;
+    other searches have none.
     """
     archive, found = outcome.results.archive, outcome.results.search
     if archive is None or found is None or found.finished or found.method != "stagewise":
@@ -42,7 +43,11 @@ def distinct(settings: Iterable[Setting]) -> list[Setting]:
 
 
 def text_of(values: Setting) -> str:
-    return ", ".join(f"{name_of(path)} = {value}" for path, value in values.items())
+    """The values in words: `α for words = 0.3, buffer = 20`."""
+    return ", ".join(
+        f"{name_of(path)} = {format(value, 'g') if isinstance(value, float) else value}"
+        for path, value in values.items()
+    )
 
 
 def order(branch: dict[str, Any]) -> list[tuple[str, str]]:
