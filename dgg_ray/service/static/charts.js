@@ -31,7 +31,7 @@ function bounds(rows, mean, low, high) {
 
 function stabilityPlasticity(place, { stability_plasticity: found }) {
   const groups = [
-    ["on the blocks of the search", (p) => p.kind === "setting", { size: 6, opacity: 0.55 }],
+    ["on the blocks of the search", (p) => p.kind === "setting", { size: 6, opacity: 0.8 }],
     ["compared on held-out blocks", (p) => p.kind === "compared", { size: 10, symbol: "diamond" }],
     ["joint training", (p) => p.kind === "reference", { size: 10, symbol: "star" }],
   ];
