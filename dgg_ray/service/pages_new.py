@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
@@ -27,9 +28,27 @@ NUMBER = re.compile(r"[+-]?\d{1,9}(\.\d{1,9})?")
 Name = Annotated[str, Query(max_length=200)]
 
 
+class Extension(BaseModel):
+    """A task to add after those of a study. files: a folder, a train file, or a reader without files."""
+
+    extend: Annotated[str, Field(max_length=200)] = ""
+    task: Annotated[str, Field(max_length=200)] = ""
+    files: Annotated[str, Field(max_length=2000)] = ""
+    reader: Annotated[str, Field(max_length=200)] = "llava"
+
+
 @router.get("/new")
-def new(request: Request, server: Server, user: Viewer, template: Name = "", clone: Name = "") -> Response:
-    """The editor with a template, or with the text of a study under a name that is free."""
+def new(
+    request: Request,
+    server: Server,
+    user: Viewer,
+    wanted: Annotated[Extension, Query()],
+    template: Name = "",
+    clone: Name = "",
+) -> Response:
+    """The editor with a template, with the text of a study under a free name, or with one more task."""
+    if wanted.extend:
+        return extended(request, server, user, wanted)
     known = {found["name"]: found["text"] for found in templates_of_studies.templates()}
     if clone:
         text = server.service.text(clone)
@@ -40,6 +59,17 @@ def new(request: Request, server: Server, user: Viewer, template: Name = "", clo
         text = known[template]
     text = under_a_free_name(server, text, clone or template)
     return shown(request, user, text, started_from=template, clone=clone)
+
+
+def extended(request: Request, server: Context, user: User, wanted: Extension) -> Response:
+    """The editor with a study's text and one more task; with the faults of what cannot be added."""
+    name, tasks = wanted.extend, {wanted.task.strip(): wanted.files.strip()}
+    try:
+        text = server.service.extended_text(name, tasks, wanted.reader.strip() or "llava")
+    except StudyError as error:
+        faults = checks.as_json(error.faults)
+        return shown(request, user, server.service.text(name), 422, clone=name, faults=faults)
+    return shown(request, user, text, clone=name)
 
 
 def under_a_free_name(server: Context, text: str, name: str) -> str:

@@ -61,6 +61,7 @@ def environment() -> Environment:
         "duration": duration,
         "iso": iso,
         "ago": ago,
+        "until": until,
         "number": number,
         "percent": percent,
         "segment": lambda text: quote(str(text), safe=""),
@@ -162,6 +163,15 @@ def ago(at: float, now: float | None = None) -> str:
         if passed >= large:
             return f"{int(passed // large)} {name} ago"
     return "just now"
+
+
+def until(at: float, now: float | None = None) -> str:
+    """The time until a moment, at least a minute.
+
+    >>> until(7260.0, now=0.0), until(5.0, now=10.0)
+    ('2 h 1 min', '1 min')
+    """
+    return duration(max(60.0, at - (time.time() if now is None else now)))
 
 
 def iso(at: float) -> str:

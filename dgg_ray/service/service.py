@@ -193,8 +193,14 @@ class Service:
 
         tasks: name → a folder, a train file, or the name of a reader that needs no files.
         """
-        text = self.child.call(checks.extend, self.text(name), self.rules, dict(tasks), reader, new_name)
+        text = self.extended_text(name, tasks, reader, new_name)
         return self.submit(text, by, priority, cloned_from=name)
+
+    def extended_text(
+        self, name: str, tasks: Mapping[str, str], reader: str, new_name: str | None = None
+    ) -> str:
+        """The text of a study with more tasks after its own. Raises StudyError for what cannot be added."""
+        return self.child.call(checks.extend, self.text(name), self.rules, dict(tasks), reader, new_name)
 
     def decide(self, name: str, by: str, decision: Mapping[str, Any]) -> dict[str, Any]:
         """Record a decision about a running study: stop a setting or a branch, pin a setting, a budget."""

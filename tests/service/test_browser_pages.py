@@ -265,6 +265,30 @@ def test_a_figure_that_cannot_be_fetched_says_so_and_is_tried_again(page, server
     assert page.get_by_role("row", name="replay 1 25.0").count() == 1
 
 
+ALPHAS = """<section data-alpha hidden>
+<div class="charts" data-chart="alpha" data-url="/curves"></div></section>"""
+INSIDE = """() => [...document.querySelectorAll(".chart")].every((chart) => {
+  const [own, drawn] = [chart, chart.querySelector(".main-svg")].map((part) => part.getBoundingClientRect());
+  return drawn.left >= own.left - 1 && drawn.right <= own.right + 1;
+})"""
+
+
+def test_figures_side_by_side_stay_in_their_places(page, server):
+    points = [{"alpha": alpha, "mean": alpha, "low": None, "high": None} for alpha in (0.0, 0.5, 1.0)]
+    curves = {"alpha": [{"task": task, "text": "", "points": points} for task in ("a", "b", "c")]}
+    page.route("**/curves", lambda route: route.fulfill(json=curves))
+    show(page, server, ALPHAS)
+    page.locator(".chart .scatterlayer .trace").nth(2).wait_for()
+    for width in (None, 700):  # as it was drawn, and in a window that has become smaller
+        if width:
+            page.set_viewport_size({"width": width, "height": 800})
+        for _ in range(50):  # a chart follows its place a moment later
+            if inside := page.evaluate(INSIDE):
+                break
+            page.wait_for_timeout(100)
+        assert inside, width
+
+
 def test_a_figure_takes_the_colours_of_the_page(page, server):
     page.route("**/curves", lambda route: route.fulfill(json=CURVES))
     show(page, server, CHART)

@@ -80,6 +80,18 @@ def test_it_begins_with_another_studys_text_under_a_free_name(browser, server):
     assert 'href="/studies/small"' in page
 
 
+def test_a_study_goes_on_with_one_more_task(browser, server):
+    two = "\n".join(line for line in text().splitlines() if "charts" not in line) + "\n"
+    server.service.submit(two, "ana")
+    page = browser.get("/new", params={"extend": "small", "task": "charts", "files": "embedded"})
+    assert page.status_code == 200
+    assert "name: small-charts" in written(page.text)
+    assert "{name: charts, reader: embedded, train: 12, validation: 10, test: 10}" in written(page.text)
+    taken = browser.get("/new", params={"extend": "small", "task": "digits", "files": "embedded"})
+    assert (taken.status_code, written(taken.text)) == (422, two)
+    assert "has a task of this name" in faults(taken.text)[0]
+
+
 def test_an_unknown_study_cannot_be_cloned(browser):
     response = browser.get("/new?clone=smal")
     assert response.status_code == 404

@@ -71,7 +71,7 @@ function learning(place, view) {
 function alpha(place, view) {
   if (!view.alpha.length) return;
   place.closest("[data-alpha]").hidden = false;
-  for (const effect of view.alpha) {
+  const figures = view.alpha.map((effect) => {
     const box = document.createElement("div");
     const figure = document.createElement("figure");
     figure.className = "chart";
@@ -79,14 +79,22 @@ function alpha(place, view) {
     text.textContent = effect.text ?? "";
     box.append(figure, text);
     place.append(box);
+    return figure;
+  });
+  for (const [i, effect] of view.alpha.entries()) { // now that each has its place
     const layout = look(`α of ${effect.task}`, "gain in the final score, points");
-    draw(figure, [{ name: effect.task, mode: "lines+markers", x: effect.points.map((p) => p.alpha), y: effect.points.map((p) => percent(p.mean)), error_y: bounds(effect.points, "mean", "low", "high"), line: { width: 2 }, hovertemplate: "α = %{x}: %{y:.1f} points<extra></extra>" }], { ...layout, showlegend: false });
+    draw(figures[i], [{ name: effect.task, mode: "lines+markers", x: effect.points.map((p) => p.alpha), y: effect.points.map((p) => percent(p.mean)), error_y: bounds(effect.points, "mean", "low", "high"), line: { width: 2 }, hovertemplate: "α = %{x}: %{y:.1f} points<extra></extra>" }], { ...layout, showlegend: false });
   }
 }
 
 const CHARTS = { stability_plasticity: stabilityPlasticity, learning, alpha };
+const sizes = new ResizeObserver((changes) => {
+  for (const { target } of changes) if (target.isConnected && target.clientWidth) window.Plotly.Plots.resize(target);
+});
+
 function draw(place, traces, layout) {
   window.Plotly.newPlot(place, traces, layout, CONFIG);
+  sizes.observe(place);
 }
 
 /** Draw all charts of the page; again where the colours change. */
