@@ -140,16 +140,18 @@ def has_results(server: Context, name: str) -> bool:
 
 
 def actions_of(card: dict[str, Any], user: User) -> set[str]:
-    """The actions that the user may take on the study in its state."""
-    mine = card["submitted_here"] and (card["owner"] == user.name or user.role == "admin")
+    """The actions that the user may take on the study in its state.
+
+    A study that was run elsewhere is an admin's, and is started and stopped where it runs.
+    """
     allowed = {"clone"} if accounts.may(user, "run") else set[str]()
-    if not (mine and accounts.may(user, "run")):
+    mine = user.role == "admin" or (card["submitted_here"] and card["owner"] == user.name)
+    if not (mine and accounts.may(user, "run")) or card["state"] == "stopping":
         return allowed
-    if card["state"] in OVER:
-        return allowed | {"resume", "delete", "budget"}
-    if card["state"] == "stopping":
-        return allowed
-    return allowed | {"stop", "priority"} | ({"decide", "budget"} if card["state"] == "running" else set())
+    if card["state"] in (*OVER, "silent"):
+        return allowed | {"delete"} | ({"resume", "budget"} if card["submitted_here"] else set())
+    steered = {"stop", "priority"} if card["submitted_here"] else set[str]()
+    return allowed | steered | ({"decide", "budget"} if card["state"] == "running" else set())
 
 
 def decisions_of(server: Context, name: str) -> list[Decision]:

@@ -19,6 +19,7 @@ from dgg_ray.planning import study_control
 from dgg_ray.service import accounts, pages_study, rendering, views
 from dgg_ray.service.app import make_app
 from dgg_ray.service.security import COOKIE, Access
+from dgg_ray.service.state import User
 from dgg_ray.service.views import compare, view
 from dgg_ray.storage.stage_store import open_store
 
@@ -165,6 +166,22 @@ def test_decisions_are_told_as_the_report_tells_them(client, monkeypatch):
     page = client.get("/studies/toy?tab=history").text
     assert "stopped setting 1a2b3c4d" in page
     assert "set the budget to 3 worker-hours" in page
+
+
+def test_everybody_is_offered_what_the_api_lets_them_do():
+    def offered(role, state, owner="ann", here=True):
+        card = {"submitted_here": here, "owner": owner if here else "", "state": state}
+        return pages_study.actions_of(card, User("ann", role, "", "", {}, 0.0, ""))
+
+    assert offered("view", "running") == set()
+    assert offered("run", "running", owner="bob") == {"clone"}
+    assert offered("run", "running") == {"clone", "stop", "priority", "decide", "budget"}
+    assert offered("run", "queued") == {"clone", "stop", "priority"}
+    assert offered("admin", "finished", owner="bob") == {"clone", "resume", "delete", "budget"}
+    # What was run elsewhere is an admin's, and is started and stopped there.
+    assert offered("run", "running", here=False) == {"clone"}
+    assert offered("admin", "running", here=False) == {"clone", "decide", "budget"}
+    assert offered("admin", "silent", here=False) == {"clone", "delete"}
 
 
 def test_an_unknown_study_is_named_with_the_nearest(client):
