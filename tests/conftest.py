@@ -11,6 +11,10 @@ from hypothesis import settings
 
 from dgg_ray.core import plugins
 
+# One mode for all clusters that tests start: a process keeps the mode of its first one, whatever comes later.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
+
 EXAMPLES = int(os.environ.get("DGG_RAY_EXAMPLES", "100"))
 settings.register_profile("untimed", deadline=None, max_examples=EXAMPLES)  # a busy machine fails no test
 settings.load_profile("untimed")

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from dgg_ray.service.refused import RefusedError
 
 CHECK_S = 60.0  # for one call
 IDLE_S = 5 * CHECK_S  # without a call, until the process ends
+
+
+def end_with_the_server() -> None:
+    """Let this process end when the one that started it has ended, however that was."""
+    server = parent_process()
+    assert server is not None
+
+    def watch() -> None:
+        server.join()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="server watch", daemon=True).start()
 
 
 class CheckProcess:
@@ -28,7 +41,7 @@ class CheckProcess:
         with self.lock:
             self.used_at = time.monotonic()
             if self.pool is None:
-                self.pool = ProcessPoolExecutor(1, get_context("spawn"))
+                self.pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_the_server)
             pool = self.pool
         try:
             return pool.submit(function, *arguments).result(CHECK_S)

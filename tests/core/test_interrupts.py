@@ -60,20 +60,28 @@ def test_what_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def heard():
+    """Hear SIGINT as Python does, also where whoever started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def import_and_wait(name: str) -> None:
     importlib.import_module(name)
     for _ in range(1000):
         time.sleep(0.01)
 
 
-def test_an_interrupt_waits_for_the_end_of_an_import(write_module):
+def test_an_interrupt_waits_for_the_end_of_an_import(write_module, heard):
     write_module("is_interrupted", INTERRUPTED)
     with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
         import_and_wait("is_interrupted")
     assert sys.modules["is_interrupted"].done
 
 
-def test_what_a_module_runs_while_it_is_imported_is_interrupted_at_once(write_module):
+def test_what_a_module_runs_while_it_is_imported_is_interrupted_at_once(write_module, heard):
     write_module("runs_a_study", RUNS_A_STUDY)
     with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
         import_and_wait("runs_a_study")

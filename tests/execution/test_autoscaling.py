@@ -1,7 +1,6 @@
 """Ray's own autoscaler grows a cluster from nothing for a study, and shrinks it to nothing after it."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -30,12 +29,10 @@ def start(folder, address, cpus=1):
     (folder / "study.yaml").write_text(STUDY.replace("CPUS", str(cpus)))
     command = [sys.executable, "-m", "dgg_ray", "run", folder / "study.yaml", "--out", folder / "out"]
     with (folder / "log").open("w") as log:
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         return subprocess.Popen(
             [*command, "--ray-address", address],
             stdout=log,
             stderr=log,
-            env=environment,
             start_new_session=True,
         )
 
@@ -56,8 +53,7 @@ def read_state(address, folder):
 
 
 @pytest.mark.parametrize("v2", [False, True])
-def test_a_study_grows_the_cluster_to_its_limit_and_gives_it_back(v2, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_a_study_grows_the_cluster_to_its_limit_and_gives_it_back(v2, tmp_path):
     states = []
     with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3, v2=v2) as machines:
         run, began = start(tmp_path, machines.address), time.monotonic()
@@ -78,8 +74,7 @@ def test_a_study_grows_the_cluster_to_its_limit_and_gives_it_back(v2, tmp_path, 
     assert max(running) == 3
 
 
-def test_a_group_that_no_machine_of_the_autoscaler_can_hold_is_reported_within_seconds(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_a_group_that_no_machine_of_the_autoscaler_can_hold_is_reported_within_seconds(tmp_path):
     with LocalAutoscaler({"CPU": 1, "object_store_memory": 80_000_000}, most=3) as machines:
         run = start(tmp_path, machines.address, cpus=16)
         try:

@@ -44,7 +44,7 @@ FAST_CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 
 @pytest.fixture(scope="module")
 def machines():
     """A head without CPUs and one node with one."""
-    os.environ.update(cluster.ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"})
+    os.environ.update(cluster.ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="dgg-", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder  # where Ray finds the address of its default cluster
         head = {"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}

@@ -8,8 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from dgg_ray.service import check_process, stream
-from dgg_ray.service.check_process import CheckProcess
+from dgg_ray.service import stream
 from dgg_ray.service.stream import Broadcast
 
 
@@ -114,20 +113,6 @@ def test_readers_wait_for_news_hear_that_the_server_lives_and_may_leave_at_any_m
 
     asyncio.run(watched())
     assert not problems
-
-
-def test_the_process_that_checks_rests_and_comes_back(monkeypatch):
-    child = CheckProcess()
-    try:
-        assert child.call(sum, [1, 2]) == 3
-        child.rest()
-        assert child.pool is not None
-        monkeypatch.setattr(check_process, "IDLE_S", -1.0)
-        child.rest()
-        assert child.pool is None
-        assert child.call(sum, [3, 4]) == 7
-    finally:
-        child.close()
 
 
 @pytest.mark.parametrize("last", ["", "x", "x-1", "-", f"{2**70}-{2**70}"])
