@@ -170,7 +170,7 @@ def submission(server: Server, root: Path) -> str:
         name = f"{runner}-{seed}"
         text = study_text(name, 2, 2).replace("engine: simulated", "groups: 1")
         start = time.time()
-        client.submit(text.replace("seeds: [0]", f"seeds: [{seed}, {len(found)}]"))  # none is stored yet
+        client.submit(text.replace("seeds: [0]", f"seeds: [{seed + len(found)}]"))  # none is stored yet
         for _ in client.follow(name):
             pass
         logs = root / "studies" / name / "logs"
