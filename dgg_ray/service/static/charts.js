@@ -17,7 +17,7 @@ function look(titleX, titleY) {
   const axis = (title) => ({ title: { text: title, font: { size: 13 } }, gridcolor: line, zerolinecolor: line, linecolor: line, tickcolor: line, automargin: true });
   return {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: ink },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 56, r: 16, t: 16, b: 48 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 56, r: 16, t: 16, b: 56 },
     xaxis: axis(titleX), yaxis: axis(titleY), hoverlabel: { bgcolor: surface, font: { color: ink }, bordercolor: quiet },
     legend: { orientation: "h", y: -0.2, font: { color: ink } }, hovermode: "closest", colorway: series(),
   };
