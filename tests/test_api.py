@@ -12,6 +12,7 @@ from safetensors import safe_open
 import dgg_ray
 from dgg_ray import load_study, run_study
 from dgg_ray.analysis.run_table import find_setting, settings_by_label
+from dgg_ray.config import registry
 from dgg_ray.core.errors import ResultsError
 from dgg_ray.report import page
 
@@ -113,6 +114,28 @@ def test_an_opened_folder_has_the_same_results(simulated):
     assert again.study.data.tasks == simulated.study.data.tasks
     assert again.scores().equals(simulated.scores())
     assert "s;" not in str(again).splitlines()[-1]  # nothing was run, so no durations are printed
+
+
+def test_the_store_keeps_the_best_setting_of_the_studys_own_search_whenever_it_was_found(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(page, "figure_names", list)
+    baseline = {"name": "l2sp", "search": {"strategy.strength": [0.01, 0.1]}, "trials": 2}
+    study = load_study(
+        {
+            **STUDY,
+            "workers": {"engine": "simulated"},
+            "search": {"space": {"strategy.alpha": [0.1, 0.5]}, "method": "grid"},
+            "protocol": {"max_new_tokens": 2, "baselines": [baseline]},
+        }
+    )
+    found = []
+    for _ in range(2):  # the second run finds everything in the store
+        run_study(study, tmp_path, local=True, quiet=True)
+        live = study.store(tmp_path).get_document(registry.document_name("toy", registry.LIVE))
+        found.append(live["content"]["best"])
+    assert found[0] == found[1]
+    assert "with strategy.alpha=" in found[0]
 
 
 def test_scores_remain_available_without_the_store(simulated):

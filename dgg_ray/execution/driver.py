@@ -31,7 +31,6 @@ from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.comparison import (
     Comparison,
     comparison_chains,
-    describe_best_so_far,
     first_run_items,
     make_search,
 )
@@ -138,7 +137,7 @@ def search_and_compare(
     """
     study, search = reader.study, None
     if study.search is not None:
-        search = make_search(study, out / "search.db", optional)
+        search = executor.search = make_search(study, out / "search.db", optional)
 
     def carry_out(own: SearchMethod) -> SearchMethod:
         if executor.interrupted:
@@ -204,6 +203,7 @@ def run_search(reader: EvidenceReader, executor: StageExecutor, search: SearchMe
             search_with_tune(reader, search, executor)
         else:
             search_in_process(reader, search, executor)
+    executor.setting_evaluated(search)  # also where all of its results were stored
     return search
 
 
@@ -221,4 +221,4 @@ def search_in_process(reader: EvidenceReader, search: SearchMethod, executor: St
         if executor.budget_exhausted and evidence is None:
             return  # the query stays unanswered: with a larger budget the search proposes it again
         search.tell(number, evidence)
-        executor.display.setting_evaluated(lambda: describe_best_so_far(search))
+        executor.setting_evaluated(search)

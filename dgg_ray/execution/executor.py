@@ -31,6 +31,8 @@ from dgg_ray.execution.progress import Display
 from dgg_ray.execution.prometheus import MetricsExporter
 from dgg_ray.execution.session import RaySession
 from dgg_ray.execution.worker_groups import BROKER_TIMEOUT_S, WorkerGroupManager
+from dgg_ray.search.base import SearchMethod
+from dgg_ray.search.comparison import describe_best_so_far
 from dgg_ray.storage.lease_keeper import POLL_S, LeaseKeeper
 from dgg_ray.storage.leases import LeaseOwner
 from dgg_ray.storage.stage_store import StageStore
@@ -45,6 +47,7 @@ class StageExecutor(ABC):
     budget_exhausted: whether the budget kept an item from being started.
     interrupted: whether it starts nothing more of what it was asked for, until it is resumed.
     errors: of the items given to `execute`: {error, message, traceback} each.
+    search: the study's own, whose best setting is shown; None before it began, and where there is none.
     """
 
     study: Study
@@ -58,6 +61,7 @@ class StageExecutor(ABC):
     budget_exhausted: bool = field(default=False, init=False)
     interrupted: bool = field(default=False, init=False)
     errors: list[dict[str, str]] = field(default_factory=list, init=False)
+    search: SearchMethod | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
@@ -66,6 +70,11 @@ class StageExecutor(ABC):
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.tally["there"] = max(0, self.tally["there"])
         self.stack.close()
+
+    def setting_evaluated(self, search: SearchMethod) -> None:
+        """Show the best setting so far, unless the search only tunes a baseline."""
+        if search is self.search:
+            self.display.setting_evaluated(lambda: describe_best_so_far(search))
 
     def execute(self, chains: Sequence[Sequence[WorkItem]]) -> None:
         """Ensure that the store holds every item of every chain; a failed item ends its chain."""

@@ -19,7 +19,6 @@ from dgg_ray.execution import cluster
 from dgg_ray.execution.broker import is_budget_exhausted, run_chains
 from dgg_ray.execution.executor import RayExecutor
 from dgg_ray.search.base import Query, SearchMethod
-from dgg_ray.search.comparison import describe_best_so_far
 from dgg_ray.search.evidence import EvidenceReader, queried_runs
 from dgg_ray.search.pruning import PruningTest
 from dgg_ray.storage.store_view import view_if_remote
@@ -146,7 +145,7 @@ class TuneSearcher(Searcher):
                 return
         number, query = self.open.pop(trial_id)
         self.search.tell(number, self.reader.with_store(view_if_remote(self.reader.store)).evidence(query))
-        self.executor.display.setting_evaluated(lambda: describe_best_so_far(self.search))
+        self.executor.setting_evaluated(self.search)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the store and the seed determine where the search is."""

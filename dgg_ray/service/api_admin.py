@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from dgg_ray.service import accounts, checks, scheduling, templates_of_studies
+from dgg_ray.service import accounts, checks, scheduling, study_templates
 from dgg_ray.service.api_studies import Body
 from dgg_ray.service.context import Admin, Server, Viewer
 from dgg_ray.service.responses import answer
@@ -162,4 +162,4 @@ def strategies(request: Request, server: Server, user: Viewer) -> Response:
 @router.get("/templates")
 def templates(request: Request, server: Server, user: Viewer) -> Response:
     """Studies to begin with: {name, question, text}."""
-    return answer(request, {"items": templates_of_studies.templates()})
+    return answer(request, {"items": study_templates.templates()})

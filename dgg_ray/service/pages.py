@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from dgg_ray.service import accounts, rendering, templates_of_studies
+from dgg_ray.service import accounts, rendering, study_templates
 from dgg_ray.service.api_admin import list_users, queue_of, totals_of
 from dgg_ray.service.api_reference import sections
 from dgg_ray.service.api_results import MOST_SUBJECTS
@@ -63,7 +63,7 @@ def studies(request: Request, server: Server, user: Viewer, wanted: Annotated[Li
         values=wanted.model_dump(exclude_defaults=True),
         most_compared=MOST_SUBJECTS,
         may_run=accounts.may(user, "run"),
-        first=templates_of_studies.templates()[0],
+        first=study_templates.templates()[0],
     )
 
 

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
 from dgg_ray.core.errors import Fault, StudyError
-from dgg_ray.service import accounts, checks, rendering, templates_of_studies
+from dgg_ray.service import accounts, checks, rendering, study_templates
 from dgg_ray.service.context import Context, Server, Viewer, context_of
 from dgg_ray.service.refused import RefusedError
 from dgg_ray.service.state import User
@@ -49,7 +49,7 @@ def new(
     """The editor with a template, with the text of a study under a free name, or with one more task."""
     if wanted.extend:
         return extended(request, server, user, wanted)
-    known = {found["name"]: found["text"] for found in templates_of_studies.templates()}
+    known = {found["name"]: found["text"] for found in study_templates.templates()}
     if clone:
         text = server.service.text(clone)
     elif template and template not in known:
@@ -95,7 +95,7 @@ def shown(request: Request, user: User, text: str, status: int = 200, **values: 
         user,
         status,
         text=text,
-        templates=[(t["name"], t["name"]) for t in templates_of_studies.templates()],
+        templates=[(t["name"], t["name"]) for t in study_templates.templates()],
         may_run=accounts.may(user, "run"),
         **{**defaults, **found, **values},
     )

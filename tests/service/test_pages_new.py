@@ -11,10 +11,10 @@ from pages_samples import SCRIPT, TOKEN, Server
 from server_samples import text
 
 from dgg_ray.config import registry
-from dgg_ray.service import pages_new, templates_of_studies
+from dgg_ray.service import pages_new, study_templates
 from dgg_ray.service.security import csrf_of
 
-FIRST = templates_of_studies.templates()[0]
+FIRST = study_templates.templates()[0]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_it_begins_with_the_quickstart(browser):
 
 
 def test_it_begins_with_any_template(browser):
-    for template in templates_of_studies.templates():
+    for template in study_templates.templates():
         assert written(browser.get("/new", params={"template": template["name"]}).text) == template["text"]
     assert browser.get("/new?template=none").status_code == 404
 
