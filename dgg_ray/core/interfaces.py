@@ -303,6 +303,7 @@ class AdapterLayout:
         """Prepare the mounted PEFT model, whose default LoRA is drawn or loaded already.
 
         New trainable parameters must have `lora_` in their names, and be registered on modules of the model.
+        Only trained parameters are stored; those that are frozen here and count belong into `frozen_tensors`.
         """
 
     def detach(self) -> None:

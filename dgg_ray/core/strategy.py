@@ -259,7 +259,9 @@ class Strategy:
 
     @cached_property
     def context(self) -> StageContext:
-        raise StageError(f"{type(self).__name__}.context can be used while a stage is trained or evaluated")
+        raise StageError(
+            f"{type(self).__name__}.context can be used from `prepare` on, in a stage that trains or answers"
+        )
 
     @cached_property
     def cache(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dgg_ray.core.errors import IncompatibleCheckpointError, StoreError
+from dgg_ray.core.errors import IncompatibleCheckpointError, StageError, StoreError
 from dgg_ray.core.stage import FORMAT, Stage
 from dgg_ray.storage.backend import temporary_draft
 from dgg_ray.storage.stage_store import StageStore
@@ -105,12 +105,39 @@ def remove(store: StageStore, stage: Stage) -> None:
 
 
 def plain_values(memory: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a strategy's memory that are neither tensors nor lists of tensors."""
-    return {
+    """The entries of a strategy's memory that are neither tensors nor lists of tensors.
+
+    Raises StageError for one that JSON cannot hold.
+    """
+    found = {
         name: value
         for name, value in memory.items()
         if not isinstance(value, Tensor) and not is_tensor_list(value)
     }
+    for name, value in found.items():
+        if not survives_json(value):
+            raise StageError(
+                f"memory[{name!r}] must be a JSON value, a tensor or a list of tensors, one for each weight, "
+                "because a checkpoint stores nothing else; give each tensor a key of its own; "
+                f"found {type(value).__name__}"
+            )
+    return found
+
+
+def survives_json(value: Any) -> bool:
+    """Return whether the value is the same after a round trip through JSON; tuples become lists."""
+    try:
+        read_back, expected = json.loads(json.dumps(value)), tuples_as_lists(value)
+        return read_back == expected or repr(read_back) == repr(expected)  # NaN does not equal itself
+    except (TypeError, ValueError):
+        return False
+
+
+def tuples_as_lists(value: Any) -> Any:
+    """The value as JSON represents it."""
+    if isinstance(value, dict):
+        return {key: tuples_as_lists(inner) for key, inner in value.items()}
+    return [tuples_as_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def is_tensor_list(value: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from dgg_ray.core import rng
+from dgg_ray.core.errors import StageError
 from dgg_ray.core.interfaces import (
     ADAPTER_FILE,
     LAYOUT_FILE,
@@ -272,8 +273,32 @@ class PeftLearner:
             file = setup.parent / "adapter" / ADAPTER_FILE
             set_peft_model_state_dict(self.peft, load_file(file))
         self.layout = setup.layout or AdapterLayout()
+        for _, lora in self.default_lora():
+            lora.requires_grad_(True)  # whatever an earlier layout left behind
         self.layout.attach(self.peft, setup)
+        self.refuse_lost_weights()
         return self.make_optimizer()
+
+    def default_lora(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights of PEFT's LoRA `default`, with their names."""
+        assert self.peft is not None
+        for name, value in self.peft.named_parameters():
+            if name.endswith(("lora_A.default.weight", "lora_B.default.weight")):
+                yield name, value
+
+    def refuse_lost_weights(self) -> None:
+        """Raise StageError where the layout freezes weights that count and does not store them."""
+        lora = dict(self.default_lora())
+        if self.layout.frozen_tensors():
+            return
+        for name, value in lora.items():
+            b = lora[name.replace("lora_A", "lora_B")]
+            counts = b.requires_grad or bool(b.detach().any())
+            if not value.requires_grad and counts:
+                raise StageError(
+                    f"{type(self.layout).__name__}.attach freezes {name}; only trained weights are stored, "
+                    "so the next stage would have another: return it from frozen_tensors, read it in attach"
+                )
 
     def start_engine(
         self, setup: StageSetup, parameters: list[nn.Parameter], optimizer: torch.optim.AdamW

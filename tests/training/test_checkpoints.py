@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgg_ray.core.errors import IncompatibleCheckpointError, NonFiniteError
+from dgg_ray.core.errors import IncompatibleCheckpointError, NonFiniteError, StageError
 from dgg_ray.core.stage import WorkItem
 from dgg_ray.strategies.dgg import DGG
 from dgg_ray.training import checkpoints
@@ -157,6 +157,11 @@ def test_a_worker_that_sees_another_checkpoint_than_rank_0_does_not_train(world)
     world.runner.on_rank0 = one_loss_on_rank0
     with pytest.raises(RuntimeError, match="this worker sees a checkpoint of 0 steps, rank 0 one of 1"):
         world.runner.train(second)
+
+
+def test_a_memory_that_no_checkpoint_can_hold_is_named():
+    with pytest.raises(StageError, match=r"memory\['logits'\] must be a JSON value, a tensor .* found dict"):
+        checkpoints.plain_values({"b": 1, "logits": {"x": torch.zeros(1)}})
 
 
 def test_a_memory_may_contain_lists_of_plain_values():

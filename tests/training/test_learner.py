@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dgg_ray.core.errors import StageError
-from dgg_ray.core.interfaces import Adapter, StageSetup, Training
+from dgg_ray.core.interfaces import Adapter, AdapterLayout, StageSetup, Training
 from dgg_ray.models import embedded
 from dgg_ray.models.llava_1_5 import Llava15
 from dgg_ray.readers.embedded import Embedded
@@ -211,6 +211,36 @@ def test_text_only_examples_are_trained_and_answered(learner, examples):
     assert np.isfinite(learner.step([*text, *examples[4:8]], 0, no_edit))
     assert np.isfinite(learner.step(text, 1, no_edit))
     assert len(learner.answer(text, 4)) == 4
+
+
+class FrozenA(AdapterLayout):
+    """Trains B alone, and forgets to store A."""
+
+    def attach(self, model, setup):
+        for name, value in model.named_parameters():
+            if "lora_A" in name:
+                value.requires_grad_(False)
+
+
+class StoredA(FrozenA):
+    """Trains B alone, and stores A."""
+
+    def attach(self, model, setup):
+        super().attach(model, setup)
+        self.parts["a"] = {name: value for name, value in model.named_parameters() if "lora_A" in name}
+
+    def frozen_tensors(self):
+        return {name.replace("lora_A", "frozen_a"): value.detach() for name, value in self.parts["a"].items()}
+
+
+def test_a_layout_that_would_lose_weights_is_refused(learner):
+    setup = StageSetup(ADAPTER, TRAINING, 4, 0, "words", None)
+    with pytest.raises(StageError, match=r"FrozenA.attach freezes .*lora_A.*: return it from frozen_tensors"):
+        learner.start(replace(setup, layout=FrozenA()))
+    learner.start(replace(setup, layout=StoredA()))
+    assert all("lora_B" in name for name in learner.names)
+    learner.start(setup)  # and the next stage trains A again, which nobody had set free
+    assert sum("lora_A" in name for name in learner.names) == len(learner.names) / 2
 
 
 def test_an_unknown_target_is_refused_with_the_existing_ones(learner):
