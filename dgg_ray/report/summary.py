@@ -190,7 +190,7 @@ def failure_sentences(results: Results) -> list[str]:
         return []
     errors = ", ".join(sorted({f"{f['error']} while training {f['trained_task']}" for f in results.failures}))
     stages, them = ("1 stage", "it") if count == 1 else (f"{count} stages", "them")
-    lines = dict.fromkeys(error_records.format_error_record(f) for f in results.failures if f.get("location"))
+    lines = dict.fromkeys(error_records.format_error_record(f) for f in results.failures if f.get("message"))
     return [f"{stages} failed ({errors}). Runs that needed {them} are not counted.", *lines]
 
 
