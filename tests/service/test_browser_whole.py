@@ -45,6 +45,7 @@ def link(tmp_path_factory):
         ]
         server.terminate()
         server.wait(30)
+        server.stdout.close()
         for runner in runners:
             runner.terminate()
         psutil.wait_procs(runners, timeout=60)
