@@ -95,7 +95,7 @@ def extended_text(
     edits, _, faults = plan_extension(study, tasks, reader, results, name)
     if faults:
         raise StudyError(faults, study.name)
-    return edited(study, text, edits, study.name)[0]
+    return edited(study, text, edits, study.name)
 
 
 def plan_extension(
@@ -284,19 +284,16 @@ def write_extended(study: Study, file: Path, new: Path, edits: list[Edit], data:
     """Write the edited text, after checking that it is a study."""
     from dgg_ray.search import warm_start
 
-    text, wanted = edited(study, file.read_text(encoding="utf-8"), edits, str(file))
-    new.write_text(text, encoding="utf-8")
+    new.write_text(edited(study, file.read_text(encoding="utf-8"), edits, str(file)), encoding="utf-8")
     try:
-        if loader.parse_file(new)[0] != wanted:
-            raise uneditable(str(file), edits)
         loader.load_file(new, data, further=warm_start.add_warm_starts)
     except BaseException:
         new.unlink()
         raise
 
 
-def edited(study: Study, text: str, edits: list[Edit], place: str) -> tuple[str, dict[str, Any]]:
-    """Return the edited text and its content; StudyError unless that is the old one with the edits alone.
+def edited(study: Study, text: str, edits: list[Edit], place: str) -> str:
+    """Return the edited text; StudyError unless its content is the old one with the edits alone.
 
     place: where the text is, for the error.
     """
@@ -311,7 +308,7 @@ def edited(study: Study, text: str, edits: list[Edit], place: str) -> tuple[str,
     store = study.output.store  # it may have been given beside the text
     if loader.with_store(content, store)[0] != loader.with_store(wanted, store)[0]:
         raise uneditable(place, edits)
-    return text, wanted
+    return text
 
 
 def set_content(content: Any, path: tuple[str | int, ...], value: Any) -> None:
