@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgg_ray.config import loader, registry, yaml_edit, yaml_reader
 from dgg_ray.config.study import Study
@@ -26,6 +26,9 @@ from dgg_ray.core import plugins
 from dgg_ray.core.errors import DggError, Fault, ResultsError, StudyError
 from dgg_ray.storage import fetching
 from dgg_ray.storage.stage_store import open_store
+
+if TYPE_CHECKING:
+    from dgg_ray.planning.plan import Plan
 
 WARM_START = "search.warm_start_from["
 PLACES = ("model", "tasks", "strategy", "search", "protocol")  # sections that may name files
@@ -213,27 +216,28 @@ def as_json(faults: Sequence[Fault]) -> list[dict[str, Any]]:
     return [{**vars(fault), "text": str(fault)} for fault in ordered]
 
 
-def plan(text: str, rules: Rules, out: str, detect: float | None = None) -> dict[str, Any]:
+def plan(text: str, rules: Rules, detect: float | None = None) -> dict[str, Any]:
     """Predict what a study costs and what its designs detect: `Plan.as_json`, with its `text`.
 
-    out: folder of all studies' results. detect: a difference in points of 100.
+    detect: a difference in points of 100.
     """
-    from dgg_ray import api
-
-    study = load_text(text, rules)
-    predicted = api.plan_study(study, Path(out, study.name), detect, on_this_machine=False)
+    predicted = plan_of(text, rules, detect)
     return predicted.as_json() | {"text": str(predicted)}
 
 
-def predict(text: str, rules: Rules, out: str) -> dict[str, Any]:
+def plan_of(text: str, rules: Rules, detect: float | None = None) -> Plan:
+    from dgg_ray import api  # late: it needs pandas
+
+    study = load_text(text, rules)
+    return api.plan_study(study, Path(rules.results, study.name), detect, on_this_machine=False)
+
+
+def predict(text: str, rules: Rules) -> dict[str, Any]:
     """Predict how long a study runs and what it will have spent: {wall_s, unit, forecast}.
 
     forecast: [mean, low, high] in the unit; it and wall_s are None where nothing was measured.
     """
-    from dgg_ray import api
-
-    study = load_text(text, rules)
-    cost = api.plan_study(study, Path(out, study.name), None, on_this_machine=False).cost_forecast
+    cost = plan_of(text, rules).cost_forecast
     total = cost.total(cost.unit)
     wall_s = cost.remaining.wall.mean if cost.remaining else None
     return {"wall_s": wall_s, "unit": cost.unit, "forecast": list(total) if total else None}

@@ -83,7 +83,7 @@ class Service:
 
     def plan(self, text: str, detect: float | None = None) -> dict[str, Any]:
         """Predict what a study costs. Raises StudyError where it has faults."""
-        return self.child.call(checks.plan, text, self.rules, self.rules.results, detect)
+        return self.child.call(checks.plan, text, self.rules, detect)
 
     def submit(self, text: str, by: str, priority: int = 0, cloned_from: str = "") -> Submitted:
         """Put a study into the queue. Raises StudyError for its faults, RefusedError for a taken name."""
@@ -346,13 +346,13 @@ class Service:
     def predict_next(self) -> None:
         """Predict how long the first waiting study without a prediction will run, and what it will spend."""
         waiting = sorted(self.places().values(), key=lambda place: place.place)
+        keys = {(place.study.name, place.study.run) for place in waiting}
+        self.predicted = {key: found for key, found in self.predicted.items() if key in keys}
         for place in waiting[:PREDICTED]:
             key = place.study.name, place.study.run
             if place.reason != scheduling.STARTS_NOW and key not in self.predicted:
                 self.predicted[key] = {}
-                self.predicted[key] = self.child.call(
-                    checks.predict, place.study.text, self.rules, self.rules.results
-                )
+                self.predicted[key] = self.child.call(checks.predict, place.study.text, self.rules)
                 return
 
     def look(self) -> None:
