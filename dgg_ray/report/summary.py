@@ -29,6 +29,7 @@ from dgg_ray.analysis.run_table import (
 from dgg_ray.analysis.tuning import tuning_sentences
 from dgg_ray.analysis.verdict import BASELINE_NAMES, METRIC_LABELS, verdict
 from dgg_ray.core import error_records
+from dgg_ray.core.phrases import plural
 from dgg_ray.stats.formats import (
     format_on_fixed_orders,
     format_p_value,
@@ -36,6 +37,8 @@ from dgg_ray.stats.formats import (
     format_percent,
 )
 from dgg_ray.stats.intervals import MIN_CLUSTERS
+
+MOST_ERRORS = 5  # that a summary quotes
 
 
 def summary_sentences(results: Results) -> list[str]:
@@ -190,7 +193,11 @@ def failure_sentences(results: Results) -> list[str]:
         return []
     errors = ", ".join(sorted({f"{f['error']} while training {f['trained_task']}" for f in results.failures}))
     stages, them = ("1 stage", "it") if count == 1 else (f"{count} stages", "them")
-    lines = dict.fromkeys(error_records.format_error_record(f) for f in results.failures if f.get("message"))
+    lines = list(
+        dict.fromkeys(error_records.format_error_record(f) for f in results.failures if f.get("message"))
+    )
+    if left := lines[MOST_ERRORS:]:
+        lines[MOST_ERRORS:] = [f"… and {plural(len(left), 'other error')}; the end of the report lists all"]
     return [f"{stages} failed ({errors}). Runs that needed {them} are not counted.", *lines]
 
 

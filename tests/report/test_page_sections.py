@@ -1,6 +1,7 @@
 """The sections state the blocks, seeds and trade-offs that were run."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from order_samples import ORDERS as CYCLE
@@ -10,7 +11,7 @@ from prediction_samples import results_with_predictions
 from dgg_ray.analysis.run_table import BLOCK
 from dgg_ray.core.optional_outputs import OptionalOutputs
 from dgg_ray.report.page_sections import constant_alpha_sentences
-from dgg_ray.report.summary import blocks_sentence, describe_blocks
+from dgg_ray.report.summary import MOST_ERRORS, blocks_sentence, describe_blocks, failure_sentences
 from dgg_ray.report.wrong_answers import wrong_answers_section
 
 ORDERS = ("a > b", "b > a")
@@ -71,3 +72,14 @@ def test_a_run_in_which_a_task_came_last_is_not_counted_for_its_questions():
     (first, second, *_) = wrong_answers_section(results_with_predictions(), {}, OptionalOutputs()).sentences
     assert first.endswith("in at least one of 2 runs of dgg.")
     assert second.startswith("Runs in which the task came last are not counted on its cards")
+
+
+def test_a_summary_quotes_a_few_errors_each_once_and_counts_the_others():
+    failures = [
+        {"error": "StageError", "trained_task": "a", "message": f"rule {i // 2}", "location": ""}
+        for i in range(2 * (MOST_ERRORS + 2))
+    ]
+    first, *lines = failure_sentences(SimpleNamespace(failures=failures))
+    assert first.startswith(f"{len(failures)} stages failed (StageError while training a).")
+    quoted = [f"StageError: rule {i}" for i in range(MOST_ERRORS)]
+    assert lines == [*quoted, "… and 2 other errors; the end of the report lists all"]
