@@ -12,9 +12,10 @@ dies or takes too long. Answers are kept in memory by study, revision and query,
 costs nothing. Refusals are kept for a while; where a study cannot be loaded, that is the refusal of all
 queries about this revision of it.
 
-A study has one revision at a time. When its documents in the store change, its results are loaded and the
-views that were asked for are made again, and only then does the revision change: pages of a running study
-stay quick. All methods may be called from any thread.
+A study has one revision at a time. When the documents of a running study change in the store, its results
+are loaded and the views that were asked for are made again, and only then does the revision change: its pages
+stay quick. A study that is over is answered by its newest documents only. All methods may be called from any
+thread.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dgg_ray.config import registry
 from dgg_ray.config.study import STUDY_NAME
 from dgg_ray.core.errors import DggError, Fault, ResultsError, StoreError, StudyError
 from dgg_ray.core.hashing import digest
+from dgg_ray.service.state import OVER
 from dgg_ray.storage.stage_store import open_store
 
 TIME_LIMIT_S = 600.0  # of one query; a study of a million scores takes minutes to load
@@ -98,16 +100,17 @@ class Answer(NamedTuple):
 class StudyRevision:
     """The revision of a study for which queries are answered.
 
-    next_look: time before which the documents are not looked at again. changed_at: when the revision changed
-    last. building_s: seconds that loading it and making its views took. refreshing: whether the answers of
-    the next revision are being made.
+    seen: the study's state and run at the last look at its documents. next_look: time before which they are
+    not looked at again while that stays so. changed_at: when the revision changed last. building_s: seconds
+    that loading it and making its views took. refreshing: the revision whose answers are being made, or "".
     """
 
     revision: str
+    seen: tuple[str, int]
     next_look: float
     changed_at: float
     building_s: float = 0.0
-    refreshing: bool = False
+    refreshing: str = ""
 
     @property
     def next_change(self) -> float:
@@ -163,11 +166,13 @@ class Reader:
     """Answers queries about the studies of a store.
 
     store_url: a folder or a URL. cache_folder: on this machine; its subfolder `reader` is removed at the
-    start. time_limit_s: of one query. cache_bytes: of all answers kept in memory.
+    start. state_and_run: of a study, as the server tells them; a change of either is a reason to look at its
+    documents at once. time_limit_s: of one query. cache_bytes: of all answers kept in memory.
     """
 
     store_url: str
     cache_folder: Path
+    state_and_run: Callable[[str], tuple[str, int]]
     time_limit_s: float = TIME_LIMIT_S
     cache_bytes: int = CACHE_BYTES
     clock: Callable[[], float] = time.monotonic
@@ -265,31 +270,34 @@ class Reader:
 
         Raises ResultsError where the store holds no such study.
         """
-        now = self.clock()
+        now, seen = self.clock(), self.state_and_run(name)
         with self.lock:
             known = self.studies.get(name)
-            if known and (known.refreshing or now < known.next_look):
+            if known and known.seen == seen and (known.refreshing or now < known.next_look):
                 return known.revision
-            if known:
-                known.next_look = now + LOOK_EVERY_S  # another thread need not look meanwhile
+            if known:  # another thread need not look meanwhile
+                known.seen, known.next_look = seen, now + LOOK_EVERY_S
         try:
-            newest, is_running = self._newest(name)
+            newest, ended = self._newest(name)
         except (StoreError, OSError):
             if known:  # what was read stays true while the store is out of reach
                 return known.revision
             raise
         with self.lock:
             if known is None:
-                first = StudyRevision(newest, now + LOOK_EVERY_S, now)
+                first = StudyRevision(newest, seen, now + LOOK_EVERY_S, now)
                 return self.studies.setdefault(name, first).revision
-            may_change = not is_running or now >= known.next_change
-            may_change = may_change and not known.refreshing and not self._resting(loading(name, newest))
-            if newest != known.revision and may_change:
+            if newest == known.revision:
+                return newest
+            if ended or seen[0] in OVER:
+                known.revision, known.refreshing, known.changed_at, known.building_s = newest, "", now, 0.0
+                return newest
+            if not known.refreshing and now >= known.next_change and not self._resting(loading(name, newest)):
                 self._refresh(name, known, newest)
             return known.revision
 
     def _newest(self, name: str) -> tuple[str, bool]:
-        """The revision of a study's documents in the store, and whether the study may be running."""
+        """The revision of a study's documents in the store, and whether they say that it ended."""
         documents = {}
         if STUDY_NAME.fullmatch(name):
             for file in (registry.STUDY, registry.LIVE):
@@ -297,11 +305,11 @@ class Reader:
         if not documents.get(registry.STUDY):
             raise ResultsError(f"{self.store.url} holds no study {name!r}")
         live = documents[registry.LIVE] or {"content": {}}
-        return digest(documents)[:REVISION], not live["content"].get("ended")
+        return digest(documents)[:REVISION], bool(live["content"].get("ended"))
 
     def _refresh(self, name: str, known: StudyRevision, newest: str) -> None:
         """Queue the answers of the next revision, and the change to it; the lock is held."""
-        known.refreshing, known.building_s = True, 0.0
+        known.refreshing, known.building_s = newest, 0.0
         old, new = ((name, known.revision),), ((name, newest),)
         wanted = [query for query in self.asked if query.studies == old and query in self.answers]
         self.asked -= {query for query in self.asked if query.studies == old}
@@ -311,9 +319,11 @@ class Reader:
 
         def change() -> None:
             with self.lock:
+                if known.refreshing != newest:  # the study is over meanwhile, and what it ended with is asked
+                    return
                 if loaded.exception() is None:
                     known.revision = newest
-                known.refreshing, known.changed_at = False, self.clock()
+                known.refreshing, known.changed_at = "", self.clock()
                 known.next_look = known.changed_at + LOOK_EVERY_S
 
         self.queue.put(change)

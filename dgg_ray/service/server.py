@@ -66,7 +66,7 @@ def serve(options: Options) -> None:
         rule = "needs a user first: dgg-ray user add NAME --role admin --store"
         raise StudyError([Fault("--host", f"{rule} {options.store}", repr(options.host))], "arguments")
     names = (*LOOPBACK_NAMES, *options.names) if options.is_loopback or options.names else ()
-    reader = Reader(options.store, options.root / "cache")
+    reader = Reader(options.store, options.root / "cache", service.state_and_run)
     app = make_app(service, reader, access, names)
     host = "127.0.0.1" if options.host == "localhost" else options.host
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"

@@ -234,6 +234,13 @@ class Service:
         """The study's state: of the service's own, or running, finished, stopped, failed or silent."""
         return self.card(name)["state"]
 
+    def state_and_run(self, name: str) -> tuple[str, int]:
+        """The study's state, "" for one that is not known, and the number of its run here, from 1; else 0."""
+        study, known = self.journal.state.studies.get(name), self.known.get(name)
+        if study is not None:
+            return study.state, study.run
+        return outside_state(known.live) if known else "", 0
+
     def running_hours(self) -> dict[str, float]:
         """Worker-hours that the active studies have spent in all their runs, as far as they are known."""
         active = {study.name for study in self.journal.state.active}
@@ -249,7 +256,7 @@ class Service:
         places = self.places() if places is None else places
         place = places.get(name)
         live = known.live if known else {}
-        state_now = study.state if study else outside_state(live)
+        state_now, _ = self.state_and_run(name)
         predicted = self.predicted.get((study.name, study.run), {}) if study else {}
         return {
             "name": name,

@@ -39,6 +39,11 @@ def store(tmp_path_factory):
     return open_store(place)
 
 
+def unknown(name: str) -> tuple[str, int]:
+    """The state and the run of a study of which the server does not know them."""
+    return "", 0
+
+
 class Clock:
     """A clock that a test advances."""
 
@@ -50,7 +55,7 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def shared_reader(store, tmp_path_factory):
-    reader = Reader(store.url, tmp_path_factory.mktemp("cache"), clock=Clock())
+    reader = Reader(store.url, tmp_path_factory.mktemp("cache"), unknown, clock=Clock())
     yield reader
     reader.close()
 
@@ -90,7 +95,7 @@ def test_views_come_from_the_store_alone(store, reader, tmp_path):
 
 def test_a_study_with_stages_of_its_own_is_read_from_there(tmp_path):
     own = run(sample(name="own", **COMMON), tmp_path / "out")
-    reader = Reader(str(tmp_path / "out" / "stages"), tmp_path / "cache")
+    reader = Reader(str(tmp_path / "out" / "stages"), tmp_path / "cache", unknown)
     try:
         assert reader.view("own", "comparison") == views.view(own, "comparison", {})
     finally:
@@ -156,7 +161,7 @@ def test_a_study_that_cannot_be_loaded_is_not_loaded_again_for_any_view_of_it(st
 
 
 def test_a_revision_that_cannot_be_loaded_is_tried_once_in_a_while(store, reader, monkeypatch):
-    publish(store, "b", queued=7, ended="ended")
+    publish(store, "b", queued=7)
     first = reader.revision("b")
     reader.view("b", "summary")
     loads = []
@@ -166,9 +171,10 @@ def test_a_revision_that_cannot_be_loaded_is_tried_once_in_a_while(store, reader
         raise ResultsError("damaged")
 
     monkeypatch.setattr(Process, "ask", refuse)
-    publish(store, "b", queued=8, ended="ended")
+    publish(store, "b", queued=8)
+    reader.studies["b"].building_s = 0.0
     for _ in range(5):
-        reader.clock.now += 3
+        reader.clock.now += 5
         assert reader.revision("b") == first
         wait(reader)
     assert len(loads) == 1
@@ -180,7 +186,7 @@ def test_a_revision_that_cannot_be_loaded_is_tried_once_in_a_while(store, reader
 
 
 def test_a_reader_that_is_closed_ends_its_process_and_refuses_who_waits(store, tmp_path):
-    reader = Reader(store.url, tmp_path / "cache")
+    reader = Reader(store.url, tmp_path / "cache", unknown)
     wait(reader)
     process = reader.process.running
     process.send_signal(signal.SIGSTOP)  # it never answers
@@ -274,16 +280,54 @@ def test_a_revision_lasts_at_least_twenty_times_as_long_as_it_took_to_build(stor
     assert reader.revision("a") != first
 
 
-def test_a_study_that_has_ended_changes_at_once(store, reader):
+def test_a_study_that_has_ended_is_answered_by_what_it_ended_with(store, reader):
     publish(store, "b")
     first = reader.revision("b")
     reader.view("b", "summary")
     reader.studies["b"].building_s = 1000.0
     publish(store, "b", ended="ended")
     reader.clock.now += 3
+    second = reader.revision("b")
+    assert second != first
+    reader.view("b", "summary")
+    assert Query("view", (("b", second),), "summary") in reader.answers
+
+
+def test_results_are_looked_at_again_as_soon_as_the_server_knows_that_a_study_is_over(
+    store, reader, monkeypatch
+):
+    """Whoever waits for the end and asks then gets no answer from before, not even for a moment."""
+    state = ["running", 1]
+    monkeypatch.setattr(reader, "state_and_run", lambda name: tuple(state))
+    publish(store, "b", queued=9)
+    first = reader.revision("b")
+    publish(store, "b", queued=0, ended="ended")
+    assert reader.revision("b") == first  # it was looked at a moment ago
+    state[0] = "finished"
+    second = reader.revision("b")
+    assert second != first
+    state[:] = ["finished", 2]  # it was resumed, and over again at once
+    publish(store, "b", queued=1)  # its process was killed before it could say so
+    assert reader.revision("b") not in (first, second)
+
+
+def test_what_was_being_made_when_a_study_ended_does_not_come_back(store, reader, monkeypatch):
+    publish(store, "b", queued=11)
     reader.revision("b")
+    reader.view("b", "summary")
+    publish(store, "b", queued=12)
+    reader.studies["b"].building_s = 0.0
+    reader.clock.now += 6
+    hold: Future[None] = Future()
+    reader.queue.put(hold.result)
+    reader.revision("b")
+    assert reader.studies["b"].refreshing
+    publish(store, "b", ended="ended")
+    monkeypatch.setattr(reader, "state_and_run", lambda name: ("finished", 1))
+    last = reader.revision("b")
+    hold.set_result(None)
     wait(reader)
-    assert reader.revision("b") != first
+    assert reader.revision("b") == last
 
 
 def test_a_view_that_nobody_asked_for_again_is_not_made_again(store, reader):
@@ -291,8 +335,9 @@ def test_a_view_that_nobody_asked_for_again_is_not_made_again(store, reader):
     reader.view("a", "summary")
     reader.view("a", "costs")
     for queued in (5, 6):
-        publish(store, "a", queued=queued, ended="ended")
-        reader.clock.now += 3
+        publish(store, "a", queued=queued)
+        reader.studies["a"].building_s = 0.0
+        reader.clock.now += 6
         reader.revision("a")
         wait(reader)
         if queued == 5:
