@@ -1,31 +1,37 @@
-"""Regret and cost of searches: stagewise against whole settings, on studies whose best setting is known.
+"""Regret against stages of searches, on simulated studies whose best setting is known.
 
-    python benchmarks/search.py                     30 studies of 6 tasks, on one order and on four
-    python benchmarks/search.py --studies 60 --noise 0.02
-    python benchmarks/search.py --bend 1 --transfer 0.3     each α affects other tasks
-    python benchmarks/search.py --bend -2                   guidance pays later
+    python benchmarks/search.py                                 all laws and searches, 1 order, 30 studies
+    python benchmarks/search.py --studies 200 --orders 1 4 --csv regret.csv --figure regret.png
+    python benchmarks/search.py --laws peak heavy --searches stage_model tpe
 
-The claim: stagewise search with a beam of 2 comes at least as near the best setting as 100 trials of TPE, and
-trains at most a fifth of the stages. It depends on the response model, and fails where guidance pays later.
+Each study has 6 tasks, an α per task out of 7 values, a buffer of 20, and a response model of its own
+(config/simulation.py) that follows one of these laws:
 
-Baselines, in the same run and on the same studies: TPE and random search with 100 whole settings each (stages
-that settings share count once), the best constant α out of 7 values, and the whole grid. Each study has a
-response model of its own (simulation.py), an α per task out of 7 values, and a buffer of 20. The default
-response model satisfies the assumptions of a search task by task; with `bend` and `transfer` it does not. TPE
-treats a list of values as categories, which may hold it back, so TPE on the range from 0 to 1 is measured
-too.
+    own        a task's α acts in its own stage alone
+    felt       more of a high score is forgotten, and new tasks suffer where old ones are forgotten
+    delayed    half-forgotten tasks are lost faster, so guidance pays later; a change of α costs a new task
+    peak       guidance protects near one α, and not far below or above it
+    heavy      felt, peak and change together, with noise that has heavy tails (Student t, 3 degrees)
 
-Regret is the true mean final score of the best setting of the grid minus that of the recommended setting,
-both without noise; mean ± standard error over the studies. Nothing is timed: the cost is a number of stages.
+Searches: `stage_model`; `stagewise` with several beams; Optuna's TPE on the listed values and on the range
+from 0 to 1; random settings; one α for all tasks.
+
+Regret is the true mean final score of the best setting of the grid minus that of the setting which the search
+recommends after so many stages, both without noise, in points; mean ± standard error over the studies. It is
+below 0 where a value between those of the grid is better. Stages are counted for each order, and stages that
+settings share count once. A search without an evaluated setting at a number of stages has no regret there;
+one that ended earlier keeps its last. Nothing is timed, and all searches are on the same studies.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import cpu_count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,44 +47,46 @@ from dgg_ray.testing.synthetic_study import synthetic_study
 from dgg_ray.training.simulated_runner import SimulatedRunner
 
 ALPHA, ALPHAS, BUFFER = "strategy.alpha", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), 20
-LISTED, RANGE = (
-    SearchParameter(values=ALPHAS, per_task=True),
-    SearchParameter(low=0.0, high=1.0, per_task=True),
-)
-TRIALS = 100
-STAGEWISE = [(1, 5), (2, 5), (3, 5), (2, 7)]  # beam, values tried at each task
-CHECKED_TRIALS = (
-    1,
-    2,
-    3,
-    5,
-    10,
-    15,
-    20,
-    30,
-    40,
-    50,
-    60,
-    70,
-    80,
-    90,
-    100,
-)  # trials after which a search is checked
+LISTED = SearchParameter(values=ALPHAS, per_task=True)
+RANGE = SearchParameter(low=0.0, high=1.0, per_task=True)
+CONSTANT = SearchParameter(values=ALPHAS)
+BUDGETS = (50, 100, 200, 400)  # stages for each order
+LAWS = {
+    "own": ResponseModel(),
+    "felt": ResponseModel(bend=1, transfer=0.3),
+    "delayed": ResponseModel(bend=-2, change=0.3),
+    "peak": ResponseModel(peak=0.3),
+    "heavy": ResponseModel(bend=1, transfer=0.3, change=0.3, peak=0.3, tails=3),
+}
+WHOLE = {"trials": 100_000}
+SEARCHES: dict[str, tuple[SearchParameter, dict[str, Any]]] = {
+    "stage_model": (LISTED, {"method": "stage_model"}),
+    "stagewise 2, 5 values": (LISTED, {"method": "stagewise", "beam": 2, "values_per_task": 5}),
+    "stagewise 2": (LISTED, {"method": "stagewise", "beam": 2, "values_per_task": 7}),
+    "stagewise 3": (LISTED, {"method": "stagewise", "beam": 3, "values_per_task": 7}),
+    "stagewise 6": (LISTED, {"method": "stagewise", "beam": 6, "values_per_task": 7}),
+    "tpe": (LISTED, {"method": "tpe"}),
+    "tpe range": (RANGE, {"method": "tpe"}),
+    "random": (LISTED, {"method": "random"}),
+    "constant": (CONSTANT, {"method": "grid"}),
+}
 
 
-class Progress(NamedTuple):
-    """A moment of a search. stages: trained so far; regret: of the setting that is recommended then."""
+class Moment(NamedTuple):
+    """A moment of a search. stages: asked for so far; regret: of the setting that is recommended then."""
 
     stages: int
     regret: float
 
 
-def make_study(
-    tasks: int, orders: int, model: ResponseModel, parameter: SearchParameter = LISTED, **search
-) -> Study:
+def make_study(tasks: int, orders: int, model: ResponseModel, name: str) -> Study:
+    """A study of one search, which ends at the largest budget where it has no end of its own."""
+    parameter, options = SEARCHES[name]
+    if options["method"] in ("stage_model", "tpe", "random"):
+        options = {**options, "stages": BUDGETS[-1] * orders}
     return synthetic_study(
         tasks, DGG(buffer=BUFFER), simulation=model, orders=Orders("random", orders, model.seed),
-        search=Search({ALPHA: parameter}, seed=model.seed, **search),
+        search=Search({ALPHA: parameter}, seed=model.seed, **options),
     )  # fmt: skip
 
 
@@ -97,97 +105,158 @@ class Truth:
         finals = []
         for order in self.orders:
             skills: dict[str, Any] = {}
+            before: Any = 0.0
             for task in order:
-                skills = self.model.trained(skills, task, alphas[task], BUFFER, 8)
+                skills = self.model.trained(skills, task, alphas[task], BUFFER, 8, before)
+                before = alphas[task] if len(skills) > 1 else 0.0
             finals.append(sum(skills.values()) / len(order))
         return sum(finals) / len(finals)
 
-    def regret(self, setting) -> float:
-        # With one order, the first task's α is never searched, and has no effect.
+    def regret(self, setting: Mapping[str, Any]) -> float:
         constant = setting.get(ALPHA, 0.0)
         alphas = {name: setting.get(f"{ALPHA}.{name}", constant) for name in self.names}
         return self.best - float(self.mean(alphas))
 
 
-def run_search(study: Study, truth: Truth) -> Iterator[Progress]:
-    """Yield the progress after some whole settings and at the end."""
+def run_search(study: Study, truth: Truth) -> Iterator[Moment]:
+    """Carry out a search; yield a moment after each answer."""
     store, method = MemoryStore(), comparison.make_search(study)
-    reader = EvidenceReader(study, store)
-    runner = SimulatedRunner.of(study, store)
+    reader, runner = EvidenceReader(study, store), SimulatedRunner.of(study, store)
+    last = None
     while (proposal := method.ask()) is not None:
         number, query = proposal
         while chains := reader.missing(query):
             for item in (item for chain in chains for item in chain):
                 runner.run(item)
         method.tell(number, reader.evidence(query))
-        if method.finished or (study.search.method != "stagewise" and number + 1 in CHECKED_TRIALS):
-            winner = method.winner()
-            yield Progress(len(store.records), truth.regret(winner) if winner else np.nan)
+        winner = method.winner()
+        if winner is not None:
+            regret = truth.regret(winner) if winner != last else regret  # noqa: F821  (of the last moment)
+            last = winner
+            yield Moment(len(store.records), regret)
 
 
-def mean_and_error(regrets: np.ndarray) -> str:
-    return f"{regrets.mean():.4f} ± {regrets.std(ddof=1) / len(regrets) ** 0.5:.4f}"
+def regrets_at(moments: Sequence[Moment], orders: int) -> list[float]:
+    """The regret at each budget: of the last moment that it allows; nan where it allows none."""
+    return [
+        next((m.regret for m in reversed(moments) if m.stages <= budget * orders), np.nan)
+        for budget in BUDGETS
+    ]
 
 
-def print_table(orders: int, tasks: int, models: Sequence[ResponseModel]) -> None:
-    plain = [make_study(tasks, orders, model) for model in models]
-    truths = [Truth(study) for study in plain]
-    print(f"{orders} order(s), {tasks} tasks, {len(ALPHAS)} α each, {len(models)} studies like {models[0]}")
-    print(f"  {'search':<28}{'regret':>18}{'stages':>9}")
+class Curve(NamedTuple):
+    """Regrets of a search under a law, in points: (studies, budgets). stages: at the end, for each order."""
 
-    def run(label: str, **search) -> np.ndarray:
-        """Return (studies, checks, 2): stages and regret."""
-        studies = [make_study(tasks, orders, model, **search) for model in models]
-        paths = [list(run_search(study, truth)) for study, truth in zip(studies, truths, strict=True)]
-        last = np.array([path[-1] for path in paths])
-        print(f"  {label:<28}{mean_and_error(last[:, 1]):>18}{last[:, 0].mean():>9.0f}", flush=True)
-        return last if search["method"] == "stagewise" else np.array(paths)
+    regrets: np.ndarray
+    stages: float
 
-    stagewise = {
-        (beam, values): run(
-            f"stagewise b = {beam}, {values} values", method="stagewise", beam=beam, values_per_task=values
-        )
-        for beam, values in STAGEWISE
-    }
-    tpe = run(f"TPE, {TRIALS} trials", method="tpe", trials=TRIALS)
-    run(f"TPE, {TRIALS} trials, range", method="tpe", trials=TRIALS, parameter=RANGE)
-    run(f"random, {TRIALS} trials", method="random", trials=TRIALS)
-    run("the best constant α", method="grid", parameter=SearchParameter(values=ALPHAS))
-    beginnings = {order[:t] for order in plain[0].all_orders for t in range(1, tasks + 1)}
-    grid_stages = sum(len(ALPHAS) ** (len(beginning) - 1) for beginning in beginnings)
-    print(f"  {'the whole grid (counted)':<28}{'0 without noise':>18}{grid_stages:>9,}")
+    @property
+    def mean(self) -> np.ndarray:
+        return np.where(self.whole, self.regrets.mean(axis=0), np.nan)
 
-    beam_2, tpe_end = stagewise[2, 5], tpe[:, -1]
-    ratio = tpe_end[:, 0].mean() / beam_2[:, 0].mean()
-    gap = beam_2[:, 1] - tpe_end[:, 1]
-    holds = ratio >= 5 and gap.mean() <= 0
-    print(f"  regret of b = 2, 5 values minus TPE's, paired: {mean_and_error(gap)}; stage ratio: {ratio:.1f}")
-    print(
-        "  under this response model, no more regret with ≤ 1/5 of the stages: "
-        f"{'holds' if holds else 'DOES NOT HOLD'}"
+    @property
+    def error(self) -> np.ndarray:
+        return self.regrets.std(axis=0, ddof=1) / len(self.regrets) ** 0.5
+
+    @property
+    def whole(self) -> np.ndarray:
+        """At which budgets every study has a regret."""
+        return ~np.isnan(self.regrets).any(axis=0)
+
+
+def curve_of(name: str, models: Sequence[ResponseModel], tasks: int, orders: int) -> Curve:
+    found, ends = [], []
+    for model in models:
+        study = make_study(tasks, orders, model, name)
+        moments = list(run_search(study, Truth(study)))
+        found.append(regrets_at(moments, orders))
+        ends.append(moments[-1].stages / orders)
+    return Curve(100 * np.array(found), float(np.mean(ends)))
+
+
+def describe(curve: Curve) -> str:
+    cells = [
+        f"{mean:6.2f} ± {error:4.2f}" if known else f"{'–':>13}"
+        for mean, error, known in zip(curve.mean, curve.error, curve.whole, strict=True)
+    ]
+    return "".join(f"{cell:>16}" for cell in cells) + f"{curve.stages:>9.0f}"
+
+
+def write_csv(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["law", "orders", "search", "stages", "regret", "error", "studies"])
+        for (law, orders, name), curve in curves.items():
+            for row in zip(BUDGETS, curve.mean, curve.error, strict=True):
+                writer.writerow([law, orders, name, *row, len(curve.regrets)])
+
+
+def draw(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
+    """One panel for each law and number of orders: mean regret ± standard error against stages."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    laws = list(dict.fromkeys(law for law, _, _ in curves))
+    counts = list(dict.fromkeys(orders for _, orders, _ in curves))
+    names = list(dict.fromkeys(name for _, _, name in curves))
+    figure, axes = plt.subplots(
+        len(counts), len(laws), figsize=(3 * len(laws), 2.8 * len(counts) + 0.6), sharex=True, squeeze=False
     )
-    reached = np.flatnonzero(tpe[:, :, 1].mean(axis=0) <= beam_2[:, 1].mean())
-    if len(reached):
-        print(f"  TPE reaches the same regret after {tpe[:, reached[0], 0].mean():.0f} stages")
-    else:
-        print(f"  TPE does not reach it within {TRIALS} trials")
+    for (law, orders, name), curve in curves.items():
+        panel = axes[counts.index(orders), laws.index(law)]
+        bold = {"linewidth": 2.4, "zorder": 3} if name == names[0] else {"linewidth": 1}
+        panel.errorbar(
+            BUDGETS,
+            curve.mean,
+            curve.error,
+            marker="o",
+            markersize=3,
+            label=name,
+            color=f"C{names.index(name)}",
+            **bold,
+        )
+        panel.set_title(f"{law}, {orders} order{'s' * (orders > 1)}", fontsize=9)
+        panel.set_xscale("log")
+        panel.set_yscale("symlog", linthresh=0.1)
+        panel.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    for panel in axes[-1]:
+        panel.set_xlabel("stages for each order")
+    for row in axes:
+        row[0].set_ylabel("regret, points")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
+    figure.savefig(file, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=30)
     parser.add_argument("--tasks", type=int, default=6)
-    parser.add_argument("--noise", type=float, default=0.01, help="standard deviation of a stage's scores")
-    parser.add_argument(
-        "--orders", type=int, nargs="*", default=[1, 4], help="numbers of orders, a table each"
-    )
-    parser.add_argument("--bend", type=float, default=0.0, help="of the response model (simulation.py)")
-    parser.add_argument("--transfer", type=float, default=0.0, help="of the response model (simulation.py)")
+    parser.add_argument("--orders", type=int, nargs="*", default=[1], help="numbers of orders, a table each")
+    parser.add_argument("--laws", nargs="*", default=list(LAWS), choices=list(LAWS))
+    parser.add_argument("--searches", nargs="*", default=list(SEARCHES), choices=list(SEARCHES))
+    parser.add_argument("--csv", type=Path, help="file for all means and errors")
+    parser.add_argument("--figure", type=Path, help="file for the curves")
     o = parser.parse_args()
-    print(f"{platform.machine()}, {cpu_count()} CPU cores")
-    model = ResponseModel(noise=o.noise, bend=o.bend, transfer=o.transfer)
+    print(f"{platform.machine()}, {cpu_count()} CPU cores; regret in points ± standard error")
+    curves: dict[tuple[str, int, str], Curve] = {}
     for orders in o.orders:
-        print_table(orders, o.tasks, [replace(model, seed=seed) for seed in range(o.studies)])
+        for law in o.laws:
+            models = [replace(LAWS[law], seed=seed) for seed in range(o.studies)]
+            print(f"{law}, {orders} order(s), {o.tasks} tasks, {len(ALPHAS)} α each, {o.studies} studies")
+            print(f"  {'search':<22}" + "".join(f"{f'{b} stages':>16}" for b in BUDGETS) + f"{'ends at':>9}")
+            for name in o.searches:
+                curve = curves[law, orders, name] = curve_of(name, models, o.tasks, orders)
+                print(f"  {name:<22}{describe(curve)}", flush=True)
+    if o.csv:
+        write_csv(o.csv, curves)
+    if o.figure:
+        draw(o.figure, curves)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ from dgg_ray.search.objective import (
     rank_settings,
     values_by_block,
 )
-from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.space import parameter_paths
 from dgg_ray.search.stagewise import Stagewise
+from dgg_ray.search.whole_settings import WholeSettings
 from dgg_ray.storage.stage_store import StageStore
 
 MAX_FORECAST_BLOCKS = 64  # more blocks than this are never forecast together
@@ -60,7 +60,7 @@ def summarize_search(search: SearchMethod, store: StageStore, requests: Requests
         per_task_parameters=tuple(path for path, parameter in section.space.items() if parameter.per_task),
         blocks=len(study.blocks),
         tasks=len(study.task_names),
-        expected_settings=search.count if isinstance(search, OptunaSearch) else None,
+        expected_settings=search.count if isinstance(search, WholeSettings) else None,
         finished=search.finished,
         candidates=tuple(summarize_candidates(search, requests)),
         stages_saved=count_stages_saved(search, store),

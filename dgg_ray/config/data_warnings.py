@@ -12,7 +12,10 @@ from dataclasses import fields, replace
 from math import ceil
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from dgg_ray.config.parsing import BROKEN, check_type
+from dgg_ray.config.search_rules import stages_of_a_setting
 from dgg_ray.config.sections import name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
@@ -23,6 +26,7 @@ from dgg_ray.core.strategy import ReplayStrategy, Strategy, effect_of, task_mapp
 
 FEW_STEPS = 10
 LISTED = 5  # names in a sentence
+LINE = 7  # values of a range that `stage_model` begins with
 
 
 def evaluated_splits(study: Study) -> list[str]:
@@ -53,6 +57,7 @@ def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]
     yield from buffer_warnings(study, tasks)
     yield from batch_warnings(study, tasks)
     yield from effect_warnings(study)
+    yield from stage_limit_warnings(study)
     for setting, values in task_mappings(study.strategy).items():
         path, left_out = f"strategy.{setting}", [f"`{name}`" for name in tasks if name not in values]
         if left_out and path not in (study.search.space if study.search else ()):
@@ -84,6 +89,26 @@ def effect_warnings(study: Study) -> Iterator[str]:
                 f"strategy.{setting} is in no effect of `{name}`, so a stage that was trained with another "
                 f"value of it is not trained again; add it to `effect`, or leave `effect` out"
             )
+
+
+def stage_limit_warnings(study: Study) -> Iterator[str]:
+    """Warn of a limit of stages that a search by `stage_model` spends on its first settings."""
+    search = study.search
+    if search is None or search.method != "stage_model" or not search.stages:
+        return
+    whole = stages_of_a_setting(study)
+    later = whole - len({(order[0], seed) for order, seed in study.blocks})  # first stages have no guidance
+    costs = [whole]
+    for parameter in search.space.values():
+        others = len(parameter.values or range(LINE)) - 1
+        costs += [later if parameter.per_task else whole] * others
+    if search.stages < sum(costs):
+        fit = sum(np.cumsum(costs) <= search.stages)
+        yield (
+            f"search.stages = {search.stages} is enough for about {fit} of the {len(costs)} settings that "
+            f"`stage_model` begins with, each with the same values for all tasks, and it will choose among "
+            f"these; with more than about {sum(costs)} it searches each task's own values"
+        )
 
 
 def effects(strategy: Strategy, study: Study) -> list[dict[str, Any]]:

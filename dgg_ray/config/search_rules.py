@@ -27,6 +27,7 @@ from dgg_ray.core.errors import Fault, nearest_name
 from dgg_ray.core.scores import ScoreMatrix, reads_outside
 
 LARGEST_GRID = 10 * MOST
+ONE_STRATEGY = ("stagewise", "stage_model")  # methods that do not search `strategy.name`
 SEARCHABLE = ("strategy", "adapter", "training")
 
 
@@ -125,7 +126,7 @@ def search_rules(check: Check) -> Iterator[Fault]:
         yield from metric_rules(study, "search.objective", name)
     for i, text in enumerate(search.constraints):
         yield from constraint_rules(study, f"search.constraints[{i}]", text)
-    yield from method_rules(study, search)
+    yield from method_rules(check, search)
     if not search.space:
         yield Fault("search.space", "needs at least 1 setting, has 0")
     names = searched_strategies(search.space)
@@ -145,8 +146,9 @@ def strategy_name_rules(study: Study, search: Search) -> Iterator[Fault]:
     if parameter.values is None or parameter.per_task:
         yield Fault(at, "needs a list of strategies, which holds for all tasks")
         return
-    if search.method == "stagewise":
-        yield Fault(at, "`stagewise` searches the settings of one strategy: use tpe, nsga2, random or grid")
+    if search.method in ONE_STRATEGY:
+        rule = f"`{search.method}` searches the settings of one strategy: use tpe, nsga2, random or grid"
+        yield Fault(at, rule)
     for name in parameter.values:
         if not isinstance(name, str):
             yield Fault(at, "must be the name of a strategy", repr(name))
@@ -189,8 +191,9 @@ def searched_parameter_rules(
             return  # once is enough
 
 
-def method_rules(study: Study, search: Search) -> Iterator[Fault]:
+def method_rules(check: Check, search: Search) -> Iterator[Fault]:
     """Check that the method can search this space, and that its settings are used."""
+    study = check.study
     if search.method == "stagewise":
         if search.prune_level is not None:
             rule = "is for whole settings; `stagewise` drops settings between tasks anyway"
@@ -200,13 +203,33 @@ def method_rules(study: Study, search: Search) -> Iterator[Fault]:
             for setting in [*study.strategy.per_task][:1]:
                 rule += f": `strategy.{setting}: {{per_task: [0, 0.3, 1]}}`"
             yield Fault("search.space", rule)
-        if study.strategy.simultaneous:
-            rule = "`stagewise` needs a strategy that trains one task after another"
-            yield Fault("search.method", rule)
+    if search.method in ONE_STRATEGY and study.strategy.simultaneous:
+        yield Fault("search.method", f"`{search.method}` needs a strategy that trains one task after another")
+    yield from stage_limit_rules(check, search)
     if search.method == "grid":
         if search.warm_start_from:
             yield Fault("search.warm_start_from", "is not used by `grid`, which tries every combination")
         yield from grid_rules(study, search.space, "search.space")
+
+
+def stage_limit_rules(check: Check, search: Search) -> Iterator[Fault]:
+    """Check that a limit of stages is used, and allows a setting."""
+    if search.stages is None:
+        return
+    if search.method in ("grid", "stagewise"):
+        other = {"grid": "the combinations of its space", "stagewise": "`beam` and `values_per_task`"}
+        rule = f"is not used by `{search.method}`, whose stages follow from {other[search.method]}"
+        yield Fault("search.stages", rule, str(search.stages))
+    elif check.intact("readers", "orders", "seeds"):
+        least = stages_of_a_setting(check.study)
+        if search.stages < least:
+            rule = f"needs at least {least}, the stages of one setting on all blocks of the search"
+            yield Fault("search.stages", rule, str(search.stages))
+
+
+def stages_of_a_setting(study: Study) -> int:
+    """Count the stages of one setting on all blocks of the search; blocks may share beginnings."""
+    return len({(order[: t + 1], seed) for order, seed in study.blocks for t in range(len(order))})
 
 
 def grid_rules(study: Study, space: Parameters, at: str) -> Iterator[Fault]:

@@ -103,10 +103,14 @@ class Search:
         a range `{low, high, log}`; `{per_task: …}` around either searches a value for each task. With a list
         of strategies for `strategy.name`, `strategy.SETTING` is searched for each of them that has it, and
         `strategy.NAME.SETTING` for one alone.
-    method: how values are proposed. `stagewise` tries values task by task on the best states so far; it
-        assumes that the effect of one task's value depends little on the others'. `tpe` and `nsga2`
-        (Optuna), `random`, and `grid` (every combination) propose whole settings.
+    method: how values are proposed. `stage_model` proposes whole settings whose predicted end is best; it
+        learns from every stage what training a task with a value does. `stagewise` tries values task by task
+        on the best states so far; it assumes that the effect of one task's value depends little on the
+        others'. `tpe` and `nsga2` (Optuna), `random`, and `grid` (every combination) propose whole settings
+        by their final values alone.
     trials: number of whole settings proposed; `grid` and `stagewise` ignore it.
+    stages: in place of `trials`, the largest number of different stages that the settings may need. The
+        search ends before the first setting that would need more.
     objective: metrics to maximise; several give a Pareto front.
     constraints: conditions that the chosen setting must also meet, such as `plasticity >= finetune - 2
         points`.
@@ -128,8 +132,9 @@ class Search:
     __pydantic_config__ = STRICT
 
     space: Mapping[str, SearchParameter]
-    method: Literal["tpe", "random", "grid", "nsga2", "stagewise"] = "tpe"
+    method: Literal["tpe", "random", "grid", "nsga2", "stagewise", "stage_model"] = "tpe"
     trials: Annotated[int, Ge(1), Le(10 * MOST)] = 20
+    stages: Annotated[int, Ge(1), Le(100 * MOST)] | None = None
     objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
     constraints: tuple[str, ...] = ()
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0

@@ -3,12 +3,14 @@
 After training task t with guidance on a share α of the steps, a buffer of m examples a task and rank r:
 
     s_t ← top_t · c(r) · (1 − rigid_t α²) · (1 − transfer · lost) − place · (tasks before)    the new task
-    s_i ← s_i · (1 − frail_t · (s_i/top_i)^bend · (1 − h (1 − (1−α)²)) / (1 + m/m₀))      each earlier i
+    s_i ← s_i · (1 − frail_t · (s_i/top_i)^bend · (1 − h p(α)) / (1 + m/m₀))      each earlier i
+    p(α) = 1 − (1−α)²        or, with a width `peak`,  exp(−ln²((α + 0.05) / (a_t + 0.05)) / 2 peak²)
     c(r) = 1 − 0.3 · 2^(−r/8)        h = 0.85        m₀ = 50        lost: mean of 1 − s_i/top_i
 
 A larger α keeps more of the old scores and takes from the new one, so each task has an optimum inside (0, 1).
-top, rigid and frail are drawn by each task's name. The form is ours: it has the directions that DGG reports,
-not its measured sizes. A joint stage gives s_i = top_i · c(r).
+top, rigid, frail and a_t are drawn by each task's name. With `change`, the new task's score is multiplied by
+1 − change · |α − α of the stage before| from the third task on. The form is ours: it has the directions that
+DGG reports, not its measured sizes. A joint stage gives s_i = top_i · c(r).
 
 A task k that is only evaluated begins at s_k = 0.7 top_k on the untouched model. Each trained task takes half
 of the share that it would take of an earlier task, with m = 0 because nothing of k is replayed; a joint stage
@@ -17,7 +19,8 @@ does so for each of its tasks, without guidance. Training adds no noise to these
 With bend and transfer at 0, the effect of a task's α depends on no other task's α, because scores keep their
 proportion whatever comes later. The search task by task and the curves of one task's α assume this; bend and
 transfer show how they do where it does not hold. With bend below 0 a half-forgotten score is lost faster, so
-guidance pays later than at its own stage. A search task by task does not see that when it chooses.
+guidance pays later than at its own stage, and with `change` a task's α bears on the next task. A search task
+by task does not see that when it chooses.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ from dgg_ray.core.rng import make_rng
 
 HOLD, BUFFER = 0.85, 50.0  # h, m₀
 UNTOUCHED, OUTSIDE = 0.7, 0.5  # of a task that is only evaluated: its first score, its part in forgetting
+PEAKS = 0.1, 7.0  # the lowest place of a peak, and how many times that the highest is
+NEAR_ZERO = 0.05  # added to α in the logarithm
+LATER = ("bend", "transfer", "change", "peak", "tails")  # constants that were added later
 GUESS = 0.1  # score on a task that was never trained
 
 
@@ -45,6 +51,7 @@ class TaskConstants(NamedTuple):
     rigid: float
     frail: float
     pace: float  # seconds that an example takes, relative to the other tasks
+    peak: float  # a_t, the α that protects earlier tasks best where `peak` is set, from 0.1 to 0.7
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,9 @@ class ResponseModel:
     place: the score that a new task loses for each task before it.
     bend: how much more of a high score is forgotten than of a low one; 0 is the same share, below 0 less.
     transfer: the share of a new task's score that is missing where all old scores are forgotten.
+    change: the share of a new task's score that a change of α by 1 from the stage before costs.
+    peak: width of the peak of protection over the logarithm of α; 0 for protection that grows with α.
+    tails: degrees of freedom of the noise, a Student t; 0 for a normal distribution.
     seconds: simulated seconds of training a thousand examples; evaluating one costs a third.
     spread: relative standard deviation of a stage's time.
     wait: real seconds that a worker waits for each simulated second; 0 does not wait.
@@ -73,6 +83,9 @@ class ResponseModel:
     place: float = 0.0
     bend: Annotated[float, Ge(-3), Le(10)] = 0.0
     transfer: Annotated[float, Ge(0), Le(1)] = 0.0
+    change: Annotated[float, Ge(0), Le(1)] = 0.0
+    peak: Annotated[float, Ge(0), Le(10)] = 0.0
+    tails: Annotated[float, Ge(0), Le(100)] = 0.0
     seconds: Annotated[float, Ge(0)] = 60.0
     spread: Annotated[float, Ge(0)] = 0.05
     wait: Annotated[float, Ge(0)] = 0.0
@@ -83,7 +96,7 @@ class ResponseModel:
 
         Constants that were added later are hashed only where they are used, so that older keys stay.
         """
-        later = {name: value for name in ("bend", "transfer") if (value := getattr(self, name))}
+        later = {name: value for name in LATER if (value := getattr(self, name))}
         first = ("seed", "noise", "shared", "evaluation_noise", "place", "seconds", "spread")
         hashed = {"evaluation_noise": "exam_noise"}  # the name in older keys
         return {hashed.get(name, name): getattr(self, name) for name in first} | {"wait": 0.0} | later
@@ -92,17 +105,35 @@ class ResponseModel:
         return task_constants(self.seed, task)
 
     def trained(
-        self, skills: Mapping[str, float], task: str, alpha: float, buffer: float, rank: float
+        self,
+        skills: Mapping[str, float],
+        task: str,
+        alpha: float,
+        buffer: float,
+        rank: float,
+        alpha_before: float = 0.0,
     ) -> dict[str, float]:
-        """True scores after training one more task, without noise; the first task has no guidance."""
-        top, rigid, frail, _ = self.task_constants(task)
+        """True scores after training one more task, without noise; the first task has no guidance.
+
+        alpha_before: α of the stage before.
+        """
+        top, rigid, frail, _, _ = self.task_constants(task)
         alpha = alpha if skills else 0.0
         left = {name: score / self.task_constants(name).top for name, score in skills.items()}
         forgotten = 1 - sum(left.values()) / len(left) if left else 0.0
         own = top * rank_capacity(rank) * (1 - rigid * alpha**2) * (1 - self.transfer * forgotten)
-        share = frail * (1 - HOLD * (1 - (1 - alpha) ** 2)) / (1 + buffer / BUFFER)
+        if self.change and len(skills) > 1:
+            own = own * (1 - self.change * abs(alpha - alpha_before))
+        share = frail * (1 - HOLD * self.protection(alpha, task)) / (1 + buffer / BUFFER)
         kept = {name: score * (1 - self.lost(share, left[name])) for name, score in skills.items()}
         return {**kept, task: own - self.place * len(skills)}
+
+    def protection(self, alpha: float, task: str) -> float:
+        """p(α): the share of what guidance can keep of the old scores that it keeps."""
+        if not self.peak:
+            return 1 - (1 - alpha) ** 2
+        place = self.task_constants(task).peak
+        return np.exp(-0.5 * (np.log((alpha + NEAR_ZERO) / (place + NEAR_ZERO)) / self.peak) ** 2)
 
     def lost(self, share: float, left: float) -> float:
         """The share of a score that is forgotten; left: the share of the best score that it still has."""
@@ -116,7 +147,7 @@ class ResponseModel:
 
     def outside(self, score: float, name: str, task: str, alpha: float) -> float:
         """The true score on `name`, which is only evaluated, after `task` is trained; `score` before it."""
-        share = OUTSIDE * self.task_constants(task).frail * (1 - HOLD * (1 - (1 - alpha) ** 2))
+        share = OUTSIDE * self.task_constants(task).frail * (1 - HOLD * self.protection(alpha, task))
         return score * (1 - self.lost(share, score / self.task_constants(name).top))
 
     def trained_jointly(self, tasks: tuple[str, ...], rank: float) -> dict[str, float]:
@@ -131,5 +162,6 @@ def rank_capacity(rank: float) -> float:
 
 @lru_cache(maxsize=4096)
 def task_constants(seed: int, task: str) -> TaskConstants:
-    u = make_rng(seed, task, "nature").random(4)
-    return TaskConstants(0.6 + 0.35 * u[0], 0.1 + 0.5 * u[1], 0.15 + 0.45 * u[2], 0.7 + 0.6 * u[3])
+    u = make_rng(seed, task, "nature").random(5)
+    peak = PEAKS[0] * PEAKS[1] ** u[4]
+    return TaskConstants(0.6 + 0.35 * u[0], 0.1 + 0.5 * u[1], 0.15 + 0.45 * u[2], 0.7 + 0.6 * u[3], peak)

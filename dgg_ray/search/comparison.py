@@ -37,6 +37,7 @@ from dgg_ray.search.objective import (
 )
 from dgg_ray.search.optuna_search import OptunaSearch
 from dgg_ray.search.space import value_list
+from dgg_ray.search.stage_model_search import StageModelSearch
 from dgg_ray.search.stagewise import Stagewise
 from dgg_ray.search.tuned_baseline import tuned_search
 
@@ -54,6 +55,8 @@ def make_search(
     assert study.search is not None
     if study.search.method == "stagewise":
         return Stagewise(study)
+    if study.search.method == "stage_model":
+        return StageModelSearch(study)
     return OptunaSearch(study, database, optional)
 
 

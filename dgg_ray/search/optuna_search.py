@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -22,10 +21,9 @@ from dgg_ray.config.search_space import searched_values
 from dgg_ray.config.sections import STRATEGY_NAME, Search, Value
 from dgg_ray.config.study import Setting, Study, WarmStart
 from dgg_ray.core.optional_outputs import OptionalOutputs
-from dgg_ray.search import pruning
-from dgg_ray.search.base import Query, SearchMethod
+from dgg_ray.search.base import Query
 from dgg_ray.search.dashboard import Copy
-from dgg_ray.search.objective import Evidence, Values
+from dgg_ray.search.objective import Evidence
 from dgg_ray.search.space import (
     Space,
     all_combinations,
@@ -35,18 +33,17 @@ from dgg_ray.search.space import (
     grid_settings,
     search_space,
 )
+from dgg_ray.search.whole_settings import WholeSettings
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 WARM_SETTINGS = 3  # of an older study: tried first
 
 
-class OptunaSearch(SearchMethod):
-    """Whole settings, each evaluated on every block unless it is pruned.
+class OptunaSearch(WholeSettings):
+    """Settings proposed by one of Optuna's samplers, which is told their results in the order proposed.
 
-    Setting n is proposed with the results of the settings 0 … n - parallel, told in their order.
-
-    fixed: values that every setting has. first: the searched values of the setting to begin with, which need
-    not lie in the space; the sampler learns of it only if it does.
+    first: the searched values of the setting to begin with, which need not lie in the space; the sampler
+    learns of it only if it does.
     """
 
     def __init__(
@@ -57,9 +54,9 @@ class OptunaSearch(SearchMethod):
         fixed: Setting | None = None,
         first: Setting | None = None,
     ) -> None:
-        super().__init__(study)
+        super().__init__(study, fixed)
         self.space = list(searched_values(self.search.space, study.task_names))
-        self.fixed, self.first = fixed or {}, first
+        self.first = first
         self.grid = grid_settings(study, self.search) if self.search.method == "grid" else []
         if first is not None and self.grid:
             self.grid = [first, *(setting for setting in self.grid if setting != first)]
@@ -85,22 +82,20 @@ class OptunaSearch(SearchMethod):
         self.copy.update()
 
     @property
-    def count(self) -> int:
-        """Number of settings that will be proposed in all."""
-        return len(self.grid) or self.search.trials
-
-    @property
-    def all_proposed(self) -> bool:
-        return len(self.proposed) >= self.count
+    def count(self) -> int | None:
+        return len(self.grid) or super().count
 
     def next(self) -> Query | None:
-        last = len(self.proposed) - self.search.parallel  # the last setting whose result must be known
-        if self.all_proposed or any(n not in self.answers for n in range(last + 1)):
-            return None
-        while self.passed_on <= last:
+        query = super().next()
+        asked = len(self.trials) > len(self.proposed)
+        if query is None and asked and (trial := self.trials.pop()):  # its stages would be too many
+            self.optuna.tell(trial, state=TrialState.FAIL)
+        return query
+
+    def propose(self) -> Setting:
+        while self.passed_on <= self.last_known:
             self._pass_on(self.passed_on)
-        setting = self._next_values()
-        return Query({**self.fixed, **setting}, len(self.study.task_names), self._pruning_test(last))
+        return self._next_values()
 
     def _next_values(self) -> Setting:
         """The searched values of the next setting; a value is drawn only if its strategy has it."""
@@ -146,26 +141,8 @@ class OptunaSearch(SearchMethod):
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
         if self.finished:
-            while self.passed_on < self.count:
+            while self.passed_on < len(self.trials):
                 self._pass_on(self.passed_on)
-
-    def estimate(self, number: int) -> Values | None:
-        """The setting's values; those of a pruned one are extrapolated. None where it failed."""
-        evidence, test = self.answers[number], self.proposed[number].pruning_test
-        if evidence is None:
-            return None
-        values = self.values(evidence)
-        if np.isfinite(values.objective).all():
-            return values
-        if test is None:
-            return None
-        evaluated = {n: v for n, v in self.evaluated().items() if n <= number - self.search.parallel}
-        best = next(n for n in evaluated if self.proposed[n].setting == test.incumbents[0])
-        incumbent = self.answers[best]
-        assert incumbent is not None
-        return pruning.extrapolate(
-            evidence, incumbent, list(evaluated.values()), self.search.objective, self.constraints
-        )
 
     def _pass_on(self, number: int) -> None:
         """Tell the sampler the result of a setting."""
@@ -179,15 +156,6 @@ class OptunaSearch(SearchMethod):
         self.optuna.tell(trial, None if values is None else list(values.objective), state=state)
         if self.copy:
             self.copy.update()
-
-    def _pruning_test(self, last: int) -> pruning.PruningTest | None:
-        """The test against the best of the settings up to `last`; None before two can be compared."""
-        if not self.search.prune_level:
-            return None
-        evaluated = {n: v for n, v in self.evaluated().items() if n <= last}
-        settings = [self.proposed[n].setting for n in evaluated]
-        evidence = [evidence for n in evaluated if (evidence := self.answers[n])]
-        return pruning.make_test(self.study, settings, list(evaluated.values()), evidence)
 
 
 def optuna_study(study: Study, search: Search) -> optuna.Study:

@@ -30,6 +30,7 @@ def tuned_search(study: Study, baseline: TunedBaseline, winner: Setting) -> Optu
         space=baseline.search,
         method=baseline.method,
         trials=baseline.trials,
+        stages=None,
         warm_start_from=(),
     )
     name, data = f"{study.name}: {baseline.title}", replace(study.data, warm_starts=())

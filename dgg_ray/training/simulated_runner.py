@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
 
+import numpy as np
+
 from dgg_ray.config.simulation import GUESS, ResponseModel
 from dgg_ray.config.study import Study
 from dgg_ray.core import event_log
@@ -100,17 +102,22 @@ class SimulatedRunner:
         if parent is not None:
             before = (self.store.record(parent) or self.train(parent))["skills"]
         pull, buffer = stage.strategy.protection(task, stage.earlier)
-        after = self.response.trained(before, task, pull, buffer, rank)
+        after = self.response.trained(before, task, pull, buffer, rank, pull_of(parent))
         if not self.response.noise:
             return {name: max(score, 0.0) for name, score in after.items()}
         path = " > ".join((*stage.earlier, task))
-        common = make_rng(stage.seed, path, "training").standard_normal(len(after))
-        own = make_rng(0, stage.key, "training").standard_normal(len(after))
+        common = self.draw(make_rng(stage.seed, path, "training"), len(after))
+        own = self.draw(make_rng(0, stage.key, "training"), len(after))
         noise = sqrt(self.response.shared) * common + sqrt(1 - self.response.shared) * own
         return {
             name: min(max(score + self.response.noise * e, 0.0), 1.0)
             for (name, score), e in zip(after.items(), noise.tolist(), strict=True)
         }
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Draw the noise of training, in units of its scale."""
+        tails = self.response.tails
+        return random.standard_t(tails, count) if tails else random.standard_normal(count)
 
     def outside_score(self, name: str, stage: Stage | None) -> float:
         """The true score after the stage on a task that is never trained; None is the untouched model."""
@@ -118,8 +125,7 @@ class SimulatedRunner:
             return self.response.untouched_score(name)
         score = self.outside_score(name, stage.parent)
         for task in stage.trained_tasks:
-            pull = stage.strategy.protection(task, stage.earlier).pull if stage.parent else 0.0
-            score = self.response.outside(score, name, task, pull)
+            score = self.response.outside(score, name, task, pull_of(stage))
         return score
 
     def evaluate(self, stage: Stage, evaluations: Sequence[Evaluation]) -> None:
@@ -201,3 +207,10 @@ class SimulatedRunner:
         """Sleep for the real time that the simulation asks for, `wait` seconds per simulated second."""
         if self.response.wait:
             time.sleep(seconds * self.response.wait)
+
+
+def pull_of(stage: Stage | None) -> float:
+    """The α of a stage, or what stands for it in its strategy; 0 for one that nothing was trained before."""
+    if stage is None or stage.parent is None or len(stage.trained_tasks) != 1:
+        return 0.0
+    return stage.strategy.protection(stage.trained_tasks[0], stage.earlier).pull

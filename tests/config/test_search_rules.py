@@ -22,6 +22,19 @@ STAGEWISE = GOOD.replace("search:\n", "search:\n  method: stagewise\n")
             "`stagewise` drops settings between tasks anyway",
         ),
         (STAGEWISE.replace("{per_task: [0, 0.5]}", "[0, 0.5]"), "search.space", "searched per task"),
+        (STAGEWISE + "  stages: 90\n", "search.stages", "follow from `beam` and `values_per_task`, got 90"),
+        # Two orders of three tasks with two seeds: twelve stages, of which no two orders share a first one.
+        (GOOD + "  stages: 11\n", "search.stages", "at least 12, the stages of one setting on all blocks"),
+        (
+            GOOD.replace("name: dgg, alpha: 0.2, buffer: 5", "name: joint") + "  method: stage_model\n",
+            "search.method",
+            "`stage_model` needs a strategy that trains one task after another",
+        ),
+        (
+            GOOD.replace("  space:\n", "  method: stage_model\n  space:\n    strategy.name: [dgg, replay]\n"),
+            "search.space.strategy.name",
+            "`stage_model` searches the settings of one strategy",
+        ),
         (GOOD + "  prune_level: 0.7\n", "search.prune_level", "must be less than 0.5"),
         (GOOD + "  method: tpee\n", "search.method", "Did you mean 'tpe'?"),
         (GOOD + "  objective: faaa\n", "search.objective", "Did you mean 'faa'?"),
@@ -162,3 +175,15 @@ def test_held_out_blocks_have_orders_and_seeds_of_their_own(load):
     assert len(set(orders)) == 3
     assert not set(orders) & set(study.all_orders)
     assert seeds == (4, 5, 6)  # the search's are 0 and 3
+
+
+def test_a_limit_of_stages_that_is_spent_on_constants_says_what_it_can_do(load):
+    """Two orders of three tasks with two seeds: 12 stages; a change of all α trains 8 of them anew.
+
+    The line holds the middle, one more α and six more learning rates: 12 + 8 + 6 · 12 stages.
+    """
+    model = GOOD.replace("search:\n", "search:\n  method: stage_model\n")
+    (warning,) = [w for w in load(model + "  stages: 35\n").data.warnings if "search.stages" in w]
+    assert "search.stages = 35 is enough for about 3 of the 8 settings" in warning
+    assert "with more than about 92" in warning
+    assert not [w for w in load(model + "  stages: 92\n").data.warnings if "search.stages" in w]

@@ -24,7 +24,7 @@ EXACT = ResponseModel(noise=0.0, evaluation_noise=False, spread=0.0)
 
 def test_the_response_model_follows_its_formulas():
     model = ResponseModel(seed=7, place=0.02)
-    top, rigid, frail, _ = model.task_constants("b")
+    top, rigid, frail, _, _ = model.task_constants("b")
     scores = model.trained({"a": 0.8}, "b", alpha=0.5, buffer=50, rank=8)
     # c(8) = 1 - 0.3 / 2; (1-α)² = 0.25; 1 + m/m₀ = 2
     assert scores["b"] == pytest.approx(top * 0.85 * (1 - rigid * 0.25) - 0.02)
@@ -53,6 +53,46 @@ def test_with_a_negative_bend_a_half_forgotten_task_is_lost_faster_but_never_bel
     half = other.trained({"a": top / 2}, "b", 0.5, 50, 8)["a"]
     assert half == pytest.approx(top / 2 * max(1 - 4 * share, 0.0))  # (1/2)⁻² as much
     assert other.trained({"a": top / 100}, "b", 0.0, 0, 8)["a"] == 0
+
+
+def test_with_a_peak_an_alpha_protects_most_at_its_tasks_place():
+    plain, other = ResponseModel(seed=7), ResponseModel(seed=7, peak=0.5)
+    frail, place = plain.task_constants("b").frail, plain.task_constants("b").peak
+    assert 0.1 <= place <= 0.7
+    away = (place + 0.05) * np.e**0.5 - 0.05  # one width above it in the logarithm of α + 0.05
+    for alpha, protection in [(place, 1.0), (away, np.exp(-0.5))]:
+        scores = other.trained({"a": 0.8}, "b", alpha, 50, 8)
+        assert scores["a"] == pytest.approx(0.8 * (1 - frail * (1 - 0.85 * protection) / 2))
+        assert scores["b"] == plain.trained({"a": 0.8}, "b", alpha, 50, 8)["b"]
+
+
+def test_a_change_of_alpha_costs_the_new_task_from_the_third_on():
+    plain, other = ResponseModel(seed=7), ResponseModel(seed=7, change=0.5)
+    two = {"a": 0.8, "b": 0.7}
+    full = plain.trained(two, "c", 0.3, 50, 8)
+    scores = other.trained(two, "c", 0.3, 50, 8, alpha_before=0.7)
+    assert scores == {**full, "c": pytest.approx(full["c"] * (1 - 0.5 * 0.4))}
+    assert other.trained({"a": 0.8}, "b", 0.3, 50, 8, 0.0) == plain.trained({"a": 0.8}, "b", 0.3, 50, 8)
+    study = synthetic_study(3, DGG(alpha={"task1": 0.7, "task2": 0.3}), simulation=replace(EXACT, change=0.5))
+    runner = SimulatedRunner.of(study, MemoryStore())
+    scores = [runner.true_scores(stage) for stage in study.runs[0].stages]
+    expected = study.simulation.trained(
+        scores[1], "task2", 0.3, study.strategy.buffer, study.adapter.rank, 0.7
+    )
+    assert scores[2] == pytest.approx(expected)
+
+
+def test_constants_that_were_added_later_are_hashed_only_where_they_are_used():
+    assert not {"change", "peak", "tails"} & ResponseModel().meaning.keys()
+    assert ResponseModel(peak=0.3).meaning == {**ResponseModel().meaning, "peak": 0.3}
+
+
+@pytest.mark.statistics
+def test_heavy_tails_have_the_quantiles_of_their_distribution():
+    study = synthetic_study(2, DGG(), simulation=replace(EXACT, noise=0.01, tails=3.0))
+    runner = SimulatedRunner.of(study, MemoryStore())
+    drawn = runner.draw(np.random.default_rng(0), 20_000)
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([-3.182, 3.182], abs=0.15)  # of Student's t, 3
 
 
 def test_no_score_falls_below_0_however_late_its_task_comes():
