@@ -107,7 +107,8 @@ class Search:
         learns from every stage what training a task with a value does. `stagewise` tries values task by task
         on the best states so far; it assumes that the effect of one task's value depends little on the
         others'. `tpe` and `nsga2` (Optuna), `random`, and `grid` (every combination) propose whole settings
-        by their final values alone.
+        by their final values alone. `auto` is `stage_model` where a setting is searched per task, with one
+        strategy, one objective and no constraints, and else `tpe`.
     trials: number of whole settings proposed; `grid` and `stagewise` ignore it.
     stages: in place of `trials`, the largest number of different stages that the settings may need. The
         search ends before the first setting that would need more.
@@ -132,7 +133,7 @@ class Search:
     __pydantic_config__ = STRICT
 
     space: Mapping[str, SearchParameter]
-    method: Literal["tpe", "random", "grid", "nsga2", "stagewise", "stage_model"] = "tpe"
+    method: Literal["auto", "stage_model", "stagewise", "tpe", "nsga2", "random", "grid"] = "auto"
     trials: Annotated[int, Ge(1), Le(10 * MOST)] = 20
     stages: Annotated[int, Ge(1), Le(100 * MOST)] | None = None
     objective: Annotated[tuple[str, ...], MinLen(1)] = ("faa",)
@@ -145,6 +146,12 @@ class Search:
     global_candidates: Annotated[int, Ge(1), Le(MOST)] = 4
     audit_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.1
     warm_start_from: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method == "auto":
+            per_task = any(parameter.per_task for parameter in self.space.values())
+            simple = len(self.objective) == 1 and not self.constraints and STRATEGY_NAME not in self.space
+            object.__setattr__(self, "method", "stage_model" if per_task and simple else "tpe")
 
     @property
     def metrics(self) -> tuple[str, ...]:

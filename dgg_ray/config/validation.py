@@ -284,7 +284,7 @@ RULES = (
     Rule(baseline_rules),
     Rule(effect_rules, ("strategy", "readers")),
     Rule(replay_rules, ("strategy", "readers")),
-    Rule(need_rules, ("strategy", "readers", "workers", "adapter", "protocol", "search")),
+    Rule(need_rules, ("strategy", "readers", "workers", "adapter", "training", "protocol", "search")),
     Rule(target_rules, ("model", "adapter", "workers")),
     Rule(projector_rules, ("model", "training")),
     Rule(four_bit_rules, ("workers",)),
