@@ -4,7 +4,7 @@ A run's end follows from its stages one by one. For each place in each order one
 
     the searched values that bear on the stage: those of its own task, of the task before, of all before it,
     and those that hold for all tasks
-    → the log of the share that the stage leaves of each earlier task's score, and the new task's score
+    → the share that the stage leaves of each earlier task's score, and the new task's score
 
 Its kernel is a sum: what the task's own value does whatever came before, and how that depends on the values
 before. Which part weighs how much, how far values act alike and how large the noise is, is chosen among a few
@@ -30,7 +30,7 @@ from dgg_ray.search.space import value_list
 
 VALUES, STEP = 13, 2  # of a range: values that may be proposed, and steps of the line through them
 LOWEST = 0.02  # scores below count as this much in a share
-MOST_KEPT = float(np.exp(0.5))  # no stage is expected to raise an earlier score further
+MOST_KEPT = 1.5  # larger shares are noise of low scores
 LENGTHS = (0.17, 0.35, 0.7)  # how far values act alike; the ends of an axis are 1 apart
 LONGER = 1.5  # the same for the values of tasks before, times that
 NOISE = (0.03, 0.15, 0.5)  # of the variance of what the values explain
@@ -178,7 +178,7 @@ class Fit:
 class Place:
     """The stages seen at one place of one order.
 
-    kept: of each, the logs of the shares that it left, (tasks before,). new: the new task's score.
+    kept: of each, the shares that it left, (tasks before,). new: the new task's score.
     fits: of `new` and, except at the first place, of `kept`. seen: stages when their parts were chosen.
     """
 
@@ -192,7 +192,7 @@ class Place:
         """Add a stage. before, after: the scores of the tasks seen, (t - 1,) and (t,)."""
         shares = np.maximum(after[:-1], LOWEST) / np.maximum(before, LOWEST)
         self.inputs.append(inputs)
-        self.kept.append(np.log(shares))
+        self.kept.append(np.minimum(shares, MOST_KEPT))
         self.new.append(float(after[-1]))
 
     def refit(self) -> None:
@@ -215,12 +215,12 @@ class Place:
         ]
 
     def predict(self, inputs: Inputs, spread: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The new task's score and its variance, the shares kept and the variance of their logs."""
+        """The new task's score and its variance, the shares kept and their variance."""
         new, new_variance = self.fits[0].predict(inputs, spread)
         kept, kept_variance = np.zeros((len(new), 0)), new_variance
         if len(self.fits) > 1:
             kept, kept_variance = self.fits[1].predict(inputs, spread)
-        return np.clip(new[:, 0], 0, 1), new_variance, np.minimum(np.exp(kept), MOST_KEPT), kept_variance
+        return np.clip(new[:, 0], 0, 1), new_variance, np.clip(kept, 0, MOST_KEPT), kept_variance
 
 
 class StageModel:
@@ -320,7 +320,7 @@ class StageModel:
             )
             if t:
                 R[:, t, :t] = R[:, t - 1, :t] * kept
-                variances[:, :t] = variances[:, :t] * kept**2 + R[:, t, :t] ** 2 * kept_variance[:, None]
+                variances[:, :t] = variances[:, :t] * kept**2 + R[:, t - 1, :t] ** 2 * kept_variance[:, None]
             R[:, t, t], variances[:, t] = new, new_variance
         return R, variances
 
