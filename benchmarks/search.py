@@ -1,11 +1,11 @@
 """Regret against stages of searches, on simulated studies whose best setting is known.
 
-    python benchmarks/search.py                                 all laws and searches, 1 order, 30 studies
+    python benchmarks/search.py                                 all kinds and searches, 1 order, 30 studies
     python benchmarks/search.py --studies 200 --orders 1 4 --csv regret.csv --figure regret.png
-    python benchmarks/search.py --laws peak heavy --searches stage_model tpe
+    python benchmarks/search.py --models peak heavy --searches stage_model tpe
 
-Each study has 6 tasks, an α per task out of 7 values, a buffer of 20, and a response model of its own
-(config/simulation.py) that follows one of these laws:
+Each study has 6 tasks, an α per task out of 7 values, a buffer of 20, and a response model
+(config/simulation.py) with constants of its own, of one of these kinds:
 
     own        a task's α acts in its own stage alone
     felt       more of a high score is forgotten, and new tasks suffer where old ones are forgotten
@@ -51,14 +51,13 @@ LISTED = SearchParameter(values=ALPHAS, per_task=True)
 RANGE = SearchParameter(low=0.0, high=1.0, per_task=True)
 CONSTANT = SearchParameter(values=ALPHAS)
 BUDGETS = (50, 100, 200, 400)  # stages for each order
-LAWS = {
+MODELS = {
     "own": ResponseModel(),
     "felt": ResponseModel(bend=1, transfer=0.3),
     "delayed": ResponseModel(bend=-2, change=0.3),
     "peak": ResponseModel(peak=0.3),
     "heavy": ResponseModel(bend=1, transfer=0.3, change=0.3, peak=0.3, tails=3),
 }
-WHOLE = {"trials": 100_000}
 SEARCHES: dict[str, tuple[SearchParameter, dict[str, Any]]] = {
     "stage_model": (LISTED, {"method": "stage_model"}),
     "stagewise 2, 5 values": (LISTED, {"method": "stagewise", "beam": 2, "values_per_task": 5}),
@@ -122,7 +121,7 @@ def run_search(study: Study, truth: Truth) -> Iterator[Moment]:
     """Carry out a search; yield a moment after each answer."""
     store, method = MemoryStore(), comparison.make_search(study)
     reader, runner = EvidenceReader(study, store), SimulatedRunner.of(study, store)
-    last = None
+    last, regret = None, np.nan
     while (proposal := method.ask()) is not None:
         number, query = proposal
         while chains := reader.missing(query):
@@ -131,7 +130,7 @@ def run_search(study: Study, truth: Truth) -> Iterator[Moment]:
         method.tell(number, reader.evidence(query))
         winner = method.winner()
         if winner is not None:
-            regret = truth.regret(winner) if winner != last else regret  # noqa: F821  (of the last moment)
+            regret = truth.regret(winner) if winner != last else regret
             last = winner
             yield Moment(len(store.records), regret)
 
@@ -145,7 +144,7 @@ def regrets_at(moments: Sequence[Moment], orders: int) -> list[float]:
 
 
 class Curve(NamedTuple):
-    """Regrets of a search under a law, in points: (studies, budgets). stages: at the end, for each order."""
+    """Regrets of a search, in points: (studies, budgets). stages: at its end, for each order."""
 
     regrets: np.ndarray
     stages: float
@@ -185,27 +184,27 @@ def describe(curve: Curve) -> str:
 def write_csv(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["law", "orders", "search", "stages", "regret", "error", "studies"])
-        for (law, orders, name), curve in curves.items():
+        writer.writerow(["response_model", "orders", "search", "stages", "regret", "error", "studies"])
+        for (kind, orders, name), curve in curves.items():
             for row in zip(BUDGETS, curve.mean, curve.error, strict=True):
-                writer.writerow([law, orders, name, *row, len(curve.regrets)])
+                writer.writerow([kind, orders, name, *row, len(curve.regrets)])
 
 
 def draw(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
-    """One panel for each law and number of orders: mean regret ± standard error against stages."""
+    """One panel for each response model and number of orders: mean regret ± standard error against stages."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    laws = list(dict.fromkeys(law for law, _, _ in curves))
+    kinds = list(dict.fromkeys(kind for kind, _, _ in curves))
     counts = list(dict.fromkeys(orders for _, orders, _ in curves))
     names = list(dict.fromkeys(name for _, _, name in curves))
     figure, axes = plt.subplots(
-        len(counts), len(laws), figsize=(3 * len(laws), 2.8 * len(counts) + 0.6), sharex=True, squeeze=False
+        len(counts), len(kinds), figsize=(3 * len(kinds), 2.8 * len(counts) + 0.6), sharex=True, squeeze=False
     )
-    for (law, orders, name), curve in curves.items():
-        panel = axes[counts.index(orders), laws.index(law)]
+    for (kind, orders, name), curve in curves.items():
+        panel = axes[counts.index(orders), kinds.index(kind)]
         bold = {"linewidth": 2.4, "zorder": 3} if name == names[0] else {"linewidth": 1}
         panel.errorbar(
             BUDGETS,
@@ -217,7 +216,7 @@ def draw(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
             color=f"C{names.index(name)}",
             **bold,
         )
-        panel.set_title(f"{law}, {orders} order{'s' * (orders > 1)}", fontsize=9)
+        panel.set_title(f"{kind}, {orders} order{'s' * (orders > 1)}", fontsize=9)
         panel.set_xscale("log")
         panel.set_yscale("symlog", linthresh=0.1)
         panel.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
@@ -238,7 +237,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=30)
     parser.add_argument("--tasks", type=int, default=6)
     parser.add_argument("--orders", type=int, nargs="*", default=[1], help="numbers of orders, a table each")
-    parser.add_argument("--laws", nargs="*", default=list(LAWS), choices=list(LAWS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--searches", nargs="*", default=list(SEARCHES), choices=list(SEARCHES))
     parser.add_argument("--csv", type=Path, help="file for all means and errors")
     parser.add_argument("--figure", type=Path, help="file for the curves")
@@ -246,12 +245,12 @@ def main() -> None:
     print(f"{platform.machine()}, {cpu_count()} CPU cores; regret in points ± standard error")
     curves: dict[tuple[str, int, str], Curve] = {}
     for orders in o.orders:
-        for law in o.laws:
-            models = [replace(LAWS[law], seed=seed) for seed in range(o.studies)]
-            print(f"{law}, {orders} order(s), {o.tasks} tasks, {len(ALPHAS)} α each, {o.studies} studies")
+        for kind in o.models:
+            models = [replace(MODELS[kind], seed=seed) for seed in range(o.studies)]
+            print(f"{kind}, {orders} order(s), {o.tasks} tasks, {len(ALPHAS)} α each, {o.studies} studies")
             print(f"  {'search':<22}" + "".join(f"{f'{b} stages':>16}" for b in BUDGETS) + f"{'ends at':>9}")
             for name in o.searches:
-                curve = curves[law, orders, name] = curve_of(name, models, o.tasks, orders)
+                curve = curves[kind, orders, name] = curve_of(name, models, o.tasks, orders)
                 print(f"  {name:<22}{describe(curve)}", flush=True)
     if o.csv:
         write_csv(o.csv, curves)

@@ -95,7 +95,8 @@ class SearchSummary:
     objective, constraints: as the study states them.
     per_task_parameters: dotted paths of the parameters with one value per task.
     blocks, tasks: those of a setting that is evaluated completely.
-    expected_settings: number of complete settings; None where it follows from the results (`stagewise`).
+    expected_settings: number of complete settings, estimated where their stages are limited; None where it
+        follows from the results (`stagewise`).
     candidates: complete settings, each once, in the order proposed.
     depths, audited_states: of `stagewise` alone, as far as they are decided.
     stages_saved: stages that pruned settings did not need.
@@ -115,6 +116,11 @@ class SearchSummary:
     audited_states: tuple[AuditedState, ...] = ()
     stages_saved: int = 0
     stopped: int = 0
+
+    @property
+    def ranks_by_estimates(self) -> bool:
+        """Return whether settings are ranked by estimates, so that another may have a higher score."""
+        return self.method == "stage_model" and self.objective == ("faa",) and not self.constraints
 
     @property
     def complete(self) -> bool:

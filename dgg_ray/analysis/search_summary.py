@@ -53,6 +53,7 @@ RequestsByQuery = Mapping[int, Sequence[RunRequest]]  # query number → the run
 def summarize_search(search: SearchMethod, store: StageStore, requests: RequestsByQuery) -> SearchSummary:
     """Summarize the search as it stands. requests: the runs that each query requested."""
     study, section = search.study, search.search
+    candidates = tuple(summarize_candidates(search, requests))
     summary = SearchSummary(
         method=section.method,
         objective=section.objective,
@@ -60,9 +61,9 @@ def summarize_search(search: SearchMethod, store: StageStore, requests: Requests
         per_task_parameters=tuple(path for path, parameter in section.space.items() if parameter.per_task),
         blocks=len(study.blocks),
         tasks=len(study.task_names),
-        expected_settings=search.count if isinstance(search, WholeSettings) else None,
+        expected_settings=count_expected(search, candidates),
         finished=search.finished,
-        candidates=tuple(summarize_candidates(search, requests)),
+        candidates=candidates,
         stages_saved=count_stages_saved(search, store),
         stopped=count_stopped(search),
     )
@@ -73,6 +74,21 @@ def summarize_search(search: SearchMethod, store: StageStore, requests: Requests
             audited_states=tuple(summarize_audit(search)),
         )
     return summary
+
+
+def count_expected(search: SearchMethod, candidates: Sequence[CandidateSetting]) -> int | None:
+    """Count the whole settings that the search will propose; None where that follows from its results.
+
+    With a limit of stages, later settings are taken to need as many new stages as those so far.
+    """
+    if not isinstance(search, WholeSettings):
+        return None
+    if search.count is not None:
+        return search.count
+    limit, used = search.search.stages, candidates[-1].stages_so_far if candidates else 0
+    if search.finished or not limit or not used:
+        return len(candidates)
+    return max(len(candidates), round(len(candidates) * limit / used))
 
 
 def summarize_candidates(search: SearchMethod, requests: RequestsByQuery) -> Iterator[CandidateSetting]:

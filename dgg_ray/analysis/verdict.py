@@ -133,7 +133,8 @@ def verdict_without_score(results: Results, chosen: str, split: str) -> Verdict:
     """Return the verdict where the chosen setting has no finished run on the split of the comparison."""
     text = f"{describe_setting(results, chosen)} has no finished run on the {split} split"
     if results.search is not None:
-        text = f"{describe_setting(results, chosen)} scored highest where settings were chosen, "
+        how = "has the best estimate" if results.search.ranks_by_estimates else "scored highest"
+        text = f"{describe_setting(results, chosen)} {how} where settings were chosen, "
         text += f"and has no finished run on {split}"
     text += "." if results.failures else " yet."
     return Verdict(f"Nothing can be recommended yet: {text}", [], "nothing evaluated")
@@ -241,7 +242,8 @@ def introduce_setting(results: Results, description: str) -> str:
     """Return a sentence that says how the described setting came to be chosen."""
     if not results.parameters:  # nothing was searched
         return f"The study's own setting is {description}."
-    return f"The highest score where settings were chosen was that of {description}."
+    what = "best estimate" if results.search and results.search.ranks_by_estimates else "highest score"
+    return f"The {what} where settings were chosen was that of {description}."
 
 
 def baseline_name(label: object) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import accumulate
 from math import ceil
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from dgg_ray.config.parsing import BROKEN, check_type
 from dgg_ray.config.search_rules import stages_of_a_setting
-from dgg_ray.config.sections import name_of
+from dgg_ray.config.search_space import LINE
+from dgg_ray.config.sections import SearchParameter, name_of
 from dgg_ray.config.study import Study
 from dgg_ray.core import plugins
 from dgg_ray.core.interfaces import Task
@@ -26,7 +26,6 @@ from dgg_ray.core.strategy import ReplayStrategy, Strategy, effect_of, task_mapp
 
 FEW_STEPS = 10
 LISTED = 5  # names in a sentence
-LINE = 7  # values of a range that `stage_model` begins with
 
 
 def evaluated_splits(study: Study) -> list[str]:
@@ -57,7 +56,7 @@ def study_warnings(study: Study, tasks: Mapping[str, TaskData]) -> Iterator[str]
     yield from buffer_warnings(study, tasks)
     yield from batch_warnings(study, tasks)
     yield from effect_warnings(study)
-    yield from stage_limit_warnings(study)
+    yield from first_settings_warnings(study)
     for setting, values in task_mappings(study.strategy).items():
         path, left_out = f"strategy.{setting}", [f"`{name}`" for name in tasks if name not in values]
         if left_out and path not in (study.search.space if study.search else ()):
@@ -91,24 +90,36 @@ def effect_warnings(study: Study) -> Iterator[str]:
             )
 
 
-def stage_limit_warnings(study: Study) -> Iterator[str]:
-    """Warn of a limit of stages that a search by `stage_model` spends on its first settings."""
+def first_settings_warnings(study: Study) -> Iterator[str]:
+    """Warn of a search by `stage_model` that ends before it has tried the settings that it begins with."""
     search = study.search
-    if search is None or search.method != "stage_model" or not search.stages:
+    if search is None or search.method != "stage_model":
         return
     whole = stages_of_a_setting(study)
-    later = whole - len({(order[0], seed) for order, seed in study.blocks})  # first stages have no guidance
+    later = whole * (1 - 1 / len(study.task_names))  # first stages have no guidance
     costs = [whole]
     for parameter in search.space.values():
-        others = len(parameter.values or range(LINE)) - 1
-        costs += [later if parameter.per_task else whole] * others
-    if search.stages < sum(costs):
-        fit = sum(np.cumsum(costs) <= search.stages)
+        costs += [later if parameter.per_task else whole] * (line_length(parameter) - 1)
+    least, limit = (sum(costs), search.stages) if search.stages else (len(costs), search.trials)
+    if limit < least:
+        name = "stages" if search.stages else "trials"
+        enough = sum(total <= limit for total in accumulate(costs)) if search.stages else limit
+        equal = ", which have the same values for all tasks" if later < whole else ""
         yield (
-            f"search.stages = {search.stages} is enough for about {fit} of the {len(costs)} settings that "
-            f"`stage_model` begins with, each with the same values for all tasks, and it will choose among "
-            f"these; with more than about {sum(costs)} it searches each task's own values"
+            f"search.{name} = {limit} is enough for about {enough} of the {len(costs)} settings that "
+            f"`stage_model` begins with{equal}, and it will choose among these; it goes on to settings that "
+            f"it predicts with more than about {least:.0f}"
         )
+
+
+def line_length(parameter: SearchParameter) -> int:
+    """Number of values with which `stage_model` begins."""
+    if parameter.values is not None:
+        return len(set(parameter.values))
+    assert parameter.low is not None
+    assert parameter.high is not None
+    whole = isinstance(parameter.low, int) and isinstance(parameter.high, int)
+    return min(LINE, int(parameter.high - parameter.low) + 1) if whole else LINE
 
 
 def effects(strategy: Strategy, study: Study) -> list[dict[str, Any]]:

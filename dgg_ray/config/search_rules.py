@@ -21,7 +21,7 @@ from dgg_ray.config.sections import (
     TunedBaseline,
     Value,
 )
-from dgg_ray.config.study import Study
+from dgg_ray.config.study import Block, Study
 from dgg_ray.core import plugins
 from dgg_ray.core.errors import Fault, nearest_name
 from dgg_ray.core.scores import ScoreMatrix, reads_outside
@@ -205,11 +205,26 @@ def method_rules(check: Check, search: Search) -> Iterator[Fault]:
             yield Fault("search.space", rule)
     if search.method in ONE_STRATEGY and study.strategy.simultaneous:
         yield Fault("search.method", f"`{search.method}` needs a strategy that trains one task after another")
+    yield from predicted_metric_rules(search)
     yield from stage_limit_rules(check, search)
     if search.method == "grid":
         if search.warm_start_from:
             yield Fault("search.warm_start_from", "is not used by `grid`, which tries every combination")
         yield from grid_rules(study, search.space, "search.space")
+
+
+def predicted_metric_rules(search: Search) -> Iterator[Fault]:
+    """Check that `stage_model` predicts what it is to search for."""
+    if search.method != "stage_model":
+        return
+    metrics = [("search.objective", name) for name in search.objective]
+    for i, text in enumerate(search.constraints):
+        if constraint := Constraint.parse(text):
+            metrics.append((f"search.constraints[{i}]", constraint.metric))
+    for at, name in metrics:
+        if not plugins.lookup_faults("metrics", name) and reads_outside(plugins.find("metrics", name)):
+            rule = "reads tasks that are only evaluated, which `stage_model` does not predict: use tpe"
+            yield Fault(at, rule, repr(name))
 
 
 def stage_limit_rules(check: Check, search: Search) -> Iterator[Fault]:
@@ -228,8 +243,20 @@ def stage_limit_rules(check: Check, search: Search) -> Iterator[Fault]:
 
 
 def stages_of_a_setting(study: Study) -> int:
-    """Count the stages of one setting on all blocks of the search; blocks may share beginnings."""
-    return len({(order[: t + 1], seed) for order, seed in study.blocks for t in range(len(order))})
+    """Count the stages of one setting on all blocks of the search; blocks may share beginnings.
+
+    At least so many are needed where the orders follow from data that were not read yet.
+    """
+    if study.orders.design == "extreme" and not study.data.similarity:
+        return len(study.seeds) * (1 if study.strategy.simultaneous else len(study.task_names))
+    if study.strategy.simultaneous:
+        return len({seed for _, seed in study.blocks})
+    return count_beginnings(study.blocks)
+
+
+def count_beginnings(blocks: Sequence[Block]) -> int:
+    """Count the different beginnings of orders, each with its seed: the stages of one setting."""
+    return len({(order[: t + 1], seed) for order, seed in blocks for t in range(len(order))})
 
 
 def grid_rules(study: Study, space: Parameters, at: str) -> Iterator[Fault]:

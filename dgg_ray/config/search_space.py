@@ -58,6 +58,9 @@ def owners(key: str, names: Sequence[str]) -> tuple[str, tuple[str, ...] | None]
     return key, None if having == tuple(names) else having
 
 
+LINE = 7  # values of a range with which `stage_model` begins
+
+
 def has_setting(strategy: str, path: str) -> bool:
     """Return whether a strategy has the setting of a path such as `strategy.buffer`."""
     return path.split(".")[1] in (f.name for f in fields(plugins.find("strategies", strategy)))

@@ -107,9 +107,9 @@ class Search:
         learns from every stage what training a task with a value does. `stagewise` tries values task by task
         on the best states so far; it assumes that the effect of one task's value depends little on the
         others'. `tpe` and `nsga2` (Optuna), `random`, and `grid` (every combination) propose whole settings
-        by their final values alone. `auto` is `stage_model` where a setting is searched per task, with one
-        strategy, one objective and no constraints, and else `tpe`.
-    trials: number of whole settings proposed; `grid` and `stagewise` ignore it.
+        by their final values alone. `auto` is `stage_model` where a setting is searched per task for the
+        objective `faa`, with one strategy and no constraints, and else `tpe`.
+    trials: number of whole settings proposed; `grid` and `stagewise` ignore it, and all do with `stages`.
     stages: in place of `trials`, the largest number of different stages that the settings may need. The
         search ends before the first setting that would need more.
     objective: metrics to maximise; several give a Pareto front.
@@ -150,7 +150,7 @@ class Search:
     def __post_init__(self) -> None:
         if self.method == "auto":
             per_task = any(parameter.per_task for parameter in self.space.values())
-            simple = len(self.objective) == 1 and not self.constraints and STRATEGY_NAME not in self.space
+            simple = self.objective == ("faa",) and not self.constraints and STRATEGY_NAME not in self.space
             object.__setattr__(self, "method", "stage_model" if per_task and simple else "tpe")
 
     @property

@@ -59,7 +59,8 @@ class ResponseModel:
     """The constants of the response model, and of the noise on top of it.
 
     seed: the seed by which the tasks' constants are drawn.
-    noise: standard deviation of what training adds to each task's true score at each stage.
+    noise: scale of what training adds to each task's true score at each stage: its standard deviation where
+        `tails` is 0.
     shared: the part of that variance that all settings share on one order and seed, as with common random
         numbers.
     evaluation_noise: whether an evaluation of n examples adds binomial noise, √(s(1−s)/n).
@@ -68,7 +69,7 @@ class ResponseModel:
     transfer: the share of a new task's score that is missing where all old scores are forgotten.
     change: the share of a new task's score that a change of α by 1 from the stage before costs.
     peak: width of the peak of protection over the logarithm of α; 0 for protection that grows with α.
-    tails: degrees of freedom of the noise, a Student t; 0 for a normal distribution.
+    tails: degrees of freedom of Student's t, from which both parts of the noise are drawn; 0 for normal ones.
     seconds: simulated seconds of training a thousand examples; evaluating one costs a third.
     spread: relative standard deviation of a stage's time.
     wait: real seconds that a worker waits for each simulated second; 0 does not wait.

@@ -45,12 +45,12 @@ class OldResults:
     """The results of the study that is extended.
 
     folder: where they are. study: as it was run; None where the folder holds no study.
-    has_winner: whether its search evaluated a setting to go on from.
+    evaluated: number of settings that its search evaluated, from which the new one goes on.
     """
 
     folder: Path
     study: Study | None
-    has_winner: bool
+    evaluated: int
 
 
 def extend(
@@ -116,8 +116,8 @@ def plan_extension(
     old_study = saved_study.load_saved_study(results)
     if old_study:
         faults += warm_start.changed_task_faults(study, old_study, results)
-    has_winner = old_study is not None and warm_start.finished_search(old_study, results) is not None
-    old = OldResults(results, old_study, has_winner)
+    search = warm_start.finished_search(old_study, results) if old_study else None
+    old = OldResults(results, old_study, len(search.evaluated()) if search else 0)
     if faults:
         return [], [], faults
     edits: list[Edit] = [(("name",), name)]
@@ -126,11 +126,14 @@ def plan_extension(
         edits.append((("tasks", index), entry))
         notes.append(f"  tasks: {yaml_edit.to_inline(entry)}")
     notes += default_value_notes(study, list(tasks))
-    for more_edits, more_notes in (extend_orders(study, list(tasks)), connect_results(study, old)):
+    for more_edits, more_notes in (
+        extend_orders(study, list(tasks)),
+        connect_results(study, old, len(tasks)),
+    ):
         edits += more_edits
         notes += more_notes
     if old_study:
-        notes += describe_retraining(study, has_winner)
+        notes += describe_retraining(study, bool(old.evaluated))
     return edits, notes, []
 
 
@@ -257,8 +260,8 @@ def describe_retraining(study: Study, has_winner: bool) -> list[str]:
     return notes
 
 
-def connect_results(study: Study, old: OldResults) -> tuple[list[Edit], list[str]]:
-    """Name the locations of the old results in the file."""
+def connect_results(study: Study, old: OldResults, new_tasks: int) -> tuple[list[Edit], list[str]]:
+    """Name the locations of the old results in the file, and allow the stages of the new tasks."""
     edits: list[Edit] = []
     if old.study is None:
         note = f"{old.folder} holds no study, so all stages are trained (--from names another folder)"
@@ -271,9 +274,15 @@ def connect_results(study: Study, old: OldResults) -> tuple[list[Edit], list[str
         else:
             edits.append((("output",), {"store": store}))
         notes.append(f"  output.store: {store}, which holds the old stages")
-    if study.search and study.search.method != "grid" and old.has_winner:
+    if study.search and study.search.method != "grid" and old.evaluated:
         edits.append((("search", "warm_start_from"), [str(old.folder)]))
         notes.append(f"  search.warm_start_from: {old.folder}, whose settings are tried with the new task")
+        if study.search.stages:
+            stages = study.search.stages + old.evaluated * len(study.blocks) * new_tasks
+            edits.append((("search", "stages"), stages))
+            notes.append(
+                f"  search.stages: {stages}, enough for the new stages of all {old.evaluated} settings"
+            )
     return edits, notes
 
 

@@ -12,6 +12,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgg_ray.config import registry
+from dgg_ray.config.search_rules import count_beginnings
 from dgg_ray.config.sections import Budget
 from dgg_ray.config.study import Study, StudyRuns
 from dgg_ray.core.interfaces import SPLITS
@@ -25,7 +26,7 @@ from dgg_ray.search.base import Query, SearchMethod
 from dgg_ray.search.comparison import Comparison, final_chains
 from dgg_ray.search.evidence import EvidenceReader, RunRequest
 from dgg_ray.search.objective import Evidence
-from dgg_ray.search.optuna_search import OptunaSearch
+from dgg_ray.search.whole_settings import WholeSettings
 from dgg_ray.storage.memory import MemoryStore
 from dgg_ray.storage.stage_store import StageStore
 from dgg_ray.storage.store_view import view_of
@@ -250,8 +251,7 @@ def describe_seeding(study: Study) -> str:
 
 def count_stages_per_setting(study: Study, seeds: Sequence[int], own: bool) -> int:
     """Count the distinct stages of a setting. own: whether each order has seeds of its own."""
-    blocks = study.blocks_of(seeds, own)
-    return len({(order[:t], seed) for order, seed in blocks for t in range(1, len(order) + 1)})
+    return count_beginnings(study.blocks_of(seeds, own))
 
 
 # -- the dry run of the search ---------------------------------------------------------------------
@@ -303,7 +303,7 @@ def dry_run_search(reader: EvidenceReader) -> DryRun:
         known = reader.evidence(query)
         exact &= known is not None
         # Whole settings, of which there may be many, are proposed without an answer.
-        if known is None and not isinstance(search, OptunaSearch):
+        if known is None and not isinstance(search, WholeSettings):
             for part in simulated.requests(query):
                 for item in (item for chain in simulated.missing_items(part) for item in chain):
                     runner.run(item)

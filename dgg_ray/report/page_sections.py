@@ -109,7 +109,7 @@ def chosen_values_table(results: Results) -> Table | None:
     header = ["search parameter", "value", "certainty"]
     if not any(row.cells[2] for row in rows):
         header, rows = header[:2], [TableRow(row.cells[:2]) for row in rows]
-    caption = "The setting with the highest score on the blocks of the search."
+    caption = "The setting that was chosen on the blocks of the search."
     return Table(caption, header, rows, "settings.csv", frozenset({0, 2}))
 
 

@@ -103,13 +103,20 @@ class SearchMethod(ABC):
         if self.returned:
             return self.returned.popleft()
         query = self.next() or self._next_pinned()
-        if query is None:
-            return None
+        return None if query is None else self._add(query)
+
+    def _add(self, query: Query) -> tuple[int, Query]:
+        """Add a query to those proposed; a setting that is pinned is not pruned."""
         number = len(self.proposed)
         if query.pruning_test and pinning(self.decisions_about(number, query)):
             query = query._replace(pruning_test=None)
         self.proposed.append(query)
         return number, query
+
+    def look_ahead(self) -> None:
+        """Propose the next query already, so that it is known at once whether more will come, and what."""
+        if not self.returned and (query := self.next()) is not None:
+            self.returned.append(self._add(query))
 
     # -- decisions ---------------------------------------------------------------------------------
 
@@ -230,6 +237,4 @@ class BatchedSearch(SearchMethod):
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
-        if not self.returned and (query := self.next()) is not None:
-            self.proposed.append(query)  # so that it is known at once whether more will come, and what
-            self.returned.append((len(self.proposed) - 1, query))
+        self.look_ahead()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -21,9 +22,10 @@ from dgg_ray.config.search_space import searched_values
 from dgg_ray.config.sections import STRATEGY_NAME, Search, Value
 from dgg_ray.config.study import Setting, Study, WarmStart
 from dgg_ray.core.optional_outputs import OptionalOutputs
+from dgg_ray.search import pruning
 from dgg_ray.search.base import Query
 from dgg_ray.search.dashboard import Copy
-from dgg_ray.search.objective import Evidence
+from dgg_ray.search.objective import Evidence, Values
 from dgg_ray.search.space import (
     Space,
     all_combinations,
@@ -36,7 +38,7 @@ from dgg_ray.search.space import (
 from dgg_ray.search.whole_settings import WholeSettings
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-WARM_SETTINGS = 3  # of an older study: tried first
+STARTUP = 10  # settings drawn at random first, as many as a generation of nsga2 has; fewer for few trials
 
 
 class OptunaSearch(WholeSettings):
@@ -124,10 +126,9 @@ class OptunaSearch(WholeSettings):
     def _warm_start(self, warm: Sequence[WarmStart]) -> None:
         """Tell Optuna the results of older studies, best first, and what to try first.
 
-        Tried first are all settings of a study that this one goes on from, whose stages are stored, and
-        WARM_SETTINGS of others. What a setting does not say, such as the values of a new task, is sampled.
+        What a setting does not say, such as the values of a new task, is sampled.
         """
-        for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:WARM_SETTINGS]):
+        for known in self.warm_starts():
             self.optuna.enqueue_trial(self._named(known.setting), skip_if_exists=True)
         for setting, of, _ in warm:
             own = [v for v in self.space if belongs_to(v, setting.get(STRATEGY_NAME))]
@@ -143,6 +144,24 @@ class OptunaSearch(WholeSettings):
         if self.finished:
             while self.passed_on < len(self.trials):
                 self._pass_on(self.passed_on)
+
+    def estimate(self, number: int) -> Values | None:
+        """The setting's values; those of a pruned one are extrapolated. None where it failed."""
+        evidence, test = self.answers[number], self.proposed[number].pruning_test
+        if evidence is None:
+            return None
+        values = self.values(evidence)
+        if np.isfinite(values.objective).all():
+            return values
+        if test is None:
+            return None
+        evaluated = {n: v for n, v in self.evaluated().items() if n <= number - self.search.parallel}
+        best = next(n for n in evaluated if self.proposed[n].setting == test.incumbents[0])
+        incumbent = self.answers[best]
+        assert incumbent is not None
+        return pruning.extrapolate(
+            evidence, incumbent, list(evaluated.values()), self.search.objective, self.constraints
+        )
 
     def _pass_on(self, number: int) -> None:
         """Tell the sampler the result of a setting."""
@@ -175,11 +194,11 @@ def sampler(search: Search) -> optuna.samplers.BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)  # constraints_func: its heir is new in Optuna 5
         if search.method == "nsga2":
-            size = max(4, search.trials // 4)
+            size = STARTUP if search.stages else max(4, search.trials // 4)
             return optuna.samplers.NSGAIISampler(
                 population_size=size, seed=search.seed, constraints_func=excess_of
             )
-        startup = max(4, search.trials // 3)  # Optuna's default, 10, is all of a small study
+        startup = STARTUP if search.stages else max(4, search.trials // 3)
         return optuna.samplers.TPESampler(
             seed=search.seed, n_startup_trials=startup, constraints_func=excess_of
         )

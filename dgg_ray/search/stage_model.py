@@ -1,15 +1,16 @@
-"""What a stage does to the scores, learnt from the stages that were seen, to predict runs that were not.
+"""Predict runs from the stages that were trained.
 
-A run's end follows from its stages one by one. For each place in each order one Gaussian process maps
+A run's end follows from its stages one by one. For each beginning of an order, such as digits > words, one
+Gaussian process maps
 
     the searched values that bear on the stage: those of its own task, of the task before, of all before it,
     and those that hold for all tasks
     → the share that the stage leaves of each earlier task's score, and the new task's score
 
 Its kernel is a sum: what the task's own value does whatever came before, and how that depends on the values
-before. Which part weighs how much, how far values act alike and how large the noise is, is chosen among a few
-by the marginal likelihood. A run that was never made is predicted stage by stage. Runs that share a stage
-share what was learnt from it, so a sequence of T tasks yields T numbers for each task in place of one.
+before. The marginal likelihood chooses the weights of these parts, the length scale and the noise from 27
+combinations. A run that was never made is predicted stage by stage. Blocks whose orders begin alike share a
+Gaussian process for that beginning; what differs between their seeds is noise to it.
 
 Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006: predictions are their equations 2.25 and
 2.26, the marginal likelihood is 2.30.
@@ -24,17 +25,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dgg_ray.config.search_space import LINE
 from dgg_ray.config.sections import SearchParameter, Value
 from dgg_ray.config.study import Setting
 from dgg_ray.search.space import value_list
 
-VALUES, STEP = 13, 2  # of a range: values that may be proposed, and steps of the line through them
+VALUES = 13  # of a range, that may be proposed
 LOWEST = 0.02  # scores below count as this much in a share
 MOST_KEPT = 1.5  # larger shares are noise of low scores
 LENGTHS = (0.17, 0.35, 0.7)  # how far values act alike; the ends of an axis are 1 apart
 LONGER = 1.5  # the same for the values of tasks before, times that
 NOISE = (0.03, 0.15, 0.5)  # of the variance of what the values explain
-GROWTH = 1.2  # the parts of a kernel are chosen anew after so much more was seen
+GROWTH = 1.2  # the kernel is chosen anew when so many times as many stages were seen
 
 
 class Parts(NamedTuple):
@@ -58,27 +60,27 @@ class Axis:
     that they expect. Those of a range lie on its scale. Other values lie equally far from each other.
 
     points: (values, coordinates). scale: numbers in ascending order and where they lie, from 0 to 1; None
-    for other values. step: of a line through all values, which takes every step-th.
+    for other values. line_length: number of values of a line through all.
     """
 
     values: tuple[Value, ...]
     points: np.ndarray
     scale: tuple[np.ndarray, np.ndarray] | None = None
-    step: int = 1
+    line_length: int = 0
 
     @classmethod
     def of(cls, parameter: SearchParameter) -> Axis:
         """The axis of all listed values, or of VALUES values of a range."""
         values = tuple(dict.fromkeys(value_list(parameter, VALUES)))
         if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            return cls(values, np.eye(len(values)) / 2**0.5)
+            return cls(values, np.eye(len(values)) / 2**0.5, None, len(values))
         known = np.sort(np.array(values, float))
         places = np.arange(len(known), dtype=float)
         if parameter.values is None:
             places = np.log(known) if parameter.log else known
         places = (places - places[0]) / max(places[-1] - places[0], 1e-12)
         points = np.interp(np.array(values, float), known, places)[:, None]
-        return cls(values, points, (known, places), 1 if parameter.values is not None else STEP)
+        return cls(values, points, (known, places), len(values) if parameter.values is not None else LINE)
 
     def place(self, value: Value) -> np.ndarray:
         """The coordinates of a value, which need not be among those tried."""
@@ -90,20 +92,21 @@ class Axis:
 
     @property
     def line(self) -> list[int]:
-        """Numbers of the values of a line through all: the middle one, the middles of both halves, …"""
-        numbers, found = range(0, len(self.values), self.step), list[int]()
-        parts = [(0, len(numbers))]
-        while parts:
-            low, high = parts.pop(0)
+        """Numbers of the values of a line from end to end: the middle one, the middles of both halves, …"""
+        length = min(self.line_length, len(self.values))
+        numbers = np.linspace(0, len(self.values) - 1, length).round().astype(int).tolist()
+        halves, line = [(0, length)], list[int]()
+        while halves:
+            low, high = halves.pop(0)
             if low < high:
                 middle = (low + high) // 2
-                found.append(numbers[middle])
-                parts += [(low, middle), (middle + 1, high)]
-        return found
+                line.append(numbers[middle])
+                halves += [(low, middle), (middle + 1, high)]
+        return line
 
 
 class Inputs(NamedTuple):
-    """The values that bear on stages of one place; (stages, coordinates) each."""
+    """The values that bear on stages of one beginning; (stages, coordinates) each."""
 
     own: np.ndarray
     before: np.ndarray
@@ -175,8 +178,8 @@ class Fit:
 
 
 @dataclass
-class Place:
-    """The stages seen at one place of one order.
+class Beginning:
+    """The stages seen that trained the last task of one beginning of an order.
 
     kept: of each, the shares that it left, (tasks before,). new: the new task's score.
     fits: of `new` and, except at the first place, of `kept`. seen: stages when their parts were chosen.
@@ -232,34 +235,35 @@ class StageModel:
 
     def __init__(
         self,
-        orders: Sequence[Sequence[str]],
+        orders: Sequence[tuple[str, ...]],
         per_task: Mapping[str, Axis],
         shared: Mapping[str, Axis],
         first_matters: Sequence[bool],
     ) -> None:
         self.orders, self.per_task, self.shared = orders, per_task, shared
-        self.first_matters = first_matters
-        tasks = sorted(orders[0])
-        self.axes = {f"{path}.{task}": axis for path, axis in per_task.items() for task in tasks} | dict(
-            shared
-        )
-        self.places = [[Place() for _ in order] for order in orders]
+        self.first_matters = dict(zip(orders, first_matters, strict=True))
+        self.axes = axes_of(per_task, shared, orders[0])
+        self.beginnings = {order[: t + 1]: Beginning() for order in orders for t in range(len(order))}
         self.seen: set[str] = set()
+
+    @property
+    def can_predict(self) -> bool:
+        """Return whether a stage of every beginning was seen."""
+        return all(beginning.inputs for beginning in self.beginnings.values())
 
     def add(self, setting: Setting, block: int, keys: Sequence[str], R: np.ndarray) -> None:
         """Learn from a run's stages that were not seen yet, as far as it was evaluated.
 
         keys: of its stages. R: (T, T), its scores.
         """
-        points = self.points_of(setting)
+        order, points = self.orders[block], self.points_of(setting)
         for t, key in enumerate(keys):
             if np.isnan(R[t, : t + 1]).any():
                 return
             if key not in self.seen:
                 self.seen.add(key)
-                self.places[block][t].add(
-                    self.inputs(points, block, t), R[t - 1, :t] if t else R[0, :0], R[t, : t + 1]
-                )
+                before = R[t - 1, :t] if t else R[0, :0]
+                self.beginnings[order[: t + 1]].add(self.inputs(points, order, t), before, R[t, : t + 1])
 
     def points_of(self, setting: Setting) -> dict[str, np.ndarray]:
         """The coordinates of one setting; (1, coordinates) for each axis."""
@@ -269,67 +273,69 @@ class StageModel:
         """The coordinates of settings that are given by the numbers of their values; (settings, axes)."""
         return {path: axis.points[levels[:, i]] for i, (path, axis) in enumerate(self.axes.items())}
 
-    def inputs(self, points: Mapping[str, np.ndarray], block: int, t: int) -> Inputs:
-        """What bears on the stage at a place, for each setting."""
-        order = self.orders[block]
+    def inputs(self, points: Mapping[str, np.ndarray], order: tuple[str, ...], t: int) -> Inputs:
+        """The values that bear on the stage of the order's task t, for each setting."""
         count = len(next(iter(points.values())))
 
-        def of(tasks: Sequence[str]) -> np.ndarray:
-            return np.concatenate(
-                [
-                    np.zeros((count, 0)),
-                    *(points[f"{path}.{task}"] for task in tasks for path in self.per_task),
-                ],
-                axis=1,
-            )
+        def coordinates(tasks: Sequence[str]) -> np.ndarray:
+            columns = [points[f"{path}.{task}"] for task in tasks for path in self.per_task]
+            return np.concatenate([np.zeros((count, 0)), *columns], axis=1)
 
-        first = 0 if self.first_matters[block] else 1
-        shared = [np.zeros((count, 0)), *(points[path] for path in self.shared)]
+        first = 0 if self.first_matters[order] else 1
         own = order[t : t + 1] if t >= first else ()
+        before = order[max(t - 1, first) : t]
+        shared = [np.zeros((count, 0)), *(points[path] for path in self.shared)]
         return Inputs(
-            of(own), of(order[max(t - 1, first) : t]), of(order[first:t]), np.concatenate(shared, axis=1)
+            coordinates(own),
+            coordinates(before),
+            coordinates(order[first:t]),
+            np.concatenate(shared, axis=1),
         )
 
     def predict(
         self, points: Mapping[str, np.ndarray], spread: bool = False
-    ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Predict the scores of settings.
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Predict the scores of settings on each block.
 
-        Returns (settings, T, T) for each block, nan above the diagonal, and the standard deviation of the
-        mean final score over the blocks, (settings,); 0 unless `spread`.
+        Returns for each block (settings, T, T), nan above the diagonal, and the standard deviations of the
+        final scores, (settings, T); 0 unless `spread`.
         """
-        matrices, variance = [], np.zeros(len(next(iter(points.values()))))
-        for block, places in enumerate(self.places):
-            R, variances = self.predict_block(points, block, places, spread)
-            matrices.append(R)
-            variance += np.sqrt(variances).mean(axis=1) ** 2  # tasks of one run err together
-        return matrices, np.sqrt(variance) / len(self.places)
+        by_order = {order: self.predict_order(points, order, spread) for order in dict.fromkeys(self.orders)}
+        return [by_order[order][0] for order in self.orders], [by_order[order][1] for order in self.orders]
 
-    def predict_block(
-        self, points: Mapping[str, np.ndarray], block: int, places: Sequence[Place], spread: bool
+    def predict_order(
+        self, points: Mapping[str, np.ndarray], order: tuple[str, ...], spread: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The scores on one block, and the variance of each final score."""
-        count, tasks = len(next(iter(points.values()))), len(places)
+        """The scores in one order, and the standard deviation of each final score."""
+        count, tasks = len(next(iter(points.values()))), len(order)
         R, variances = np.full((count, tasks, tasks), np.nan), np.zeros((count, tasks))
-        for t, place in enumerate(places):
-            place.refit()
-            inputs = self.inputs(points, block, t)
+        for t in range(tasks):
+            beginning, inputs = self.beginnings[order[: t + 1]], self.inputs(points, order, t)
+            beginning.refit()
             rows, back = distinct_rows(inputs)
             new, new_variance, kept, kept_variance = (
-                part[back] for part in place.predict(inputs.at(rows), spread)
+                part[back] for part in beginning.predict(inputs.at(rows), spread)
             )
             if t:
-                R[:, t, :t] = R[:, t - 1, :t] * kept
+                R[:, t, :t] = np.minimum(R[:, t - 1, :t] * kept, 1.0)
                 variances[:, :t] = variances[:, :t] * kept**2 + R[:, t - 1, :t] ** 2 * kept_variance[:, None]
             R[:, t, t], variances[:, t] = new, new_variance
-        return R, variances
+        return R, np.sqrt(variances)
+
+
+def axes_of(
+    per_task: Mapping[str, Axis], shared: Mapping[str, Axis], tasks: Sequence[str]
+) -> dict[str, Axis]:
+    """Dotted path of each value of a setting → its axis."""
+    own = {f"{path}.{task}": axis for path, axis in per_task.items() for task in sorted(tasks)}
+    return own | dict(shared)
 
 
 def distinct_rows(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the rows that differ, and for each row the one that it equals."""
-    whole = np.ascontiguousarray(np.concatenate(inputs, axis=1))
-    if not whole.shape[1]:
-        return np.zeros(1, int), np.zeros(len(whole), int)
-    texts = whole.view([("", whole.dtype)] * whole.shape[1]).ravel()
-    _, rows, back = np.unique(texts, return_index=True, return_inverse=True)
+    whole = np.concatenate(inputs, axis=1)
+    # One number for each row, since sorting whole rows is slow: different rows have different ones, as the
+    # factors are no multiples of each other by the few fractions that coordinates are.
+    mixed = (whole * np.sin(np.arange(1.0, whole.shape[1] + 1))).sum(axis=1)
+    _, rows, back = np.unique(mixed, return_index=True, return_inverse=True)
     return rows, back

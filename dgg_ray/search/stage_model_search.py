@@ -1,23 +1,24 @@
-"""Search with a model of single stages: settings whose predicted end is best, or might be.
+"""Search with a model of single stages: settings whose predicted end is best, or may be.
 
     first    a line of constants through the space: one setting's values are varied at a time, equal for all
              tasks, the others in the middle of theirs
-    then     by turns the setting that the model predicts to be best, and the one with the highest prediction
-             plus one standard deviation, found by steps in one value at a time from several starts
+    then     by turns the setting with the highest prediction, and the one with the highest prediction plus
+             one standard deviation, among those met by steps in one value at a time from several starts
 
 The model (stage_model.py) learns from every stage, and the line shows it each task's values once. A search
 task by task (stagewise.py) decides a task before it knows what later tasks make of it; here every prediction
 is of a whole sequence. So guidance that pays later counts, and a search may be stopped after any setting.
 
-The recommendation is the best evaluated setting by an estimate: the model's prediction, plus the part of what
-the setting's own score differs from it that is more than the noise of evaluation. A setting that was lucky on
-the validation examples has neighbours that were not.
+Settings are ranked by estimates of their mean final score. A setting that was lucky on the validation
+examples has neighbours that were not. So its estimate lies between its own score and the model's prediction:
+of the differences between the two, the share that evaluating on so few examples explains is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -25,15 +26,17 @@ from dgg_ray.config.study import Setting, Study
 from dgg_ray.core import plugins, rng
 from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.search.objective import Evidence, Values, rank_settings
-from dgg_ray.search.stage_model import Axis, StageModel
+from dgg_ray.search.stage_model import Axis, StageModel, axes_of
 from dgg_ray.search.whole_settings import WholeSettings
 
 EXPLORING = (0.0, 1.0)  # standard deviations that count as gain, by turns
 BEST, RANDOM = 5, 3  # starts of the steps: the best settings so far, and drawn ones
 MOST_STEPS = 20
+MOST_MET = 500  # settings on the way that may be proposed
 DRAWS = 200  # of a setting that is not known yet, before the space counts as exhausted
-WARM_SETTINGS = 3  # of an older study: tried first
+BROKEN = 10  # how much more a point counts by which a constraint is broken than one of the objective
 DIGITS = 9  # to which predictions are compared, so that machines that round otherwise agree
+LEAST_NOISE = 0.05  # scores nearer to 0 or 1 are taken to vary like this one
 
 
 class StageModelSearch(WholeSettings):
@@ -44,29 +47,39 @@ class StageModelSearch(WholeSettings):
         space = self.search.space
         self.per_task = {path: Axis.of(p) for path, p in space.items() if p.per_task}
         self.shared = {path: Axis.of(p) for path, p in space.items() if not p.per_task}
-        self.model = self.new_model([True] * len(study.blocks))
-        self.axes = self.model.axes
-        self.ends: set[tuple[str, ...]] = set()  # last stages of the settings proposed
+        self.axes = axes_of(self.per_task, self.shared, study.task_names)
+        orders = [order for order, _ in study.blocks]
+        matters = self.first_task_matters()
+        self.model = StageModel(orders, self.per_task, self.shared, matters)
+        self.sizes = np.array([len(axis.values) for axis in self.axes.values()])
+        always_first = {order[0] for order in orders}
+        idle = always_first if len(always_first) == 1 and not any(matters) else ()
+        # Numbers of the axes that bear on a stage: not of a task that is first in every order, with DGG.
+        self.active = [
+            i
+            for i, path in enumerate(self.axes)
+            if path.rpartition(".")[2] not in idle or path in self.shared
+        ]
+        self.tried: set[tuple[Any, ...]] = set()  # values on the active axes, of the settings proposed
+        self.ends: set[tuple[str, ...]] = set()  # their last stages
         self.first = [*self.warm_settings(), *self.constants()]
-        self.model = self.new_model(self.first_task_matters())
         self.learned = 0  # number of settings that the model knows
-        self.ranked: tuple[tuple[int, int], list[int]] = ((-1, -1), [])  # and for which answers
-
-    def new_model(self, first_matters: Sequence[bool]) -> StageModel:
-        orders = [order for order, _ in self.study.blocks]
-        return StageModel(orders, self.per_task, self.shared, first_matters)
+        self.ranked: tuple[tuple[int, int], list[int]] = (
+            (-1, -1),
+            [],
+        )  # for so many answers, so many learned
 
     def first_task_matters(self) -> list[bool]:
         """For each block, whether the values of its first task bear on any stage: with DGG, none do."""
         middle = self.setting_of(self.middle)
-        found = []
+        matters = []
         for block, (order, _) in enumerate(self.study.blocks):
             changed = dict(middle)
             for path, axis in self.per_task.items():
                 changed[f"{path}.{order[0]}"] = axis.values[0 if axis.line[0] else -1]
             ends = [self.study.at(setting).runs[block].stages[-1].key for setting in (middle, changed)]
-            found.append(ends[0] != ends[1])
-        return found
+            matters.append(ends[0] != ends[1])
+        return matters
 
     # -- what is tried first -----------------------------------------------------------------------
 
@@ -93,10 +106,13 @@ class StageModelSearch(WholeSettings):
                     yield self.setting_of(levels)
 
     def warm_settings(self) -> Iterator[Setting]:
-        """Yield the best settings of older studies; all of one that this study goes on from."""
-        warm, middle = self.study.data.warm_starts, self.setting_of(self.middle)
-        for known in (*(k for k in warm if k.depth), *[k for k in warm if not k.depth][:WARM_SETTINGS]):
-            yield {path: known.setting.get(path, value) for path, value in middle.items()}
+        """Yield the best settings of older studies; all of one that this study goes on from.
+
+        The values of a new task go through its line, from setting to setting.
+        """
+        for k, known in enumerate(self.warm_starts()):
+            fresh = {path: axis.values[axis.line[k % len(axis.line)]] for path, axis in self.axes.items()}
+            yield {path: known.setting.get(path, value) for path, value in fresh.items()}
 
     # -- proposals ---------------------------------------------------------------------------------
 
@@ -106,11 +122,16 @@ class StageModelSearch(WholeSettings):
             if self.is_new(setting):
                 return setting
         self.learn(self.last_known)
-        found = self.climb() if self.learned_anything else []
-        return next((s for s in chain(found, self.drawn_settings()) if self.is_new(s)), None)
+        climbed = self.climb() if self.model.can_predict else ()
+        return next((s for s in chain(climbed, self.drawn_settings()) if self.is_new(s)), None)
 
     def is_new(self, setting: Setting) -> bool:
         """Return whether a setting trains other stages than those proposed, of which it then is one."""
+        paths = list(self.axes)
+        values = tuple(setting[paths[i]] for i in self.active)
+        if values in self.tried:  # the keys of stages take longer
+            return False
+        self.tried.add(values)
         ends = tuple(run.stages[-1].key for run in self.study.at(setting).runs)
         if ends in self.ends:
             return False
@@ -118,20 +139,13 @@ class StageModelSearch(WholeSettings):
         return True
 
     def drawn_settings(self) -> Iterator[Setting]:
-        sizes = [len(axis.values) for axis in self.axes.values()]
         for draw in range(DRAWS):
-            step = len(self.proposed) * DRAWS + draw
-            words = rng.words(len(sizes), self.search.seed, "", "stage model", step)
-            yield self.setting_of(np.array([int(w) * n >> 64 for w, n in zip(words, sizes, strict=True)]))
+            yield self.setting_of(self.drawn_levels("stage model", len(self.proposed) * DRAWS + draw))
 
-    @property
-    def known(self) -> list[Evidence]:
-        """The evidence that was learned from."""
-        return [evidence for n in range(self.learned) if (evidence := self.answers[n])]
-
-    @property
-    def learned_anything(self) -> bool:
-        return all(place.inputs for places in self.model.places for place in places)
+    def drawn_levels(self, purpose: str, step: int) -> np.ndarray:
+        """The numbers of values that are drawn, each equally likely; (axes,)."""
+        words = rng.words(len(self.sizes), self.search.seed, "", purpose, step)
+        return np.array([int(w) * n >> 64 for w, n in zip(words, self.sizes.tolist(), strict=True)])
 
     def learn(self, last: int) -> None:
         """Learn from the settings up to number `last`, in their order."""
@@ -142,89 +156,113 @@ class StageModelSearch(WholeSettings):
                 keys = [stage.key for stage in run.stages]
                 self.model.add(setting, block, keys, evidence.scores[block].R)  # type: ignore[union-attr]
 
-    def climb(self) -> list[Setting]:
-        """The settings where steps in one value at a time end, the most promising first."""
-        number = len(self.proposed)
-        known = {n: values for n, values in self.evaluated().items() if n <= self.last_known}
-        starts = [self.levels_of(self.proposed[n].setting) for n in self.rank(known)[:BEST]]
-        sizes = np.array([len(axis.values) for axis in self.axes.values()])
-        for draw in range(RANDOM):
-            words = rng.words(len(sizes), self.search.seed, "", "stage model starts", number * RANDOM + draw)
-            starts.append(np.array([int(w) * int(n) >> 64 for w, n in zip(words, sizes, strict=True)]))
-        places = np.unique(np.array(starts), axis=0)
-        value = self.promise(places)
-        open_ = np.ones(len(places), bool)
+    @property
+    def learned_from(self) -> list[Evidence]:
+        return [evidence for n in range(self.learned) if (evidence := self.answers[n])]
+
+    def climb(self) -> Iterator[Setting]:
+        """Climb by steps in one value at a time; yield the settings met, the most promising first."""
+        evaluated = {n: values for n, values in self.evaluated().items() if n <= self.last_known}
+        starts = [self.levels_of(self.proposed[n].setting) for n in self.rank(evaluated)[:BEST]]
+        number = len(self.proposed) * RANDOM
+        starts += [self.drawn_levels("stage model starts", number + draw) for draw in range(RANDOM)]
+        levels = np.tile(self.middle, (len(starts), 1))
+        levels[:, self.active] = np.array(starts)[:, self.active]
+        levels = np.unique(levels, axis=0)
+        bounds = self.usual_bounds()
+        value = self.promise(levels, bounds)
+        met, promises = [levels.copy()], [value.copy()]
+        climbing = np.ones(len(levels), bool)
         for _ in range(MOST_STEPS):
-            here = np.flatnonzero(open_)
+            here = np.flatnonzero(climbing)
             if not len(here):
                 break
-            steps = neighbours(places[here], sizes)  # (places, steps, axes)
-            promise = self.promise(steps.reshape(-1, len(sizes))).reshape(steps.shape[:2])
-            best = promise.argmax(axis=1)
-            highest = promise.max(axis=1)
+            steps = neighbours(levels[here], self.sizes, self.active)  # (settings, steps, axes)
+            promise = self.promise(steps.reshape(-1, len(self.sizes)), bounds).reshape(steps.shape[:2])
+            met.append(steps.reshape(-1, len(self.sizes)))
+            promises.append(promise.ravel())
+            best, highest = promise.argmax(axis=1), promise.max(axis=1)
             better = highest > value[here]
-            places[here[better]] = steps[better, best[better]]
+            levels[here[better]] = steps[better, best[better]]
             value[here[better]] = highest[better]
-            open_[here[~better]] = False
-            _, first = np.unique(places, axis=0, return_index=True)
-            open_ &= np.isin(np.arange(len(places)), first)
-        return [self.setting_of(places[i]) for i in np.argsort(-value, kind="stable")]
+            climbing[here[~better]] = False
+            _, first = np.unique(levels, axis=0, return_index=True)
+            climbing &= np.isin(np.arange(len(levels)), first)
+        every, first = np.unique(np.concatenate(met), axis=0, return_index=True)
+        for i in np.argsort(-np.concatenate(promises)[first], kind="stable")[:MOST_MET]:
+            yield self.setting_of(every[i])
 
     def levels_of(self, setting: Setting) -> np.ndarray:
-        """The numbers of the values that lie nearest to a setting's."""
-        return np.array(
-            [
-                ((axis.points - axis.place(setting[path])) ** 2).sum(axis=1).argmin()
-                for path, axis in self.axes.items()
-            ]
-        )
+        """The numbers of the values that lie nearest to a setting's; (axes,)."""
+        nearest = [
+            ((axis.points - axis.place(setting[path])) ** 2).sum(axis=1).argmin()
+            for path, axis in self.axes.items()
+        ]
+        return np.array(nearest)
 
     # -- what a setting promises -------------------------------------------------------------------
 
-    def promise(self, levels: np.ndarray) -> np.ndarray:
+    def promise(self, levels: np.ndarray, bounds: np.ndarray) -> np.ndarray:
         """What settings promise at this turn, as one number each; −inf where a metric has no value.
 
         Several objectives are weighed anew at each turn (Knowles, ParEGO, IEEE Trans. Evolutionary
-        Computation 10(1), 2006, here with a weighted sum). Broken constraints count ten times.
+        Computation 10(1), 2006, here with a weighted sum). bounds: see `usual_bounds`.
         """
         exploring = EXPLORING[len(self.proposed) % len(EXPLORING)]
-        matrices, deviation = self.model.predict(self.model.points(levels), exploring > 0)
-        table = self.predicted_values(matrices)
-        weights = rng.make_rng(self.search.seed, "", "stage model weights", len(self.proposed)).dirichlet(
-            np.ones(len(self.search.objective))
-        )
-        count = len(self.search.objective)
-        value = table[:, :count] @ weights + exploring * deviation
-        value -= 10 * np.maximum(-table[:, count:], 0).sum(axis=1)
+        matrices, deviations = self.model.predict(self.model.points(levels), exploring > 0)
+        objectives = self.predicted(self.search.objective, matrices)
+        value = objectives @ self.weights() + exploring * self.deviation_of_faa(deviations)
+        kept = self.predicted([c.metric for c in self.constraints], matrices) - bounds
+        value -= BROKEN * np.maximum(-kept, 0).sum(axis=1)
         return np.nan_to_num(np.round(value, DIGITS), nan=-np.inf)
 
-    def predicted_values(self, matrices: Sequence[np.ndarray]) -> np.ndarray:
-        """(settings, objectives + constraints), as `mean_values` takes them: means over the blocks."""
-        known = self.known[0]
-        columns = []
-        for block, R in enumerate(matrices):
-            like, count = known.scores[block], len(R)
-            stack = ScoreMatrix.stack([like] * count)
-            stack = ScoreMatrix(R, stack.sizes, stack.base, stack.outside, stack.outside_base)
-            of = [
-                np.broadcast_to(plugins.find("metrics", name)(stack), count) for name in self.search.objective
-            ]
-            for c in self.constraints:
-                least = c.bound + (self.usual_baseline(c.metric, c.baseline, block) if c.baseline else 0.0)
-                of.append(np.broadcast_to(plugins.find("metrics", c.metric)(stack), count) - least)
-            columns.append(np.stack(of, axis=1))
-        return np.mean(columns, axis=0)
+    def weights(self) -> np.ndarray:
+        """The weights of the objectives at this turn, drawn evenly from all that add up to 1."""
+        if len(self.search.objective) == 1:
+            return np.ones(1)
+        words = rng.words(len(self.search.objective), self.search.seed, "", "weights", len(self.proposed))
+        drawn = -np.log((words.astype(float) + 1) / 2.0**64)
+        return drawn / drawn.sum()
 
-    def usual_baseline(self, metric: str, baseline: str, block: int) -> float:
-        """The mean value of a constraint's baseline on a block, over the settings that are known."""
-        known = [evidence.baselines[baseline][block] for evidence in self.known]
-        return float(np.nanmean([plugins.find("metrics", metric)(scores) for scores in known]))
+    def predicted(self, metrics: Sequence[str], matrices: Sequence[np.ndarray]) -> np.ndarray:
+        """(settings, metrics): the metrics of predicted scores, as means over the blocks."""
+        known, count = self.learned_from[0], len(matrices[0])
+        means = np.zeros((count, len(metrics)))
+        for R, like in zip(matrices, known.scores, strict=True):
+            stack = ScoreMatrix.stack([like] * count)
+            scores = ScoreMatrix(R, stack.sizes, stack.base, stack.outside, stack.outside_base)
+            for i, name in enumerate(metrics):
+                means[:, i] += plugins.find("metrics", name)(scores) / len(matrices)
+        return means
+
+    def usual_bounds(self) -> np.ndarray:
+        """What each constraint asks for: its number, or relative to its baseline over all that is known."""
+        bounds = []
+        for c in self.constraints:
+            metric = plugins.find("metrics", c.metric)
+            known = (
+                [metric(s) for e in self.learned_from for s in e.baselines[c.baseline]] if c.baseline else [0]
+            )
+            bounds.append(c.bound + float(np.nanmean(known)))
+        return np.array(bounds)
+
+    def deviation_of_faa(self, deviations: Sequence[np.ndarray]) -> np.ndarray:
+        """The standard deviation of the predicted mean final score; the tasks of a run err together."""
+        of_blocks = [
+            deviation @ (scores.sizes / scores.sizes.sum())
+            for deviation, scores in zip(deviations, self.learned_from[0].scores, strict=True)
+        ]
+        return np.sqrt(np.square(of_blocks).sum(axis=0)) / len(of_blocks)
 
     # -- the recommendation ------------------------------------------------------------------------
 
     def ranking(self) -> list[int]:
-        """Numbers of the settings evaluated to the end, the best by their estimates first."""
-        if self.finished:  # before, what is learned when must not depend on who asks
+        """Numbers of the settings evaluated to the end, the best by their estimates first.
+
+        While the search goes on, the model may not know the newest answers: what it learns when must not
+        depend on who asks.
+        """
+        if self.finished:
             self.learn(len(self.proposed) - 1)
         state = (len(self.answers), self.learned)
         if self.ranked[0] != state:
@@ -235,45 +273,44 @@ class StageModelSearch(WholeSettings):
         """Rank settings by estimates of their mean final score; by their values if more is asked for."""
         numbers, values = list(evaluated), list(evaluated.values())
         settings = [self.proposed[n].setting for n in numbers]
-        if self.search.objective == ("faa",) and not self.constraints and self.learned_anything and numbers:
-            own = np.array([of.objective[0] for of in values])
-            evidence = [found for n in numbers if (found := self.answers[n])]
+        if self.search.objective == ("faa",) and not self.constraints and self.model.can_predict and numbers:
+            own = np.array([one.objective[0] for one in values])
+            evidence = [known for n in numbers if (known := self.answers[n])]
             values = [Values((estimate,)) for estimate in self.estimates(own, settings, evidence)]
         return [numbers[i] for i in rank_settings(values, settings)]
 
     def estimates(
         self, own: np.ndarray, settings: Sequence[Setting], evidence: Sequence[Evidence]
     ) -> list[float]:
-        """The settings' mean final scores, each drawn from its own value towards the model's prediction.
-
-        Of the differences between the two, the share that evaluating on few examples explains is dropped.
-        """
+        """The settings' mean final scores: between their own ones and the model's predictions."""
         points = [self.model.points_of(setting) for setting in settings]
-        stacked = {path: np.concatenate([of[path] for of in points]) for path in self.axes}
-        matrices, _ = self.model.predict(stacked)
-        predicted = np.mean([R[:, -1].mean(axis=1) for R in matrices], axis=0)
+        stacked = {path: np.concatenate([one[path] for one in points]) for path in self.axes}
+        predicted = self.predicted(["faa"], self.model.predict(stacked)[0])[:, 0]
         left = own - predicted - (own - predicted).mean()
         share = 1 - noise_of_evaluation(evidence) / max(float((left**2).mean()), 1e-12)
         return np.round(predicted + max(share, 0.0) * left, DIGITS).tolist()
 
 
-def neighbours(levels: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """All settings that differ from these in one value at most; (settings, steps, axes)."""
-    steps = np.repeat(levels[:, None], int(sizes.sum()), axis=1)
+def neighbours(levels: np.ndarray, sizes: np.ndarray, active: Sequence[int]) -> np.ndarray:
+    """All settings that differ from these in one active value at most; (settings, steps, axes)."""
+    steps = np.repeat(levels[:, None], int(sizes[active].sum()), axis=1)
     start = 0
-    for axis, size in enumerate(sizes.tolist()):
-        steps[:, start : start + size, axis] = np.arange(size)
-        start += size
+    for axis in active:
+        steps[:, start : start + sizes[axis], axis] = np.arange(sizes[axis])
+        start += sizes[axis]
     return steps
 
 
 def noise_of_evaluation(evidence: Sequence[Evidence]) -> float:
-    """The mean variance that finite validation sets put on the mean final score of a setting."""
-    found = []
-    for of in evidence:
+    """The mean variance that finite validation splits put on the mean final score of a setting.
+
+    On a block of tasks with n_i examples and final scores p_i, Σ_i n_i p_i (1 - p_i) / (Σ_i n_i)².
+    """
+    variances = []
+    for one in evidence:
         blocks = []
-        for scores in of.scores:
-            p = np.clip(scores.R[-1], 0.05, 0.95)
-            blocks.append(np.mean(p * (1 - p) / np.maximum(scores.sizes, 1)) / len(p))
-        found.append(np.mean(blocks) / len(blocks))
-    return float(np.mean(found))
+        for scores in one.scores:
+            p = np.clip(scores.R[-1], LEAST_NOISE, 1 - LEAST_NOISE)
+            blocks.append((scores.sizes * p * (1 - p)).sum() / scores.sizes.sum() ** 2)
+        variances.append(np.mean(blocks) / len(blocks))
+    return float(np.mean(variances))

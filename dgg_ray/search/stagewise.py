@@ -53,8 +53,9 @@ from dgg_ray.core import rng
 from dgg_ray.search.base import BatchedSearch, Query, parse_constraints
 from dgg_ray.search.extrapolation import Extrapolator, PartialSetting
 from dgg_ray.search.objective import Values, fit_response, rank_settings
-from dgg_ray.search.optuna_search import WARM_SETTINGS, propose
+from dgg_ray.search.optuna_search import propose
 from dgg_ray.search.space import CategoricalDistribution, Space, distribution_of, value_list
+from dgg_ray.search.whole_settings import WARM_SETTINGS
 
 # (per-task search space, states evaluated so far, seed) → values to try next
 ValueProposer = Callable[[Space, list[PartialSetting], int], list[Setting]]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
-import numpy as np
-
-from dgg_ray.config.study import Setting, Study
+from dgg_ray.config.study import Setting, Study, WarmStart
 from dgg_ray.search import pruning
 from dgg_ray.search.base import Query, SearchMethod
-from dgg_ray.search.objective import Evidence, Values
+from dgg_ray.search.objective import Evidence
+
+WARM_SETTINGS = 3  # of an older study: tried first
+REPEATS = 20  # settings in a row without a new stage, after which a space counts as exhausted
 
 
 class WholeSettings(SearchMethod):
@@ -17,15 +19,17 @@ class WholeSettings(SearchMethod):
 
     Setting n is proposed with the results of the settings 0 … n - parallel. The search ends after
     `search.trials` settings. With `search.stages` it ends before the first setting whose stages, with all
-    that were proposed before, would be more.
+    that were proposed before, would be more; or after REPEATS settings that need no new one.
 
-    fixed: values that every setting has. stages: keys of the stages of all settings proposed.
+    fixed: values that every setting has. stages: keys of the stages of all settings proposed, which are
+    counted with `search.stages` alone. repeats: settings since one needed a new stage.
     """
 
     def __init__(self, study: Study, fixed: Setting | None = None) -> None:
         super().__init__(study)
         self.fixed = fixed or {}
         self.stages: set[str] = set()
+        self.repeats = 0
         self.over = False
 
     @property
@@ -61,7 +65,8 @@ class WholeSettings(SearchMethod):
         if not self.search.stages:
             return True
         stages = self.stages | self.stages_of(setting)
-        if len(stages) > self.search.stages:
+        self.repeats = self.repeats + 1 if len(stages) == len(self.stages) else 0
+        if len(stages) > self.search.stages or self.repeats > REPEATS:
             return False
         self.stages = stages
         return True
@@ -72,27 +77,17 @@ class WholeSettings(SearchMethod):
 
     def tell(self, number: int, evidence: Evidence | None) -> None:
         super().tell(number, evidence)
-        if self.count is None and not self.returned and (query := self.next()) is not None:
-            self.proposed.append(query)  # so that it is known at once whether more will come
-            self.returned.append((len(self.proposed) - 1, query))
+        if self.count is None:
+            self.look_ahead()
 
-    def estimate(self, number: int) -> Values | None:
-        """The setting's values; those of a pruned one are extrapolated. None where it failed."""
-        evidence, test = self.answers[number], self.proposed[number].pruning_test
-        if evidence is None:
-            return None
-        values = self.values(evidence)
-        if np.isfinite(values.objective).all():
-            return values
-        if test is None:
-            return None
-        evaluated = {n: v for n, v in self.evaluated().items() if n <= number - self.search.parallel}
-        best = next(n for n in evaluated if self.proposed[n].setting == test.incumbents[0])
-        incumbent = self.answers[best]
-        assert incumbent is not None
-        return pruning.extrapolate(
-            evidence, incumbent, list(evaluated.values()), self.search.objective, self.constraints
-        )
+    def warm_starts(self) -> Iterator[WarmStart]:
+        """Yield the settings of older studies that are tried first.
+
+        They are all of a study that this one goes on from, whose stages are stored, and WARM_SETTINGS others.
+        """
+        warm = self.study.data.warm_starts
+        yield from (known for known in warm if known.depth)
+        yield from [known for known in warm if not known.depth][:WARM_SETTINGS]
 
     def _pruning_test(self) -> pruning.PruningTest | None:
         """The test against the best of the settings that are known; None before two can be compared."""

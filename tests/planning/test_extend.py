@@ -9,6 +9,7 @@ import pytest
 import yaml
 from marked import first_quick
 
+import dgg_ray
 from dgg_ray import Study, cli, load_study
 from dgg_ray.config import saved_study, yaml_edit
 from dgg_ray.core.errors import StudyError
@@ -205,7 +206,7 @@ def test_files_in_llavas_format_are_found_with_their_images(folder, capsys):
 
 # -- the stages ------------------------------------------------------------------------------------
 
-METHODS = ["tpe", "random", "nsga2", "grid", "stagewise"]
+METHODS = ["stage_model", "tpe", "random", "nsga2", "grid", "stagewise"]
 
 
 @pytest.mark.parametrize("method", first_quick(METHODS))
@@ -217,6 +218,23 @@ def test_an_extended_study_trains_the_new_task_and_nothing_else(folder, method):
     trained = run_simulated(file, folder / "out/small-charts")
     assert trained
     assert [path for path in trained if "charts" not in path] == []
+
+
+@pytest.mark.parametrize("method", ["stage_model", "random"])
+def test_a_limit_of_stages_grows_by_those_of_the_new_task(folder, method):
+    text = STUDY.replace("trials: 4", f"stages: 14 # all\n  method: {method}")
+    (folder / "small.yaml").write_text(text)
+    run_simulated(folder / "small.yaml", folder / "out/small")
+    old = load_study("small.yaml")
+    made = extend(Path("small.yaml"), {"charts": "embedded"})
+    new = load_study(made.file)
+    evaluated = dgg_ray.open(folder / "out/small").results.evaluated
+    assert new.search.stages == 14 + len(evaluated) * len(old.blocks)
+    assert any("search.stages" in note for note in made.notes)
+    run_simulated(made.file, folder / "out/small-charts")
+    # Every setting goes on, and the new task's α differs between them.
+    settings = dgg_ray.open(folder / "out/small-charts").table.drop_duplicates("setting")
+    assert settings["strategy.alpha.charts"].nunique() > 1
 
 
 HELD = STUDY.replace(
@@ -368,7 +386,8 @@ def test_evaluated_settings_are_warm_starts_the_best_first(finished):
     )
     study = warm_study(finished)
     values = [known.objectives[0] for known in study.data.warm_starts]
-    assert values == sorted((v.objective[0] for v in search.evaluated().values()), reverse=True)
+    evaluated = search.evaluated()
+    assert values == [evaluated[number].objective[0] for number in search.ranking()]
     assert study.data.warm_starts[0].setting == search.winner()
     assert {known.depth for known in study.data.warm_starts} == {0}  # it has no task more
     assert comparison.make_search(study).ask()[1].setting == search.winner()

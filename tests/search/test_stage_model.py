@@ -52,6 +52,8 @@ def test_a_line_begins_in_the_middle_and_then_halves():
     assert [seven.values[i] for i in seven.line] == [3, 1, 5, 0, 2, 4, 6]
     wide = Axis.of(SearchParameter(low=0.0, high=12.0))
     assert [wide.values[i] for i in wide.line] == [6, 2, 10, 0, 4, 8, 12]  # every second of 13
+    few = Axis.of(SearchParameter(low=1, high=6))
+    assert sorted(few.values[i] for i in few.line) == [1, 2, 3, 4, 5, 6]
 
 
 # -- the Gaussian process --------------------------------------------------------------------------
@@ -139,7 +141,36 @@ def test_constants_suffice_where_a_value_acts_in_its_own_stage_alone(orders):
 def test_a_stage_that_runs_share_counts_once():
     alphas = {"a": 0.0, "b": 0.3, "c": 0.1, "d": 0.5}
     model = model_of([TASKS], [alphas, {**alphas, "a": 1.0}, {**alphas, "d": 1.0}])
-    assert [len(place.new) for place in model.places[0]] == [1, 1, 1, 2]
+    assert [len(beginning.new) for beginning in model.beginnings.values()] == [1, 1, 1, 2]
+
+
+def test_orders_that_begin_alike_share_what_was_learned():
+    alphas = {"a": 0.0, "b": 0.3, "c": 0.1, "d": 0.5}
+    orders = [TASKS, ("a", "b", "d", "c")]
+    model = StageModel(orders, {"strategy.alpha": LISTED}, {}, [False, False])
+    for block, order in enumerate(orders):
+        model.add(settings_of(alphas), block, keys(order, alphas), run(order, alphas))
+    assert model.can_predict
+    assert {order: len(beginning.new) for order, beginning in model.beginnings.items()} == {
+        ("a",): 1,
+        ("a", "b"): 1,  # one stage, which both blocks train
+        ("a", "b", "c"): 1,
+        TASKS: 1,
+        ("a", "b", "d"): 1,
+        ("a", "b", "d", "c"): 1,
+    }
+
+
+def test_two_seeds_of_an_order_are_two_observations():
+    alphas = {"a": 0.0, "b": 0.3, "c": 0.1, "d": 0.5}
+    model = StageModel([TASKS, TASKS], {"strategy.alpha": LISTED}, {}, [False, False])
+    for seed in (0, 1):
+        model.add(
+            settings_of(alphas), seed, [f"{key} {seed}" for key in keys(TASKS, alphas)], run(TASKS, alphas)
+        )
+    assert [len(beginning.new) for beginning in model.beginnings.values()] == [2, 2, 2, 2]
+    one, two = model.predict(model.points_of(settings_of(alphas)))[0]
+    assert np.array_equal(one, two, equal_nan=True)
 
 
 def test_a_run_counts_as_far_as_it_was_evaluated():
@@ -147,21 +178,42 @@ def test_a_run_counts_as_far_as_it_was_evaluated():
     R = run(TASKS, alphas)
     R[2:] = np.nan  # pruned after two tasks
     model.add(settings_of(alphas), 0, keys(TASKS, alphas), R)
-    assert [len(place.new) for place in model.places[0]] == [1, 1, 0, 0]
+    assert [len(beginning.new) for beginning in model.beginnings.values()] == [1, 1, 0, 0]
+    assert not model.can_predict
 
 
 def test_what_was_seen_is_less_uncertain_than_what_was_not():
     model = model_of([TASKS], CONSTANTS[1:4])
-    _, deviation = model.predict(
+    _, (deviations,) = model.predict(
         model.points(np.array([[2, 2, 2, 2], [2, 0, 4, 0], [2, 4, 4, 4]])), spread=True
     )
+    deviation = deviations.mean(axis=1)
     assert deviation[0] < deviation[1]
     assert deviation[0] < deviation[2]
 
 
+def test_no_predicted_score_exceeds_1():
+    """Two runs rise by a half at every stage, one from high scores and one from low ones."""
+    model = StageModel([TASKS[:3]], {"strategy.alpha": LISTED}, {}, [False])
+    for level, value in ((0.9, 0.1), (0.4, 1.0)):
+        alphas = dict.fromkeys(TASKS[:3], value)
+        R = np.full((3, 3), np.nan)
+        R[np.tril_indices(3)] = [
+            level,
+            min(1.5 * level, 1),
+            level,
+            min(2.25 * level, 1),
+            min(1.5 * level, 1),
+            level,
+        ]
+        model.add(settings_of({**alphas}), 0, keys(TASKS[:3], alphas), R)
+    every = np.array(list(product(range(len(VALUES)), repeat=3)))
+    assert np.nanmax(model.predict(model.points(every))[0][0]) == 1.0
+
+
 def test_shares_are_bounded_where_a_score_was_near_zero():
-    place = stage_model.Place()
-    place.add(inputs([0.0]), np.array([0.0]), np.array([0.3, 0.5]))
-    place.refit()
-    _, _, kept, _ = place.predict(inputs([0.0]), spread=False)
+    beginning = stage_model.Beginning()
+    beginning.add(inputs([0.0]), np.array([0.0]), np.array([0.3, 0.5]))
+    beginning.refit()
+    _, _, kept, _ = beginning.predict(inputs([0.0]), spread=False)
     assert kept[0, 0] == pytest.approx(1.5)
