@@ -30,6 +30,7 @@ simulation: {{place: 0.02}}
 SEARCHES = {
     "stagewise": "  method: stagewise\n  values_per_task: 2\n  beam: 1\n  audit_fraction: 0.3",
     "pruned": "  method: tpe\n  trials: 6\n  prune_level: 0.4",
+    "limited": "  method: stage_model\n  stages: 30",
     "pareto": "  method: nsga2\n  trials: 4\n  objective: [stability, plasticity]\n"
     "  constraints: plasticity >= finetune - 5 points",
 }
@@ -91,6 +92,11 @@ def check(results, text):
     search, steps = results.search, next_steps.next_step_sentences(results)
     assert ("The search is not over" in text) == (not search.finished)
     assert (results.recommended is None) == ("none is recommended" in text)
+    if search.method == "stage_model":
+        assert search.finished or re.search(r"The search is not over: \d+ of about \d+ settings", text)
+        assert search.expected_settings >= len(search.candidates)
+        assert "highest score where" not in text  # another setting may have it
+        assert "scored highest where" not in text
     assert len(search.candidates) == len({c.setting for c in search.candidates})
     left = results.remaining.search[0] + results.remaining.comparison[0]
     assert left or search.finished
