@@ -229,20 +229,22 @@ class Beginning:
 class StageModel:
     """Predicts whole runs of settings on the blocks of a search.
 
-    orders: the order of the tasks on each block. per_task, shared: dotted path → its axis. first_matters: for
-    each block, whether the searched values of its first task bear on any stage.
+    orders: the order of the tasks on each block. axes: dotted path of each value of a setting → its axis.
+    per_task: paths of the settings that each task has its own value of. first_matters: for each block,
+    whether the searched values of its first task bear on any stage.
     """
 
     def __init__(
         self,
         orders: Sequence[tuple[str, ...]],
-        per_task: Mapping[str, Axis],
-        shared: Mapping[str, Axis],
+        axes: Mapping[str, Axis],
+        per_task: Sequence[str],
         first_matters: Sequence[bool],
     ) -> None:
-        self.orders, self.per_task, self.shared = orders, per_task, shared
+        self.orders, self.axes, self.per_task = orders, axes, per_task
+        own = {f"{path}.{task}" for path in per_task for task in orders[0]}
+        self.shared = [path for path in axes if path not in own]
         self.first_matters = dict(zip(orders, first_matters, strict=True))
-        self.axes = axes_of(per_task, shared, orders[0])
         self.beginnings = {order[: t + 1]: Beginning() for order in orders for t in range(len(order))}
         self.seen: set[str] = set()
 
@@ -321,14 +323,6 @@ class StageModel:
                 variances[:, :t] = variances[:, :t] * kept**2 + R[:, t - 1, :t] ** 2 * kept_variance[:, None]
             R[:, t, t], variances[:, t] = new, new_variance
         return R, np.sqrt(variances)
-
-
-def axes_of(
-    per_task: Mapping[str, Axis], shared: Mapping[str, Axis], tasks: Sequence[str]
-) -> dict[str, Axis]:
-    """Dotted path of each value of a setting → its axis."""
-    own = {f"{path}.{task}": axis for path, axis in per_task.items() for task in sorted(tasks)}
-    return own | dict(shared)
 
 
 def distinct_rows(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from dgg_ray.config.study import Setting, Study
 from dgg_ray.core import plugins, rng
 from dgg_ray.core.scores import ScoreMatrix
 from dgg_ray.search.objective import Evidence, Values, rank_settings
-from dgg_ray.search.stage_model import Axis, StageModel, axes_of
+from dgg_ray.search.stage_model import Axis, StageModel
 from dgg_ray.search.whole_settings import WholeSettings
 
 EXPLORING = (0.0, 1.0)  # standard deviations that count as gain, by turns
@@ -47,10 +47,11 @@ class StageModelSearch(WholeSettings):
         space = self.search.space
         self.per_task = {path: Axis.of(p) for path, p in space.items() if p.per_task}
         self.shared = {path: Axis.of(p) for path, p in space.items() if not p.per_task}
-        self.axes = axes_of(self.per_task, self.shared, study.task_names)
+        own = {f"{path}.{task}": axis for path, axis in self.per_task.items() for task in study.task_names}
+        self.axes = own | self.shared
         orders = [order for order, _ in study.blocks]
         matters = self.first_task_matters()
-        self.model = StageModel(orders, self.per_task, self.shared, matters)
+        self.model = StageModel(orders, self.axes, list(self.per_task), matters)
         self.sizes = np.array([len(axis.values) for axis in self.axes.values()])
         always_first = {order[0] for order in orders}
         idle = always_first if len(always_first) == 1 and not any(matters) else ()

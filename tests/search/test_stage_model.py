@@ -13,6 +13,8 @@ TASKS = ("a", "b", "c", "d")
 VALUES = (0.0, 0.1, 0.3, 0.5, 1.0)
 LISTED = Axis.of(SearchParameter(values=VALUES, per_task=True))
 
+AXES = {f"strategy.alpha.{task}": LISTED for task in TASKS}
+
 
 def inputs(own, before=None, earlier=None, shared=None):
     """Inputs of as many stages as `own` has values; parts that are not given have no coordinates."""
@@ -112,7 +114,7 @@ def settings_of(alphas):
 
 
 def model_of(orders, seen):
-    model = StageModel(orders, {"strategy.alpha": LISTED}, {}, [False] * len(orders))
+    model = StageModel(orders, AXES, ["strategy.alpha"], [False] * len(orders))
     for alphas in seen:
         for block, order in enumerate(orders):
             model.add(settings_of(alphas), block, keys(order, alphas), run(order, alphas))
@@ -147,7 +149,7 @@ def test_a_stage_that_runs_share_counts_once():
 def test_orders_that_begin_alike_share_what_was_learned():
     alphas = {"a": 0.0, "b": 0.3, "c": 0.1, "d": 0.5}
     orders = [TASKS, ("a", "b", "d", "c")]
-    model = StageModel(orders, {"strategy.alpha": LISTED}, {}, [False, False])
+    model = StageModel(orders, AXES, ["strategy.alpha"], [False, False])
     for block, order in enumerate(orders):
         model.add(settings_of(alphas), block, keys(order, alphas), run(order, alphas))
     assert model.can_predict
@@ -163,7 +165,7 @@ def test_orders_that_begin_alike_share_what_was_learned():
 
 def test_two_seeds_of_an_order_are_two_observations():
     alphas = {"a": 0.0, "b": 0.3, "c": 0.1, "d": 0.5}
-    model = StageModel([TASKS, TASKS], {"strategy.alpha": LISTED}, {}, [False, False])
+    model = StageModel([TASKS, TASKS], AXES, ["strategy.alpha"], [False, False])
     for seed in (0, 1):
         model.add(
             settings_of(alphas), seed, [f"{key} {seed}" for key in keys(TASKS, alphas)], run(TASKS, alphas)
@@ -194,7 +196,7 @@ def test_what_was_seen_is_less_uncertain_than_what_was_not():
 
 def test_no_predicted_score_exceeds_1():
     """Two runs rise by a half at every stage, one from high scores and one from low ones."""
-    model = StageModel([TASKS[:3]], {"strategy.alpha": LISTED}, {}, [False])
+    model = StageModel([TASKS[:3]], dict(list(AXES.items())[:3]), ["strategy.alpha"], [False])
     for level, value in ((0.9, 0.1), (0.4, 1.0)):
         alphas = dict.fromkeys(TASKS[:3], value)
         R = np.full((3, 3), np.nan)
