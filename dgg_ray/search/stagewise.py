@@ -12,9 +12,9 @@ differ, all of a setting's orders are evaluated together, and a task is decided 
 appears in any of them.
 
 The search assumes that the effect of one task's value depends little on the others', and that neighbouring
-values act alike. Where that fails, a wider search or another one is better. Under a response model in which
-guidance pays off later, the default ends 2.6 points below the best setting, no nearer than the best constant
-α; a beam of 3, or two more values each, ends within 1.5 (docs/benchmarks.md).
+values act alike. Where that fails, a wider search or another one is better: under a response model in which
+guidance pays off later, the default ends 2.5 points below the best setting, and one α for all tasks 1.4
+(docs/benchmarks.md). The search with a model of single stages (stage_model_search.py) does not assume it.
 
 A state is evaluated by the objective of its run, extrapolated with a pessimistic guess and read off a fitted
 curve (extrapolation.py).

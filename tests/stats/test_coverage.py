@@ -32,7 +32,7 @@ def final_scores(orders: np.ndarray, noise: np.ndarray, evaluation: np.ndarray) 
     constants = np.array([LAW.task_constants(name) for name in NAMES])
     skills = np.zeros((len(ALPHAS), *orders.shape))  # by position in the order
     for t in range(TASKS):
-        top, rigid, frail, _ = np.moveaxis(constants[orders[..., t]], -1, 0)
+        top, rigid, frail, _, _ = np.moveaxis(constants[orders[..., t]], -1, 0)
         alpha = np.array(ALPHAS if t else [0.0] * len(ALPHAS)).reshape(-1, *[1] * (orders.ndim - 1))
         kept = 1 - frail * (1 - 0.85 * (1 - (1 - alpha) ** 2)) / (1 + BUFFER / 50)
         skills[..., :t] *= kept[..., None]
