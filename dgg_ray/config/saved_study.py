@@ -24,6 +24,7 @@ def save_study(study: Study, out: Path) -> None:
     """Write the study into its results folder; an earlier version stays there as PREVIOUS_STUDY."""
     content = {
         "raw": study.file.content,
+        "search_method": study.search.method if study.search else None,  # what `auto` stands for may change
         "root": study.file.folder,
         "home": study.file.home,
         "tasks": {name: asdict(data) for name, data in study.data.tasks.items()},
@@ -68,7 +69,10 @@ def study_from_saved(content: Mapping[str, Any], source: str) -> Study:
         warm_starts=tuple(WarmStart(s, tuple(values), depth) for s, values, depth in content["warm_starts"]),
     )
     file = replace(study.file, home=content["home"])
-    return replace(study, output=Output(content["store"]), data=data, file=file)
+    search = study.search
+    if search and content["raw"]["search"].get("method", "auto") == "auto":
+        search = replace(search, method=content.get("search_method", "tpe"))  # the only default before
+    return replace(study, search=search, output=Output(content["store"]), data=data, file=file)
 
 
 def require_saved_study(out: Path) -> Study:

@@ -474,3 +474,18 @@ def test_a_study_is_read_as_utf8_whatever_the_locale_and_with_a_mark_as_utf16(tm
     (tmp_path / "d.yaml").write_bytes(text.encode("cp1252", "replace"))
     with pytest.raises(StudyError, match="utf-8"):
         load_study(tmp_path / "d.yaml")
+
+
+@pytest.mark.parametrize("given", ["", "  method: auto\n"])
+def test_a_saved_study_keeps_the_search_method_that_auto_stood_for(load, tmp_path, given):
+    study = load(GOOD.replace("  trials: 4\n", f"  trials: 4\n{given}"))
+    assert study.search.method == "stage_model"
+    saved_study.save_study(study, tmp_path)
+    assert saved_study.load_saved_study(tmp_path).search == study.search
+    file = tmp_path / saved_study.SAVED_STUDY
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "search_method": "random"}))  # as if another version had chosen it
+    assert saved_study.load_saved_study(tmp_path).search.method == "random"
+    del content["search_method"]  # written before there was a choice
+    file.write_text(json.dumps(content))
+    assert saved_study.load_saved_study(tmp_path).search.method == "tpe"
