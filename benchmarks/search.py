@@ -51,6 +51,7 @@ LISTED = SearchParameter(values=ALPHAS, per_task=True)
 RANGE = SearchParameter(low=0.0, high=1.0, per_task=True)
 CONSTANT = SearchParameter(values=ALPHAS)
 BUDGETS = (50, 100, 200, 400)  # stages for each order
+TICKS = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # of the regret, in points
 MODELS = {
     "own": ResponseModel(),
     "felt": ResponseModel(bend=1, transfer=0.3),
@@ -191,7 +192,7 @@ def write_csv(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
 
 
 def draw(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
-    """One panel for each response model and number of orders: mean regret ± standard error against stages."""
+    """Draw mean regret ± standard error against stages: a panel for each kind and number of orders."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -220,6 +221,9 @@ def draw(file: Path, curves: Mapping[tuple[str, int, str], Curve]) -> None:
         panel.set_xscale("log")
         panel.set_yscale("symlog", linthresh=0.1)
         panel.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
+        low, high = panel.get_ylim()
+        panel.set_yticks([tick for tick in TICKS if low <= tick <= high], labels=None)
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     for panel in axes[-1]:
