@@ -40,7 +40,11 @@ GROWTH = 1.2  # the kernel is chosen anew when so many times as many stages were
 
 
 class Parts(NamedTuple):
-    """What the kernel's parts weigh: own value; own with the one before; own with all before; these alone."""
+    """Weights of the kernel's parts.
+
+    own: of the task's own value. own_before, own_earlier: of it together with the value of the task before,
+    and with those of all before. before, earlier: of these without the own value.
+    """
 
     own: float
     own_before: float

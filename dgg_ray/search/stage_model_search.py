@@ -204,7 +204,7 @@ class StageModelSearch(WholeSettings):
     # -- what a setting promises -------------------------------------------------------------------
 
     def promise(self, levels: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        """What settings promise at this turn, as one number each; −inf where a metric has no value.
+        """Return one number for what each setting promises at this turn; −inf where a metric has no value.
 
         Several objectives are weighed anew at each turn (Knowles, ParEGO, IEEE Trans. Evolutionary
         Computation 10(1), 2006, here with a weighted sum). bounds: see `usual_bounds`.
@@ -230,21 +230,21 @@ class StageModelSearch(WholeSettings):
         known, count = self.learned_from[0], len(matrices[0])
         means = np.zeros((count, len(metrics)))
         for R, like in zip(matrices, known.scores, strict=True):
-            stack = ScoreMatrix.stack([like] * count)
-            scores = ScoreMatrix(R, stack.sizes, stack.base, stack.outside, stack.outside_base)
+            rest = (like.sizes, like.base, like.outside, like.outside_base)  # the same for all settings
+            scores = ScoreMatrix(R, *(np.broadcast_to(one, (count, *one.shape)) for one in rest))
             for i, name in enumerate(metrics):
                 means[:, i] += plugins.find("metrics", name)(scores) / len(matrices)
         return means
 
     def usual_bounds(self) -> np.ndarray:
-        """What each constraint asks for: its number, or relative to its baseline over all that is known."""
+        """Return the least value that each constraint allows; a baseline counts with its mean so far."""
         bounds = []
         for c in self.constraints:
-            metric = plugins.find("metrics", c.metric)
-            known = (
-                [metric(s) for e in self.learned_from for s in e.baselines[c.baseline]] if c.baseline else [0]
-            )
-            bounds.append(c.bound + float(np.nanmean(known)))
+            metric, baseline = plugins.find("metrics", c.metric), 0.0
+            if c.baseline:
+                known = [metric(scores) for one in self.learned_from for scores in one.baselines[c.baseline]]
+                baseline = float(np.nanmean(known))
+            bounds.append(c.bound + baseline)
         return np.array(bounds)
 
     def deviation_of_faa(self, deviations: Sequence[np.ndarray]) -> np.ndarray:

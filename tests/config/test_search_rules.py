@@ -190,7 +190,7 @@ def test_a_limit_of_stages_that_is_spent_on_constants_says_what_it_can_do(load):
 
 
 def test_a_broken_section_does_not_hide_a_search_that_cannot_be_looked_at(load):
-    """What is searched in a section is checked once that section is right; nothing else may rest on it."""
+    """Searched settings are checked once their section is right; until then no other rule looks at them."""
     text = GOOD.replace("high: 1e-2, ", "") + "training: {epochs: 0}\n"
     assert list(faults(load, text)) == ["training.epochs"]
     assert "search.space.training.learning_rate" in faults(load, text.replace("epochs: 0", "epochs: 1"))
